@@ -1,0 +1,1 @@
+"""The command line: parse, load the configuration, one call, an exit code."""

@@ -1,0 +1,142 @@
+"""`{name: pgd, steps: 10}`: a registered name and the parameters it is bound with. A bare string is a name alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import Self
+
+from robustcli.config.number import Text, parse_number, parse_text
+
+_WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
+_SOURCES = ("run:", "torchvision:", "timm:")
+
+
+@dataclass(frozen=True)
+class From:
+    """Marks a field: its specs name entries of this registry (an attribute of `bind.Registries`)."""
+
+    registry: str
+
+
+class ParamErrors(ValueError):
+    """Parameters that no config can write: (key, what) each."""
+
+    def __init__(self, found: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{key}: {what}" for key, what in found))
+        self.found = found
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    exclusive: ClassVar[tuple[str, ...]] = ()  # keys of which at most one is set; an upper layer's choice clears a lower one's
+
+    @classmethod
+    def only_one(cls, value: Any, info: Any) -> Any:
+        """Field validator body: `value` is refused when an earlier key of `exclusive` is set as well."""
+        other = next((key for key in cls.exclusive if key != info.field_name and info.data.get(key) is not None), None)
+        if value is not None and other is not None:
+            raise ValueError(f"at most one of {', '.join(cls.exclusive)} can be set, and {other} is; set the other to null")
+        return value
+
+
+class Spec(BaseModel):
+    """A registered name and its parameters, raw as YAML gave them until `bind.bind_spec` coerces them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Text = Field(min_length=1, max_length=4096)
+
+    @classmethod
+    def of(cls, name: str, **params: Any) -> Self:
+        """Spec.of("pgd", steps=10)."""
+        return cls.model_validate({"name": name, **params})
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """A copy of every key that is not a field of this class."""
+        return copy.deepcopy(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _plain_params(self) -> Self:
+        found: list[tuple[str, str]] = []
+        for key, value in (self.__pydantic_extra__ or {}).items():
+            try:
+                parse_text(key)
+                _check_plain(value)
+            except ValueError as error:
+                found.append((key, str(error)))
+        if found:
+            raise ParamErrors(found)
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        return {"title": schema.pop("title", cls.__name__), "anyOf": [{"type": "string"}, schema]}
+
+
+def _check_plain(value: Any) -> None:
+    """Parameters are what YAML can say: text, finite numbers, flags, null, lists and mappings of them."""
+    if isinstance(value, str):
+        parse_text(value)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            parse_text(key)
+            _check_plain(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {value}")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise ValueError(f"a {type(value).__name__} cannot be written in a config")
+
+
+class ModelConfig(Spec):
+    """A registered model with its parameters, or a reference: `run:PATH`, `x.safetensors`, `torchvision:resnet50@IMAGENET1K_V2`."""
+
+    weights: Text | None = Field(default=None, description="file with the weights to load into the model")
+    normalize: Text | None = Field(default=None, description="`imagenet`, or `mean,std` (numbers, or three of each), for weights that expect it")
+
+    @property
+    def is_reference(self) -> bool:
+        """True when the name is a file, a run or another library's model, hence not in our registry."""
+        return self.name.startswith(_SOURCES) or self.name.endswith(_WEIGHT_FILES) or names_code(self.name)
+
+    @field_validator("normalize")
+    @classmethod
+    def _numbers(cls, value: str | None) -> str | None:
+        if value is not None and value != "imagenet":
+            normalize_numbers(value)
+        return value
+
+
+def normalize_numbers(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of `m,s` or `m1,m2,m3,s1,s2,s3` (pixel units of [0, 1]; std > 0). Raises ValueError."""
+    parts = text.split(",")
+    if len(parts) % 2 or len(parts) > 32:
+        raise ValueError(f"expected `imagenet` or as many means as deviations, such as 0.5,0.25, got {text[:60]!r}")
+    numbers = tuple(parse_number(part) for part in parts)
+    half = len(numbers) // 2
+    if min(numbers[half:]) <= 0:
+        raise ValueError(f"standard deviations must be > 0, got {text[:60]!r}")
+    return numbers[:half], numbers[half:]
+
+
+def names_code(name: str) -> bool:
+    """True for `file.py` and `file.py:factory`: user code, which a config may never name."""
+    return re.search(r"\.py(:|$)", name) is not None

@@ -1,0 +1,169 @@
+"""All that an attack may ask of a model, and all that must be remembered of its search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustcli.core.losses import Criterion, RowLoss
+from robustcli.core.random import RowRandom
+from robustcli.types import Classifier
+
+#: (row numbers int64 [R], candidates [R, C, H, W]) -> bool [R]: confirmed by the original fp32 model and inside the ball.
+Watch = Callable[[Tensor, Tensor], Tensor]
+
+
+class Gradient(NamedTuple):
+    """Answer of `Oracle.gradient`: loss [R], logits [R, K], grad [R, C, H, W] of the summed loss."""
+
+    loss: Tensor
+    logits: Tensor
+    grad: Tensor
+
+
+class Oracle:
+    """Answers an attack's questions about the rows still in play.
+
+    Args:
+        model: pixels -> logits, already frozen by the caller; may be a faster twin, for the watch has the last word.
+        x: clean pixels [B, C, H, W] in [0, 1].
+        criterion: what counts as success; holds the labels.
+        loss: registered name of the loss to ascend.
+        rng: one stream per row.
+        keep: "last" returns the attack's final point (training: K steps cost K forwards and backwards);
+            "best" the worst point met per row, ordered by (success, loss), the clean point included (one more forward).
+        watch: confirms candidates that succeed here; confirmed rows are kept and leave at the next `compact`.
+        stop: called before every model pass; raises to interrupt the attack.
+        clean_logits: [B, K] if already known, to save a forward with keep="best".
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        x: Tensor,
+        criterion: Criterion,
+        *,
+        loss: str = "ce",
+        rng: RowRandom,
+        keep: Literal["last", "best"] = "last",
+        watch: Watch | None = None,
+        stop: Callable[[], None] | None = None,
+        clean_logits: Tensor | None = None,
+    ) -> None:
+        self._model, self._watch, self._stop = model, watch, stop
+        self.criterion, self.loss_name, self.rng = criterion, loss, rng
+        self._bound: dict[str, RowLoss] = {}
+        self._rows = torch.arange(len(x), device=x.device)
+        self._fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._compacted = False
+        self._tracking = keep == "best" or watch is not None
+        self._scored: Tensor | None = None
+        self.forward_rows = self.backward_rows = 0
+        self.zero_gradient_rows = self.asked_rows = 0
+        if self._tracking:
+            self._start_tracking(x, clean_logits)
+
+    def _start_tracking(self, x: Tensor, clean_logits: Tensor | None) -> None:
+        self._best = x.clone()
+        self._best_hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._best_loss = torch.full((len(x),), float("-inf"), device=x.device)
+        if clean_logits is None:
+            clean_logits = self._forward(x)
+        self._consider(x, clean_logits, self._loss(None)(clean_logits))
+
+    @property
+    def alive(self) -> int:
+        """Rows still in play."""
+        return len(self._rows)
+
+    def logits(self, x_adv: Tensor) -> Tensor:
+        """[R, K], no gradient; scores the point when tracking."""
+        logits = self._forward(x_adv)
+        if self._tracking and len(x_adv):
+            self._consider(x_adv, logits, self._loss(None)(logits))
+        return logits
+
+    def gradient(self, x_adv: Tensor, loss: str | None = None) -> Gradient:
+        """Loss, logits and input gradient at x_adv; non-finite gradient entries become 0. `loss` overrides the bound one."""
+        if not len(x_adv):
+            return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
+        self._check()
+        point = x_adv.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self._model(point)
+            values = self._loss(loss)(logits)
+            (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
+        grad = torch.zeros_like(point) if grad is None else grad.nan_to_num_(0.0, 0.0, 0.0)
+        self.forward_rows += len(x_adv)
+        self.backward_rows += len(x_adv)
+        logits, values = logits.detach(), values.detach()
+        if self._tracking:
+            self.asked_rows += len(x_adv)
+            self.zero_gradient_rows += int((grad.flatten(1) == 0).all(1).sum())
+            self._consider(x_adv.detach(), logits, values if loss is None else self._loss(None)(logits))
+        return Gradient(values, logits, grad)
+
+    def score(self, x_adv: Tensor) -> None:
+        """Remember the best point from here on (restarts keep the worst), beginning with this one."""
+        if not self._tracking:
+            self._tracking = True
+            self._start_tracking(x_adv.detach(), None)
+        else:
+            self.logits(x_adv.detach())
+        self._scored = x_adv
+
+    def compact(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors without the rows that have fallen; the same objects when none has."""
+        if self._watch is None or not bool(self._fallen[self._rows].any()):
+            return tensors
+        stay = ~self._fallen[self._rows]
+        self._rows = self._rows[stay]
+        self.rng = self.rng.rows(stay)
+        self._compacted = True
+        return tuple(t[stay] for t in tensors)
+
+    def result(self, x_adv: Tensor) -> Tensor:
+        """All rows again [B, C, H, W], detached: the last point, or the best one met (x_adv counts as met)."""
+        if not self._tracking:
+            return x_adv.detach()
+        if self._scored is not x_adv:
+            self.logits(x_adv.detach())
+        return self._best
+
+    def _check(self) -> None:
+        if self._stop is not None:
+            self._stop()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        self._check()
+        self.forward_rows += len(x)
+        with torch.no_grad():
+            return self._model(x) if len(x) else x.new_zeros(0, 2)
+
+    def _loss(self, name: str | None) -> RowLoss:
+        """The loss for the rows in play; per-row state is sliced along with them."""
+        name = name or self.loss_name
+        if name not in self._bound:
+            self._bound[name] = self.criterion.bind(name)
+        bound = self._bound[name]
+        return bound.rows(self._rows) if self._compacted else bound
+
+    def _consider(self, x_adv: Tensor, logits: Tensor, loss: Tensor) -> None:
+        """Keep x_adv where it beats the best so far by (success, loss); let the watch confirm successes."""
+        rows = self._rows
+        hit = self.criterion.hit(logits, rows if self._compacted else None)
+        best_hit, best_loss = self._best_hit[rows], self._best_loss[rows]
+        better = ((hit & ~best_hit) | ((hit == best_hit) & (loss > best_loss))) & ~self._fallen[rows]
+        if self._watch is not None and bool(hit.any()):
+            open_hits = (hit & ~self._fallen[rows]).nonzero()[:, 0]
+            confirmed = self._watch(rows[open_hits], x_adv[open_hits]) if len(open_hits) else hit.new_zeros(0)
+            won = open_hits[confirmed]
+            better[won] = True
+            self._fallen[rows[won]] = True
+        better &= torch.isfinite(loss)
+        moved = rows[better]
+        self._best[moved] = x_adv[better]
+        self._best_hit[moved], self._best_loss[moved] = hit[better], loss[better]

@@ -1,0 +1,106 @@
+"""`mnist` and `fashion-mnist`: IDX files read here, packed or not; torchvision is asked only to download them."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from robustcli.config.schema import DataConfig
+from robustcli.data.arrays import bundle_arrays
+from robustcli.data.bundle import DataBundle
+from robustcli.data.files import open_regular
+from robustcli.data.vision import download
+from robustcli.errors import DataError
+from robustcli.registry import datasets
+
+_MAX_BYTES = 2**31
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+@datasets.register("mnist", presets={"linf": 0.3, "l2": 2.0}, augment=(0, False), mean=(0.1307,), std=(0.3081,))
+def mnist(config: DataConfig) -> DataBundle:
+    """60,000 + 10,000 grey 28x28 digits. With only the t10k files, a seeded split of those.
+
+    Source: LeCun, Cortes & Burges, 1998.
+    """
+    return _load(config, "mnist", "MNIST", tuple(str(k) for k in range(10)))
+
+
+@datasets.register("fashion-mnist", presets={"linf": 0.1, "l2": 1.5}, augment=(0, True), mean=(0.2860,), std=(0.3530,))
+def fashion_mnist(config: DataConfig) -> DataBundle:
+    """60,000 + 10,000 grey 28x28 pictures of clothes in the MNIST format.
+
+    Source: Xiao, Rasul & Vollgraf, 2017, arXiv:1708.07747.
+    """
+    return _load(config, "fashion-mnist", "FashionMNIST", _FASHION)
+
+
+def _load(config: DataConfig, name: str, vision: str, classes: tuple[str, ...]) -> DataBundle:
+    root = Path(config.root).expanduser()
+    places = [place.absolute() for place in (root / vision / "raw", root / name, root)]
+    found = _find(places)
+    if not found and config.download:
+        download(vision, root, name)
+        found = _find(places)
+    if not found:
+        looked = ", ".join(str(place) for place in places)
+        where = f"looked for train-images-idx3-ubyte(.gz) and t10k-… in {looked}"
+        raise DataError(f"{name} is not on disk", where=where, hint="add --download, or set data.root")
+    stored = {part: (torch.from_numpy(read_idx(images)[:, None]), read_idx(labels)) for part, (images, labels) in found.items()}
+    notes = ["t10k split: the 60,000 training images are not there"] if "train" not in stored else []
+    where = str(next(iter(found.values()))[0].parent)
+    return bundle_arrays(config, name, name=name, where=where, stored=stored, classes=classes, notes=notes)
+
+
+def _find(places: list[Path]) -> dict[str, tuple[Path, Path]]:
+    """{train, test: (images, labels)} in the first folder that has any pair."""
+    for place in places:
+        found: dict[str, tuple[Path, Path]] = {}
+        for part, stem in (("train", "train"), ("test", "t10k")):
+            pair = [_either(place / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+            if pair[0] and pair[1]:
+                found[part] = (pair[0], pair[1])
+        if found:
+            return found
+    return {}
+
+
+def _either(path: Path) -> Path | None:
+    packed = path.with_name(path.name + ".gz")
+    return path if path.exists() else packed if packed.exists() else None
+
+
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """The uint8 array of an IDX file (gzip or plain).
+
+    Format: bytes 0, 0, 8 (uint8), d, then d big-endian uint32 edges, then the values. Never reads more than the header announces.
+
+    Raises:
+        DataError: another format, a truncated file, trailing bytes.
+    """
+    with open_regular(path) as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        try:
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
+            zero, kind, edges = struct.unpack(">HBB", stream.read(4))
+            if zero != 0 or kind != 8 or not 1 <= edges <= 4:
+                raise ValueError("not an IDX file of bytes")
+            shape = struct.unpack(f">{edges}I", stream.read(4 * edges))
+            size = math.prod(shape)
+            if size > _MAX_BYTES:
+                raise ValueError(f"announces {size} bytes")
+            values = stream.read(size + 1)
+        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+            raise DataError(f"damaged IDX file: {error}", where=str(path), hint="download it again") from error
+    if len(values) != size:
+        raise DataError(f"IDX file has {'more than' if len(values) > size else len(values)} of {size} bytes", where=str(path), hint="download it again")
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape).copy()

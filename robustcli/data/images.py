@@ -1,0 +1,173 @@
+"""One image file -> uint8 pixels. Every damaged or hostile file becomes a DataError with its path."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from robustcli.data.files import open_regular
+from robustcli.errors import DataError, ResourceError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = npt.NDArray[np.uint8]
+MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of a GiB of RGB); Pillow warns there, we refuse
+# Plain raster formats only: others run interpreters (EPS) or rarely used parsers.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_CHUNK = 32  # images per task of the thread pool
+BAD_IMAGE = "E-IMAGE"  # what `bad_image: skip` may skip, together with E-FILE
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """file -> EXIF orientation -> 8-bit RGB or grey -> short side to round(size * ratio), centre crop to size.
+
+    Alpha is dropped (as torchvision does); 16-bit grey is scaled by 255/65535; the filter is PIL's bilinear (antialiased).
+
+    Args:
+        root: folder of the data set; links may not leave it.
+        size: side of the square result in pixels; None keeps the stored size.
+        ratio: resized short side / size, >= 1 (256/224 for ImageNet's usual evaluation).
+    """
+
+    root: str
+    size: int | None = None
+    ratio: float = 1.0
+
+    def __call__(self, relative: str) -> Pixels:
+        """uint8 [H, W] (grey) or [H, W, 3]. Raises DataError (E-IMAGE, E-FILE) with the path."""
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        path = os.path.join(self.root, relative)
+        with open_regular(path, inside=self.root) as stream:
+            try:
+                with Image.open(stream, formats=_FORMATS) as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise _bad(f"image of {image.width}x{image.height} pixels is larger than {MAX_PIXELS} (decompression bomb?)", path)
+                    ImageOps.exif_transpose(image, in_place=True)
+                    return np.asarray(self._fit(_eight_bit(image, path)), dtype=np.uint8)
+            except (DataError, MemoryError):
+                raise
+            except UnidentifiedImageError as error:
+                raise _bad(f"not a readable image ({os.path.getsize(path)} bytes)", path) from error
+            except Exception as error:  # Pillow answers damaged files with many exception types
+                raise _bad(f"damaged image: {error}", path) from error
+
+    def _fit(self, image: Image) -> Image:
+        from PIL import Image as pil
+
+        size = self.size
+        if size is None or (image.size == (size, size) and self.ratio == 1.0):
+            return image
+        side = round(size * self.ratio)
+        scale = side / min(image.size)
+        width, height = (max(side, round(edge * scale)) for edge in image.size)
+        image = image.resize((width, height), pil.Resampling.BILINEAR)
+        left, top = (width - size) // 2, (height - size) // 2
+        return image.crop((left, top, left + size, top + size))
+
+
+def _bad(what: str, path: str) -> DataError:
+    return DataError(what, where=path, hint="remove or replace the file, or data.bad_image=skip (training images only)", code=BAD_IMAGE)
+
+
+def _eight_bit(image: Image, path: str) -> Image:
+    """Mode L or RGB. Raises DataError for 32-bit and float images, whose scale is unknown."""
+    from PIL import Image as pil
+
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise _bad("integer pixels outside 0..65535", path)
+        return pil.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    if mode in ("I", "F"):
+        raise _bad(f"{'32-bit integer' if mode == 'I' else 'float'} pixels: the scale is unknown, save 8-bit or 16-bit images", path)
+    if mode in ("L", "RGB"):
+        return image
+    if mode in ("1", "LA", "La"):
+        return image.convert("L")
+    # A palette's transparency must pass through RGBA, otherwise Pillow warns.
+    return (image.convert("RGBA") if mode == "P" and "transparency" in image.info else image).convert("RGB")
+
+
+def planes(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:
+    """uint8 [C, H, W] of a decoded image; grey becomes three equal planes when C is 3. Raises DataError (E-SHAPE) on anything else."""
+    channels, height, width = shape
+    got = 1 if pixels.ndim == 2 else 3
+    if pixels.shape[:2] != (height, width) or got > channels:
+        hint = "set data.size to resize all images" if pixels.shape[:2] != (height, width) else "convert the images to one mode"
+        raise DataError(
+            f"images differ: expected {channels}x{height}x{width}, got {got}x{pixels.shape[0]}x{pixels.shape[1]}", where=path, hint=hint, code="E-SHAPE"
+        )
+    stacked = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return np.broadcast_to(stacked, shape)
+
+
+def quiet() -> None:
+    """Hide Pillow's warnings on odd files: what matters is raised, with the path."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def each(count: int, threads: int, job: Callable[[int], None]) -> dict[int, DataError]:
+    """Run job(0) … job(count - 1) on threads (decoding frees the interpreter lock); the DataErrors by index, in order."""
+    faults: dict[int, DataError] = {}
+
+    def run(start: int) -> None:
+        for index in range(start, min(start + _CHUNK, count)):
+            try:
+                job(index)
+            except DataError as error:
+                faults[index] = error
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, threads)) as pool:
+        quiet()
+        list(pool.map(run, range(0, count, _CHUNK)))
+    return dict(sorted(faults.items()))
+
+
+def first_shape(paths: Sequence[str], decoder: Decoder) -> tuple[int, int]:
+    """(H, W) of the first readable image. Raises the first DataError when none can be read."""
+    first: DataError | None = None
+    for path in paths:
+        try:
+            height, width = decoder(path).shape[:2]
+            return height, width
+        except DataError as error:
+            first = first or error
+    raise first or DataError("no images", where=decoder.root)
+
+
+def decode_all(paths: Sequence[str], decoder: Decoder, threads: int) -> tuple[Tensor, dict[int, DataError]]:
+    """Pixels uint8 [N, C, H, W] of all files and the faults by index (their rows are zero). C is 1 when all are grey.
+
+    Raises:
+        DataError: no image can be read.
+        ResourceError: not enough memory for the pixels.
+    """
+    shape = (3, *first_shape(paths, decoder))
+    try:
+        pixels = np.zeros((len(paths), *shape), dtype=np.uint8)
+    except MemoryError as error:
+        raise ResourceError(f"no memory for {len(paths)} images of {shape}", where=decoder.root, hint="data.storage=stream, or a smaller data.size") from error
+    colour = np.zeros(len(paths), dtype=np.bool_)
+
+    def job(index: int) -> None:
+        decoded = decoder(paths[index])
+        colour[index] = decoded.ndim == 3
+        pixels[index] = planes(decoded, shape, os.path.join(decoder.root, paths[index]))
+
+    faults = each(len(paths), threads, job)
+    if not colour.any():
+        pixels = np.ascontiguousarray(pixels[:, :1])
+    return torch.from_numpy(pixels), faults

@@ -1,0 +1,144 @@
+"""A split that stays on the disk: batches decoded by DataLoader workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from robustcli.data.images import Decoder, Pixels, planes, quiet
+from robustcli.data.split import Batch, unit
+from robustcli.data.workers import Workers
+from robustcli.errors import DataError
+
+Paths = npt.NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A DataError on its way from a worker (torch would rebuild it from its traceback's text)."""
+
+    what: str
+    where: str
+    hint: str
+    code: str
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch on its way from a worker, as a numpy array: through the pipe, so neither /dev/shm nor its limits matter."""
+
+    pixels: Pixels
+
+    def pin_memory(self) -> Tensor:
+        """The DataLoader's pinning thread calls this."""
+        return torch.from_numpy(self.pixels).pin_memory()
+
+
+class _Files(Dataset[Any]):
+    """rows int64 [B] -> uint8 [B, C, H, W] or a _Fault."""
+
+    def __init__(self, paths: Paths, decoder: Decoder, shape: tuple[int, int, int]) -> None:
+        self.paths, self.decoder, self.shape = paths, decoder, shape
+
+    def __getitem__(self, rows: Tensor) -> _Decoded | _Fault:
+        out = np.empty((len(rows), *self.shape), dtype=np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            relative = os.fsdecode(self.paths[row])
+            try:
+                out[place] = planes(self.decoder(relative), self.shape, os.path.join(self.decoder.root, relative))
+            except DataError as error:
+                return _Fault(error.what, error.where, error.hint, error.code)
+        return _Decoded(out)
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C goes to the whole group: the main process decides, workers end with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    quiet()
+
+
+class StreamSplit:
+    """A split read from files batch by batch; the answer does not depend on the number of workers.
+
+    Args:
+        paths: file names relative to the decoder's root, as bytes (one numpy array, so that forked workers share it).
+        decoder: file -> pixels.
+        labels: int64 [N].
+        classes: names of the K classes.
+        shape: (C, H, W) of every image; another one is an error when it is read.
+        workers: processes, >= 0; 0 decodes in this process.
+        timeout: seconds to wait for one batch, > 0.
+        rows, ids: int64 [N], as in MemorySplit.
+    """
+
+    def __init__(
+        self, paths: Paths, decoder: Decoder, labels: Tensor, classes: tuple[str, ...], shape: tuple[int, int, int],
+        *, workers: int = 2, timeout: float = 120.0, rows: Tensor | None = None, ids: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        if timeout <= 0:
+            raise ValueError(f"timeout must be > 0, got {timeout}")
+        self._files = _Files(paths, decoder, shape)
+        self.labels, self.classes, self.shape = labels, classes, shape
+        self.workers, self.timeout = workers, timeout
+        self.ids = torch.arange(len(labels)) if ids is None else ids
+        self._rows = torch.arange(len(labels)) if rows is None else rows
+        if not len(self.labels) == len(self.ids) == len(self._rows):
+            raise ValueError(f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def stream(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
+        """See `Split.stream`.
+
+        Raises:
+            DataError: an unreadable image (its path); E-WORKER when a worker dies or hangs (the ids of the batch).
+        """
+        workers = min(self.workers, len(batches))
+        loader: DataLoader[Any] = DataLoader(
+            self._files,
+            sampler=[self._rows[positions] for positions in batches],
+            batch_size=None,
+            collate_fn=_same,
+            num_workers=workers,
+            timeout=self.timeout if workers else 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker if workers else None,
+            generator=torch.Generator().manual_seed(0),  # otherwise the loader draws its base seed from the global state
+        )
+        running = Workers(loader, self.timeout)
+        try:
+            for positions in batches:
+                ids = self.ids[positions]
+                item = running.next(f"sample ids {_some(ids)}")
+                if isinstance(item, _Fault):
+                    raise DataError(item.what, where=item.where, hint=item.hint, code=item.code)
+                pixels = torch.from_numpy(item.pixels) if isinstance(item, _Decoded) else item
+                yield unit(pixels, device), self.labels[positions].to(device), ids.to(device)
+        finally:
+            running.close()
+
+    def subset(self, positions: Tensor) -> StreamSplit:
+        """See `Split.subset`; the list of files is shared."""
+        return StreamSplit(
+            self._files.paths, self._files.decoder, self.labels[positions], self.classes, self.shape,
+            workers=self.workers, timeout=self.timeout, rows=self._rows[positions], ids=self.ids[positions],
+        )  # fmt: skip
+
+
+def _some(ids: Tensor) -> str:
+    shown = ", ".join(str(i) for i in ids[:8].tolist())
+    return shown + (f", … ({len(ids)})" if len(ids) > 8 else "")

@@ -1,0 +1,104 @@
+"""Every failure a user may see: one class, one line, one documented exit code.
+
+The printed form is ``error[E-XXX]: what; where; what to do`` (see docs/exit-codes.md).
+"""
+
+from __future__ import annotations
+
+
+class RobustCliError(Exception):
+    """A failure that is explained to the user in one line.
+
+    Args:
+        what: the fault, in plain words, without a trailing full stop.
+        where: file:line, path, key or step; empty when there is none.
+        hint: what the user can do about it.
+        code: stable identifier, ``E-...``; the class gives a default.
+    """
+
+    exit_code: int = 70
+    code: str = "E-INTERNAL"
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", code: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.where, self.hint = what, where, hint
+        if code is not None:
+            self.code = code
+
+    def line(self) -> str:
+        """``error[E-XXX]: what; where; hint`` on one line, control characters shown as escapes."""
+        text = "; ".join(part for part in (self.what, self.where, self.hint) if part)
+        return printable(f"error[{self.code}]: {text}")
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.what, self.where, self.hint) if part)
+
+
+class UsageError(RobustCliError):
+    """Wrong command line (exit 2)."""
+
+    exit_code, code = 2, "E-USAGE"
+
+
+class ConfigError(RobustCliError):
+    """Wrong configuration (exit 2); `problems` holds one entry per fault, all found in one pass."""
+
+    exit_code, code = 2, "E-CONFIG"
+
+    def __init__(self, what: str, *, problems: list[str] | None = None, where: str = "", hint: str = "", code: str | None = None) -> None:
+        super().__init__(what, where=where, hint=hint, code=code)
+        self.problems: list[str] = problems if problems is not None else []
+
+
+class DataError(RobustCliError):
+    """Wrong or unreadable data (exit 3)."""
+
+    exit_code, code = 3, "E-DATA"
+
+
+class CheckpointError(RobustCliError):
+    """Wrong, damaged or foreign weights (exit 4)."""
+
+    exit_code, code = 4, "E-CKPT"
+
+
+class NumericsError(RobustCliError):
+    """NaN or Inf where a number must be (exit 5)."""
+
+    exit_code, code = 5, "E-NAN"
+
+
+class ResourceError(RobustCliError):
+    """Missing memory, disk, device or optional package (exit 6)."""
+
+    exit_code, code = 6, "E-RESOURCE"
+
+
+class LockError(RobustCliError):
+    """The run directory belongs to another live process (exit 7)."""
+
+    exit_code, code = 7, "E-LOCK"
+
+
+class PolicyError(RobustCliError):
+    """Refused for safety (exit 9)."""
+
+    exit_code, code = 9, "E-POLICY"
+
+
+class Interrupted(RobustCliError):
+    """Stopped by a signal after a clean save: exit 130 for SIGINT, 143 for SIGTERM."""
+
+    exit_code, code = 130, "E-INTERRUPTED"
+
+    def __init__(self, what: str, *, signum: int, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.signum = signum
+        self.exit_code = 128 + signum
+        self.code = "E-PREEMPTED" if signum == 15 else "E-INTERRUPTED"
+
+
+def printable(text: str) -> str:
+    """`text` on one line: line breaks become spaces, other control characters (terminal escapes) become ``\\xNN``."""
+    text = text.replace("\r", " ").replace("\n", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

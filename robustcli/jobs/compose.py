@@ -1,0 +1,163 @@
+"""From a validated configuration to the objects that do the work."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli import registry
+from robustcli.config.bind import bind_spec
+from robustcli.config.schema import Config, Spec
+from robustcli.core.geometry import Ball
+from robustcli.data import DataBundle, load_data
+from robustcli.data.sampling import stratified
+from robustcli.data.split import Split
+from robustcli.errors import ConfigError, DataError, UsageError
+from robustcli.evaluation.robust import AttackCall, EvalPlan, Search
+from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
+from robustcli.runtime.console import Console
+from robustcli.runtime.device import pick_device, threads
+from robustcli.runtime.precision import resolve
+from robustcli.runtime.seed import seed_all
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Device, data and threat of one run."""
+
+    config: Config
+    device: torch.device
+    data: DataBundle
+    ball: Ball
+
+
+def prepare(config: Config, console: Console) -> Setting:
+    """Seed, threads, device, data, ball: what every verb needs before it builds a model."""
+    device = pick_device(config.device)
+    threads(config.threads)
+    seed_all(config.seed, config.deterministic)
+    data = load_data(config.data, allow_download=config.data.download)
+    for note in data.notes:
+        console.info(note)
+    return Setting(config, device, data, make_ball(config, data, console))
+
+
+def shown_eps(eps: float) -> str:
+    """``8/255 (0.03137)`` when eps is a multiple of 1/255, else the plain number."""
+    levels = eps * 255
+    return f"{round(levels)}/255 ({eps:.4g})" if abs(levels - round(levels)) < 1e-6 and eps < 1 else f"{eps:.4g}"
+
+
+def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
+    """The configured ball; without an eps the data set's preset, which is printed."""
+    norm, eps = config.ball.norm, config.ball.eps
+    if eps is None:
+        eps = data.presets.get(norm)
+        if eps is None:
+            raise ConfigError(
+                f"no epsilon preset for data {data.name!r} under {norm}",
+                where="ball.eps",
+                hint="set ball.eps (8/255 is usual for 32x32 photographs, 4/255 for 224x224, both linf)",
+            )
+        console.info(f"ball: {norm}, eps {shown_eps(eps)}, the preset of {data.name}")
+    return Ball(norm, float(eps))
+
+
+def bound(kind: registry.Registry[Callable[..., Any]], spec: Spec, path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The registered function of a spec and its coerced parameters. Raises ConfigError."""
+    found = bind_spec(kind.discover(), spec, path)
+    return found.fn, dict(found.params)
+
+
+def label_of(name: str, params: Mapping[str, Any]) -> str:
+    """``pgd-20`` or ``pgd-20x5`` (restarts): how tables call an attack."""
+    steps, restarts = params.get("steps"), params.get("restarts", 1)
+    return name + (f"-{steps}" if steps is not None else "") + (f"x{restarts}" if restarts and restarts > 1 else "")
+
+
+def make_attacks(specs: Sequence[Spec], norm: str, path: str = "attacks") -> list[AttackCall]:
+    """Attack calls with distinct labels. Raises ConfigError for an attack that does not know the norm."""
+    calls: list[AttackCall] = []
+    for k, spec in enumerate(specs):
+        fn, params = bound(registry.attacks, spec, f"{path}.{k}")
+        entry = registry.attacks.get(spec.name)
+        if norm not in entry.facts["norms"]:
+            raise ConfigError(f"attack {spec.name!r} works for {', '.join(entry.facts['norms'])}, not {norm}", where=f"{path}.{k}")
+        label = label_of(spec.name, _with_defaults(fn, params))
+        taken = sum(call.label == label or call.label.startswith(f"{label}#") for call in calls)
+        calls.append(AttackCall(f"{label}#{taken + 1}" if taken else label, spec.name, fn, params))
+    return calls
+
+
+def _with_defaults(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: p.default for name, p in registry.parameters(fn).items()} | dict(params)
+
+
+def make_search(config: Config, device: torch.device, warn: Callable[[str], None] = lambda text: None) -> Search:
+    """Precision and layout of the search twin; `auto` is bf16 where the hardware has it."""
+    search = config.search
+    dtype = resolve(search.precision, device, warn)
+    return Search(dtype, fold_bn=search.fold_bn, channels_last=search.channels_last)
+
+
+def eval_plan(setting: Setting, specs: Sequence[Spec], *, path: str = "attacks", batch_size: int | None = None, target: str | int | None = None) -> EvalPlan:
+    """The plan of an evaluation under these attacks."""
+    config = setting.config
+    attacks = make_attacks(specs, setting.ball.norm, path)
+    return EvalPlan(setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, make_search(config, setting.device))
+
+
+def choose(split: Split, *, n: int | None, first: int | None, seed: int) -> Tensor:
+    """Positions to measure: a seeded stratified sample of n, the first `first`, or all."""
+    if n is not None and first is not None:
+        raise UsageError("--n and --first exclude each other", hint="--n samples by class, --first keeps the stored order")
+    if not len(split):
+        raise DataError("the chosen split is empty", hint="choose another eval.split")
+    if first is not None:
+        return torch.arange(min(first, len(split)))
+    return stratified(split.labels, min(n or len(split), len(split)), seed)
+
+
+def split_of(data: DataBundle, name: str) -> Split:
+    """train, val or test. Raises DataError when it is empty."""
+    split: Split = getattr(data, name)
+    if not len(split):
+        raise DataError(f"the {name} split of {data.name} is empty", hint="set data.val_fraction > 0" if name == "val" else "")
+    return split
+
+
+def fresh_model(setting: Setting) -> NormalisedModel:
+    """A new model for the data, initialised from the seed, in channels-last when asked."""
+    config, data = setting.config, setting.data
+    info = ModelInfo(num_classes=len(data.classes), channels=data.shape[0], size=data.shape[1], mean=data.mean, std=data.std)
+    return build_model(config.model.name, config.model.params, info, seed=config.seed)
+
+
+def is_reference(name: str) -> bool:
+    """Whether a model name points to weights (a run, a file, published weights) rather than to an architecture alone."""
+    return name.startswith(("run:", "torchvision:", "timm:")) or name.endswith((".safetensors", ".npz", ".pt", ".pth", ".ckpt")) or ".py:" in name
+
+
+def loss_at_chance(classes: int) -> float:
+    """ln K: the cross-entropy of a guess."""
+    return math.log(classes)
+
+
+def call_with(fn: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
+    """`fn` with its parameters bound."""
+    return functools.partial(fn, **params)
+
+
+def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The model on the device; 4-d weights in channels-last when asked."""
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
+
+
+__all__ = ["Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "load_model", "make_attacks", "make_ball", "make_search", "prepare", "split_of"]

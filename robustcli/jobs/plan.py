@@ -1,0 +1,155 @@
+"""`--dry-run`: what a run will cost, before it costs anything. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcli import registry
+from robustcli.config.schema import Spec
+from robustcli.core.modes import frozen
+from robustcli.jobs.compose import Setting, bound, choose, make_attacks, make_search, shown_eps, split_of
+from robustcli.models import count_parameters, flops
+from robustcli.reporting.tables import Table
+from robustcli.runtime.console import Console
+from robustcli.runtime.precision import resolve
+
+#: Passes (forward = 1, input gradient = 1, weight gradient = 1) of the outer step per image, by objective.
+_OUTER = {"natural": 3, "madry": 3, "mixed": 6}
+
+
+def attack_passes(name: str, params: dict[str, Any]) -> int:
+    """Most passes one attack spends on one image: a forward and a backward per step and restart."""
+    fn = registry.attacks.get(name).fn
+    defaults = {key: p.default for key, p in registry.parameters(fn).items()} | params
+    return 2 * int(defaults.get("steps", 1)) * int(defaults.get("restarts", 1))
+
+
+def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
+    """Seconds of one forward pass of one image, measured on random pixels in batches of `batch`."""
+    x = torch.rand(batch, *setting.data.shape, device=setting.device)
+    with frozen(model), torch.no_grad(), torch.autocast(setting.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        model(x)
+        began = time.perf_counter()
+        rounds = 0
+        while rounds < 2 or (time.perf_counter() - began < 0.5 and rounds < 50):
+            model(x)
+            rounds += 1
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize(setting.device)
+    return (time.perf_counter() - began) / (rounds * batch)
+
+
+def activation_bytes(model: nn.Module, setting: Setting, batch: int) -> int:
+    """Bytes of all module outputs of one forward pass: what a backward pass must keep, roughly."""
+    total = 0
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, torch.Tensor) and not list(module.children()):
+            total += output.numel() * output.element_size()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, *setting.data.shape, device=setting.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total * batch
+
+
+def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[str, Any]:
+    """Parameters, passes, FLOPs, memory and time of the configured training."""
+    config, data = setting.config, setting.data
+    train = config.train
+    _, objective = bound(registry.objectives, config.objective, "objective")
+    _, adversary = bound(registry.attacks, config.adversary, "adversary")
+    for spec, kind in ((train.optimizer, registry.optimizers), (train.schedule, registry.schedules)):
+        bound(kind, spec, "train")
+    inner = registry.objectives.get(config.objective.name).facts["inner"]
+    passes = _OUTER.get(config.objective.name, 3) + (attack_passes(config.adversary.name, adversary) if inner else 0)
+    batch = min(train.batch_size, len(data.train))
+    per_epoch = len(data.train) // batch
+    dtype = resolve(config.precision, setting.device, console.warn)
+    forward = seconds_per_forward(setting, model, min(batch, 32), dtype)
+    per_step = forward * passes * batch
+    if train.steps is not None:
+        steps = train.steps
+    elif train.minutes is not None:
+        steps = int(60 * float(train.minutes) / per_step)
+    else:
+        steps = round(float(train.epochs if train.epochs is not None else 10) * per_epoch)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    memory = 4 * size + activation_bytes(model, setting, batch)
+    one = flops(model, data.shape)
+    return _show(
+        console,
+        {
+            "model": config.model.name,
+            "parameters": count_parameters(model),
+            "gflop_per_forward": one / 1e9,
+            "data": data.name,
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "ball": f"{setting.ball.norm} {shown_eps(setting.ball.eps)}",
+            "objective": config.objective.name,
+            "steps": steps,
+            "batch_size": batch,
+            "passes_per_image": passes,
+            "total_tflop": one * passes * batch * steps / 1e12,
+            "memory_bytes": memory,
+            "seconds": per_step * steps,
+            "precision": str(dtype).removeprefix("torch."),
+            "device": str(setting.device),
+        },
+    )
+
+
+def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console) -> dict[str, Any]:
+    """Images, passes, FLOPs, memory and time of the configured evaluation; an upper bound, for broken rows leave early."""
+    config = setting.config
+    split = split_of(setting.data, config.eval.split)
+    n = len(choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed))
+    calls = make_attacks(specs, setting.ball.norm)
+    passes = 1 + sum(attack_passes(call.name, dict(call.params)) + 2 for call in calls)
+    batch = min(config.eval.batch_size, n)
+    dtype = make_search(config, setting.device, console.warn).dtype
+    one = flops(model, setting.data.shape)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return _show(
+        console,
+        {
+            "model": config.model.name,
+            "parameters": count_parameters(model),
+            "gflop_per_forward": one / 1e9,
+            "data": f"{setting.data.name} {config.eval.split}",
+            "n": n,
+            "ball": f"{setting.ball.norm} {shown_eps(setting.ball.eps)}",
+            "attacks": ", ".join(call.label for call in calls),
+            "passes_per_image": passes,
+            "total_tflop": one * passes * n / 1e12,
+            "memory_bytes": 2 * size + activation_bytes(model, setting, batch),
+            "seconds": seconds_per_forward(setting, model, min(batch, 32), dtype) * passes * n,
+            "precision": str(dtype).removeprefix("torch."),
+            "device": str(setting.device),
+        },
+    )
+
+
+def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan as a table of two columns; numbers with their units."""
+    shown = {
+        "gflop_per_forward": lambda v: f"{v:.4g} GFLOP",
+        "parameters": lambda v: f"{v:,}",
+        "total_tflop": lambda v: f"{v:.4g} TFLOP",
+        "memory_bytes": lambda v: f"{v / 2**20:.0f} MiB (estimate)",
+        "seconds": lambda v: f"{v:.0f} s (estimate)" if v < 120 else f"{v / 60:.1f} min (estimate)",
+    }
+    rows = [(key.replace("_", " "), shown.get(key, str)(value)) for key, value in plan.items()]
+    console.table(Table("plan (dry run: nothing is written)", ["item", "value"], [list(row) for row in rows]))
+    return {"plan": plan, "run": None, "seconds": 0.0}

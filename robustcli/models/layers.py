@@ -1,0 +1,68 @@
+"""Parameter types, activations and the initialisation that the architectures share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+Count = Annotated[int, Field(strict=True, ge=1, le=16384)]  # channels, units; strict: `true` is not 1
+Stride = Annotated[int, Field(strict=True, ge=1, le=8)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout probability
+Activation = Literal["relu", "silu"]
+Stem = Literal["cifar", "imagenet"]
+
+
+def activation_layer(name: Activation) -> nn.Module:
+    """max(0, u) or u * sigmoid(u); never in place, since an attack reads the input again."""
+    return nn.ReLU() if name == "relu" else nn.SiLU()
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """3x3 convolution, padding 1, no bias: a BatchNorm or the next block's BatchNorm follows."""
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+def kaiming(net: M) -> M:
+    """std = sqrt(2 / fan): fan-out for convolutions, fan-in for hidden linear layers, sqrt(1 / fan-in) for the last one.
+
+    BatchNorm starts as the identity, biases at 0. Draws from the default generator: call it inside `seeded`.
+    Returns `net`. Source: He et al., ICCV 2015, arXiv:1502.01852, eq. 10 and 14.
+    """
+    linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):  # no rectifier follows the head: gain 1
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear" if module is linear[-1] else "relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return net
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every CPU generator (torch, numpy, random) follows `seed` inside; outside they are as they were, even after an exception.
+
+    torch.manual_seed would reseed the GPUs as well, so only the CPU generator is set: models are built on the CPU.
+    """
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+    finally:
+        torch.random.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])

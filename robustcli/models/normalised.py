@@ -1,0 +1,88 @@
+"""The normalisation layer that stands in front of every backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.config.spec import normalize_numbers
+from robustcli.errors import ConfigError, DataError
+from robustcli.models.info import ModelInfo, check_normalisation
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class NormalisedModel(nn.Module):
+    """logits = backbone((x - mean) / std).
+
+    Args:
+        backbone: normalised images [B, C, H, W] -> logits [B, K].
+        mean, std: one value per channel, pixel units of [0, 1], std > 0; persistent buffers [1, C, 1, 1].
+        arch: name that `build_model` understands, "" for a foreign module.
+        params: the architecture's parameters, all of them, defaults too.
+        info: the shape it was built for; None for a foreign module whose shape is not known.
+        fixed_size: True when only images of side `info.size` fit (a fully connected net).
+
+    forward(x): x [B, C, H, W] float pixels in [0, 1] -> logits [B, K]. Raises DataError when C (or, with `fixed_size`, H and W)
+    differs from `info`: torch would broadcast one grey channel over three without a word.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        arch: str = "",
+        params: Mapping[str, Any] | None = None,
+        info: ModelInfo | None = None,
+        fixed_size: bool = False,
+    ) -> None:
+        super().__init__()
+        check_normalisation(tuple(mean), tuple(std))
+        self.arch, self.params, self.info, self.fixed_size = arch, dict(params or {}), info, fixed_size
+        self.classes: tuple[str, ...] | None = None  # names, when a checkpoint told them
+        self.sha256: str | None = None  # of the checkpoint's manifest, when it came from one
+        self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std), dtype=torch.float32).view(1, -1, 1, 1))
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor):  # a torch.fx proxy has no shape to look at
+            self._check(tuple(x.shape))
+        logits: Tensor = self.backbone((x - self.mean) / self.std)
+        return logits
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        given = self.mean.shape[1]
+        channels = self.info.channels if self.info is not None else given if given > 1 else shape[1] if len(shape) == 4 else "C"
+        side = self.info.size if self.info is not None and self.fixed_size else None
+        if len(shape) == 4 and shape[1] == channels and (side is None or shape[2:] == (side, side)):
+            return
+        want = f"{channels}x{side or 'H'}x{side or 'W'}"
+        raise DataError(f"the model takes images {want}, got {'x'.join(map(str, shape[1:])) or 'a scalar'}", where=self.arch, code="E-SHAPE")
+
+
+def parse_normalize(text: str, channels: int | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of ``"imagenet"`` or of ``"m1,m2,m3,s1,s2,s3"``, pixel units of [0, 1]; ``"m,s"`` is one pair for all `channels`.
+
+    Raises:
+        ConfigError: odd count, not numbers, a std <= 0, or a mean outside [0, 1] (it was meant for pixels 0..255).
+    """
+    if text.strip().lower() == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
+    hint = "write imagenet, or the means then the stds: 0.49,0.48,0.45,0.25,0.24,0.26"
+    try:
+        mean, std = normalize_numbers(text)
+    except ValueError as error:
+        raise ConfigError(f"normalize={text!r}: {error}", hint=hint) from None
+    if max(abs(v) for v in mean) > 1:
+        raise ConfigError(f"normalize={text!r} has a mean outside [0, 1]: pixels are in [0, 1], not 0..255", hint="divide by 255")
+    return (mean * channels, std * channels) if channels and len(mean) == 1 else (mean, std)

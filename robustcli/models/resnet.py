@@ -1,0 +1,71 @@
+"""ResNet-18 with the CIFAR stem or the ImageNet stem."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robustcli.models.info import ModelInfo
+from robustcli.models.layers import Count, Stem, conv3x3, kaiming
+from robustcli.registry import models
+
+
+class BasicBlock(nn.Module):
+    """y = relu(BN(conv(relu(BN(conv(x))))) + s(x)), s the identity or BN(conv1x1); [B, i, H, W] -> [B, o, H/stride, W/stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = conv3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:  # option B of the paper
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu2(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return out
+
+
+class ResNet(nn.Module):
+    """Stem, four stages of basic blocks (the first block of stages 2 to 4 halves H and W), pooling, linear head; [B, C, H, W] -> [B, K]."""
+
+    def __init__(self, channels: int, width: int, blocks: tuple[int, ...], num_classes: int, stem: Stem) -> None:
+        super().__init__()
+        if stem == "cifar":
+            self.stem = nn.Sequential(conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU())
+        else:
+            self.stem = nn.Sequential(nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        stages, inputs = [], width
+        for stage, count in enumerate(blocks):
+            outputs = width * 2**stage
+            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
+            stages.append(nn.Sequential(*(BasicBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.flatten(self.pool(self.stages(self.stem(x)))))
+        return logits
+
+
+@models.register("resnet18", cite="arXiv:1512.03385", tiny={"width": 4})
+def resnet18(info: ModelInfo, *, stem: Stem = "cifar", width: Count = 64) -> nn.Module:
+    """Stages of two basic blocks relu(F(x) + s(x)) with width, 2, 4 and 8 * width channels; any image size.
+
+    Args:
+        info: classes and channels.
+        stem: cifar is a 3x3 convolution of stride 1 (images of 8 to 64 pixels); imagenet a 7x7 of stride 2 and a 3x3 max pooling.
+        width: channels of the first stage, 64 in the paper.
+
+    cifar stem, 10 classes, 3x32x32: 11,173,962 parameters and 0.555 G multiply-adds; imagenet stem, 1000 classes, 3x224x224:
+    11,689,512 parameters and 1.814 G multiply-adds.
+    Source: He et al., CVPR 2016, arXiv:1512.03385, table 1 and section 4.2.
+    """
+    return kaiming(ResNet(info.inputs, width, (2, 2, 2, 2), info.num_classes, stem))

@@ -1,0 +1,93 @@
+"""Wide residual networks: WRN-16-4, WRN-28-10, WRN-34-10 and their kin."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from robustcli.errors import ConfigError
+from robustcli.models.info import ModelInfo
+from robustcli.models.layers import Activation, Count, Rate, activation_layer, conv3x3, kaiming
+from robustcli.registry import models
+
+
+def check_depth(depth: int) -> int:
+    """`depth` when it is 6 n + 4 with n >= 1, else ValueError that names the nearest ones."""
+    if depth < 10 or (depth - 4) % 6:
+        below = max(10, depth - (depth - 4) % 6)
+        raise ValueError(f"depth {depth} is not 6 n + 4; the nearest are {below} and {below + 6}")
+    return depth
+
+
+Depth = Annotated[int, Field(strict=True, ge=1, le=1000), AfterValidator(check_depth)]
+
+
+class WideBlock(nn.Module):
+    """u = a(BN(x)); y = conv(drop(a(BN(conv(u))))) + s, s = x or conv1x1(u); [B, i, H, W] -> [B, o, H/stride, W/stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, activation: Activation) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.act1 = activation_layer(activation)
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.act2 = activation_layer(activation)
+        self.drop = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.conv2 = conv3x3(outputs, outputs)
+        self.projects = stride != 1 or inputs != outputs
+        if self.projects:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.act1(self.bn1(x))
+        residual: Tensor = self.conv2(self.drop(self.act2(self.bn2(self.conv1(u)))))
+        return residual + (self.shortcut(u) if self.projects else x)
+
+
+class WideResNet(nn.Module):
+    """conv3x3 to 16, three groups of n blocks with 16k, 32k, 64k channels, a(BN), pooling, linear head; [B, C, H, W] -> [B, K]."""
+
+    def __init__(self, channels: int, depth: int, width: int, num_classes: int, dropout: float, activation: Activation) -> None:
+        super().__init__()
+        self.stem = conv3x3(channels, 16)
+        groups, inputs = [], 16
+        for group in range(3):
+            outputs = 16 * width * 2**group
+            strides = [1 if group == 0 else 2] + [1] * ((depth - 4) // 6 - 1)
+            blocks = (WideBlock(inputs if i == 0 else outputs, outputs, s, dropout, activation) for i, s in enumerate(strides))
+            groups.append(nn.Sequential(*blocks))
+            inputs = outputs
+        self.groups = nn.Sequential(*groups)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.act = activation_layer(activation)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.flatten(self.pool(self.act(self.bn(self.groups(self.stem(x)))))))
+        return logits
+
+
+@models.register("wide_resnet", cite="arXiv:1605.07146", tiny={"depth": 10, "width": 1})
+def wide_resnet(info: ModelInfo, *, depth: Depth = 28, width: Count = 10, dropout: Rate = 0.0, activation: Activation = "relu") -> nn.Module:
+    """WRN-depth-width: three groups of n = (depth - 4) / 6 pre-activation blocks with 16k, 32k, 64k channels, k = width; any image size.
+
+    Args:
+        info: classes and channels.
+        depth: 6 n + 4 convolution layers: 16, 28, 34, 70 ...
+        width: k, the factor over 16, 32, 64 channels.
+        dropout: probability of zeroing a unit between the two convolutions of a block, in [0, 1).
+        activation: relu (the paper) or silu (Gowal et al. 2020, arXiv:2010.03593).
+
+    10 classes, 3x32x32: WRN-16-4 2,748,890 parameters, WRN-28-10 36,479,194 and 5.243 G multiply-adds, WRN-34-10 46,160,474 and
+    6.659 G. Raises ConfigError when depth is not 6 n + 4.
+    Source: Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146, table 1 and figure 1d.
+    """
+    try:
+        check_depth(depth)
+    except ValueError as error:
+        raise ConfigError(f"model.depth: {error}") from None
+    return kaiming(WideResNet(info.inputs, depth, width, info.num_classes, dropout, activation))

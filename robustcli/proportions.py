@@ -1,0 +1,71 @@
+"""Proportions k of n and their confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+Interval = tuple[float, float]
+
+
+def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
+    """Exact two-sided interval of a proportion:  [B(a/2; k, n-k+1), B(1-a/2; k+1, n-k)],  a = 1 - level, B the beta quantile.
+
+    It covers the true proportion with probability >= level for every n; 0 and 1 are its ends at k = 0 and k = n.
+    Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1. Source: Clopper and Pearson, Biometrika 26, 1934.
+    """
+    from scipy.special import betaincinv  # scipy.stats gives the same numbers, a second later
+
+    _check(k, n, level)
+    tail = (1 - level) / 2
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
+    return low, high
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> Interval:
+    """Score interval of a proportion:  (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  p = k/n.
+
+    Closer to its level on average than Clopper-Pearson: for display. Raises ValueError as `clopper_pearson`.
+    Source: Wilson, JASA 22, 1927.
+    """
+    _check(k, n, level)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p, extra = k / n, z * z / n
+    middle = (p + extra / 2) / (1 + extra)
+    half = z * math.sqrt(p * (1 - p) / n + extra / (4 * n)) / (1 + extra)
+    return (0.0 if k == 0 else max(0.0, middle - half)), (1.0 if k == n else min(1.0, middle + half))
+
+
+def _check(k: int, n: int, level: float = 0.95) -> None:
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"a proportion needs 0 <= k <= n and n >= 1, got k={k}, n={n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """k of n."""
+
+    k: int
+    n: int
+
+    def __post_init__(self) -> None:
+        _check(self.k, self.n)
+
+    @property
+    def value(self) -> float:
+        """k / n."""
+        return self.k / self.n
+
+    @property
+    def exact(self) -> Interval:
+        """95 % Clopper-Pearson: for JSON, CSV and verdicts."""
+        return clopper_pearson(self.k, self.n)
+
+    @property
+    def display(self) -> Interval:
+        """95 % Wilson: for the screen."""
+        return wilson(self.k, self.n)

@@ -1,0 +1,274 @@
+"""What was measured: one row per number, as JSON lines. Tables, plots, reports and gates read nothing else.
+
+Every row carries the ball, the attack, n, 95 % intervals, seconds, passes per sample, the seed and the hashes of what was
+measured, so that a table can be made again and a stale one be told. Accuracies are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from robustcli.errors import DataError
+from robustcli.proportions import Interval, Rate, clopper_pearson, wilson
+
+__all__ = ["EvalRow", "Hashes", "Interval", "Rate", "TrainRow", "clopper_pearson", "read_rows", "wilson"]
+
+SCHEMA_VERSION = 1
+#: A set is imbalanced when its largest class has more than this many times the samples of its smallest.
+IMBALANCE = 1.5
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """SHA-256 of what a number depends on; empty when it was not computed."""
+
+    model: str = ""
+    data: str = ""
+    config: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRow:
+    """Accuracy over n samples, clean or under attack.
+
+    Args:
+        kind: "clean"; "attack": under this attack (in a list: and all before it, each runs on what is left);
+            "worst": under all attacks of the list, per sample.
+        norm, eps: the ball, in pixel units of [0, 1].
+        attack, params: name and bound parameters; empty for clean. label: its name in tables, "pgd-20".
+        k: samples that are right under the attack (clean: right on the clean image).
+        clean_k: samples that are right on the clean image.
+        broken: of these, the ones that the attack broke; None means clean_k - k.
+        n: samples measured, >= 1.
+        seconds: wall time. passes_per_sample: forward + backward passes of the model per sample.
+        seed: of all draws. hashes: what was measured. per_class: class name -> (k, n) of the class.
+
+    Raises ValueError when the counts contradict each other.
+    """
+
+    kind: Literal["clean", "attack", "worst"]
+    norm: str
+    eps: float
+    k: int
+    clean_k: int
+    n: int
+    attack: str = ""
+    label: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    broken: int | None = None
+    seconds: float = 0.0
+    passes_per_sample: float = 0.0
+    seed: int = 0
+    hashes: Hashes = field(default_factory=Hashes)
+    per_class: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("clean", "attack", "worst"):
+            raise ValueError(f"kind {self.kind!r} is not clean, attack or worst")
+        if self.n < 1 or not 0 <= self.k <= self.n or not 0 <= self.clean_k <= self.n:
+            raise ValueError(f"counts k={self.k} and clean_k={self.clean_k} of n={self.n} samples")
+        _finite(eps=self.eps, seconds=self.seconds, passes_per_sample=self.passes_per_sample)
+        if self.kind == "clean" and self.k != self.clean_k:
+            raise ValueError(f"a clean row has one count, got k={self.k} and clean_k={self.clean_k}")
+        if self.broken is None:
+            if self.k > self.clean_k:
+                raise ValueError(f"k={self.k} right under attack, but only clean_k={self.clean_k} on clean images: say how many were `broken`")
+        elif not 0 <= self.broken <= self.clean_k:
+            raise ValueError(f"broken={self.broken} of {self.clean_k} initially correct samples")
+        if self.per_class:
+            right, total = (sum(pair[i] for pair in self.per_class.values()) for i in (0, 1))
+            if (right, total) != (self.k, self.n):
+                raise ValueError(f"the classes sum to {right} of {total}, the row says {self.k} of {self.n}")
+
+    @property
+    def title(self) -> str:
+        """Name of the row in tables."""
+        return self.label or self.attack or {"clean": "none", "worst": "all attacks"}.get(self.kind, "")
+
+    @property
+    def clean(self) -> Rate:
+        """Right on the clean image, over all samples."""
+        return Rate(self.clean_k, self.n)
+
+    @property
+    def robust(self) -> Rate | None:
+        """Right under attack, over all samples; None for a clean row."""
+        return None if self.kind == "clean" else Rate(self.k, self.n)
+
+    @property
+    def success(self) -> Rate | None:
+        """Broken, over the initially correct samples; None for a clean row, or when no sample was correct."""
+        if self.kind == "clean" or not self.clean_k:
+            return None
+        return Rate(self.clean_k - self.k if self.broken is None else self.broken, self.clean_k)
+
+    @property
+    def balanced_acc(self) -> float | None:
+        """Mean over classes of k_c / n_c, when the classes are imbalanced (more than IMBALANCE apart); else None."""
+        sizes = [n for _, n in self.per_class.values() if n]
+        if not sizes or max(sizes) <= IMBALANCE * min(sizes):
+            return None
+        return math.fsum(k / n for k, n in self.per_class.values() if n) / len(sizes)
+
+    def intervals(self) -> dict[str, Interval]:
+        """95 % Clopper-Pearson interval of each rate that the row has: clean_acc, robust_acc, attack_success."""
+        return {name: rate.exact for name, rate in self._rates().items() if rate is not None}
+
+    def _rates(self) -> dict[str, Rate | None]:
+        return {"clean_acc": self.clean, "robust_acc": self.robust, "attack_success": self.success}
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object: the fields, the derived fractions and their intervals."""
+        rates = {name: None if rate is None else rate.value for name, rate in self._rates().items()}
+        derived = {**rates, "intervals": {name: list(pair) for name, pair in self.intervals().items()}, "balanced_acc": self.balanced_acc}
+        return {"schema_version": SCHEMA_VERSION, "type": "eval", **_plain(self), **derived}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> EvalRow:
+        """The row again. Raises DataError E-RECORD: another type, missing or unknown keys, or fractions that are not its counts'."""
+        return _rebuild(cls, row, "eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRow:
+    """State of a training run at one step.
+
+    Args:
+        step: optimiser steps done. epoch: step / steps per epoch. lr: learning rate of the last step.
+        loss: mean total loss since the last row. parts: means of its parts by name.
+        clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured.
+        images_per_second: training throughput. waiting_share: part of the time spent waiting for data, in [0, 1].
+        seconds: since the start of the run. passes_per_sample: forward + backward passes of one step per image.
+        norm, eps, attack, params, seed, hashes: as in `EvalRow`; the attack is the validation's.
+
+    Raises ValueError when a value is not finite or a rate is not a count of n.
+    """
+
+    step: int
+    epoch: float
+    lr: float
+    loss: float
+    norm: str
+    eps: float
+    n: int = 0
+    clean_acc: float | None = None
+    robust_acc: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    images_per_second: float = 0.0
+    waiting_share: float = 0.0
+    seconds: float = 0.0
+    passes_per_sample: float = 0.0
+    attack: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    hashes: Hashes = field(default_factory=Hashes)
+
+    def __post_init__(self) -> None:
+        names = ("epoch", "lr", "loss", "eps", "images_per_second", "waiting_share", "seconds", "passes_per_sample")
+        _finite(**{name: getattr(self, name) for name in names}, **self.parts)
+        for name, value in (("clean_acc", self.clean_acc), ("robust_acc", self.robust_acc)):
+            if value is not None and (self.n < 1 or not 0 <= value <= 1 or abs(value * self.n - round(value * self.n)) > 1e-6 * self.n):
+                raise ValueError(f"{name}={value} is not a count of n={self.n}")
+
+    @property
+    def clean(self) -> Rate | None:
+        """Right on clean validation images, or None."""
+        return None if self.clean_acc is None else Rate(round(self.clean_acc * self.n), self.n)
+
+    @property
+    def robust(self) -> Rate | None:
+        """Right on attacked validation images, over all of them, or None."""
+        return None if self.robust_acc is None else Rate(round(self.robust_acc * self.n), self.n)
+
+    def intervals(self) -> dict[str, Interval]:
+        """95 % Clopper-Pearson interval of each accuracy that was measured."""
+        return {name: rate.exact for name, rate in (("clean_acc", self.clean), ("robust_acc", self.robust)) if rate is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object: the fields and the intervals."""
+        intervals = {name: list(pair) for name, pair in self.intervals().items()}
+        return {"schema_version": SCHEMA_VERSION, "type": "train", **_plain(self), "intervals": intervals}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> TrainRow:
+        """The row again. Raises DataError E-RECORD as `EvalRow.from_json`."""
+        return _rebuild(cls, row, "train")
+
+
+Row = TypeVar("Row", EvalRow, TrainRow)
+
+
+def read_rows(path: Path) -> list[EvalRow | TrainRow]:
+    """The rows of a JSON-lines file, in its order. A last line without a line break (a killed writer's) is left out.
+
+    Raises DataError E-RECORD naming file:line for anything that is not a row, or when the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the records: {error}", where=str(path), code="E-RECORD") from error
+    lines = text.split("\n")[:-1]
+    rows: list[EvalRow | TrainRow] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append(TrainRow.from_json(row) if isinstance(row, dict) and row.get("type") == "train" else EvalRow.from_json(row))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not a JSON object: {error}", where=f"{path}:{number}", code="E-RECORD") from error
+        except DataError as error:
+            raise DataError(error.what, where=f"{path}:{number}", hint=error.hint, code=error.code) from error
+    return rows
+
+
+def _rebuild(cls: type[Row], row: Any, kind: str) -> Row:
+    """`row` as an object, checked: derived values must be what its counts give."""
+    hint = "records are written by robustcli and not edited by hand; measure again"
+    if not isinstance(row, Mapping) or row.get("type") != kind or row.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(f"not a row of type {kind!r}, schema version {SCHEMA_VERSION}", hint=hint, code="E-RECORD")
+    try:
+        known = {name: value for name, value in row.items() if name in {f.name for f in fields(cls)}}
+        for name in known.keys() & {"k", "clean_k", "n", "step", "seed"}:
+            if type(known[name]) is not int:
+                raise TypeError(f"{name}={known[name]!r} is not a whole number")
+        known["hashes"] = Hashes(**known["hashes"])
+        if "per_class" in known:
+            known["per_class"] = {name: (right, total) for name, (right, total) in known["per_class"].items()}
+        built = cls(**known)
+        again = built.to_json()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"not a row of type {kind!r}: {error}", hint=hint, code="E-RECORD") from error
+    if differing := sorted(set(row) ^ set(again)) or [name for name in again if not _same(row[name], again[name])]:
+        raise DataError(f"{differing[0]} of a row of type {kind!r} does not follow from its counts", hint=hint, code="E-RECORD")
+    return built
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal; floats to 1e-9, since another scipy may round an interval differently."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+    return bool(a == b)
+
+
+def _plain(value: Any) -> Any:
+    """In terms of JSON: what `json.loads` gives back."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _finite(**values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value} is not finite")

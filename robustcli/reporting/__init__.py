@@ -1,0 +1,1 @@
+"""Tables, plots, galleries and summaries, made from records alone: never from a model, never with torch."""

@@ -1,0 +1,1 @@
+"""What a run stands on: files that survive a kill, locks, signals, devices, seeds. Nothing is imported here."""

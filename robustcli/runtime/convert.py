@@ -1,0 +1,153 @@
+"""Turns one foreign PyTorch file into safetensors, in a process that has nothing to lose. Run as a script by `weights`.
+
+    python -I convert.py SOURCE '["directories of torch and safetensors"]'     in an empty working directory
+
+Writes ``out.safetensors`` and ``report.json`` there. This is the only file of the project that may call torch.load, always
+with weights_only=True; around it stand limits on memory, CPU time and file size, no network where the system lets us
+drop it, and an audit hook that ends the process when anything tries to start a program, open a socket or a library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+MIB = 1 << 20
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.", "ctypes.", "os.remove", "os.rename")
+
+
+class Refused(Exception):
+    """The file asks for something that plain weights never need."""
+
+
+def main(source: str, search: list[str]) -> str:
+    """Convert; returns "" or the reason. The outcome goes to report.json: ok | refused | damaged | limit."""
+    _leave_network()
+    sys.path += search  # behind everything else: isolated mode hides a user's site-packages
+    outcome, detail = "ok", ""
+    try:
+        with open(source, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            check_archive(file, size)
+            convert(file, size, confine)
+    except Refused as error:
+        outcome, detail = "refused", str(error)
+    except MemoryError:
+        outcome, detail = "limit", "it needs far more memory than its size"
+    except Exception as error:
+        outcome, detail = classify(error)
+    with open("report.json", "w", encoding="utf-8") as report:
+        json.dump({"outcome": outcome, "detail": detail[:500]}, report)
+    return detail
+
+
+def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
+    """Load `file`, unwrap the state dict and write out.safetensors. confine: called between the imports and the load."""
+    import safetensors.torch
+    import torch
+
+    torch.set_num_threads(1)
+    confine(size)
+    state = unwrap(torch.load(file, map_location="cpu", weights_only=True))
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(f"entry {str(name)[:100]!r} is a {type(value).__name__}, not a named tensor")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise ValueError(f"tensor {name!r} is sparse, quantised or without data")
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > 4 * size + MIB:  # stride-0 tensors claim terabytes of one number
+        raise Refused(f"its tensors claim {claimed} bytes, the file has {size}")
+    safetensors.torch.save_file({name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}, "out.safetensors")
+
+
+def unwrap(loaded: Any) -> dict[Any, Any]:
+    """The state dict inside ``{"state_dict": {...}, "epoch": 3}`` and the like. Raises ValueError when there is none."""
+    for _ in range(3):
+        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
+        if inner is None:
+            break
+        loaded = inner
+    if not isinstance(loaded, dict) or not loaded:
+        raise ValueError(f"holds a {type(loaded).__name__}, not a state dict")
+    return loaded
+
+
+def check_archive(file: BinaryIO, size: int) -> None:
+    """A zip must be what torch.save writes: stored, not deflated, no longer inside than outside, no TorchScript. Raises Refused."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+        if any(os.path.basename(entry.filename) == "constants.pkl" for entry in entries):
+            raise Refused("a TorchScript archive is a program")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+            raise Refused("compressed or overlapping archive entries")
+    file.seek(0)
+
+
+def classify(error: Exception) -> tuple[str, str]:
+    """(outcome, one line) of what torch.load raised: weights_only says "Weights only load failed" when the file names code."""
+    text = str(error)
+    if "eights only load failed" in text or "weights_only" in text or "weights-only" in text:
+        named = re.search(r"GLOBAL [\w.]+|Unsupported [^.\n]{1,100}|Can only [^.\n]{1,100}|Trying to [^.\n]{1,100}", text)
+        return "refused", named[0] if named else "weights_only does not accept it"
+    if "alloc" in text and "memory" in text:
+        return "limit", "it needs far more memory than its size"
+    return "damaged", (text.strip() or type(error).__name__).partition("\n")[0]
+
+
+def confine(size: int) -> None:
+    """From here on: bounded memory, CPU time and file size, no core dump, no new programs. Each bound only where the system has it."""
+    if sys.platform != "win32":
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        bounds = {
+            resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + 30 + size // (10 * MIB),
+            resource.RLIMIT_FSIZE: 5 * size + 16 * MIB,
+            resource.RLIMIT_CORE: 0,
+        }
+        mapped = _mapped_bytes()
+        if mapped:
+            bounds[resource.RLIMIT_AS] = mapped + 8 * size + 512 * MIB
+        for kind, bound in bounds.items():
+            hard = resource.getrlimit(kind)[1]
+            value = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+            try:
+                resource.setrlimit(kind, (value, value))
+            except (ValueError, OSError):
+                continue  # macOS refuses RLIMIT_AS; weights_only and the other bounds still stand
+    sys.addaudithook(_watch)
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if event.startswith(FORBIDDEN):
+        os.write(2, f"forbidden: {event}\n".encode())
+        os._exit(99)
+
+
+def _leave_network() -> None:
+    """A network namespace of our own, without any interface: as root directly, else together with a user namespace. Linux only."""
+    if sys.platform == "linux":
+        new_net, new_user = 0x40000000, 0x10000000
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(new_net) != 0:
+            libc.unshare(new_net | new_user)
+
+
+def _mapped_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1], json.loads(sys.argv[2])) else 0)

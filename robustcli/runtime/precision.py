@@ -1,0 +1,97 @@
+"""Which floating type the work runs in; bf16 only where the hardware has it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+
+import torch
+
+from robustcli.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
+def resolve(precision: str, device: torch.device, warn: Callable[[str], None] = _warn) -> torch.dtype:
+    """auto = bf16 where `device` computes in it natively, else fp32; a named type as named.
+
+    Args:
+        precision: auto | fp32 | bf16 | fp16.
+        device: where the work runs.
+        warn: told when bf16 is asked for where it is emulated (slower, same answers as bf16 elsewhere).
+
+    Raises UsageError: unknown name, or fp16 on a CPU.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if bf16_native(device) else torch.float32
+    if precision not in DTYPES:
+        raise UsageError(f"unknown precision {precision!r}", where="precision", hint="use auto, fp32, bf16 or fp16")
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 does not train on a CPU", where="precision", hint="use auto, bf16 or fp32")
+    if precision == "bf16" and not bf16_native(device):
+        warn(f"bf16 is emulated on {device}: slower than fp32; precision=auto picks the faster one")
+    return DTYPES[precision]
+
+
+def bf16_native(device: torch.device) -> bool:
+    """Whether matrix products in bf16 run in hardware: AMX-BF16, AVX512-BF16 or ARM BF16 on a CPU, compute capability >= 8.0 on CUDA."""
+    return _bf16_native(device.type, device.index or 0)
+
+
+@cache
+def _bf16_native(kind: str, index: int) -> bool:
+    if kind == "cpu":
+        has_kernels: Callable[[], bool] = torch.backends.mkldnn.is_available
+        return has_kernels() and "bf16" in cpu_features()
+    if kind == "cuda" and torch.cuda.is_available():
+        hip = getattr(torch.version, "hip", None) is not None
+        return bool(torch.cuda.is_bf16_supported()) if hip else torch.cuda.get_device_capability(index) >= (8, 0)
+    return False
+
+
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """Of {avx2, avx512, amx, bf16} those that the CPU has, from PyTorch's public table, else its private tests, else the system's list."""
+    for source in (_from_public, _from_private, _from_system):
+        flags = source()
+        if flags is not None:
+            return frozenset(flags)
+    return frozenset()
+
+
+def cpu_capability() -> str:
+    """``AVX512 + AMX, bf16``: PyTorch's kernel level and what else counts here."""
+    extra = [name.upper() if name == "amx" else name for name in ("amx", "bf16") if name in cpu_features()]
+    return " + ".join([torch.backends.cpu.get_cpu_capability(), *extra])
+
+
+def _from_public() -> set[str] | None:
+    table = getattr(torch.cpu, "get_capabilities", lambda: None)()
+    if not table:
+        return None
+    keys = {"avx2": ("avx2",), "avx512": ("avx512_f",), "amx": ("amx_tile",), "bf16": ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")}
+    return {name for name, aliases in keys.items() if any(table.get(alias) is True for alias in aliases)}
+
+
+def _from_private() -> set[str] | None:
+    tests = {"avx2": "_is_avx2_supported", "avx512": "_is_avx512_supported", "amx": "_is_amx_tile_supported", "bf16": "_is_avx512_bf16_supported"}
+    found = {name: getattr(torch.cpu, test, None) for name, test in tests.items()}
+    if any(test is None for test in found.values()):
+        return None
+    flags = {name for name, test in found.items() if test is not None and test()}
+    return flags | ({"bf16"} if "amx" in flags else set())  # no CPU has AMX tiles without AMX-BF16
+
+
+def _from_system() -> set[str] | None:
+    try:
+        words = set(Path("/proc/cpuinfo").read_text("utf-8", "replace").split())
+    except OSError:
+        return None
+    keys = {"avx2": {"avx2"}, "avx512": {"avx512f"}, "amx": {"amx_tile"}, "bf16": {"amx_bf16", "avx512_bf16", "bf16"}}
+    return {name for name, flags in keys.items() if flags & words}

@@ -1,0 +1,85 @@
+"""Seeds of the global generators, and a record of what a result was computed with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import random
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from robustcli.errors import UsageError
+from robustcli.runtime.device import asked, cpu_name, driver_version
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def seed_all(seed: int, deterministic: bool = False) -> None:
+    """Seed python, numpy and torch (all devices); with `deterministic`, operations without a deterministic kernel raise.
+
+    The draws of attacks and data order do not use these generators (they are keyed by sample); layers' initial weights do.
+    Raises UsageError outside 0 <= seed < 2^63.
+    """
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed {seed} is not in [0, 2^63)", where="seed")
+    random.seed(seed)
+    numpy.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = False  # it times kernels and may pick another one in the next run
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on besides config and data. A value that cannot be had is None; never raises.
+
+    Keys: robustcli, code (SHA-256 of our source), python, platform, cpu, threads, torch, torchvision, numpy, safetensors,
+    cuda, cudnn, driver, gpus (names).
+    """
+    questions: dict[str, Callable[[], Any]] = {
+        "robustcli": lambda: metadata.version("robustcli"),
+        "code": code_hash,
+        "python": platform.python_version,
+        "platform": platform.platform,
+        "cpu": cpu_name,
+        "threads": torch.get_num_threads,
+        "torch": lambda: str(torch.__version__),
+        "torchvision": lambda: metadata.version("torchvision"),
+        "numpy": lambda: metadata.version("numpy"),
+        "safetensors": lambda: metadata.version("safetensors"),
+        "cuda": lambda: torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version,
+        "driver": driver_version,
+        "gpus": lambda: [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    return {key: asked(question)[0] for key, question in questions.items()}
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """SHA-256 over the path and content of every ``robustcli/**/*.py``; ``unknown`` where the source cannot be read (a zip)."""
+    return hash_tree(PACKAGE)
+
+
+def hash_tree(root: Path) -> str:
+    """SHA-256 over (relative path, length, content) of the ``*.py`` files below `root`, in the order of their paths."""
+    try:
+        files = sorted((path.relative_to(root).as_posix(), path.read_bytes()) for path in root.rglob("*.py") if path.is_file())
+    except OSError:
+        return "unknown"
+    if not files:
+        return "unknown"
+    digest = hashlib.sha256()
+    for name, data in files:
+        digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,54 @@
+"""torch's own optimisers under the names a config uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from robustcli.registry import optimizers
+
+
+def groups(model: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict[str, object]]:
+    """Two parameter groups: weights of two or more dimensions decay; biases and BatchNorm do so only with decay_norms."""
+    named = [p for p in model.parameters() if p.requires_grad]
+    flat = [p for p in named if p.dim() < 2 and not decay_norms]
+    deep = [p for p in named if p.dim() >= 2 or decay_norms]
+    return [g for g in ({"params": deep, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}) if g["params"]]
+
+
+def _check(lr: float, weight_decay: float) -> None:
+    if not lr > 0 or not weight_decay >= 0:
+        raise ValueError(f"lr must be > 0 and weight_decay >= 0, got {lr} and {weight_decay}")
+
+
+@optimizers.register("sgd")
+def sgd(
+    model: nn.Module, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = True, decay_norms: bool = False
+) -> torch.optim.Optimizer:
+    """v = m v + g + wd w;  w = w - lr (g + m v) with Nesterov, else w - lr v.
+
+    Args:
+        lr: peak rate, > 0; the schedule multiplies it. momentum: in [0, 1). weight_decay: >= 0.
+        decay_norms: let biases and BatchNorm decay too.
+
+    Raises ValueError if out of range. Source: torch.optim.SGD; the settings of Rice et al., arXiv:2002.11569.
+    """
+    _check(lr, weight_decay)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+    return torch.optim.SGD(groups(model, weight_decay, decay_norms), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+
+
+@optimizers.register("adamw")
+def adamw(
+    model: nn.Module, *, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, weight_decay: float = 0.01, decay_norms: bool = False
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay.
+
+    Args:
+        lr: peak rate, > 0. beta1, beta2: in [0, 1). weight_decay: >= 0. decay_norms: let biases and BatchNorm decay too.
+
+    Raises ValueError if out of range. Source: Loshchilov & Hutter, ICLR 2019, arXiv:1711.05101.
+    """
+    _check(lr, weight_decay)
+    return torch.optim.AdamW(groups(model, weight_decay, decay_norms), lr=lr, betas=(beta1, beta2))

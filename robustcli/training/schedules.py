@@ -1,0 +1,69 @@
+"""Learning-rate schedules: a factor on the peak rate as a function of t in (0, 1), the share of all steps done.
+
+t is taken at the middle of a step, (step + 1/2) / steps, so no step has rate zero. Schedules run on steps, never on the
+clock, so a resumed run repeats them exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+from robustcli.registry import schedules
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+@schedules.register("constant")
+def constant(t: float) -> float:
+    """factor = 1."""
+    return 1.0
+
+
+@schedules.register("step")
+def step(t: float, *, milestones: tuple[float, ...] = (0.5, 0.75), gamma: float = 0.1) -> float:
+    """factor = gamma^(number of milestones passed); milestones are shares of all steps in (0, 1).
+
+    Raises ValueError if a milestone is outside (0, 1) or gamma <= 0. Source: Rice et al., ICML 2020, arXiv:2002.11569.
+    """
+    if not gamma > 0 or any(not 0 < m < 1 for m in milestones):
+        raise ValueError(f"milestones must be in (0, 1) and gamma > 0, got {milestones} and {gamma}")
+    return float(gamma ** sum(t >= m for m in milestones))
+
+
+@schedules.register("cyclic")
+def cyclic(t: float, *, peak: float = 0.5) -> float:
+    """factor = t / peak up to the peak, then (1 - t) / (1 - peak): one triangle.
+
+    Raises ValueError if peak is outside [0, 1). Source: Wong et al., ICLR 2020, arXiv:2001.03994.
+    """
+    _share("peak", peak)
+    return t / peak if t < peak else (1 - t) / (1 - peak)
+
+
+@schedules.register("one_cycle")
+def one_cycle(t: float, *, warmup: float = 0.25, start: float = 0.04, end: float = 0.0) -> float:
+    """factor rises from `start` to 1 over `warmup`, then falls to `end`, both by half a cosine.
+
+    Args:
+        warmup: share of all steps, in [0, 1). start, end: factors, in [0, 1].
+
+    Raises ValueError if out of range. Source: Smith & Topin, 2018, arXiv:1708.07120.
+    """
+    _share("warmup", warmup)
+    if not (0 <= start <= 1 and 0 <= end <= 1):
+        raise ValueError(f"start and end must be in [0, 1], got {start} and {end}")
+    low, share = (start, 1 - t / warmup) if t < warmup else (end, (t - warmup) / (1 - warmup))
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@schedules.register("cosine")
+def cosine(t: float, *, warmup: float = 0.0) -> float:
+    """factor = t / warmup in the warm-up, then half a cosine from 1 to 0.
+
+    Raises ValueError if warmup is outside [0, 1). Source: Loshchilov & Hutter, ICLR 2017, arXiv:1608.03983.
+    """
+    _share("warmup", warmup)
+    return t / warmup if t < warmup else 0.5 * (1 + math.cos(math.pi * (t - warmup) / (1 - warmup)))

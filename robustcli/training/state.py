@@ -1,0 +1,54 @@
+"""What a training run must remember besides the weights, as named tensors and plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.errors import CheckpointError
+
+_SEP = "\x1f"
+
+
+def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser state as {"parameter name<US>slot": tensor}; learning rates come from the schedule, not from here."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    packed: dict[str, Tensor] = {}
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            if value is not None:
+                packed[f"{names[parameter]}{_SEP}{slot}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return packed
+
+
+def unpack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor], *, where: str = "") -> None:
+    """Inverse of `pack_optimizer`. Raises CheckpointError for a parameter or shape the model does not have."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, value in packed.items():
+        name, _, slot = key.partition(_SEP)
+        parameter = parameters.get(name)
+        if parameter is None or (value.dim() > 0 and value.shape != parameter.shape):
+            raise CheckpointError(f"optimizer state for {name!r} does not fit this model", where=where, hint="resume with the configuration of the run")
+        if value.dim() > 0:  # momentum follows its parameter's memory format, so that a resumed step runs the same kernels
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][slot] = value
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of torch's own generator during one step (dropout): nothing to save, the same after a resume."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready copy of numbers, strings, lists and maps; tensors of one element become numbers."""
+    if isinstance(value, Tensor):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value

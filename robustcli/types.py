@@ -1,0 +1,46 @@
+"""Words shared by all floors: what a classifier, a batch and a loss are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+from robustcli.core.geometry import Ball
+from robustcli.core.random import RowRandom
+
+#: Pixels [B, C, H, W] in [0, 1] -> logits [B, K]. Normalisation is inside.
+Classifier: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees of one training batch.
+
+    Args:
+        x: clean pixels [B, C, H, W] in [0, 1], after augmentation.
+        y: labels int64 [B].
+        x_adv: attacked pixels, in `ball` around x; x itself when the objective has no inner attack.
+        ids: int64 [B], index in the stored split.
+        ball: the threat.
+        rng: one random stream per row.
+        y_soft: label distribution [B, K] when an augmentation mixes images, else None.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor
+    ids: Tensor
+    ball: Ball
+    rng: RowRandom
+    y_soft: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """`total` is the scalar to minimise; `parts` are named scalars for the log."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,142 @@
+"""What the oracle remembers: best points, fallen rows, passes."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+
+NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).requires_grad_(False)
+X = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+Y = NET(X).argmax(1)
+
+
+def oracle(**more):
+    return Oracle(NET, X, Criterion(Y), rng=RowRandom(0, "start", torch.arange(6)), **more)
+
+
+def test_last_returns_the_last_point_and_counts_two_passes_a_step():
+    o = oracle()
+    for _ in range(3):
+        o.gradient(X)
+    z = X + 0.1
+    assert torch.equal(o.result(z), z) and (o.forward_rows, o.backward_rows) == (18, 18)
+
+
+def test_best_counts_the_final_point_and_the_clean_one():
+    """Traps: the final iterate never scored; the last iterate returned instead of the best."""
+    o = oracle(keep="best")
+    loss = o.criterion.bind("ce")
+    points = [X, (X + 0.3).clamp(0, 1), (X - 0.2).clamp(0, 1)]
+    for p in points[:2]:
+        o.gradient(p)
+    kept = o.result(points[2])
+    best = torch.stack([loss(NET(p)) for p in points]).amax(0)
+    hits = torch.stack([Criterion(Y).hit(NET(p)) for p in points]).any(0)
+    assert torch.equal(Criterion(Y).hit(NET(kept)), hits)
+    assert torch.allclose(loss(NET(kept))[~hits], best[~hits])
+    assert o.forward_rows == 24  # clean + two gradients + the final point
+
+
+def test_a_success_is_never_given_up_for_a_larger_loss():
+    o = Oracle(NET, X, Criterion(Y, (Y + 1) % 3), rng=RowRandom(0, "start", torch.arange(6)), keep="best")
+    won = X + 5 * NET[1].weight[(Y + 1) % 3].view(6, 1, 2, 2)
+    lost = X + 50 * NET[1].weight[(Y + 2) % 3].view(6, 1, 2, 2)
+    o.logits(won), o.logits(lost)
+    hit = Criterion(Y, (Y + 1) % 3).hit(NET(won))
+    assert hit.any() and torch.equal(o.result(lost)[hit], won[hit])
+
+
+def test_confirmed_rows_leave_and_all_rows_come_back():
+    seen = []
+
+    def watch(rows, candidates):
+        seen.append(rows.tolist())
+        return torch.ones(len(rows), dtype=torch.bool)
+
+    y = (Y + 1) % 3
+    o = Oracle(NET, X, Criterion(Y), rng=RowRandom(0, "start", torch.arange(6)), watch=watch)
+    moved = X.clone()
+    moved[1], moved[4] = (X + 9 * NET[1].weight[y].view(6, 1, 2, 2))[[1, 4]]
+    hit = Criterion(Y).hit(NET(moved))
+    o.gradient(moved)
+    (left, ids) = o.compact(moved, torch.arange(6))
+    assert hit.sum() >= 1 and seen == [hit.nonzero()[:, 0].tolist()]
+    assert torch.equal(ids, (~hit).nonzero()[:, 0]) and o.alive == len(ids) and torch.equal(o.rng.ids, ids)
+    o.gradient(left)  # per-row labels have left with their rows
+    back = o.result(left)
+    assert back.shape == X.shape and torch.equal(back[hit], moved[hit])
+
+
+def test_unconfirmed_rows_stay():
+    o = oracle(watch=lambda rows, z: torch.zeros(len(rows), dtype=torch.bool))
+    o.gradient(X.flip(0))
+    assert o.compact(X)[0] is X and o.alive == 6
+
+
+def test_restarts_keep_the_worst():
+    """Trap: restarts that overwrite every sample."""
+    o = oracle()
+    loss = o.criterion.bind("ce")
+    points = [(X + 0.3).clamp(0, 1), X, (X - 0.3).clamp(0, 1)]
+    for p in points:
+        o.score(p)
+    kept = o.result(points[-1])
+    assert (loss(NET(kept)) >= torch.stack([loss(NET(p)) for p in points]).amin(0) - 1e-6).all()
+    hits = torch.stack([Criterion(Y).hit(NET(p)) for p in points])
+    assert torch.equal(Criterion(Y).hit(NET(kept)), hits.any(0))
+
+
+class Explosive(nn.Module):
+    def forward(self, x):
+        return torch.cat((x.flatten(1), 1 / (x.flatten(1)[:, :1] - 0.5)), 1)
+
+
+def test_broken_gradients_become_zero_and_nan_never_wins():
+    x = torch.full((2, 1, 1, 2), 0.5)
+    x[1] = 0.7
+    o = Oracle(Explosive(), x, Criterion(torch.zeros(2, dtype=torch.int64)), rng=RowRandom(0, "start", torch.arange(2)), keep="best")
+    answer = o.gradient(x)
+    assert torch.isfinite(answer.grad).all() and torch.isfinite(o.result(x)).all()
+
+
+class Deaf(nn.Module):
+    def forward(self, x):
+        return torch.stack((x.flatten(1).round().sum(1), torch.zeros(len(x))), 1)
+
+
+def test_zero_gradients_are_counted():
+    o = Oracle(Deaf(), X, Criterion(Y.clamp_max(1)), rng=RowRandom(0, "start", torch.arange(6)), keep="best")
+    o.gradient(X)
+    assert (o.zero_gradient_rows, o.asked_rows) == (6, 6)
+
+
+def test_stop_interrupts_between_passes():
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("stop")
+
+    o = oracle(stop=stop)
+    with pytest.raises(RuntimeError, match="stop"):
+        for _ in range(5):
+            o.gradient(X)
+    assert o.forward_rows == 12
+
+
+def test_no_gradient_reaches_the_parameters():
+    """Trap: gradients leaking into parameters through `.backward()`."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with frozen(net):
+        Oracle(net, X, Criterion(Y), rng=RowRandom(0, "start", torch.arange(6))).gradient(X)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_an_empty_batch_asks_nothing():
+    o = Oracle(NET, X[:0], Criterion(Y[:0]), rng=RowRandom(0, "start", torch.arange(0)), keep="best")
+    assert len(o.gradient(X[:0]).grad) == 0 and len(o.result(X[:0])) == 0

@@ -1,0 +1,106 @@
+"""The search twin equals its model, follows its training, and is refused when in doubt."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli.core.twin import SearchTwin
+
+
+class Residual(nn.Module):
+    """conv-bn pairs that fold, one BatchNorm after a sum that must not, one convolution read twice that must not."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.b1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.c2, self.b2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b3, self.c4, self.b4 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.b1(self.c1(x)))
+        h = torch.relu(self.b3(h + self.b2(self.c2(h))))
+        twice = self.c4(h)
+        return self.head((self.b4(twice) + twice).mean((2, 3)))
+
+
+def trained(net, seed=0):
+    torch.manual_seed(seed)
+    net.train()
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.rand(16, 3, 8, 8))
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net.eval()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_folds_only_what_is_proven_and_agrees(channels_last):
+    net, x = trained(Residual()), torch.rand(5, 3, 8, 8)
+    twin = SearchTwin(net, channels_last=channels_last)
+    assert twin.traced and twin.folded == 2
+    assert torch.allclose(twin(x), net(x), atol=1e-5) and twin.parity(x) == ""
+
+
+def test_input_gradients_agree():
+    net, x = trained(Residual()), torch.rand(5, 3, 8, 8, requires_grad=True)
+    (a,) = torch.autograd.grad(net(x).square().sum(), x)
+    (b,) = torch.autograd.grad(SearchTwin(net)(x).square().sum(), x)
+    assert torch.allclose(a, b, atol=1e-4 * float(a.abs().max()))
+
+
+def test_refresh_follows_training_and_the_original_is_untouched():
+    net, x = trained(Residual()), torch.rand(5, 3, 8, 8)
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    twin = SearchTwin(net)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and all(p.requires_grad for p in net.parameters())
+    trained(net, seed=1)
+    assert twin.parity(x) != ""
+    twin.refresh()
+    assert twin.parity(x) == ""
+
+
+def test_bf16_is_close_and_returns_float32():
+    net, x = trained(Residual()), torch.rand(5, 3, 8, 8)
+    twin = SearchTwin(net, dtype=torch.bfloat16)
+    assert twin(x).dtype == torch.float32 and twin.parity(x) == ""
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.bn(self.conv(x))
+        if h.mean() > 1e9:  # depends on the data
+            h = h * 0
+        return self.head(h.mean((2, 3)))
+
+
+def test_an_untraceable_model_keeps_its_batchnorm_and_agrees():
+    net, x = trained(Untraceable()), torch.rand(5, 3, 8, 8)
+    twin = SearchTwin(net, dtype=torch.bfloat16)
+    assert not twin.traced and twin.folded == 0 and twin.parity(x) == ""
+
+
+class Noisy(Untraceable):
+    def forward(self, x):
+        return super().forward(x + 0.5 * torch.rand_like(x))
+
+
+class Gate(nn.Module):
+    """A branch that tracing freezes at whatever held while it traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) * (1 if torch.is_grad_enabled() else -1)
+
+
+@pytest.mark.parametrize("net", [Noisy(), Gate()])
+def test_doubt_means_the_plain_model(net):
+    assert SearchTwin(net.eval()).parity(torch.rand(5, 3, 8, 8)) != ""
