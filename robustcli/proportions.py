@@ -13,7 +13,7 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
     """Exact two-sided interval of a proportion:  [B(a/2; k, n-k+1), B(1-a/2; k+1, n-k)],  a = 1 - level, B the beta quantile.
 
     It covers the true proportion with probability >= level for every n; 0 and 1 are its ends at k = 0 and k = n.
-    Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1. Source: Clopper and Pearson, Biometrika 26, 1934.
+    Of no samples (n = 0) nothing is known: [0, 1]. Raises ValueError unless 0 <= k <= n and 0 < level < 1. Source: Clopper and Pearson, Biometrika 26, 1934.
     """
     from scipy.special import betaincinv  # scipy.stats gives the same numbers, a second later
 
@@ -27,10 +27,12 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     """Score interval of a proportion:  (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  p = k/n.
 
-    Closer to its level on average than Clopper-Pearson: for display. Raises ValueError as `clopper_pearson`.
+    Closer to its level on average than Clopper-Pearson: for display. n = 0 and errors as for `clopper_pearson`.
     Source: Wilson, JASA 22, 1927.
     """
     _check(k, n, level)
+    if not n:
+        return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + level / 2)
     p, extra = k / n, z * z / n
     middle = (p + extra / 2) / (1 + extra)
@@ -38,22 +40,23 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     return (0.0 if k == 0 else max(0.0, middle - half)), (1.0 if k == n else min(1.0, middle + half))
 
 
-def _check(k: int, n: int, level: float = 0.95) -> None:
-    if n < 1 or not 0 <= k <= n:
-        raise ValueError(f"a proportion needs 0 <= k <= n and n >= 1, got k={k}, n={n}")
+def _check(k: int, n: int, level: float) -> None:
+    if not 0 <= k <= n:
+        raise ValueError(f"a proportion needs 0 <= k <= n, got k={k}, n={n}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """k of n."""
+    """k of n. Raises ValueError unless 0 <= k <= n and n >= 1."""
 
     k: int
     n: int
 
     def __post_init__(self) -> None:
-        _check(self.k, self.n)
+        if self.n < 1 or not 0 <= self.k <= self.n:
+            raise ValueError(f"a rate needs 0 <= k <= n and n >= 1, got k={self.k}, n={self.n}")
 
     @property
     def value(self) -> float:

@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from robustcli.errors import DataError
 from robustcli.proportions import Interval, Rate, clopper_pearson, wilson
 
-__all__ = ["EvalRow", "Hashes", "Interval", "Rate", "TrainRow", "clopper_pearson", "read_rows", "wilson"]
+__all__ = ["EvalRow", "Interval", "Rate", "TrainRow", "clopper_pearson", "eval_rows", "read_rows", "train_rows", "wilson"]
 
 SCHEMA_VERSION = 1
 #: A set is imbalanced when its largest class has more than this many times the samples of its smallest.
 IMBALANCE = 1.5
-
-
-@dataclass(frozen=True)
-class Hashes:
-    """SHA-256 of what a number depends on; empty when it was not computed."""
-
-    model: str = ""
-    data: str = ""
-    config: str = ""
-    code: str = ""
+EVAL_KINDS = ("clean", "attack", "worst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,50 +32,58 @@ class EvalRow:
         kind: "clean"; "attack": under this attack (in a list: and all before it, each runs on what is left);
             "worst": under all attacks of the list, per sample.
         norm, eps: the ball, in pixel units of [0, 1].
-        attack, params: name and bound parameters; empty for clean. label: its name in tables, "pgd-20".
-        k: samples that are right under the attack (clean: right on the clean image).
-        clean_k: samples that are right on the clean image.
-        broken: of these, the ones that the attack broke; None means clean_k - k.
+        correct: samples that are right under the attack (clean: right on the clean image).
+        clean_correct: samples that are right on the clean image.
+        broken: of these, the ones that the attack broke; None means clean_correct - correct.
         n: samples measured, >= 1.
+        attack, params: name and bound parameters; empty for clean. label: its name in tables when it has another.
+        data, split, model: names of what was measured.
         seconds: wall time. passes_per_sample: forward + backward passes of the model per sample.
-        seed: of all draws. hashes: what was measured. per_class: class name -> (k, n) of the class.
+        seed: of all draws. hashes: name -> SHA-256 of what the number depends on (model, data, config, code).
+        per_class: class name -> (correct, n) of the class.
 
     Raises ValueError when the counts contradict each other.
     """
 
-    kind: Literal["clean", "attack", "worst"]
+    kind: str
     norm: str
     eps: float
-    k: int
-    clean_k: int
+    correct: int
+    clean_correct: int
     n: int
     attack: str = ""
     label: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     broken: int | None = None
+    data: str = ""
+    split: str = ""
+    model: str = ""
     seconds: float = 0.0
     passes_per_sample: float = 0.0
     seed: int = 0
-    hashes: Hashes = field(default_factory=Hashes)
-    per_class: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    per_class: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("clean", "attack", "worst"):
-            raise ValueError(f"kind {self.kind!r} is not clean, attack or worst")
-        if self.n < 1 or not 0 <= self.k <= self.n or not 0 <= self.clean_k <= self.n:
-            raise ValueError(f"counts k={self.k} and clean_k={self.clean_k} of n={self.n} samples")
-        _finite(eps=self.eps, seconds=self.seconds, passes_per_sample=self.passes_per_sample)
-        if self.kind == "clean" and self.k != self.clean_k:
-            raise ValueError(f"a clean row has one count, got k={self.k} and clean_k={self.clean_k}")
+        if self.kind not in EVAL_KINDS:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(EVAL_KINDS)}")
+        if self.n < 1 or not 0 <= self.correct <= self.n or not 0 <= self.clean_correct <= self.n:
+            raise ValueError(f"counts correct={self.correct} and clean_correct={self.clean_correct} of n={self.n} samples")
+        _finite({"eps": self.eps, "seconds": self.seconds, "passes_per_sample": self.passes_per_sample})
+        if self.kind == "clean" and self.correct != self.clean_correct:
+            raise ValueError(f"a clean row has one count, got correct={self.correct} and clean_correct={self.clean_correct}")
         if self.broken is None:
-            if self.k > self.clean_k:
-                raise ValueError(f"k={self.k} right under attack, but only clean_k={self.clean_k} on clean images: say how many were `broken`")
-        elif not 0 <= self.broken <= self.clean_k:
-            raise ValueError(f"broken={self.broken} of {self.clean_k} initially correct samples")
+            if self.correct > self.clean_correct:
+                raise ValueError(
+                    f"correct={self.correct} under attack, but only clean_correct={self.clean_correct} on clean images: say how many were `broken`"
+                )
+        elif not 0 <= self.broken <= self.clean_correct:
+            raise ValueError(f"broken={self.broken} of {self.clean_correct} initially correct samples")
+        object.__setattr__(self, "per_class", {name: (int(k), int(n)) for name, (k, n) in self.per_class.items()})  # lists, after JSON
         if self.per_class:
             right, total = (sum(pair[i] for pair in self.per_class.values()) for i in (0, 1))
-            if (right, total) != (self.k, self.n):
-                raise ValueError(f"the classes sum to {right} of {total}, the row says {self.k} of {self.n}")
+            if (right, total) != (self.correct, self.n):
+                raise ValueError(f"the classes sum to {right} of {total}, the row says {self.correct} of {self.n}")
 
     @property
     def title(self) -> str:
@@ -94,19 +93,19 @@ class EvalRow:
     @property
     def clean(self) -> Rate:
         """Right on the clean image, over all samples."""
-        return Rate(self.clean_k, self.n)
+        return Rate(self.clean_correct, self.n)
 
     @property
     def robust(self) -> Rate | None:
         """Right under attack, over all samples; None for a clean row."""
-        return None if self.kind == "clean" else Rate(self.k, self.n)
+        return None if self.kind == "clean" else Rate(self.correct, self.n)
 
     @property
     def success(self) -> Rate | None:
         """Broken, over the initially correct samples; None for a clean row, or when no sample was correct."""
-        if self.kind == "clean" or not self.clean_k:
+        if self.kind == "clean" or not self.clean_correct:
             return None
-        return Rate(self.clean_k - self.k if self.broken is None else self.broken, self.clean_k)
+        return Rate(self.clean_correct - self.correct if self.broken is None else self.broken, self.clean_correct)
 
     @property
     def balanced_acc(self) -> float | None:
@@ -127,12 +126,12 @@ class EvalRow:
         """One JSON object: the fields, the derived fractions and their intervals."""
         rates = {name: None if rate is None else rate.value for name, rate in self._rates().items()}
         derived = {**rates, "intervals": {name: list(pair) for name, pair in self.intervals().items()}, "balanced_acc": self.balanced_acc}
-        return {"schema_version": SCHEMA_VERSION, "type": "eval", **_plain(self), **derived}
+        return {"schema_version": SCHEMA_VERSION, **_plain(self), **derived}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> EvalRow:
         """The row again. Raises DataError E-RECORD: another type, missing or unknown keys, or fractions that are not its counts'."""
-        return _rebuild(cls, row, "eval")
+        return _rebuild(cls, row, EVAL_KINDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ class TrainRow:
         clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured.
         images_per_second: training throughput. waiting_share: part of the time spent waiting for data, in [0, 1].
         seconds: since the start of the run. passes_per_sample: forward + backward passes of one step per image.
-        norm, eps, attack, params, seed, hashes: as in `EvalRow`; the attack is the validation's.
+        norm, eps, attack, params, data, model, seed, hashes: as in `EvalRow`; the attack is the validation's.
 
     Raises ValueError when a value is not finite or a rate is not a count of n.
     """
@@ -166,12 +165,14 @@ class TrainRow:
     passes_per_sample: float = 0.0
     attack: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    model: str = ""
     seed: int = 0
-    hashes: Hashes = field(default_factory=Hashes)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = ("epoch", "lr", "loss", "eps", "images_per_second", "waiting_share", "seconds", "passes_per_sample")
-        _finite(**{name: getattr(self, name) for name in names}, **self.parts)
+        _finite({**{f"parts.{name}": value for name, value in self.parts.items()}, **{name: getattr(self, name) for name in names}})
         for name, value in (("clean_acc", self.clean_acc), ("robust_acc", self.robust_acc)):
             if value is not None and (self.n < 1 or not 0 <= value <= 1 or abs(value * self.n - round(value * self.n)) > 1e-6 * self.n):
                 raise ValueError(f"{name}={value} is not a count of n={self.n}")
@@ -190,15 +191,22 @@ class TrainRow:
         """95 % Clopper-Pearson interval of each accuracy that was measured."""
         return {name: rate.exact for name, rate in (("clean_acc", self.clean), ("robust_acc", self.robust)) if rate is not None}
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any], **common: Any) -> TrainRow:
+        """A row from a flat mapping: names that are no fields are parts of the loss. `common`: fields all rows share."""
+        known = {f.name for f in fields(cls)}
+        parts = {name: float(value) for name, value in values.items() if name not in known}
+        return cls(**{**common, **{name: value for name, value in values.items() if name in known}, "parts": {**values.get("parts", {}), **parts}})
+
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the fields and the intervals."""
         intervals = {name: list(pair) for name, pair in self.intervals().items()}
-        return {"schema_version": SCHEMA_VERSION, "type": "train", **_plain(self), "intervals": intervals}
+        return {"schema_version": SCHEMA_VERSION, "kind": "train", **_plain(self), "intervals": intervals}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TrainRow:
         """The row again. Raises DataError E-RECORD as `EvalRow.from_json`."""
-        return _rebuild(cls, row, "train")
+        return _rebuild(cls, row, ("train",))
 
 
 Row = TypeVar("Row", EvalRow, TrainRow)
@@ -218,7 +226,7 @@ def read_rows(path: Path) -> list[EvalRow | TrainRow]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append(TrainRow.from_json(row) if isinstance(row, dict) and row.get("type") == "train" else EvalRow.from_json(row))
+            rows.append(TrainRow.from_json(row) if isinstance(row, dict) and row.get("kind") == "train" else EvalRow.from_json(row))
         except (ValueError, RecursionError) as error:
             raise DataError(f"not a JSON object: {error}", where=f"{path}:{number}", code="E-RECORD") from error
         except DataError as error:
@@ -226,25 +234,32 @@ def read_rows(path: Path) -> list[EvalRow | TrainRow]:
     return rows
 
 
-def _rebuild(cls: type[Row], row: Any, kind: str) -> Row:
+def eval_rows(path: Path) -> list[EvalRow]:
+    """The evaluation rows of a file; errors as `read_rows`."""
+    return [row for row in read_rows(path) if isinstance(row, EvalRow)]
+
+
+def train_rows(path: Path) -> list[TrainRow]:
+    """The training rows of a file; errors as `read_rows`."""
+    return [row for row in read_rows(path) if isinstance(row, TrainRow)]
+
+
+def _rebuild(cls: type[Row], row: Any, kinds: Sequence[str]) -> Row:
     """`row` as an object, checked: derived values must be what its counts give."""
     hint = "records are written by robustcli and not edited by hand; measure again"
-    if not isinstance(row, Mapping) or row.get("type") != kind or row.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(f"not a row of type {kind!r}, schema version {SCHEMA_VERSION}", hint=hint, code="E-RECORD")
+    if not isinstance(row, Mapping) or row.get("kind") not in kinds or row.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(f"not a row of kind {' or '.join(kinds)}, schema version {SCHEMA_VERSION}", hint=hint, code="E-RECORD")
     try:
         known = {name: value for name, value in row.items() if name in {f.name for f in fields(cls)}}
-        for name in known.keys() & {"k", "clean_k", "n", "step", "seed"}:
+        for name in known.keys() & {"correct", "clean_correct", "n", "step", "seed"}:
             if type(known[name]) is not int:
                 raise TypeError(f"{name}={known[name]!r} is not a whole number")
-        known["hashes"] = Hashes(**known["hashes"])
-        if "per_class" in known:
-            known["per_class"] = {name: (right, total) for name, (right, total) in known["per_class"].items()}
         built = cls(**known)
         again = built.to_json()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"not a row of type {kind!r}: {error}", hint=hint, code="E-RECORD") from error
+        raise DataError(f"not a row of kind {row['kind']}: {error}", hint=hint, code="E-RECORD") from error
     if differing := sorted(set(row) ^ set(again)) or [name for name in again if not _same(row[name], again[name])]:
-        raise DataError(f"{differing[0]} of a row of type {kind!r} does not follow from its counts", hint=hint, code="E-RECORD")
+        raise DataError(f"{differing[0]} does not follow from the counts of this row of kind {row['kind']}", hint=hint, code="E-RECORD")
     return built
 
 
@@ -268,7 +283,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _finite(**values: float) -> None:
+def _finite(values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"{name}={value} is not finite")

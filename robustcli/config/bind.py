@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -49,14 +49,14 @@ class Registries:
 
 def bind_spec(registry: AnyRegistry, spec: Spec, path: str) -> Bound:
     """`spec` bound to its entry of `registry`; `path` names it in messages. Raises ConfigError with every mistake of the spec."""
-    bound, faults = check_spec(registry, spec.name, spec.params, path)
+    bound, faults = check_spec(registry, spec.name, spec.params, path, list(type(spec).model_fields))
     if bound is None:
         raise config_error(faults)
     return bound
 
 
-def check_spec(registry: AnyRegistry, name: str, params: Mapping[str, Any], path: str) -> tuple[Bound | None, list[Fault]]:
-    """(bound, []) or (None, every mistake)."""
+def check_spec(registry: AnyRegistry, name: str, params: Mapping[str, Any], path: str, fields: Sequence[str] = ("name",)) -> tuple[Bound | None, list[Fault]]:
+    """(bound, []) or (None, every mistake). `fields`: keys of the spec that are no parameters, for the nearest key."""
     if name not in registry:
         return None, [Fault(f"{path}.name", f"unknown {registry.kind} {name[:80]!r}; {suggestion(name, registry.names())}known: {', '.join(registry.names())}")]
     fn = registry.get(name).fn
@@ -65,7 +65,7 @@ def check_spec(registry: AnyRegistry, name: str, params: Mapping[str, Any], path
     values: dict[str, Any] = {}
     for key, value in params.items():
         if key not in wanted:
-            hint = suggestion(key, list(wanted)).strip() or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
+            hint = suggestion(key, [*wanted, *fields]).strip() or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
             faults.append(Fault(f"{path}.{key}", f"no such parameter of {registry.kind} {name!r}; {hint}"))
             continue
         value, wrong = _coerce(wanted[key], value, f"{path}.{key}")
@@ -97,8 +97,11 @@ def strictly(annotation: Any) -> Any:
     if origin is None or origin is Literal:
         return annotation
     if origin is Annotated:
-        return Annotated[(strictly(args[0]), *args[1:])]
+        parts = (strictly(args[0]), *args[1:])
+        return Annotated[parts]
     inner = tuple(arg if arg is Ellipsis else strictly(arg) for arg in args)
     if origin in (Union, types.UnionType):
-        return Annotated[Union[inner], Field(union_mode="left_to_right")]  # noqa: UP007  (built at run time)
+        values = tuple(part for part in inner if part is not types.NoneType)
+        either = Annotated[Union[values], Field(union_mode="left_to_right")] if len(values) > 1 else values[0]  # noqa: UP007  (built at run time)
+        return Union[either, None] if len(values) < len(inner) else either  # noqa: UP007
     return origin[inner] if inner else annotation

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from robustcli.config.bind import Registries, check_spec
 from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.schema import known_keys, spec_fields
-from robustcli.config.spec import ModelConfig, ParamErrors, Spec, names_code
+from robustcli.config.spec import ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, Node, Path_, locate
 from robustcli.registry import Entry, suggestion
 
@@ -45,10 +45,13 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
     faults: list[Fault] = []
     for path, registry, cls, raw in _specs(data):
         name, params = raw.get("name"), {key: value for key, value in raw.items() if key not in cls.model_fields}
-        if not isinstance(name, str) or not name or (issubclass(cls, ModelConfig) and ModelConfig.of(name).is_reference):
+        if not isinstance(name, str) or not name:
+            continue
+        if issubclass(cls, ModelConfig) and is_reference(name):
+            faults += [Fault(f"model.{key}", "a run knows its model; no parameters can be set") for key in params if name.startswith("run:")]
             continue
         entries = getattr(registries, registry)
-        faults += check_spec(entries, name, params, ".".join(path))[1]
+        faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
         faults += _norm_faults(entries.get(name), data, ".".join(path)) if name in entries else []
     return faults + _dataset_faults(data, registries)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,9 @@ def explain(error: ErrorDetails) -> str:
         empty = "; the section is empty: remove it or give it keys" if error["input"] is None else ""
         return f"expected {_KINDS[kind]}, got {got}{empty}"
     if kind == "missing":
-        return "missing"
+        key, there = str(error["loc"][-1]), list(error["input"]) if isinstance(error["input"], dict) else []
+        near = difflib.get_close_matches(key, there, n=1)
+        return f"missing; did you mean it by {near[0]!r}?" if near else f"missing; write {{{key}: ...}}"
     if kind == "too_short":
         return f"needs at least {ctx['min_length']} of them, got {ctx['actual_length']}"
     if kind == "too_long":

@@ -9,7 +9,7 @@ from typing import Any
 
 from robustcli.config.number import resolve_plain
 from robustcli.config.schema import Config, known_keys, rules, text_keys
-from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert
+from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert, merge
 from robustcli.errors import ConfigError
 from robustcli.registry import suggestion
 
@@ -32,7 +32,7 @@ class Override:
 def parse_assignment(text: str, origin: str) -> Override:
     """`a.b=c` or `attacks.0.steps=40`. Raises ConfigError when there is no key or no `=`."""
     key, equals, value = text.partition("=")
-    key = key.strip()
+    key = key.strip(" ")
     if not equals:
         raise _assignment_error(origin, f"expected key=value such as ball.eps=8/255, got {text[:80]!r}")
     if not re.fullmatch(r"[^\s.=]+(\.[^\s.=]+)*", key):
@@ -61,7 +61,7 @@ def default_layer(verb_defaults: Mapping[str, Any] | None) -> tuple[Node, Node]:
     """(the schema's defaults, the verb's on top); keys of `verb_defaults` may be dotted."""
     over = Node({}, DEFAULT)
     for key, value in (verb_defaults or {}).items():
-        over = insert(over, key.split("."), from_python(value, DEFAULT), rules())
+        over = merge(over, insert(Node({}, DEFAULT), key.split("."), from_python(value, DEFAULT), rules()), rules(), [])
     return from_python(Config().model_dump(mode="json"), DEFAULT), over
 
 

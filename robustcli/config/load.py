@@ -6,7 +6,7 @@ The only module that imports yaml.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,10 @@ def _origins(config: Config, tree: Node) -> dict[str, str]:
 def _read_chain(path: Path, faults: list[Fault]) -> list[Node | None]:
     """The trees of `path` and of what it extends, the most basic first; None for a file that cannot be read to its end."""
     chain: list[Node | None] = []
-    seen: list[Path] = []
+    seen: list[str] = []
     text = read_text(path)
     while True:
-        seen.append(path.resolve())
+        seen.append(os.path.realpath(path))
         name = display(path)
         node = read_tree(text, name, faults)
         if node is None:
@@ -108,7 +108,7 @@ def _read_chain(path: Path, faults: list[Fault]) -> list[Node | None]:
         assert isinstance(node.value, dict)
         parent = node.value.pop("extends", None)
         chain.insert(0, node)
-        if parent is None:
+        if parent is None or parent.value is None:
             return chain
         try:
             path = _parent(path, parent, seen)
@@ -118,13 +118,13 @@ def _read_chain(path: Path, faults: list[Fault]) -> list[Node | None]:
             return [None, *chain]
 
 
-def _parent(path: Path, parent: Node, seen: list[Path]) -> Path:
+def _parent(path: Path, parent: Node, seen: list[str]) -> Path:
     """The file that `extends` names. Raises ConfigError."""
     name = parent.value
     if not isinstance(name, str) or not name.endswith(SUFFIXES) or Path(name).is_absolute() or not name.isprintable():
         raise ConfigError(f"expected a .yaml file relative to this one, got {shown(to_python(parent))}")
     base = path.parent / name
-    if base.resolve() in seen:
+    if os.path.realpath(base) in seen:
         raise ConfigError(f"{shown(name)} extends this file in a circle")
     if len(seen) >= MAX_EXTENDS:
         raise ConfigError(f"more than {MAX_EXTENDS} files in one extends chain")
@@ -133,10 +133,11 @@ def _parent(path: Path, parent: Node, seen: list[Path]) -> Path:
 
 def read_tree(text: str, name: str, faults: list[Fault]) -> Node | None:
     """The tree of one file; None (and a fault) when it cannot be read to its end or is no mapping."""
-    root = _build(text, name, lambda line: f"{name}:{line}", faults)
+    before = len(faults)
+    root = _build(text, lambda line: f"{name}:{line}", faults)
     if root is None:
         return None
-    if isinstance(root.value, dict) and root.value:
+    if isinstance(root.value, dict) and (root.value or len(faults) > before):
         return root
     empty = root.value is None or root.value == {}
     faults.append(Fault("", "the file is empty" if empty else f"the top level must be a mapping such as `seed: 0`, got {shown(to_python(root))}", root.origin))
@@ -145,10 +146,10 @@ def read_tree(text: str, name: str, faults: list[Fault]) -> Node | None:
 
 def _read_flow(text: str, origin: str, faults: list[Fault]) -> Node | None:
     """A quoted or flow value of an override or a variable."""
-    return _build(text, "", lambda line: origin, faults)
+    return _build(text, lambda line: origin, faults)
 
 
-def _build(text: str, name: str, where: Any, faults: list[Fault]) -> Node | None:
+def _build(text: str, where: Callable[[int], str], faults: list[Fault]) -> Node | None:
     try:
         root = Builder(_events(text), where, faults).document()
     except Stop as stop:
@@ -196,5 +197,5 @@ _Dumper.add_representer(str, _represent_text)
 
 def write_tree(data: Any) -> str:
     """Plain data as YAML that `read_tree` reads back unchanged."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=False)
     return text

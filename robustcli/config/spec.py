@@ -115,7 +115,7 @@ class ModelConfig(Spec):
     @property
     def is_reference(self) -> bool:
         """True when the name is a file, a run or another library's model, hence not in our registry."""
-        return self.name.startswith(_SOURCES) or self.name.endswith(_WEIGHT_FILES) or names_code(self.name)
+        return is_reference(self.name)
 
     @field_validator("normalize")
     @classmethod
@@ -123,6 +123,11 @@ class ModelConfig(Spec):
         if value is not None and value != "imagenet":
             normalize_numbers(value)
         return value
+
+
+def is_reference(name: str) -> bool:
+    """True for a run, a weight file, another library's model or code."""
+    return name.startswith(_SOURCES) or name.endswith(_WEIGHT_FILES) or names_code(name)
 
 
 def normalize_numbers(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -86,9 +86,10 @@ def insert(root: Node, path: Sequence[str], leaf: Node, rules: Rules, at: Path_ 
 def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: Path_ = ()) -> Node:
     """`over` on top of `base`: mappings merge, everything else is replaced.
 
-    A spec whose name changes replaces the old one whole, so no parameter of another method is inherited. Keys that
-    exclude each other: the upper layer's choice clears the lower one's. A mapping whose keys are all numbers (from
-    `attacks.0.steps=40`) changes elements of a list; one past the end appends, further is a fault.
+    A spec whose name changes replaces the old one whole, so no parameter of another method is inherited; one that states
+    its name also replaces the schema's default, so a file means what it says. Of keys that exclude each other the upper
+    layer's choice clears the lower one's. A mapping whose keys are all numbers (from `attacks.0.steps=40`) changes
+    elements of a list; one past the end appends, further is a fault.
     """
     if rules.is_spec(at):
         base, over = _as_spec(base, at, rules), _as_spec(over, at, rules)
@@ -96,7 +97,7 @@ def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: Path_ =
         return over
     if isinstance(base.value, list) and over.value and all(as_index(key) is not None for key in over.value):
         return _merge_list(base, base.value, over.value, rules, faults, at)
-    if not isinstance(base.value, dict) or (rules.is_spec(at) and _renamed(base.value, over.value)):
+    if not isinstance(base.value, dict) or (rules.is_spec(at) and _replaces(base, base.value, over.value)):
         return over
     group = rules.exclusive.get(at, ())
     chosen = any(key in over.value and over.value[key].value is not None for key in group)
@@ -125,8 +126,8 @@ def _as_spec(node: Node, at: Path_, rules: Rules) -> Node:
     return Node({"name": node}, node.origin) if rules.is_spec(at) and isinstance(node.value, str) else node
 
 
-def _renamed(base: dict[str, Node], over: dict[str, Node]) -> bool:
-    return "name" in over and ("name" not in base or over["name"].value != base["name"].value)
+def _replaces(node: Node, base: dict[str, Node], over: dict[str, Node]) -> bool:
+    return "name" in over and (node.origin == DEFAULT or "name" not in base or over["name"].value != base["name"].value)
 
 
 def locate(root: Node, path: Sequence[str]) -> tuple[Node, int]:

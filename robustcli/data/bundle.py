@@ -15,10 +15,10 @@ from robustcli.config.schema import Augment, DataConfig
 from robustcli.data.check import check_classes, check_shape, check_split
 from robustcli.data.sampling import carve
 from robustcli.data.split import MemorySplit, Split
-from robustcli.errors import ConfigError, DataError
+from robustcli.errors import ConfigError, DataError, printable
 from robustcli.registry import datasets
 
-_STATISTICS = 20_000  # images read for mean and std, evenly spaced
+_STATISTICS = 5_000  # images read for mean and std, evenly spaced
 _STATISTICS_STREAM = 512
 _SKIPPABLE = ("E-IMAGE", "E-FILE")
 
@@ -91,13 +91,7 @@ def build(
         DataError: empty split or class, class names that differ, unreadable images that may not be skipped.
         ConfigError: an augmentation that does not fit the images.
     """
-    first = stored.get("train") or next(iter(stored.values()))
-    for split in stored.values():
-        check_classes(first.classes, split.classes, where=where)
-        check_shape(split.shape, first.shape, where=where)
-    if config.size is not None and config.size != first.shape[1]:
-        hint = "data.size resizes folder:, imagenet and gtsrb; use it with those, or leave it out"
-        raise DataError(f"data.size={config.size}, but the images are {first.shape[1]}x{first.shape[2]}", where=where, hint=hint, code="E-SHAPE")
+    first = _consistent(config, stored, where)
     labels = {part: split.labels for part, split in stored.items()}
     parts, said = carve(labels, val_fraction=float(config.val_fraction), test_fraction=float(config.test_fraction), seed=config.split_seed)
     said = [*notes, *said]
@@ -119,6 +113,18 @@ def build(
     )  # fmt: skip
 
 
+def _consistent(config: DataConfig, stored: Mapping[str, Split], where: str) -> Split:
+    """The first split, when all have its classes and shape, and that shape is the one asked for."""
+    first = stored["train"] if "train" in stored else next(iter(stored.values()))
+    for split in stored.values():
+        check_classes(first.classes, split.classes, where=where)
+        check_shape(split.shape, first.shape, where=where)
+    if config.size is not None and config.size != first.shape[1]:
+        hint = "data.size resizes folder:, imagenet and gtsrb; use it with those, or leave it out"
+        raise DataError(f"data.size={config.size}, but the images are {first.shape[1]}x{first.shape[2]}", where=where, hint=hint, code="E-SHAPE")
+    return first
+
+
 def _readable(config: DataConfig, part: str, positions: Tensor, faults: Mapping[int, DataError]) -> tuple[Tensor, list[str]]:
     """Positions without the unreadable images, and a note on each. Only training images may be skipped, up to max_bad."""
     bad = [(place, faults[index]) for place, index in enumerate(positions.tolist()) if index in faults] if faults else []
@@ -130,7 +136,7 @@ def _readable(config: DataConfig, part: str, positions: Tensor, faults: Mapping[
         if len(bad) <= cap * len(positions):
             keep = torch.ones(len(positions), dtype=torch.bool)
             keep[torch.tensor([place for place, _ in bad])] = False
-            return positions[keep], [f"skipped {e.where}: {e.what}" for _, e in bad]
+            return positions[keep], [printable(f"skipped {e.where}: {e.what}") for _, e in bad]
         what = f"{len(bad)} of {len(positions)} training images are unreadable, more than data.max_bad={cap:g}; first: {error.what}"
         raise DataError(what, where=error.where, hint="repair the files, or raise data.max_bad", code=error.code)
     more = f" (+{len(bad) - 1} more in {part})" if len(bad) > 1 else ""
@@ -169,19 +175,19 @@ def _normalisation(facts: Mapping[str, object], train: Split) -> tuple[tuple[flo
 def statistics(split: Split, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation (>= 1/255) of `count` evenly spaced images, on the [0, 1] scale.
 
-    Sums are integers on a lattice of 1/65535, so the answer does not depend on the number of threads.
+    From a histogram of the values k/255 (k/65535 for float pixels), so the answer does not depend on the number of threads.
     """
-    chosen = torch.arange(count) * len(split) // count
-    total = torch.zeros(split.shape[0], dtype=torch.int64)
-    square, pixels = torch.zeros_like(total), 0
-    for x, _, _ in split.stream(_chunks(chosen, 256), torch.device("cpu")):
-        whole = x.mul(65535).round().long()
-        total += whole.sum((0, 2, 3))
-        square += (whole * whole).sum((0, 2, 3))
-        pixels += len(x) * split.shape[1] * split.shape[2]
-    mean = total.double() / pixels
-    std = (square.double() / pixels - mean * mean).clamp_min(0).sqrt() / 65535
-    return tuple(round(v, 6) for v in (mean / 65535).tolist()), tuple(round(max(v, 1 / 255), 6) for v in std.tolist())
+    levels = 65535 if isinstance(split, MemorySplit) and split.store.pixels.dtype != torch.uint8 else 255
+    counts = torch.zeros(split.shape[0], levels + 1, dtype=torch.int64)
+    for x, _, _ in split.stream(_chunks(torch.arange(count) * len(split) // count, 256), torch.device("cpu")):
+        whole = x.mul_(levels).round_().int()
+        for channel in range(len(counts)):
+            counts[channel] += torch.bincount(whole[:, channel].flatten(), minlength=levels + 1)
+    share = counts.double() / counts.sum(1, keepdim=True)
+    values = torch.arange(levels + 1).double() / levels
+    mean = (share * values).sum(1)
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(max(v, 1 / 255), 6) for v in std.tolist())
 
 
 def _chunks(positions: Tensor, size: int) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import torch
 
@@ -17,9 +19,7 @@ def digits(config: DataConfig) -> DataBundle:
 
     Source: Alpaydin & Kaynak, UCI Optical Recognition of Handwritten Digits, 1998, as shipped by scikit-learn.
     """
-    from sklearn.datasets import load_digits
-
-    stored = load_digits()
+    stored = importlib.import_module("sklearn.datasets").load_digits()  # late: it takes a second; scikit-learn has no types
     pixels = np.rint(np.asarray(stored.images) * 255.0 / 16.0).astype(np.uint8)[:, None]
     labels = torch.from_numpy(np.asarray(stored.target).astype(np.int64))
     classes = tuple(str(k) for k in range(10))

@@ -19,7 +19,7 @@ from robustcli.data.images import Decoder, decode_all, each, first_shape, planes
 from robustcli.data.load import source_path
 from robustcli.data.split import MemorySplit, Split, Store
 from robustcli.data.stream import StreamSplit
-from robustcli.errors import DataError
+from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 
 _NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
@@ -34,7 +34,7 @@ def folder(config: DataConfig) -> DataBundle:
     root = source_path(config)
     if not root.is_dir():
         raise DataError("no such folder", where=str(root), hint="folder:PATH needs PATH/<split>/<class>/<image> or PATH/<class>/<image>")
-    return bundle_folder(config, "folder", root, name=f"folder:{root.resolve().name}")
+    return bundle_folder(config, "folder", root, name=printable(f"folder:{root.resolve().name}"))
 
 
 def bundle_folder(config: DataConfig, entry: str, root: Path, *, name: str, size: int | None = None, ratio: float = 1.0) -> DataBundle:
@@ -86,7 +86,7 @@ def _list(root: Path) -> tuple[dict[str, Listing], list[str]]:
     ignored = sum(listing.ignored for listing in listings.values())
     left = [name for name in names if "" not in parts and name not in parts]
     notes = [f"{ignored} files that are not images left aside"] if ignored else []
-    return listings, notes + ([f"folders left aside: {', '.join(left)}"] if left else [])
+    return listings, notes + ([printable(f"folders left aside: {', '.join(left)}")] if left else [])
 
 
 def _in_memory(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> tuple[dict[str, MemorySplit], Faults]:
@@ -151,7 +151,7 @@ def _digest_files(listings: Mapping[str, Listing], root: str) -> str:
 
 
 def _threads(config: DataConfig, decoder: Decoder) -> int:
-    """Decoding threads. Small images spend their time in the interpreter, where more than two only wait for each other."""
+    """Decoding threads. Small images spend their time in the interpreter, where a second thread costs more than it brings."""
     if config.workers is not None:
         return max(1, config.workers)
-    return min(2 if decoder.size is None else 8, cpu_count())
+    return 1 if decoder.size is None else min(8, cpu_count())

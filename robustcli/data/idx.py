@@ -103,4 +103,4 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             raise DataError(f"damaged IDX file: {error}", where=str(path), hint="download it again") from error
     if len(values) != size:
         raise DataError(f"IDX file has {'more than' if len(values) > size else len(values)} of {size} bytes", where=str(path), hint="download it again")
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape).copy()
+    return np.array(np.frombuffer(values, dtype=np.uint8).reshape(shape), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,12 +18,12 @@ from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels
 from robustcli.data.files import open_regular
 from robustcli.data.load import source_path
-from robustcli.errors import DataError
+from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 
 _PARTS = ("train", "val", "test")
-# What zipfile, zlib and numpy answer to damaged files (RuntimeError: an encrypted member).
-_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError, TypeError, OverflowError)
+# What zipfile, zlib and numpy answer to damaged files (RuntimeError: an encrypted member; TokenError: a broken header).
+_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError, TypeError, OverflowError, tokenize.TokenError)
 _MAX_RATIO, _SMALL = 100, 64 * 2**20  # unpacked / packed, watched above 64 MiB
 
 
@@ -44,7 +45,7 @@ def npz(config: DataConfig) -> DataBundle:
     stored = {part: (_pixels(arrays[x], f"{path}: {x}"), arrays[y]) for part, (x, y) in pairs.items()}
     classes = _classes(arrays, path, arrays[pairs.get("train", next(iter(pairs.values())))[1]])
     unused = sorted(set(arrays) - {key for pair in pairs.values() for key in pair} - {"classes"})
-    notes = [f"arrays left aside: {', '.join(unused)}"] if unused else []
+    notes = [printable(f"arrays left aside: {', '.join(unused)}")] if unused else []
     return bundle_arrays(config, "npz", name=f"npz:{path.name}", where=str(path), stored=stored, classes=classes, notes=notes)
 
 

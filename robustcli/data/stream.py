@@ -32,32 +32,21 @@ class _Fault:
     code: str
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A batch on its way from a worker, as a numpy array: through the pipe, so neither /dev/shm nor its limits matter."""
-
-    pixels: Pixels
-
-    def pin_memory(self) -> Tensor:
-        """The DataLoader's pinning thread calls this."""
-        return torch.from_numpy(self.pixels).pin_memory()
-
-
 class _Files(Dataset[Any]):
-    """rows int64 [B] -> uint8 [B, C, H, W] or a _Fault."""
+    """rows [B] -> uint8 [B, C, H, W] or a _Fault."""
 
     def __init__(self, paths: Paths, decoder: Decoder, shape: tuple[int, int, int]) -> None:
         self.paths, self.decoder, self.shape = paths, decoder, shape
 
-    def __getitem__(self, rows: Tensor) -> _Decoded | _Fault:
+    def __getitem__(self, rows: list[int]) -> Pixels | _Fault:
         out = np.empty((len(rows), *self.shape), dtype=np.uint8)
-        for place, row in enumerate(rows.tolist()):
+        for place, row in enumerate(rows):
             relative = os.fsdecode(self.paths[row])
             try:
                 out[place] = planes(self.decoder(relative), self.shape, os.path.join(self.decoder.root, relative))
             except DataError as error:
                 return _Fault(error.what, error.where, error.hint, error.code)
-        return _Decoded(out)
+        return out
 
 
 def _same(item: Any) -> Any:
@@ -108,28 +97,31 @@ class StreamSplit:
             DataError: an unreadable image (its path); E-WORKER when a worker dies or hangs (the ids of the batch).
         """
         workers = min(self.workers, len(batches))
-        loader: DataLoader[Any] = DataLoader(
+        rows = [self._rows[positions].tolist() for positions in batches]
+        running = Workers(self._loader(rows, workers), self.timeout) if workers else None
+        try:
+            for positions, chosen in zip(batches, rows, strict=True):
+                ids = self.ids[positions]
+                item = running.next(f"sample ids {_some(ids)}") if running is not None else self._files[chosen]
+                if isinstance(item, _Fault):
+                    raise DataError(item.what, where=item.where, hint=item.hint, code=item.code)
+                pixels = torch.from_numpy(item)
+                yield unit(pixels.pin_memory() if device.type == "cuda" else pixels, device), self.labels[positions].to(device), ids.to(device)
+        finally:
+            if running is not None:
+                running.close()
+
+    def _loader(self, rows: list[list[int]], workers: int) -> DataLoader[Any]:
+        """One item per batch. Rows and pixels travel through the pipe (no tensors, no file descriptors), so /dev/shm does not matter."""
+        return DataLoader(
             self._files,
-            sampler=[self._rows[positions] for positions in batches],
+            sampler=rows,
             batch_size=None,
             collate_fn=_same,
             num_workers=workers,
-            timeout=self.timeout if workers else 0,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=_start_worker,
             generator=torch.Generator().manual_seed(0),  # otherwise the loader draws its base seed from the global state
         )
-        running = Workers(loader, self.timeout)
-        try:
-            for positions in batches:
-                ids = self.ids[positions]
-                item = running.next(f"sample ids {_some(ids)}")
-                if isinstance(item, _Fault):
-                    raise DataError(item.what, where=item.where, hint=item.hint, code=item.code)
-                pixels = torch.from_numpy(item.pixels) if isinstance(item, _Decoded) else item
-                yield unit(pixels, device), self.labels[positions].to(device), ids.to(device)
-        finally:
-            running.close()
 
     def subset(self, positions: Tensor) -> StreamSplit:
         """See `Split.subset`; the list of files is shared."""

@@ -8,6 +8,8 @@ import importlib
 import io
 import os
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from robustcli.data.signs import SIGNS
 from robustcli.errors import DataError, ResourceError
 from robustcli.registry import datasets
 
+_BROKEN = (RuntimeError, OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile)
 _CIFAR = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -54,14 +57,14 @@ def fetch(vision: str, root: Path, name: str, *, download: bool, **options: Any)
     with contextlib.redirect_stdout(sys.stderr):  # torchvision prints; stdout is for results
         try:
             return build(str(root), **options)
-        except (RuntimeError, OSError) as error:
+        except _BROKEN as error:
             if not download:
                 # torchvision says "not found" for a damaged file too.
                 what = f"{name} is not on disk, or damaged" if "not found" in str(error) else f"{name} cannot be read: {error}"
                 raise DataError(what, where=f"looked in {root.absolute()}", hint="add --download, or set data.root") from error
         try:
             return build(str(root), download=True, **options)
-        except (RuntimeError, OSError, EOFError, ValueError) as error:
+        except _BROKEN as error:
             hint = "check the network, or copy the files to data.root"
             raise DataError(f"download of {name} failed: {error}", where=str(root.absolute()), hint=hint, code="E-DOWNLOAD") from error
 
@@ -105,9 +108,10 @@ def svhn(config: DataConfig) -> DataBundle:
 @datasets.register("gtsrb", presets={"linf": 8 / 255}, augment=(4, False), mean=(0.3403, 0.3121, 0.3214), std=(0.2724, 0.2608, 0.2669))
 def gtsrb(config: DataConfig) -> DataBundle:
     """26,640 + 12,630 RGB traffic signs, 43 classes, resized to data.size (default 32). Source: Stallkamp et al., Neural Networks 2012."""
-    for part in ("train", "test"):
-        fetch("GTSRB", _root(config), "gtsrb", download=config.download, split=part)
     base = _root(config) / "gtsrb"
+    for part, place in (("train", base / "GTSRB" / "Training"), ("test", base / "GT-final_test.csv")):
+        if not place.exists():
+            fetch("GTSRB", _root(config), "gtsrb", download=config.download, split=part)
     train = list_images(base, os.path.join("GTSRB", "Training"))
     classes = SIGNS if len(train.classes) == len(SIGNS) else train.classes
     listings = {"train": Listing(classes, train.paths, train.labels, 0), "test": _signs_test(base, classes)}

@@ -3,52 +3,65 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
+import queue
 import threading
 import time
-from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from robustcli.errors import DataError
 
-_SIGCHLD = getattr(signal, "SIGCHLD", None)
-
-
-class _Died(Exception):
-    """A worker ended while we waited for it."""
+_POLL = 0.1  # seconds between two looks at the processes while nothing comes
 
 
 class Workers:
-    """Iterates a DataLoader and watches its processes.
+    """Iterates a DataLoader that has workers, in a thread of its own, and watches its processes.
 
-    torch answers a dead worker from a SIGCHLD handler, that is in the middle of whatever the main thread does, often a
-    training step far from here. Our handler is there only while we wait for a batch; a death in between is seen at the next wait.
+    Two faults of a plain loop are avoided. torch answers a dead worker from a SIGCHLD handler, that is in the middle of
+    whatever the main thread does, often a training step far from here; it installs none from another thread. And a
+    worker killed in the middle of a message leaves the reader waiting for ever; here only our thread waits.
+
+    Args:
+        loader: num_workers >= 1, timeout 0 (ours holds).
+        timeout: seconds to wait for one item, > 0.
     """
 
     def __init__(self, loader: DataLoader[Any], timeout: float) -> None:
         self._timeout = timeout
-        before = set(multiprocessing.active_children())
-        handler = self._handler()
-        self._iterator: Iterator[Any] | None = iter(loader)
-        if handler is not None:
-            signal.signal(_SIGCHLD, handler)  # type: ignore[arg-type]
-        self.processes = [p for p in multiprocessing.active_children() if p not in before]
+        self._items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
+        self._stop, started = threading.Event(), threading.Event()
+        self.processes: list[BaseProcess] = []
+        self._thread = threading.Thread(target=self._pump, args=(loader, started), name="robustcli-data", daemon=True)
+        self._thread.start()
+        started.wait()  # nothing else runs here while the workers are forked
 
-    @staticmethod
-    def _handler() -> Any:
-        """The SIGCHLD handler now; None where we may not or cannot set one."""
-        if _SIGCHLD is None or threading.current_thread() is not threading.main_thread():
-            return None
-        return signal.getsignal(_SIGCHLD)
+    def _pump(self, loader: DataLoader[Any], started: threading.Event) -> None:
+        iterator = None
+        try:
+            before = set(multiprocessing.active_children())
+            iterator = iter(loader)
+            self.processes = [p for p in multiprocessing.active_children() if p not in before]
+            started.set()
+            for item in iterator:
+                if not self._put(item, None):
+                    return
+        except BaseException as error:  # handed to the consumer, who raises it
+            self._put(None, error)
+        finally:
+            started.set()
+            del iterator  # torch joins the workers
 
-    def _dead(self) -> list[str]:
-        return [f"pid {p.pid} exit {p.exitcode}" for p in self.processes if p.exitcode not in (None, 0)]
-
-    def _raise_if_dead(self, *_: object) -> None:
-        if self._dead():
-            raise _Died
+    def _put(self, item: Any, error: BaseException | None) -> bool:
+        """False when the consumer has gone."""
+        while not self._stop.is_set():
+            try:
+                self._items.put((item, error), timeout=_POLL)
+                return True
+            except queue.Full:
+                continue
+        return False
 
     def next(self, what: str) -> Any:
         """The next item; `what` names it (sample ids) in the error.
@@ -56,36 +69,42 @@ class Workers:
         Raises:
             DataError: E-WORKER, a worker died or gave nothing for `timeout` seconds; all of them are ended.
         """
-        assert self._iterator is not None
-        handler, started = self._handler(), time.monotonic()
-        try:
-            if handler is not None:
-                signal.signal(_SIGCHLD, self._raise_if_dead)  # type: ignore[arg-type]
+        deadline = time.monotonic() + self._timeout
+        while True:
             try:
-                self._raise_if_dead()
-                return next(self._iterator)
-            finally:
-                if handler is not None:
-                    signal.signal(_SIGCHLD, handler)  # type: ignore[arg-type]
-        except (_Died, RuntimeError, OSError, EOFError) as error:
-            raise self._lost(what, error, time.monotonic() - started) from error
+                item, error = self._items.get(timeout=_POLL)
+            except queue.Empty:
+                item, error = None, None
+                if not self._dead():
+                    if time.monotonic() < deadline:
+                        continue
+                    self.kill()
+                    hint = "check the disk, raise data.timeout, or use data.workers=0"
+                    raise DataError(f"data workers gave nothing for {self._timeout:g} s", where=what, hint=hint, code="E-WORKER") from None
+            else:
+                if error is None:
+                    return item
+            raise self._lost(what, error) from error
 
-    def _lost(self, what: str, error: Exception, waited: float) -> DataError:
-        """Classified by the processes' exit codes, not by the text: a dead one, a silent one, or another failure."""
+    def _dead(self) -> list[str]:
+        return [f"pid {p.pid} exit {p.exitcode}" for p in self.processes if p.exitcode not in (None, 0)]
+
+    def _lost(self, what: str, error: BaseException | None) -> BaseException:
+        """Classified by the exit codes of the processes, not by a text."""
         deadline = time.monotonic() + 1
-        while self.processes and not self._dead() and time.monotonic() < deadline and waited < self._timeout:
+        while not (dead := self._dead()) and time.monotonic() < deadline:
             time.sleep(0.02)  # a broken pipe may be seen before the death that broke it
-        dead = self._dead()
         self.kill()
-        if dead:
-            return DataError(
-                f"a data worker died ({', '.join(dead)})", where=what, hint="check RAM and /dev/shm, or use fewer data.workers", code="E-WORKER"
-            )
-        fault = f"data workers gave nothing for {self._timeout:g} s" if waited >= self._timeout else f"a data worker failed: {error}"
-        return DataError(fault, where=what, hint="check the disk, raise data.timeout, or use data.workers=0", code="E-WORKER")
+        if dead or error is None:
+            fault, hint = f"a data worker died ({', '.join(dead)})", "check RAM and /dev/shm, or use fewer data.workers"
+            return DataError(fault, where=what, hint=hint, code="E-WORKER")
+        if isinstance(error, (OSError, EOFError)):  # no process, no semaphore, no pipe
+            return DataError(f"data workers failed: {error}", where=what, hint="check RAM and /dev/shm, or use data.workers=0", code="E-WORKER")
+        return error
 
     def kill(self) -> None:
         """End the workers at once, stopped ones too."""
+        self._stop.set()
         for process in self.processes:
             if process.is_alive():
                 process.kill()
@@ -93,5 +112,10 @@ class Workers:
             process.join(5)
 
     def close(self) -> None:
-        """Let the workers finish; torch joins them when the iterator goes."""
-        self._iterator = None
+        """Let the workers finish what they do and end."""
+        if self._stop.is_set():
+            return  # killed: the thread may wait for the rest of a message that never comes
+        self._stop.set()
+        self._thread.join(10)
+        if self._thread.is_alive():
+            self.kill()

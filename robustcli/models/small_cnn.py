@@ -35,7 +35,7 @@ def small_cnn(
     info: ModelInfo,
     *,
     widths: tuple[Count, ...] = (32, 64, 64, 128),
-    strides: tuple[Stride, ...] | None = None,
+    strides: tuple[Stride, ...] = (),
     activation: Activation = "relu",
 ) -> nn.Module:
     """conv3x3-BN-activation blocks, global average pooling, one linear layer; any image size.
@@ -43,7 +43,7 @@ def small_cnn(
     Args:
         info: classes and channels.
         widths: output channels of each block, at least one.
-        strides: stride of each block, as many as widths; null means 2 where the width changes after the first block, else 1.
+        strides: stride of each block, as many as widths; an empty list means 2 where the width changes after the first block, else 1.
         activation: relu or silu.
 
     Cost per image: sum over blocks of 9 * inputs * outputs * H * W multiply-adds at the block's output size.
@@ -52,7 +52,7 @@ def small_cnn(
     """
     if not widths:
         raise ConfigError("model.widths: at least one block is needed", hint="widths: [32, 64, 64, 128]")
-    if strides is None:
+    if not strides:
         strides = (1, *(1 if a == b else 2 for a, b in pairwise(widths)))
     if len(strides) != len(widths):
         raise ConfigError(f"model.strides: {len(strides)} strides for {len(widths)} widths", hint="give one stride for each width, or none at all")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,14 @@ from torch import Tensor, nn
 from robustcli.errors import CheckpointError, PolicyError, UsageError
 from robustcli.models.build import build_model, build_plugin
 from robustcli.models.fill import fill, holds_normalisation, load_weights
-from robustcli.models.info import ModelInfo
+from robustcli.models.infer import Shape, infer_info
 from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, parse_normalize
 from robustcli.models.plugin import call_factory, is_plugin, run_plugin, split_plugin
-from robustcli.models.timm_zoo import timm_classes
-from robustcli.models.torchvision_zoo import torchvision_classes
-from robustcli.registry import models
 from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
 from robustcli.runtime.weights import CODE_FORMATS, read_weights
 
 WEIGHT_FILES = (".safetensors", ".npz", *CODE_FORMATS)
-ZOOS = ("torchvision:", "timm:")
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What the caller knows of the data; None where it does not."""
-
-    num_classes: int | None
-    channels: int | None
-    size: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-    def info(self) -> ModelInfo | None:
-        """The ModelInfo, when nothing is missing (normalisation: [0, 1] pixels as they are)."""
-        if self.num_classes is None or self.channels is None or self.size is None:
-            return None
-        return ModelInfo(self.num_classes, self.channels, self.size, self.mean or (0.0,) * self.channels, self.std or (1.0,) * self.channels)
 
 
 def load_model(
@@ -67,8 +45,8 @@ def load_model(
 
     Args:
         spec: ``run:PATH`` (its best checkpoint, else its last) or a checkpoint directory; ``file.py:factory`` (runs that code);
-            ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or a registered name; a weight file together with `arch` or
-            `plugin`; or an nn.Module, which is returned as it is (or wrapped by `normalize`), device and mode untouched.
+            ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or a registered name; a weight file with `arch` or `plugin`;
+            or an nn.Module, returned as it is (or wrapped by `normalize`), its device and mode untouched.
         weights: .safetensors or .npz, one tensor per state_dict key; .pt and its kin with `allow_pickle`.
         arch, params: name and parameters of the architecture of a bare weight file.
         plugin: ``file.py:factory`` makes the network in place of a registered name; ``file.py`` is run first and may register names.
@@ -101,18 +79,13 @@ def load_model(
     elif plugin is not None and split_plugin(plugin)[1]:
         text = plugin
     state = read_weights(Path(weights), allow_pickle=allow_pickle) if weights is not None else None
-    shape = _Shape(num_classes, channels, size, tuple(mean) if mean is not None else None, tuple(std) if std is not None else None)
+    shape = Shape(num_classes, channels, size, tuple(mean) if mean is not None else None, tuple(std) if std is not None else None)
     if is_plugin(text):
-        return _from_factory(text, state, params or {}, shape, normalize, str(weights), seed).eval().to(device)
-    if plugin is not None:
-        run_plugin(split_plugin(plugin)[0])
-    info = _info(text, state, shape)
-    model = build_model(text, params or {}, info, seed=seed, normalize=normalize, download=download)
-    if state is not None:
-        if holds_normalisation(state) and normalize is not None:
-            raise UsageError(f"{weights} normalises inside", hint="drop --normalize", code="E-MODEL")
-        fill(model, state, str(weights), strict_dtype=False)
-        _adopt_normalisation(model)
+        model = _from_factory(text, state, params or {}, shape, normalize, str(weights), seed)
+    else:
+        if plugin is not None:
+            run_plugin(split_plugin(plugin)[0])
+        model = _from_name(text, state, params or {}, shape, normalize, str(weights), download, seed)
     return model.eval().to(device)
 
 
@@ -155,7 +128,7 @@ def _from_checkpoint(path: Path, plugin: str | None) -> NormalisedModel:
 
 
 def _from_factory(
-    factory: str, state: Mapping[str, Tensor] | None, params: Mapping[str, Any], shape: _Shape, normalize: str | None, where: str, seed: int
+    factory: str, state: Mapping[str, Tensor] | None, params: Mapping[str, Any], shape: Shape, normalize: str | None, where: str, seed: int
 ) -> nn.Module:
     """The user's network: fitted to the data when their shape is known (it can be trained then), else as the factory made it."""
     info = shape.info()
@@ -168,50 +141,13 @@ def _from_factory(
     return model if info is not None or normalize is None else _normalised(model, normalize)
 
 
-def _info(name: str, state: Mapping[str, Tensor] | None, shape: _Shape) -> ModelInfo:
-    """Classes and shape of a named network: from the caller, else from the weights, else the zoo's usual ones."""
-    zoo, classes = name.startswith(ZOOS), shape.num_classes
-    if state is None and classes is None:
-        classes = _pretrained_classes(name)
-    head = (state or {}).get("backbone.head.weight", (state or {}).get("head.weight"))
-    if classes is None and head is not None and head.ndim == 2:
-        classes = head.shape[0]
-    if classes is None and not zoo:
-        _known(name)
-        raise UsageError(f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL")
-    if shape.size is None and name in models.discover() and models.get(name).facts.get("fixed_size"):
-        raise UsageError(f"{name} is built for one image size", hint="give size", code="E-MODEL")
-    known = state if state is not None and holds_normalisation(state) else {}
-    mean = tuple(known["mean"].flatten().tolist()) if known else shape.mean
-    std = tuple(known["std"].flatten().tolist()) if known else shape.std
-    channels = shape.channels or len(mean or (0, 0, 0))
-    filled = replace(shape, num_classes=classes or 1000, channels=channels, size=shape.size or (224 if zoo else 32), mean=mean, std=std)
-    info = filled.info()
-    assert info is not None
-    return info
-
-
-def _pretrained_classes(name: str) -> int:
-    """K of ``torchvision:NAME@WEIGHTS``; anything without weights is refused: an untrained network tells nothing."""
-    zoo, _, rest = name.partition(":")
-    if name.startswith(ZOOS) and "@" in rest:
-        return (torchvision_classes if zoo == "torchvision" else timm_classes)(rest)
-    _known(name)
-    hint = "give weights=FILE, run:PATH or torchvision:NAME@WEIGHTS; with num_classes an untrained one is built"
-    raise UsageError(f"{name} has no weights", hint=hint, code="E-MODEL")
-
-
-def _known(name: str) -> None:
-    """An unknown name is told from a missing file before anything else."""
-    if name.startswith(ZOOS) or name in models.discover():
-        return
-    if Path(name).suffix or os.sep in name:
-        raise CheckpointError(f"no such file: {name}", hint="a run is named run:PATH", code="E-CKPT-MISSING")
-    build_model(name, {}, ModelInfo(2, 1, 1, (0.0,), (1.0,)), seed=0, meta=True)  # its ConfigError names the nearest
-
-
-def _adopt_normalisation(model: NormalisedModel) -> None:
-    """`info` follows the mean and std that the weights brought."""
-    mean, std = (tuple(t.flatten().tolist()) for t in (model.mean, model.std))
-    if model.info is not None and not (torch.tensor(model.info.mean).equal(torch.tensor(mean)) and torch.tensor(model.info.std).equal(torch.tensor(std))):
-        model.info = replace(model.info, mean=mean, std=std)
+def _from_name(
+    name: str, state: Mapping[str, Tensor] | None, params: Mapping[str, Any], shape: Shape, normalize: str | None, where: str, download: bool, seed: int
+) -> nn.Module:
+    """A registered, torchvision or timm network, with the weights of a file when there is one."""
+    if state is not None and holds_normalisation(state) and normalize is not None:
+        raise UsageError(f"{where} normalises inside", hint="drop --normalize", code="E-MODEL")
+    model = build_model(name, params, infer_info(name, state, shape), seed=seed, normalize=normalize, download=download)
+    if state is not None:
+        fill(model, state, where, strict_dtype=False)
+    return model

@@ -17,7 +17,7 @@ class Eps:
     norm: str = "linf"
 
     def __str__(self) -> str:
-        return format_eps(self.value, self.norm)
+        return f"{self.norm} {format_eps(self.value, self.norm)}"
 
 
 Cell = Rate | Eps | str | int | float | None
@@ -56,6 +56,13 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}" if math.isfinite(cell) else str(cell)
     return printable(str(cell))
+
+
+def tall(cell: Cell) -> str:
+    """As `shown`, on a narrow line for each fact: three rates side by side fit 80 columns."""
+    if isinstance(cell, Rate):
+        return shown(cell).replace(" [", "\n[").replace("] ", "]\n")
+    return shown(cell).replace(" (", "\n(") if isinstance(cell, Eps) else shown(cell)
 
 
 def raw(cell: Cell) -> str:

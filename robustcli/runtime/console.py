@@ -26,8 +26,8 @@ _GONE = {errno.EPIPE, errno.ECONNRESET, errno.EBADF} | ({errno.EINVAL} if os.nam
 class Tabular(Protocol):
     """A table as `reporting.tables.Table` is one: this floor only shows it."""
 
-    def rich(self) -> Any:
-        """A Rich renderable, for a terminal."""
+    def rich(self, width: int) -> Any:
+        """A Rich renderable, for a terminal of `width` columns."""
 
     def markdown(self) -> str:
         """Plain lines, for a pipe or a file."""
@@ -81,7 +81,7 @@ class Console:
     def table(self, table: Tabular) -> None:
         """A table that is the answer: Rich on a terminal, markdown elsewhere. Raises ResourceError as `result`."""
         if not self.json:
-            self._print(_rendered(table.rich()) if is_terminal(sys.stdout) else table.markdown().rstrip("\n") + "\n")
+            self._print(_rendered(table) if is_terminal(sys.stdout) else table.markdown().rstrip("\n") + "\n")
 
     def document(self, document: Mapping[str, Any]) -> bool:
         """The one JSON document, with ``schema_version``; returns whether it was printed.
@@ -131,13 +131,13 @@ class Console:
             raise ResourceError(f"cannot write the result: {error.strerror}", where="stdout", hint="free some space, or send it elsewhere", code="E-DISK")
 
 
-def _rendered(renderable: Any) -> str:
-    """A Rich renderable as text with ANSI for the width of the terminal."""
+def _rendered(table: Tabular) -> str:
+    """A table as text with ANSI for the width of the terminal."""
     from rich.console import Console as RichConsole
 
     terminal = RichConsole(file=sys.stdout, force_terminal=True, highlight=False, markup=False, emoji=False)
     with terminal.capture() as captured:
-        terminal.print(renderable)
+        terminal.print(table.rich(terminal.width))
     return captured.get()
 
 

@@ -94,12 +94,13 @@ def check_archive(file: BinaryIO, size: int) -> None:
 def classify(error: Exception) -> tuple[str, str]:
     """(outcome, one line) of what torch.load raised: weights_only says "Weights only load failed" when the file names code."""
     text = str(error)
-    if "eights only load failed" in text or "weights_only" in text or "weights-only" in text:
-        named = re.search(r"GLOBAL [\w.]+|Unsupported [^.\n]{1,100}|Can only [^.\n]{1,100}|Trying to [^.\n]{1,100}", text)
-        return "refused", named[0] if named else "weights_only does not accept it"
+    if "eights only load failed" in text or "weights_only" in text:
+        named = re.search(r"GLOBAL:? [\w.]*\w", text)
+        return "refused", f"it names code: {named[0]}" if named else "it holds more than plain tensors, or is damaged"
     if "alloc" in text and "memory" in text:
         return "limit", "it needs far more memory than its size"
-    return "damaged", (text.strip() or type(error).__name__).partition("\n")[0]
+    first = re.split(r"[\n:.](?:\s|$)", text.strip())[0][:200]
+    return "damaged", first if isinstance(error, ValueError) else f"not readable ({type(error).__name__}: {first})"
 
 
 def confine(size: int) -> None:

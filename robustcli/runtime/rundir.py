@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from robustcli.errors import LockError, RobustCliError, UsageError, printable
+from robustcli.errors import LockError, ResourceError, RobustCliError, UsageError, printable
 from robustcli.runtime.atomic import TMP_PREFIX, tmp_name, write_atomic
 from robustcli.runtime.disk import explained
 from robustcli.runtime.lock import NAME as LOCK_NAME
@@ -83,26 +83,26 @@ def _open_exact(path: Path, resume: bool, overwrite: bool) -> Run:
 
 def _open_numbered(parent: Path, name: str, resume: bool) -> Run:
     _make_dirs(parent)
-    while True:
-        number = max(_numbers(parent, name), default=0)
-        if resume and number:
-            path = parent / f"{name}-{number}"
-            return Run(path, RunLock(path), resumed=True)
-        path = parent / f"{name}-{number + 1}"
-        try:
-            os.mkdir(path, 0o700)
-            return Run(path, RunLock(path), resumed=False)
-        except (FileExistsError, LockError):
-            continue  # another start took this number
-        except OSError as error:
-            with explained(path):
-                raise error
-
-
-def _numbers(parent: Path, name: str) -> list[int]:
-    taken = re.compile(re.escape(name) + r"-(\d{1,9})", re.ASCII)
     with explained(parent):
-        return [int(found[1]) for entry in os.scandir(parent) if (found := taken.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)]
+        taken = re.compile(re.escape(name) + r"-([1-9]\d{0,8})", re.ASCII)
+        numbers = {int(found[1]): entry.is_dir(follow_symlinks=False) for entry in os.scandir(parent) if (found := taken.fullmatch(entry.name))}
+    last = max((number for number, is_dir in numbers.items() if is_dir), default=0)
+    if resume and last:
+        path = parent / f"{name}-{last}"
+        return Run(path, RunLock(path), resumed=True)
+    number = max(numbers, default=0)
+    while True:
+        number += 1
+        path = parent / f"{name}-{number}"
+        try:
+            with explained(path):
+                os.mkdir(path, 0o700)
+            return Run(path, RunLock(path), resumed=False)
+        except LockError:
+            continue  # a concurrent --resume took the new directory
+        except ResourceError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise  # otherwise another start took this number
 
 
 def _make_dirs(path: Path) -> None:

@@ -24,7 +24,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def seed_all(seed: int, deterministic: bool = False) -> None:
     """Seed python, numpy and torch (all devices); with `deterministic`, operations without a deterministic kernel raise.
 
-    The draws of attacks and data order do not use these generators (they are keyed by sample); layers' initial weights do.
+    The CPU generator of torch takes the low 32 bits. Attacks and data order do not draw from these generators (their draws
+    are keyed by sample); initial weights of layers do.
     Raises UsageError outside 0 <= seed < 2^63.
     """
     if not 0 <= seed < 2**63:

@@ -59,7 +59,11 @@ def test_integer_labels_become_int64(dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "text"),
-    [(int_labels(1, 2, 3), "no label is 0; the smallest is 1"), (int_labels(0, 1, 3), "label 3 at index 2 not in [0,1]"), (int_labels(0, 1, 2**40), "not in [0,1]")],
+    [
+        (int_labels(1, 2, 3), "no label is 0; the smallest is 1"),
+        (int_labels(0, 1, 3), "label 3 at index 2 not in [0,1]"),
+        (int_labels(0, 1, 2**40), "not in [0,1]"),
+    ],
 )
 def test_labels_without_names_must_have_no_gap(labels: np.ndarray, text: str) -> None:
     assert text in message(check_labels, labels, None)
@@ -89,7 +93,13 @@ def test_normalised_hint_names_the_fix() -> None:
 
 @pytest.mark.parametrize(
     "pixels",
-    [torch.tensor([0.0, 1.0]), torch.tensor([-1e-7, 1 + 1e-7]), torch.tensor([0, 2], dtype=torch.uint8), torch.tensor([0.1, 0.9], dtype=torch.float16), torch.empty(0)],
+    [
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([-1e-7, 1 + 1e-7]),
+        torch.tensor([0, 2], dtype=torch.uint8),
+        torch.tensor([0.1, 0.9], dtype=torch.float16),
+        torch.empty(0),
+    ],
 )
 def test_good_range(pixels: torch.Tensor) -> None:
     check_range(pixels)

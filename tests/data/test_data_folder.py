@@ -236,6 +236,21 @@ def test_skip_drops_training_images_and_keeps_ids(make_folder, storage: str) -> 
 
 
 @STORAGES
+def test_notes_are_plain_text_whatever_the_file_names(make_folder, storage: str) -> None:
+    root = make_folder({"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1, "other\x1b[2J": 0})
+    odd = os.fsdecode(os.fsencode(root / "train/a") + b"/\xff\x1b[2J.png")
+    (root / "train/a/000.png").rename(odd)
+    Path(odd).write_bytes(b"broken")
+    bundle = load(root, storage=storage, bad_image="skip", max_bad=0.2)
+    assert len(bundle.train) == 7 and any(note.startswith("skipped") for note in bundle.notes)
+    for note in bundle.notes:
+        assert note.isprintable() and note.encode()
+    with pytest.raises(DataError) as caught:
+        everything(load(root, storage=storage).train)
+    assert caught.value.line().isprintable() and caught.value.line().encode()
+
+
+@STORAGES
 def test_skip_has_a_cap(make_folder, storage: str) -> None:
     root = make_folder(SPLITS)
     train, _ = positions(root)

@@ -174,6 +174,7 @@ def test_flipped_bit_in_png_is_seen(tmp_path: Path, picture) -> None:
     assert refused(path).code == "E-IMAGE"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, picture, data: st.DataObject) -> None:

@@ -70,7 +70,6 @@ def test_golden_values_never_change() -> None:
     assert split_by_seed(torch.arange(20) % 2, 0.2, 7)[1].tolist() == [2, 5, 15, 18]
 
 
-
 def test_sample_split_and_order_use_different_streams() -> None:
     labels = torch.zeros(100, dtype=torch.int64)
     sample, part = stratified(labels, 30, 0), split_by_seed(labels, 0.3, 0)[1]

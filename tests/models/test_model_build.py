@@ -26,11 +26,11 @@ from robustcli.models import ModelInfo, NormalisedModel, build_model, check_clas
         ("resnet18", {"stem": "cifra"}, "model.stem"),
         ("resnet18", {"width": 10**30}, "model.width"),
         ("small_cnn", {"widths": []}, "at least one block"),
-        ("small_cnn", {"widths": [4, -1]}, r"model.widths.1"),
+        ("small_cnn", {"widths": [4, -1]}, "model.widths"),
         ("small_cnn", {"widths": 7}, "model.widths"),
         ("small_cnn", {"widths": [4, 4], "strides": [1]}, "1 strides for 2 widths"),
-        ("small_cnn", {"widths": [4, "x"]}, r"model.widths.1"),
-        ("mlp", {"hidden": [0]}, r"model.hidden.0"),
+        ("small_cnn", {"widths": [4, "x"]}, "model.widths"),
+        ("mlp", {"hidden": [0]}, "model.hidden"),
         ("resnet19", {}, "unknown model 'resnet19'; did you mean 'resnet18'"),
         ("", {}, "unknown model"),
     ],
@@ -49,7 +49,7 @@ def test_all_faults_in_one_pass(info: ModelInfo) -> None:
 
 def test_defaults_are_part_of_the_parameters(info: ModelInfo) -> None:
     model = build_model("small_cnn", {"widths": [4]}, info, seed=0)
-    assert model.params == {"widths": (4,), "strides": None, "activation": "relu"}
+    assert model.params == {"widths": (4,), "strides": (), "activation": "relu"}
     assert (model.arch, model.info, model.training) == ("small_cnn", info, True)
 
 

@@ -14,8 +14,8 @@ from robustcli.models import ModelInfo, build_model, count_parameters, flops
 CIFAR = ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3)
 IMAGENET = ModelInfo(1000, 3, 224, (0.5,) * 3, (0.25,) * 3)
 
-# parameters, 1e9 multiply-adds: torchvision's model table; Zagoruyko and Komodakis table 1 (2.7 M, 36.5 M; WRN-34-10 46.2 M in
-# Madry et al.); RN-18 11.17 M and the GMAC column of Pang et al. and RobustBench-style cost tables
+# (parameters, 1e9 multiply-adds). resnet18 with the ImageNet stem: torchvision's own table. WRN: 2.7 M, 36.5 M in Zagoruyko and
+# Komodakis, table 1, to the last digit by hand below. The other exact counts and the GMAC follow from the papers' layer shapes.
 PUBLISHED = [
     ("resnet18", {}, CIFAR, 11_173_962, 0.555),
     ("resnet18", {"stem": "imagenet"}, IMAGENET, 11_689_512, 1.814),
@@ -138,8 +138,11 @@ def test_preactivation_nets_equal_the_papers_formula(name: str, params: dict[str
 
 def test_kaiming_scale() -> None:
     model = build_model("wide_resnet", {"depth": 10, "width": 4}, CIFAR, seed=0)
-    conv = model.backbone.groups[2][0].conv2  # type: ignore[index,union-attr]
-    assert conv.weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
+    conv = model.backbone.groups[2][0].conv1  # type: ignore[index,union-attr]
+    assert conv.weight.shape[:2] == (256, 128)
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)  # fan-out
+    hidden = build_model("mlp", {"hidden": [600]}, ModelInfo(10, 1, 16, (0.5,), (0.5,)), seed=0).backbone.body[1]  # type: ignore[index,union-attr]
+    assert hidden.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)  # fan-in
     assert model.backbone.head.weight.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.05)  # type: ignore[union-attr]
     assert bool((model.backbone.head.bias == 0).all())  # type: ignore[union-attr]
 

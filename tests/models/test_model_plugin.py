@@ -19,7 +19,7 @@ GOOD = """
 import random
 import torch
 from torch import nn
-from helper_beside_it import WIDTH
+from neighbour_file import WIDTH
 
 def plain():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
@@ -52,11 +52,11 @@ detector = lambda: nn.Flatten()
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "helper_beside_it.py").write_text("WIDTH = 5\n")
+    (tmp_path / "neighbour_file.py").write_text("WIDTH = 5\n")
     path = tmp_path / "my nets.py"
     path.write_text(GOOD)
     yield path
-    sys.modules.pop("helper_beside_it", None)
+    sys.modules.pop("neighbour_file", None)
 
 
 def test_names() -> None:

@@ -133,7 +133,9 @@ def test_older_ones_come_before_later_ones(tmp_path: Path) -> None:
     assert len(warnings) == 2
 
 
-@pytest.mark.parametrize("text", ["", "step-1", "../step-00000001", "step-00000001/..", "/etc", "step-00000002\nstep-00000001\n", "step-00000001\0", "\xff\xfe", "x" * 100])
+@pytest.mark.parametrize(
+    "text", ["", "step-1", "../step-00000001", "step-00000001/..", "/etc", "step-00000002\nstep-00000001\n", "step-00000001\0", "\xff\xfe", "x" * 100]
+)
 def test_pointers_hold_only_names(tmp_path: Path, text: str) -> None:
     save(tmp_path, 1, 2)
     (tmp_path / "last").write_text(text, encoding="latin-1")

@@ -115,7 +115,9 @@ CALLS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir", "ftrun
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_before_every_system_call_and_after_half_of_every_write(tmp_path: Path, two_saves: Path, step: int, forked: Any, leftovers: Callable[..., list[str]]) -> None:
+def test_before_every_system_call_and_after_half_of_every_write(
+    tmp_path: Path, two_saves: Path, step: int, forked: Any, leftovers: Callable[..., list[str]]
+) -> None:
     """A new step (3) and another content for the saved step (2)."""
     nth, values = 0, []
     while True:

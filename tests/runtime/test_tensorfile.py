@@ -78,7 +78,8 @@ def test_parameters_and_gradients_are_not_dragged_along() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"s": torch.eye(2).to_sparse()}, {"m": torch.empty(2, device="meta")}, {"__metadata__": torch.zeros(1)}, {"c": torch.zeros(1, dtype=torch.complex128)}]
+    "bad",
+    [{"s": torch.eye(2).to_sparse()}, {"m": torch.empty(2, device="meta")}, {"__metadata__": torch.zeros(1)}, {"c": torch.zeros(1, dtype=torch.complex128)}],
 )
 def test_what_the_format_cannot_hold_is_refused(bad: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="sparse|reserved|cannot hold"):

@@ -1,0 +1,51 @@
+# Two commands from a fresh clone, with nothing but python3 >= 3.10 (with venv) and make:  make demo   make test
+.PHONY: help setup demo test test-slow lint bench clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Exact versions that were proved, `make CONSTRAINTS= ...` for the newest ones; some of them need Python 3.11.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
+EXTRAS ?= dev,tensorboard
+N ?= 2
+ARGS ?=
+BENCH ?= benchmarks/speed.py
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N) --durations=15
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install (once; again when pyproject.toml or constraints.txt change)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "robustcli needs Python >= 3.10: make PYTHON=/path/to/python3"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { echo "this Python cannot make virtual environments: install its venv module (Debian, Ubuntu: python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[$(EXTRAS)]"
+	@$(BIN)/python -c 'import torch, torchvision' 2>$(VENV)/import.log || { tail -n 1 $(VENV)/import.log; \
+	  echo "torch and torchvision do not match; the fix: $(BIN)/python -m pip install --force-reinstall $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) torch torchvision"; exit 1; }
+	@touch $@
+
+demo: $(READY) ## the whole story on embedded data, in about a minute of work
+	$(BIN)/robustcli demo
+
+test: $(READY) ## the whole suite; ARGS="-k pgd" for a part of it
+	$(PYTEST) $(ARGS)
+
+test-slow: $(READY) ## the full counts that the suite samples
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY) ## speed beside torchattacks, as ratios from one interleaved run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks
+	$(BIN)/python $(BENCH) $(ARGS)
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find robustcli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,93 @@
+"""The files around the code: packaging, constraints, make, CI."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import robustcli
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def requirements(name: str) -> list[str]:
+    """A list of strings in pyproject.toml (tomllib is not in Python 3.10)."""
+    match = re.search(rf"^{re.escape(name)} = \[(.*?)\]$", PYPROJECT, flags=re.MULTILINE | re.DOTALL)
+    assert match is not None, name
+    return re.findall(r'"([^"]+)"', match.group(1))
+
+
+def test_dependencies_have_lower_bounds_only() -> None:
+    found = requirements("dependencies")
+    assert {"torch>=2.9", "torchvision>=0.24", "pydantic>=2.7"} <= set(found) and len(found) == 13
+    for line in found + [line for name in ("dev", "tensorboard", "timm", "bench") for line in requirements(name)]:
+        assert re.fullmatch(r"[A-Za-z0-9-]+>=[0-9.]+", line), line
+
+
+def test_constraints_are_names_and_versions_and_cover_what_we_need() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    pinned = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+    assert len(pinned) == len(lines) and "robustcli" not in pinned
+    for line in [*requirements("dependencies"), *requirements("dev"), *requirements("tensorboard")]:
+        name, least = line.split(">=")
+        version = pinned[name.lower()]
+        assert [int(part) for part in re.findall(r"\d+", version)[:2]] >= [int(part) for part in least.split(".")[:2]], line
+
+
+def test_the_version_has_one_home() -> None:
+    assert 'path = "robustcli/__init__.py"' in PYPROJECT and "version =" not in PYPROJECT.split("[tool.hatch")[0]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", robustcli.__version__)
+    assert f"## [{robustcli.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_wheel_carries_the_configs() -> None:
+    assert re.search(r'force-include\]\nconfigs = "robustcli/configs"', PYPROJECT) and list((ROOT / "configs").rglob("*.yaml"))
+
+
+def test_make_builds_nothing_by_hand() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("setup", "demo", "test", "test-slow", "lint", "bench", "clean"):
+        assert re.search(rf"^{target}:.*## ", text, flags=re.MULTILINE), target
+    assert "-n $(N)" in text and "OMP_NUM_THREADS=1" in text and "--durations=15" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+def test_ci_fails_loudly_when_the_suite_does(tmp_path: Path) -> None:
+    """With a make that fails, .ci/run fails; with one that succeeds, it runs the suite first and then the linters."""
+    (tmp_path / "make").write_text('#!/bin/sh\necho "made $1"\nexit ${FAKE_EXIT:-0}\n')
+    (tmp_path / "make").chmod(0o755)
+    for code, expected in (("0", 0), ("5", 1)):
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "FAKE_EXIT": code}
+        done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == expected
+        assert done.stdout.splitlines()[:2] == (["made test", "made lint"] if expected == 0 else ["made test"])
+        assert ("failed" in done.stderr) == (expected == 1)
+
+
+def test_workflows_pin_actions_and_ask_for_little() -> None:
+    pages = list((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert {page.name for page in pages} >= {"tests.yml", "smoke.yml"}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        uses = re.findall(r"uses: (\S+)", text)
+        assert uses and all(re.fullmatch(r"actions/[a-z-]+@v\d+", use) for use in uses)
+        assert "permissions:\n  contents: read\n" in text and "pinned by version tag" in text
+    assert "--fail-under robust_acc=0.45" in (ROOT / ".github" / "workflows" / "smoke.yml").read_text(encoding="utf-8")
+    assert '["3.10", "3.11", "3.12"]' in (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+
+
+def test_license_and_image() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and "The robustcli authors" in text and "[yyyy]" not in text
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert (
+        image.startswith("# Not built yet")
+        and "FROM pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime" in image
+        and re.search(r"^USER [^r0]", image, flags=re.MULTILINE)
+    )

@@ -1,0 +1,76 @@
+"""Intervals against scipy, closed forms and coverage."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustcli.proportions import Rate, clopper_pearson, wilson
+
+counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 20), (7, 20), (430, 450), (1, 10000), (9999, 10000)])
+def test_both_agree_with_scipy(k: int, n: int, level: float) -> None:
+    from scipy.stats import binomtest
+
+    result = binomtest(k, n)
+    for ours, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
+        theirs = result.proportion_ci(level, method)
+        assert ours(k, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_closed_forms_at_the_ends() -> None:
+    """At k = 0 the upper Clopper-Pearson end is 1 - (a/2)^(1/n), and the interval of n - k mirrors that of k."""
+    assert clopper_pearson(0, 30) == pytest.approx((0.0, 1 - 0.025 ** (1 / 30)))
+    assert clopper_pearson(30, 30) == pytest.approx((0.025 ** (1 / 30), 1.0))
+    z2 = 1.959963984540054**2
+    assert wilson(0, 30) == pytest.approx((0.0, z2 / (30 + z2)))
+    assert wilson(30, 30)[1] == 1.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts)
+def test_order_mirror_and_inclusion(case: tuple[int, int]) -> None:
+    k, n = case
+    for interval in (clopper_pearson, wilson):
+        low, high = interval(k, n)
+        assert 0 <= low <= k / n <= high <= 1 and low < high
+        assert interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.86, 0.99])
+def test_exact_coverage(p: float) -> None:
+    """Clopper-Pearson covers p with probability >= 95 % for every n: summed over the binomial, no sampling. Wilson stays near it."""
+    n = 60
+    masses = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+
+    def covered(interval: object) -> float:
+        return sum(mass for k, mass in enumerate(masses) if interval(k, n)[0] <= p <= interval(k, n)[1])  # type: ignore[operator]
+
+    assert covered(clopper_pearson) >= 0.95
+    assert covered(wilson) >= 0.85
+    assert covered(clopper_pearson) >= covered(wilson) - 1e-12
+
+
+def test_nothing_is_known_of_no_samples() -> None:
+    assert clopper_pearson(0, 0) == wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("k", "n", "level"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 0, 0.95), (1, 5, 0.0), (1, 5, 1.0)])
+def test_nonsense_is_refused(k: int, n: int, level: float) -> None:
+    for interval in (clopper_pearson, wilson):
+        with pytest.raises(ValueError, match=r"0 <= k <= n|level"):
+            interval(k, n, level)
+
+
+def test_rate() -> None:
+    rate = Rate(3, 4)
+    assert rate.value == 0.75 and rate.exact == clopper_pearson(3, 4) and rate.display == wilson(3, 4)
+    for k, n in ((5, 4), (-1, 4), (0, 0)):
+        with pytest.raises(ValueError, match="a rate needs"):
+            Rate(k, n)
