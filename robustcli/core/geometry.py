@@ -54,7 +54,8 @@ class Ball:
         d = (z.double() - x.double()).flatten(1)
         if self.norm == "linf":
             return d.abs().amax(1) if d.shape[1] else d.new_zeros(len(d))
-        return torch.linalg.vector_norm(d, ord=2 if self.norm == "l2" else 1, dim=1)
+        length: Tensor = torch.linalg.vector_norm(d, ord=2 if self.norm == "l2" else 1, dim=1)
+        return length
 
     def contains(self, x: Tensor, z: Tensor) -> Tensor:
         """bool [B]: z finite, in the box and within eps * (1 + 1e-6) plus one unit in the last place of a float32 pixel sum."""
@@ -152,7 +153,8 @@ class Ball:
             # Scaled by the largest entry first: squares of tiny float32 gradients underflow.
             top = flat.abs().amax(1, keepdim=True)
             unit = flat / torch.where(top > 0, top, torch.ones_like(top))
-            return (unit / torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(_TINY)).reshape(grad.shape)
+            length: Tensor = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+            return (unit / length.clamp_min(_TINY)).reshape(grad.shape)
         if at is not None:
             where = at.flatten(1)
             flat = flat.masked_fill(((flat > 0) & (where >= self.high)) | ((flat < 0) & (where <= self.low)), 0.0)

@@ -40,7 +40,7 @@ class SearchTwin:
             if isinstance(module, _LOW):
                 module.to(dtype=dtype)
         if channels_last:
-            self._copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._copy.to(memory_format=torch.channels_last)
         self.refresh()
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from robustcli.core.losses import Criterion
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """No autocast and no TF32 inside: cuDNN convolutions use TF32 by default, which moves borderline verdicts."""
-    convolution, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    convolution: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - untyped in torch's stubs
+    matmul: Any = torch.backends.cuda.matmul
     before = convolution.fp32_precision, matmul.fp32_precision
     convolution.fp32_precision = matmul.fp32_precision = "ieee"
     try:

@@ -18,16 +18,17 @@ from robustcli.errors import DataError
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.robust import BatchOutcome
-from robustcli.jobs.compose import Setting, prepare, shown_eps
+from robustcli.jobs.compose import Setting, prepare
 from robustcli.jobs.evaluate import EvalFlags, eval_document, measure, model_of, write_rows
 from robustcli.jobs.plan import evaluation_plan
+from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
 from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import eval_table
 from robustcli.runtime.atomic import JsonLines, write_atomic
 from robustcli.runtime.console import Console
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.run import Run
+from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
 
@@ -143,7 +144,7 @@ class ImageWriter:
         if self._shown:
             path = self.run.path / "plots" / "gallery.png"
             clean, adversarial, true, predicted = zip(*self._shown, strict=True)
-            ball = f"{self.setting.ball.norm}, eps {shown_eps(self.setting.ball.eps)}"
+            ball = f"{self.setting.ball.norm}, eps {format_eps(self.setting.ball.eps, self.setting.ball.norm)}"
             gallery(path, np.stack(clean), np.stack(adversarial), list(true), list(predicted), amplify=float(self.setting.config.attack.amplify), title=ball)
             console.info(f"gallery: {path}")
         if self.written:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from robustcli import registry
 from robustcli.config.bind import bind_spec
 from robustcli.config.schema import Config, Spec
+from robustcli.config.spec import is_reference
 from robustcli.core.geometry import Ball
 from robustcli.data import DataBundle, load_data
 from robustcli.data.sampling import stratified
@@ -21,6 +21,7 @@ from robustcli.data.split import Split
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.evaluation.robust import AttackCall, EvalPlan, Search
 from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
+from robustcli.reporting.cells import format_eps
 from robustcli.runtime.console import Console
 from robustcli.runtime.device import pick_device, threads
 from robustcli.runtime.precision import resolve
@@ -48,12 +49,6 @@ def prepare(config: Config, console: Console) -> Setting:
     return Setting(config, device, data, make_ball(config, data, console))
 
 
-def shown_eps(eps: float) -> str:
-    """``8/255 (0.03137)`` when eps is a multiple of 1/255, else the plain number."""
-    levels = eps * 255
-    return f"{round(levels)}/255 ({eps:.4g})" if abs(levels - round(levels)) < 1e-6 and eps < 1 else f"{eps:.4g}"
-
-
 def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
     """The configured ball; without an eps the data set's preset, which is printed."""
     norm, eps = config.ball.norm, config.ball.eps
@@ -65,7 +60,7 @@ def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
                 where="ball.eps",
                 hint="set ball.eps (8/255 is usual for 32x32 photographs, 4/255 for 224x224, both linf)",
             )
-        console.info(f"ball: {norm}, eps {shown_eps(eps)}, the preset of {data.name}")
+        console.info(f"ball: {norm}, eps {format_eps(eps, norm)}, the preset of {data.name}")
     return Ball(norm, float(eps))
 
 
@@ -139,16 +134,6 @@ def fresh_model(setting: Setting) -> NormalisedModel:
     return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
 
-def is_reference(name: str) -> bool:
-    """Whether a model name points to weights (a run, a file, published weights) rather than to an architecture alone."""
-    return name.startswith(("run:", "torchvision:", "timm:")) or name.endswith((".safetensors", ".npz", ".pt", ".pth", ".ckpt")) or ".py:" in name
-
-
-def loss_at_chance(classes: int) -> float:
-    """ln K: the cross-entropy of a guess."""
-    return math.log(classes)
-
-
 def call_with(fn: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
     """`fn` with its parameters bound."""
     return functools.partial(fn, **params)
@@ -157,7 +142,7 @@ def call_with(fn: Callable[..., Any], params: Mapping[str, Any]) -> Callable[...
 def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """The model on the device; 4-d weights in channels-last when asked."""
     model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
-__all__ = ["Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "load_model", "make_attacks", "make_ball", "make_search", "prepare", "split_of"]
+__all__ = ["Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search", "prepare", "split_of"]

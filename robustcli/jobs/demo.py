@@ -11,18 +11,19 @@ from torch import nn
 from robustcli.config.load import Loaded, load_config, parse_assignment
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.robust import AttackCall, BatchOutcome, EvalPlan, Evaluation, RobustEvaluation
-from robustcli.jobs.attack import EvalFlags, attack
-from robustcli.jobs.compose import Setting, choose, eval_plan, make_search, prepare, shown_eps
-from robustcli.jobs.evaluate import eval_document, model_of, rows_of
+from robustcli.jobs.attack import attack
+from robustcli.jobs.compose import Setting, choose, eval_plan, make_search, prepare
+from robustcli.jobs.evaluate import EvalFlags, eval_document, model_of, rows_of
 from robustcli.jobs.plan import training_plan
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.models import load_model
 from robustcli.records import wilson
+from robustcli.reporting.cells import format_eps
 from robustcli.reporting.plots import eps_curve
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.run import Run
+from robustcli.runtime.rundir import open_run
 from robustcli.runtime.signals import StopFlag
 
 _CONFIG = "train/digits"
@@ -53,7 +54,7 @@ def demo(console: Console, *, settings: Sequence[str] = (), out: str | None = No
         shown = _load([*base, f"out={run.path / 'attack'}", f"model.name=run:{run.path / 'natural'}", "eval.n=64" if not smoke else "eval.n=8"])
         attack(shown, _muted(console), EvalFlags())
         setting = models["robust"]
-        table = _table(documents, f"{setting.data.name}, {setting.ball.norm} eps {shown_eps(setting.ball.eps)}, {documents['robust']['n']} test images")
+        table = _table(documents, f"{setting.data.name}, {setting.ball.norm} eps {format_eps(setting.ball.eps, setting.ball.norm)}, {documents['robust']['n']} test images")
         console.table(table)
         summary = {"schema_version": 1, "ok": True, "verb": "demo", "run": str(run.path), "seconds": round(time.perf_counter() - began, 3), "models": documents}
         run.write_text("summary.md", table.markdown() + "\n")

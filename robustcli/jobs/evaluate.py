@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import class_table, eval_table, write_csv
 from robustcli.runtime.atomic import JsonLines
 from robustcli.runtime.console import Console
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.run import Run
+from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import code_hash, environment
 from robustcli.runtime.signals import StopFlag
 
@@ -148,8 +149,6 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation, calls: list[
 
 def ids_digest(result: Evaluation) -> str:
     """Short hash of the sample ids: two rows are about the same images when it agrees."""
-    import hashlib
-
     return hashlib.sha256(result.ids.numpy().tobytes()).hexdigest()[:16]
 
 

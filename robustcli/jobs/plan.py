@@ -12,8 +12,9 @@ from torch import nn
 from robustcli import registry
 from robustcli.config.schema import Spec
 from robustcli.core.modes import frozen
-from robustcli.jobs.compose import Setting, bound, choose, make_attacks, make_search, shown_eps, split_of
+from robustcli.jobs.compose import Setting, bound, choose, make_attacks, make_search, split_of
 from robustcli.models import count_parameters, flops
+from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
 from robustcli.runtime.precision import resolve
@@ -96,7 +97,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
             "data": data.name,
             "train_images": len(data.train),
             "val_images": len(data.val),
-            "ball": f"{setting.ball.norm} {shown_eps(setting.ball.eps)}",
+            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
             "objective": config.objective.name,
             "steps": steps,
             "batch_size": batch,
@@ -129,7 +130,7 @@ def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], c
             "gflop_per_forward": one / 1e9,
             "data": f"{setting.data.name} {config.eval.split}",
             "n": n,
-            "ball": f"{setting.ball.norm} {shown_eps(setting.ball.eps)}",
+            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
             "attacks": ", ".join(call.label for call in calls),
             "passes_per_image": passes,
             "total_tflop": one * passes * n / 1e12,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from robustcli.errors import Interrupted, NumericsError, UsageError
 from robustcli.jobs.compose import Setting, bound, call_with, choose, eval_plan, fresh_model, is_reference, make_search, move, prepare
 from robustcli.jobs.plan import training_plan
 from robustcli.models import load_model, model_meta
+from robustcli.records import TrainRow, train_rows
 from robustcli.reporting.summary import train_summary
 from robustcli.reporting.tables import train_table, write_csv
 from robustcli.runtime.atomic import JsonLines
@@ -26,8 +26,8 @@ from robustcli.runtime.checkpoint import compare_state, latest_good, resolve_che
 from robustcli.runtime.console import Console
 from robustcli.runtime.disk import preflight
 from robustcli.runtime.precision import resolve
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.run import Run
+from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
 from robustcli.training.loop import Progress, Trainer, TrainPlan
@@ -103,7 +103,6 @@ class TrainRun:
         self.meta = model_meta(self.model, setting.data.classes)  # type: ignore[arg-type]
         self.config_tree = setting.config.model_dump(mode="json")
         self.lines = JsonLines(run.path / "metrics.jsonl")
-        self.rows: list[dict[str, Any]] = []
         self.trainer = self._trainer(stop)
 
     def _trainer(self, stop: Callable[[], None]) -> Trainer:
@@ -162,13 +161,11 @@ class TrainRun:
         size = sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
         preflight(self.run.path, int(2.2 * 2 * size))
         try:
-            with self.console.progress(trainer.progress.max_steps, "training") as bar:
-                bar.advance(trainer.progress.step)
+            with self.console.progress(trainer.progress.max_steps, "training", done=trainer.progress.step) as bar:
                 trainer._tick = lambda progress, rate, waiting: bar.advance(1, **self._fields(progress, rate, waiting))
                 result = trainer.run()
         except Interrupted as error:
-            status = {"state": "preempted", "code": error.exit_code, "step": trainer.progress.step, "last_checkpoint": self._last()}
-            self.run.status(**status)
+            self.run.status(state="preempted", code=error.exit_code, step=trainer.progress.step, last_checkpoint=self._last())
             where = f"--out {self.run.path}" if self.setting.config.out else f"name={self.setting.config.name}"
             raise Interrupted(error.what, signum=error.signum, where=str(self.run.path), hint=f"resume with the same command and --resume ({where})") from None
         except NumericsError:
@@ -181,8 +178,10 @@ class TrainRun:
     def _say_plan(self) -> None:
         step, progress = self.trainer.step, self.trainer.progress
         outer = str(step.dtype).removeprefix("torch.")
-        inner = "none" if step.inner is None else f"{self.setting.config.adversary.name} on {step.inner}, searched in {str(step.twin_dtype).removeprefix('torch.')}"
-        text = f"training {self.setting.config.model.name} on {self.setting.data.name}: {progress.max_steps} steps of {self.trainer.batch_size}, {outer}, attack {inner}"
+        config = self.setting.config
+        inner = "none" if step.inner is None else f"{config.adversary.name} on {step.inner}, searched in {str(step.twin_dtype).removeprefix('torch.')}"
+        size = self.trainer.batch_size
+        text = f"training {config.model.name} on {self.setting.data.name}: {progress.max_steps} steps of {size}, {outer}, attack {inner}"
         self.console.info(text)
         self.run.log(text)
 
@@ -198,7 +197,8 @@ class TrainRun:
     def _save(self, progress: Progress, groups: dict[str, dict[str, Tensor]], tags: Sequence[str]) -> None:
         self.lines.sync()
         progress.log_offset = self.lines.offset
-        meta = {**self.meta, "config": self.config_tree, "progress": asdict(progress), "data": {"name": self.setting.data.name, "digest": self.setting.data.digest}}
+        data = {"name": self.setting.data.name, "digest": self.setting.data.digest}
+        meta = {**self.meta, "config": self.config_tree, "progress": asdict(progress), "data": data}
         path = save_checkpoint(self.run.checkpoints, progress.step, groups, meta, tags=tags, keep=self.setting.config.train.keep)
         self.run.status(state="running", step=progress.step, last_checkpoint=str(path.relative_to(self.run.path)))
 
@@ -235,19 +235,23 @@ class TrainRun:
     # ---- results -----------------------------------------------------------------------------------------------
 
     def _log(self, row: dict[str, Any]) -> None:
-        self.lines.write({"schema_version": 1, "kind": "train", **row})
+        ball, attack = self.setting.ball, self.trainer.plan.validation
+        calls = list(attack.attacks) if attack is not None else []
+        hashes = {"data": self.setting.data.digest}
+        name, params = (calls[0].label, calls[0].params) if calls else ("", {})
+        record = TrainRow.of(row, norm=ball.norm, eps=ball.eps, attack=name, params=params, seed=self.setting.config.seed, hashes=hashes)
+        self.lines.write(record.to_json())
         text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items() if value is not None)
         self.run.log(text)
 
     def _finish(self, progress: Progress) -> None:
         """Tables, curves and the summary, from the records on disk."""
         from robustcli.reporting.plots import training_curves
-        from robustcli.records import read_rows
 
         self.lines.close()
-        rows = read_rows(self.run.path / "metrics.jsonl")
+        rows = train_rows(self.run.path / "metrics.jsonl")
         write_csv(self.run.path / "results.csv", rows)
-        training_curves(rows, Path(self.run.path / "plots" / "training.png"))
-        table = train_table(progress.best or progress.last, progress.last, setting_name=self.setting.config.name)
+        if rows:
+            training_curves(self.run.path / "plots" / "training.png", rows)
         self.run.write_text("summary.md", train_summary(self.config_tree, progress.best, progress.last, rows))
-        self.console.table(table)
+        self.console.table(train_table(rows, best_step=progress.best.get("step")))

@@ -72,7 +72,8 @@ def check_resume(stored: Mapping[str, Any], now: Mapping[str, Any], override: Se
     Raises:
         UsageError: an identity key differs and is not under any key of `override`; all of them are named.
     """
-    refused, overridden = [], []
+    refused: list[str] = []
+    overridden: list[str] = []
     for key, (old, new) in changed(stored, now).items():
         kind = classify(key)
         if kind == "compatible":

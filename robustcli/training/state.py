@@ -15,7 +15,7 @@ _SEP = "\x1f"
 
 def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser state as {"parameter name<US>slot": tensor}; learning rates come from the schedule, not from here."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     packed: dict[str, Tensor] = {}
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items():
