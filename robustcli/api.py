@@ -19,7 +19,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.data.check import check_labels, check_range
 from robustcli.data.split import MemorySplit
-from robustcli.errors import DataError
+from robustcli.errors import ConfigError, DataError
 from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.robust import AttackCall, EvalPlan, RobustEvaluation, Search
 from robustcli.jobs.compose import label_of
@@ -51,7 +51,10 @@ class Verdict:
 
 
 def _call(name: str, norm: str, params: dict[str, Any]) -> AttackCall:
-    entry = bind_spec(registry.attacks.discover(), Spec(name=name, **params), "attack")
+    try:
+        entry = bind_spec(registry.attacks.discover(), Spec(name=name, **params), "attack")
+    except ConfigError as error:
+        raise ValueError("; ".join(error.problems) or str(error)) from None
     facts = registry.attacks.get(name).facts
     if norm not in facts["norms"]:
         raise ValueError(f"attack {name!r} works for {', '.join(facts['norms'])}, not {norm}")

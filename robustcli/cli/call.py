@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from robustcli.config.load import Loaded, Override
 
 _SMOKE = {
-    "train": ("train.steps=12", "train.epochs=null", "train.minutes=null", "train.batch_size=32", "train.val_n=32", "train.save_every=6", "train.validate_every=0.15"),
-    "eval": ("eval.n=32", "eval.first=null"),
-    "attack": ("eval.n=8", "eval.first=null"),
+    "train": ("train.batch_size=32", "train.val_n=32", "train.save_every=6", "train.validate_every=0.15"),
+    "eval": ("eval.n=32",),
+    "attack": ("eval.n=8",),
 }
 _SMOKE_STEPS = 3
+_SMOKE_TRAIN_STEPS = 12
 
 
 class Call:
@@ -48,6 +49,8 @@ class Call:
         from robustcli.config.load import Override, parse_assignment
 
         found = [parse_assignment(text, "--smoke") for text in _SMOKE.get(self.verb, ())] if self["smoke"] else []
+        if self["smoke"] and self.verb == "train" and not self._says_length():
+            found.append(parse_assignment(f"train.steps={_SMOKE_TRAIN_STEPS}", "--smoke"))
         for name, flag in FLAGS.items():
             value = self.values.get(name)
             if flag.key is not None and value not in (None, False):
@@ -59,6 +62,12 @@ class Call:
             found.append(Override(f"eval.fail_under.{metric}", value, "--fail-under"))
         words = [word for word in self.values.get("words") or [] if _is_assignment(word)]
         return found + [parse_assignment(text, "command line") for text in [*(self["set"] or ()), *words]]
+
+    def _says_length(self) -> bool:
+        """Whether the user gave a budget, which --smoke must not contradict."""
+        words = [*(self["set"] or ()), *(self.values.get("words") or [])]
+        given = [word.partition("=")[0] for word in words]
+        return bool(self["epochs"] or self["minutes"]) or any(f"train.{unit}" in given for unit in ("epochs", "steps", "minutes"))
 
     def load(self, adjust: Callable[[Loaded], list[str]] | None = None) -> Loaded:
         """The configuration of this invocation. `adjust` may ask for more settings after a first look."""

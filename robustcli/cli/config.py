@@ -12,9 +12,10 @@ from robustcli.cli.call import Call
 from robustcli.cli.options import complete_config
 from robustcli.runtime.console import Console
 
-app = typer.Typer(help="Look at configurations: shipped ones, your own, where each value comes from.", no_args_is_help=True)
+app = typer.Typer(help="Look at configurations: shipped ones, your own, where each value comes from.", no_args_is_help=True, epilog="Examples:\n\n`robustcli config ls`\n\n`robustcli config show train/digits --origin`")
 Source = Annotated[str, typer.Argument(help="A file or the name of a shipped configuration.", autocompletion=complete_config)]
 Words = Annotated[list[str] | None, typer.Argument(help="CONFIG (a file or a shipped name) and key=value settings.", metavar="[CONFIG] [KEY=VALUE]...")]
+Origin = Annotated[bool, typer.Option("--origin", help="Say where each value comes from.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", show_default=False)]
 
 
@@ -62,7 +63,7 @@ def validate(words: Words = None, as_json: AsJson = False) -> None:
 
 
 @app.command("show", epilog="Examples:\n\n`robustcli config show train/digits --origin`\n\n`robustcli config show train/digits ball.eps=0.05`")
-def show(words: Words = None, origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.", show_default=False)] = False, as_json: AsJson = False) -> None:
+def show(words: Words = None, origin: Origin = False, as_json: AsJson = False) -> None:
     """The resolved configuration as YAML, or every value with its origin."""
     from robustcli.config import dump_config, show_rows
 

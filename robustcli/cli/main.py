@@ -62,6 +62,8 @@ def _translate(error: BaseException, argv: list[str]) -> int:
         return fail(_torchvision(), argv)
     if isinstance(error, RuntimeError) and "torchvision::nms" in text:
         return fail(_torchvision(), argv)
+    if isinstance(error, ValueError) and _is_ours(error):  # a value that a function of ours refuses, such as steps: 0
+        return fail(UsageError(text[:300], code="E-VALUE"), argv)
     code = RobustCliError(f"{type(error).__name__}: {text[:300]}", where=_origin(error), hint="a bug: run again with --debug and report it")
     return fail(code, argv, error)
 
@@ -72,6 +74,14 @@ def _torchvision() -> Any:
     return ResourceError(
         "torch and torchvision do not match", hint="install both from one place: pip install --force-reinstall torchvision", code="E-TORCHVISION"
     )
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("robustcli.")
 
 
 def _origin(error: BaseException) -> str:

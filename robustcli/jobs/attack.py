@@ -46,7 +46,7 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
     if setting.data.shape[0] not in _MODES:
         raise DataError(f"images of {setting.data.shape[0]} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can")
     with open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        run.write_text("config.resolved.yaml", dump_config(config))
+        run.write_text("config.resolved.yaml", dump_config(config.model_copy(update={"out": None})))
         run.write_json("env.json", environment())
         writer = ImageWriter(setting, model, run)
         result, rows, _ = measure(setting, model, console, stop.check, done=writer.take)
@@ -125,7 +125,8 @@ class ImageWriter:
     def _record(self, outcome: BatchOutcome, paths: list[Path], predicted: Tensor, distance: Tensor, broken: Tensor) -> None:
         classes = self.setting.data.classes
         for k, path in enumerate(paths):
-            row = {"id": int(outcome.ids[k]), "file": path.name, "label": classes[int(outcome.y[k])], "clean_predicted": classes[int(outcome.clean_predicted[k])]}
+            row: dict[str, Any] = {"id": int(outcome.ids[k]), "file": path.name, "label": classes[int(outcome.y[k])]}
+            row |= {"clean_predicted": classes[int(outcome.clean_predicted[k])]}
             row |= {"predicted_8bit": classes[int(predicted[k])], "distance_8bit": float(distance[k]), "broken_8bit": bool(broken[k])}
             self.lines.write(row)
 
@@ -148,9 +149,8 @@ class ImageWriter:
             gallery(path, np.stack(clean), np.stack(adversarial), list(true), list(predicted), amplify=float(self.setting.config.attack.amplify), title=ball)
             console.info(f"gallery: {path}")
         if self.written:
-            console.info(
-                f"{self.written} images written to {self.folder}: robust accuracy {self.robust_acc_float:.1%} as floats, {self.robust_acc_8bit:.1%} as 8-bit files"
-            )
+            both = f"{self.robust_acc_float:.1%} as floats, {self.robust_acc_8bit:.1%} as 8-bit files read back"
+            console.info(f"{self.written} images written to {self.folder}: robust accuracy {both}")
 
 
 def encode_png(image: Tensor) -> bytes:

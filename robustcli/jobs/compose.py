@@ -145,4 +145,7 @@ def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Modu
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
-__all__ = ["Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search", "prepare", "split_of"]
+__all__ = [
+    "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search", "move",
+    "prepare", "split_of",
+]  # fmt: skip

@@ -31,7 +31,9 @@ _EPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2)
 _TINY = ("train.epochs=null", "train.steps=20", "train.batch_size=32", "train.val_n=32", "eval.n=48", "attacks.0.steps=4", "adversary.steps=3")
 
 
-def demo(console: Console, *, settings: Sequence[str] = (), out: str | None = None, overwrite: bool = False, smoke: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def demo(
+    console: Console, *, settings: Sequence[str] = (), out: str | None = None, overwrite: bool = False, smoke: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
     """Train a natural and a robust model on `digits`, attack both with PGD-20, compare; returns the document."""
     began = time.perf_counter()
     base = [*settings, *(_TINY if smoke else ())]
@@ -54,7 +56,8 @@ def demo(console: Console, *, settings: Sequence[str] = (), out: str | None = No
         shown = _load([*base, f"out={run.path / 'attack'}", f"model.name=run:{run.path / 'natural'}", "eval.n=64" if not smoke else "eval.n=8"])
         attack(shown, _muted(console), EvalFlags())
         setting = models["robust"]
-        table = _table(documents, f"{setting.data.name}, {setting.ball.norm} eps {format_eps(setting.ball.eps, setting.ball.norm)}, {documents['robust']['n']} test images")
+        radius = format_eps(setting.ball.eps, setting.ball.norm)
+        table = _table(documents, f"{setting.data.name}, {setting.ball.norm} eps {radius}, {documents['robust']['n']} test images")
         console.table(table)
         summary = {"schema_version": 1, "ok": True, "verb": "demo", "run": str(run.path), "seconds": round(time.perf_counter() - began, 3), "models": documents}
         run.write_text("summary.md", table.markdown() + "\n")

@@ -29,6 +29,8 @@ from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import code_hash, environment
 from robustcli.runtime.signals import StopFlag
 
+_METRICS = ("clean_acc", "robust_acc", "attack_success")
+
 
 @dataclass(frozen=True)
 class EvalFlags:
@@ -44,12 +46,13 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     """Evaluate as configured; returns the `eval` document of the machine contract, with `gate` when fail_under is set."""
     config = loaded.config
     began = time.perf_counter()
+    check_metrics(config.eval.fail_under)
     setting = prepare(config, console)
     model = model_of(setting, console, flags)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
     with open_run("eval", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        run.write_text("config.resolved.yaml", dump_config(config))
+        run.write_text("config.resolved.yaml", dump_config(config.model_copy(update={"out": None})))
         run.write_json("env.json", environment())
         result, rows, calls = measure(setting, model, console, stop.check)
         write_rows(run, rows)
@@ -183,10 +186,14 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
     }
 
 
-def check_gate(document: Mapping[str, Any], fail_under: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One verdict per threshold: plain >=. Raises UsageError for a metric that is not there."""
-    known = ("clean_acc", "robust_acc", "attack_success")
+def check_metrics(fail_under: Mapping[str, float]) -> None:
+    """Raises UsageError for a metric that no evaluation has, before any work is done."""
     for name in fail_under:
-        if name not in known:
-            raise UsageError(f"--fail-under: unknown metric {name!r}", hint=f"known: {', '.join(known)}")
-    return [{"metric": name, "min": float(least), "value": document[name], "passed": bool(document[name] >= float(least))} for name, least in fail_under.items()]
+        if name not in _METRICS:
+            raise UsageError(f"--fail-under: unknown metric {name!r}", where="eval.fail_under", hint=f"known: {', '.join(_METRICS)}")
+
+
+def check_gate(document: Mapping[str, Any], fail_under: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One verdict per threshold: plain >=."""
+    least = {name: float(value) for name, value in fail_under.items()}
+    return [{"metric": name, "min": low, "value": document[name], "passed": bool(document[name] >= low)} for name, low in least.items()]

@@ -42,7 +42,8 @@ def check_gpu(console: Console, *, require_cuda: bool, measure: bool = True) -> 
         console.info(f"everything works on the CPU, slower ({fast}); start with: robustcli demo")
         if require_cuda:
             raise ResourceError(f"no CUDA device: {missing}", hint="install a CUDA build of torch and a driver, or drop --require-cuda", code="E-DEVICE")
-    return {"run": None, "seconds": round(time.perf_counter() - began, 3), "devices": devices, "cuda": not missing, "missing": missing, "environment": environment()}
+    seconds = round(time.perf_counter() - began, 3)
+    return {"run": None, "seconds": seconds, "devices": devices, "cuda": not missing, "missing": missing, "environment": environment()}
 
 
 def _sync(device: torch.device) -> None:

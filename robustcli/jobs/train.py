@@ -133,7 +133,8 @@ class TrainRun:
         )
         batch = min(config.train.batch_size, max(1, len(data.train)))
         epoch = max(1, len(data.train) // batch)
-        budget = next(((unit, float(amount)) for unit in ("steps", "minutes", "epochs") if (amount := getattr(config.train, unit)) is not None), ("epochs", 10.0))
+        lengths = {unit: getattr(config.train, unit) for unit in ("steps", "minutes", "epochs")}
+        budget = next(((unit, float(amount)) for unit, amount in lengths.items() if amount is not None), ("epochs", 10.0))
         val = data.val if len(data.val) else None
         plan = TrainPlan(
             seed=config.seed,
@@ -152,7 +153,7 @@ class TrainRun:
     def go(self) -> Progress:
         """Start or resume, train, write the results."""
         self._resume()
-        self.run.write_text("config.resolved.yaml", dump_config(self.setting.config))
+        self.run.write_text("config.resolved.yaml", dump_config(self.setting.config.model_copy(update={"out": None})))
         self.run.write_json("env.json", environment())
         trainer = self.trainer
         if not trainer.progress.max_steps:

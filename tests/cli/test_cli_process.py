@@ -1,0 +1,81 @@
+"""The program as a user starts it: entry point, help, closed pipes, an odd environment."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "robustcli"]
+VERBS = ["check-gpu", "train", "attack", "eval", "demo", "config"]
+
+
+def start(*argv, cwd=None, env=None, **more):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ROBUSTCLI_")} | (env or {})
+    return subprocess.run([*PROGRAM, *argv], capture_output=True, text=True, timeout=60, cwd=cwd, env=environment, **more)
+
+
+@pytest.mark.parametrize("argv", [["--help"], *[[verb, "--help"] for verb in VERBS], ["config", "show", "--help"]], ids=" ".join)
+def test_help_ends_with_two_examples(argv):
+    answer = start(*argv)
+    assert answer.returncode == 0 and answer.stderr == ""
+    assert "Examples" in answer.stdout and answer.stdout.count("robustcli ") >= 3
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_imports_no_heavy_package(verb):
+    code = (
+        "import sys; from robustcli.cli.main import run; run(%r); "
+        "bad = sorted({'torch', 'torchvision', 'scipy', 'sklearn', 'matplotlib', 'numpy', 'pydantic_core'} & set(sys.modules) - {'pydantic_core'}); print('HEAVY', bad)"
+    ) % ([verb, "--help"] if verb else ["--help"])
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "HEAVY []" in answer.stdout, answer.stdout[-300:]
+
+
+def test_version_and_import_are_light():
+    assert start("--version").stdout.startswith("robustcli 0.")
+    answer = subprocess.run([sys.executable, "-c", "import sys, robustcli; print('torch' in sys.modules, robustcli.__version__)"], capture_output=True, text=True)
+    assert answer.stdout.startswith("False 0.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--epz", "1"], "--epz"),
+        (["train", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "a.yaml", "b.yaml"], "one CONFIG"),
+        (["eval", "--fail-under", "0.5"], "METRIC=VALUE"),
+        (["config", "cp", "train/digits"], "Missing argument"),
+    ],
+)
+def test_wrong_command_lines_are_one_line_and_exit_2(argv, words, tmp_path):
+    answer = start(*argv, cwd=tmp_path)
+    assert answer.returncode == 2 and answer.stdout == ""
+    assert answer.stderr.startswith("error[E-") and answer.stderr.count("\n") == 1 and words in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("env", [{"HOME": "/nonexistent"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"TERM": "dumb"}, {"PYTHONHASHSEED": "3"}], ids=str)
+def test_odd_environments(env, tmp_path):
+    answer = start("config", "show", "smoke/digits", "--origin", cwd=tmp_path, env=env)
+    assert answer.returncode == 0 and "digits" in answer.stdout and "\x1b" not in answer.stdout + answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_reader_that_goes_away_is_no_failure_and_a_full_disk_is():
+    gone = subprocess.run(f"{sys.executable} -m robustcli config schema | head -c 10", shell=True, capture_output=True, text=True)
+    assert gone.stderr == "" and len(gone.stdout) == 10
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run([*PROGRAM, "config", "schema"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert answer.returncode == 6 and "E-DISK" in answer.stderr
+
+
+def test_an_interrupt_during_import_is_one_line(tmp_path):
+    process = subprocess.Popen([*PROGRAM, "eval", "smoke/digits"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (0, 130) and "Traceback" not in err
