@@ -12,7 +12,8 @@ from robustcli.cli.call import Call
 from robustcli.cli.options import complete_config
 from robustcli.runtime.console import Console
 
-app = typer.Typer(help="Look at configurations: shipped ones, your own, where each value comes from.", no_args_is_help=True, epilog="Examples:\n\n`robustcli config ls`\n\n`robustcli config show train/digits --origin`")
+_HELP = "Look at configurations: shipped ones, your own, where each value comes from."
+app = typer.Typer(help=_HELP, no_args_is_help=True, epilog="Examples:\n\n`robustcli config ls`\n\n`robustcli config show train/digits --origin`")
 Source = Annotated[str, typer.Argument(help="A file or the name of a shipped configuration.", autocompletion=complete_config)]
 Words = Annotated[list[str] | None, typer.Argument(help="CONFIG (a file or a shipped name) and key=value settings.", metavar="[CONFIG] [KEY=VALUE]...")]
 Origin = Annotated[bool, typer.Option("--origin", help="Say where each value comes from.", show_default=False)]

@@ -258,7 +258,7 @@ class Trainer:
         result: Evaluation | None = None
         if plan.validation is not None and self.val is not None and len(plan.val_positions):
             result = RobustEvaluation(self.step.model, plan.validation, stop=self._stop, say=self._say).run(self.val, plan.val_positions, self.device)
-            row |= {"clean_acc": result.clean_acc, "robust_acc": result.robust_acc, "n": result.n}
+            row |= {"clean_acc": result.clean_acc, "robust_acc": result.robust_acc if plan.validation.attacks else None, "n": result.n}
         row |= {"images_per_second": self._images / max(self._clock, 1e-9), "waiting_share": self._waited / max(self._clock, 1e-9)}
         progress.validated = progress.step
         progress.loss_sums, progress.loss_count = {}, 0

@@ -98,7 +98,7 @@ def test_the_model_and_the_world_are_as_before(name, norm, fails):
     bomb = Bomb()
     try:
         with frozen(bomb):
-            run(entry, bomb, x, y, Ball(norm, 0.1), keep="last", restarts=1) if "restarts" in registry.parameters(entry.fn) else run(entry, bomb, x, y, Ball(norm, 0.1))
+            run(entry, bomb, x, y, Ball(norm, 0.1))
     except RuntimeError as error:
         assert fails and str(error) == "bomb"
     assert [m.training for m in net.modules()] == flags and torch.is_grad_enabled() == grad_mode

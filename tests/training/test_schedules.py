@@ -31,7 +31,14 @@ def test_known_points():
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [("step", {"milestones": (1.5,)}), ("step", {"gamma": 0}), ("cyclic", {"peak": 1}), ("one_cycle", {"warmup": -1}), ("one_cycle", {"end": 2}), ("cosine", {"warmup": 1})],
+    [
+        ("step", {"milestones": (1.5,)}),
+        ("step", {"gamma": 0}),
+        ("cyclic", {"peak": 1}),
+        ("one_cycle", {"warmup": -1}),
+        ("one_cycle", {"end": 2}),
+        ("cosine", {"warmup": 1}),
+    ],
 )
 def test_bad_values_are_named(name, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
