@@ -138,16 +138,15 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation, calls: list[
         "hashes": hashes,
     }
 
-    def row(kind: str, attack: str, params: Mapping[str, Any], standing: torch.Tensor, seconds: float, passes: float) -> EvalRow:
+    def row(kind: Any, call: AttackCall | None, standing: torch.Tensor, seconds: float, passes: float) -> EvalRow:
         per_class = {name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())] for k, name in enumerate(names)}
-        return EvalRow(
-            kind=kind, attack=attack, params=dict(params), correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **common
-        )
+        named: dict[str, Any] = {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
+        return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **named, **common)
 
-    rows = [row("clean", "", {}, result.correct, 0.0, 1.0)]
-    rows += [row("attack", c.label, c.params, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in calls]
+    rows = [row("clean", None, result.correct, 0.0, 1.0)]
+    rows += [row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in calls]
     passes = sum(result.passes_per_sample.values())
-    return [*rows, row("worst", "worst case", {}, result.survivors, sum(result.seconds.values()), passes)]
+    return [*rows, row("worst", None, result.survivors, sum(result.seconds.values()), passes)]
 
 
 def ids_digest(result: Evaluation) -> str:
@@ -177,7 +176,7 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
             "attack_success": list(clopper_pearson(right - standing, right)),
         },
         "attacks": [
-            {"name": row.attack, "robust_acc": row.correct / max(1, row.n), "passes_per_sample": row.passes_per_sample, "seconds": row.seconds}
+            {"name": row.label, "robust_acc": row.correct / max(1, row.n), "passes_per_sample": row.passes_per_sample, "seconds": row.seconds}
             for row in rows
             if row.kind == "attack"
         ],

@@ -239,7 +239,7 @@ class TrainRun:
         ball, attack = self.setting.ball, self.trainer.plan.validation
         calls = list(attack.attacks) if attack is not None else []
         hashes = {"data": self.setting.data.digest}
-        name, params = (calls[0].label, calls[0].params) if calls else ("", {})
+        name, params = (calls[0].name, calls[0].params) if calls else ("", {})
         record = TrainRow.of(row, norm=ball.norm, eps=ball.eps, attack=name, params=params, seed=self.setting.config.seed, hashes=hashes)
         self.lines.write(record.to_json())
         text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items() if value is not None)
