@@ -98,13 +98,15 @@ def pgd_rate(device: torch.device) -> dict[str, Any]:
 def _table(devices: list[dict[str, Any]]) -> Table:
     """One row per fact, one column per device."""
     keys = list(dict.fromkeys(key for row in devices for key in row if key != "device"))
-    body = [[key.replace("_", " "), *(_shown(row.get(key)) for row in devices)] for key in keys]
+    body = [[key.replace("_", " "), *(_shown(row.get(key), key) for row in devices)] for key in keys]
     return Table("devices", ["", *(str(row["device"]) for row in devices)], body)
 
 
-def _shown(value: Any) -> str:
-    if value is None:
+def _shown(value: Any, key: str = "") -> str:
+    if value is None or value == []:
         return "-"
+    if key in ("memory", "free"):
+        return f"{value / 2**30:.1f} GiB"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,6 +91,8 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
+            if isinstance(error, Exception) and not isinstance(error, RobustCliError):  # a bug: the user sees one line, this file the rest
+                self.write_text("crash.log", "".join(traceback.format_exception(error)))
             if self._status["state"] == "running":
                 self.status(**_ending(error))
         except RobustCliError as second:

@@ -181,6 +181,15 @@ def test_an_uncaught_exception_is_70_never_gate_not_met(cli, monkeypatch):
     assert answer.code == 70 and "E-INTERNAL" in answer.err and "ZeroDivisionError" in answer.err
 
 
+def test_a_crash_inside_a_run_leaves_its_traceback_in_the_run(cli, monkeypatch, tmp_path):
+    import robustcli.jobs.train
+
+    monkeypatch.setattr(robustcli.jobs.train, "prepare", lambda *a: 1 / 0)
+    answer = cli("train", *TINY, "--out", "model")
+    assert answer.code == 70 and "Traceback" in (tmp_path / "model" / "crash.log").read_text()
+    assert read_status(tmp_path / "model")["state"] == "failed"
+
+
 def test_python_api(trained, tmp_path):
     import robustcli
 
