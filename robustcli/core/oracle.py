@@ -16,6 +16,22 @@ from robustcli.types import Classifier
 Watch = Callable[[Tensor, Tensor], Tensor]
 
 
+def bucket(rows: int) -> int:
+    """The padded batch size for `rows` rows: the next multiple of an eighth of their power of two, at least 8.
+
+    Survivors shrink one by one; without buckets each size would get kernels of its own (oneDNN keeps about a thousand,
+    hundreds of MiB), and a row's rounding would depend on how many others are left.
+    """
+    grain = max(8, (1 << max(rows, 1).bit_length()) >> 4)
+    return max(grain, -(-rows // grain) * grain)
+
+
+def padded(x: Tensor) -> Tensor:
+    """x [R, ...] with its last row repeated up to `bucket(R)` rows; x itself when it has that size or no row."""
+    missing = bucket(len(x)) - len(x)
+    return x if not missing or not len(x) else torch.cat((x, x[-1:].expand(missing, *x.shape[1:])))
+
+
 class Gradient(NamedTuple):
     """Answer of `Oracle.gradient`: loss [R], logits [R, K], grad [R, C, H, W] of the summed loss."""
 
@@ -91,12 +107,13 @@ class Oracle:
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
         self._check()
-        point = x_adv.detach().requires_grad_(True)
+        rows = len(x_adv)
+        point = (x_adv.detach() if self._watch is None else padded(x_adv.detach())).requires_grad_(True)
         with torch.enable_grad():
-            logits = self._model(point)
+            logits = self._model(point)[:rows]
             values = self._loss(loss)(logits)
             (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
-        grad = torch.zeros_like(point) if grad is None else grad.nan_to_num_(0.0, 0.0, 0.0)
+        grad = torch.zeros_like(x_adv) if grad is None else grad[:rows].nan_to_num_(0.0, 0.0, 0.0)
         self.forward_rows += len(x_adv)
         self.backward_rows += len(x_adv)
         logits, values = logits.detach(), values.detach()
@@ -141,7 +158,9 @@ class Oracle:
         self._check()
         self.forward_rows += len(x)
         with torch.no_grad():
-            return self._model(x) if len(x) else x.new_zeros(0, 2)
+            if not len(x):
+                return x.new_zeros(0, 2)
+            return self._model(x) if self._watch is None else self._model(padded(x))[: len(x)]
 
     def _loss(self, name: str | None) -> RowLoss:
         """The loss for the rows in play; per-row state is sliced along with them."""

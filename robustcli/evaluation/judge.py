@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
+from robustcli.core.oracle import padded
 
 
 @contextmanager
@@ -55,8 +56,8 @@ class Judge:
         """[B, K] float32 of the original model, no gradient."""
         self.forward_rows += len(x)
         with torch.no_grad(), exact_fp32():
-            logits: Tensor = self._model(x)
-        return logits.float()
+            logits: Tensor = self._model(padded(x))
+        return logits[: len(x)].float()
 
     def rule(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Ruling:
         """Decide the rows `rows` of `criterion` (all by default); x and x_adv hold just these rows, [R, C, H, W]."""

@@ -56,6 +56,7 @@ def test_l1_projection_is_the_nearest_point_of_ball_and_box(seed, eps):
         constraints=[{"type": "ineq", "fun": lambda v: eps - v.sum()}],
         options={"ftol": 1e-14, "maxiter": 500},
     )
+    assume(solved.success)  # SLSQP gives up on some starts
     assert ((ours - z) ** 2).sum() <= solved.fun + 1e-5
 
 

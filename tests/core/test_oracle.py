@@ -6,7 +6,7 @@ from torch import nn
 
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle
+from robustcli.core.oracle import Oracle, bucket, padded
 from robustcli.core.random import RowRandom
 
 torch.manual_seed(0)
@@ -142,3 +142,27 @@ def test_no_gradient_reaches_the_parameters():
 def test_an_empty_batch_asks_nothing():
     o = Oracle(NET, X[:0], Criterion(Y[:0]), rng=RowRandom(0, "start", torch.arange(0)), keep="best")
     assert len(o.gradient(X[:0]).grad) == 0 and len(o.result(X[:0])) == 0
+
+
+@pytest.mark.parametrize("rows", [*range(1, 70), 128, 129, 255, 256, 257, 5000])
+def test_buckets_are_few_and_waste_little(rows):
+    size = bucket(rows)
+    assert rows <= size and size % 8 == 0 and (size <= 1.125 * rows + 8)
+    assert len({bucket(r) for r in range(1, 257)}) <= 24
+    x = torch.rand(min(rows, 70), 2)
+    assert torch.equal(padded(x)[: len(x)], x) and len(padded(x)) == bucket(len(x))
+
+
+def test_padding_reaches_the_model_but_no_answer():
+    sizes = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return NET(x)
+
+    o = Oracle(Counting(), X, Criterion(Y), rng=RowRandom(0, "start", torch.arange(6)), watch=lambda rows, z: torch.zeros(len(rows), dtype=torch.bool))
+    answer = o.gradient(X)
+    plain = oracle().gradient(X)
+    assert set(sizes) == {8} and o.forward_rows == 12
+    assert torch.allclose(answer.grad, plain.grad) and answer.logits.shape == (6, 3)
