@@ -39,7 +39,8 @@ def _kill_and_resume(forked, tmp_path, count, seed, *more):
         assert wait() == 0, (tmp_path / "err.txt").read_text()
         text = (tmp_path / "err.txt").read_text()
         if before is not None:
-            assert f"resuming at step {before.step}" in text and not warnings
+            assert f"resuming at step {before.step}" in text
+            assert all("there is no pointer" in said for said in warnings)  # killed between the first save and its pointer: nothing is lost
         same(final_state(tmp_path / out), expected)
     return killed
 
