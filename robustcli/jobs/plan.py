@@ -19,9 +19,6 @@ from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
 from robustcli.runtime.precision import resolve
 
-#: Passes (forward = 1, input gradient = 1, weight gradient = 1) of the outer step per image, by objective.
-_OUTER = {"natural": 3, "madry": 3, "mixed": 6}
-
 
 def attack_passes(name: str, params: dict[str, Any]) -> int:
     """Most passes one attack spends on one image: a forward and a backward per step and restart."""
@@ -73,7 +70,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     for spec, kind in ((train.optimizer, registry.optimizers), (train.schedule, registry.schedules)):
         bound(kind, spec, "train")
     inner = registry.objectives.get(config.objective.name).facts["inner"]
-    passes = _OUTER.get(config.objective.name, 3) + (attack_passes(config.adversary.name, adversary) if inner else 0)
+    passes = registry.objectives.get(config.objective.name).facts["passes"] + (attack_passes(config.adversary.name, adversary) if inner else 0)
     batch = min(train.batch_size, len(data.train))
     per_epoch = len(data.train) // batch
     dtype = resolve(config.precision, setting.device, console.warn)

@@ -7,7 +7,7 @@ from robustcli.registry import objectives
 from robustcli.types import Batch, Classifier, LossTerms
 
 
-@objectives.register("madry", inner="ce")
+@objectives.register("madry", inner="ce", passes=3)
 def madry(model: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> LossTerms:
     """mean CE(f(x_adv), y), x_adv = argmax over the ball of CE: min-max training; cost 2K + 3 passes for K attack steps.
 

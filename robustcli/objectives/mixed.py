@@ -9,7 +9,7 @@ from robustcli.registry import objectives
 from robustcli.types import Batch, Classifier, LossTerms
 
 
-@objectives.register("mixed", inner="ce")
+@objectives.register("mixed", inner="ce", passes=6)
 def mixed(model: Classifier, batch: Batch, *, clean_weight: float = 0.5, label_smoothing: float = 0.0) -> LossTerms:
     """w * mean CE(f(x), y) + (1 - w) * mean CE(f(x_adv), y); cost 2K + 6 passes for K attack steps.
 

@@ -7,7 +7,7 @@ from robustcli.registry import objectives
 from robustcli.types import Batch, Classifier, LossTerms
 
 
-@objectives.register("natural", inner=None)
+@objectives.register("natural", inner=None, passes=3)
 def natural(model: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> LossTerms:
     """mean CE(f(x), y): no attack; cost 3 passes (forward, input gradient, weight gradient).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +40,3 @@ def unpack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, packed:
 def step_seed(seed: int, step: int) -> int:
     """Seed of torch's own generator during one step (dropout): nothing to save, the same after a resume."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
-
-
-def plain(value: Any) -> Any:
-    """JSON-ready copy of numbers, strings, lists and maps; tensors of one element become numbers."""
-    if isinstance(value, Tensor):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return value
