@@ -98,13 +98,12 @@ def parameters(fn: Callable[..., Any]) -> dict[str, Param]:
     """The keyword-only parameters of `fn`: its public schema. Positional ones belong to the caller."""
     hints = get_type_hints(fn, include_extras=True)
     return {
-        p.name: Param(p.name, hints.get(p.name, Any), p.default)
-        for p in inspect.signature(fn).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
+        p.name: Param(p.name, hints.get(p.name, Any), p.default) for p in inspect.signature(fn).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
     }
 
 
 attacks: Registry[Callable[..., Any]] = Registry("attack", "robustcli.attacks")
+ensembles: Registry[Callable[..., Any]] = Registry("attack ensemble", "robustcli.attacks")
 losses: Registry[Callable[..., Any]] = Registry("loss", "robustcli.core")
 objectives: Registry[Callable[..., Any]] = Registry("objective", "robustcli.objectives")
 models: Registry[Callable[..., Any]] = Registry("model", "robustcli.models")

@@ -26,6 +26,39 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return rest.amax(1) - own
 
 
+_TINY = 1e-12
+
+
+@losses.register("dlr")
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """-(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12), z_(i) the i-th largest logit: the margin, free of shift and scale.
+
+    Range [-1, 1] up to ties; > 0 exactly when misclassified. With two classes there is no z_(3): raises ValueError, use `margin`.
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 6.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"the dlr loss needs at least 3 classes, the model has {logits.shape[1]}; use loss: margin")
+    top = logits.topk(3, dim=1).values
+    score: Tensor = margin(logits, y) / (top[:, 0] - top[:, 2] + _TINY)
+    return score
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12): towards the class `target` [B], free of shift and scale.
+
+    Raises ValueError for fewer than 4 classes; `difference` exists for any. Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 7.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(f"the targeted dlr loss needs at least 4 classes, the model has {logits.shape[1]}")
+    top = logits.topk(4, dim=1).values
+    return difference(logits, y, target) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _TINY)
+
+
+def difference(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_t - z_y for one class `target` int64 [B] per row; > 0 when the row prefers it to its own class y."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+
 @dataclass(frozen=True)
 class RowLoss:
     """A loss bound to the rows of one batch: `state` (labels, targets, clean logits …) is sliced when rows leave."""

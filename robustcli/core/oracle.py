@@ -8,12 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.random import RowRandom
 from robustcli.types import Classifier
 
 #: (row numbers int64 [R], candidates [R, C, H, W]) -> bool [R]: confirmed by the original fp32 model and inside the ball.
 Watch = Callable[[Tensor, Tensor], Tensor]
+Keep = Literal["last", "best", "closest"]
 
 
 def bucket(rows: int) -> int:
@@ -50,10 +52,14 @@ class Oracle:
         loss: registered name of the loss to ascend.
         rng: one stream per row.
         keep: "last" returns the attack's final point (training: K steps cost K forwards and backwards);
-            "best" the worst point met per row, ordered by (success, loss), the clean point included (one more forward).
+            "best" the worst point met per row, ordered by (success, loss), the clean point included (one more forward);
+            "closest" the successful point with the smallest `ball.distance`, or the clean point (minimal-norm attacks).
         watch: confirms candidates that succeed here; confirmed rows are kept and leave at the next `compact`.
         stop: called before every model pass; raises to interrupt the attack.
-        clean_logits: [B, K] if already known, to save a forward with keep="best".
+        clean_logits: [B, K] of this model if already known, to save a forward when keep is not "last".
+        ball: measures distances; needed by keep="closest", where a row leaves only at a point inside it.
+        draws: model passes averaged per answer: expectation over transformation for randomised models (EOT, Athalye et
+            al., ICML 2018, arXiv:1802.00420). Gradients average the gradient of the loss, logits the logits.
     """
 
     def __init__(
@@ -64,18 +70,27 @@ class Oracle:
         *,
         loss: str = "ce",
         rng: RowRandom,
-        keep: Literal["last", "best"] = "last",
+        keep: Keep = "last",
         watch: Watch | None = None,
         stop: Callable[[], None] | None = None,
         clean_logits: Tensor | None = None,
+        ball: Ball | None = None,
+        draws: int = 1,
     ) -> None:
-        self._model, self._watch, self._stop = model, watch, stop
+        if keep == "closest" and ball is None:
+            raise ValueError('keep="closest" needs a ball')
+        if draws < 1:
+            raise ValueError(f"draws must be >= 1, got {draws}")
+        self._model, self._watch, self._stop, self._draws = model, watch, stop, draws
+        self._origin, self._ball = x, ball if keep == "closest" else None
         self.criterion, self.loss_name, self.rng = criterion, loss, rng
+        self.notes: list[str] = []
+        self._clean = clean_logits
         self._bound: dict[str, RowLoss] = {}
         self._rows = torch.arange(len(x), device=x.device)
         self._fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._compacted = False
-        self._tracking = keep == "best" or watch is not None
+        self._tracking = keep != "last" or watch is not None
         self._scored: Tensor | None = None
         self.forward_rows = self.backward_rows = 0
         self.zero_gradient_rows = self.asked_rows = 0
@@ -88,12 +103,44 @@ class Oracle:
         self._best_loss = torch.full((len(x),), float("-inf"), device=x.device)
         if clean_logits is None:
             clean_logits = self._forward(x)
+            if x is self._origin:
+                self._clean = clean_logits
         self._consider(x, clean_logits, self._loss(None)(clean_logits))
 
     @property
     def alive(self) -> int:
         """Rows still in play."""
         return len(self._rows)
+
+    @property
+    def y(self) -> Tensor:
+        """True labels int64 [R] of the rows in play."""
+        return self.criterion.y[self._rows] if self._compacted else self.criterion.y
+
+    @property
+    def target(self) -> Tensor | None:
+        """Labels to reach int64 [R] of the rows in play, or None for an untargeted search."""
+        target = self.criterion.target
+        return target[self._rows] if target is not None and self._compacted else target
+
+    def clean(self) -> Tensor:
+        """Logits [R, K] of the rows in play at their clean points; at most one model pass for the whole attack."""
+        if self._clean is None:
+            self._clean = self._forward(self._origin if not self._compacted else self._origin[self._rows])
+            if self._compacted:  # rows that have left are never asked for again
+                full = self._clean.new_zeros(len(self._origin), self._clean.shape[1])
+                full[self._rows] = self._clean
+                self._clean = full
+        return self._clean[self._rows] if self._compacted else self._clean
+
+    def hit(self, logits: Tensor) -> Tensor:
+        """bool [R]: which rows in play these logits [R, K] would make a success."""
+        return self.criterion.hit(logits, self._rows if self._compacted else None)
+
+    def note(self, text: str) -> None:
+        """One line for the user (a loss that K classes do not allow …), said once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def logits(self, x_adv: Tensor) -> Tensor:
         """[R, K], no gradient; scores the point when tracking."""
@@ -102,26 +149,35 @@ class Oracle:
             self._consider(x_adv, logits, self._loss(None)(logits))
         return logits
 
-    def gradient(self, x_adv: Tensor, loss: str | None = None) -> Gradient:
-        """Loss, logits and input gradient at x_adv; non-finite gradient entries become 0. `loss` overrides the bound one."""
+    def gradient(self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None) -> Gradient:
+        """Loss, logits and input gradient at x_adv; non-finite gradient entries become 0.
+
+        `loss` overrides the bound one: a registered name, or any differentiable map logits [R, K] -> [R] (a `RowLoss`).
+        """
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
         self._check()
         rows = len(x_adv)
         point = (x_adv.detach() if self._watch is None else padded(x_adv.detach())).requires_grad_(True)
-        with torch.enable_grad():
-            logits = self._model(point)[:rows]
-            values = self._loss(loss)(logits)
-            (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
-        grad = torch.zeros_like(x_adv) if grad is None else grad[:rows].nan_to_num_(0.0, 0.0, 0.0)
-        self.forward_rows += len(x_adv)
-        self.backward_rows += len(x_adv)
-        logits, values = logits.detach(), values.detach()
+        ascend = loss if callable(loss) else self._loss(loss)
+        answers = [self._differentiate(point, rows, ascend) for _ in range(self._draws)]
+        values, logits, grad = answers[0] if self._draws == 1 else (torch.stack(parts).mean(0) for parts in zip(*answers, strict=True))
+        grad = grad.nan_to_num_(0.0, 0.0, 0.0)
         if self._tracking:
             self.asked_rows += len(x_adv)
             self.zero_gradient_rows += int((grad.flatten(1) == 0).all(1).sum())
             self._consider(x_adv.detach(), logits, values if loss is None else self._loss(None)(logits))
         return Gradient(values, logits, grad)
+
+    def _differentiate(self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor]) -> Gradient:
+        """One forward and one backward pass over the first `rows` rows of `point`."""
+        with torch.enable_grad():
+            logits = self._model(point)[:rows]
+            values = ascend(logits)
+            (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
+        self.forward_rows += rows
+        self.backward_rows += rows
+        return Gradient(values.detach(), logits.detach(), torch.zeros_like(point)[:rows] if grad is None else grad[:rows])
 
     def score(self, x_adv: Tensor) -> None:
         """Remember the best point from here on (restarts keep the worst), beginning with this one."""
@@ -156,11 +212,15 @@ class Oracle:
 
     def _forward(self, x: Tensor) -> Tensor:
         self._check()
-        self.forward_rows += len(x)
+        self.forward_rows += len(x) * self._draws
         with torch.no_grad():
             if not len(x):
                 return x.new_zeros(0, 2)
-            return self._model(x) if self._watch is None else self._model(padded(x))[: len(x)]
+            point = x if self._watch is None else padded(x)
+            logits = self._model(point)[: len(x)]
+            for _ in range(self._draws - 1):
+                logits = logits + self._model(point)[: len(x)]
+            return logits if self._draws == 1 else logits / self._draws
 
     def _loss(self, name: str | None) -> RowLoss:
         """The loss for the rows in play; per-row state is sliced along with them."""
@@ -171,13 +231,20 @@ class Oracle:
         return bound.rows(self._rows) if self._compacted else bound
 
     def _consider(self, x_adv: Tensor, logits: Tensor, loss: Tensor) -> None:
-        """Keep x_adv where it beats the best so far by (success, loss); let the watch confirm successes."""
+        """Keep x_adv where it beats the best so far by (success, loss) or (success, -distance); let the watch confirm successes."""
         rows = self._rows
-        hit = self.criterion.hit(logits, rows if self._compacted else None)
+        hit = self.hit(logits)
         best_hit, best_loss = self._best_hit[rows], self._best_loss[rows]
-        better = ((hit & ~best_hit) | ((hit == best_hit) & (loss > best_loss))) & ~self._fallen[rows]
-        if self._watch is not None and bool(hit.any()):
-            open_hits = (hit & ~self._fallen[rows]).nonzero()[:, 0]
+        confirmable = hit
+        if self._ball is not None:
+            origin = self._origin[rows] if self._compacted else self._origin
+            loss = -self._ball.distance(origin, x_adv).to(loss.device, loss.dtype)
+            confirmable = hit & self._ball.contains(origin, x_adv)
+            better = hit & (~best_hit | (loss > best_loss)) & ~self._fallen[rows]
+        else:
+            better = ((hit & ~best_hit) | ((hit == best_hit) & (loss > best_loss))) & ~self._fallen[rows]
+        if self._watch is not None and bool(confirmable.any()):
+            open_hits = (confirmable & ~self._fallen[rows]).nonzero()[:, 0]
             confirmed = self._watch(rows[open_hits], x_adv[open_hits]) if len(open_hits) else hit.new_zeros(0)
             won = open_hits[confirmed]
             better[won] = True

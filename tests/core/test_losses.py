@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robustcli.core.losses import Criterion, mean_ce
+from robustcli.core.losses import Criterion, dlr_targeted, mean_ce
 from robustcli.registry import losses
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
@@ -61,3 +61,17 @@ def test_mean_ce_smoothing_and_soft_labels():
     for bad in (-0.1, 1.0):
         with pytest.raises(ValueError, match="label_smoothing"):
             mean_ce(LOGITS, Y, smoothing=bad)
+
+
+def test_dlr_by_hand_and_free_of_shift_and_scale():
+    logits = torch.tensor([[4.0, 1.0, 3.0, 0.0]])
+    y, target = torch.tensor([0]), torch.tensor([3])
+    assert losses.get("dlr").fn(logits, y).item() == pytest.approx(-(4 - 3) / (4 - 1))
+    assert dlr_targeted(logits, y, target).item() == pytest.approx(-(4 - 0) / (4 - 0.5 * (1 + 0)))
+    for moved in (logits * 1e4, logits + 7):
+        assert losses.get("dlr").fn(moved, y).item() == pytest.approx(-1 / 3, rel=1e-5)
+        assert dlr_targeted(moved, y, target).item() == pytest.approx(-4 / 3.5, rel=1e-5)
+    with pytest.raises(ValueError, match="at least 3 classes"):
+        losses.get("dlr").fn(logits[:, :2], y)
+    with pytest.raises(ValueError, match="at least 4 classes"):
+        dlr_targeted(logits[:, :3], y, torch.tensor([1]))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle, bucket, padded
@@ -166,3 +167,44 @@ def test_padding_reaches_the_model_but_no_answer():
     plain = oracle().gradient(X)
     assert set(sizes) == {8} and o.forward_rows == 12
     assert torch.allclose(answer.grad, plain.grad) and answer.logits.shape == (6, 3)
+
+
+def test_closest_keeps_the_nearest_success_and_the_clean_point_otherwise():
+    """A linear model in one pixel: z = (0, p - 0.5); the row is broken above 0.5, the nearest successful point met wins."""
+
+    def model(p):
+        return torch.stack((torch.zeros(len(p)), p.flatten(1)[:, 0] - 0.5), 1)
+
+    x = torch.tensor([0.2, 0.4, 0.1]).reshape(3, 1, 1, 1)
+    oracle = Oracle(model, x, Criterion(torch.zeros(3, dtype=torch.int64)), rng=RowRandom(0, "start", torch.arange(3)), keep="closest", ball=Ball("l2", 0.0))
+    for points in ([0.9, 0.8, 0.3], [0.6, 0.9, 0.4], [0.7, 0.55, 0.2]):
+        oracle.logits(torch.tensor(points).reshape(3, 1, 1, 1))
+    assert torch.allclose(oracle.result(x).flatten(), torch.tensor([0.6, 0.55, 0.1]))
+
+
+def test_draws_average_the_gradient_of_a_randomised_model():
+    """EOT: the model multiplies by a random sign-free factor; the mean of many draws is near its expectation, one draw is not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def model(p):
+        scale = torch.rand((), generator=generator) * 2
+        return torch.stack((torch.zeros(len(p)), scale * p.flatten(1).sum(1)), 1)
+
+    x, criterion = torch.full((4, 1, 2, 2), 0.5), Criterion(torch.zeros(4, dtype=torch.int64))
+    oracle = Oracle(model, x, criterion, rng=RowRandom(0, "start", torch.arange(4)), draws=400)
+    answer = oracle.gradient(x, lambda logits: logits[:, 1])
+    assert torch.allclose(answer.grad, torch.ones_like(x), atol=0.1) and oracle.forward_rows == oracle.backward_rows == 1600
+    with pytest.raises(ValueError, match="draws"):
+        Oracle(model, x, criterion, rng=RowRandom(0, "start", torch.arange(4)), draws=0)
+
+
+def test_rows_in_play_carry_their_labels_targets_and_clean_logits():
+    def model(p):
+        return torch.stack((0.5 - p.flatten(1)[:, 0], p.flatten(1)[:, 0] - 0.5, -torch.ones(len(p))), 1)
+
+    x, y, target = torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
+    oracle = Oracle(model, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(3)), watch=lambda rows, c: torch.ones(len(rows), dtype=torch.bool))
+    oracle.logits(torch.tensor([0.9, 0.1, 0.1]).reshape(3, 1, 1, 1))
+    (left,) = oracle.compact(x)
+    assert oracle.alive == 2 and torch.equal(left, x[1:]) and torch.equal(oracle.y, y[1:]) and torch.equal(oracle.target, target[1:])
+    assert torch.allclose(oracle.clean(), model(x[1:])) and oracle.hit(model(torch.full((2, 1, 1, 1), 0.9))).all()
