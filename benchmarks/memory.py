@@ -1,6 +1,6 @@
 """Peak memory of an evaluation against the number of images: it must not grow beyond the images themselves.
 
-    python benchmarks/memory.py            # n = 500, 2000, 8000 fake images of 3x32x32, each in a fresh process
+python benchmarks/memory.py            # n = 500, 2000, 8000 fake images of 3x32x32, each in a fresh process
 """
 
 from __future__ import annotations

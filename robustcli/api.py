@@ -1,7 +1,8 @@
-"""The Python API beside the CLI: `load_model`, `attack`, `evaluate`."""
+"""The Python API beside the CLI: `load_model`, `attack`, `evaluate`, `benchmark`, `assert_robust`."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,25 +10,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustcli import registry
-from robustcli.config.bind import bind_spec
-from robustcli.config.schema import Spec
+from robustcli.config.schema import DataConfig, Spec
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.data import load_data
 from robustcli.data.check import check_labels, check_range
-from robustcli.data.split import MemorySplit
+from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError
 from robustcli.evaluation.alarms import Alarm
-from robustcli.evaluation.robust import AttackCall, EvalPlan, RobustEvaluation, Search
-from robustcli.jobs.compose import label_of
+from robustcli.evaluation.outside import callable_call
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation, Search
+from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.jobs.compose import choose, make_attacks, probe_size, split_of
 from robustcli.models import load_model
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.precision import resolve
 
-__all__ = ["Verdict", "attack", "evaluate", "load_model"]
+__all__ = ["Verdict", "assert_robust", "attack", "benchmark", "evaluate", "load_model"]
+
+#: An attack: a registered name, `autoattack`, `torchattacks:NAME`, or any callable atk(x, y) -> x_adv.
+Attack = str | Callable[[Tensor, Tensor], Tensor]
+_THREATS: dict[str, tuple[Norm, float]] = {"linf": ("linf", 8 / 255), "l2": ("l2", 0.5), "l1": ("l1", 12.0)}
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,30 @@ class Verdict:
     alarms: list[Alarm]
     passes_per_sample: dict[str, float]
 
+    @classmethod
+    def of(cls, result: Evaluation) -> Verdict:
+        """From an evaluation."""
+        numbers = (result.n, result.clean_acc, result.robust_acc, result.attack_success, result.survivors, result.stages)
+        return cls(*numbers, result.reliability, result.alarms, result.passes_per_sample)
 
-def _call(name: str, norm: str, params: dict[str, Any]) -> AttackCall:
+
+def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params: dict[str, Any]) -> list[AttackCall]:
+    """Attack calls for names, ensembles and callables. Raises ValueError for what cannot be bound."""
+    names = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+    if params and (len(names) > 1 or not isinstance(names[0], str)):
+        raise ValueError("parameters go with a single attack by name; use a config for several")
+    calls: list[AttackCall] = []
     try:
-        entry = bind_spec(registry.attacks.discover(), Spec(name=name, **params), "attack")
+        for name in names:
+            if isinstance(name, str):
+                calls += make_attacks([Spec(name=name, **params)], norm, "attack", search)
+            else:
+                calls.append(callable_call(name, getattr(name, "__name__", type(name).__name__)))
     except ConfigError as error:
         raise ValueError("; ".join(error.problems) or str(error)) from None
-    facts = registry.attacks.get(name).facts
-    if norm not in facts["norms"]:
-        raise ValueError(f"attack {name!r} works for {', '.join(facts['norms'])}, not {norm}")
-    return AttackCall(label_of(name, entry.params), name, entry.fn, entry.params)
+    if len({call.label for call in calls}) < len(calls):
+        raise ValueError(f"two attacks have one name: {', '.join(call.label for call in calls)}")
+    return calls
 
 
 def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
@@ -90,12 +110,15 @@ def evaluate(
     *,
     eps: float,
     norm: Norm = "linf",
-    attack: str | Sequence[str] = "pgd",
+    attack: Attack | Sequence[Attack] = "pgd",
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     search: Literal["auto", "fp32", "bf16"] = "auto",
     target: str | int | None = None,
+    checks: int | None = None,
+    stop: Callable[[], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
     **params: Any,
 ) -> Verdict:
     """Clean and robust accuracy; each success is confirmed by the model in fp32 and measured in float64.
@@ -104,32 +127,92 @@ def evaluate(
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device, held in eval mode.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
         eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2 or l1.
-        attack: a name or several, run in order on the samples still standing; `params` (steps=20 …) go to a single one.
+        attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid"), "torchattacks:NAME", any callable
+            atk(x, y) -> x_adv, or several, run in order on the samples still standing; `params` (steps=20 …) go to a single one.
         seed: of all draws, keyed by the place in x. target: None, "random", "least-likely" or a class.
         search: precision of the search; verdicts are fp32 always.
+        checks: samples on which the model is diagnosed first (masked gradients, randomness …); None = by cost, 0 = none.
+        stop: called before every model pass; raises to interrupt. say: told one line at a time.
 
     Raises:
         ValueError: unknown attack or parameter, bad eps. DataError: x outside [0, 1], labels out of range.
     """
-    names = [attack] if isinstance(attack, str) else list(attack)
-    if params and len(names) > 1:
-        raise ValueError("parameters go with a single attack; use a config for several")
     model, x, y, place = _checked(model, x, y, device)
-    calls = [_call(name, norm, params) for name in names]
-    plan = EvalPlan(Ball(norm, eps), calls, seed, batch_size, target, _search(search, place))
+    settings = _search(search, place)
+    calls = _calls(attack, norm, settings, params)
+    plan = EvalPlan(Ball(norm, eps), calls, seed, batch_size, target, settings, probe_size(calls, len(x), checks))
     split = MemorySplit(x.cpu().float(), y.cpu(), tuple(map(str, range(int(y.max()) + 1 if len(y) else 1))))
-    result = RobustEvaluation(model, plan).run(split, torch.arange(len(x)), place)
-    return Verdict(
-        result.n,
-        result.clean_acc,
-        result.robust_acc,
-        result.attack_success,
-        result.survivors,
-        result.stages,
-        result.reliability,
-        result.alarms,
-        result.passes_per_sample,
-    )
+    return Verdict.of(RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
+def benchmark(
+    model: nn.Module,
+    n_examples: int = 10_000,
+    dataset: str = "cifar10",
+    threat_model: str = "Linf",
+    eps: float | None = None,
+    *,
+    version: Literal["standard", "plus", "rand", "rapid"] = "standard",
+    root: str = "data",
+    batch_size: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    search: Literal["auto", "fp32", "bf16"] = "auto",
+    say: Callable[[str], None] = _warn,
+) -> tuple[float, float]:
+    """(clean accuracy, robust accuracy) under AutoAttack on the first n test examples, in [0, 1]; RobustBench's signature.
+
+    Args:
+        model: pixels in [0, 1] -> logits. n_examples: the first n of the stored test split.
+        dataset: a data set of ours (cifar10, cifar100, mnist, digits, folder:PATH, npz:PATH …); nothing is downloaded.
+        threat_model: Linf, L2 or L1. eps: radius in pixel units; None = 8/255, 0.5 or 12.
+        version: which AutoAttack. say: told of alarms, one line each (a warning by default); a number with alarms must not be quoted without them.
+
+    Raises:
+        ValueError: unknown threat model. DataError: the data set is not on this machine.
+    """
+    if threat_model.lower() not in _THREATS:
+        raise ValueError(f"unknown threat_model {threat_model!r}; known: Linf, L2, L1")
+    norm, usual = _THREATS[threat_model.lower()]
+    data = load_data(DataConfig(name=dataset, root=root), allow_download=False)
+    split: Split = split_of(data, "test")
+    positions = choose(split, n=None, first=n_examples, seed=seed)
+    batches = list(split.stream(list(positions.split(1024)), torch.device("cpu")))
+    x, y = torch.cat([x for x, _, _ in batches]), torch.cat([y for _, y, _ in batches])
+    shared: dict[str, Any] = {"seed": seed, "device": device, "batch_size": batch_size, "search": search, "say": say}
+    verdict = evaluate(model, x, y, eps=usual if eps is None else eps, norm=norm, attack="autoattack", version=version, **shared)
+    for alarm in verdict.alarms:
+        say(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
+    return verdict.clean_acc, verdict.robust_acc
+
+
+def assert_robust(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, at_least: float, attack: Attack | Sequence[Attack] = "autoattack", **more: Any
+) -> Verdict:
+    """For pytest: the verdict, when robust accuracy >= at_least and no alarm is raised; arguments as for `evaluate`.
+
+    With attack="autoattack" the version is "rapid" unless another is given.
+
+    Raises:
+        AssertionError: robust accuracy is lower (it names the counts and the attack that broke most), or the evaluation is not reliable.
+        ValueError: at_least outside [0, 1].
+    """
+    if not 0 <= at_least <= 1:
+        raise ValueError(f"at_least is a fraction in [0, 1], got {at_least}")
+    if attack == "autoattack":
+        more = {"version": "rapid", **more}
+    verdict = evaluate(model, x, y, eps=eps, attack=attack, **more)
+    if verdict.reliability != "ok":
+        raise AssertionError(f"the evaluation is {verdict.reliability}: " + "; ".join(f"{a.name}: {a.evidence}" for a in verdict.alarms))
+    standing = int(verdict.survivors.sum())
+    if verdict.robust_acc < at_least:
+        left = ", ".join(f"{int(kept.sum())} after {label}" for label, kept in verdict.stages.items())
+        raise AssertionError(f"robust accuracy {standing}/{verdict.n} = {verdict.robust_acc:.3f} is below {at_least} at eps {eps:.4g} ({left})")
+    return verdict
 
 
 def attack(
@@ -150,6 +233,7 @@ def attack(
     """x_adv [n, C, H, W] inside the ball around x: per sample the worst point met, all samples attacked (also misclassified ones).
 
     Arguments as for `evaluate`; `params` (steps=20, step_size=2/255 …) go to the attack. The result lies on x's device in float32.
+    A minimal-norm attack (fab, fmn, cw, deepfool) gives its closest success, wherever that lies, and x where it found none.
     No success is claimed: re-predict, or call `evaluate`.
 
     Raises:
@@ -157,14 +241,18 @@ def attack(
     """
     home = x.device
     model, x, y, place = _checked(model, x, y, device)
-    call, ball = _call(name, norm, params), Ball(norm, eps)
-    settings = _search(search, place)
+    settings, ball = _search(search, place), Ball(norm, eps)
+    calls = _calls(name, norm, settings, params)
+    if len(calls) > 1:
+        raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")
+    (call,) = calls
     found = []
     with frozen(model):
         twin = settings.twin(model, x[:batch_size].to(place).float()) if len(x) else model
         for rows in torch.arange(len(x)).split(batch_size):
             part = x[rows].to(place).float()
             rng = RowRandom(seed, "start", rows.to(place))
-            oracle = Oracle(twin, part, Criterion(y[rows].to(place)), rng=rng, keep="best", stop=stop)
+            keep: Literal["best", "closest"] = "closest" if call.kind == "minimal" else "best"
+            oracle = Oracle(twin, part, Criterion(y[rows].to(place)), rng=rng, keep=keep, ball=ball, stop=stop)
             found.append(call.fn(oracle, part, ball, **call.params).to(home))
     return torch.cat(found) if found else x.clone()

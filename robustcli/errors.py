@@ -86,6 +86,12 @@ class PolicyError(RobustCliError):
     exit_code, code = 9, "E-POLICY"
 
 
+class UnreliableError(RobustCliError):
+    """The evaluation is suspect or invalid, and --strict was given (exit 10)."""
+
+    exit_code, code = 10, "E-UNRELIABLE"
+
+
 class Interrupted(RobustCliError):
     """Stopped by a signal after a clean save: exit 130 for SIGINT, 143 for SIGTERM."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, Start
@@ -17,12 +18,12 @@ def pgd(
     x: Tensor,
     ball: Ball,
     *,
-    steps: int = 10,
-    step_size: float | None = None,
+    steps: Annotated[int, Ge(1)] = 10,
+    step_size: Annotated[float, Gt(0)] | None = None,
     start: Start = "uniform",
-    start_scale: float = 1.0,
+    start_scale: Annotated[float, Gt(0)] = 1.0,
     clip: bool = True,
-    restarts: int = 1,
+    restarts: Annotated[int, Ge(1)] = 1,
     loss: Literal["ce", "margin"] | None = None,
 ) -> Tensor:
     """Projected gradient ascent:  x_{k+1} = P(x_k + a * steepest(grad_x loss_k)),  x_0 a random point of the ball.

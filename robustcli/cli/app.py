@@ -14,7 +14,7 @@ from robustcli.cli.call import Call
 from robustcli.cli.options import with_flags
 
 #: verb -> module under robustcli.cli; each has HELP, EXAMPLES, FLAGS and run(call) -> document | None.
-VERBS = {"check-gpu": "check_gpu", "train": "train", "attack": "attack", "eval": "eval", "demo": "demo"}
+VERBS = {"check-gpu": "check_gpu", "train": "train", "attack": "attack", "eval": "eval", "transfer": "transfer", "demo": "demo"}
 
 
 def build() -> Any:

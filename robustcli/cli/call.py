@@ -104,7 +104,7 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
     specs = {"adversary": loaded.config.adversary} if verb == "train" else {f"attacks.{k}": spec for k, spec in enumerate(loaded.config.attacks)}
     if attack is not None and verb != "train":
         names = [name.strip() for name in attack.split(",")]
-        settings.append("attacks=[" + ", ".join(f"{{name: {name}}}" for name in names) + "]")
+        settings.append("attacks=[" + ", ".join(_spec_of(name) for name in names) + "]")
         taken = {f"attacks.{k}": name for k, name in enumerate(names)}
     else:
         taken = {path: spec.name for path, spec in specs.items()}
@@ -117,6 +117,16 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
     if verb == "train" and steps == _SMOKE_STEPS:
         settings.append(f"train.val_attack.steps={steps}")
     return settings
+
+
+def _spec_of(name: str) -> str:
+    """`autoattack:rapid` is the ensemble's version; any other name is its own."""
+    from robustcli import registry
+
+    ensemble, colon, version = name.partition(":")
+    if colon and ensemble in registry.ensembles.discover():
+        return f"{{name: {ensemble}, version: {version}}}"
+    return f'{{name: "{name}"}}'
 
 
 def _is_assignment(word: str) -> bool:

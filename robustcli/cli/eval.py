@@ -6,19 +6,38 @@ from typing import Any
 
 from robustcli.cli.call import Call
 
-HELP = "Clean accuracy, robust accuracy and attack success, each with n and a 95 % interval."
-EXAMPLES = ("robustcli eval --model run:runs/train/latest", "robustcli eval --model run:runs/train/latest --steps 40 --fail-under robust_acc=0.45")
+HELP = "Clean accuracy, robust accuracy and attack success, each with n and a 95 % interval, and whether to believe them."
+EXAMPLES = (
+    "robustcli eval --model run:runs/train/latest --attack autoattack:rapid",
+    "robustcli eval --model run:runs/train/latest --steps 40 --fail-under robust_acc=0.45",
+)
 FLAGS = (
     "set", "model", "weights", "plugin", "normalize", "data", "download", "eps", "norm", "allow_large_eps", "attack", "steps", "target", "n", "first",
-    "split", "eval_batch", "device", "search", "seed", "threads", "name", "out", "overwrite", "fail_under", "allow_pickle_weights", "smoke", "dry_run",
-    "json", "quiet", "verbose", "debug",
+    "split", "eval_batch", "device", "search", "seed", "threads", "name", "out", "overwrite", "resume", "shard", "merge", "sweep", "surrogate", "cross_check",
+    "attack_plugin",
+    "fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", "json", "quiet", "verbose", "debug",
 )  # fmt: skip
 
 
 def run(call: Call) -> dict[str, Any]:
-    """One evaluation."""
+    """One evaluation, or the merger of several parts of one."""
+    if call["merge"] is not None:
+        from robustcli.jobs.evaluate import merge
+
+        return merge(call["merge"], call["out"], call["name"] or "merged", call.console, bool(call["overwrite"]), bool(call["strict"]))
     loaded = call.load()
     from robustcli.jobs.evaluate import EvalFlags, evaluate
 
-    flags = EvalFlags(overwrite=call["overwrite"], dry_run=call["dry_run"], plugin=call["plugin"], allow_pickle=call["allow_pickle_weights"])
+    flags = EvalFlags(
+        overwrite=call["overwrite"],
+        resume=call["resume"],
+        dry_run=call["dry_run"],
+        strict=call["strict"],
+        plugin=call["plugin"],
+        allow_pickle=call["allow_pickle_weights"],
+        shard=call["shard"],
+        surrogate=call["surrogate"],
+        cross_check=call["cross_check"],
+        attack_plugin=call["attack_plugin"],
+    )
     return evaluate(loaded, call.console, flags)

@@ -13,7 +13,7 @@ from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.schema import known_keys, spec_fields
 from robustcli.config.spec import ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, Node, Path_, locate
-from robustcli.registry import Entry, suggestion
+from robustcli.registry import Entry, ensembles, suggestion
 
 
 def schema_faults(error: ValidationError) -> list[Fault]:
@@ -51,6 +51,8 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
             faults += [Fault(f"model.{key}", "a run knows its model; no parameters can be set") for key in params if name.startswith("run:")]
             continue
         entries = getattr(registries, registry)
+        if path[0] == "attacks" and name in ensembles:  # a list of attacks may hold a whole ensemble, which is data
+            entries = ensembles
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
         faults += _norm_faults(entries.get(name), data, ".".join(path)) if name in entries else []
     return faults + _dataset_faults(data, registries)

@@ -80,6 +80,10 @@ class SearchConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto = bf16 where the hardware has it")
     fold_bn: Flag = Field(default=True, description="fold batch normalisation into convolutions on the attack's copy")
     channels_last: Flag = Field(default=True, description="memory layout of the attack's copy")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile of the attack's copy; auto = on CUDA")
+    eot: Int | None = Field(default=None, ge=1, le=10_000, description="draws averaged per gradient; null = 1, or 20 for a randomised model")
+    bpda: Flag = Field(default=False, description="gradients pass straight through rounding, signs and integer casts")
+    rescale: Flag = Field(default=False, description="bring logits to a scale where cross-entropy has gradients")
 
 
 class TrainConfig(Section):
@@ -136,10 +140,14 @@ class EvalConfig(Section):
     split: Literal["test", "val", "train"] = Field(default="test", description="the split judged")
     n: Int | None = Field(default=None, ge=1, description="size of a seeded stratified sample; null = all")
     first: Int | None = Field(default=None, ge=1, description="the first N images instead, in reference order")
-    batch_size: Int = Field(default=256, ge=1, le=2**20, description="images per batch")
+    batch_size: Int | None = Field(default=None, ge=1, le=2**20, description="images per batch; null = 256, on a GPU grown while memory allows")
+    shard_size: Int = Field(default=256, ge=1, le=2**20, description="samples per shard, the unit that a resumed evaluation does not measure again")
+    checks: Int | None = Field(default=None, ge=0, le=4096, description="samples on which the model is diagnosed first; null = by cost, 8 to 64; 0 = none")
+    escalate: Flag = Field(default=True, description="add attack stages when the diagnosis finds masked gradients")
     target: Annotated[Literal["random", "least-likely"] | int | None, BeforeValidator(_target)] = Field(
         default=None, description="class to reach; null = untargeted"
     )
+    sweep: Text | None = Field(default=None, min_length=1, description="accuracy against eps=0..16/255, steps=1..200, restarts=1..10, or distance; null = none")
     fail_under: dict[Text, Annotated[Number, Field(ge=0, le=1)]] = Field(
         default={}, description="metric -> smallest accepted fraction, such as {robust_acc: 0.45}"
     )

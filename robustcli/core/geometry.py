@@ -105,8 +105,12 @@ class Ball:
         u = u * (self.eps / u.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
         return (u * flat.sign()).reshape(d.shape)
 
-    def random_point(self, x: Tensor, rng: RowRandom) -> Tensor:
-        """Uniform in the norm ball, then cut by the box. l1: Barthe et al., Ann. Probab. 2005; l2: Gaussian direction, radius u^(1/d)."""
+    def random_point(self, x: Tensor, rng: RowRandom, *, radial: bool = False) -> Tensor:
+        """Uniform in the norm ball, then cut by the box. l1: Barthe et al., Ann. Probab. 2005; l2: Gaussian direction, radius u^(1/d).
+
+        radial=True draws the l2 radius uniform in [0, eps]: in many dimensions a ball is nearly all sphere, where a search that
+        is projected back begins badly.
+        """
         tail = tuple(x.shape[1:])
         if self.norm == "linf":
             noise = rng.uniform(tail).mul_(2).sub_(1).mul_(self.eps)
@@ -115,7 +119,7 @@ class Ball:
         if self.norm == "l2":
             noise = rng.normal(tail)
             length = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp_min_(_TINY)
-            noise = noise * _column(rng.uniform().pow(1 / d) * self.eps / length, noise)
+            noise = noise * _column(rng.uniform().pow(1.0 if radial else 1 / d) * self.eps / length, noise)
         else:
             # Exponential variables with one extra, divided by their sum, are uniform in the solid simplex.
             e = rng.uniform((d + 1,)).neg_().add_(1.0).log_().neg_()
@@ -125,7 +129,7 @@ class Ball:
         return self.project(x, x + noise.to(x.dtype))
 
     def start(self, x: Tensor, kind: Start, rng: RowRandom, *, scale: float = 1.0, clip: bool = True) -> Tensor:
-        """Where a search begins: "zero" x; "uniform" in the ball of radius scale * eps; "gaussian" x + scale * N(0, 1).
+        """Where a search begins: "zero" x; "uniform" in the ball of radius scale * eps (l2: in direction and radius); "gaussian" x + scale * N(0, 1).
 
         FGSM-RS is uniform with scale 1, N-FGSM uniform with scale 2 and clip=False, TRADES gaussian with scale 0.001.
         """
@@ -133,7 +137,7 @@ class Ball:
             return x.clone()
         if kind == "uniform":
             wide = self if scale == 1 else Ball(self.norm, self.eps * scale, self.low, self.high)
-            return self.project(x, wide.random_point(x, rng), clip=clip)
+            return self.project(x, wide.random_point(x, rng, radial=True), clip=clip)
         if kind == "gaussian":
             return self.project(x, x + scale * rng.normal(tuple(x.shape[1:])).to(x.dtype), clip=clip)
         raise ValueError(f"unknown start {kind!r}; known: uniform, gaussian, zero")

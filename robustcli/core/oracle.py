@@ -149,10 +149,11 @@ class Oracle:
             self._consider(x_adv, logits, self._loss(None)(logits))
         return logits
 
-    def gradient(self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None) -> Gradient:
+    def gradient(self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None, *, scored: bool = True) -> Gradient:
         """Loss, logits and input gradient at x_adv; non-finite gradient entries become 0.
 
         `loss` overrides the bound one: a registered name, or any differentiable map logits [R, K] -> [R] (a `RowLoss`).
+        scored=False: the point is no candidate (it lies outside the ball on purpose).
         """
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
@@ -162,22 +163,36 @@ class Oracle:
         ascend = loss if callable(loss) else self._loss(loss)
         answers = [self._differentiate(point, rows, ascend) for _ in range(self._draws)]
         values, logits, grad = answers[0] if self._draws == 1 else (torch.stack(parts).mean(0) for parts in zip(*answers, strict=True))
-        grad = grad.nan_to_num_(0.0, 0.0, 0.0)
+        grad = grad.nan_to_num(0.0, 0.0, 0.0)  # not in place: a gradient may be an expanded tensor
         if self._tracking:
             self.asked_rows += len(x_adv)
             self.zero_gradient_rows += int((grad.flatten(1) == 0).all(1).sum())
+        if self._tracking and scored:
             self._consider(x_adv.detach(), logits, values if loss is None else self._loss(None)(logits))
         return Gradient(values, logits, grad)
 
     def _differentiate(self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor]) -> Gradient:
         """One forward and one backward pass over the first `rows` rows of `point`."""
-        with torch.enable_grad():
-            logits = self._model(point)[:rows]
+        try:
+            with torch.enable_grad():
+                logits = self._model(point)[:rows]
+                values = ascend(logits)
+                (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
+        except RuntimeError as error:
+            if "derivative" not in str(error):  # floor division, heaviside: no slope is a zero slope, and the evaluation says so
+                raise
+            logits, grad = self._model(point.detach())[:rows], None
             values = ascend(logits)
-            (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
+            self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
         self.forward_rows += rows
         self.backward_rows += rows
         return Gradient(values.detach(), logits.detach(), torch.zeros_like(point)[:rows] if grad is None else grad[:rows])
+
+    def ask(self, x_adv: Tensor) -> Tensor:
+        """Logits [R, K] with their graph, counted but not tracked: the model as an attack of another library sees it."""
+        self._check()
+        self.forward_rows += len(x_adv)
+        return self._model(x_adv)
 
     def score(self, x_adv: Tensor) -> None:
         """Remember the best point from here on (restarts keep the worst), beginning with this one."""
@@ -252,4 +267,4 @@ class Oracle:
         better &= torch.isfinite(loss)
         moved = rows[better]
         self._best[moved] = x_adv[better]
-        self._best_hit[moved], self._best_loss[moved] = hit[better], loss[better]
+        self._best_hit[moved], self._best_loss[moved] = hit[better], loss[better].to(self._best_loss.dtype)

@@ -45,23 +45,75 @@ class Judge:
     Args:
         model: the original classifier, held frozen in eval mode by the caller.
         ball: the threat; points outside it never count, whatever the model says of them.
+        draws: for a randomised model, passes per question: the majority of fresh draws decides, and half of them is no success.
+        bounded: False for threats that no radius describes (rotations, corruptions): only finite points in the pixel box are asked for.
+
+    Raises ValueError if draws < 1. `forward_rows` and `refused_rows` count what was asked of the model and what lay outside.
     """
 
-    def __init__(self, model: nn.Module, ball: Ball) -> None:
-        self._model, self._ball = model, ball
+    def __init__(self, model: nn.Module, ball: Ball, *, draws: int = 1, bounded: bool = True) -> None:
+        if draws < 1:
+            raise ValueError(f"draws must be >= 1, got {draws}")
+        self._model, self._ball, self._draws, self._bounded = model, ball, draws, bounded
         self.forward_rows = 0
         self.refused_rows = 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, K] float32 of the original model, no gradient."""
-        self.forward_rows += len(x)
-        with torch.no_grad(), exact_fp32():
-            logits: Tensor = self._model(padded(x))
-        return logits[: len(x)].float()
+        """[B, K] float32 of the original model, no gradient; the mean over the draws."""
+        return self._passes(x).mean(0)
+
+    def label(self, x: Tensor) -> Tensor:
+        """int64 [B]: the class that most draws predict, the smallest of equals."""
+        return _mode(self._passes(x))
+
+    def success_rate(self, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
+        """float32 [R]: share of the draws in which each point is a success; 1 - its mean over all samples is the accuracy of one random draw."""
+        return _votes(self._passes(x_adv), criterion, rows).float().mean(0)
+
+    def hits(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
+        """bool [R], as `rule`, but the model is asked only about the points that may count: for candidates of a running attack."""
+        hit = self._inside(x, x_adv)
+        asked = hit.nonzero()[:, 0]
+        if len(asked):
+            of = asked if rows is None else rows[asked]
+            hit[asked] = _majority(_votes(self._passes(x_adv[asked]), criterion, of))
+        return hit
 
     def rule(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Ruling:
         """Decide the rows `rows` of `criterion` (all by default); x and x_adv hold just these rows, [R, C, H, W]."""
-        inside = self._ball.contains(x, x_adv)
+        inside, logits = self._inside(x, x_adv), self._passes(x_adv)
+        hit = _majority(_votes(logits, criterion, rows)) & inside
+        return Ruling(hit, _mode(logits), self._ball.distance(x, x_adv), inside)
+
+    def _inside(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """bool [R]: points that count; the others are counted as refused."""
+        if self._bounded:
+            inside = self._ball.contains(x, x_adv)
+        else:
+            inside = ((x_adv >= self._ball.low) & (x_adv <= self._ball.high)).flatten(1).all(1)  # a NaN is in no box
         self.refused_rows += int((~inside).sum())
-        logits = self.logits(x_adv)
-        return Ruling(criterion.hit(logits, rows) & inside, logits.argmax(1), self._ball.distance(x, x_adv), inside)
+        return inside
+
+    def _passes(self, x: Tensor) -> Tensor:
+        """[D, B, K] float32: fresh draws of the original model."""
+        self.forward_rows += len(x) * self._draws
+        with torch.no_grad(), exact_fp32():
+            point = padded(x)
+            return torch.stack([self._model(point)[: len(x)].float() for _ in range(self._draws)])
+
+
+def _votes(logits: Tensor, criterion: Criterion, rows: Tensor | None) -> Tensor:
+    """bool [D, R]: success per draw, from logits [D, R, K]."""
+    return torch.stack([criterion.hit(draw, rows) for draw in logits])
+
+
+def _majority(votes: Tensor) -> Tensor:
+    """bool [R]: more than half of the votes [D, R]."""
+    return 2 * votes.sum(0) > len(votes)
+
+
+def _mode(logits: Tensor) -> Tensor:
+    """int64 [R]: the most frequent argmax over the draws of [D, R, K]."""
+    if len(logits) == 1:
+        return logits[0].argmax(1)
+    return torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2]).sum(0).argmax(1)

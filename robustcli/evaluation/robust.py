@@ -3,142 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle, Watch
 from robustcli.core.random import RowRandom
-from robustcli.core.twin import SearchTwin
 from robustcli.data.split import Split
-from robustcli.evaluation.alarms import Alarm, check_model_output, check_search, reliability, state_digest
+from robustcli.evaluation.alarms import Alarm, check_model_output, check_search, final_checks, state_digest
+from robustcli.evaluation.collect import Collector
+from robustcli.evaluation.diagnosis import diagnose
+from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, gap
 from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation, Search
+from robustcli.evaluation.shards import ShardStore
+from robustcli.evaluation.sizing import BatchSizer, halving
 from robustcli.types import Classifier
 
-
-@dataclass(frozen=True)
-class AttackCall:
-    """One attack with its parameters bound: `fn(oracle, x, ball, **params)`; `label` names it in tables ("pgd-20")."""
-
-    label: str
-    name: str
-    fn: Callable[..., Tensor]
-    params: Mapping[str, Any]
-    needs_gradient: bool = True
-
-
-@dataclass(frozen=True)
-class Search:
-    """How attacks look for candidates; never how they are judged. `dtype` float32 without folding is the model itself."""
-
-    dtype: torch.dtype = torch.float32
-    fold_bn: bool = True
-    channels_last: bool = True
-
-    def twin(self, model: nn.Module, x: Tensor, say: Callable[[str], None] = lambda text: None) -> Classifier:
-        """The search twin of a frozen model, or the model itself when they disagree on x (said through `say`)."""
-        if self.dtype is torch.float32 and not self.fold_bn and not self.channels_last:
-            return model
-        twin = SearchTwin(model, dtype=self.dtype, fold_bn=self.fold_bn, channels_last=self.channels_last)
-        why = twin.parity(x)
-        if why:
-            say(f"searching on the plain fp32 model: {why}")
-            return model
-        return twin
-
-
-@dataclass(frozen=True)
-class EvalPlan:
-    """What to measure.
-
-    Args:
-        ball: the threat.
-        attacks: run in this order, each on the rows still standing.
-        seed: of all draws; they depend on it and the sample id only.
-        batch_size: images per batch; never changes a verdict (decisions: borderline flips below 1e-5 excepted).
-        target: None for untargeted, "random", "least-likely" or a class number.
-        search: precision and layout of the search twin.
-    """
-
-    ball: Ball
-    attacks: Sequence[AttackCall]
-    seed: int = 0
-    batch_size: int = 256
-    target: str | int | None = None
-    search: Search = field(default_factory=Search)
-
-
-@dataclass(frozen=True)
-class BatchOutcome:
-    """One batch after all attacks; tensors over its B rows, on the device.
-
-    `x_adv` is the point that broke the row, or the worst one met; `standing[k]` tells who is right after attack k.
-    """
-
-    ids: Tensor
-    x: Tensor
-    y: Tensor
-    x_adv: Tensor
-    clean_predicted: Tensor
-    predicted: Tensor
-    correct: Tensor
-    standing: list[Tensor]
-    seconds: list[float]
-    passes: list[int]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result over n samples; bool tensors [n] on the CPU in the order of `ids`.
-
-    `correct`: right on the clean image. `stages[label]`: correct and still right after that attack and all before it.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    correct: Tensor
-    stages: dict[str, Tensor]
-    seconds: dict[str, float]
-    passes_per_sample: dict[str, float]
-    alarms: list[Alarm]
-    total_seconds: float
-
-    @property
-    def survivors(self) -> Tensor:
-        """bool [n]: right on the clean image and under every attack."""
-        return list(self.stages.values())[-1] if self.stages else self.correct
-
-    @property
-    def n(self) -> int:
-        """Samples measured."""
-        return len(self.ids)
-
-    @property
-    def clean_acc(self) -> float:
-        """Share right on clean images, in [0, 1]."""
-        return int(self.correct.sum()) / max(1, self.n)
-
-    @property
-    def robust_acc(self) -> float:
-        """Share of all samples that are right under every attack, in [0, 1]."""
-        return int(self.survivors.sum()) / max(1, self.n)
-
-    @property
-    def attack_success(self) -> float:
-        """Share of the initially correct samples that some attack broke, in [0, 1]."""
-        right = int(self.correct.sum())
-        return (right - int(self.survivors.sum())) / right if right else 0.0
-
-    @property
-    def reliability(self) -> str:
-        """ok, suspect or invalid: the worst alarm."""
-        return reliability(self.alarms)
+__all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "RobustEvaluation", "Search"]
 
 
 class RobustEvaluation:
@@ -160,71 +47,145 @@ class RobustEvaluation:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.model, self.plan, self._stop, self._say = model, plan, stop, say
-        self._twin: Classifier | None = None
-        self._output_alarms: list[Alarm] = []
-        self._zero = self._asked = self._refused = 0
+        self._was_training = any(module.training for module in model.modules())
+        self._twins: dict[Search, Classifier] = {}
+        self._alarms: list[Alarm] = []
+        self._notes: list[str] = []
+        self._randomised = self._ready = False
+
+    def prepare(self, split: Split, positions: Tensor, device: torch.device) -> EvalPlan:
+        """Look at the model on a few samples: free checks, diagnosis and gap test. The plan with the stages that it calls for.
+
+        A function of (model, data, plan) alone, so that a resumed evaluation, or another machine's shards, make the same plan.
+        """
+        if self._ready or not len(positions):
+            return self.plan
+        self._ready = True
+        probe = max(2 * self.plan.checks, 32)
+        while True:
+            try:
+                self._look(split, positions, device, probe)
+                return self.plan
+            except torch.OutOfMemoryError:
+                if probe <= 1:
+                    raise
+                probe //= 2
+
+    def _look(self, split: Split, positions: Tensor, device: torch.device, probe: int) -> None:
+        spread = torch.linspace(0, len(positions) - 1, min(probe, len(positions))).long()  # stored order is often by class
+        x, y, ids = next(iter(split.stream([positions[spread]], device)))
+        with frozen(self.model):
+            judge = Judge(self.model, self.plan.ball)
+            clean = judge.logits(x)
+            self._alarms = check_model_output(clean, judge.logits(x))
+            self._randomised = any(alarm.name == "random-forward" for alarm in self._alarms)
+            right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[: self.plan.checks, 0]
+            if self.plan.checks and len(right):
+                self._diagnose(x[right], y[right], ids[right])
+
+    def _diagnose(self, x: Tensor, y: Tensor, ids: Tensor) -> None:
+        """Alarms, escalations and the precision of the search, from initially correct samples."""
+        plan = self.plan
+        found = diagnose(self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop)
+        names = {alarm.name for alarm in found.alarms}
+        self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + list(found.alarms)
+        self._randomised |= found.randomised
+        why = "" if self._randomised else gap(plan.search.twin(self.model, x, self._say), self.model, x, y, ids, plan)
+        if why:
+            self._say(f"searching in fp32: {why}")
+            plan = replace(plan, search=replace(plan.search, dtype=torch.float32))
+        if plan.escalate and plan.target is None:
+            plan = replace(plan, attacks=[*plan.attacks, *escalations(found.escalations, plan)])
+        self.plan = plan
 
     def batches(self, split: Split, positions: Tensor, device: torch.device) -> Iterator[BatchOutcome]:
-        """Attack the samples at `positions` (int64 [n]) of a split, one batch at a time."""
-        for x, y, ids in split.stream(list(positions.split(self.plan.batch_size)), device):
-            with frozen(self.model):
-                yield self.attack_batch(x, y, ids)
+        """Attack the samples at `positions` (int64 [n]) of a split, one batch at a time; halved where memory does not suffice."""
+        self.prepare(split, positions, device)
+        sizer = BatchSizer(self.plan.batch_size, device)
+        start = 0
+        while start < len(positions):
+            size, parts = sizer.size, positions[start:].split(sizer.size)
+            for part, (x, y, ids) in zip(parts, split.stream(list(parts), device), strict=True):
+                with frozen(self.model), halving(sizer, len(part)) as attempt:
+                    outcome = self.attack_batch(x, y, ids)
+                if attempt.failed:
+                    self._say(f"out of memory with {len(part)} images: going on with {sizer.size}")
+                    break
+                yield outcome
+                start += len(part)
+                sizer.grow()
+                if sizer.size != size:
+                    break
 
     def attack_batch(self, x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
         """All attacks of the plan on one batch: x [B, C, H, W] in [0, 1], y and ids int64 [B]. The model must be frozen."""
-        judge = Judge(self.model, self.plan.ball)
+        draws = JUDGE_DRAWS if self._randomised else 1
+        judge = Judge(self.model, self.plan.ball, draws=draws)
         if self._stop is not None:
             self._stop()
         clean = judge.logits(x)
-        if self._twin is None:
-            self._output_alarms = check_model_output(clean, judge.logits(x))
-            self._twin = self.plan.search.twin(self.model, x, self._say)
-        correct = (clean.argmax(1) == y) & torch.isfinite(clean).all(1)
+        correct = ((judge.label(x) if self._randomised else clean.argmax(1)) == y) & torch.isfinite(clean).all(1)
         goal = self._targets(clean, y, ids)
         x_adv, predicted, still = x.clone(), clean.argmax(1), correct.clone()
-        standing, seconds, passes = [], [], []
+        standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
             began = time.perf_counter()
-            open_rows = (still if goal is None else still & (goal != y)).nonzero()[:, 0]
-            spent = 0
+            eligible = still if call.bounded else correct
+            open_rows = (eligible if goal is None else eligible & (goal != y)).nonzero()[:, 0]
+            left, spent = eligible.clone(), 0
             if len(open_rows):
-                target = None if goal is None else goal[open_rows]
-                found, spent = self._run(call, judge, x[open_rows], Criterion(y[open_rows], target), ids[open_rows], clean[open_rows])
-                ruling = judge.rule(x[open_rows], found, Criterion(y[open_rows], target))
-                x_adv[open_rows], predicted[open_rows] = found, ruling.predicted
-                still[open_rows[ruling.hit]] = False
+                criterion = Criterion(y[open_rows], None if goal is None else goal[open_rows])
+                referee = judge if call.bounded else Judge(self.model, self.plan.ball, draws=draws, bounded=False)
+                found, spent, counts = self._run(call, referee, x[open_rows], criterion, ids[open_rows], clean[open_rows])
+                ruling = referee.rule(x[open_rows], found, criterion)
+                left[open_rows[ruling.hit]] = False
+                tallies.update(counts)
+                if call.bounded:
+                    x_adv[open_rows], predicted[open_rows], still = found, ruling.predicted, left
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
-            standing.append(still.clone())
+            standing.append(left)
             seconds.append(time.perf_counter() - began)
             passes.append(spent)
-        self._refused += judge.refused_rows
-        return BatchOutcome(ids, x, y, x_adv, clean.argmax(1), predicted, correct, standing, seconds, passes)
+        tallies["refused"] = judge.refused_rows
+        return BatchOutcome(ids, x, y, x_adv, clean.argmax(1), predicted, correct, standing, seconds, passes, dict(tallies), still)
 
-    def _run(self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor) -> tuple[Tensor, int]:
-        """One attack on rows that still stand: (best points found, model passes spent)."""
-        assert self._twin is not None
-        searched_on_model = self._twin is self.model
+    def _twin(self, search: Search, x: Tensor) -> Classifier:
+        if self._randomised:  # tracing would freeze the draws
+            search = replace(search, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
+        if search not in self._twins:
+            self._twins[search] = search.twin(self.model, x, self._say)
+        return self._twins[search]
+
+    def _run(self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor) -> tuple[Tensor, int, dict[str, int]]:
+        """One attack on rows that still stand: (best points found, model passes spent, tallies)."""
+        search = call.search or self.plan.search
+        twin = self._twin(search, x)
         before = judge.forward_rows
+        minimal = call.kind == "minimal"
 
         def confirm(rows: Tensor, candidates: Tensor) -> Tensor:
-            return judge.rule(x[rows], candidates, criterion, rows).hit
+            return judge.hits(x[rows], candidates, criterion, rows)
 
         watch: Watch = confirm
         oracle = Oracle(
-            self._twin,
+            twin,
             x,
             criterion,
             rng=RowRandom(self.plan.seed, "start", ids),
-            keep="best",
+            keep="closest" if minimal else "best",
             watch=watch,
             stop=self._stop,
-            clean_logits=clean if searched_on_model else None,
+            clean_logits=clean if twin is self.model and not self._randomised else None,
+            ball=self.plan.ball,
+            draws=search.draws or (EOT_DRAWS if self._randomised else 1),
         )
         found = call.fn(oracle, x, self.plan.ball, **call.params)
-        self._zero += oracle.zero_gradient_rows
-        self._asked += oracle.asked_rows
-        return found, oracle.forward_rows + oracle.backward_rows + judge.forward_rows - before
+        self._notes += [note for note in oracle.notes if note not in self._notes]
+        if minimal:  # the closest success may lie outside the ball: that is no fault of the attack
+            found = torch.where(self.plan.ball.contains(x, found).reshape(-1, *[1] * (x.dim() - 1)), found, x)
+        spent = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - before
+        return found, spent, {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
 
     def _targets(self, clean: Tensor, y: Tensor, ids: Tensor) -> Tensor | None:
         """Target label per row int64 [B], or None. "random" is uniform over the wrong classes, keyed by sample id."""
@@ -239,31 +200,42 @@ class RobustEvaluation:
             raise ValueError(f"target must be random, least-likely or a class in 0..{classes - 1}, got {target!r}")
         return torch.full_like(y, target)
 
-    def run(self, split: Split, positions: Tensor, device: torch.device, *, done: Callable[[BatchOutcome], None] = lambda outcome: None) -> Evaluation:
-        """Measure all positions; `done` sees each batch (progress, saving images) before it is forgotten."""
+    def run(
+        self,
+        split: Split,
+        positions: Tensor,
+        device: torch.device,
+        *,
+        done: Callable[[BatchOutcome], None] = lambda outcome: None,
+        proven: Callable[[int, Tensor, Tensor], None] = lambda n, right, standing: None,
+        open_store: Callable[[EvalPlan, list[Alarm]], ShardStore] | None = None,
+        shards: Sequence[int] | None = None,
+    ) -> Evaluation:
+        """Measure all positions; `done` sees each batch (progress, saving images) before it is forgotten.
+
+        Args:
+            proven: told once of the samples that shards from earlier runs hold: how many, who was right, who survived.
+            open_store: makes the store of proven shards from the final plan and the alarms so far; what it holds is not measured again.
+            shards: numbers of the shards to measure; None = all.
+        """
         began, before = time.perf_counter(), state_digest(self.model)
-        labels = [call.label for call in self.plan.attacks]
-        ids, y, correct = [], [], []
-        stages: dict[str, list[Tensor]] = {label: [] for label in labels}
-        seconds, passes = dict.fromkeys(labels, 0.0), dict.fromkeys(labels, 0)
-        for outcome in self.batches(split, positions, device):
-            ids.append(outcome.ids.cpu())
-            y.append(outcome.y.cpu())
-            correct.append(outcome.correct.cpu())
-            for k, label in enumerate(labels):
-                stages[label].append(outcome.standing[k].cpu())
-                seconds[label] += outcome.seconds[k]
-                passes[label] += outcome.passes[k]
+        positions = positions[split.ids[positions].argsort()]
+        plan = self.prepare(split, positions, device)
+        collector = Collector(plan, split.ids[positions], open_store(plan, self._alarms) if open_store else None, shards)
+        proven(*collector.proven)
+        for outcome in self.batches(split, positions[collector.todo], device):
+            outcome.tallies["mutated"] = int(state_digest(self.model) != before)  # kept with the shards, for a resumed run sees the end only
+            collector.take(outcome)
             done(outcome)
-        n = max(1, len(positions))
-        alarms = self._output_alarms + check_search(self._zero / max(1, self._asked), self._refused, before, state_digest(self.model))
-        return Evaluation(
-            torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64),
-            torch.cat(y) if y else torch.zeros(0, dtype=torch.int64),
-            torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool),
-            {label: torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool) for label, parts in stages.items()},
-            seconds,
-            {label: count / n for label, count in passes.items()},
-            alarms,
-            time.perf_counter() - began,
-        )
+        for note in self._notes:
+            self._say(note)
+        tallies = collector.tallies
+        searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]))
+        known = {alarm.name for alarm in self._alarms}
+        alarms = self._alarms + [alarm for alarm in searched if alarm.name not in known]
+        result = collector.evaluation(alarms, time.perf_counter() - began, tuple(self._notes))
+        chain = [call for call in plan.attacks if call.bounded]
+        counts = {call.label: int(result.stages[call.label].sum()) for call in chain}
+        known = {alarm.name for alarm in alarms}
+        final = [alarm for alarm in final_checks(counts, {call.label: call.needs for call in chain}, result.n) if alarm.name not in known]
+        return replace(result, alarms=alarms + final)

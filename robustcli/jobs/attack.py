@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
@@ -18,18 +17,16 @@ from robustcli.errors import DataError
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.robust import BatchOutcome
-from robustcli.jobs.compose import Setting, prepare
-from robustcli.jobs.evaluate import EvalFlags, eval_document, measure, model_of, write_rows
+from robustcli.jobs.compose import Setting, eval_plan, prepare
+from robustcli.jobs.evaluate import EvalFlags, begin, measure, report
 from robustcli.jobs.plan import evaluation_plan
+from robustcli.jobs.subjects import model_of
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
-from robustcli.reporting.summary import eval_summary
-from robustcli.reporting.tables import eval_table
 from robustcli.runtime.atomic import JsonLines, write_atomic
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import Run
 from robustcli.runtime.rundir import open_run
-from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
 
 _MODES = {1: "L", 3: "RGB"}
@@ -43,30 +40,15 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
     model = model_of(setting, console, flags)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
+    eval_plan(setting, config.attacks, target=config.eval.target)  # a fault of an attack is found before the run directory is made
     if setting.data.shape[0] not in _MODES:
         raise DataError(f"images of {setting.data.shape[0]} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can")
     with open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        run.write_text("config.resolved.yaml", dump_config(config.model_copy(update={"out": None})))
-        run.write_json("env.json", environment())
+        begin(run, setting)
         writer = ImageWriter(setting, model, run)
-        result, rows, _ = measure(setting, model, console, stop.check, done=writer.take)
-        write_rows(run, rows)
-        console.table(eval_table(rows))
-        writer.close(console)
-        for alarm in result.alarms:
-            console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
-        document = {
-            "run": str(run.path),
-            "seconds": round(time.perf_counter() - began, 3),
-            **eval_document(result, rows),
-            "images": str(writer.folder),
-            "images_written": writer.written,
-            "robust_acc_8bit": writer.robust_acc_8bit,
-            "robust_acc_float": writer.robust_acc_float,
-        }
-        run.write_text("summary.md", eval_summary(config.model_dump(mode="json"), rows, [a.to_json() for a in result.alarms]))
-        run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "attack", **document})
-        run.status(state="done", code=0)
+        result, rows = measure(setting, model, console, stop.check, done=writer.take)
+        more = writer.close(console)
+        document = report(run, "attack", config, result, rows, console, began, more)
     return document
 
 
@@ -108,7 +90,7 @@ class ImageWriter:
         with frozen(self.model):
             ruling = Judge(self.model, self.setting.ball).rule(x, from_lattice(loaded), Criterion(y))
         broken = outcome.correct[:room] & ruling.hit
-        standing = outcome.standing[-1][:room] if outcome.standing else outcome.correct[:room]
+        standing = outcome.survivors[:room]
         self._right_8bit += int((outcome.correct[:room] & ~broken).sum())
         self._right_float += int(standing.sum())
         self.written += room
@@ -139,8 +121,8 @@ class ImageWriter:
             classes = self.setting.data.classes
             self._shown.append((clean, levels[k].cpu().permute(1, 2, 0).numpy(), classes[int(y[k])], classes[int(predicted[k])]))
 
-    def close(self, console: Console) -> None:
-        """The gallery picture and the two numbers."""
+    def close(self, console: Console) -> dict[str, Any]:
+        """The gallery picture and the two numbers; returns what the document says of the images."""
         self.lines.close()
         if self._shown:
             path = self.run.path / "plots" / "gallery.png"
@@ -151,6 +133,8 @@ class ImageWriter:
         if self.written:
             both = f"{self.robust_acc_float:.1%} as floats, {self.robust_acc_8bit:.1%} as 8-bit files read back"
             console.info(f"{self.written} images written to {self.folder}: robust accuracy {both}")
+        scores = {"robust_acc_8bit": self.robust_acc_8bit, "robust_acc_float": self.robust_acc_float}
+        return {"images": str(self.folder), "images_written": self.written, **scores}
 
 
 def encode_png(image: Tensor) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from robustcli.data import DataBundle, load_data
 from robustcli.data.sampling import stratified
 from robustcli.data.split import Split
 from robustcli.errors import ConfigError, DataError, UsageError
-from robustcli.evaluation.robust import AttackCall, EvalPlan, Search
+from robustcli.evaluation.outside import TORCHATTACKS, torchattacks_call
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
 from robustcli.reporting.cells import format_eps
 from robustcli.runtime.console import Console
@@ -71,23 +72,43 @@ def bound(kind: registry.Registry[Callable[..., Any]], spec: Spec, path: str) ->
 
 
 def label_of(name: str, params: Mapping[str, Any]) -> str:
-    """``pgd-20`` or ``pgd-20x5`` (restarts): how tables call an attack."""
+    """``pgd-20``, ``pgd-20x5`` (restarts) or ``corruption-pixelate-3`` (severity): how tables call an attack."""
+    if "severity" in params:
+        return f"{name}-{params.get('type')}-{params['severity']}"
     steps, restarts = params.get("steps"), params.get("restarts", 1)
     return name + (f"-{steps}" if steps is not None else "") + (f"x{restarts}" if restarts and restarts > 1 else "")
 
 
-def make_attacks(specs: Sequence[Spec], norm: str, path: str = "attacks") -> list[AttackCall]:
-    """Attack calls with distinct labels. Raises ConfigError for an attack that does not know the norm."""
+def make_attacks(specs: Sequence[Spec], norm: str, path: str = "attacks", search: Search | None = None) -> list[AttackCall]:
+    """Attack calls with distinct labels; an ensemble becomes its stages. Raises ConfigError for an attack that does not know the norm."""
     calls: list[AttackCall] = []
     for k, spec in enumerate(specs):
-        fn, params = bound(registry.attacks, spec, f"{path}.{k}")
-        entry = registry.attacks.get(spec.name)
-        if norm not in entry.facts["norms"]:
-            raise ConfigError(f"attack {spec.name!r} works for {', '.join(entry.facts['norms'])}, not {norm}", where=f"{path}.{k}")
-        label = label_of(spec.name, _with_defaults(fn, params))
-        taken = sum(call.label == label or call.label.startswith(f"{label}#") for call in calls)
-        calls.append(AttackCall(f"{label}#{taken + 1}" if taken else label, spec.name, fn, params))
+        for call in calls_of(spec, norm, f"{path}.{k}", search or Search()):
+            taken = sum(known.label == call.label or known.label.startswith(f"{call.label}#") for known in calls)
+            calls.append(replace(call, label=f"{call.label}#{taken + 1}") if taken else call)
     return calls
+
+
+def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCall]:
+    """The calls of one entry of an attack list."""
+    if spec.name.startswith(TORCHATTACKS):
+        return [torchattacks_call(spec.name, spec.params, norm, path)]
+    if spec.name in registry.ensembles.discover():
+        fn, params = bound(registry.ensembles, spec, path)
+        known = registry.attacks.discover()
+        return [
+            _checked(known.get(s.name).fn, s.name, s.params, norm, path, s.label, replace(search, draws=s.draws) if s.draws > 1 else None)
+            for s in fn(norm, **params)
+        ]
+    fn, params = bound(registry.attacks, spec, path)
+    return [_checked(fn, spec.name, params, norm, path, label_of(spec.name, _with_defaults(fn, params)), None)]
+
+
+def _checked(fn: Callable[..., Any], name: str, params: Mapping[str, Any], norm: str, path: str, label: str, search: Search | None) -> AttackCall:
+    facts = registry.attacks.get(name).facts
+    if norm not in facts["norms"]:
+        raise ConfigError(f"attack {name!r} works for {', '.join(facts['norms'])}, not {norm}", where=path)
+    return AttackCall(label, name, fn, params, facts["kind"], facts["needs"], search)
 
 
 def _with_defaults(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,14 +119,33 @@ def make_search(config: Config, device: torch.device, warn: Callable[[str], None
     """Precision and layout of the search twin; `auto` is bf16 where the hardware has it."""
     search = config.search
     dtype = resolve(search.precision, device, warn)
-    return Search(dtype, fold_bn=search.fold_bn, channels_last=search.channels_last)
+    compiled = search.compile == "on" or (search.compile == "auto" and device.type == "cuda")
+    return Search(dtype, search.fold_bn, search.channels_last, compiled, search.bpda, search.rescale, search.eot)
 
 
 def eval_plan(setting: Setting, specs: Sequence[Spec], *, path: str = "attacks", batch_size: int | None = None, target: str | int | None = None) -> EvalPlan:
     """The plan of an evaluation under these attacks."""
     config = setting.config
-    attacks = make_attacks(specs, setting.ball.norm, path)
-    return EvalPlan(setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, make_search(config, setting.device))
+    search = make_search(config, setting.device)
+    attacks = make_attacks(specs, setting.ball.norm, path, search)
+    return EvalPlan(setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, search)
+
+
+def planned_passes(calls: Sequence[AttackCall]) -> int:
+    """Most model passes that these attacks spend on one sample that never falls: a forward and a backward each per step, restart and target."""
+    total = 0
+    for call in calls:
+        p = _with_defaults(call.fn, call.params)
+        one = int(p["queries"]) if "queries" in p else 2 * int(p.get("steps", 1)) * int(p.get("binary_search", 1))
+        one = int(p.get("draws", 1)) if call.needs == "decisions" else one
+        many = int(p.get("targets", 1)) if p.get("loss") == "dlr-targeted" or p.get("targeted") else 1
+        total += one * many * int(p.get("restarts", 1)) * int((call.search.draws if call.search else None) or 1)
+    return total
+
+
+def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None) -> int:
+    """Samples of the diagnosis (about 250 passes each): what was asked for, or a tenth of the planned work, at least 8 and at most 64."""
+    return checks if checks is not None else max(8, min(64, planned_passes(calls) * n // 2500))
 
 
 def choose(split: Split, *, n: int | None, first: int | None, seed: int) -> Tensor:
@@ -134,6 +174,26 @@ def fresh_model(setting: Setting) -> NormalisedModel:
     return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
 
+def model_from(setting: Setting, *, plugin: str | None, allow_pickle: bool, num_classes: int | None) -> nn.Module:
+    """The configured model with its weights, for the configured data; `num_classes` None means: as the weights say."""
+    spec, data = setting.config.model, setting.data
+    return load_model(
+        spec.name,
+        params=spec.params,
+        weights=spec.weights,
+        plugin=plugin,
+        num_classes=num_classes,
+        channels=data.shape[0],
+        size=data.shape[1],
+        mean=data.mean,
+        std=data.std,
+        normalize=spec.normalize,
+        allow_pickle=allow_pickle,
+        download=setting.config.data.download,
+        seed=setting.config.seed,
+    )
+
+
 def call_with(fn: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
     """`fn` with its parameters bound."""
     return functools.partial(fn, **params)
@@ -146,6 +206,6 @@ def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Modu
 
 
 __all__ = [
-    "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search", "move",
-    "prepare", "split_of",
+    "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search",
+    "model_from", "move", "planned_passes", "prepare", "probe_size", "split_of",
 ]  # fmt: skip

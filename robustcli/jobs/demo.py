@@ -10,11 +10,13 @@ from torch import nn
 
 from robustcli.config.load import Loaded, load_config, parse_assignment
 from robustcli.core.geometry import Ball
-from robustcli.evaluation.robust import AttackCall, BatchOutcome, EvalPlan, Evaluation, RobustEvaluation
+from robustcli.evaluation.robust import BatchOutcome, EvalPlan, Evaluation, RobustEvaluation
 from robustcli.jobs.attack import attack
 from robustcli.jobs.compose import Setting, choose, eval_plan, make_search, prepare
-from robustcli.jobs.evaluate import EvalFlags, eval_document, model_of, rows_of
+from robustcli.jobs.evaluate import EvalFlags
 from robustcli.jobs.plan import training_plan
+from robustcli.jobs.rows import eval_document, rows_of
+from robustcli.jobs.subjects import model_of
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.models import load_model
 from robustcli.records import wilson
@@ -49,7 +51,7 @@ def demo(
             train(loaded, _muted(console), TrainFlags())
             models[name] = prepare(loaded.config, Console(quiet=True))
         results = {name: _measure(run, name, setting, console) for name, setting in models.items()}
-        rows = {name: rows_of(models[name], model, result, calls) for name, (model, result, calls) in results.items()}
+        rows = {name: rows_of(models[name], model, result) for name, (model, result) in results.items()}
         documents = {name: eval_document(results[name][1], rows[name]) for name in models}
         curves = _curves(run, models, console, smoke)
         console.info("4/4 writing the images that break the natural model")
@@ -76,7 +78,7 @@ def _muted(console: Console) -> Console:
     return Console(json=True, quiet=console.quiet)
 
 
-def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[nn.Module, Evaluation, list[AttackCall]]:
+def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[nn.Module, Evaluation]:
     """PGD-20 on the whole test split."""
     model = load_model(f"run:{run.path / name}").to(setting.device)
     plan = eval_plan(setting, setting.config.attacks)
@@ -87,7 +89,7 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
             bar.advance(len(outcome.y))
 
         result = RobustEvaluation(model, plan, stop=stop.check, say=console.warn).run(setting.data.test, positions, setting.device, done=tick)
-    return model, result, list(plan.attacks)
+    return model, result
 
 
 def _curves(run: Run, models: dict[str, Setting], console: Console, smoke: bool) -> dict[str, list[list[float]]]:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
-from robustcli.errors import UsageError
-from robustcli.evaluation.alarms import state_digest
-from robustcli.evaluation.robust import AttackCall, BatchOutcome, Evaluation, RobustEvaluation
-from robustcli.jobs.compose import Setting, choose, eval_plan, fresh_model, is_reference, move, prepare, split_of
+from robustcli.errors import UnreliableError, UsageError
+from robustcli.evaluation.alarms import Alarm
+from robustcli.evaluation.outside import cross_check, torchattacks_module
+from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.evaluation.shards import ShardStore, parse_part, part
+from robustcli.jobs.compose import Setting, choose, eval_plan, prepare, probe_size, split_of
 from robustcli.jobs.plan import evaluation_plan
-from robustcli.models import check_classes, load_model
-from robustcli.records import EvalRow, clopper_pearson
+from robustcli.jobs.rows import eval_document, rows_of, write_rows
+from robustcli.jobs.sharded import header_of, merged
+from robustcli.jobs.subjects import model_of, plugin_calls, surrogate_calls
+from robustcli.jobs.sweep import check_sweep, parse_sweep, run_sweep
+from robustcli.records import EvalRow
 from robustcli.reporting.summary import eval_summary
-from robustcli.reporting.tables import class_table, eval_table, write_csv
-from robustcli.runtime.atomic import JsonLines
+from robustcli.reporting.tables import class_table, eval_table
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import Run
 from robustcli.runtime.rundir import open_run
-from robustcli.runtime.seed import code_hash, environment
+from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
 
 _METRICS = ("clean_acc", "robust_acc", "attack_success")
@@ -37,9 +42,15 @@ class EvalFlags:
     """What only the command line says of an evaluation."""
 
     overwrite: bool = False
+    resume: bool = False
     dry_run: bool = False
+    strict: bool = False
     plugin: str | None = None
     allow_pickle: bool = False
+    shard: str | None = None
+    surrogate: str | None = None
+    cross_check: str | None = None
+    attack_plugin: str | None = None
 
 
 def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]:
@@ -47,142 +58,148 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     config = loaded.config
     began = time.perf_counter()
     check_metrics(config.eval.fail_under)
+    shard = parse_part(flags.shard) if flags.shard else None
+    sweep = parse_sweep(config.eval.sweep) if config.eval.sweep else None
     setting = prepare(config, console)
+    if sweep is not None:
+        check_sweep(sweep, setting)
     model = model_of(setting, console, flags)
+    if flags.cross_check is not None:
+        if flags.cross_check != "torchattacks":
+            raise UsageError(f"--cross-check {flags.cross_check!r}", hint="known: torchattacks")
+        torchattacks_module("--cross-check")
+    eval_plan(setting, config.attacks, target=config.eval.target)  # a fault of an attack is found before the run directory is made
+    stop = StopFlag()
+    extra = surrogate_calls(setting, console, flags, stop) + plugin_calls(flags.attack_plugin)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
-    with open_run("eval", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        run.write_text("config.resolved.yaml", dump_config(config.model_copy(update={"out": None})))
-        run.write_json("env.json", environment())
-        result, rows, calls = measure(setting, model, console, stop.check)
-        write_rows(run, rows)
-        console.table(eval_table(rows))
-        console.table(class_table(rows[-1]))
-        for alarm in result.alarms:
-            console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
-        document = {"run": str(run.path), "seconds": round(time.perf_counter() - began, 3), **eval_document(result, rows)}
-        gate = check_gate(document, config.eval.fail_under)
-        if gate:
-            document["gate"] = gate
-        run.write_text("summary.md", eval_summary(config.model_dump(mode="json"), rows, [a.to_json() for a in result.alarms]))
-        run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "eval", **document})
-        run.status(state="done", code=0)
+    with open_run("eval", config.name, out=config.out, overwrite=flags.overwrite, resume=flags.resume) as run, stop:
+        accepted = functools.partial(begin, run, setting)  # a refused --resume must leave the run as it was
+        result, rows = measure(setting, model, console, stop.check, extra=extra, store=run.path / "shards", shard=shard, accepted=accepted)
+        more: dict[str, Any] = {}
+        if result.complete:
+            if flags.cross_check is not None:
+                more["cross_check"], result = crossed(setting, model, console, stop.check, result)
+            if sweep is not None:
+                more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run)
+                result = replace(result, alarms=[*result.alarms, *alarms])
+        document = report(run, "eval", config, result, rows, console, began, more)
+    if flags.strict and result.reliability != "ok":
+        raise UnreliableError(f"the evaluation is {result.reliability}: {', '.join(sorted({alarm.name for alarm in result.alarms}))}", where=str(run.path))
     return document
 
 
-def model_of(setting: Setting, console: Console, flags: Any) -> nn.Module:
-    """The model to measure, on the device; its classes are compared with the data's."""
-    spec, data = setting.config.model, setting.data
-    if flags.plugin is None and not is_reference(spec.name) and spec.weights is None:
-        console.warn(f"model {spec.name} has untrained weights; point --model to a run (run:runs/train/latest) or give model.weights")
-        return move(fresh_model(setting), setting.device, False)
-    model = load_model(
-        spec.name,
-        params=spec.params,
-        weights=spec.weights,
-        plugin=flags.plugin,
-        num_classes=None if spec.name.startswith(("run:", "torchvision:")) else len(data.classes),
-        channels=data.shape[0],
-        size=data.shape[1],
-        mean=data.mean,
-        std=data.std,
-        normalize=spec.normalize,
-        allow_pickle=flags.allow_pickle,
-        download=setting.config.data.download,
-        seed=setting.config.seed,
-    )
-    with torch.no_grad():
-        model.eval()
-        classes = model(torch.zeros(1, *data.shape)).shape[1]
-    check_classes(classes, data.classes, getattr(model, "classes", None))
-    return move(model, setting.device, False)
+def begin(run: Run, setting: Setting) -> None:
+    """What every evaluating run writes first."""
+    run.write_text("config.resolved.yaml", dump_config(setting.config.model_copy(update={"out": None})))
+    run.write_json("env.json", environment())
+
+
+def report(
+    run: Run, verb: str, config: Any, result: Evaluation, rows: list[EvalRow], console: Console, began: float, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Records, tables, alarms, summary and status of a finished evaluation; returns its document."""
+    write_rows(run, rows)
+    title = "" if result.complete else f"partial {result.shards[0]}/{result.shards[1]} shards: {result.n} of {result.total} samples; no number here is final"
+    console.table(replace(eval_table(rows), note=title) if title else eval_table(rows))
+    console.table(class_table(rows[-1]))
+    for alarm in result.alarms:
+        console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
+    document = {"run": str(run.path), "seconds": round(time.perf_counter() - began, 3), **eval_document(result, rows), **(more or {})}
+    gate = check_gate(document, config.eval.fail_under) if result.complete else []
+    if gate:
+        document["gate"] = gate
+    if not result.complete:
+        document["partial"] = dict(zip(("shards", "of"), result.shards, strict=True))
+        console.warn(title)
+    head = f"**{title}.**\n\n" if title else ""
+    run.write_text("summary.md", head + eval_summary(config.model_dump(mode="json"), rows, [alarm.to_json() for alarm in result.alarms]))
+    run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": verb, **document})
+    run.status(state="done", code=0)
+    return document
+
+
+def merge(sources: str, out: str | None, name: str, console: Console, overwrite: bool, strict: bool) -> dict[str, Any]:
+    """`eval --merge A,B`: one verdict from the shards of several runs of the same evaluation; the model is not needed."""
+    began = time.perf_counter()
+    result, rows, config = merged([Path(text.strip()) for text in sources.split(",") if text.strip()], console)
+    with open_run("eval", name, out=out, overwrite=overwrite) as run:
+        run.write_text("config.resolved.yaml", dump_config(config))
+        run.write_json("env.json", environment())
+        document = report(run, "eval", config, result, rows, console, began)
+    if strict and result.reliability != "ok":
+        raise UnreliableError(f"the evaluation is {result.reliability}", where=str(run.path))
+    return document
 
 
 def measure(
-    setting: Setting, model: nn.Module, console: Console, stop: Any, done: Any = lambda outcome: None, positions: Any = None
-) -> tuple[Evaluation, list[EvalRow], list[AttackCall]]:
-    """Run the configured attacks over the chosen samples: the evaluation and its records (clean, each attack, worst case)."""
+    setting: Setting,
+    model: nn.Module,
+    console: Console,
+    stop: Callable[[], None],
+    *,
+    done: Callable[[BatchOutcome], None] = lambda outcome: None,
+    extra: list[AttackCall] | None = None,
+    store: Path | None = None,
+    shard: tuple[int, int] | None = None,
+    accepted: Callable[[], None] = lambda: None,
+) -> tuple[Evaluation, list[EvalRow]]:
+    """Run the configured attacks over the chosen samples: the evaluation and its records (clean, each attack, worst case).
+
+    store: directory of proven shards, which are not measured again; `accepted` is called when they belong to this evaluation.
+    shard: (i, n): only this part of them.
+    """
     config = setting.config
     split = split_of(setting.data, config.eval.split)
-    if positions is None:
-        positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+    positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
     plan = eval_plan(setting, config.attacks, target=config.eval.target)
+    attacks = [*plan.attacks, *(extra or [])]
+    plan = replace(plan, attacks=attacks, checks=probe_size(attacks, len(positions), config.eval.checks), escalate=config.eval.escalate)
+    count = -(-len(positions) // config.eval.shard_size)
     evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn)
-    with console.progress(len(positions), f"{config.eval.split} images under {', '.join(call.label for call in plan.attacks) or 'no attack'}") as bar:
+
+    def open_store(final: EvalPlan, alarms: list[Alarm]) -> ShardStore:
+        assert store is not None
+        found = ShardStore(store, header_of(setting, model, final, split.ids[positions], alarms), console.warn)
+        accepted()
+        return found
+
+    with console.progress(len(positions), f"{config.eval.split} images under {', '.join(call.label for call in attacks) or 'no attack'}") as bar:
         seen = {"n": 0, "right": 0, "standing": 0}
 
-        def tick(outcome: BatchOutcome) -> None:
-            seen["n"] += len(outcome.y)
-            seen["right"] += int(outcome.correct.sum())
-            seen["standing"] += int(outcome.standing[-1].sum()) if outcome.standing else int(outcome.correct.sum())
-            bar.advance(len(outcome.y), clean=f"{seen['right'] / seen['n']:.1%}", robust=f"{seen['standing'] / seen['n']:.1%}")
+        def tick(n: int, right: Tensor, standing: Tensor) -> None:
+            seen["n"], seen["right"], seen["standing"] = seen["n"] + n, seen["right"] + int(right.sum()), seen["standing"] + int(standing.sum())
+            bar.advance(n, clean=f"{seen['right'] / max(1, seen['n']):.1%}", robust=f"{seen['standing'] / max(1, seen['n']):.1%}")
+
+        def batch(outcome: BatchOutcome) -> None:
+            tick(len(outcome.y), outcome.correct, outcome.survivors)
             done(outcome)
 
-        result = evaluation.run(split, positions, setting.device, done=tick)
-    return result, rows_of(setting, model, result, list(plan.attacks)), list(plan.attacks)
+        result = evaluation.run(
+            split,
+            positions,
+            setting.device,
+            done=batch,
+            proven=tick,
+            open_store=open_store if store is not None else None,
+            shards=part(count, *shard) if shard else None,
+        )
+    return result, rows_of(setting, model, result)
 
 
-def rows_of(setting: Setting, model: nn.Module, result: Evaluation, calls: list[AttackCall]) -> list[EvalRow]:
-    """One record for clean accuracy, one per attack (cumulative), one for the worst case."""
-    config, names = setting.config, setting.data.classes
-    hashes = {"model": state_digest(model), "data": setting.data.digest, "code": code_hash(), "ids": ids_digest(result)}
-    common: dict[str, Any] = {
-        "data": setting.data.name,
-        "split": config.eval.split,
-        "model": config.model.name,
-        "norm": setting.ball.norm,
-        "eps": setting.ball.eps,
-        "n": result.n,
-        "clean_correct": int(result.correct.sum()),
-        "seed": config.seed,
-        "hashes": hashes,
-    }
-
-    def row(kind: Any, call: AttackCall | None, standing: torch.Tensor, seconds: float, passes: float) -> EvalRow:
-        per_class = {name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())] for k, name in enumerate(names)}
-        named: dict[str, Any] = {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
-        return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **named, **common)
-
-    rows = [row("clean", None, result.correct, 0.0, 1.0)]
-    rows += [row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in calls]
-    passes = sum(result.passes_per_sample.values())
-    return [*rows, row("worst", None, result.survivors, sum(result.seconds.values()), passes)]
-
-
-def ids_digest(result: Evaluation) -> str:
-    """Short hash of the sample ids: two rows are about the same images when it agrees."""
-    return hashlib.sha256(result.ids.numpy().tobytes()).hexdigest()[:16]
-
-
-def write_rows(run: Run, rows: list[EvalRow]) -> None:
-    """metrics.jsonl and results.csv."""
-    with JsonLines(run.path / "metrics.jsonl") as lines:
-        for row in rows:
-            lines.write(row.to_json())
-    write_csv(run.path / "results.csv", [row.to_json() for row in rows])
-
-
-def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
-    """The keys of the machine contract; accuracies are fractions, intervals Clopper-Pearson at 95 %."""
-    right, standing = int(result.correct.sum()), int(result.survivors.sum())
-    return {
-        "n": result.n,
-        "clean_acc": result.clean_acc,
-        "robust_acc": result.robust_acc,
-        "attack_success": result.attack_success,
-        "intervals": {
-            "clean_acc": list(clopper_pearson(right, result.n)),
-            "robust_acc": list(clopper_pearson(standing, result.n)),
-            "attack_success": list(clopper_pearson(right - standing, right)),
-        },
-        "attacks": [
-            {"name": row.label, "robust_acc": row.correct / max(1, row.n), "passes_per_sample": row.passes_per_sample, "seconds": row.seconds}
-            for row in rows
-            if row.kind == "attack"
-        ],
-        "reliability": result.reliability,
-        "alarms": [alarm.to_json() for alarm in result.alarms],
-    }
+def crossed(
+    setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None], result: Evaluation
+) -> tuple[list[dict[str, Any]], Evaluation]:
+    """`--cross-check torchattacks`: the same attacks by another library, under our judge; disagreement is an alarm."""
+    config = setting.config
+    split = split_of(setting.data, config.eval.split)
+    positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+    plan = eval_plan(setting, config.attacks, target=config.eval.target)
+    rows, alarms = cross_check(model, plan, split, positions, setting.device, stop=stop, say=console.warn)
+    for row in rows:
+        found = f"standing {row['standing']} and {row['peer_standing']} of {row['n']}, p = {row['p']:.2g}" if row["peer"] else row["note"]
+        console.info(f"cross-check {row['attack']} / {row['peer'] or 'no counterpart'}: {row['verdict']}: {found}")
+    return rows, replace(result, alarms=[*result.alarms, *alarms])
 
 
 def check_metrics(fail_under: Mapping[str, float]) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from robustcli import registry
 from robustcli.config.schema import Spec
 from robustcli.core.modes import frozen
-from robustcli.jobs.compose import Setting, bound, choose, make_attacks, make_search, split_of
+from robustcli.evaluation.plan import AttackCall
+from robustcli.jobs.compose import Setting, bound, choose, make_attacks, make_search, planned_passes, split_of
 from robustcli.models import count_parameters, flops
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
@@ -21,10 +22,9 @@ from robustcli.runtime.precision import resolve
 
 
 def attack_passes(name: str, params: dict[str, Any]) -> int:
-    """Most passes one attack spends on one image: a forward and a backward per step and restart."""
-    fn = registry.attacks.get(name).fn
-    defaults = {key: p.default for key, p in registry.parameters(fn).items()} | params
-    return 2 * int(defaults.get("steps", 1)) * int(defaults.get("restarts", 1))
+    """Most passes one attack spends on one image: a forward and a backward per step and restart, a forward per query or draw."""
+    entry = registry.attacks.get(name)
+    return planned_passes([AttackCall(name, name, entry.fn, params, entry.facts["kind"], entry.facts["needs"])])
 
 
 def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
@@ -114,8 +114,8 @@ def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], c
     split = split_of(setting.data, config.eval.split)
     n = len(choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed))
     calls = make_attacks(specs, setting.ball.norm)
-    passes = 1 + sum(attack_passes(call.name, dict(call.params)) + 2 for call in calls)
-    batch = min(config.eval.batch_size, n)
+    passes = 1 + planned_passes(calls) + 2 * len(calls)
+    batch = min(config.eval.batch_size or 256, n)
     dtype = make_search(config, setting.device, console.warn).dtype
     one = flops(model, setting.data.shape)
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())

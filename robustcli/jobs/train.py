@@ -15,9 +15,9 @@ from robustcli import registry
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.errors import Interrupted, NumericsError, UsageError
-from robustcli.jobs.compose import Setting, bound, call_with, choose, eval_plan, fresh_model, is_reference, make_search, move, prepare
+from robustcli.jobs.compose import Setting, bound, call_with, choose, eval_plan, fresh_model, is_reference, make_search, model_from, move, prepare
 from robustcli.jobs.plan import training_plan
-from robustcli.models import load_model, model_meta
+from robustcli.models import model_meta
 from robustcli.records import TrainRow, train_rows
 from robustcli.reporting.summary import train_summary
 from robustcli.reporting.tables import train_table, write_csv
@@ -76,21 +76,7 @@ def _model(setting: Setting, flags: TrainFlags) -> nn.Module:
     if flags.plugin is None and not is_reference(spec.name) and spec.weights is None:
         model: nn.Module = fresh_model(setting)
     else:
-        model = load_model(
-            spec.name,
-            params=spec.params,
-            weights=spec.weights,
-            plugin=flags.plugin,
-            num_classes=len(setting.data.classes),
-            channels=setting.data.shape[0],
-            size=setting.data.shape[1],
-            mean=setting.data.mean,
-            std=setting.data.std,
-            normalize=spec.normalize,
-            allow_pickle=flags.allow_pickle,
-            download=setting.config.data.download,
-            seed=setting.config.seed,
-        )
+        model = model_from(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle, num_classes=len(setting.data.classes))
     return move(model, setting.device, setting.config.train.channels_last)
 
 

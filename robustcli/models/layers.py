@@ -37,6 +37,8 @@ def kaiming(net: M) -> M:
     BatchNorm starts as the identity, biases at 0. Draws from the default generator: call it inside `seeded`.
     Returns `net`. Source: He et al., ICCV 2015, arXiv:1502.01852, eq. 10 and 14.
     """
+    if all(parameter.is_meta for parameter in net.parameters()):
+        return net  # shapes alone are wanted, and drawing on "meta" would import torch's compiler
     linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from robustcli.registry import optimizers
+
+Rate = Annotated[float, Gt(0)]
+Decay = Annotated[float, Ge(0)]
+Momentum = Annotated[float, Ge(0), Lt(1)]
 
 
 def groups(model: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict[str, object]]:
@@ -23,7 +30,7 @@ def _check(lr: float, weight_decay: float) -> None:
 
 @optimizers.register("sgd")
 def sgd(
-    model: nn.Module, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = True, decay_norms: bool = False
+    model: nn.Module, *, lr: Rate = 0.1, momentum: Momentum = 0.9, weight_decay: Decay = 5e-4, nesterov: bool = True, decay_norms: bool = False
 ) -> torch.optim.Optimizer:
     """v = m v + g + wd w;  w = w - lr (g + m v) with Nesterov, else w - lr v.
 
@@ -41,7 +48,7 @@ def sgd(
 
 @optimizers.register("adamw")
 def adamw(
-    model: nn.Module, *, lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, weight_decay: float = 0.01, decay_norms: bool = False
+    model: nn.Module, *, lr: Rate = 1e-3, beta1: Momentum = 0.9, beta2: Momentum = 0.999, weight_decay: Decay = 0.01, decay_norms: bool = False
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay.
 

@@ -7,8 +7,14 @@ clock, so a resumed run repeats them exactly.
 from __future__ import annotations
 
 import math
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from robustcli.registry import schedules
+
+Share = Annotated[float, Ge(0), Lt(1)]
+Factor = Annotated[float, Ge(0), Le(1)]
 
 
 def _share(name: str, value: float) -> None:
@@ -23,7 +29,7 @@ def constant(t: float) -> float:
 
 
 @schedules.register("step")
-def step(t: float, *, milestones: tuple[float, ...] = (0.5, 0.75), gamma: float = 0.1) -> float:
+def step(t: float, *, milestones: tuple[Annotated[float, Gt(0), Lt(1)], ...] = (0.5, 0.75), gamma: Annotated[float, Gt(0)] = 0.1) -> float:
     """factor = gamma^(number of milestones passed); milestones are shares of all steps in (0, 1).
 
     Raises ValueError if a milestone is outside (0, 1) or gamma <= 0. Source: Rice et al., ICML 2020, arXiv:2002.11569.
@@ -34,7 +40,7 @@ def step(t: float, *, milestones: tuple[float, ...] = (0.5, 0.75), gamma: float 
 
 
 @schedules.register("cyclic")
-def cyclic(t: float, *, peak: float = 0.5) -> float:
+def cyclic(t: float, *, peak: Share = 0.5) -> float:
     """factor = t / peak up to the peak, then (1 - t) / (1 - peak): one triangle.
 
     Raises ValueError if peak is outside [0, 1). Source: Wong et al., ICLR 2020, arXiv:2001.03994.
@@ -44,7 +50,7 @@ def cyclic(t: float, *, peak: float = 0.5) -> float:
 
 
 @schedules.register("one_cycle")
-def one_cycle(t: float, *, warmup: float = 0.25, start: float = 0.04, end: float = 0.0) -> float:
+def one_cycle(t: float, *, warmup: Share = 0.25, start: Factor = 0.04, end: Factor = 0.0) -> float:
     """factor rises from `start` to 1 over `warmup`, then falls to `end`, both by half a cosine.
 
     Args:
@@ -60,7 +66,7 @@ def one_cycle(t: float, *, warmup: float = 0.25, start: float = 0.04, end: float
 
 
 @schedules.register("cosine")
-def cosine(t: float, *, warmup: float = 0.0) -> float:
+def cosine(t: float, *, warmup: Share = 0.0) -> float:
     """factor = t / warmup in the warm-up, then half a cosine from 1 to 0.
 
     Raises ValueError if warmup is outside [0, 1). Source: Loshchilov & Hutter, ICLR 2017, arXiv:1608.03983.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import pytest
 from pydantic import AfterValidator, Field
 
-from robustcli.config import Registries, Spec, bind_spec
+from robustcli.config import Registries, Spec, bind_spec, load_config, parse_assignment
 from robustcli.errors import ConfigError
 from robustcli.registry import Registry
 
@@ -149,3 +149,66 @@ def test_every_default_of_the_real_registries_passes_its_own_check(kind: str) ->
             bind_spec(registry, Spec.of(entry.name, **defaults), kind)
             checked += 1
     assert checked
+
+
+@pytest.fixture(scope="module")
+def real() -> Registries:
+    return Registries.discover()
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("attacks=[{name: pgd, steps: 0}]", "attacks.0.steps: must be >= 1, got 0"),
+        ("attacks=[{name: pgd, step_size: 0}]", "attacks.0.step_size: must be > 0, got 0"),
+        ("attacks=[{name: pgd, step_size: -1/255}]", "attacks.0.step_size: must be > 0, got '-1/255'"),
+        ("attacks=[{name: pgd, restarts: 0}]", "attacks.0.restarts: must be >= 1, got 0"),
+        ("adversary.start_scale=0", "adversary.start_scale: must be > 0, got 0"),
+        ("train.val_attack.steps=-2", "train.val_attack.steps: must be >= 1, got -2"),
+        ("train.optimizer.lr=-1", "train.optimizer.lr: must be > 0, got -1"),
+        ("train.optimizer.lr=0", "train.optimizer.lr: must be > 0, got 0"),
+        ("train.optimizer.momentum=1", "train.optimizer.momentum: must be < 1, got 1"),
+        ("train.optimizer.weight_decay=-1e-9", "train.optimizer.weight_decay: must be >= 0, got -1e-09"),
+        ("train.optimizer={name: adamw, beta2: -0.1}", "train.optimizer.beta2: must be >= 0, got -0.1"),
+        ("train.schedule={name: step, milestones: [0.5, 1]}", "train.schedule.milestones: must be < 1, got 1"),
+        ("train.schedule={name: step, gamma: 0}", "train.schedule.gamma: must be > 0, got 0"),
+        ("train.schedule={name: cyclic, peak: 1}", "train.schedule.peak: must be < 1, got 1"),
+        ("train.schedule={name: one_cycle, end: 2}", "train.schedule.end: must be <= 1, got 2"),
+        ("train.schedule={name: cosine, warmup: -1}", "train.schedule.warmup: must be >= 0, got -1"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_die_at_load(real: Registries, tmp_path: Path, setting: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [parse_assignment(setting, "command line")], environ={}, registries=real)
+    assert caught.value.problems == [f"command line: {problem}"] and (caught.value.exit_code, caught.value.code) == (2, "E-CONFIG")
+    key, _, value = setting.partition("=")
+    file = tmp_path / "c.yaml"
+    lines = [f"{'  ' * depth}{part}:" for depth, part in enumerate(key.split("."))]
+    file.write_text("\n".join(lines) + f" {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, environ={}, registries=real)
+    assert caught.value.problems == [f"{file}:{len(lines)}: {problem}"]
+
+
+def test_the_ends_of_the_ranges_are_allowed(real: Registries) -> None:
+    bind_spec(real.attacks, Spec.of("pgd", steps=1, restarts=1, step_size="1/1000000000"), "x")
+    bind_spec(real.optimizers, Spec.of("sgd", momentum=0, weight_decay=0), "x")
+    bind_spec(real.schedules, Spec.of("one_cycle", warmup=0, start=1, end=0), "x")
+
+
+def test_attacks_of_torchattacks_load_without_the_package(real: Registries, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    setting = parse_assignment("attacks=[{name: 'torchattacks:PGD', alpha: 2/255}, 'torchattacks:XYZ']", "command line")
+    loaded = load_config(None, [setting], environ={}, registries=real)
+    assert [spec.name for spec in loaded.config.attacks] == ["torchattacks:PGD", "torchattacks:XYZ"] and loaded.config.attacks[0].params == {"alpha": "2/255"}
+
+
+@pytest.mark.parametrize("path", ["adversary", "train.val_attack"])
+def test_nothing_is_trained_against_torchattacks(real: Registries, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [parse_assignment(f"{path}={{name: 'torchattacks:PGD'}}", "command line")], environ={}, registries=real)
+    assert caught.value.problems == [f"command line: {path}.name: torchattacks:PGD only measures; write it into `attacks`"]
+    with pytest.raises(ConfigError, match="evaluation.outside makes the call"):
+        bind_spec(real.attacks, Spec.of("torchattacks:PGD"), "attacks.0")
+    with pytest.raises(ConfigError, match="unknown model"):
+        bind_spec(real.models, Spec.of("torchattacks:PGD"), "attacks.0")

@@ -1,0 +1,169 @@
+"""AutoAttack: time, passes and verdict against torchattacks' AutoAttack, interleaved in one run.
+
+    python benchmarks/autoattack.py --model FILE.py:FACTORY --weights W.npz --data SURVIVORS.npz --eps 8/255
+    pip install --no-deps torchattacks requests      # the peer; without it only our versions are compared
+
+--data is an .npz with x uint8 [n, C, H, W] and y [n], and, where a reference verdict is known, one boolean array per stage
+(clean, apgd-ce, apgd-t, fab-t, square). The images are cut into rounds; in each round every contender attacks the same images
+in turn, so that a machine whose speed drifts slows all of them. Times are sums over rounds; the spread is that of the rounds.
+--other FILE.py:FACTORY adds any other implementation: FACTORY(model, eps, norm) -> atk(x, y) -> x_adv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import robustcli
+from robustcli.core.geometry import Ball
+from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
+from robustcli.evaluation.judge import Judge
+
+
+class Counted(nn.Module):
+    """A model that counts rows forward and backward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += len(x)
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(self._count)
+        logits: Tensor = self.model(x)
+        return logits
+
+    def _count(self, grad: Tensor) -> None:
+        self.passes += len(grad)
+
+
+def judged(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, ball: Ball) -> Tensor:
+    """bool [n]: still right, by our judge, whoever made the points."""
+    with frozen(model):
+        judge = Judge(model, ball)
+        return (judge.logits(x).argmax(1) == y) & ~judge.rule(x, x_adv, Criterion(y)).hit
+
+
+def foreign(make: Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]], model: nn.Module, ball: Ball) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
+    """(survivors, passes) of another implementation."""
+
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        counted = Counted(model).eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        x_adv = make(counted)(x, y)
+        return judged(model, x, x_adv.detach(), y, ball), counted.passes
+
+    return run
+
+
+def ours(version: str, search: str, model: nn.Module, ball: Ball, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
+    """(survivors, passes) of ours, with the diagnosis left out: no other implementation has one."""
+
+    def run(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        options: dict[str, Any] = {"search": search, "seed": seed, "checks": 0}
+        verdict = robustcli.evaluate(model, x, y, eps=ball.eps, norm=ball.norm, attack="autoattack", version=version, device=str(x.device), **options)
+        return verdict.survivors.to(x.device), sum(verdict.passes_per_sample.values()) * len(x) + len(x)
+
+    return run
+
+
+def contenders(model: nn.Module, ball: Ball, options: argparse.Namespace) -> dict[str, Callable[[Tensor, Tensor], tuple[Tensor, float]]]:
+    """name -> one evaluation."""
+    jobs = {f"robustcli {version} ({search})": ours(version, search, model, ball, options.seed) for version, search in options.ours}
+    norm = {"linf": "Linf", "l2": "L2"}[ball.norm]
+    if not options.no_peer:
+        try:
+            import torchattacks
+        except ImportError:
+            print("torchattacks is not installed: only our own versions are compared")
+        else:
+
+            def peer(counted: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+                return torchattacks.AutoAttack(counted, norm=norm, eps=ball.eps, version="standard", n_classes=10, seed=options.seed)  # type: ignore[no-any-return]
+
+            jobs["torchattacks standard"] = foreign(peer, model, ball)
+    if options.other:
+        path, _, name = options.other.rpartition(":")
+        spec = importlib.util.spec_from_file_location("other", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        jobs[options.other] = foreign(lambda counted: getattr(module, name)(counted, ball.eps, ball.norm), model, ball)
+    return jobs
+
+
+def main() -> None:
+    """Print a markdown table; write it as JSON with --out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--eps", default="8/255")
+    parser.add_argument("--norm", default="linf")
+    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ours", type=lambda text: [tuple(item.split("/")) for item in text.split(",")], default=[("standard", "auto"), ("rapid", "auto")])
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--other", help="FILE.py:FACTORY")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    stored = np.load(options.data)
+    device, ball = torch.device(options.device), Ball(options.norm, float(Fraction(options.eps)))
+    x = torch.from_numpy(stored["x"][: options.n]).to(device).float() / 255
+    y = torch.from_numpy(stored["y"][: options.n]).long().to(device)
+    model = robustcli.load_model(options.model, weights=options.weights).to(device).eval()
+    jobs = contenders(model, ball, options)
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    passes, left = dict.fromkeys(jobs, 0.0), {name: torch.zeros(0, dtype=torch.bool) for name in jobs}
+    for rows in torch.arange(len(x)).chunk(options.rounds):
+        for name, work in jobs.items():
+            began = time.perf_counter()
+            survivors, spent = work(x[rows], y[rows])
+            seconds[name].append(time.perf_counter() - began)
+            passes[name] += spent
+            left[name] = torch.cat((left[name], survivors.cpu()))
+            print(f"  {name}: {int(survivors.sum())} of {len(rows)} standing, {seconds[name][-1]:.1f} s", flush=True)
+    report(options, jobs, seconds, passes, left, stored, len(x))
+
+
+def report(options: argparse.Namespace, jobs: Any, seconds: Any, passes: Any, left: Any, stored: Any, n: int) -> None:
+    """Table, ratios and JSON."""
+    print(f"\n{n} images, {options.norm} eps {options.eps}, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    reference = torch.from_numpy(stored["square"][:n]) if "square" in stored.files else None
+    if reference is not None:
+        print(f"reference verdict (stored): {int(reference.sum())} of {n} = {reference.float().mean():.3f}\n")
+    last = [name for name in jobs if not name.startswith("robustcli")]
+    print("| | standing | not standing in the reference | seconds | passes per image | times faster than the peer (range of rounds) |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name in jobs:
+        extra = "" if reference is None else str(int((left[name] & ~reference).sum()))
+        ratio = ""
+        if last and name not in last:
+            rounds = [b / a for a, b in zip(seconds[name], seconds[last[0]], strict=True)]
+            ratio = f"{sum(seconds[last[0]]) / sum(seconds[name]):.2f} ({min(rounds):.2f} to {max(rounds):.2f})"
+        standing = f"{int(left[name].sum())} ({float(left[name].float().mean()):.3f})"
+        print(f"| {name} | {standing} | {extra} | {sum(seconds[name]):.1f} | {passes[name] / n:.0f} | {ratio} |")
+    if options.out:
+        record = {key: str(value) for key, value in vars(options).items() if key not in ("model", "weights", "data", "out", "other")}
+        rows = {name: {"standing": int(left[name].sum()), "seconds": seconds[name], "passes_per_image": passes[name] / n} for name in jobs}
+        options.out.write_text(json.dumps({**record, "torch": torch.__version__, "threads": torch.get_num_threads(), "results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

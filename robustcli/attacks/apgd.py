@@ -1,0 +1,197 @@
+"""Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustcli.core.geometry import Ball
+from robustcli.core.losses import RowLoss, difference, dlr_targeted
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+from robustcli.core.search import checkpoints, stalled
+from robustcli.registry import attacks
+
+#: The name of a registered loss, or (logits [R, K], y [R], goal [R]) -> [R], which heads for the class `goal`.
+Ascent = str | Callable[[Tensor, Tensor, Tensor], Tensor]
+_KEPT = 0.75  # share of the gradient step; the rest goes on in the direction of the step before
+
+
+@attacks.register("apgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", deterministic=False, keeps_best=True)
+def apgd(
+    oracle: Oracle,
+    x: Tensor,
+    ball: Ball,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: Literal["ce", "dlr", "dlr-targeted"] = "ce",
+    targets: int = 9,
+    rho: float = 0.75,
+) -> Tensor:
+    """Auto-PGD:  z = P(x_k + a_k * steepest(grad_k)),  x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  a_0 = 2 * eps.
+
+    At each checkpoint a row that oscillates or stands still halves its step a and goes on from its best point. With l1 the
+    steps are sparse and the ball shrinks: 3 eps, 2 eps and eps for 0.3, 0.3 and 0.4 of the steps.
+
+    Args:
+        oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels and one random stream per row.
+        x: clean pixels [B, C, H, W] in [0, 1].
+        ball: norm, radius and box, in pixel units of [0, 1].
+        steps: per restart and target, >= 1; cost = steps + 1 forward and backward passes (l1: steps + 3).
+        restarts: independent random starts, >= 1; the worst point of all is kept per row.
+        loss: "ce"; "dlr"; or "dlr-targeted", which climbs towards each of the likeliest wrong classes in turn. With two
+            classes dlr becomes the margin, with fewer than four dlr-targeted becomes z_t - z_y. Where the caller asks for one
+            target, dlr-targeted is dlr towards it: z_t must pass every other logit, not only z_y.
+        targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1 exist.
+        rho: share of rising steps, in [0, 1], up to which a row counts as oscillating; l1 does not use it.
+
+    Returns:
+        x_adv [B, C, H, W], detached, inside `ball`; in training the point of the largest loss.
+
+    Raises:
+        ValueError: steps, restarts or targets < 1, rho outside [0, 1].
+
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Starts are uniform in the ball (l1: projected
+        Gaussian); the authors' l2 start lies on the sphere, their linf start has a pixel at the border. Their code compares the
+        loss after the first step with 0, where the paper and we take the loss at the start.
+    """
+    for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    if not 0 <= rho <= 1:
+        raise ValueError(f"rho must be in [0, 1], got {rho}")
+    ascent, goals = _headings(oracle, loss, targets)
+    headings = goals.shape[1]
+    x_best = x
+    for run in range(restarts * headings):
+        ask = _Question(oracle, ascent, run % headings)
+        if ball.norm == "l1":
+            x, goals, x_best = _climb_sparsely(ask, x, goals, ball, oracle.rng.restart(run), steps)
+        else:
+            x, goals, x_best = _climb(ask, x, goals, ball, oracle.rng.restart(run), steps, rho)
+        x, goals, x_best = oracle.compact(x, goals, x_best)
+        if restarts * headings > 1:
+            oracle.score(x_best)
+    return oracle.result(x_best)
+
+
+def _headings(oracle: Oracle, loss: str, targets: int) -> tuple[Ascent, Tensor]:
+    """What to ascend, and the classes to head for in turn, int64 [R, T]; a registered loss takes one turn and reads no class."""
+    own = oracle.y[:, None]
+    if loss == "ce" or not oracle.alive:
+        return "ce", own
+    classes = oracle.clean().shape[1]
+    if loss == "dlr" or oracle.target is not None:
+        if classes < 3:
+            oracle.note(f"apgd: {loss} needs 3 classes, the model has {classes}: the margin is ascended")
+        return "dlr" if classes > 2 else "margin", own
+    if classes < 4:
+        oracle.note(f"apgd: dlr-targeted needs 4 classes, the model has {classes}: the plain logit difference is ascended")
+    ranked = oracle.clean().scatter(1, own, float("-inf")).topk(min(targets, classes - 1), dim=1).indices
+    return dlr_targeted if classes > 3 else difference, ranked
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One gradient of what is ascended, towards column `heading` of the goals."""
+
+    oracle: Oracle
+    ascent: Ascent
+    heading: int
+
+    def __call__(self, x_adv: Tensor, goals: Tensor, *, scored: bool = True) -> tuple[Tensor, Tensor]:
+        """Loss [R] and input gradient [R, C, H, W]; a NaN loss never counts as the best. Points out of the ball are not `scored`."""
+        loss = self.ascent if isinstance(self.ascent, str) else RowLoss(self.ascent, (self.oracle.y, goals[:, self.heading]))
+        value, _, grad = self.oracle.gradient(x_adv, loss, scored=scored)
+        return value.nan_to_num(nan=float("-inf")), grad
+
+
+def _climb(ask: _Question, x: Tensor, goals: Tensor, ball: Ball, rng: RowRandom, steps: int, rho: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One run under linf or l2: (x, goals, point of the largest loss) of the rows that have not fallen."""
+    x_adv = x_old = x_best = ball.random_point(x, rng)
+    loss, grad = ask(x_adv, goals)
+    best = then = loss
+    grad_best, rises = grad, torch.zeros_like(loss)
+    was_cut = torch.ones_like(loss, dtype=torch.bool)
+    a = x.new_full((len(x), 1, 1, 1), 2 * ball.eps)
+    marks, last = checkpoints(steps), 0
+    for k in range(1, steps + 1):
+        x, goals, x_adv, x_old, x_best, grad, grad_best, loss, best, then, rises, was_cut, a = ask.oracle.compact(
+            x, goals, x_adv, x_old, x_best, grad, grad_best, loss, best, then, rises, was_cut, a
+        )
+        if not len(x):
+            break
+        z = ball.project(x, torch.addcmul(x_adv, a, ball.steepest(grad)))
+        if k > 1:
+            z = ball.project(x, torch.lerp(x_adv, z, _KEPT).add_(x_adv - x_old, alpha=1 - _KEPT))
+        x_old, x_adv, before = x_adv, z, loss
+        loss, grad = ask(x_adv, goals)
+        rises += loss > before
+        better = loss > best
+        best = torch.where(better, loss, best)
+        x_best, grad_best = _where(better, x_adv, x_best), _where(better, grad, grad_best)
+        if k in marks:
+            cut = stalled(rises, k - last, rho, was_cut, best, then)
+            a = _where(cut, a / 2, a)
+            x_adv, grad = _where(cut, x_best, x_adv), _where(cut, grad_best, grad)
+            was_cut, then, rises, last = cut, best, torch.zeros_like(rises), k
+    return x, goals, x_best
+
+
+def _climb_sparsely(ask: _Question, x: Tensor, goals: Tensor, ball: Ball, rng: RowRandom, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One run under l1: balls of 3, 2 and 1 times eps; only points of the last are candidates. Returns what `_climb` does."""
+    early = min(-(-3 * steps // 10), steps - 1)
+    later = min(early, steps - 1 - early)
+    x_best = Ball(ball.norm, 3 * ball.eps, ball.low, ball.high).start(x, "gaussian", rng)
+    for scale, count in ((3, early), (2, later), (1, steps - early - later)):
+        if count:
+            wide = Ball(ball.norm, scale * ball.eps, ball.low, ball.high)
+            x, goals, x_best = _sparse_phase(ask, x, wide.project(x, x_best), goals, wide, count, scored=scale == 1)
+    return x, goals, x_best
+
+
+def _sparse_phase(ask: _Question, x: Tensor, x_adv: Tensor, goals: Tensor, ball: Ball, steps: int, *, scored: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps of l1 length a spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed.
+
+    Every 0.04 * steps: where x_best has lost more than 5 % of its changed pixels, a = eps and the row goes on from there, else
+    a shrinks by 1.5, down to eps / 10.
+    """
+    loss, grad = ask(x_adv, goals, scored=scored)
+    x_best, grad_best, best = x_adv, grad, loss
+    a = x.new_full((len(x), 1, 1, 1), ball.eps)
+    changed = (x_adv != x).flatten(1).sum(1)
+    gap = max(int(0.04 * steps), 1)
+    for k in range(1, steps + 1):
+        x, goals, x_adv, x_best, grad, grad_best, best, a, changed = ask.oracle.compact(x, goals, x_adv, x_best, grad, grad_best, best, a, changed)
+        if not len(x):
+            break
+        x_adv = ball.project(x, torch.addcmul(x_adv, a, _sparse(grad, changed)))
+        loss, grad = ask(x_adv, goals, scored=scored)
+        better = loss > best
+        best = torch.where(better, loss, best)
+        x_best, grad_best = _where(better, x_adv, x_best), _where(better, grad, grad_best)
+        if k % gap == 0:
+            before, changed = changed, (x_best != x).flatten(1).sum(1)
+            fewer = changed < 0.95 * before
+            a = _where(fewer, torch.full_like(a, ball.eps), (a / 1.5).clamp_min(ball.eps / 10))
+            x_adv, grad = _where(fewer, x_best, x_adv), _where(fewer, grad_best, grad)
+    return x, goals, x_best
+
+
+def _sparse(grad: Tensor, changed: Tensor) -> Tensor:
+    """Step of l1 length 1: the signs of the m largest |grad| of each row divided by m, m = ceil(2/3 changed) and at least 1; ties are all taken."""
+    size = grad.abs().flatten(1)
+    m = ((2 * changed + 2) // 3).clamp_(1, size.shape[1])
+    least = size.topk(int(m.max()) if len(m) else 1, dim=1).values.gather(1, m[:, None] - 1)
+    sign = grad.sign() * (size >= least).reshape(grad.shape)
+    return sign / sign.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
+
+
+def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` in the rows [R] that are true, else `old`, both [R, ...]."""
+    return torch.where(rows[:, None, None, None], new, old)

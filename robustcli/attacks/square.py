@@ -1,0 +1,186 @@
+"""Square Attack: random search with square windows, by scores alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustcli.core.geometry import Ball
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+from robustcli.registry import attacks, losses
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # p halves after the queries of these numbers, counted from 0
+_BLOCK = 64  # queries whose random numbers are drawn at once: many small draws would cost more than a small network
+_TINY = 1e-12
+
+
+@attacks.register("square", kind="fixed", norms=("linf", "l2"), needs="scores", deterministic=False, keeps_best=True)
+def square(
+    oracle: Oracle,
+    x: Tensor,
+    ball: Ball,
+    *,
+    queries: int = 5000,
+    p: float = 0.8,
+    restarts: int = 1,
+    loss: Literal["margin", "ce"] = "margin",
+    rescale: bool = False,
+) -> Tensor:
+    """x_{k+1} = x_k with one random s x s window changed, kept if the loss grows;  s = sqrt(p_k H W), p_k halving with k.
+
+    linf: the window becomes x +- eps, one sign per channel, from a start of vertical +-eps stripes; a window that is so
+    already gets the opposite signs (the authors draw again). l2: the window takes a bump of random sign and the mass of a
+    second window, from a start of tiled bumps. Unlike the authors' code each row has windows of its own, so its verdict
+    does not depend on who shares the batch, and a window may touch the last row and column.
+
+    Args:
+        oracle: answers with logits [B, K]; holds labels and one random stream per row.
+        x: clean pixels [B, C, H, W] in [0, 1].
+        ball: norm, radius and box, in pixel units of [0, 1].
+        queries: windows tried per restart, >= 1; cost = `queries` + 1 forward passes per restart.
+        p: p_0, share of the image that the first windows cover, in (0, 1].
+        restarts: independent searches, >= 1; the worst point of all is kept per row.
+        loss: what has to grow: max_{k != y} z_k - z_y, or cross-entropy; with a target its negative towards the target.
+        rescale: p halves at fixed shares of `queries` (at 10, 50, 200 ... of 10,000) instead of at fixed numbers.
+
+    Returns:
+        x_adv [B, C, H, W], detached, inside `ball` around x.
+
+    Raises:
+        ValueError: queries < 1, restarts < 1, p outside (0, 1].
+
+    Source: Andriushchenko et al., ECCV 2020, arXiv:1912.00049. Schedule as in AutoAttack, Croce & Hein, ICML 2020, arXiv:2003.01690.
+    """
+    if queries < 1 or restarts < 1 or not 0 < p <= 1:
+        raise ValueError(f"queries and restarts must be >= 1 and p in (0, 1], got queries {queries}, restarts {restarts}, p {p}")
+    sides = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm == "l2", rescale))
+    for _ in range(restarts):
+        x_adv = _stripes(x, ball, oracle.rng) if ball.norm == "linf" else _tiles(x, ball, oracle.rng)
+        best = _score(oracle, oracle.logits(x_adv), loss)
+        x, x_adv, best = oracle.compact(x, x_adv, best)
+        for side, count in sides:
+            draws = oracle.rng.uniform((count, 5 + x.shape[1]))
+            bumps = _bumps(side, x)
+            for k in range(count):
+                if not oracle.alive:
+                    return oracle.result(x_adv)
+                x_new = _paint(x, x_adv, ball, side, draws[:, k]) if ball.norm == "linf" else _move(x, x_adv, ball, bumps, draws[:, k])
+                value = _score(oracle, oracle.logits(x_new), loss)
+                x_adv = torch.where((value > best)[:, None, None, None], x_new, x_adv)
+                best = torch.maximum(value, best)
+                x, x_adv, best, draws = oracle.compact(x, x_adv, best, draws)
+        if restarts > 1:
+            oracle.score(x_adv)
+            x, x_adv = oracle.compact(x, x_adv)
+    return oracle.result(x_adv)
+
+
+def _sides(queries: int, p: float, height: int, width: int, bumps: bool, rescale: bool) -> Iterator[tuple[int, int]]:
+    """(window side, number of queries with it), in blocks; for bumps an odd side of at least 3, as published."""
+    done, most, share = 0, min(height, width), queries / 10000 if rescale else 1.0
+    for halvings, last in enumerate((*_HALVINGS, math.inf)):
+        end = math.ceil(min(queries, (last + 1) * share))
+        side = round(math.sqrt(p / 2**halvings * height * width))
+        # A painted window as large as the image could only flip whole channels.
+        side = min(max(side + (side % 2 == 0), 3), most) if bumps else max(1, min(side, most - 1))
+        while done < end:
+            count = min(_BLOCK, end - done)
+            yield side, count
+            done += count
+
+
+def _score(oracle: Oracle, logits: Tensor, loss: str) -> Tensor:
+    """[R]: the loss to ascend, untargeted or towards the target; NaN counts as the worst try."""
+    fn = losses.get(loss).fn
+    value: Tensor = fn(logits, oracle.y) if oracle.target is None else -fn(logits, oracle.target)
+    return value.nan_to_num(nan=-math.inf)
+
+
+def _sign(u: Tensor, like: Tensor) -> Tensor:
+    """-1 or 1 with equal chance, from uniforms of any shape."""
+    return torch.where(u < 0.5, -1.0, 1.0).to(like.dtype)
+
+
+def _window(u_top: Tensor, u_left: Tensor, side: int, like: Tensor) -> Tensor:
+    """int64 [R, C, side * side]: places in the flattened image of a window whose corner is uniform over all positions."""
+    channels, height, width = like.shape[1:]
+    corner = (u_top * (height - side + 1)).long() * width + (u_left * (width - side + 1)).long()
+    along = torch.arange(side, device=like.device)
+    inside = (along[:, None] * width + along[None, :]).flatten()
+    return (corner[:, None] + inside)[:, None, :].expand(-1, channels, -1)
+
+
+def _stripes(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
+    """x +- eps with one sign per column and channel: networks are sensitive to such high frequencies."""
+    channels, _, width = x.shape[1:]
+    return (x + ball.eps * _sign(rng.uniform((channels, 1, width)), x)).clamp_(ball.low, ball.high)
+
+
+def _paint(x: Tensor, x_adv: Tensor, ball: Ball, side: int, u: Tensor) -> Tensor:
+    """x_adv with one window per row set to x +- eps, one sign per channel; u [R, 5 + C]."""
+    place = _window(u[:, 0], u[:, 1], side, x)
+    clean, flat = x.flatten(2).gather(2, place), x_adv.flatten(2)
+    colour = ball.eps * _sign(u[:, 5:], x)[:, :, None]
+    new = (clean + colour).clamp_(ball.low, ball.high)
+    idle = (new == flat.gather(2, place)).flatten(1).all(1)
+    new = torch.where(idle[:, None, None], (clean - colour).clamp_(ball.low, ball.high), new)
+    return flat.scatter(2, place, new).reshape(x.shape)
+
+
+def _bump(height: int, width: int, like: Tensor) -> Tensor:
+    """[height, width]: sum over c >= d of 1 / (c + 1)^2, d the Chebyshev distance from the middle; l2 length 1."""
+    far = torch.maximum(
+        (torch.arange(height, device=like.device) - height // 2).abs()[:, None], (torch.arange(width, device=like.device) - width // 2).abs()[None, :]
+    )
+    term = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(-2)
+    bump = term.flip(0).cumsum(0).flip(0)[far]
+    length: Tensor = torch.linalg.vector_norm(bump)
+    return bump / length.clamp_min(_TINY)
+
+
+def _bumps(side: int, like: Tensor) -> Tensor:
+    """[2, side, side]: a bump above the negative of another, and the same lying on its side; l2 length 1 each."""
+    half = side // 2
+    pair = torch.cat((_bump(half, side, like), -_bump(side - half, side, like)))
+    length: Tensor = torch.linalg.vector_norm(pair)
+    return torch.stack((pair, pair.T)) / length
+
+
+def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
+    """x plus tiled bumps (five along the shorter side), each of random sign per channel and random direction, scaled to length eps."""
+    channels, height, width = x.shape[1:]
+    side = max(1, min(height, width) // 5)
+    down, across = height // side, width // side
+    u = rng.uniform((1 + channels, down, across))
+    tile = _bumps(side, x)[(u[:, :1] < 0.5).long()] * _sign(u[:, 1:], x)[..., None, None]  # [R, C, down, across, side, side]
+    body = tile.transpose(3, 4).reshape(len(x), channels, down * side, across * side)
+    delta = torch.zeros_like(x)
+    top, left = (height - down * side) // 2, (width - across * side) // 2
+    delta[:, :, top : top + down * side, left : left + across * side] = body
+    return _scaled(x, delta, ball)
+
+
+def _scaled(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
+    """x + eps * delta / ||delta||, cut by the box."""
+    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).add_(_TINY)
+    scaled: Tensor = x + delta * (ball.eps / length)[:, None, None, None]
+    return scaled.clamp_(ball.low, ball.high)
+
+
+def _move(x: Tensor, x_adv: Tensor, ball: Ball, bumps: Tensor, u: Tensor) -> Tensor:
+    """The mass of two windows of x_adv - x, and what eps leaves unused, gathered in the first, bent towards a bump; u [R, 5 + C]."""
+    side, channels = bumps.shape[1], x.shape[1]
+    delta = (x_adv - x).flatten(2)
+    into, source = _window(u[:, 0], u[:, 1], side, x), _window(u[:, 2], u[:, 3], side, x)
+    old, emptied = delta.gather(2, into), delta.scatter(2, into, 0.0)
+    mass = old.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
+    unused = (ball.eps**2 - delta.flatten(1).square().sum(1)).clamp_min_(0)[:, None, None] / channels
+    bump = bumps.flatten(1)[(u[:, 4] < 0.5).long()][:, None, :] * _sign(u[:, 5:], x)[:, :, None]
+    new = bump + old / torch.linalg.vector_norm(old, dim=2, keepdim=True).add_(_TINY)
+    new = new / torch.linalg.vector_norm(new, dim=2, keepdim=True).add_(_TINY) * (unused + mass).sqrt_()
+    return _scaled(x, emptied.scatter(2, source, 0.0).scatter_(2, into, new).reshape(x.shape), ball)

@@ -1,0 +1,148 @@
+"""What the verdicts of an evaluation depend on, in words and as one digest: verdicts of unequal headers never mix."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robustcli.errors import CheckpointError, DataError
+from robustcli.runtime.atomic import strict_json, write_json
+from robustcli.runtime.tensorfile import read_regular, strict_loads
+
+SHARD = 256
+NAME = "header.json"
+_FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
+_FREE = ("batch_size", "fn")  # fields of a plan that decide no verdict; the functions are in the code hash
+
+
+@dataclass(frozen=True)
+class Header:
+    """Which evaluation a shard is part of; `Header.of` makes one.
+
+    Args:
+        model, data, code: SHA-256 of the weights, the data set and the source.
+        plan: ball, attacks in order with their parameters, seed, target, search: plain JSON.
+        ids: SHA-256 over the sorted sample ids.  n: how many samples.  size: samples per shard.
+        about: names for tables.  alarms: found out about the model before the first batch. Neither is compared.
+    """
+
+    model: str
+    data: str
+    code: str
+    plan: Mapping[str, Any]
+    ids: str
+    n: int
+    size: int = SHARD
+    about: Mapping[str, Any] = field(default_factory=dict)
+    alarms: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(
+        cls,
+        plan: Any,
+        ids: Tensor,
+        *,
+        model: str,
+        data: str,
+        code: str,
+        size: int = SHARD,
+        about: Mapping[str, Any] | None = None,
+        alarms: Sequence[Mapping[str, Any]] = (),
+    ) -> Header:
+        """The header of a plan (a dataclass; its batch size does not count) over samples with these ids, int64 [n] in any order."""
+        return cls(model, data, code, _plain(plan), ids_digest(ids), len(ids), size, _plain(about or {}), _plain(alarms))
+
+    @property
+    def shards(self) -> int:
+        """How many shards all samples make."""
+        return -(-self.n // self.size)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that is compared."""
+        return _sha(self._compared())
+
+    def rows(self, number: int) -> int:
+        """Samples in shard `number`."""
+        return min(self.size, self.n - number * self.size)
+
+    def differences(self, other: Header) -> list[str]:
+        """What differs by name, "seed: 0 there, 1 here", where `self` is there and `other` here; empty when the digests agree."""
+        return list(_differences(self._compared(), other._compared(), ""))
+
+    def write(self, folder: Path) -> None:
+        """Save as header.json, atomically. Raises ResourceError."""
+        document = {"format": _FORMAT, **_plain(self)}
+        write_json(folder / NAME, {**document, "sha256": _sha(document)})
+
+    @classmethod
+    def read(cls, folder: Path) -> Header | None:
+        """The header in a folder of shards, None when there is none. Raises DataError: damaged, or of another version."""
+        path = folder / NAME
+        try:
+            document = strict_loads(read_regular(path, _LIMIT))
+            if document.pop("sha256") != _sha(document) or document.pop("format") != _FORMAT:
+                raise ValueError("its hash does not match, or another version wrote it")
+            return cls(**document)
+        except CheckpointError as error:
+            if error.code == "E-CKPT-MISSING":
+                return None
+            why = error.what
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            why = str(error)
+        raise DataError(f"the header of these shards is damaged ({why})", where=str(path), hint="`--resume` of that run writes it anew")
+
+    def _compared(self) -> dict[str, Any]:
+        return {"model": self.model, "data": self.data, "code": self.code, "ids": self.ids, "n": self.n, "size": self.size, "plan": self.plan}
+
+
+def ids_digest(ids: Tensor) -> str:
+    """SHA-256 over the sorted sample ids, int64 [n]."""
+    return hashlib.sha256(ids.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def few(differing: Sequence[str], most: int = 3) -> str:
+    """The first differences on one line."""
+    return ", ".join(differing[:most]) + (f", and {len(differing) - most} more" if len(differing) > most else "")
+
+
+def _differences(there: Any, here: Any, path: str) -> Iterator[str]:
+    if strict_json(there) == strict_json(here):
+        return
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted({*there, *here}):
+            yield from _differences(there.get(key), here.get(key), f"{path}.{key}")
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for k, pair in enumerate(zip(there, here, strict=True)):
+            yield from _differences(*pair, f"{path}.{k}")
+    else:
+        yield f"{path.removeprefix('.').removeprefix('plan.')}: {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: Any) -> str:
+    """A list by the labels of its entries, hashes by their first digits."""
+    if isinstance(value, list):
+        return f"[{', '.join(_short(entry.get('label')) if isinstance(entry, Mapping) else _short(entry) for entry in value)}]"
+    return _HASH.sub(r"\1", value) if isinstance(value, str) else strict_json(value)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as plain JSON: dataclasses without the fields that decide no verdict, types such as torch.float32 by name."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _FREE}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _sha(document: Any) -> str:
+    return hashlib.sha256(strict_json(document).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""What an evaluation measures, and what it found: plain data between the engine and those who ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.geometry import Ball
+from robustcli.core.gradients import rescaled, straight_through
+from robustcli.core.twin import SearchTwin
+from robustcli.evaluation.alarms import Alarm, reliability
+from robustcli.types import Classifier
+
+
+@dataclass(frozen=True)
+class Search:
+    """How attacks look for candidates; never how they are judged. `dtype` float32 without folding is the model itself.
+
+    Args:
+        dtype, fold_bn, channels_last, compile: of the search twin (`core.twin.SearchTwin`).
+        bpda: gradients pass straight through rounding, signs and integer casts (`core.gradients.straight_through`).
+        rescale: logits are brought to a scale where cross-entropy has gradients (`core.gradients.rescaled`).
+        draws: model passes averaged per answer; None means 1, or 20 when the model turns out to be randomised (EOT).
+    """
+
+    dtype: torch.dtype = torch.float32
+    fold_bn: bool = True
+    channels_last: bool = True
+    compile: bool = False
+    bpda: bool = False
+    rescale: bool = False
+    draws: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True when the search runs on the model itself."""
+        return self.dtype is torch.float32 and not self.fold_bn and not self.channels_last and not self.compile
+
+    def twin(self, model: nn.Module, x: Tensor, say: Callable[[str], None] = lambda text: None) -> Classifier:
+        """The search twin of a frozen model, or the model itself when they disagree on x (said through `say`)."""
+        found: Classifier = model
+        if not self.plain and not self.bpda:  # straight-through gradients look into the model's own operations
+            twin = SearchTwin(model, dtype=self.dtype, fold_bn=self.fold_bn, channels_last=self.channels_last, compiled=self.compile)
+            why = twin.parity(x)
+            if why:
+                say(f"searching on the plain fp32 model: {why}")
+            else:
+                found = twin
+        found = straight_through(found) if self.bpda else found
+        return rescaled(found) if self.rescale else found
+
+
+@dataclass(frozen=True)
+class AttackCall:
+    """One attack with its parameters bound: `fn(oracle, x, ball, **params)`; `label` names it in tables ("pgd-20").
+
+    `kind`: fixed and minimal attacks answer within the plan's ball; an unbounded one (rotations, corruptions) is a threat of its
+    own: it runs on every initially correct sample and its breaks do not count against the ball. `needs`: gradient, scores or
+    decisions. `search`: how this call searches, instead of the plan's way.
+    """
+
+    label: str
+    name: str
+    fn: Callable[..., Tensor]
+    params: Mapping[str, Any]
+    kind: str = "fixed"
+    needs: str = "gradient"
+    search: Search | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its points must lie in the ball."""
+        return self.kind != "unbounded"
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """What to measure.
+
+    Args:
+        ball: the threat.
+        attacks: run in this order, each on the rows still standing.
+        seed: of all draws; they depend on it and the sample id only.
+        batch_size: images per batch, or None for as many as the device's memory takes; never changes a verdict (decisions:
+            borderline flips below 1e-5 excepted).
+        target: None for untargeted, "random", "least-likely" or a class number.
+        search: precision and layout of the search twin.
+        checks: initially correct samples on which the model is diagnosed before anything is measured; 0 = only the free checks.
+        escalate: add stages of our own when the diagnosis finds masked gradients.
+    """
+
+    ball: Ball
+    attacks: Sequence[AttackCall]
+    seed: int = 0
+    batch_size: int | None = 256
+    target: str | int | None = None
+    search: Search = field(default_factory=Search)
+    checks: int = 0
+    escalate: bool = True
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """One batch after all attacks; tensors over its B rows, on the device.
+
+    `x_adv` is the point in the ball that broke the row, or the worst one met; `standing[k]` tells who is right after attack k
+    (for an unbounded attack: right under it and on the clean image). `tallies`: counts that alarms need.
+    """
+
+    ids: Tensor
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor
+    clean_predicted: Tensor
+    predicted: Tensor
+    correct: Tensor
+    standing: list[Tensor]
+    seconds: list[float]
+    passes: list[int]
+    tallies: dict[str, int] = field(default_factory=dict)
+    survived: Tensor | None = None
+
+    @property
+    def survivors(self) -> Tensor:
+        """bool [B]: right on the clean image and under every attack in the ball."""
+        return self.correct if self.survived is None else self.survived
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result over n samples; bool tensors [n] on the CPU in the order of `ids`, which are sorted.
+
+    `correct`: right on the clean image. `stages[label]`: correct and still right after that attack and all before it; for the labels
+    in `apart` (unbounded attacks) correct and right under that attack alone. `shards`: how many are complete, of how many.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    correct: Tensor
+    stages: dict[str, Tensor]
+    seconds: dict[str, float]
+    passes_per_sample: dict[str, float]
+    alarms: list[Alarm]
+    total_seconds: float
+    apart: frozenset[str] = frozenset()
+    calls: tuple[AttackCall, ...] = ()
+    total: int = 0
+    notes: tuple[str, ...] = ()
+    shards: tuple[int, int] = (0, 0)
+
+    @property
+    def survivors(self) -> Tensor:
+        """bool [n]: right on the clean image and under every attack in the ball."""
+        bounded = [standing for label, standing in self.stages.items() if label not in self.apart]
+        return bounded[-1] if bounded else self.correct
+
+    @property
+    def n(self) -> int:
+        """Samples measured."""
+        return len(self.ids)
+
+    @property
+    def complete(self) -> bool:
+        """False when other shards of the same evaluation are missing: then no number here is final."""
+        return self.n == (self.total or self.n)
+
+    @property
+    def clean_acc(self) -> float:
+        """Share right on clean images, in [0, 1]."""
+        return int(self.correct.sum()) / max(1, self.n)
+
+    @property
+    def robust_acc(self) -> float:
+        """Share of all samples that are right under every attack in the ball, in [0, 1]."""
+        return int(self.survivors.sum()) / max(1, self.n)
+
+    @property
+    def attack_success(self) -> float:
+        """Share of the initially correct samples that some attack in the ball broke, in [0, 1]."""
+        right = int(self.correct.sum())
+        return (right - int(self.survivors.sum())) / right if right else 0.0
+
+    @property
+    def reliability(self) -> str:
+        """ok, suspect or invalid: the worst alarm."""
+        return reliability(self.alarms)

@@ -1,0 +1,112 @@
+"""One file per shard: the verdicts of its samples, with the proof that they are whole and of which evaluation.
+
+{"header": digest, "shard": k, "rows": R, "stages": [label], "seconds": {...}, "passes": {...}, "tallies": {...}}
+{"id": i, "y": k, "correct": bool, "stages": {label: bool}}, R times, by id
+{"sha256": over every byte before this line}
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcli.errors import CheckpointError
+from robustcli.evaluation.header import Header
+from robustcli.runtime.atomic import strict_json
+from robustcli.runtime.tensorfile import read_regular, strict_loads
+
+_LIMIT = 1 << 28  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class ShardResult:
+    """Verdicts over the R rows of one shard, by id, as CPU tensors.
+
+    ids, y: int64 [R].  correct: bool [R].  stages[label]: bool [R], never true where `correct` is not.  seconds, passes (model
+    passes spent): by label.  tallies: counts that the caller adds up over shards.
+    Raises ValueError when lengths differ, or a row is right under an attack that is wrong on the clean image.
+    """
+
+    ids: Tensor
+    y: Tensor
+    correct: Tensor
+    stages: dict[str, Tensor]
+    seconds: dict[str, float]
+    passes: dict[str, int]
+    tallies: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, column in {"y": self.y, "correct": self.correct, **self.stages}.items():
+            if column.shape != self.ids.shape:
+                raise ValueError(f"{name} has shape {tuple(column.shape)}, ids {tuple(self.ids.shape)}")
+        for label, standing in self.stages.items():
+            if bool((standing & ~self.correct).any()):
+                raise ValueError(f"stage {label!r} is right where the clean image is not")
+
+    def disagreement(self, other: ShardResult) -> list[int]:
+        """Ids of the samples that have another label or verdict in `other`; all of them when it is about other attacks."""
+        if self.stages.keys() != other.stages.keys() or self.ids.shape != other.ids.shape:
+            return [int(i) for i in self.ids]
+        unequal = (self.ids != other.ids) | (self.y != other.y) | (self.correct != other.correct)
+        for label, standing in self.stages.items():
+            unequal = unequal | (standing != other.stages[label])
+        return [int(i) for i in self.ids[unequal]]
+
+
+def file_name(number: int) -> str:
+    """Of a shard in its folder."""
+    return f"{number:04d}.jsonl"
+
+
+def _seal(body: bytes) -> bytes:
+    return strict_json({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
+
+
+def encode(result: ShardResult, header: Header, number: int) -> bytes:
+    """The bytes of shard `number` of an evaluation. Raises NumericsError: seconds are not finite."""
+    labels = list(result.stages)
+    costs = {"seconds": result.seconds, "passes": result.passes, "tallies": result.tallies}
+    rows: list[dict[str, Any]] = [{"header": header.digest, "shard": number, "rows": len(result.ids), "stages": labels, **costs}]
+    flags = zip(*(standing.tolist() for standing in result.stages.values()), strict=True) if labels else [()] * len(result.ids)
+    for i, y, correct, standing in zip(result.ids.tolist(), result.y.tolist(), result.correct.tolist(), flags, strict=True):
+        rows.append({"id": i, "y": y, "correct": correct, "stages": dict(zip(labels, standing, strict=True))})
+    body = "".join(strict_json(row) + "\n" for row in rows).encode()
+    return body + _seal(body)
+
+
+def _decode(data: bytes, header: Header, number: int) -> ShardResult:
+    """The inverse of `encode`. Raises ValueError and its like: damaged, or not this shard of this evaluation."""
+    end = len(data) - len(_seal(b""))
+    if end < 0 or data[end:] != _seal(data[:end]):
+        raise ValueError("its hash does not match")
+    first, *rows = [strict_loads(line) for line in data[:end].split(b"\n")[:-1]]
+    if first["header"] != header.digest:
+        raise ValueError("it is of another evaluation")
+    if first["shard"] != number or not len(rows) == first["rows"] == header.rows(number):
+        raise ValueError(f"it is shard {first['shard']} with {len(rows)} samples")
+    flags = {label: torch.tensor([row["stages"][label] for row in rows], dtype=torch.bool) for label in first["stages"]}
+    ids, y = (torch.tensor([row[name] for row in rows], dtype=torch.int64) for name in ("id", "y"))
+    correct = torch.tensor([row["correct"] for row in rows], dtype=torch.bool)
+    return ShardResult(ids, y, correct, flags, first["seconds"], first["passes"], first["tallies"])
+
+
+def load(folder: Path, header: Header, number: int, say: Callable[[str], None]) -> tuple[bytes, ShardResult] | None:
+    """(bytes, result) of a proven file; None when it is missing, or does not count, which is said."""
+    path = folder / file_name(number)
+    try:
+        data = read_regular(path, _LIMIT)
+        return data, _decode(data, header, number)
+    except CheckpointError as error:
+        if error.code == "E-CKPT-MISSING":
+            return None
+        why = error.what
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # RuntimeError: a number beyond int64, deep JSON
+        why = str(error)
+    say(f"shard {number} does not count: {why}: {path}")
+    return None

@@ -1,0 +1,102 @@
+"""Evaluations in parts: what a shard's verdicts depend on, and one result from the shards of many runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.config.load import load_config
+from robustcli.config.schema import Config
+from robustcli.errors import UsageError
+from robustcli.evaluation.alarms import Alarm, check_search, final_checks, state_digest
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
+from robustcli.evaluation.shards import Header, ShardResult
+from robustcli.evaluation.shards import merge as merge_shards
+from robustcli.jobs.compose import Setting
+from robustcli.jobs.rows import ids_digest, rows_from
+from robustcli.records import EvalRow
+from robustcli.runtime.console import Console
+from robustcli.runtime.rundir import resolve_run
+from robustcli.runtime.seed import PACKAGE, code_hash, hash_tree
+
+_JUDGING = ("attacks", "core", "evaluation", "models")  # the source that a verdict depends on
+
+
+def header_of(setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, alarms: Sequence[Alarm]) -> Header:
+    """The header of an evaluation's shards: model, data, judging code, final plan and all chosen samples."""
+    config = setting.config
+    about = {
+        "data": setting.data.name,
+        "split": config.eval.split,
+        "model": config.model.name,
+        "classes": list(setting.data.classes),
+        "hashes": {"model": state_digest(model), "data": setting.data.digest, "code": code_hash()},
+    }
+    code = "-".join(hash_tree(PACKAGE / name)[:16] for name in _JUDGING)
+    digests = {"model": state_digest(model), "data": f"{setting.data.digest} {config.eval.split}", "code": code}
+    return Header.of(plan, ids, size=config.eval.shard_size, about=about, alarms=[alarm.to_json() for alarm in alarms], **digests)
+
+
+def merged(runs: Sequence[Path], console: Console) -> tuple[Evaluation, list[EvalRow], Config]:
+    """One evaluation from the shards of these run directories, its records, and the configuration of the first run.
+
+    Raises UsageError: no shards there, or parts of different evaluations. DataError: two runs disagree on a sample.
+    """
+    if not runs:
+        raise UsageError("--merge names no run", hint="--merge RUN,RUN,...")
+    folders = [resolve_run(path) for path in runs]
+    header, results = merge_shards([folder / "shards" for folder in folders], console.warn)
+    config = load_config(str(folders[0] / "config.resolved.yaml"), []).config
+    if not results:
+        raise UsageError("no shard of these runs is complete", where=", ".join(map(str, folders)), hint="finish them with --resume first")
+    result = _evaluation(header, results)
+    about, plan = dict(header.about), header.plan
+    hashes = {**about["hashes"], "ids": ids_digest(result.ids)}
+    named = {key: about[key] for key in ("data", "split", "model")}
+    common = {**named, "norm": plan["ball"]["norm"], "eps": plan["ball"]["eps"], "seed": plan["seed"], "hashes": hashes}
+    return result, rows_from(result, tuple(about["classes"]), common), config
+
+
+def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
+    """Verdicts of the shards put together, with the alarms that need all of them."""
+    calls = tuple(_call(call) for call in header.plan["attacks"])
+    seconds, passes, tallies = Counter[str](), Counter[str](), Counter[str]()
+    for part in results:
+        seconds.update(part.seconds)
+        passes.update(part.passes)
+        tallies.update(part.tallies)
+    ids, stages = torch.cat([part.ids for part in results]), {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls}
+    chain = {call.label: call.needs for call in calls if call.bounded}
+    alarms = [Alarm(**alarm) for alarm in header.alarms]
+    searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]))
+    alarms += [alarm for alarm in searched if alarm.name not in {known.name for known in alarms}]
+    final = final_checks({label: int(stages[label].sum()) for label in chain}, chain, len(ids))
+    alarms += [alarm for alarm in final if alarm.name not in {known.name for known in alarms}]
+    return Evaluation(
+        ids,
+        torch.cat([part.y for part in results]),
+        torch.cat([part.correct for part in results]),
+        stages,
+        {call.label: float(seconds[call.label]) for call in calls},
+        {call.label: passes[call.label] / len(ids) for call in calls},
+        alarms,
+        float(sum(seconds.values())),
+        frozenset(call.label for call in calls if not call.bounded),
+        calls,
+        header.n,
+        shards=(len(results), header.shards),
+    )
+
+
+def _call(stored: dict[str, Any]) -> AttackCall:
+    """An attack of a stored plan: enough for tables; it can no longer be run."""
+
+    def gone(*args: Any, **params: Any) -> Tensor:
+        raise AssertionError("an attack read from a shard header is not run")
+
+    return AttackCall(stored["label"], stored["name"], gone, stored["params"], stored["kind"], stored["needs"])

@@ -1,0 +1,70 @@
+"""Our verdict beside that of the AutoAttack authors' own code, sample by sample, on two stored models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import robustcli
+
+REFERENCE = Path(os.environ.get("ROBUSTCLI_REFERENCE", Path(__file__).resolve().parents[3] / "shared" / "reference"))
+MODELS = {"cifar_at": ("cifar_vgg", 8 / 255), "mnist_at": ("mnist_cnn", 0.3)}
+
+pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference models here; ROBUSTCLI_REFERENCE names their directory")
+
+
+def verdicts(name, n, version, seed=0, search="auto", attack="autoattack"):
+    """(our verdict, the reference's stages as bool tensors) over n samples spread over the stored ones."""
+    factory, eps = MODELS[name]
+    stored = np.load(REFERENCE / f"{name}.survivors.npz")
+    rows = np.linspace(0, len(stored["y"]) - 1, n).astype(int)
+    model = robustcli.load_model(f"{REFERENCE / 'models.py'}:{factory}", weights=REFERENCE / f"{name}.npz")
+    x, y = torch.from_numpy(stored["x"][rows]).float() / 255, torch.from_numpy(stored["y"][rows]).long()
+    found = robustcli.evaluate(model, x, y, eps=eps, attack=attack, version=version, seed=seed, search=search, device="cpu")
+    return found, {stage: torch.from_numpy(stored[stage][rows]) for stage in ("clean", "apgd-ce", "apgd-t", "fab-t", "square")}
+
+
+def check(name, n, version, **more):
+    found, reference = verdicts(name, n, version, **more)
+    assert found.reliability == "ok", [alarm.to_json() for alarm in found.alarms]
+    assert round(found.clean_acc * n) == int(reference["clean"].sum())
+    assert int(found.survivors.sum()) <= int(reference["square"].sum()) + 1
+    return found, reference
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_standard_is_never_more_than_one_sample_above_the_reference(name):
+    found, reference = check(name, 40, "standard")
+    assert list(found.stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for stage, kept in found.stages.items():
+        assert int(kept.sum()) <= int(reference[stage].sum()) + 2, stage
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rapid_is_close_to_the_reference(name):
+    found, reference = check(name, 40, "rapid")
+    assert all(stage.startswith("rapid:") for stage in found.stages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["auto", "fp32"])
+@pytest.mark.parametrize("name", MODELS)
+def test_agreement_on_200(name, search):
+    check(name, 200, "standard", search=search)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_stage_over_five_seeds(name):
+    """After each gradient stage the reference's count lies within two standard deviations of ours, or above."""
+    counts = []
+    for seed in range(5):
+        found, reference = verdicts(name, 200, "standard", seed=seed)
+        counts.append({stage: int(kept.sum()) for stage, kept in found.stages.items()})
+    for stage in counts[0]:
+        ours = torch.tensor([float(count[stage]) for count in counts])
+        assert float(ours.mean()) <= int(reference[stage].sum()) + 2 * float(ours.std().clamp_min(0.5)), (stage, ours.tolist())

@@ -1,0 +1,185 @@
+"""The diagnosis finds fake defences, asks for what breaks them, and leaves honest models alone."""
+
+import copy
+import sys
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from robustcli import registry
+from robustcli.core.geometry import Ball
+from robustcli.core.gradients import rescaled, straight_through
+from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+from robustcli.evaluation.diagnosis import diagnose
+from robustcli.evaluation.judge import Judge
+
+registry.attacks.discover()
+BALL = Ball("linf", zoo.EPS)
+IN_SUITE = ("scaled", "quantised", "resized")
+
+
+def marked(names, fast):
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
+def look(model, ball=BALL, n=64, **more):
+    x, y, ids = zoo.correct(model, n)
+    with frozen(model):
+        return diagnose(model, x, y, ids, ball, seed=0, **more)
+
+
+def names(found):
+    return {alarm.name for alarm in found.alarms}
+
+
+@pytest.mark.parametrize("name", marked(zoo.FAKES, IN_SUITE))
+def test_fakes_raise_their_alarm_and_ask_for_what_breaks_them(name):
+    make, alarm, helps = zoo.FAKES[name]
+    found = look(copy.deepcopy(make()))
+    assert alarm in names(found) and helps <= set(found.escalations)
+    assert set(found.escalations) & {"rescale", "bpda", "eot"} <= helps
+    assert found.randomised == (name == "resized") and found.evidence[alarm] > 0.5
+    assert name != "scaled" or "black-box-beats-white-box" not in names(found)  # what the margin broke is not counted again
+    assert all(alarm.level in ("suspect", "invalid") and alarm.evidence and alarm.remedy for alarm in found.alarms)
+
+
+@pytest.mark.parametrize("name", marked(zoo.HONEST, ("bn",)))
+def test_honest_models_raise_none(name):
+    found = look(zoo.honest(name))
+    assert (found.alarms, found.escalations, found.randomised) == ([], (), False)
+    assert 0 < found.evidence["pgd-10"] <= found.evidence["pgd-60"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.HONEST)
+@pytest.mark.parametrize("ball", [Ball("linf", 0.02), Ball("linf", 0.3), Ball("l2", 0.5), Ball("l2", 1.5), Ball("l1", 3.0)], ids=str)
+@pytest.mark.parametrize("n", [64, 8])
+def test_honest_models_raise_none_in_any_ball(name, ball, n):
+    assert look(zoo.honest(name), ball, n).alarms == []
+
+
+def broken(model, search, ball=BALL):
+    """How many of 64 correct digits fall to PGD-20 on `search`, judged by the model."""
+    x, y, ids = zoo.correct(model)
+    oracle = Oracle(search, x, Criterion(y), rng=RowRandom(0, "start", ids), keep="best")
+    found = registry.attacks.get("pgd").fn(oracle, x, ball, steps=20)
+    return int(Judge(model, ball).rule(x, found, Criterion(y)).hit.sum())
+
+
+@pytest.mark.parametrize("name", marked(("scaled", "quantised", "signs", "one-hot"), ("scaled", "quantised")))
+def test_what_it_asks_for_breaks_the_fake(name):
+    model = zoo.FAKES[name][0]()
+    plain, helped = broken(model, model), broken(model, (rescaled if name == "scaled" else straight_through)(model))
+    assert helped >= plain + 10, (plain, helped)
+
+
+class Hidden(torch.autograd.Function):
+    """Rounded to halves, with the gradient of the identity. No pixel (sixteenths) lies where a step begins."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 2 + 0.05).round() / 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def edge(x):
+    """NaN once the image is no longer made of sixteenths."""
+    return x * torch.where(((x * 16) % 1).flatten(1).amax(1) > 0.3, float("nan"), 1.0)[:, None, None, None]
+
+
+#: name of the alarm -> (before, after)
+ODD = {
+    "gradient-mismatch": (Hidden.apply, lambda z: z),
+    "non-finite-logits": (edge, lambda z: z),
+    "non-finite-gradient": (lambda x: x + 0 * (x - x.amin((1, 2, 3), keepdim=True)).sqrt(), lambda z: z),
+    "exploding-gradient": (lambda x: x + 1e-9 * torch.sin(1e20 * (x - x.detach())), lambda z: z),
+    "float-noise": (lambda x: x, lambda z: z + 1e6),
+    "loss-dependent": (lambda x: x, lambda z: 1e4 * z),
+    "saturated-loss": (lambda x: x, lambda z: z * (85 / (z.topk(2).values * torch.tensor([1.0, -1.0])).sum(1, keepdim=True)).detach()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_stranger_ways_to_hide(name):
+    found = look(zoo.Fake(*ODD[name], net="mlp"), n=32)
+    assert name in names(found)
+
+
+def test_randomness_that_shows_now_and_then_is_found():
+    torch.manual_seed(0)
+    count = iter(range(10**6))
+    found = look(zoo.Fake(after=lambda z: z + (next(count) % 4 == 3), net="mlp"), n=4)
+    assert found.randomised and found.escalations == ("eot",)
+
+
+def test_weak_gradients_lose_to_noise_and_fgsm_to_nobody():
+    """A gradient that points the wrong way for a whole ball: climbing it is worse than chance."""
+
+    class Turned(zoo.Fake):
+        def forward(self, x):
+            z = self.net(x)
+            return z.detach() + (self.net(2 * x.detach() - x) - self.net(2 * x.detach() - x).detach())
+
+    found = look(Turned(net="mlp"), Ball("linf", 0.2), n=32)
+    assert {"gradient-mismatch", "black-box-beats-white-box", "survives-huge-eps"} <= names(found) and {"bpda", "square", "transfer"} <= set(found.escalations)
+
+
+def test_notes_do_not_make_a_model_suspect():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.BatchNorm1d(2)).eval()
+    x = torch.rand(8, 1, 8, 8)
+    with frozen(net):
+        found = diagnose(net, x, net(x).argmax(1), torch.arange(8), Ball("linf", 0.01), seed=0, was_training=True)
+    assert [(a.name, a.level) for a in found.alarms] == [("too-few-classes", "note"), ("train-mode", "note")] and found.escalations == ()
+
+
+def test_the_number_of_samples_may_be_anything():
+    net = zoo.honest("mlp")
+    empty = look(net, n=0)
+    assert (empty.alarms, empty.evidence, empty.escalations, empty.randomised) == ([], {}, (), False)
+    for n in (1, 2, 3):
+        assert look(net, n=n).alarms == []
+    assert "pgd-10" not in look(net, Ball("linf", 0.0)).evidence
+
+
+def test_it_repeats_itself_and_does_not_depend_on_the_order_of_the_samples():
+    net = zoo.honest("mlp")
+    x, y, ids = zoo.correct(net, 24)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    first = diagnose(net, x, y, ids, BALL, seed=0)
+    torch.rand(3)
+    assert first == diagnose(net, x, y, ids, BALL, seed=0) and first == diagnose(net, x[order], y[order], ids[order], BALL, seed=0)
+
+
+def test_the_world_is_as_before():
+    net = copy.deepcopy(zoo.honest("bn"))
+    state = copy.deepcopy(net.state_dict())
+    seen = []
+    profile, grad = sys.getprofile(), torch.is_grad_enabled()
+    x, y, ids = zoo.correct(net, 8)
+    x_before = x.clone()
+    diagnose(net, x, y, ids, BALL, seed=0, stop=lambda: seen.append(1))
+    assert sys.getprofile() is profile and torch.is_grad_enabled() == grad and torch.equal(x, x_before) and not x.requires_grad
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(net, x, y, ids, BALL, seed=0, stop=stop)
+    assert len(seen) > 50
+
+
+def test_gradients_come_from_the_search_and_verdicts_from_the_model():
+    net = zoo.honest("mlp")
+    found = look(net, n=32, search=lambda x: net((x * 2).round() / 2))
+    assert "zero-gradient" in names(found)
+    assert look(zoo.Fake(lambda x: (x * 2).round() / 2, net="mlp"), n=32, search=net).evidence["zero-gradient"] == 0

@@ -1,0 +1,56 @@
+"""Distances of the closest errors: which point counts, what 0 and inf mean."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli.core.geometry import Ball
+from robustcli.data.split import MemorySplit
+from robustcli.evaluation.distances import closest_errors
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+
+
+class Brightness(nn.Module):
+    """Class 1 exactly when the mean pixel is above a half."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack([0.5 - mean, mean - 0.5], 1)
+
+
+def far_then_near_then_far(oracle, x, ball):
+    for step in (0.4, 0.25, 0.3):
+        oracle.logits((x + step).clamp(0, 1))
+    return oracle.result(x)
+
+
+def measure(fn, **more):
+    """Images of brightness 0.2, 0.3, 0.4 and 0.6, all labelled 0: the last is wrong from the start."""
+    split = MemorySplit(torch.tensor([0.2, 0.3, 0.4, 0.6]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous(), torch.zeros(4, dtype=torch.int64), ("a", "b"))
+    plan = EvalPlan(Ball("linf", 0.01), [AttackCall("m", "m", fn, {}, more.pop("kind", "minimal"))], **more)
+    return closest_errors(Brightness(), plan, split, torch.arange(4), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_closest_success_counts_wherever_it_is(size):
+    """0.2 falls only at + 0.4, the others at + 0.25 already: all far outside the ball of 0.01, which bounds nothing here."""
+    found = measure(far_then_near_then_far, batch_size=size)
+    assert found.values["m"].tolist() == pytest.approx([0.4, 0.25, 0.25, 0.0]) and found.values["m"].dtype is torch.float64
+    assert found.ids.tolist() == [0, 1, 2, 3] and found.labels.tolist() == [0, 0, 0, 0]
+
+
+def test_never_broken_is_infinite_and_wrong_from_the_start_is_zero():
+    assert measure(lambda oracle, x, ball: oracle.result(x)).values["m"].tolist() == [math.inf] * 3 + [0.0]
+
+
+def test_a_point_outside_the_pixel_box_is_no_error():
+    assert measure(lambda oracle, x, ball: x + 2).values["m"].tolist() == [math.inf] * 3 + [0.0]
+
+
+def test_other_attacks_and_targets_are_refused():
+    with pytest.raises(ValueError, match="minimal-norm"):
+        measure(far_then_near_then_far, kind="fixed")
+    with pytest.raises(ValueError, match="target"):
+        measure(far_then_near_then_far, target=1)

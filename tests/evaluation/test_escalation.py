@@ -1,0 +1,97 @@
+"""What an evaluation does by itself: escalation where gradients are masked, fp32 where the fast search misses hits, smaller batches."""
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import robustcli
+from robustcli.core.geometry import Ball
+from robustcli.evaluation.escalation import escalations, gap
+from robustcli.evaluation.plan import EvalPlan, Search
+from robustcli.evaluation.sizing import BatchSizer, halving
+
+N = 64
+
+
+def measure(model, **more):
+    x, y = (part[1400 : 1400 + N] for part in zoo.digits())
+    return robustcli.evaluate(model, x, y, eps=zoo.EPS, device="cpu", search="fp32", **({"attack": "pgd", "steps": 10, "checks": 48} | more))
+
+
+@pytest.mark.parametrize("name", ["scaled", "quantised"])
+def test_a_fake_falls_to_the_stage_that_its_diagnosis_asked_for(name):
+    """Scaling changes no label, so the number must come down to that of the undefended network; quantising costs the attack something."""
+    fake = zoo.FAKES[name][0]()
+    naive, found = measure(fake, checks=0), measure(fake)
+    assert found.reliability != "ok" and found.robust_acc < naive.robust_acc - 0.2, "without escalation the defence looks better than it is"
+    if name == "scaled":
+        assert found.robust_acc <= measure(zoo.honest("conv"), steps=40, checks=0).robust_acc + 0.05
+    assert any(stage.startswith(("rescaled:", "bpda:", "escalated:")) for stage in found.stages)
+
+
+def test_an_honest_model_gets_no_extra_stage():
+    found = measure(zoo.honest("bn"))
+    assert list(found.stages) == ["pgd-10"] and found.reliability == "ok"
+
+
+def test_a_randomised_model_is_judged_by_majority_with_averaged_gradients():
+    found = measure(zoo.FAKES["resized"][0](), checks=16)
+    assert "random-forward" in [alarm.name for alarm in found.alarms] and "eot:apgd-ce" in found.stages
+    assert found.passes_per_sample["pgd-10"] > 10 * 20  # EOT in the plan's own attack too
+
+
+def test_stages_follow_the_names_and_square_is_not_run_twice():
+    plan = EvalPlan(Ball("linf", 0.1), [])
+    assert [call.label for call in escalations(("rescale", "bpda", "eot", "square"), plan)] == [
+        "rescaled:apgd-ce",
+        "bpda:apgd-ce",
+        "eot:apgd-ce",
+        "escalated:square",
+    ]
+    assert not escalations((), plan)
+    once = escalations(("square",), plan)
+    assert not escalations(("square",), EvalPlan(Ball("linf", 0.1), once)) and not escalations(("square",), EvalPlan(Ball("l1", 1.0), []))
+
+
+class Coarse(nn.Module):
+    """A twin whose gradients point nowhere: it rounds its input."""
+
+    def forward(self, x):
+        return zoo.honest("conv")((x * 2).round() / 2)
+
+
+def test_a_search_that_misses_hits_is_found_out():
+    x, y = (part[1400:1448] for part in zoo.digits())
+    plan, ids = EvalPlan(Ball("linf", zoo.EPS), [], search=Search(torch.bfloat16)), torch.arange(48)
+    model = zoo.honest("conv")
+    assert "missed" in gap(Coarse(), model, x, y, ids, plan)
+    assert gap(plan.search.twin(model, x), model, x, y, ids, plan) == ""
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_verdict():
+    class Greedy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.largest = zoo.honest("conv"), 0
+
+        def forward(self, x):
+            if len(x) > 20:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.largest = max(self.largest, len(x))
+            return self.net(x)
+
+    said = []
+    model = Greedy()
+    found = measure(model, batch_size=64, checks=8, say=said.append)
+    assert torch.equal(found.survivors, measure(zoo.honest("conv"), checks=8).survivors)
+    assert model.largest <= 20 and any("out of memory with 64 images: going on with 32" in line for line in said)
+
+
+def test_the_last_image_that_does_not_fit_is_an_error():
+    sizer = BatchSizer(8, torch.device("cpu"))
+    with halving(sizer, 8) as attempt:
+        raise torch.OutOfMemoryError("no")
+    assert attempt.failed and sizer.size == 4
+    with pytest.raises(torch.OutOfMemoryError), halving(sizer, 1):
+        raise torch.OutOfMemoryError("no")
