@@ -12,6 +12,7 @@ import typer
 from robustcli import __version__
 from robustcli.cli.call import Call
 from robustcli.cli.options import with_flags
+from robustcli.errors import Interrupted
 
 #: verb -> module under robustcli.cli; each has HELP, EXAMPLES, FLAGS and run(call) -> document | None.
 VERBS = {"check-gpu": "check_gpu", "train": "train", "attack": "attack", "eval": "eval", "transfer": "transfer", "demo": "demo"}
@@ -65,7 +66,10 @@ def finish(verb: str, module: Any, values: Mapping[str, Any]) -> None:
     from robustcli.runtime.console import Console
 
     console = Console(json=bool(values.get("json")), quiet=bool(values.get("quiet")), verbose=bool(values.get("verbose")))
-    document = module.run(Call(verb, values, console))
+    try:
+        document = module.run(Call(verb, values, console))
+    except KeyboardInterrupt:  # Typer would answer 130 without a word
+        raise Interrupted("stopped by SIGINT", signum=2) from None
     if document is None:
         return
     failed = [gate for gate in document.get("gate", ()) if not gate["passed"]]

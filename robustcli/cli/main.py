@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit. Nothing but this module is imported before the interrupt handler stands."""
     try:
+        signal.signal(signal.SIGINT, _interrupt)
         code = run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         _say("error[E-INTERRUPTED]: stopped by SIGINT")
@@ -17,6 +21,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = 0
     _leave(code)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """Ctrl-C before the work guards itself (`StopFlag`): nothing to save, so leave at once.
+
+    A KeyboardInterrupt would not do: compiled modules abort, or turn it into an error of their own, when it meets them in their import.
+    """
+    text = "stopped by SIGINT"
+    with suppress(OSError):  # a reader that went away
+        os.write(2, f"error[E-INTERRUPTED]: {text}\n".encode())
+        if "--json" in sys.argv:
+            error = f'{{"code": "E-INTERRUPTED", "exit": 130, "message": "{text}", "hint": ""}}'
+            os.write(1, f'{{"schema_version": 1, "ok": false, "error": {error}}}\n'.encode())
+    os._exit(130)
 
 
 def run(argv: list[str]) -> int:
@@ -140,8 +158,6 @@ def _leave(code: int) -> None:
 
 def _mute(stream: Any) -> None:
     """Keep the interpreter's own last flush from failing on a closed pipe."""
-    import os
-
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError, AttributeError):
