@@ -19,13 +19,13 @@ Keep = Literal["last", "best", "closest"]
 
 
 def bucket(rows: int) -> int:
-    """The padded batch size for `rows` rows: the next multiple of an eighth of their power of two, at least 8.
+    """The padded batch size for `rows` rows: the next multiple of a sixteenth of the power of two above them (4 at least), 8 or more.
 
     Survivors shrink one by one; without buckets each size would get kernels of its own (oneDNN keeps about a thousand,
     hundreds of MiB), and a row's rounding would depend on how many others are left.
     """
-    grain = max(8, (1 << max(rows, 1).bit_length()) >> 4)
-    return max(grain, -(-rows // grain) * grain)
+    grain = max(4, (1 << max(rows, 1).bit_length()) >> 4)
+    return max(8, -(-rows // grain) * grain)
 
 
 def padded(x: Tensor) -> Tensor:
