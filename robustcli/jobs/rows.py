@@ -39,6 +39,8 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
     def row(kind: str, call: AttackCall | None, standing: Tensor, seconds: float, passes: float) -> EvalRow:
         per_class = {name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())] for k, name in enumerate(classes)}
         named: dict[str, Any] = {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
+        if kind == "worst" and any(other.label.startswith("rapid:") for other in result.calls):
+            named = {"label": "all attacks (rapid)"}  # its number is never to be taken for AutoAttack's
         return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **named, **common)
 
     rows = [row("clean", None, result.correct, 0.0, 1.0)]

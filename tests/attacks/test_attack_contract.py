@@ -49,15 +49,30 @@ def run(entry, net, x, y, ball, seed=0, ids=None, target=None, keep="best", **mo
     return entry.fn(oracle, x, ball, **(params_for(entry) | more))
 
 
+CASES = {
+    "shape": st.tuples(st.integers(1, 5), st.sampled_from([1, 3]), st.just(4), st.sampled_from([4, 5])),
+    "classes": st.sampled_from([2, 3, 4, 10]),
+    "eps": st.sampled_from([0.0, 1 / 255, 8 / 255, 0.5, 2.0]),
+    "seed": st.integers(0, 10**6),
+}
+
+
 @pytest.mark.parametrize(("name", "norm"), FIXED)
-@settings(max_examples=12, deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 5), st.sampled_from([1, 3]), st.just(4), st.sampled_from([4, 5])),
-    classes=st.sampled_from([2, 3, 4, 10]),
-    eps=st.sampled_from([0.0, 1 / 255, 8 / 255, 0.5, 2.0]),
-    seed=st.integers(0, 10**6),
-)
+@settings(max_examples=20, deadline=None)
+@given(**CASES)
 def test_points_lie_in_the_ball_and_are_no_weaker_than_clean(name, norm, shape, classes, eps, seed):
+    check_points(name, norm, shape, classes, eps, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "norm"), FIXED)
+@settings(max_examples=150, deadline=None)
+@given(**CASES)
+def test_the_same_over_many_cases(name, norm, shape, classes, eps, seed):
+    check_points(name, norm, shape, classes, eps, seed)
+
+
+def check_points(name, norm, shape, classes, eps, seed):
     entry, ball = registry.attacks.get(name), Ball(norm, eps)
     net, x, y = setup(shape, classes, seed)
     x_copy = x.clone()
@@ -189,3 +204,22 @@ def test_registration_tells_what_contract_tests_select_on(entry):
     assert entry.facts["kind"] in {"fixed", "minimal", "unbounded"} and set(entry.facts["norms"]) <= {"linf", "l2", "l1"}
     assert entry.facts["needs"] in {"gradient", "scores", "decisions"} and {"deterministic", "keeps_best"} <= set(entry.facts)
     assert "arXiv" in entry.fn.__doc__ and "Source" in entry.fn.__doc__ and entry.summary
+
+
+MINIMAL = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).facts["kind"] == "minimal"]
+
+
+@pytest.mark.parametrize(("name", "norm"), MINIMAL)
+@settings(max_examples=12, deadline=None)
+@given(**{key: value for key, value in CASES.items() if key != "eps"})
+def test_a_minimal_attack_answers_with_a_success_in_the_box_or_with_the_clean_point(name, norm, shape, classes, seed):
+    entry, ball = registry.attacks.get(name), Ball(norm, 0.1)
+    net, x, y = setup(shape, classes, seed)
+    with frozen(net):
+        oracle = Oracle(net, x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x))), keep="closest", ball=ball)
+        x_adv = entry.fn(oracle, x, ball, **params_for(entry))
+        hit, wrong = Criterion(y).hit(net(x_adv)), Criterion(y).hit(net(x))
+    assert torch.isfinite(x_adv).all() and float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+    unmoved = (x_adv == x).flatten(1).all(1)
+    margin = Criterion(y).bind("margin")(net(x_adv)).detach()
+    assert (hit | unmoved | (margin.abs() < 1e-4)).all() and unmoved[wrong].all()  # the closest success lies on the boundary

@@ -1,0 +1,58 @@
+"""AutoAttack, alarms and their exits through the command line, on a tiny model."""
+
+import json
+
+import pytest
+from jobs_support import TINY
+
+SMALL = ("--n", "24", "--search", "fp32", "eval.checks=8", "threads=1")
+
+
+@pytest.fixture
+def model(cli):
+    assert cli("train", *TINY, "--out", "model").code == 0
+    return "run:model"
+
+
+def test_rapid_says_rapid_wherever_its_number_stands(cli, model):
+    answer = cli("eval", "--model", model, *SMALL, "--attack", "autoattack:rapid", "--eps", "2/255", "--out", "out", "--json")
+    assert answer.code == 0 and all(attack["name"].startswith("rapid:") for attack in answer.document["attacks"])
+    rows = [json.loads(line) for line in open("out/metrics.jsonl")]
+    assert rows[-1]["label"] == "all attacks (rapid)" and "rapid" in open("out/summary.md").read()
+    assert answer.document["robust_acc"] == rows[-1]["robust_acc"] == answer.document["attacks"][-1]["robust_acc"]
+
+
+def test_corruptions_stand_beside_the_ball(cli, model):
+    answer = cli("eval", "--model", model, *SMALL, "attacks=[{name: corruption, type: contrast, severity: 5}, pgd]", "--eps", "1/255", "--json")
+    labels = [attack["name"] for attack in answer.document["attacks"]]
+    assert labels == ["corruption-contrast-5", "pgd-10"] and answer.document["robust_acc"] == answer.document["attacks"][1]["robust_acc"]
+
+
+def test_strict_exits_10_and_keeps_the_run(cli, model, tmp_path):
+    (tmp_path / "soft.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef soft(num_classes=10):\n"
+        "    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(1))\n"
+    )
+    argv = ("eval", "--plugin", "soft.py:soft", "--data", "digits", "--eps", "0.1", *SMALL, "--steps", "3")
+    lax, strict = cli(*argv, "--json"), cli(*argv, "--strict", "--out", "kept")
+    assert lax.code == 0 and lax.document["reliability"] == "suspect" and "softmax-output" in [a["name"] for a in lax.document["alarms"]]
+    assert strict.code == 10 and "error[E-UNRELIABLE]" in strict.err and json.load(open("kept/summary.json"))["reliability"] == "suspect"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--attack", "autoattack:fast"), "version"),
+        (("--attack", "autoatack"), "unknown attack"),
+        (("attacks=[{name: autoattack, versions: plus}]",), "did you mean 'version'"),
+        (("attacks=[{name: square}]", "--norm", "l1", "--eps", "1"), "square"),
+        (("--cross-check", "foolbox"), "known: torchattacks"),
+        (("--shard", "5/4"), "5/4"),
+        (("--surrogate", "run:nowhere"), "nowhere"),
+        (("--attack-plugin", "nowhere.py:f"), "nowhere.py"),
+    ],
+)
+def test_one_line_for_what_cannot_be(cli, model, argv, words):
+    answer = cli("eval", "--model", model, *SMALL, *argv)
+    errors = [line for line in answer.err.splitlines() if line.startswith("error[")]
+    assert answer.code in (2, 4) and len(errors) == 1 and words in errors[0], answer.err
