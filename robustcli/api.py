@@ -84,17 +84,21 @@ def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params
 def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
     """Model and data on the device, after the checks that a loader does."""
     place = pick_device(device)
-    if x.dim() < 2 or len(x) != len(y):
+    if x.dim() != 4 or len(x) != len(y):
         raise DataError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}", hint="x [n, C, H, W] float in [0, 1], y [n] int64")
     if not x.is_floating_point():
         raise DataError(f"x is {str(x.dtype).removeprefix('torch.')}", where="x", hint="x.float() / 255", code="E-RANGE")
+    if y.is_floating_point() or y.dtype is torch.bool:
+        raise DataError(f"y is {str(y.dtype).removeprefix('torch.')}", where="y", hint="class numbers, int64", code="E-LABEL")
     check_range(x, where="x", dark=len(x) > 16)
-    model = model.to(place)
+    model, y = model.to(place), y.detach().long()
     if len(x):
         with frozen(model), torch.no_grad():
-            classes = model(x[:1].to(place)).shape[1]
-        check_labels(y, classes, where="y")
-    return model, x.detach(), y.detach(), place
+            logits = model(x[:1].to(place))
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise ValueError(f"the model answers with {type(logits).__name__}, not logits [B, K]")
+        check_labels(y, logits.shape[1], where="y")
+    return model, x.detach(), y, place
 
 
 def _search(precision: str, device: torch.device) -> Search:
@@ -137,6 +141,8 @@ def evaluate(
     Raises:
         ValueError: unknown attack or parameter, bad eps. DataError: x outside [0, 1], labels out of range.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     model, x, y, place = _checked(model, x, y, device)
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)

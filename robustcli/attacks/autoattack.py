@@ -62,7 +62,7 @@ def autoattack(norm: str, *, version: Literal["standard", "plus", "rand", "rapid
     if version == "rand":
         return [_apgd("apgd-ce", "ce", draws=20), _apgd("apgd-dlr", "dlr", draws=20)]
     return [
-        _apgd("rapid:apgd-ce", "ce", steps=20),
-        _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=30),
+        _apgd("rapid:apgd-ce", "ce", steps=30),
+        _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=50),
         _apgd("rapid:apgd-t9", "dlr-targeted", targets=9, steps=20),
     ]

@@ -17,14 +17,23 @@ FLAGS = (
     "attack_plugin",
     "fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", "json", "quiet", "verbose", "debug",
 )  # fmt: skip
+_WITH_MERGE = ("merge", "out", "name", "overwrite", "strict", "fail_under", "json", "quiet", "verbose", "debug")
 
 
 def run(call: Call) -> dict[str, Any]:
     """One evaluation, or the merger of several parts of one."""
     if call["merge"] is not None:
+        from robustcli.config.number import parse_number
+        from robustcli.errors import UsageError
         from robustcli.jobs.evaluate import merge
 
-        return merge(call["merge"], call["out"], call["name"] or "merged", call.console, bool(call["overwrite"]), bool(call["strict"]))
+        other = [name for name in FLAGS if name not in _WITH_MERGE and call[name]]
+        if other or call["words"]:
+            word = f"--{other[0].replace('_', '-')}" if other else call["words"][0]
+            raise UsageError(f"--merge does not go with {word}", hint="the parts say what was measured")
+        least = {item.key.rpartition(".")[2]: parse_number(item.value) for item in call.overrides() if item.key.startswith("eval.fail_under.")}
+        name, overwrite, strict = call["name"] or "merged", bool(call["overwrite"]), bool(call["strict"])
+        return merge(call["merge"], call["out"], name, call.console, overwrite, strict, least)
     loaded = call.load()
     from robustcli.jobs.evaluate import EvalFlags, evaluate
 

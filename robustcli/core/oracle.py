@@ -175,13 +175,13 @@ class Oracle:
         """One forward and one backward pass over the first `rows` rows of `point`."""
         try:
             with torch.enable_grad():
-                logits = self._model(point)[:rows]
+                logits = self._float(point)[:rows]
                 values = ascend(logits)
                 (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
         except RuntimeError as error:
             if "derivative" not in str(error):  # floor division, heaviside: no slope is a zero slope, and the evaluation says so
                 raise
-            logits, grad = self._model(point.detach())[:rows], None
+            logits, grad = self._float(point.detach())[:rows], None
             values = ascend(logits)
             self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
         self.forward_rows += rows
@@ -225,6 +225,10 @@ class Oracle:
         if self._stop is not None:
             self._stop()
 
+    def _float(self, x: Tensor) -> Tensor:
+        """Logits in float32, whatever type the model answers in."""
+        return self._model(x).float()
+
     def _forward(self, x: Tensor) -> Tensor:
         self._check()
         self.forward_rows += len(x) * self._draws
@@ -232,9 +236,9 @@ class Oracle:
             if not len(x):
                 return x.new_zeros(0, 2)
             point = x if self._watch is None else padded(x)
-            logits = self._model(point)[: len(x)]
+            logits = self._float(point)[: len(x)]
             for _ in range(self._draws - 1):
-                logits = logits + self._model(point)[: len(x)]
+                logits = logits + self._float(point)[: len(x)]
             return logits if self._draws == 1 else logits / self._draws
 
     def _loss(self, name: str | None) -> RowLoss:
@@ -258,13 +262,13 @@ class Oracle:
             better = hit & (~best_hit | (loss > best_loss)) & ~self._fallen[rows]
         else:
             better = ((hit & ~best_hit) | ((hit == best_hit) & (loss > best_loss))) & ~self._fallen[rows]
+        better &= torch.isfinite(loss)
         if self._watch is not None and bool(confirmable.any()):
             open_hits = (confirmable & ~self._fallen[rows]).nonzero()[:, 0]
             confirmed = self._watch(rows[open_hits], x_adv[open_hits]) if len(open_hits) else hit.new_zeros(0)
             won = open_hits[confirmed]
             better[won] = True
             self._fallen[rows[won]] = True
-        better &= torch.isfinite(loss)
         moved = rows[better]
         self._best[moved] = x_adv[better]
         self._best_hit[moved], self._best_loss[moved] = hit[better], loss[better].to(self._best_loss.dtype)

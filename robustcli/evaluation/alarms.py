@@ -104,8 +104,11 @@ def reliability(alarms: Sequence[Alarm]) -> Literal["ok", "suspect", "invalid"]:
 def state_digest(model: nn.Module) -> str:
     """SHA-256 over parameters and buffers: an evaluation must not change the model it measures."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
         digest.update(name.encode())
+        if not isinstance(tensor, Tensor):  # a module's extra state
+            digest.update(repr(tensor).encode())
+            continue
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
 
@@ -148,14 +151,16 @@ def check_setup(model: nn.Module, classes: int, was_training: bool) -> list[Alar
     return notes
 
 
-def check_search(zero_gradient_share: float, refused_rows: int, mutated: bool) -> list[Alarm]:
-    """Alarms from a finished search: share of zero gradients, points outside the ball, whether the digest of the model changed."""
+def check_search(zero_gradient_share: float, refused_rows: int, mutated: bool, broken_rows: int = 0) -> list[Alarm]:
+    """Alarms from a finished search: share of zero gradients, points outside the ball, whether the digest of the model changed, answers with NaN or Inf."""
     alarms = []
     if zero_gradient_share > 0.05:
         alarms.append(Alarm("zero-gradient", "suspect", f"{zero_gradient_share:.1%} of gradient answers were exactly zero", _SLOPE))
     if refused_rows:
         evidence = f"{refused_rows} points left the ball or the pixel box and were not counted"
         alarms.append(Alarm("outside-ball", "suspect", evidence, "report it: the attack is wrong"))
+    if broken_rows:
+        alarms += RULES["non-finite-logits"].alarm(broken_rows, broken_rows, " while they were attacked")
     if mutated:
         alarms.append(
             Alarm("model-mutated", "invalid", "parameters or buffers changed while they were measured", "a forward in eval mode must not write state")

@@ -196,11 +196,11 @@ def _slopes(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Te
     point = x.detach().requires_grad_(True)
     with torch.enable_grad():
         try:
-            logits = model(point)
+            logits = model(point).float()
         except RuntimeError as error:
             if "derivative" not in str(error):  # floor division, heaviside: no slope at all
                 raise
-            logits = model(x)
+            logits = model(x).float()
         logits = logits + 0 * point.flatten(1).sum(1, keepdim=True)  # a model may answer without any graph
         first, second = (torch.autograd.grad(loss(logits, y).sum(), point, retain_graph=True)[0] for loss in (ce, margin))
     return logits.detach().float(), first, second

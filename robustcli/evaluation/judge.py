@@ -14,6 +14,8 @@ from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.oracle import padded
 
+_SURE = 0.9  # share of the draws
+
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
@@ -48,7 +50,8 @@ class Judge:
         draws: for a randomised model, passes per question: the majority of fresh draws decides, and half of them is no success.
         bounded: False for threats that no radius describes (rotations, corruptions): only finite points in the pixel box are asked for.
 
-    Raises ValueError if draws < 1. `forward_rows` and `refused_rows` count what was asked of the model and what lay outside.
+    Raises ValueError if draws < 1. `forward_rows`, `refused_rows` and `broken_rows` count what was asked of the model, what lay outside, and
+    answers with NaN or Inf.
     """
 
     def __init__(self, model: nn.Module, ball: Ball, *, draws: int = 1, bounded: bool = True) -> None:
@@ -57,6 +60,7 @@ class Judge:
         self._model, self._ball, self._draws, self._bounded = model, ball, draws, bounded
         self.forward_rows = 0
         self.refused_rows = 0
+        self.broken_rows = 0
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, K] float32 of the original model, no gradient; the mean over the draws."""
@@ -71,12 +75,17 @@ class Judge:
         return _votes(self._passes(x_adv), criterion, rows).float().mean(0)
 
     def hits(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
-        """bool [R], as `rule`, but the model is asked only about the points that may count: for candidates of a running attack."""
+        """bool [R], as `rule`, but the model is asked only about the points that may count: for candidates of a running attack.
+
+        With several draws nine of ten must be successes, so that the verdict on fresh draws is not in doubt.
+        """
         hit = self._inside(x, x_adv)
         asked = hit.nonzero()[:, 0]
         if len(asked):
             of = asked if rows is None else rows[asked]
-            hit[asked] = _majority(_votes(self._passes(x_adv[asked]), criterion, of))
+            votes = _votes(self._passes(x_adv[asked]), criterion, of)
+            # A search that stopped at its first lucky majority would be refused by the fresh draws of `rule`.
+            hit[asked] = votes.float().mean(0) >= _SURE if len(votes) > 1 else _majority(votes)
         return hit
 
     def rule(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Ruling:
@@ -96,10 +105,14 @@ class Judge:
 
     def _passes(self, x: Tensor) -> Tensor:
         """[D, B, K] float32: fresh draws of the original model."""
+        if not len(x):
+            return x.new_zeros(self._draws, 0, 2)
         self.forward_rows += len(x) * self._draws
         with torch.no_grad(), exact_fp32():
             point = padded(x)
-            return torch.stack([self._model(point)[: len(x)].float() for _ in range(self._draws)])
+            logits = torch.stack([self._model(point)[: len(x)].float() for _ in range(self._draws)])
+        self.broken_rows += int((~torch.isfinite(logits)).any(2).any(0).sum())
+        return logits
 
 
 def _votes(logits: Tensor, criterion: Criterion, rows: Tensor | None) -> Tensor:

@@ -91,6 +91,10 @@ class EvalPlan:
         search: precision and layout of the search twin.
         checks: initially correct samples on which the model is diagnosed before anything is measured; 0 = only the free checks.
         escalate: add stages of our own when the diagnosis finds masked gradients.
+        randomised: found out by the first look at the model: gradients are averaged and a majority of draws decides.
+
+    Raises:
+        ValueError: two attacks with one label.
     """
 
     ball: Ball
@@ -101,6 +105,12 @@ class EvalPlan:
     search: Search = field(default_factory=Search)
     checks: int = 0
     escalate: bool = True
+    randomised: bool = False
+
+    def __post_init__(self) -> None:
+        labels = [call.label for call in self.attacks]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"two attacks have one label: {', '.join(labels)}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,8 @@ class BatchOutcome:
     """One batch after all attacks; tensors over its B rows, on the device.
 
     `x_adv` is the point in the ball that broke the row, or the worst one met; `standing[k]` tells who is right after attack k
-    (for an unbounded attack: right under it and on the clean image). `tallies`: counts that alarms need.
+    (for an unbounded attack: right under it and on the clean image). `tallies`: counts that alarms need. `goal`: the label that a
+    targeted attack heads for. `draws`: model passes per judgement.
     """
 
     ids: Tensor
@@ -123,6 +134,8 @@ class BatchOutcome:
     passes: list[int]
     tallies: dict[str, int] = field(default_factory=dict)
     survived: Tensor | None = None
+    goal: Tensor | None = None
+    draws: int = 1
 
     @property
     def survivors(self) -> Tensor:

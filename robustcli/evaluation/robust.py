@@ -28,6 +28,11 @@ from robustcli.types import Classifier
 __all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "RobustEvaluation", "Search"]
 
 
+def plain(search: Search) -> Search:
+    """The same search on the model itself."""
+    return replace(search, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
+
+
 class RobustEvaluation:
     """Runs an `EvalPlan` batch by batch; memory does not grow with n beyond one flag per sample and attack.
 
@@ -52,6 +57,7 @@ class RobustEvaluation:
         self._alarms: list[Alarm] = []
         self._notes: list[str] = []
         self._randomised = self._ready = False
+        self._prepared: Tensor | None = None  # images on which twins are compared: the same for every part of an evaluation
 
     def prepare(self, split: Split, positions: Tensor, device: torch.device) -> EvalPlan:
         """Look at the model on a few samples: free checks, diagnosis and gap test. The plan with the stages that it calls for.
@@ -65,6 +71,7 @@ class RobustEvaluation:
         while True:
             try:
                 self._look(split, positions, device, probe)
+                self.plan = replace(self.plan, randomised=self._randomised)
                 return self.plan
             except torch.OutOfMemoryError:
                 if probe <= 1:
@@ -79,6 +86,7 @@ class RobustEvaluation:
             clean = judge.logits(x)
             self._alarms = check_model_output(clean, judge.logits(x))
             self._randomised = any(alarm.name == "random-forward" for alarm in self._alarms)
+            self._prepared = x
             right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[: self.plan.checks, 0]
             if self.plan.checks and len(right):
                 self._diagnose(x[right], y[right], ids[right])
@@ -92,8 +100,9 @@ class RobustEvaluation:
         self._randomised |= found.randomised
         why = "" if self._randomised else gap(plan.search.twin(self.model, x, self._say), self.model, x, y, ids, plan)
         if why:
-            self._say(f"searching in fp32: {why}")
-            plan = replace(plan, search=replace(plan.search, dtype=torch.float32))
+            self._say(f"searching on the plain fp32 model: {why}")
+            attacks = [replace(call, search=plain(call.search)) if call.search else call for call in plan.attacks]
+            plan = replace(plan, search=plain(plan.search), attacks=attacks)
         if plan.escalate and plan.target is None:
             plan = replace(plan, attacks=[*plan.attacks, *escalations(found.escalations, plan)])
         self.plan = plan
@@ -137,7 +146,11 @@ class RobustEvaluation:
                 criterion = Criterion(y[open_rows], None if goal is None else goal[open_rows])
                 referee = judge if call.bounded else Judge(self.model, self.plan.ball, draws=draws, bounded=False)
                 found, spent, counts = self._run(call, referee, x[open_rows], criterion, ids[open_rows], clean[open_rows])
+                asked = referee.forward_rows
                 ruling = referee.rule(x[open_rows], found, criterion)
+                spent += referee.forward_rows - asked
+                if referee is not judge:
+                    counts |= {"refused": referee.refused_rows, "broken": referee.broken_rows}
                 left[open_rows[ruling.hit]] = False
                 tallies.update(counts)
                 if call.bounded:
@@ -147,14 +160,13 @@ class RobustEvaluation:
             standing.append(left)
             seconds.append(time.perf_counter() - began)
             passes.append(spent)
-        tallies["refused"] = judge.refused_rows
-        return BatchOutcome(ids, x, y, x_adv, clean.argmax(1), predicted, correct, standing, seconds, passes, dict(tallies), still)
+        tallies.update({"refused": judge.refused_rows, "broken": judge.broken_rows})
+        return BatchOutcome(ids, x, y, x_adv, clean.argmax(1), predicted, correct, standing, seconds, passes, dict(tallies), still, goal, draws)
 
     def _twin(self, search: Search, x: Tensor) -> Classifier:
-        if self._randomised:  # tracing would freeze the draws
-            search = replace(search, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
+        search = plain(search) if self._randomised else search  # tracing would freeze the draws
         if search not in self._twins:
-            self._twins[search] = search.twin(self.model, x, self._say)
+            self._twins[search] = search.twin(self.model, self._prepared if self._prepared is not None else x, self._say)
         return self._twins[search]
 
     def _run(self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor) -> tuple[Tensor, int, dict[str, int]]:
@@ -230,7 +242,7 @@ class RobustEvaluation:
         for note in self._notes:
             self._say(note)
         tallies = collector.tallies
-        searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]))
+        searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]), tallies["broken"])
         known = {alarm.name for alarm in self._alarms}
         alarms = self._alarms + [alarm for alarm in searched if alarm.name not in known]
         result = collector.evaluation(alarms, time.perf_counter() - began, tuple(self._notes))

@@ -18,7 +18,7 @@ from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.robust import BatchOutcome
 from robustcli.jobs.compose import Setting, eval_plan, prepare
-from robustcli.jobs.evaluate import EvalFlags, begin, measure, report
+from robustcli.jobs.evaluate import EvalFlags, begin, check_request, measure, report
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.subjects import model_of
 from robustcli.reporting.cells import format_eps
@@ -41,6 +41,7 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
     eval_plan(setting, config.attacks, target=config.eval.target)  # a fault of an attack is found before the run directory is made
+    check_request(setting, [], None, False)
     if setting.data.shape[0] not in _MODES:
         raise DataError(f"images of {setting.data.shape[0]} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can")
     with open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
@@ -88,8 +89,9 @@ class ImageWriter:
         if not torch.equal(loaded, levels):
             raise DataError("an adversarial image did not survive its file", where=str(self.folder))
         with frozen(self.model):
-            ruling = Judge(self.model, self.setting.ball).rule(x, from_lattice(loaded), Criterion(y))
-        broken = outcome.correct[:room] & ruling.hit
+            goal = None if outcome.goal is None else outcome.goal[:room]
+            ruling = Judge(self.model, self.setting.ball, draws=outcome.draws).rule(x, from_lattice(loaded), Criterion(y, goal))
+        broken = outcome.correct[:room] & ruling.hit & (True if goal is None else goal != y)
         standing = outcome.survivors[:room]
         self._right_8bit += int((outcome.correct[:room] & ~broken).sum())
         self._right_float += int(standing.sum())

@@ -71,6 +71,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     eval_plan(setting, config.attacks, target=config.eval.target)  # a fault of an attack is found before the run directory is made
     stop = StopFlag()
     extra = surrogate_calls(setting, console, flags, stop) + plugin_calls(flags.attack_plugin)
+    check_request(setting, extra, shard, sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
     with open_run("eval", config.name, out=config.out, overwrite=flags.overwrite, resume=flags.resume) as run, stop:
@@ -87,6 +88,24 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     if flags.strict and result.reliability != "ok":
         raise UnreliableError(f"the evaluation is {result.reliability}: {', '.join(sorted({alarm.name for alarm in result.alarms}))}", where=str(run.path))
     return document
+
+
+def check_request(setting: Setting, extra: list[AttackCall], shard: tuple[int, int] | None, whole: bool) -> None:
+    """Raises UsageError for what would be found out only after the run directory was made."""
+    config, classes = setting.config, len(setting.data.classes)
+    labels = [call.label for call in [*eval_plan(setting, config.attacks).attacks, *extra]]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"two attacks have one name: {', '.join(labels)}", hint="rename the plugin's function")
+    if isinstance(config.eval.target, int) and config.eval.target >= classes:
+        raise UsageError(f"target {config.eval.target} is no class of {setting.data.name}", where="eval.target", hint=f"0 to {classes - 1}")
+    if shard is None:
+        return
+    if whole and shard[1] > 1:
+        raise UsageError("--sweep and --cross-check need the whole evaluation", hint="run them without --shard")
+    split = split_of(setting.data, config.eval.split)
+    count = -(-len(choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)) // config.eval.shard_size)
+    if not part(count, *shard):
+        raise UsageError(f"--shard {shard[0]}/{shard[1]}: there are only {count} shards", hint="lower eval.shard_size, or use fewer parts")
 
 
 def begin(run: Run, setting: Setting) -> None:
@@ -119,10 +138,12 @@ def report(
     return document
 
 
-def merge(sources: str, out: str | None, name: str, console: Console, overwrite: bool, strict: bool) -> dict[str, Any]:
+def merge(sources: str, out: str | None, name: str, console: Console, overwrite: bool, strict: bool, fail_under: Mapping[str, float]) -> dict[str, Any]:
     """`eval --merge A,B`: one verdict from the shards of several runs of the same evaluation; the model is not needed."""
     began = time.perf_counter()
+    check_metrics(fail_under)
     result, rows, config = merged([Path(text.strip()) for text in sources.split(",") if text.strip()], console)
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"fail_under": dict(fail_under)})})  # a gate of the whole, not of a part
     with open_run("eval", name, out=out, overwrite=overwrite) as run:
         run.write_text("config.resolved.yaml", dump_config(config))
         run.write_json("env.json", environment())

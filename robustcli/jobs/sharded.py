@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +40,22 @@ def header_of(setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, a
         "hashes": {"model": state_digest(model), "data": setting.data.digest, "code": code_hash()},
     }
     code = "-".join(hash_tree(PACKAGE / name)[:16] for name in _JUDGING)
-    digests = {"model": state_digest(model), "data": f"{setting.data.digest} {config.eval.split}", "code": code}
+    digests = {"model": f"{state_digest(model)} {forward_digest(model)}", "data": f"{setting.data.digest} {config.eval.split}", "code": code}
     return Header.of(plan, ids, size=config.eval.shard_size, about=about, alarms=[alarm.to_json() for alarm in alarms], **digests)
+
+
+def forward_digest(model: nn.Module) -> str:
+    """SHA-256 over the structure and the source of a model's own code: weights alone do not say what a forward pass does."""
+    digest = hashlib.sha256(repr(model).encode())
+    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        if kind.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "robustcli"):
+            continue  # their versions are in env.json; ours is in the code hash
+        try:
+            digest.update(Path(inspect.getsourcefile(kind) or "").read_bytes())
+        except (TypeError, OSError):
+            continue  # defined at a prompt: its name must do
+    return digest.hexdigest()[:16]
 
 
 def merged(runs: Sequence[Path], console: Console) -> tuple[Evaluation, list[EvalRow], Config]:
@@ -73,7 +89,7 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
     ids, stages = torch.cat([part.ids for part in results]), {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls}
     chain = {call.label: call.needs for call in calls if call.bounded}
     alarms = [Alarm(**alarm) for alarm in header.alarms]
-    searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]))
+    searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]), tallies["broken"])
     alarms += [alarm for alarm in searched if alarm.name not in {known.name for known in alarms}]
     final = final_checks({label: int(stages[label].sum()) for label in chain}, chain, len(ids))
     alarms += [alarm for alarm in final if alarm.name not in {known.name for known in alarms}]

@@ -208,3 +208,25 @@ def test_rows_in_play_carry_their_labels_targets_and_clean_logits():
     (left,) = oracle.compact(x)
     assert oracle.alive == 2 and torch.equal(left, x[1:]) and torch.equal(oracle.y, y[1:]) and torch.equal(oracle.target, target[1:])
     assert torch.allclose(oracle.clean(), model(x[1:])) and oracle.hit(model(torch.full((2, 1, 1, 1), 0.9))).all()
+
+
+def test_a_confirmed_hit_counts_even_when_its_loss_overflows():
+    """Logits of +-3e38 make cross-entropy infinite; the judge has confirmed the hit all the same."""
+
+    def model(p):
+        return torch.stack((torch.full((len(p),), -3e38), torch.full((len(p),), 3e38)), 1) * torch.where(p.flatten(1)[:, :1] > 0.5, 1.0, -1.0)
+
+    x, y = torch.full((2, 1, 1, 1), 0.2), torch.zeros(2, dtype=torch.int64)
+    oracle = Oracle(model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(2)), keep="best", watch=lambda rows, c: torch.ones(len(rows), dtype=torch.bool))
+    oracle.logits(torch.full_like(x, 0.9))
+    assert oracle.compact(x)[0].shape[0] == 0 and torch.equal(oracle.result(x[:0]), torch.full_like(x, 0.9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_any_type_of_logits_is_asked(dtype):
+    def model(p):
+        return (torch.stack((0.5 - p.flatten(1)[:, 0], p.flatten(1)[:, 0] - 0.5), 1) * 10).to(dtype)
+
+    x, y = torch.full((2, 1, 1, 1), 0.2), torch.zeros(2, dtype=torch.int64)
+    oracle = Oracle(model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(2)), keep="best")
+    assert oracle.gradient(x).logits.dtype is torch.float32 and oracle.logits(x).dtype is torch.float32

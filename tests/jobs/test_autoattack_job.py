@@ -56,3 +56,31 @@ def test_one_line_for_what_cannot_be(cli, model, argv, words):
     answer = cli("eval", "--model", model, *SMALL, *argv)
     errors = [line for line in answer.err.splitlines() if line.startswith("error[")]
     assert answer.code in (2, 4) and len(errors) == 1 and words in errors[0], answer.err
+
+
+def test_a_targeted_attack_is_scored_as_targeted_after_the_round_trip_too(cli, model):
+    answer = cli("attack", "--model", model, "--n", "16", "--search", "fp32", "eval.checks=0", "--target", "random", "--steps", "3", "--eps", "1/255", "--json")
+    assert answer.code == 0 and abs(answer.document["robust_acc_8bit"] - answer.document["robust_acc_float"]) <= 1 / 16
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--target", "99"), "target 99"),
+        (("--shard", "2/2", "--sweep", "steps=1,2"), "whole evaluation"),
+        (("--shard", "3/3"), "only 1 shards"),
+    ],
+)
+def test_what_cannot_be_is_found_before_the_run_directory_is_made(cli, model, argv, words, tmp_path):
+    answer = cli("eval", "--model", model, *SMALL, *argv, "--out", "never")
+    assert answer.code == 2 and words in answer.err and not (tmp_path / "never").exists()
+
+
+def test_a_merge_takes_its_gate_from_the_command_line_and_nothing_else(cli, model):
+    parts = [("eval", "--model", model, *SMALL, "eval.shard_size=12", "--shard", f"{k}/2", "--out", f"part{k}", "--fail-under", "clean_acc=0") for k in (1, 2)]
+    assert [cli(*part).code for part in parts] == [0, 0]
+    assert cli("eval", "--merge", "part1,part2", "--out", "whole").code == 0
+    failed = cli("eval", "--merge", "part2,part1", "--out", "strict", "--fail-under", "robust_acc=1")
+    assert failed.code == 1 and "gate not met" in failed.err
+    wrong = cli("eval", "--merge", "part1,part2", "--attack", "pgd")
+    assert wrong.code == 2 and "--merge does not go with --attack" in wrong.err
