@@ -84,6 +84,8 @@ def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params
 def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
     """Model and data on the device, after the checks that a loader does."""
     place = pick_device(device)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise TypeError(f"x and y are tensors, got {type(x).__name__} and {type(y).__name__}; torch.from_numpy converts arrays")
     if x.dim() != 4 or len(x) != len(y):
         raise DataError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}", hint="x [n, C, H, W] float in [0, 1], y [n] int64")
     if not x.is_floating_point():
@@ -99,6 +101,13 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Mo
             raise ValueError(f"the model answers with {type(logits).__name__}, not logits [B, K]")
         check_labels(y, logits.shape[1], where="y")
     return model, x.detach(), y, place
+
+
+def _ball(norm: Norm, eps: float) -> Ball:
+    """The threat. Raises ValueError for a linf radius on the scale of 0..255."""
+    if norm == "linf" and eps > 1:
+        raise ValueError(f"eps={eps} on the [0,1] scale; did you mean {eps:g}/255?")
+    return Ball(norm, eps)
 
 
 def _search(precision: str, device: torch.device) -> Search:
@@ -146,7 +155,7 @@ def evaluate(
     model, x, y, place = _checked(model, x, y, device)
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)
-    plan = EvalPlan(Ball(norm, eps), calls, seed, batch_size, target, settings, probe_size(calls, len(x), checks))
+    plan = EvalPlan(_ball(norm, eps), calls, seed, batch_size, target, settings, probe_size(calls, len(x), checks))
     split = MemorySplit(x.cpu().float(), y.cpu(), tuple(map(str, range(int(y.max()) + 1 if len(y) else 1))))
     return Verdict.of(RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place))
 
@@ -247,7 +256,7 @@ def attack(
     """
     home = x.device
     model, x, y, place = _checked(model, x, y, device)
-    settings, ball = _search(search, place), Ball(norm, eps)
+    settings, ball = _search(search, place), _ball(norm, eps)
     calls = _calls(name, norm, settings, params)
     if len(calls) > 1:
         raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")

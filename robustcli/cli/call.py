@@ -75,6 +75,11 @@ class Call:
 
         source, overrides = self._source_of_model() or self.source(), self.overrides()
         loaded = load_config(source, overrides)
+        given = {override.key for override in overrides}
+        if "ball.norm" in given and "ball.eps" not in given and loaded.config.ball.eps is not None:
+            if load_config(source, [o for o in overrides if o.key != "ball.norm"]).config.ball.norm != loaded.config.ball.norm:
+                overrides = [parse_assignment("ball.eps=null", "--norm"), *overrides]  # a radius means nothing under another norm
+                loaded = load_config(source, overrides)
         more = (adjust(loaded) if adjust else []) + self._attack_steps(loaded)
         if more:
             loaded = load_config(source, [parse_assignment(text, "command line") for text in more] + overrides)

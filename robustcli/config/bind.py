@@ -65,7 +65,9 @@ def check_spec(registry: AnyRegistry, name: str, params: Mapping[str, Any], path
         measures = path.partition(".")[0] == "attacks"
         return None, [] if measures else [Fault(f"{path}.name", f"{name[:80]} only measures; write it into `attacks`")]
     if name not in registry:
-        return None, [Fault(f"{path}.name", f"unknown {registry.kind} {name[:80]!r}; {suggestion(name, registry.names())}known: {', '.join(registry.names())}")]
+        known = registry.names()
+        listed = [*known, *registered.ensembles.names(), f"{TORCHATTACKS}NAME"] if registry is registered.attacks else known
+        return None, [Fault(f"{path}.name", f"unknown {registry.kind} {name[:80]!r}; {suggestion(name, listed)}known: {', '.join(listed)}")]
     fn = registry.get(name).fn
     wanted = parameters(fn)
     faults: list[Fault] = []

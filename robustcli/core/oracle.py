@@ -226,8 +226,8 @@ class Oracle:
             self._stop()
 
     def _float(self, x: Tensor) -> Tensor:
-        """Logits in float32, whatever type the model answers in."""
-        return self._model(x).float()
+        """Logits in the type of the pixels, whatever the model answers in."""
+        return self._model(x).to(x.dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
         self._check()

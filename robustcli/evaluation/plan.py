@@ -167,9 +167,11 @@ class Evaluation:
 
     @property
     def survivors(self) -> Tensor:
-        """bool [n]: right on the clean image and under every attack in the ball."""
+        """bool [n]: right on the clean image and under every attack in the ball; where no attack is in a ball, under each of them."""
         bounded = [standing for label, standing in self.stages.items() if label not in self.apart]
-        return bounded[-1] if bounded else self.correct
+        if bounded or not self.stages:
+            return bounded[-1] if bounded else self.correct
+        return torch.stack(list(self.stages.values())).all(0)
 
     @property
     def n(self) -> int:

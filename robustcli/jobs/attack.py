@@ -62,57 +62,52 @@ class ImageWriter:
         self.folder.mkdir(exist_ok=True)
         self.lines = JsonLines(run.path / "images.jsonl")
         self.limit = setting.config.attack.save
-        self.written = self._right_8bit = self._right_float = 0
+        self.written = self.scored = self._right_8bit = self._right_float = 0
         self._shown: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str, str]] = []
 
     @property
     def robust_acc_8bit(self) -> float | None:
-        """Share of the written images that are still classified correctly after the round trip through a file."""
-        return self._right_8bit / self.written if self.written else None
+        """Share of all images that are still classified correctly as 8-bit images in the ball."""
+        return self._right_8bit / self.scored if self.scored else None
 
     @property
     def robust_acc_float(self) -> float | None:
         """The same share before rounding, over the same images."""
-        return self._right_float / self.written if self.written else None
+        return self._right_float / self.scored if self.scored else None
 
     def take(self, outcome: BatchOutcome) -> None:
-        """One evaluated batch: write, read back, judge."""
-        room = len(outcome.y) if self.limit is None else min(len(outcome.y), self.limit - self.written)
-        if room <= 0:
-            return
-        x, y, x_adv = outcome.x[:room], outcome.y[:room], outcome.x_adv[:room]
-        levels = to_lattice(x, x_adv, self.setting.ball)
-        paths = [self._path(int(i), name) for i, name in zip(outcome.ids[:room], self._names(y), strict=True)]
-        for path, image in zip(paths, levels.cpu(), strict=True):
-            write_atomic(path, encode_png(image))
-        loaded = torch.stack([read_png(path) for path in paths]).to(x.device)
-        if not torch.equal(loaded, levels):
-            raise DataError("an adversarial image did not survive its file", where=str(self.folder))
+        """One evaluated batch: round to 8 bits, judge all, write the broken ones and read them back."""
+        x, y = outcome.x, outcome.y
+        levels = to_lattice(x, outcome.x_adv, self.setting.ball)
         with frozen(self.model):
-            goal = None if outcome.goal is None else outcome.goal[:room]
-            ruling = Judge(self.model, self.setting.ball, draws=outcome.draws).rule(x, from_lattice(loaded), Criterion(y, goal))
-        broken = outcome.correct[:room] & ruling.hit & (True if goal is None else goal != y)
-        standing = outcome.survivors[:room]
-        self._right_8bit += int((outcome.correct[:room] & ~broken).sum())
-        self._right_float += int(standing.sum())
-        self.written += room
-        self._record(outcome, paths, ruling.predicted, ruling.distance, broken)
-        self._keep(x, loaded, y, ruling.predicted, broken)
+            ruling = Judge(self.model, self.setting.ball, draws=outcome.draws).rule(x, from_lattice(levels), Criterion(y, outcome.goal))
+        broken = outcome.correct & ruling.hit & (True if outcome.goal is None else outcome.goal != y)
+        self._right_8bit += int((outcome.correct & ~broken).sum())
+        self._right_float += int(outcome.survivors.sum())
+        self.scored += len(y)
+        self._keep(x, levels, y, ruling.predicted, broken)
+        rows = broken.nonzero()[:, 0]
+        rows = rows if self.limit is None else rows[: max(0, self.limit - self.written)]
+        if len(rows):
+            self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
 
-    def _names(self, y: Tensor) -> list[str]:
-        return [self.setting.data.classes[int(k)] for k in y]
+    def _write(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor, distance: Tensor) -> None:
+        """The chosen rows as PNG files, each compared with what it reads back as, and their lines."""
+        classes = self.setting.data.classes
+        for k, image, label, far in zip(rows.tolist(), levels.cpu(), predicted.tolist(), distance.tolist(), strict=True):
+            name = classes[int(outcome.y[k])]
+            path = self._path(int(outcome.ids[k]), name)
+            write_atomic(path, encode_png(image))
+            if not torch.equal(read_png(path), image):
+                raise DataError("an adversarial image did not survive its file", where=str(path))
+            row: dict[str, Any] = {"id": int(outcome.ids[k]), "file": path.name, "label": name}
+            row |= {"clean_predicted": classes[int(outcome.clean_predicted[k])], "predicted_8bit": classes[label], "distance_8bit": far, "broken_8bit": True}
+            self.lines.write(row)
+        self.written += len(rows)
 
     def _path(self, sample: int, name: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]
         return self.folder / f"{sample:06d}_{safe}_adv.png"
-
-    def _record(self, outcome: BatchOutcome, paths: list[Path], predicted: Tensor, distance: Tensor, broken: Tensor) -> None:
-        classes = self.setting.data.classes
-        for k, path in enumerate(paths):
-            row: dict[str, Any] = {"id": int(outcome.ids[k]), "file": path.name, "label": classes[int(outcome.y[k])]}
-            row |= {"clean_predicted": classes[int(outcome.clean_predicted[k])]}
-            row |= {"predicted_8bit": classes[int(predicted[k])], "distance_8bit": float(distance[k]), "broken_8bit": bool(broken[k])}
-            self.lines.write(row)
 
     def _keep(self, x: Tensor, levels: Tensor, y: Tensor, predicted: Tensor, broken: Tensor) -> None:
         """Up to `attack.gallery` broken images for the picture."""
@@ -132,9 +127,11 @@ class ImageWriter:
             ball = f"{self.setting.ball.norm}, eps {format_eps(self.setting.ball.eps, self.setting.ball.norm)}"
             gallery(path, np.stack(clean), np.stack(adversarial), list(true), list(predicted), amplify=float(self.setting.config.attack.amplify), title=ball)
             console.info(f"gallery: {path}")
-        if self.written:
-            both = f"{self.robust_acc_float:.1%} as floats, {self.robust_acc_8bit:.1%} as 8-bit files read back"
-            console.info(f"{self.written} images written to {self.folder}: robust accuracy {both}")
+        else:
+            console.info("no gallery: no image was broken")
+        if self.scored:
+            both = f"{self.robust_acc_float:.1%} as floats, {self.robust_acc_8bit:.1%} as 8-bit images, of {self.scored}"
+            console.info(f"robust accuracy {both}; {self.written} broken images written to {self.folder}")
         scores = {"robust_acc_8bit": self.robust_acc_8bit, "robust_acc_float": self.robust_acc_float}
         return {"images": str(self.folder), "images_written": self.written, **scores}
 

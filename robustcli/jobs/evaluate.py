@@ -120,7 +120,9 @@ def report(
     """Records, tables, alarms, summary and status of a finished evaluation; returns its document."""
     write_rows(run, rows)
     title = "" if result.complete else f"partial {result.shards[0]}/{result.shards[1]} shards: {result.n} of {result.total} samples; no number here is final"
-    console.table(replace(eval_table(rows), note=title) if title else eval_table(rows))
+    table = eval_table(rows)
+    alarms = ", ".join(sorted({alarm.name for alarm in result.alarms})) or "no alarm"
+    console.table(replace(table, note=f"{title or table.note} Reliability: {result.reliability} ({alarms})."))
     console.table(class_table(rows[-1]))
     for alarm in result.alarms:
         console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
@@ -175,7 +177,8 @@ def measure(
     positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
     plan = eval_plan(setting, config.attacks, target=config.eval.target)
     attacks = [*plan.attacks, *(extra or [])]
-    plan = replace(plan, attacks=attacks, checks=probe_size(attacks, len(positions), config.eval.checks), escalate=config.eval.escalate)
+    size = plan.batch_size or (config.eval.shard_size if config.eval.shard_size < 256 else None)  # whole shards: what is done is saved
+    plan = replace(plan, attacks=attacks, batch_size=size, checks=probe_size(attacks, len(positions), config.eval.checks), escalate=config.eval.escalate)
     count = -(-len(positions) // config.eval.shard_size)
     evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn)
 
@@ -189,6 +192,8 @@ def measure(
         seen = {"n": 0, "right": 0, "standing": 0}
 
         def tick(n: int, right: Tensor, standing: Tensor) -> None:
+            if not n:
+                return
             seen["n"], seen["right"], seen["standing"] = seen["n"] + n, seen["right"] + int(right.sum()), seen["standing"] + int(standing.sum())
             bar.advance(n, clean=f"{seen['right'] / max(1, seen['n']):.1%}", robust=f"{seen['standing'] / max(1, seen['n']):.1%}")
 

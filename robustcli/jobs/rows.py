@@ -41,7 +41,9 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
         named: dict[str, Any] = {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
         if kind == "worst" and any(other.label.startswith("rapid:") for other in result.calls):
             named = {"label": "all attacks (rapid)"}  # its number is never to be taken for AutoAttack's
-        return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **named, **common)
+        if (call is not None and not call.bounded) or (kind == "worst" and result.apart and len(result.apart) == len(result.calls)):
+            named |= {"norm": "none", "eps": 0.0} | ({} if call else {"label": "all transformations"})
+        return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **{**common, **named})
 
     rows = [row("clean", None, result.correct, 0.0, 1.0)]
     rows += [row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in result.calls]

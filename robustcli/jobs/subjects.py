@@ -29,7 +29,7 @@ def model_of(setting: Setting, console: Console, flags: Any) -> nn.Module:
     spec, data = setting.config.model, setting.data
     if flags.plugin is None and not is_reference(spec.name) and spec.weights is None:
         console.warn(f"model {spec.name} has untrained weights; point --model to a run (run:runs/train/latest) or give model.weights")
-        return move(fresh_model(setting), setting.device, False)
+        return move(fresh_model(setting).eval(), setting.device, False)
     knows = spec.name.startswith(("run:", "torchvision:"))
     model = model_from(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle, num_classes=None if knows else len(data.classes))
     with frozen(model), torch.no_grad():

@@ -73,6 +73,8 @@ def load_model(
             raise UsageError(f"{text} holds its weights and its normalisation", hint="drop --normalize and weights", code="E-MODEL")
         return _from_checkpoint(Path(text.removeprefix("run:")), plugin).eval().to(device)
     if Path(text).suffix.lower() in WEIGHT_FILES:
+        if not Path(text).exists():
+            raise CheckpointError("no such weight file", where=text, code="E-CKPT-MISSING")
         if weights is not None:
             raise UsageError(f"two weight files: {text} and {weights}", hint="give one", code="E-MODEL")
         text, weights = _architecture(text, arch, plugin), text

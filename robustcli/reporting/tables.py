@@ -162,11 +162,13 @@ def compare_table(models: Mapping[str, Sequence[EvalRow]], title: str = "robustn
     columns += [*(["balanced accuracy"] if balanced else []), "passes per sample", "seconds"]
     cells: list[list[Cell]] = []
     for name, row in rows:
-        ball = None if row.kind == "clean" else Eps(row.eps, row.norm)
+        ball = None if row.kind == "clean" or row.norm == "none" else Eps(row.eps, row.norm)
         line: list[Cell] = [*([name] if named else []), row.title, ball, row.clean, row.robust, row.success]
         cells.append([*line, *([row.balanced_acc] if balanced else []), row.passes_per_sample, round(row.seconds, 3)])
     note = "Clean and robust accuracy: of all samples. Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
-    if any(sum(row.kind == "attack" for row in of_model) > 1 for of_model in models.values()):
+    if any(row.norm == "none" for _, row in rows):
+        note += " Transformations without a ball are each measured alone."
+    if any(sum(row.kind == "attack" and row.norm != "none" for row in of_model) > 1 for of_model in models.values()):
         note += " Each attack runs on the samples that the attacks above it left standing."
     return Table(title, columns, cells, note)
 

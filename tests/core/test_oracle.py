@@ -217,7 +217,11 @@ def test_a_confirmed_hit_counts_even_when_its_loss_overflows():
         return torch.stack((torch.full((len(p),), -3e38), torch.full((len(p),), 3e38)), 1) * torch.where(p.flatten(1)[:, :1] > 0.5, 1.0, -1.0)
 
     x, y = torch.full((2, 1, 1, 1), 0.2), torch.zeros(2, dtype=torch.int64)
-    oracle = Oracle(model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(2)), keep="best", watch=lambda rows, c: torch.ones(len(rows), dtype=torch.bool))
+
+    def agree(rows, candidates):
+        return torch.ones(len(rows), dtype=torch.bool)
+
+    oracle = Oracle(model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(2)), keep="best", watch=agree)
     oracle.logits(torch.full_like(x, 0.9))
     assert oracle.compact(x)[0].shape[0] == 0 and torch.equal(oracle.result(x[:0]), torch.full_like(x, 0.9))
 
