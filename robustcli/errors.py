@@ -104,6 +104,21 @@ class Interrupted(RobustCliError):
         self.code = "E-PREEMPTED" if signum == 15 else "E-INTERRUPTED"
 
 
+def origin(error: BaseException) -> tuple[str, str]:
+    """(module, file.py:line) where an exception was raised; empty strings when nobody knows."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "", ""
+    return str(trace.tb_frame.f_globals.get("__name__", "")), f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+
+
+def refused_value(error: BaseException | None) -> bool:
+    """Whether a function of ours refused a value, such as steps: 0: the user's to mend (exit 2), no bug."""
+    return isinstance(error, ValueError) and not isinstance(error, RobustCliError) and origin(error)[0].startswith("robustcli.")
+
+
 def printable(text: str) -> str:
     """`text` on one line: line breaks become spaces, other control characters (terminal escapes) become ``\\xNN``."""
     text = text.replace("\r", " ").replace("\n", " ")

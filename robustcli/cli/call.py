@@ -74,12 +74,14 @@ class Call:
         from robustcli.config.load import load_config, parse_assignment
 
         source, overrides = self._source_of_model() or self.source(), self.overrides()
-        loaded = load_config(source, overrides)
+        # Before all others, so that attacks.0.key=value means these attacks.
+        first = [parse_assignment(_list_of(self["attack"]), "--attack")] if self["attack"] and self.verb != "train" else []
+        loaded = load_config(source, first + overrides)
         given = {override.key for override in overrides}
         if "ball.norm" in given and "ball.eps" not in given and loaded.config.ball.eps is not None:
-            if load_config(source, [o for o in overrides if o.key != "ball.norm"]).config.ball.norm != loaded.config.ball.norm:
+            if load_config(source, first + [o for o in overrides if o.key != "ball.norm"]).config.ball.norm != loaded.config.ball.norm:
                 overrides = [parse_assignment("ball.eps=null", "--norm"), *overrides]  # a radius means nothing under another norm
-                loaded = load_config(source, overrides)
+                loaded = load_config(source, first + overrides)
         more = (adjust(loaded) if adjust else []) + self._attack_steps(loaded)
         if more:
             loaded = load_config(source, [parse_assignment(text, "command line") for text in more] + overrides)
@@ -109,7 +111,7 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
     specs = {"adversary": loaded.config.adversary} if verb == "train" else {f"attacks.{k}": spec for k, spec in enumerate(loaded.config.attacks)}
     if attack is not None and verb != "train":
         names = [name.strip() for name in attack.split(",")]
-        settings.append("attacks=[" + ", ".join(_spec_of(name) for name in names) + "]")
+        settings.append(_list_of(attack))
         taken = {f"attacks.{k}": name for k, name in enumerate(names)}
     else:
         taken = {path: spec.name for path, spec in specs.items()}
@@ -122,6 +124,11 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
     if verb == "train" and steps == _SMOKE_STEPS:
         settings.append(f"train.val_attack.steps={steps}")
     return settings
+
+
+def _list_of(attack: str) -> str:
+    """--attack as a setting."""
+    return "attacks=[" + ", ".join(_spec_of(name.strip()) for name in attack.split(",")) + "]"
 
 
 def _spec_of(name: str) -> str:

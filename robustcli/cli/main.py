@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
 
 def _translate(error: BaseException, argv: list[str]) -> int:
     """Typer's own exceptions, memory, disk, and bugs."""
-    from robustcli.errors import Interrupted, ResourceError, RobustCliError, UsageError
+    from robustcli.errors import Interrupted, ResourceError, RobustCliError, UsageError, origin, refused_value
 
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, SystemExit):
@@ -80,9 +80,9 @@ def _translate(error: BaseException, argv: list[str]) -> int:
         return fail(_torchvision(), argv)
     if isinstance(error, RuntimeError) and "torchvision::nms" in text:
         return fail(_torchvision(), argv)
-    if isinstance(error, ValueError) and _is_ours(error):  # a value that a function of ours refuses, such as steps: 0
+    if refused_value(error):
         return fail(UsageError(text[:300], code="E-VALUE"), argv)
-    code = RobustCliError(f"{type(error).__name__}: {text[:300]}", where=_origin(error), hint="a bug: run again with --debug and report it")
+    code = RobustCliError(f"{type(error).__name__}: {text[:300]}", where=origin(error)[1], hint="a bug: run again with --debug and report it")
     return fail(code, argv, error)
 
 
@@ -92,24 +92,6 @@ def _torchvision() -> Any:
     return ResourceError(
         "torch and torchvision do not match", hint="install both from one place: pip install --force-reinstall torchvision", code="E-TORCHVISION"
     )
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether our own code raised it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("robustcli.")
-
-
-def _origin(error: BaseException) -> str:
-    """file.py:line where a bug was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
 
 
 def fail(error: Any, argv: list[str], cause: BaseException | None = None) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustcli import registry
 from robustcli.config.bind import bind_spec
+from robustcli.config.number import parse_number
 from robustcli.config.schema import Config, Spec
 from robustcli.config.spec import is_reference
 from robustcli.core.geometry import Ball
@@ -47,7 +48,12 @@ def prepare(config: Config, console: Console) -> Setting:
     data = load_data(config.data, allow_download=config.data.download)
     for note in data.notes:
         console.info(note)
-    return Setting(config, device, data, make_ball(config, data, console))
+    setting = Setting(config, device, data, make_ball(config, data, console))
+    for path, spec in {"adversary": config.adversary, **{f"attacks.{k}": spec for k, spec in enumerate(config.attacks)}}.items():
+        size = spec.params.get("step_size")
+        if size is not None and parse_number(size) > 2 * setting.ball.eps:
+            console.warn(f"{path}.step_size {size} is more than twice eps {setting.ball.eps:.4g}: every step crosses the whole ball")
+    return setting
 
 
 def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:

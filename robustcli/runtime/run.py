@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from robustcli.errors import Interrupted, ResourceError, RobustCliError, printable
+from robustcli.errors import Interrupted, ResourceError, RobustCliError, printable, refused_value
 from robustcli.runtime.atomic import overwrite, write_all, write_atomic, write_json
 from robustcli.runtime.disk import DISK_FULL, explained
 from robustcli.runtime.lock import RunLock
@@ -120,4 +120,4 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
         return {"state": "failed" if code else "done", "code": code}
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return {"state": "preempted", "code": getattr(error, "exit_code", 130)}
-    return {"state": "failed", "code": getattr(error, "exit_code", 70)}
+    return {"state": "failed", "code": 2 if refused_value(error) else getattr(error, "exit_code", 70)}

@@ -191,6 +191,15 @@ def test_a_crash_inside_a_run_leaves_its_traceback_in_the_run(cli, monkeypatch, 
     assert read_status(tmp_path / "model")["state"] == "failed"
 
 
+def test_a_step_beyond_the_ball_is_warned_about_and_a_refused_value_is_no_bug(trained, cli, monkeypatch, tmp_path):
+    wide = cli("eval", "--model", "run:model", "--n", "4", "--eps", "0.1", "attacks=[{name: pgd, steps: 2, step_size: 0.3}]")
+    assert wide.code == 0 and "attacks.0.step_size 0.3 is more than twice eps 0.1" in wide.err
+    narrow = cli("eval", "--model", "run:model", "--n", "4", "--eps", "0.1", "attacks=[{name: pgd, steps: 2, step_size: 0.2}]")
+    assert "twice eps" not in narrow.err
+    refused = cli("eval", "--model", "run:model", "--n", "40", "--attack", "apgd", "attacks.0.rho=7", "--out", "refused")
+    assert refused.code == 2 and "rho" in refused.err and read_status(tmp_path / "refused")["code"] == 2
+
+
 def test_python_api(trained, tmp_path):
     import robustcli
 
