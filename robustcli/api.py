@@ -76,8 +76,6 @@ def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params
                 calls.append(callable_call(name, getattr(name, "__name__", type(name).__name__)))
     except ConfigError as error:
         raise ValueError("; ".join(error.problems) or str(error)) from None
-    if len({call.label for call in calls}) < len(calls):
-        raise ValueError(f"two attacks have one name: {', '.join(call.label for call in calls)}")
     return calls
 
 

@@ -1,4 +1,4 @@
-"""Proportions k of n and their confidence intervals."""
+"""Proportions k of n, their confidence intervals, and exact tests of paired verdicts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
     low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
     high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
     return low, high
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """P(X >= gained), X ~ Binomial(gained + lost, 1/2): how likely chance alone favours one of two paired verdicts so much.
+
+    McNemar's exact test, one-sided; 1 without discordant pairs. Source: McNemar, Psychometrika 12, 1947.
+    """
+    from scipy.special import betainc
+
+    return float(betainc(gained, lost + 1, 0.5)) if gained else 1.0
+
+
+def mcnemar(b: int, c: int) -> float:
+    """min(1, 2 P(X >= max(b, c))),  X ~ Binomial(b + c, 1/2): exact two-sided p that two verdicts on the same samples differ by chance.
+
+    b, c: samples that only the one, only the other broke, >= 0. Source: McNemar, Psychometrika 12, 1947; the exact form of his test.
+    """
+    return min(1.0, 2 * sign_test(max(b, c), min(b, c)))
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from robustcli.core.geometry import Ball
+from robustcli.core.geometry import Ball, column
 from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
@@ -50,10 +50,7 @@ def cw(
     Source: Carlini & Wagner, IEEE S&P 2017, arXiv:1608.04644. Adam: Kingma & Ba, ICLR 2015, arXiv:1412.6980.
     """
     a = ball.check_step(steps, step_size)
-    if binary_search < 1:
-        raise ValueError(f"binary_search must be >= 1, got {binary_search}")
-    if not (initial_c > 0 and confidence >= 0):
-        raise ValueError(f"need initial_c > 0 and confidence >= 0, got {initial_c} and {confidence}")
+    _check(binary_search, initial_c, confidence)
     middle, half = (ball.high + ball.low) / 2, (ball.high - ball.low) / 2
     x_adv, c = x, x.new_full((len(x),), initial_c)
     low, high = torch.zeros_like(c), torch.full_like(c, math.inf)
@@ -65,7 +62,7 @@ def cw(
         margin, grad = margin_0, grad_0
         m, v, won = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(c, dtype=torch.bool)
         for k in range(1, steps + 1):
-            pull = grad * _column(c * (margin < confidence), grad)
+            pull = grad * column(c * (margin < confidence), grad)
             slope = (2 * (x_adv - home) - pull) * half * (1 - torch.tanh(w).square())
             m, v = _BETA1 * m + (1 - _BETA1) * slope, _BETA2 * v + (1 - _BETA2) * slope.square()
             w = w - a * (m / (1 - _BETA1**k)) / ((v / (1 - _BETA2**k)).sqrt() + _TINY)
@@ -80,6 +77,9 @@ def cw(
     return oracle.result(x_adv)
 
 
-def _column(v: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1] for broadcasting over `like`."""
-    return v.reshape(-1, *([1] * (like.dim() - 1)))
+def _check(binary_search: int, initial_c: float, confidence: float) -> None:
+    """ValueError for a parameter outside its range."""
+    if binary_search < 1:
+        raise ValueError(f"binary_search must be >= 1, got {binary_search}")
+    if not (initial_c > 0 and confidence >= 0):
+        raise ValueError(f"need initial_c > 0 and confidence >= 0, got {initial_c} and {confidence}")

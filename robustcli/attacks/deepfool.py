@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustcli.core.geometry import Ball
+from robustcli.core.geometry import Ball, column
 from robustcli.core.hyperplane import dual_length, to_plane
 from robustcli.core.losses import RowLoss, difference
 from robustcli.core.oracle import Oracle
@@ -47,7 +47,7 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
             best, shortest = Boundary(value, normal, oracle.hit(answer.logits)), away
             continue
         nearer = away < shortest
-        normal = torch.where(nearer.reshape(-1, *([1] * (x_adv.dim() - 1))), answer.grad, best.normal)
+        normal = torch.where(column(nearer, x_adv), answer.grad, best.normal)
         best, shortest = Boundary(torch.where(nearer, answer.loss, best.value), normal, best.hit), torch.minimum(away, shortest)
     assert best is not None  # there are at least two classes
     return best

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustcli.attacks.deepfool import Boundary, nearest_boundary, rivals
-from robustcli.core.geometry import Ball
+from robustcli.core.geometry import Ball, column
 from robustcli.core.hyperplane import dot, length, to_plane
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
@@ -92,11 +92,11 @@ def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: f
     value, normal, hit = boundary
     back = (1 - beta) * hit.to(x.dtype)
     slope = dot(normal, x - x_adv).nan_to_num()  # sums of huge gradients overflow
-    near_point = x_adv + _column(back, x) * (x - x_adv)
+    near_point = x_adv + column(back, x) * (x - x_adv)
     near = to_plane(near_point, normal, value + back * slope, ball)
     far = to_plane(x, normal, value + slope, ball)
     size = length(near, ball.norm)
-    share = _column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)
+    share = column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)
     return ((1 - share) * (near_point + eta * near) + share * (x + eta * far)).clamp_(ball.low, ball.high)
 
 
@@ -104,9 +104,4 @@ def _random_start(x: Tensor, reach: Tensor, ball: Ball, rng: RowRandom) -> Tenso
     """x + r u / ||u||, in the box: r = min(distance of the nearest success `reach` [R], eps) / 2; u uniform (linf) or normal."""
     u = rng.uniform(tuple(x.shape[1:])).mul_(2).sub_(1) if ball.norm == "linf" else rng.normal(tuple(x.shape[1:]))
     scale = 0.5 * reach.clamp_max(ball.eps) / length(u, ball.norm).clamp_min(_TINY)
-    return (x + _column(scale, x) * u.to(x.dtype)).clamp_(ball.low, ball.high)
-
-
-def _column(v: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1] for broadcasting over `like`."""
-    return v.reshape(-1, *([1] * (like.dim() - 1)))
+    return (x + column(scale, x) * u.to(x.dtype)).clamp_(ball.low, ball.high)

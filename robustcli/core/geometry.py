@@ -78,7 +78,7 @@ class Ball:
             d = z - x
             length = torch.linalg.vector_norm(d.flatten(1), dim=1)
             scale = (self.eps / length.clamp_min(_TINY)).clamp_max_(1.0)
-            return (x + d * _column(scale, d)).clamp_(self.low, self.high)
+            return (x + d * column(scale, d)).clamp_(self.low, self.high)
         return x + self._shrink_l1(x, z - x)
 
     def _shrink_l1(self, x: Tensor, d: Tensor) -> Tensor:
@@ -105,6 +105,10 @@ class Ball:
         u = u * (self.eps / u.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
         return (u * flat.sign()).reshape(d.shape)
 
+    def or_origin(self, x: Tensor, z: Tensor) -> Tensor:
+        """z [B, C, H, W] in the rows where the ball around x contains it, else x: the answer of an attack that may leave the radius."""
+        return torch.where(column(self.contains(x, z), x), z, x)
+
     def random_point(self, x: Tensor, rng: RowRandom, *, radial: bool = False) -> Tensor:
         """Uniform in the norm ball, then cut by the box. l1: Barthe et al., Ann. Probab. 2005; l2: Gaussian direction, radius u^(1/d).
 
@@ -119,7 +123,7 @@ class Ball:
         if self.norm == "l2":
             noise = rng.normal(tail)
             length = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp_min_(_TINY)
-            noise = noise * _column(rng.uniform().pow(1.0 if radial else 1 / d) * self.eps / length, noise)
+            noise = noise * column(rng.uniform().pow(1.0 if radial else 1 / d) * self.eps / length, noise)
         else:
             # Exponential variables with one extra, divided by their sum, are uniform in the solid simplex.
             e = rng.uniform((d + 1,)).neg_().add_(1.0).log_().neg_()
@@ -176,6 +180,6 @@ class Ball:
         return 2.5 * self.eps / steps if step_size is None else step_size
 
 
-def _column(v: Tensor, like: Tensor) -> Tensor:
+def column(v: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, 1] for broadcasting over `like`."""
     return v.reshape(-1, *([1] * (like.dim() - 1)))

@@ -168,6 +168,12 @@ def check_search(zero_gradient_share: float, refused_rows: int, mutated: bool, b
     return alarms
 
 
+def with_new(alarms: Sequence[Alarm], more: Sequence[Alarm]) -> list[Alarm]:
+    """`alarms` and those of `more` whose name is not among them: of two findings by one name the first stands."""
+    known = {alarm.name for alarm in alarms}
+    return [*alarms, *(alarm for alarm in more if alarm.name not in known)]
+
+
 def final_checks(stages: Mapping[str, int], needs: Mapping[str, str], n: int) -> list[Alarm]:
     """`black-box-beats-white-box` for a stage without gradients that lowers what white-box stages left by 2 samples and 0.2 % of n.
 

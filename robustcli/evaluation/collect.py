@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from robustcli.evaluation.alarms import Alarm
-from robustcli.evaluation.plan import BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.alarms import Alarm, check_search, final_checks, with_new
+from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
 from robustcli.evaluation.shards import ShardResult, ShardStore, shards_of
+
+
+def concluded(alarms: Sequence[Alarm], tallies: Mapping[str, int], calls: Sequence[AttackCall], stages: Mapping[str, Tensor], n: int) -> list[Alarm]:
+    """The alarms of the first look at the model, and those that only the verdicts of all attacks give."""
+    zero_share = tallies.get("zero", 0) / max(1, tallies.get("asked", 0))
+    alarms = with_new(alarms, check_search(zero_share, tallies.get("refused", 0), bool(tallies.get("mutated", 0)), tallies.get("broken", 0)))
+    needs = {call.label: call.needs for call in calls if call.bounded}
+    return with_new(alarms, final_checks({label: int(stages[label].sum()) for label in needs}, needs, n))
 
 
 class Collector:
@@ -99,22 +107,23 @@ class Collector:
                     number, ShardResult(self._ids[part], self._y[part], self._correct[part], stages, dict(spent[0]), dict(spent[1]), dict(spent[2]))
                 )
 
-    def evaluation(self, alarms: list[Alarm], seconds: float, notes: tuple[str, ...] = ()) -> Evaluation:
-        """What is known so far."""
+    def evaluation(self, alarms: list[Alarm], seconds: float) -> Evaluation:
+        """What is known so far; `alarms` are those of the first look at the model."""
         done = self._done
-        n = max(1, int(done.sum()))
+        known = int(done.sum())
+        n = max(1, known)
+        stages = {label: standing[done] for label, standing in self._stages.items()}
         return Evaluation(
             self._ids[done],
             self._y[done],
             self._correct[done],
-            {label: standing[done] for label, standing in self._stages.items()},
+            stages,
             {label: float(self._seconds[label]) for label in self._stages},
             {label: self._passes[label] / n for label in self._stages},
-            alarms,
+            concluded(alarms, self.tallies, self.plan.attacks, stages, known),
             seconds,
             frozenset(call.label for call in self.plan.attacks if not call.bounded),
             tuple(self.plan.attacks),
             len(done),
-            notes,
             (sum(bool(done[part].all()) for part in self._parts), len(self._parts)),
         )

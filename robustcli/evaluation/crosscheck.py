@@ -16,6 +16,7 @@ from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.proportions import mcnemar
 from robustcli.registry import parameters
 
 _LEVEL = 0.01  # of the two-sided test
@@ -46,18 +47,6 @@ _PEERS = {
         {"queries": "n_queries", "p": "p_init", "restarts": "n_restarts", "loss": "loss", "rescale": "resc_schedule"},
     ),
 }
-
-
-def mcnemar(b: int, c: int) -> float:
-    """min(1, 2 P(X <= min(b, c))),  X ~ Binomial(b + c, 1/2): exact two-sided p that two verdicts on the same samples differ by chance.
-
-    b, c: samples that only the one, only the other broke, >= 0. Source: McNemar, Psychometrika 12, 1947; the exact form of his test.
-    """
-    n, term, tail = b + c, 1, 0
-    for k in range(min(b, c) + 1):
-        tail += term
-        term = term * (n - k) // (k + 1)
-    return float(min(1.0, 2 * tail / 2**n))
 
 
 def peer_of(call: AttackCall, ball: Ball) -> tuple[AttackCall | None, str]:

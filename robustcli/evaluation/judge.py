@@ -33,12 +33,13 @@ def exact_fp32() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the judge found for each row: success, label predicted now, distance float64, inside ball and box."""
+    """What the judge found for each row: success, label predicted now, distance float64, inside ball and box, logits (mean over draws)."""
 
     hit: Tensor
     predicted: Tensor
     distance: Tensor
     inside: Tensor
+    logits: Tensor
 
 
 class Judge:
@@ -92,7 +93,7 @@ class Judge:
         """Decide the rows `rows` of `criterion` (all by default); x and x_adv hold just these rows, [R, C, H, W]."""
         inside, logits = self._inside(x, x_adv), self._passes(x_adv)
         hit = _majority(_votes(logits, criterion, rows)) & inside
-        return Ruling(hit, _mode(logits), self._ball.distance(x, x_adv), inside)
+        return Ruling(hit, _mode(logits), self._ball.distance(x, x_adv), inside, logits.mean(0))
 
     def _inside(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """bool [R]: points that count; the others are counted as refused."""

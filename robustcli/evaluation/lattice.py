@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustcli.core.geometry import Ball
+from robustcli.core.geometry import Ball, column
 
 _ROUND = 1e-4  # in levels: float32 noise of k / 255
 
@@ -30,7 +30,7 @@ def to_lattice(x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
     else:
         inwards = torch.where(levels > origin, (levels + _ROUND).floor(), (levels - _ROUND).ceil())
         inside = ball.contains(x, from_lattice(nearest))
-        nearest = torch.where(inside.reshape(-1, *([1] * (x.dim() - 1))), nearest, inwards)
+        nearest = torch.where(column(inside, x), nearest, inwards)
     return nearest.clamp_(0, 255).to(torch.uint8)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class Search:
     bpda: bool = False
     rescale: bool = False
     draws: int | None = None
+
+    def exact(self) -> Search:
+        """The same search on the model itself."""
+        return replace(self, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
 
     @property
     def plain(self) -> bool:
@@ -110,7 +114,7 @@ class EvalPlan:
     def __post_init__(self) -> None:
         labels = [call.label for call in self.attacks]
         if len(set(labels)) < len(labels):
-            raise ValueError(f"two attacks have one label: {', '.join(labels)}")
+            raise ValueError(f"two attacks have one name: {', '.join(labels)}")
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class BatchOutcome:
     """One batch after all attacks; tensors over its B rows, on the device.
 
     `x_adv` is the point in the ball that broke the row, or the worst one met; `standing[k]` tells who is right after attack k
-    (for an unbounded attack: right under it and on the clean image). `tallies`: counts that alarms need. `goal`: the label that a
-    targeted attack heads for. `draws`: model passes per judgement.
+    (for an unbounded attack: right under it and on the clean image). `tallies`: counts that alarms need. `survivors`: right on the
+    clean image and under every attack in the ball. `goal`: the label that a targeted attack heads for. `draws`: model passes per judgement.
     """
 
     ids: Tensor
@@ -132,15 +136,10 @@ class BatchOutcome:
     standing: list[Tensor]
     seconds: list[float]
     passes: list[int]
-    tallies: dict[str, int] = field(default_factory=dict)
-    survived: Tensor | None = None
+    tallies: dict[str, int]
+    survivors: Tensor
     goal: Tensor | None = None
     draws: int = 1
-
-    @property
-    def survivors(self) -> Tensor:
-        """bool [B]: right on the clean image and under every attack in the ball."""
-        return self.correct if self.survived is None else self.survived
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,6 @@ class Evaluation:
     apart: frozenset[str] = frozenset()
     calls: tuple[AttackCall, ...] = ()
     total: int = 0
-    notes: tuple[str, ...] = ()
     shards: tuple[int, int] = (0, 0)
 
     @property

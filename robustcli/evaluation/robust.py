@@ -15,7 +15,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle, Watch
 from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
-from robustcli.evaluation.alarms import Alarm, check_model_output, check_search, final_checks, state_digest
+from robustcli.evaluation.alarms import Alarm, check_model_output, state_digest
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
 from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, gap
@@ -26,11 +26,6 @@ from robustcli.evaluation.sizing import BatchSizer, halving
 from robustcli.types import Classifier
 
 __all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "RobustEvaluation", "Search"]
-
-
-def plain(search: Search) -> Search:
-    """The same search on the model itself."""
-    return replace(search, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
 
 
 class RobustEvaluation:
@@ -56,7 +51,7 @@ class RobustEvaluation:
         self._twins: dict[Search, Classifier] = {}
         self._alarms: list[Alarm] = []
         self._notes: list[str] = []
-        self._randomised = self._ready = False
+        self._ready = False
         self._prepared: Tensor | None = None  # images on which twins are compared: the same for every part of an evaluation
 
     def prepare(self, split: Split, positions: Tensor, device: torch.device) -> EvalPlan:
@@ -71,7 +66,6 @@ class RobustEvaluation:
         while True:
             try:
                 self._look(split, positions, device, probe)
-                self.plan = replace(self.plan, randomised=self._randomised)
                 return self.plan
             except torch.OutOfMemoryError:
                 if probe <= 1:
@@ -85,7 +79,7 @@ class RobustEvaluation:
             judge = Judge(self.model, self.plan.ball)
             clean = judge.logits(x)
             self._alarms = check_model_output(clean, judge.logits(x))
-            self._randomised = any(alarm.name == "random-forward" for alarm in self._alarms)
+            self.plan = replace(self.plan, randomised=any(alarm.name == "random-forward" for alarm in self._alarms))
             self._prepared = x
             right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[: self.plan.checks, 0]
             if self.plan.checks and len(right):
@@ -95,14 +89,14 @@ class RobustEvaluation:
         """Alarms, escalations and the precision of the search, from initially correct samples."""
         plan = self.plan
         found = diagnose(self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop)
-        names = {alarm.name for alarm in found.alarms}
+        names = {alarm.name for alarm in found.alarms}  # the diagnosis has looked longer: its word counts
         self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + list(found.alarms)
-        self._randomised |= found.randomised
-        why = "" if self._randomised else gap(plan.search.twin(self.model, x, self._say), self.model, x, y, ids, plan)
+        plan = replace(plan, randomised=plan.randomised or found.randomised)
+        why = "" if plan.randomised else gap(plan.search.twin(self.model, x, self._say), self.model, x, y, ids, plan)
         if why:
             self._say(f"searching on the plain fp32 model: {why}")
-            attacks = [replace(call, search=plain(call.search)) if call.search else call for call in plan.attacks]
-            plan = replace(plan, search=plain(plan.search), attacks=attacks)
+            attacks = [replace(call, search=call.search.exact()) if call.search else call for call in plan.attacks]
+            plan = replace(plan, search=plan.search.exact(), attacks=attacks)
         if plan.escalate and plan.target is None:
             plan = replace(plan, attacks=[*plan.attacks, *escalations(found.escalations, plan)])
         self.plan = plan
@@ -128,12 +122,12 @@ class RobustEvaluation:
 
     def attack_batch(self, x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
         """All attacks of the plan on one batch: x [B, C, H, W] in [0, 1], y and ids int64 [B]. The model must be frozen."""
-        draws = JUDGE_DRAWS if self._randomised else 1
+        draws = JUDGE_DRAWS if self.plan.randomised else 1
         judge = Judge(self.model, self.plan.ball, draws=draws)
         if self._stop is not None:
             self._stop()
         clean = judge.logits(x)
-        correct = ((judge.label(x) if self._randomised else clean.argmax(1)) == y) & torch.isfinite(clean).all(1)
+        correct = ((judge.label(x) if self.plan.randomised else clean.argmax(1)) == y) & torch.isfinite(clean).all(1)
         goal = self._targets(clean, y, ids)
         x_adv, predicted, still = x.clone(), clean.argmax(1), correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
@@ -164,7 +158,7 @@ class RobustEvaluation:
         return BatchOutcome(ids, x, y, x_adv, clean.argmax(1), predicted, correct, standing, seconds, passes, dict(tallies), still, goal, draws)
 
     def _twin(self, search: Search, x: Tensor) -> Classifier:
-        search = plain(search) if self._randomised else search  # tracing would freeze the draws
+        search = search.exact() if self.plan.randomised else search  # tracing would freeze the draws
         if search not in self._twins:
             self._twins[search] = search.twin(self.model, self._prepared if self._prepared is not None else x, self._say)
         return self._twins[search]
@@ -188,14 +182,14 @@ class RobustEvaluation:
             keep="closest" if minimal else "best",
             watch=watch,
             stop=self._stop,
-            clean_logits=clean if twin is self.model and not self._randomised else None,
+            clean_logits=clean if twin is self.model and not self.plan.randomised else None,
             ball=self.plan.ball,
-            draws=search.draws or (EOT_DRAWS if self._randomised else 1),
+            draws=search.draws or (EOT_DRAWS if self.plan.randomised else 1),
         )
         found = call.fn(oracle, x, self.plan.ball, **call.params)
         self._notes += [note for note in oracle.notes if note not in self._notes]
         if minimal:  # the closest success may lie outside the ball: that is no fault of the attack
-            found = torch.where(self.plan.ball.contains(x, found).reshape(-1, *[1] * (x.dim() - 1)), found, x)
+            found = self.plan.ball.or_origin(x, found)
         spent = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - before
         return found, spent, {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
 
@@ -236,18 +230,11 @@ class RobustEvaluation:
         collector = Collector(plan, split.ids[positions], open_store(plan, self._alarms) if open_store else None, shards)
         proven(*collector.proven)
         for outcome in self.batches(split, positions[collector.todo], device):
-            outcome.tallies["mutated"] = int(state_digest(self.model) != before)  # kept with the shards, for a resumed run sees the end only
+            if open_store is not None:  # kept with the shards, for a resumed run sees the end only
+                outcome.tallies["mutated"] = int(state_digest(self.model) != before)
             collector.take(outcome)
             done(outcome)
         for note in self._notes:
             self._say(note)
-        tallies = collector.tallies
-        searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]), tallies["broken"])
-        known = {alarm.name for alarm in self._alarms}
-        alarms = self._alarms + [alarm for alarm in searched if alarm.name not in known]
-        result = collector.evaluation(alarms, time.perf_counter() - began, tuple(self._notes))
-        chain = [call for call in plan.attacks if call.bounded]
-        counts = {call.label: int(result.stages[call.label].sum()) for call in chain}
-        known = {alarm.name for alarm in alarms}
-        final = [alarm for alarm in final_checks(counts, {call.label: call.needs for call in chain}, result.n) if alarm.name not in known]
-        return replace(result, alarms=alarms + final)
+        collector.tallies["mutated"] += int(state_digest(self.model) != before)
+        return collector.evaluation(self._alarms, time.perf_counter() - began)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
@@ -26,7 +25,7 @@ def searched(
     minimal = call.kind == "minimal"
     oracle = Oracle(twin, x, criterion, rng=rng, keep="closest" if minimal else "best", ball=ball, stop=stop, draws=draws)
     found = call.fn(oracle, x, ball, **call.params)
-    return torch.where(ball.contains(x, found).reshape(-1, *[1] * (x.dim() - 1)), found, x) if minimal else found
+    return ball.or_origin(x, found) if minimal else found
 
 
 def transferred(

@@ -17,6 +17,7 @@ from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import EvalPlan, Search
 from robustcli.evaluation.surrogate import searched, transferred
+from robustcli.proportions import sign_test
 from robustcli.types import Classifier
 
 __all__ = ["Transfer", "sign_test", "transfer_alarms", "transfer_matrix", "transferred"]
@@ -124,7 +125,7 @@ class _Member:
             rng = RowRandom(self._plan.seed, "start", ids[still])
             found = searched(self._twins[search], call, part, criterion, self._plan.ball, rng, stop=self._stop, draws=search.draws or 1)
             ruling = self.judge.rule(part, found, criterion)
-            value = margin(self.judge.logits(found), y[still]).masked_fill(~ruling.inside, float("-inf"))
+            value = margin(ruling.logits, y[still]).masked_fill(~ruling.inside, float("-inf"))
             better = ruling.hit | (value > worst[still])
             best[still[better]], worst[still[better]] = found[better], value[better]
             still = still[~ruling.hit]
@@ -146,16 +147,6 @@ def _batch(members: list[_Member], x: Tensor, y: Tensor, ids: Tensor) -> tuple[T
             for t, target in enumerate(members):
                 broken[s, t] = target.judge.rule(x, x_adv, Criterion(y)).hit
     return right, joint, broken
-
-
-def sign_test(gained: int, lost: int) -> float:
-    """P(X >= gained), X ~ Binomial(gained + lost, 1/2): how likely chance alone favours one of two paired verdicts so much.
-
-    McNemar's exact test, one-sided; 1 without discordant pairs. Source: McNemar, Psychometrika 12, 1947.
-    """
-    from scipy.special import betainc
-
-    return float(betainc(gained, lost + 1, 0.5)) if gained else 1.0
 
 
 def transfer_alarms(result: Transfer) -> list[Alarm]:

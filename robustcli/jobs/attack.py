@@ -17,7 +17,7 @@ from robustcli.errors import DataError
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.robust import BatchOutcome
-from robustcli.jobs.compose import Setting, eval_plan, prepare
+from robustcli.jobs.compose import Setting, prepare
 from robustcli.jobs.evaluate import EvalFlags, begin, check_request, measure, report
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.subjects import model_of
@@ -40,12 +40,11 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
     model = model_of(setting, console, flags)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
-    eval_plan(setting, config.attacks, target=config.eval.target)  # a fault of an attack is found before the run directory is made
     check_request(setting, [], None, False)
     if setting.data.shape[0] not in _MODES:
         raise DataError(f"images of {setting.data.shape[0]} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can")
     with open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        begin(run, setting)
+        begin(run, config)
         writer = ImageWriter(setting, model, run)
         result, rows = measure(setting, model, console, stop.check, done=writer.take)
         more = writer.close(console)

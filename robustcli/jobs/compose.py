@@ -90,9 +90,14 @@ def make_attacks(specs: Sequence[Spec], norm: str, path: str = "attacks", search
     calls: list[AttackCall] = []
     for k, spec in enumerate(specs):
         for call in calls_of(spec, norm, f"{path}.{k}", search or Search()):
-            taken = sum(known.label == call.label or known.label.startswith(f"{call.label}#") for known in calls)
-            calls.append(replace(call, label=f"{call.label}#{taken + 1}") if taken else call)
-    return calls
+            calls.append(call)
+    return [replace(call, label=label) for call, label in zip(calls, numbered([call.label for call in calls]), strict=True)]
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """a, b, a -> a, b, a#2: names that are told apart."""
+    before = [names[:k].count(name) for k, name in enumerate(names)]
+    return [f"{name}#{same + 1}" if same else name for name, same in zip(names, before, strict=True)]
 
 
 def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCall]:
@@ -173,6 +178,13 @@ def split_of(data: DataBundle, name: str) -> Split:
     return split
 
 
+def samples(setting: Setting) -> tuple[Split, Tensor]:
+    """The split that is measured, and the positions in it that the configuration chooses."""
+    config = setting.config.eval
+    split = split_of(setting.data, config.split)
+    return split, choose(split, n=config.n, first=config.first, seed=setting.config.seed)
+
+
 def fresh_model(setting: Setting) -> NormalisedModel:
     """A new model for the data, initialised from the seed, in channels-last when asked."""
     config, data = setting.config, setting.data
@@ -213,5 +225,5 @@ def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Modu
 
 __all__ = [
     "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search",
-    "model_from", "move", "planned_passes", "prepare", "probe_size", "split_of",
+    "model_from", "move", "numbered", "planned_passes", "prepare", "probe_size", "samples", "split_of",
 ]  # fmt: skip

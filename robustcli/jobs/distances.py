@@ -10,16 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustcli.errors import UsageError
-from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.distances import Distances, closest_errors
 from robustcli.evaluation.plan import AttackCall
-from robustcli.jobs.compose import Setting, choose, eval_plan, split_of
-from robustcli.jobs.rows import ids_digest
+from robustcli.jobs.compose import Setting, eval_plan, samples
+from robustcli.jobs.rows import hashes_of, ids_digest
 from robustcli.reporting.distances import distance_curve, distance_quantile, distance_table
 from robustcli.runtime.atomic import JsonLines
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import Run
-from robustcli.runtime.seed import code_hash
 
 _SHARES = (0.25, 0.5, 0.75)
 
@@ -36,8 +34,7 @@ def minimal_calls(calls: Sequence[AttackCall], target: Any = None) -> list[Attac
 
 def run_distances(setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None], run: Run) -> list[dict[str, Any]]:
     """Measure, write distances.jsonl and plots/distances.png, show a table; one row per attack with the quartiles of its distances."""
-    config, split = setting.config, split_of(setting.data, setting.config.eval.split)
-    positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+    config, (split, positions) = setting.config, samples(setting)
     plan = eval_plan(setting, config.attacks)
     plan = replace(plan, attacks=minimal_calls(plan.attacks, config.eval.target))
     with console.progress(len(positions), f"distances by {', '.join(call.label for call in plan.attacks)}") as bar:
@@ -49,7 +46,7 @@ def run_distances(setting: Setting, model: nn.Module, console: Console, stop: Ca
     console.table(distance_table(curves, norm=norm, title=f"distance to the nearest error: {setting.data.name}"))
     common: dict[str, Any] = {"schema_version": 1, "kind": "distance", "key": "distance", "data": setting.data.name, "split": config.eval.split}
     common |= {"model": config.model.name, "norm": norm, "seed": config.seed, "n": len(found.ids)}
-    common["hashes"] = {"model": state_digest(model), "data": setting.data.digest, "code": code_hash(), "ids": ids_digest(found.ids)}
+    common["hashes"] = {**hashes_of(setting, model), "ids": ids_digest(found.ids)}
     return [{**common, "attack": call.name, "label": call.label, "params": dict(call.params), **_facts(found.values[call.label])} for call in plan.attacks]
 
 

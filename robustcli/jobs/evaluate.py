@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
+from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError, UsageError
 from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.outside import cross_check, torchattacks_module
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
-from robustcli.jobs.compose import Setting, choose, eval_plan, prepare, probe_size, split_of
+from robustcli.jobs.compose import Setting, eval_plan, prepare, probe_size, samples
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.rows import eval_document, rows_of, write_rows
 from robustcli.jobs.sharded import header_of, merged
@@ -68,14 +69,13 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         if flags.cross_check != "torchattacks":
             raise UsageError(f"--cross-check {flags.cross_check!r}", hint="known: torchattacks")
         torchattacks_module("--cross-check")
-    eval_plan(setting, config.attacks, target=config.eval.target)  # a fault of an attack is found before the run directory is made
     stop = StopFlag()
     extra = surrogate_calls(setting, console, flags, stop) + plugin_calls(flags.attack_plugin)
     check_request(setting, extra, shard, sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
     with open_run("eval", config.name, out=config.out, overwrite=flags.overwrite, resume=flags.resume) as run, stop:
-        accepted = functools.partial(begin, run, setting)  # a refused --resume must leave the run as it was
+        accepted = functools.partial(begin, run, config)  # a refused --resume must leave the run as it was
         result, rows = measure(setting, model, console, stop.check, extra=extra, store=run.path / "shards", shard=shard, accepted=accepted)
         more: dict[str, Any] = {}
         if result.complete:
@@ -85,9 +85,18 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
                 more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run)
                 result = replace(result, alarms=[*result.alarms, *alarms])
         document = report(run, "eval", config, result, rows, console, began, more)
-    if flags.strict and result.reliability != "ok":
-        raise UnreliableError(f"the evaluation is {result.reliability}: {', '.join(sorted({alarm.name for alarm in result.alarms}))}", where=str(run.path))
+    refuse_unreliable(result, run, flags.strict)
     return document
+
+
+def refuse_unreliable(result: Evaluation, run: Run, strict: bool) -> None:
+    """--strict: raises UnreliableError (exit 10) for a verdict with alarms; the run keeps its numbers."""
+    if strict and result.reliability != "ok":
+        raise UnreliableError(f"the evaluation is {result.reliability}: {', '.join(_names(result))}", where=str(run.path))
+
+
+def _names(result: Evaluation) -> list[str]:
+    return sorted({alarm.name for alarm in result.alarms})
 
 
 def check_request(setting: Setting, extra: list[AttackCall], shard: tuple[int, int] | None, whole: bool) -> None:
@@ -102,15 +111,14 @@ def check_request(setting: Setting, extra: list[AttackCall], shard: tuple[int, i
         return
     if whole and shard[1] > 1:
         raise UsageError("--sweep and --cross-check need the whole evaluation", hint="run them without --shard")
-    split = split_of(setting.data, config.eval.split)
-    count = -(-len(choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)) // config.eval.shard_size)
+    count = -(-len(samples(setting)[1]) // config.eval.shard_size)
     if not part(count, *shard):
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: there are only {count} shards", hint="lower eval.shard_size, or use fewer parts")
 
 
-def begin(run: Run, setting: Setting) -> None:
+def begin(run: Run, config: Config) -> None:
     """What every evaluating run writes first."""
-    run.write_text("config.resolved.yaml", dump_config(setting.config.model_copy(update={"out": None})))
+    run.write_text("config.resolved.yaml", dump_config(config.model_copy(update={"out": None})))
     run.write_json("env.json", environment())
 
 
@@ -121,7 +129,7 @@ def report(
     write_rows(run, rows)
     title = "" if result.complete else f"partial {result.shards[0]}/{result.shards[1]} shards: {result.n} of {result.total} samples; no number here is final"
     table = eval_table(rows)
-    alarms = ", ".join(sorted({alarm.name for alarm in result.alarms})) or "no alarm"
+    alarms = ", ".join(_names(result)) or "no alarm"
     console.table(replace(table, note=f"{title or table.note} Reliability: {result.reliability} ({alarms})."))
     console.table(class_table(rows[-1]))
     for alarm in result.alarms:
@@ -147,11 +155,9 @@ def merge(sources: str, out: str | None, name: str, console: Console, overwrite:
     result, rows, config = merged([Path(text.strip()) for text in sources.split(",") if text.strip()], console)
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"fail_under": dict(fail_under)})})  # a gate of the whole, not of a part
     with open_run("eval", name, out=out, overwrite=overwrite) as run:
-        run.write_text("config.resolved.yaml", dump_config(config))
-        run.write_json("env.json", environment())
+        begin(run, config)
         document = report(run, "eval", config, result, rows, console, began)
-    if strict and result.reliability != "ok":
-        raise UnreliableError(f"the evaluation is {result.reliability}", where=str(run.path))
+    refuse_unreliable(result, run, strict)
     return document
 
 
@@ -173,8 +179,7 @@ def measure(
     shard: (i, n): only this part of them.
     """
     config = setting.config
-    split = split_of(setting.data, config.eval.split)
-    positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+    split, positions = samples(setting)
     plan = eval_plan(setting, config.attacks, target=config.eval.target)
     attacks = [*plan.attacks, *(extra or [])]
     size = plan.batch_size or (config.eval.shard_size if config.eval.shard_size < 256 else None)  # whole shards: what is done is saved
@@ -218,8 +223,7 @@ def crossed(
 ) -> tuple[list[dict[str, Any]], Evaluation]:
     """`--cross-check torchattacks`: the same attacks by another library, under our judge; disagreement is an alarm."""
     config = setting.config
-    split = split_of(setting.data, config.eval.split)
-    positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+    split, positions = samples(setting)
     plan = eval_plan(setting, config.attacks, target=config.eval.target)
     rows, alarms = cross_check(model, plan, split, positions, setting.device, stop=stop, say=console.warn)
     for row in rows:

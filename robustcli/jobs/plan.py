@@ -13,7 +13,7 @@ from robustcli import registry
 from robustcli.config.schema import Spec
 from robustcli.core.modes import frozen
 from robustcli.evaluation.plan import AttackCall
-from robustcli.jobs.compose import Setting, bound, choose, make_attacks, make_search, planned_passes, split_of
+from robustcli.jobs.compose import Setting, bound, make_attacks, make_search, planned_passes, samples
 from robustcli.models import count_parameters, flops
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
@@ -111,8 +111,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
 def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console) -> dict[str, Any]:
     """Images, passes, FLOPs, memory and time of the configured evaluation; an upper bound, for broken rows leave early."""
     config = setting.config
-    split = split_of(setting.data, config.eval.split)
-    n = len(choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed))
+    n = len(samples(setting)[1])
     calls = make_attacks(specs, setting.ball.norm)
     passes = 1 + planned_passes(calls) + 2 * len(calls)
     batch = min(config.eval.batch_size or 256, n)

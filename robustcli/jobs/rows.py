@@ -27,7 +27,7 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[Eval
         "norm": setting.ball.norm,
         "eps": setting.ball.eps,
         "seed": config.seed,
-        "hashes": {"model": state_digest(model), "data": setting.data.digest, "code": code_hash(), "ids": ids_digest(result.ids)},
+        "hashes": {**hashes_of(setting, model), "ids": ids_digest(result.ids)},
     }
     return rows_from(result, setting.data.classes, common)
 
@@ -49,6 +49,11 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
     rows += [row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in result.calls]
     passes = sum(result.passes_per_sample.values())
     return [*rows, row("worst", None, result.survivors, sum(result.seconds.values()), passes)]
+
+
+def hashes_of(setting: Setting, model: nn.Module) -> dict[str, str]:
+    """What every number about this model depends on, besides the samples."""
+    return {"model": state_digest(model), "data": setting.data.digest, "code": code_hash()}
 
 
 def ids_digest(ids: Tensor) -> str:

@@ -15,32 +15,33 @@ from torch import Tensor, nn
 from robustcli.config.load import load_config
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
-from robustcli.evaluation.alarms import Alarm, check_search, final_checks, state_digest
+from robustcli.evaluation.alarms import Alarm
+from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.shards import Header, ShardResult
 from robustcli.evaluation.shards import merge as merge_shards
 from robustcli.jobs.compose import Setting
-from robustcli.jobs.rows import ids_digest, rows_from
+from robustcli.jobs.rows import hashes_of, ids_digest, rows_from
 from robustcli.records import EvalRow
 from robustcli.runtime.console import Console
 from robustcli.runtime.rundir import resolve_run
-from robustcli.runtime.seed import PACKAGE, code_hash, hash_tree
+from robustcli.runtime.seed import PACKAGE, hash_tree
 
 _JUDGING = ("attacks", "core", "evaluation", "models")  # the source that a verdict depends on
 
 
 def header_of(setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, alarms: Sequence[Alarm]) -> Header:
     """The header of an evaluation's shards: model, data, judging code, final plan and all chosen samples."""
-    config = setting.config
+    config, hashes = setting.config, hashes_of(setting, model)
     about = {
         "data": setting.data.name,
         "split": config.eval.split,
         "model": config.model.name,
         "classes": list(setting.data.classes),
-        "hashes": {"model": state_digest(model), "data": setting.data.digest, "code": code_hash()},
+        "hashes": hashes,
     }
     code = "-".join(hash_tree(PACKAGE / name)[:16] for name in _JUDGING)
-    digests = {"model": f"{state_digest(model)} {forward_digest(model)}", "data": f"{setting.data.digest} {config.eval.split}", "code": code}
+    digests = {"model": f"{hashes['model']} {forward_digest(model)}", "data": f"{setting.data.digest} {config.eval.split}", "code": code}
     return Header.of(plan, ids, size=config.eval.shard_size, about=about, alarms=[alarm.to_json() for alarm in alarms], **digests)
 
 
@@ -87,12 +88,7 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
         passes.update(part.passes)
         tallies.update(part.tallies)
     ids, stages = torch.cat([part.ids for part in results]), {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls}
-    chain = {call.label: call.needs for call in calls if call.bounded}
-    alarms = [Alarm(**alarm) for alarm in header.alarms]
-    searched = check_search(tallies["zero"] / max(1, tallies["asked"]), tallies["refused"], bool(tallies["mutated"]), tallies["broken"])
-    alarms += [alarm for alarm in searched if alarm.name not in {known.name for known in alarms}]
-    final = final_checks({label: int(stages[label].sum()) for label in chain}, chain, len(ids))
-    alarms += [alarm for alarm in final if alarm.name not in {known.name for known in alarms}]
+    alarms = concluded([Alarm(**alarm) for alarm in header.alarms], tallies, calls, stages, len(ids))
     return Evaluation(
         ids,
         torch.cat([part.y for part in results]),

@@ -13,22 +13,20 @@ from torch import Tensor, nn
 from robustcli import registry
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
-from robustcli.evaluation.alarms import Alarm, state_digest
+from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.evaluation.transfer import sign_test
-from robustcli.jobs.compose import Setting, choose, eval_plan, split_of
+from robustcli.jobs.compose import Setting, eval_plan, numbered, samples
 from robustcli.jobs.distances import minimal_calls, run_distances
 from robustcli.jobs.ranges import Sweep, parse_sweep
-from robustcli.jobs.rows import ids_digest
-from robustcli.proportions import Rate
+from robustcli.jobs.rows import hashes_of, ids_digest
+from robustcli.proportions import Rate, sign_test
 from robustcli.records import EvalRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.curves import sweep_curve, sweep_table
 from robustcli.runtime.atomic import JsonLines
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import Run
-from robustcli.runtime.seed import code_hash
 
 __all__ = ["Sweep", "check_sweep", "grey_radius", "measured", "parse_sweep", "run_sweep", "sweep_alarms"]
 
@@ -87,8 +85,7 @@ def measured(
     setting: Setting, model: nn.Module, sweep: Sweep, stop: Callable[[], None] | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[dict[str, Any]]:
     """One row per value: an `EvalRow` of all attacks together, the value, and how the verdicts differ from those at half of it."""
-    config, split = setting.config, split_of(setting.data, setting.config.eval.split)
-    positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+    config, (split, positions) = setting.config, samples(setting)
     plan = replace(eval_plan(setting, config.attacks, target=config.eval.target), checks=0)
     plan = replace(plan, attacks=_swept(plan.attacks, sweep.key))
     said = _once(say)
@@ -136,7 +133,7 @@ def _common(setting: Setting, model: nn.Module, clean: Evaluation) -> dict[str, 
     """What all rows of a sweep share."""
     config = setting.config
     names = {"data": setting.data.name, "split": config.eval.split, "model": config.model.name, "norm": setting.ball.norm, "seed": config.seed}
-    hashes = {"model": state_digest(model), "data": setting.data.digest, "code": code_hash(), "ids": ids_digest(clean.ids)}
+    hashes = {**hashes_of(setting, model), "ids": ids_digest(clean.ids)}
     return {**names, "n": clean.n, "clean_correct": int(clean.correct.sum()), "hashes": hashes}
 
 
@@ -147,8 +144,7 @@ def _swept(calls: Sequence[AttackCall], key: str) -> list[AttackCall]:
         raise UsageError(f"--sweep {key}: none of the attacks {'stays inside the ball' if key == 'eps' else f'takes {key}'}", where="eval.sweep")
     if key == "eps":
         return found
-    before = [sum(other.name == call.name for other in found[:k]) for k, call in enumerate(found)]
-    return [replace(call, label=call.name + (f"#{same + 1}" if same else "")) for call, same in zip(found, before, strict=True)]
+    return [replace(call, label=label) for call, label in zip(found, numbered([call.name for call in found]), strict=True)]
 
 
 def _at(plan: EvalPlan, key: str, value: float) -> EvalPlan:

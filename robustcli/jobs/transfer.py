@@ -11,15 +11,14 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.config.bind import bind_spec
-from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.spec import ModelConfig, is_reference
 from robustcli.errors import RobustCliError, UsageError, printable
 from robustcli.evaluation.alarms import Alarm, reliability, state_digest
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transfer import Transfer, transfer_alarms, transfer_matrix
-from robustcli.jobs.compose import Setting, choose, eval_plan, prepare, split_of
-from robustcli.jobs.evaluate import EvalFlags
+from robustcli.jobs.compose import Setting, eval_plan, numbered, prepare, samples
+from robustcli.jobs.evaluate import EvalFlags, begin
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.rows import ids_digest
 from robustcli.jobs.subjects import model_of
@@ -32,7 +31,7 @@ from robustcli.runtime.atomic import JsonLines
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import Run
 from robustcli.runtime.rundir import open_run
-from robustcli.runtime.seed import code_hash, environment
+from robustcli.runtime.seed import code_hash
 from robustcli.runtime.signals import StopFlag
 
 _MOST = 64  # models in one matrix
@@ -59,10 +58,8 @@ def transfer(loaded: Loaded, references: Sequence[str], console: Console, flags:
         }
         return {"plan": {name: each["plan"] for name, each in plans.items()}, "run": None, "seconds": 0.0}
     with open_run("transfer", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        run.write_text("config.resolved.yaml", dump_config(config.model_copy(update={"out": None})))
-        run.write_json("env.json", environment())
-        split = split_of(setting.data, config.eval.split)
-        positions = choose(split, n=config.eval.n, first=config.eval.first, seed=config.seed)
+        begin(run, config)
+        split, positions = samples(setting)
         with console.progress(len(positions), f"{config.eval.split} images, {len(models)} models under {_attacks(plan)}") as bar:
             result = transfer_matrix(models, plan, split, positions, setting.device, stop=stop.check, say=console.warn, done=bar.advance)
         document = _report(run, setting, models, references, plan, result, console)
@@ -104,8 +101,7 @@ def short_names(references: Sequence[str]) -> list[str]:
         others = [other for j, other in enumerate(parts) if j != k and other != own]
         length = next((n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own))
         names.append("/".join(own[-length:]))
-    before = [names[:k].count(name) for k, name in enumerate(names)]
-    return [name + (f"#{same + 1}" if same else "") for name, same in zip(names, before, strict=True)]
+    return numbered(names)
 
 
 def _attacks(plan: EvalPlan) -> str:

@@ -73,11 +73,7 @@ def load_model(
             raise UsageError(f"{text} holds its weights and its normalisation", hint="drop --normalize and weights", code="E-MODEL")
         return _from_checkpoint(Path(text.removeprefix("run:")), plugin).eval().to(device)
     if Path(text).suffix.lower() in WEIGHT_FILES:
-        if not Path(text).exists():
-            raise CheckpointError("no such weight file", where=text, code="E-CKPT-MISSING")
-        if weights is not None:
-            raise UsageError(f"two weight files: {text} and {weights}", hint="give one", code="E-MODEL")
-        text, weights = _architecture(text, arch, plugin), text
+        text, weights = _architecture(text, weights, arch, plugin), text
     elif plugin is not None and split_plugin(plugin)[1]:
         text = plugin
     state = read_weights(Path(weights), allow_pickle=allow_pickle) if weights is not None else None
@@ -91,8 +87,12 @@ def load_model(
     return model.eval().to(device)
 
 
-def _architecture(file: str, arch: str | None, plugin: str | None) -> str:
-    """What builds the network for a bare weight file."""
+def _architecture(file: str, weights: str | Path | None, arch: str | None, plugin: str | None) -> str:
+    """What builds the network for a bare weight file, which must exist and be the only one."""
+    if not Path(file).exists():
+        raise CheckpointError("no such weight file", where=file, code="E-CKPT-MISSING")
+    if weights is not None:
+        raise UsageError(f"two weight files: {file} and {weights}", hint="give one", code="E-MODEL")
     if arch is not None:
         return arch
     if plugin is not None and split_plugin(plugin)[1]:
