@@ -31,6 +31,7 @@ def apgd(
     restarts: int = 1,
     loss: Literal["ce", "dlr", "dlr-targeted"] = "ce",
     targets: int = 9,
+    skip: int = 0,
     rho: float = 0.75,
 ) -> Tensor:
     """Auto-PGD:  z = P(x_k + a_k * steepest(grad_k)),  x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  a_0 = 2 * eps.
@@ -48,13 +49,15 @@ def apgd(
             classes dlr becomes the margin, with fewer than four dlr-targeted becomes z_t - z_y. Where the caller asks for one
             target, dlr-targeted is dlr towards it: z_t must pass every other logit, not only z_y.
         targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1 exist.
+        skip: how many of the likeliest wrong classes dlr-targeted leaves out, >= 0: those that a stage before has tried. Where
+            the caller asks for one target, skip is not used.
         rho: share of rising steps, in [0, 1], up to which a row counts as oscillating; l1 does not use it.
 
     Returns:
         x_adv [B, C, H, W], detached, inside `ball`; in training the point of the largest loss.
 
     Raises:
-        ValueError: steps, restarts or targets < 1, rho outside [0, 1].
+        ValueError: steps, restarts or targets < 1, skip < 0, rho outside [0, 1].
 
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Starts are uniform in the ball (l1: projected
         Gaussian); the authors' l2 start lies on the sphere, their linf start has a pixel at the border. Their code compares the
@@ -63,9 +66,11 @@ def apgd(
     for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
+    if skip < 0:
+        raise ValueError(f"skip must be >= 0, got {skip}")
     if not 0 <= rho <= 1:
         raise ValueError(f"rho must be in [0, 1], got {rho}")
-    ascent, goals = _headings(oracle, loss, targets)
+    ascent, goals = _headings(oracle, loss, targets, skip)
     headings = goals.shape[1]
     x_best = x
     for run in range(restarts * headings):
@@ -80,7 +85,7 @@ def apgd(
     return oracle.result(x_best)
 
 
-def _headings(oracle: Oracle, loss: str, targets: int) -> tuple[Ascent, Tensor]:
+def _headings(oracle: Oracle, loss: str, targets: int, skip: int) -> tuple[Ascent, Tensor]:
     """What to ascend, and the classes to head for in turn, int64 [R, T]; a registered loss takes one turn and reads no class."""
     own = oracle.y[:, None]
     if loss == "ce" or not oracle.alive:
@@ -92,8 +97,10 @@ def _headings(oracle: Oracle, loss: str, targets: int) -> tuple[Ascent, Tensor]:
         return "dlr" if classes > 2 else "margin", own
     if classes < 4:
         oracle.note(f"apgd: dlr-targeted needs 4 classes, the model has {classes}: the plain logit difference is ascended")
-    ranked = oracle.clean().scatter(1, own, float("-inf")).topk(min(targets, classes - 1), dim=1).indices
-    return dlr_targeted if classes > 3 else difference, ranked
+    if classes - 1 <= skip:
+        oracle.note(f"apgd: skip {skip} leaves none of the {classes - 1} wrong classes: nothing is tried")
+    ranked = oracle.clean().scatter(1, own, float("-inf")).topk(min(skip + targets, classes - 1), dim=1).indices
+    return dlr_targeted if classes > 3 else difference, ranked[:, skip:]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ class Stage:
     draws: int = 1
 
 
-def _apgd(label: str, loss: str, *, restarts: int = 1, targets: int | None = None, steps: int = 100, draws: int = 1) -> Stage:
+def _apgd(label: str, loss: str, *, restarts: int = 1, targets: int | None = None, skip: int = 0, steps: int = 100, draws: int = 1) -> Stage:
     params: dict[str, Any] = {"steps": steps, "restarts": restarts, "loss": loss}
-    return Stage(label, "apgd", params if targets is None else params | {"targets": targets}, draws)
+    params |= ({} if targets is None else {"targets": targets}) | ({"skip": skip} if skip else {})
+    return Stage(label, "apgd", params, draws)
 
 
 def _fab(label: str, *, targeted: bool, restarts: int, targets: int = 9) -> Stage:
@@ -62,7 +63,7 @@ def autoattack(norm: str, *, version: Literal["standard", "plus", "rand", "rapid
     if version == "rand":
         return [_apgd("apgd-ce", "ce", draws=20), _apgd("apgd-dlr", "dlr", draws=20)]
     return [
-        _apgd("rapid:apgd-ce", "ce", steps=30),
+        _apgd("rapid:apgd-ce", "ce", restarts=3, steps=60),
         _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=50),
-        _apgd("rapid:apgd-t9", "dlr-targeted", targets=9, steps=20),
+        _apgd("rapid:apgd-t6", "dlr-targeted", targets=6, skip=3, steps=15),
     ]

@@ -64,16 +64,20 @@ def square(
         best = _score(oracle, oracle.logits(x_adv), loss)
         x, x_adv, best = oracle.compact(x, x_adv, best)
         for side, count in sides:
-            draws = oracle.rng.uniform((count, 5 + x.shape[1]))
-            bumps = _bumps(side, x)
+            into, source, lying, sign = _plan(oracle.rng.uniform((count, 5 + x.shape[1])), side, x)
+            window, bumps = _window(side, x), _bumps(side, x)
             for k in range(count):
                 if not oracle.alive:
                     return oracle.result(x_adv)
-                x_new = _paint(x, x_adv, ball, side, draws[:, k]) if ball.norm == "linf" else _move(x, x_adv, ball, bumps, draws[:, k])
+                to, signs = into[:, k] + window, sign[:, k]
+                if ball.norm == "linf":
+                    x_new = _paint(x, x_adv, ball, to, signs)
+                else:
+                    x_new = _move(x, x_adv, ball, to, source[:, k] + window, bumps.flatten(1)[lying[:, k]], signs)
                 value = _score(oracle, oracle.logits(x_new), loss)
                 x_adv = torch.where((value > best)[:, None, None, None], x_new, x_adv)
                 best = torch.maximum(value, best)
-                x, x_adv, best, draws = oracle.compact(x, x_adv, best, draws)
+                x, x_adv, best, into, source, lying, sign = oracle.compact(x, x_adv, best, into, source, lying, sign)
         if restarts > 1:
             oracle.score(x_adv)
             x, x_adv = oracle.compact(x, x_adv)
@@ -106,13 +110,20 @@ def _sign(u: Tensor, like: Tensor) -> Tensor:
     return torch.where(u < 0.5, -1.0, 1.0).to(like.dtype)
 
 
-def _window(u_top: Tensor, u_left: Tensor, side: int, like: Tensor) -> Tensor:
-    """int64 [R, C, side * side]: places in the flattened image of a window whose corner is uniform over all positions."""
-    channels, height, width = like.shape[1:]
-    corner = (u_top * (height - side + 1)).long() * width + (u_left * (width - side + 1)).long()
+def _plan(u: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """n queries from u [R, n, 5 + C]: corners of two windows in the flattened image, int64 [R, n, 1, 1], uniform over all positions,
+    a bump's direction int64 [R, n], signs [R, n, C, 1].
+    """
+    height, width = like.shape[2:]
+    top, left = (u[..., 0:4:2] * (height - side + 1)).long(), (u[..., 1:4:2] * (width - side + 1)).long()
+    corner = (top * width + left)[..., None, None]
+    return corner[:, :, 0], corner[:, :, 1], (u[..., 4] < 0.5).long(), _sign(u[..., 5:], like)[..., None]
+
+
+def _window(side: int, like: Tensor) -> Tensor:
+    """int64 [C, side * side]: places in the flattened image of a window in its first corner."""
     along = torch.arange(side, device=like.device)
-    inside = (along[:, None] * width + along[None, :]).flatten()
-    return (corner[:, None] + inside)[:, None, :].expand(-1, channels, -1)
+    return (along[:, None] * like.shape[3] + along[None, :]).flatten().expand(like.shape[1], -1)
 
 
 def _stripes(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
@@ -121,15 +132,14 @@ def _stripes(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
     return (x + ball.eps * _sign(rng.uniform((channels, 1, width)), x)).clamp_(ball.low, ball.high)
 
 
-def _paint(x: Tensor, x_adv: Tensor, ball: Ball, side: int, u: Tensor) -> Tensor:
-    """x_adv with one window per row set to x +- eps, one sign per channel; u [R, 5 + C]."""
-    place = _window(u[:, 0], u[:, 1], side, x)
-    clean, flat = x.flatten(2).gather(2, place), x_adv.flatten(2)
-    colour = ball.eps * _sign(u[:, 5:], x)[:, :, None]
+def _paint(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, sign: Tensor) -> Tensor:
+    """x_adv with one window per row set to x +- eps: places `to` int64 [R, C, side * side], signs [R, C, 1]."""
+    clean, flat = x.flatten(2).gather(2, to), x_adv.flatten(2)
+    colour = ball.eps * sign
     new = (clean + colour).clamp_(ball.low, ball.high)
-    idle = (new == flat.gather(2, place)).flatten(1).all(1)
+    idle = (new == flat.gather(2, to)).flatten(1).all(1)
     new = torch.where(idle[:, None, None], (clean - colour).clamp_(ball.low, ball.high), new)
-    return flat.scatter(2, place, new).reshape(x.shape)
+    return flat.scatter(2, to, new).reshape(x.shape)
 
 
 def _bump(height: int, width: int, like: Tensor) -> Tensor:
@@ -172,15 +182,15 @@ def _scaled(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
     return scaled.clamp_(ball.low, ball.high)
 
 
-def _move(x: Tensor, x_adv: Tensor, ball: Ball, bumps: Tensor, u: Tensor) -> Tensor:
-    """The mass of two windows of x_adv - x, and what eps leaves unused, gathered in the first, bent towards a bump; u [R, 5 + C]."""
-    side, channels = bumps.shape[1], x.shape[1]
+def _move(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump: Tensor, sign: Tensor) -> Tensor:
+    """The mass of two windows of x_adv - x, and what eps leaves unused, gathered in the first, bent towards a bump.
+
+    to, source: places int64 [R, C, side * side]; bump [R, side * side]; sign [R, C, 1].
+    """
     delta = (x_adv - x).flatten(2)
-    into, source = _window(u[:, 0], u[:, 1], side, x), _window(u[:, 2], u[:, 3], side, x)
-    old, emptied = delta.gather(2, into), delta.scatter(2, into, 0.0)
+    old, emptied = delta.gather(2, to), delta.scatter(2, to, 0.0)
     mass = old.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
-    unused = (ball.eps**2 - delta.flatten(1).square().sum(1)).clamp_min_(0)[:, None, None] / channels
-    bump = bumps.flatten(1)[(u[:, 4] < 0.5).long()][:, None, :] * _sign(u[:, 5:], x)[:, :, None]
-    new = bump + old / torch.linalg.vector_norm(old, dim=2, keepdim=True).add_(_TINY)
+    unused = (ball.eps**2 - delta.flatten(1).square().sum(1)).clamp_min_(0)[:, None, None] / x.shape[1]
+    new = bump[:, None, :] * sign + old / torch.linalg.vector_norm(old, dim=2, keepdim=True).add_(_TINY)
     new = new / torch.linalg.vector_norm(new, dim=2, keepdim=True).add_(_TINY) * (unused + mass).sqrt_()
-    return _scaled(x, emptied.scatter(2, source, 0.0).scatter_(2, into, new).reshape(x.shape), ball)
+    return _scaled(x, emptied.scatter(2, source, 0.0).scatter_(2, to, new).reshape(x.shape), ball)

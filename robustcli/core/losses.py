@@ -1,11 +1,18 @@
-"""Losses an attack maximises. All map logits [B, K] and labels int64 [B] to one number per row [B]."""
+"""Losses an attack maximises: logits [B, K] and what the loss is bound to -> one number per row [B].
+
+A registered loss states what it is bound to, in the order of its arguments: `state=("y",)` labels int64 [B] (so when it says
+nothing), `("clean",)` logits [B, K] at the clean points, `("y", "clean")` both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +34,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 _TINY = 1e-12
+_SOFT = ("ce", "nuclear")  # losses that know mixed labels
 
 
 @losses.register("dlr")
@@ -59,6 +67,50 @@ def difference(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
 
+def soft_ce(logits: Tensor, y_soft: Tensor) -> Tensor:
+    """-sum_k q_k log softmax(z)_k [B] for label distributions q [B, K]: `ce` where labels are mixed. Source: Yun et al., ICCV 2019, arXiv:1905.04899."""
+    return F.cross_entropy(logits, y_soft.to(logits.dtype), reduction="none")
+
+
+@losses.register("kl", state=("clean",))
+def kl_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """KL(softmax(clean) || softmax(z)) = sum_k p_k (log p_k - log q_k) per row. Range [0, inf), in nats; gradient to both arguments.
+
+    Its gradient is 0 where z = clean: an attack must not start at the clean point.
+    Source: Zhang et al., ICML 2019, arXiv:1901.08573.
+    """
+    log_p = wide(clean_logits).log_softmax(1)
+    return F.kl_div(wide(logits).log_softmax(1), log_p, reduction="none", log_target=True).sum(1)
+
+
+def nuclear_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """<D_i, (U V^T)_i> with D = z - clean = U S V^T: the rows [B] sum to the nuclear norm ||D||_* = sum of S, their gradient is U V^T, its own.
+
+    U V^T is a constant, restricted to singular values above rounding, so that D = 0 has gradient 0. The rows depend on each other: the
+    norm is that of the rows given. Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI (NuAT).
+    """
+    d = wide(logits) - wide(clean_logits)
+    u, s, vh = torch.linalg.svd(d.detach().nan_to_num(0.0, 0.0, 0.0), full_matrices=False)  # a broken loss is reported by the step, not by svd
+    keep = s > s.amax() * max(d.shape) * torch.finfo(s.dtype).eps
+    polar: Tensor = (u * keep) @ vh
+    return (d * polar).sum(1)
+
+
+@losses.register("nuclear", state=("y", "clean"))
+def nuclear(logits: Tensor, y: Tensor, clean_logits: Tensor, *, weight: Annotated[float, Ge(0)] = 4.0) -> Tensor:
+    """CE(z, y) + weight * <D_i, (U V^T)_i>, D = z - clean = U S V^T: sums to B mean CE + weight ||D||_*, the batch loss of NuAT times B.
+
+    y: labels int64 [B] or distributions [B, K]; weight: no unit, >= 0. Source: as `nuclear_rows`.
+    """
+    own = soft_ce(logits, y) if y.is_floating_point() else ce(logits, y)
+    return own + weight * nuclear_rows(logits, clean_logits)
+
+
+def wide(z: Tensor) -> Tensor:
+    """z in float32, or in float64 where it is."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
 @dataclass(frozen=True)
 class RowLoss:
     """A loss bound to the rows of one batch: `state` (labels, targets, clean logits …) is sliced when rows leave."""
@@ -73,6 +125,30 @@ class RowLoss:
     def rows(self, index: Tensor) -> RowLoss:
         """The loss of some rows."""
         return RowLoss(self.fn, tuple(part[index] for part in self.state))
+
+
+def bind_inner(name: str, y: Tensor, *, y_soft: Tensor | None = None, clean: Callable[[], Tensor] | None = None, **params: float) -> RowLoss:
+    """The registered loss `name` with what it needs: labels, mixed labels, logits at the clean points.
+
+    Args:
+        name: registered loss.
+        y: labels int64 [B].
+        y_soft: label distributions [B, K]; take the place of y in "ce" and "nuclear", the other losses keep y.
+        clean: () -> logits [B, K] of the attacked model at the clean points; called once, and only by losses that need them.
+        params: keyword-only parameters of the loss (the weight of "nuclear").
+
+    Raises:
+        ValueError: unknown name, or a loss that needs clean logits without `clean`.
+    """
+    entry = losses.get(name)
+    needs = entry.facts.get("state", ("y",))
+    if "clean" in needs and clean is None:
+        raise ValueError(f"the {name} loss compares with the clean logits, and there are none")
+    label = y_soft if y_soft is not None and name in _SOFT else y
+    fn = partial(entry.fn, **params) if params else entry.fn
+    if name == "ce" and y_soft is not None:
+        fn = soft_ce
+    return RowLoss(fn, tuple(clean().detach() if part == "clean" and clean is not None else label for part in needs))
 
 
 @dataclass(frozen=True)
@@ -95,12 +171,17 @@ class Criterion:
         right = predicted != label if self.target is None else predicted == label
         return right & torch.isfinite(logits).all(1)
 
-    def bind(self, name: str) -> RowLoss:
-        """The registered loss `name`, or its negative towards the target when there is one."""
-        fn = losses.get(name).fn
+    def bind(self, name: str, clean: Callable[[], Tensor] | None = None) -> RowLoss:
+        """The registered loss `name`, or its negative towards the target when there is one; `clean` as in `bind_inner`.
+
+        Raises ValueError for a loss of the clean logits when there is a target: it leads away from the clean point, not to a class.
+        """
         if self.target is None:
-            return RowLoss(fn, (self.y,))
-        return RowLoss(lambda logits, target: -fn(logits, target), (self.target,))
+            return bind_inner(name, self.y, clean=clean)
+        entry = losses.get(name)
+        if "clean" in entry.facts.get("state", ()):
+            raise ValueError(f"the {name} loss has no targeted form; use loss: ce")
+        return RowLoss(lambda logits, target: -entry.fn(logits, target), (self.target,))
 
 
 def mean_ce(logits: Tensor, y: Tensor, y_soft: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -115,4 +196,5 @@ def mean_ce(logits: Tensor, y: Tensor, y_soft: Tensor | None = None, smoothing: 
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {smoothing}")
-    return F.cross_entropy(logits.float(), y if y_soft is None else y_soft, label_smoothing=smoothing)
+    z = wide(logits)
+    return F.cross_entropy(z, y if y_soft is None else y_soft.to(z.dtype), label_smoothing=smoothing)

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.random import RowRandom
+from robustcli.core.twin import SearchTwin
 from robustcli.types import Classifier
 
 #: (row numbers int64 [R], candidates [R, C, H, W]) -> bool [R]: confirmed by the original fp32 model and inside the ball.
@@ -49,7 +50,7 @@ class Oracle:
         model: pixels -> logits, already frozen by the caller; may be a faster twin, for the watch has the last word.
         x: clean pixels [B, C, H, W] in [0, 1].
         criterion: what counts as success; holds the labels.
-        loss: registered name of the loss to ascend.
+        loss: what to ascend: a registered name, or a RowLoss bound to all rows (its state leaves with the rows).
         rng: one stream per row.
         keep: "last" returns the attack's final point (training: K steps cost K forwards and backwards);
             "best" the worst point met per row, ordered by (success, loss), the clean point included (one more forward);
@@ -68,7 +69,7 @@ class Oracle:
         x: Tensor,
         criterion: Criterion,
         *,
-        loss: str = "ce",
+        loss: str | RowLoss = "ce",
         rng: RowRandom,
         keep: Keep = "last",
         watch: Watch | None = None,
@@ -83,14 +84,16 @@ class Oracle:
             raise ValueError(f"draws must be >= 1, got {draws}")
         self._model, self._watch, self._stop, self._draws = model, watch, stop, draws
         self._origin, self._ball = x, ball if keep == "closest" else None
-        self.criterion, self.loss_name, self.rng = criterion, loss, rng
+        self.criterion, self._given, self.rng = criterion, loss, rng
         self.notes: list[str] = []
         self._clean = clean_logits
         self._bound: dict[str, RowLoss] = {}
         self._rows = torch.arange(len(x), device=x.device)
         self._fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self._compacted = False
+        self._compacted = self._leaving = False
         self._tracking = keep != "last" or watch is not None
+        # In training weights move between passes: laying them out each time would cost more than it saves.
+        self._scorer: Classifier = model.scores if self._tracking and isinstance(model, SearchTwin) else model
         self._scored: Tensor | None = None
         self.forward_rows = self.backward_rows = 0
         self.zero_gradient_rows = self.asked_rows = 0
@@ -205,8 +208,9 @@ class Oracle:
 
     def compact(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors without the rows that have fallen; the same objects when none has."""
-        if self._watch is None or not bool(self._fallen[self._rows].any()):
+        if not self._leaving:
             return tensors
+        self._leaving = False
         stay = ~self._fallen[self._rows]
         self._rows = self._rows[stay]
         self.rng = self.rng.rows(stay)
@@ -236,39 +240,50 @@ class Oracle:
             if not len(x):
                 return x.new_zeros(0, 2)
             point = x if self._watch is None else padded(x)
-            logits = self._float(point)[: len(x)]
+            logits = self._scorer(point).to(x.dtype)[: len(x)]
             for _ in range(self._draws - 1):
-                logits = logits + self._float(point)[: len(x)]
+                logits = logits + self._scorer(point).to(x.dtype)[: len(x)]
             return logits if self._draws == 1 else logits / self._draws
 
     def _loss(self, name: str | None) -> RowLoss:
         """The loss for the rows in play; per-row state is sliced along with them."""
-        name = name or self.loss_name
-        if name not in self._bound:
-            self._bound[name] = self.criterion.bind(name)
-        bound = self._bound[name]
+        given = self._given if name is None else name
+        if isinstance(given, str) and given not in self._bound:
+            self._bound[given] = self.criterion.bind(given, self._clean_rows)
+        bound = self._bound[given] if isinstance(given, str) else given
         return bound.rows(self._rows) if self._compacted else bound
+
+    def _clean_rows(self) -> Tensor:
+        """Logits [B, K] at all clean points; those of rows that left before anybody asked are 0."""
+        self.clean()
+        assert self._clean is not None
+        return self._clean
 
     def _consider(self, x_adv: Tensor, logits: Tensor, loss: Tensor) -> None:
         """Keep x_adv where it beats the best so far by (success, loss) or (success, -distance); let the watch confirm successes."""
         rows = self._rows
         hit = self.hit(logits)
-        best_hit, best_loss = self._best_hit[rows], self._best_loss[rows]
+        best_hit, best_loss, fallen = self._best_hit, self._best_loss, self._fallen
+        if self._compacted:
+            best_hit, best_loss, fallen = best_hit[rows], best_loss[rows], fallen[rows]
         confirmable = hit
         if self._ball is not None:
             origin = self._origin[rows] if self._compacted else self._origin
             loss = -self._ball.distance(origin, x_adv).to(loss.device, loss.dtype)
             confirmable = hit & self._ball.contains(origin, x_adv)
-            better = hit & (~best_hit | (loss > best_loss)) & ~self._fallen[rows]
+            better = hit & (~best_hit | (loss > best_loss)) & ~fallen
         else:
-            better = ((hit & ~best_hit) | ((hit == best_hit) & (loss > best_loss))) & ~self._fallen[rows]
+            better = ((hit & ~best_hit) | ((hit == best_hit) & (loss > best_loss))) & ~fallen
         better &= torch.isfinite(loss)
         if self._watch is not None and bool(confirmable.any()):
-            open_hits = (confirmable & ~self._fallen[rows]).nonzero()[:, 0]
+            open_hits = (confirmable & ~fallen).nonzero()[:, 0]
             confirmed = self._watch(rows[open_hits], x_adv[open_hits]) if len(open_hits) else hit.new_zeros(0)
             won = open_hits[confirmed]
             better[won] = True
             self._fallen[rows[won]] = True
-        moved = rows[better]
-        self._best[moved] = x_adv[better]
-        self._best_hit[moved], self._best_loss[moved] = hit[better], loss[better].to(self._best_loss.dtype)
+            self._leaving |= bool(len(won))
+        at = better.nonzero()[:, 0]
+        if len(at):  # most tries change no row's best
+            moved = rows[at]
+            self._best[moved] = x_adv[at]
+            self._best_hit[moved], self._best_loss[moved] = hit[at], loss[at].to(self._best_loss.dtype)

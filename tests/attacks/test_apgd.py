@@ -235,6 +235,30 @@ def test_a_later_target_finds_what_the_first_cannot():
     assert found == [[False, False], [True, True]]
 
 
+def test_skip_goes_on_where_a_stage_before_stopped():
+    net, x, y = setup()
+    oracle, ball = ask(net, x, y), Ball("linf", 0.1)
+    with frozen(net):
+        ranked = net(x).scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
+        net.seen.clear()
+        apgd(oracle, x, ball, steps=3, loss="dlr-targeted", targets=9, skip=2)
+        assert oracle.backward_rows == 2 * 4 * len(x)  # five classes: two wrong ones are left
+        for run in range(2):
+            first, second = net.seen[1 + 5 * run : 3 + 5 * run]  # after the clean points: four passes a run, one that scores its best point
+            point = first.clone().requires_grad_(True)
+            (grad,) = torch.autograd.grad(dlr_targeted(net(point), y, ranked[:, 2 + run]).sum(), point)
+            assert torch.allclose(second, ball.project(x, first + 0.2 * grad.sign()))
+
+
+@pytest.mark.parametrize(("classes", "skip"), [(3, 2), (4, 3), (5, 9)])
+def test_skipping_every_class_tries_nothing_and_says_so(classes, skip):
+    net, x, y = setup(classes=classes)
+    oracle = ask(net, x, y, "best")
+    with frozen(net):
+        assert torch.equal(apgd(oracle, x, Ball("linf", 0.1), steps=3, loss="dlr-targeted", skip=skip), x)
+    assert oracle.backward_rows == 0 and any(f"skip {skip}" in note for note in oracle.notes)
+
+
 @pytest.mark.parametrize("loss", ["ce", "dlr", "dlr-targeted"])
 def test_a_target_of_the_caller_is_the_only_one(loss):
     net, x, y = setup()
@@ -275,7 +299,7 @@ def test_nothing_is_asked_once_all_rows_have_left():
     assert oracle.alive == 0 and oracle.backward_rows == len(x) and torch.isfinite(x_adv).all()
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"rho": 1.5}, {"rho": float("nan")}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"skip": -1}, {"rho": 1.5}, {"rho": float("nan")}])
 def test_bad_parameters_are_named(bad):
     net, x, y = setup(rows=1)
     with pytest.raises(ValueError, match=f"{next(iter(bad))}.*{next(iter(bad.values()))}"):

@@ -44,6 +44,17 @@ def test_rapid_says_so_in_every_stage_and_costs_less_than_a_tenth():
     assert planned_passes(stages(version="rapid")) * 10 < planned_passes(stages())
 
 
+def test_rapid_heads_for_every_class_once():
+    calls = stages(version="rapid")
+    assert [call.label for call in calls] == ["rapid:apgd-ce", "rapid:apgd-t3", "rapid:apgd-t6"]
+    assert [dict(call.params) for call in calls] == [
+        {"steps": 60, "restarts": 3, "loss": "ce"},
+        {"steps": 50, "restarts": 1, "loss": "dlr-targeted", "targets": 3},
+        {"steps": 15, "restarts": 1, "loss": "dlr-targeted", "targets": 6, "skip": 3},
+    ]
+    assert calls[2].params["skip"] == calls[1].params["targets"]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_stage_binds_to_its_attack(version, norm):

@@ -51,6 +51,22 @@ def sides(queries=10000, p=0.8, height=32, width=32, bumps=False, rescale=False)
     return [side for side, count in module._sides(queries, p, height, width, bumps, rescale) for _ in range(count)]
 
 
+def planned(u, side, x):
+    """One query per row of u [R, 5 + C], planned as a block of one: places of its two windows, its bump, its signs."""
+    into, source, lying, sign = module._plan(u[:, None], side, x)
+    window = module._window(side, x)
+    return into[:, 0] + window, source[:, 0] + window, module._bumps(side, x).flatten(1)[lying[:, 0]], sign[:, 0]
+
+
+def paint(x, x_adv, ball, side, u):
+    to, _, _, sign = planned(u, side, x)
+    return module._paint(x, x_adv, ball, to, sign)
+
+
+def move(x, x_adv, ball, side, u):
+    return module._move(x, x_adv, ball, *planned(u, side, x))
+
+
 def test_p_halves_after_the_published_queries():
     published = [0.8 / 2 ** sum(k > last for last in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)) for k in range(10000)]
     assert sides() == [max(round(math.sqrt(p * 1024)), 1) for p in published]
@@ -72,16 +88,55 @@ def test_windows_fit_and_bumps_are_odd_where_they_can_be(shape):
 
 def test_windows_cover_all_positions_uniformly():
     n, height, width, side = 60_000, 5, 7, 3
-    u = RowRandom(0, "start", torch.arange(n)).uniform((2,))
-    place = module._window(u[:, 0], u[:, 1], side, torch.empty(n, 2, height, width))
-    assert place.shape == (n, 2, side * side) and torch.equal(place[:, 0], place[:, 1])
-    corner = place[:, 0, 0]
-    assert torch.equal(place[0, 0].reshape(side, side) - corner[0], torch.arange(side)[:, None] * width + torch.arange(side))
-    top, left = corner // width, corner % width
-    assert top.min() == 0 and top.max() == height - side and left.min() == 0 and left.max() == width - side
-    expected = n / ((height - side + 1) * (width - side + 1))
-    counts = torch.bincount(top * (width - side + 1) + left)
-    assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
+    u = RowRandom(0, "start", torch.arange(n)).uniform((7,))
+    for place in planned(u, side, torch.empty(n, 2, height, width))[:2]:
+        assert place.shape == (n, 2, side * side) and torch.equal(place[:, 0], place[:, 1])
+        corner = place[:, 0, 0]
+        assert torch.equal(place[0, 0].reshape(side, side) - corner[0], torch.arange(side)[:, None] * width + torch.arange(side))
+        top, left = corner // width, corner % width
+        assert top.min() == 0 and top.max() == height - side and left.min() == 0 and left.max() == width - side
+        expected = n / ((height - side + 1) * (width - side + 1))
+        counts = torch.bincount(top * (width - side + 1) + left)
+        assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 11), (2, 11, 6)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5)])
+def test_a_block_planned_at_once_is_what_each_query_would_work_out_for_itself(monkeypatch, norm, eps, shape):
+    """Windows, bumps and signs of every query, bitwise, through all blocks and while rows leave in the middle of one."""
+    n, queries, (channels, height, width) = 24, 200, shape
+    x, ball, bumped, asked = images(n, *shape), Ball(norm, eps), norm == "l2", []
+    name = "_move" if bumped else "_paint"
+    real = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda x, x_adv, ball, *drawn: (asked.append((x, drawn)), real(x, x_adv, ball, *drawn))[1])
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4))
+    _, oracle, _ = ask(net, x, ball, queries=queries, keep="best", watch=always)
+    assert len(asked) == queries and oracle.alive > 0 and len({len(rows) for rows, _ in asked}) > 4
+
+    def window(u_top, u_left, side):
+        corner = (u_top * (height - side + 1)).long() * width + (u_left * (width - side + 1)).long()
+        along = torch.arange(side)
+        inside = (along[:, None] * width + along[None, :]).flatten()
+        return (corner[:, None] + inside)[:, None, :].expand(-1, channels, -1)
+
+    def signs(u):
+        return torch.where(u[:, 5:] < 0.5, -1.0, 1.0)[:, :, None]
+
+    rng = RowRandom(0, "start", torch.arange(n))
+    (module._tiles if bumped else module._stripes)(x, ball, rng)  # the start's draws come first
+    queue = iter(asked)
+    for side, count in module._sides(queries, 0.8, height, width, bumped, False):
+        draws = rng.uniform((count, 5 + channels))
+        for k in range(count):
+            rows, drawn = next(queue)
+            u = draws[(rows[:, None] == x[None]).flatten(2).all(2).nonzero()[:, 1], k]
+            expected = (window(u[:, 0], u[:, 1], side), signs(u))
+            if bumped:
+                bump = module._bumps(side, x).flatten(1)[(u[:, 4] < 0.5).long()]
+                expected = (expected[0], window(u[:, 2], u[:, 3], side), bump, expected[1])
+            assert len(u) == len(rows) and len(drawn) == len(expected)
+            assert all(torch.equal(got, old) and got.dtype == old.dtype for got, old in zip(drawn, expected, strict=True))
 
 
 def test_linf_starts_from_vertical_stripes():
@@ -97,7 +152,7 @@ def test_a_painted_window_is_plus_or_minus_eps_and_never_idle(channels):
     ball, x = Ball("linf", eps), torch.full((n, channels, 6, 7), 0.5)
     rng = RowRandom(1, "start", torch.arange(n))
     x_adv = torch.full_like(x, 0.5 + eps)
-    new = module._paint(x, x_adv, ball, side, rng.uniform((5 + channels,)))
+    new = paint(x, x_adv, ball, side, rng.uniform((5 + channels,)))
     assert (new - x).abs().eq(eps).all()
     changed = new != x_adv
     assert changed.flatten(1).any(1).all() and changed.any(1).flatten(1).sum(1).eq(side * side).all()
@@ -106,7 +161,7 @@ def test_a_painted_window_is_plus_or_minus_eps_and_never_idle(channels):
 
 def test_painting_is_cut_by_the_box():
     x = torch.tensor([0.0, 0.1, 0.95, 1.0]).reshape(4, 1, 1, 1).expand(4, 1, 3, 3).contiguous()
-    new = module._paint(x, x, Ball("linf", 0.3), 2, RowRandom(0, "start", torch.arange(4)).uniform((6,)))
+    new = paint(x, x, Ball("linf", 0.3), 2, RowRandom(0, "start", torch.arange(4)).uniform((6,)))
     assert new.min() >= 0 and new.max() <= 1 and (new - x).abs().max() <= 0.3 + 1e-6
 
 
@@ -135,7 +190,7 @@ def test_l2_starts_on_the_sphere_and_every_move_stays_on_it(shape):
     x_adv = module._tiles(x, ball, rng)
     for side in {s for s in sides(height=shape[1], width=shape[2], bumps=True)}:
         assert torch.allclose(ball.distance(x, x_adv), torch.tensor(0.7, dtype=torch.float64), atol=1e-5)
-        x_adv = module._move(x, x_adv, ball, module._bumps(side, x), rng.uniform((5 + shape[0],)))
+        x_adv = move(x, x_adv, ball, side, rng.uniform((5 + shape[0],)))
     assert torch.allclose(ball.distance(x, x_adv), torch.tensor(0.7, dtype=torch.float64), atol=1e-5)
 
 
@@ -145,7 +200,7 @@ def test_a_move_takes_the_mass_of_both_windows_and_what_eps_leaves_unused(corner
     x, ball = torch.zeros(1, 2, 9, 9), Ball("l2", 1.0, -9.0, 9.0)
     x_adv = torch.full_like(x, 1 / 18)
     u = torch.tensor([[0.0, 0.0, corner, corner, 0.2, 0.2, 0.8]])  # into the first corner
-    new = module._move(x, x_adv, ball, module._bumps(3, x), u)
+    new = move(x, x_adv, ball, 3, u)
     outside = new.clone()
     outside[:, :, :3, :3] = 0
     zeros = outside.eq(0).flatten(2).sum(2) - 9
