@@ -80,6 +80,12 @@ class LockError(RobustCliError):
     exit_code, code = 7, "E-LOCK"
 
 
+class PeerError(RobustCliError):
+    """Another process of a distributed run was lost, or does not answer (exit 8)."""
+
+    exit_code, code = 8, "E-PEER"
+
+
 class PolicyError(RobustCliError):
     """Refused for safety (exit 9)."""
 

@@ -141,7 +141,9 @@ class TrainRow:
     Args:
         step: optimiser steps done. epoch: step / steps per epoch. lr: learning rate of the last step.
         loss: mean total loss since the last row. parts: means of its parts by name.
-        clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured.
+        clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured. fgsm_acc: under one large step,
+            where one-step training is watched.
+        peak_memory: bytes, the most so far: allocated on the GPU, else the resident size of the process.
         images_per_second: training throughput. waiting_share: part of the time spent waiting for data, in [0, 1].
         seconds: since the start of the run. passes_per_sample: forward + backward passes of one step per image.
         norm, eps, attack, params, data, model, seed, hashes: as in `EvalRow`; the attack is the validation's.
@@ -158,6 +160,8 @@ class TrainRow:
     n: int = 0
     clean_acc: float | None = None
     robust_acc: float | None = None
+    fgsm_acc: float | None = None
+    peak_memory: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
     waiting_share: float = 0.0
@@ -173,7 +177,7 @@ class TrainRow:
     def __post_init__(self) -> None:
         names = ("epoch", "lr", "loss", "eps", "images_per_second", "waiting_share", "seconds", "passes_per_sample")
         _finite({**{f"parts.{name}": value for name, value in self.parts.items()}, **{name: getattr(self, name) for name in names}})
-        for name, value in (("clean_acc", self.clean_acc), ("robust_acc", self.robust_acc)):
+        for name, value in (("clean_acc", self.clean_acc), ("robust_acc", self.robust_acc), ("fgsm_acc", self.fgsm_acc)):
             if value is not None and (self.n < 1 or not 0 <= value <= 1 or abs(value * self.n - round(value * self.n)) > 1e-6 * self.n):
                 raise ValueError(f"{name}={value} is not a count of n={self.n}")
 

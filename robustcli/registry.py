@@ -1,4 +1,4 @@
-"""Named things: attacks, objectives, losses, models, data sets, schedules, optimisers.
+"""Named things: attacks, objectives, regularisers, losses, models, data sets, schedules, optimisers, training hooks, trackers.
 
 A registry never imports torch, so `--help` and shell completion stay fast. The instances live here, on the lowest
 floor; the packages that fill them are imported by `discover`.
@@ -106,7 +106,11 @@ attacks: Registry[Callable[..., Any]] = Registry("attack", "robustcli.attacks")
 ensembles: Registry[Callable[..., Any]] = Registry("attack ensemble", "robustcli.attacks")
 losses: Registry[Callable[..., Any]] = Registry("loss", "robustcli.core")
 objectives: Registry[Callable[..., Any]] = Registry("objective", "robustcli.objectives")
+regularizers: Registry[Callable[..., Any]] = Registry("regularizer", "robustcli.objectives")
 models: Registry[Callable[..., Any]] = Registry("model", "robustcli.models")
 datasets: Registry[Callable[..., Any]] = Registry("data set", "robustcli.data")
 optimizers: Registry[Callable[..., Any]] = Registry("optimizer", "robustcli.training")
 schedules: Registry[Callable[..., Any]] = Registry("schedule", "robustcli.training")
+steps: Registry[Callable[..., Any]] = Registry("training step", "robustcli.training")
+hooks: Registry[Callable[..., Any]] = Registry("training hook", "robustcli.training")
+trackers: Registry[Callable[..., Any]] = Registry("tracker", "robustcli.reporting")

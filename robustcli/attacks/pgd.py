@@ -34,7 +34,8 @@ def pgd(
         ball: norm, radius and box, in pixel units of [0, 1] (8/255, never 8).
         steps: gradient evaluations, >= 1; cost = `steps` forward + backward passes per restart.
         step_size: a, pixel units, > 0; None means 2.5 * radius / steps.
-        start: "uniform" in the ball, "gaussian", or "zero".
+        start: "uniform" in the ball, "gaussian", "bernoulli" (+-start_scale * eps per pixel; linf only) or "zero". A loss that is 0 at the
+            clean point ("kl") needs a start away from it.
         start_scale: factor on the start noise, > 0: uniform in the ball of radius start_scale * eps, or the standard deviation in pixels.
         clip: project on the ball after each step; false keeps only the pixel box (N-FGSM), and such points are no valid attack.
         restarts: independent random starts, >= 1; the worst point of all is kept per row.
@@ -44,7 +45,7 @@ def pgd(
         x_adv [B, C, H, W], detached, inside `ball` around x. Success is not claimed here: `evaluation.judge` decides.
 
     Raises:
-        ValueError: steps < 1, restarts < 1, step_size <= 0 or start_scale <= 0.
+        ValueError: steps < 1, restarts < 1, step_size <= 0, start_scale <= 0, or start "bernoulli" outside linf.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083. FGSM-RS: Wong et al., ICLR 2020, arXiv:2001.03994.
         N-FGSM: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.

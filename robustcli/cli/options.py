@@ -65,6 +65,7 @@ FLAGS: Mapping[str, Flag] = {
     "search": Flag(Text, "Precision of the attack's search: auto, fp32 or bf16.", "search.precision"),
     "train_batch": Flag(Text, "Images per step.", "train.batch_size", names=("--batch-size",)),
     "eval_batch": Flag(Text, "Images per batch; never changes a verdict.", "eval.batch_size", names=("--batch-size",)),
+    "bench_batch": Flag(Text, "Images per step; auto tries growing sizes and takes the fastest.", "train.batch_size", names=("--batch-size",)),
     "epochs": Flag(Text, "Budget in epochs.", "train.epochs"),
     "minutes": Flag(Text, "Budget in minutes; a few timed steps turn it into a number of steps.", "train.minutes"),
     "seed": Flag(Text, "Seed of everything random.", "seed"),
@@ -85,6 +86,8 @@ FLAGS: Mapping[str, Flag] = {
     "models": Flag(Text, "Two models or more, comma-separated: run:DIR,run:DIR.", metavar="MODEL,MODEL,…"),
     "surrogate": Flag(Text, "Another model whose adversarial images are tried too (black box).", metavar="MODEL"),
     "cross_check": Flag(Text, "Run the same attacks by another library too: torchattacks.", metavar="LIBRARY"),
+    "nproc": Flag(Text, "Processes on this machine that train together: one per GPU.", metavar="N"),
+    "max_restarts": Flag(Text, "With --nproc: start again this often from the last checkpoint when a process is lost.", metavar="R"),
     "set": Flag(list[str], "Set a configuration key; the same as a bare key=value.", names=("--set",), default=(), metavar="KEY=VALUE"),
     "require_cuda": Flag(bool, "Exit 6 when there is no CUDA device.", default=False),
     "smoke": Flag(bool, "The same path, made tiny: some seconds.", default=False),
@@ -109,6 +112,18 @@ def with_flags(names: tuple[str, ...], run: Callable[[Mapping[str, Any]], None])
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def as_argv(verb: str, values: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> list[str]:
+    """The command line that gives a verb these values again, less the flags `without`."""
+    found = [verb]
+    for name in (name for name in values if name in FLAGS and name not in without):
+        long, value = (FLAGS[name].names or (f"--{name.replace('_', '-')}",))[0], values[name]
+        if value is True:
+            found.append(long)
+        elif value:
+            found += [f"{long}={item}" for item in (value if isinstance(value, (list, tuple)) else [value])]
+    return [*found, "--", *(values.get("words") or [])]
 
 
 def _argument() -> inspect.Parameter:

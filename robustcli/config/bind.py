@@ -41,6 +41,10 @@ class Registries:
     optimizers: AnyRegistry
     schedules: AnyRegistry
     datasets: AnyRegistry
+    regularizers: AnyRegistry
+    steps: AnyRegistry
+    hooks: AnyRegistry
+    trackers: AnyRegistry
 
     @classmethod
     def discover(cls) -> Registries:

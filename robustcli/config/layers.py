@@ -15,7 +15,7 @@ from robustcli.registry import suggestion
 
 PREFIX = "ROBUSTCLI_"
 # what follows ROBUSTCLI_ in names that are switches of the program or its tests, not config keys
-RESERVED_ENVIRONMENT = frozenset({"DEBUG", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "REFERENCE"})
+RESERVED_ENVIRONMENT = frozenset({"DEBUG", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT", "REFERENCE", "RUN_FILE"})
 
 ReadFlow = Callable[[str, str, list[Fault]], "Node | None"]  # (text, origin, faults) -> tree of a quoted or flow value
 

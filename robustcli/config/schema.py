@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from robustcli.config.number import INT_LIMIT, Flag, Int, Text, parse_text, shown
-from robustcli.config.sections import AttackConfig, Augment, BallConfig, DataConfig, EvalConfig, SearchConfig, TrainConfig
+from robustcli.config.sections import AttackConfig, Augment, BallConfig, Curriculum, CutMix, DataConfig, EvalConfig, SearchConfig, TrainConfig
 from robustcli.config.spec import From, ModelConfig, Section, Spec
 from robustcli.config.tree import Path_, Rules
 
 __all__ = [
-    "AttackConfig", "Augment", "BallConfig", "Config", "DataConfig", "EvalConfig", "ModelConfig", "SearchConfig", "Section", "Spec", "TrainConfig",
+    "AttackConfig", "Augment", "BallConfig", "Config", "Curriculum", "CutMix", "DataConfig", "EvalConfig", "ModelConfig", "SearchConfig", "Section",
+    "Spec", "TrainConfig",
     "json_schema", "known_keys", "rules", "spec_fields", "text_keys",
 ]  # fmt: skip
 
@@ -43,6 +44,7 @@ class Config(Section):
     model: Annotated[ModelConfig, From("models")] = Field(default=ModelConfig.of("small_cnn"), description="the classifier")
     ball: BallConfig = Field(default=BallConfig(), description="threat model")
     objective: Annotated[Spec, From("objectives")] = Field(default=Spec.of("madry"), description="outer training loss")
+    regularizers: Annotated[list[Spec], From("regularizers")] = Field(default=[], max_length=8, description="terms added to the loss: gradalign, nuclear")
     adversary: Annotated[Spec, From("attacks")] = Field(default=Spec.of("pgd", steps=10), description="the attack training runs against")
     search: SearchConfig = Field(default=SearchConfig(), description="how attacks compute")
     train: TrainConfig = Field(default=TrainConfig(), description="training")

@@ -26,6 +26,13 @@ def _shape(value: Any) -> str:
 AugmentChoice = Annotated[Annotated[Literal["auto", "none"], Tag("<word>")] | Annotated[Augment, Tag("<map>")], Discriminator(_shape)]
 
 
+class CutMix(Section):
+    """Windows of other images of the batch, labels mixed by area; use it with weight averaging (arXiv:2111.05328)."""
+
+    alpha: Number = Field(default=1.0, gt=0, le=1000, description="shape of the Beta distribution of the kept share")
+    probability: Number = Field(default=1.0, ge=0, le=1, description="share of the images that are mixed")
+
+
 class DataConfig(Section):
     """Which images, and how they are split and fed."""
 
@@ -37,6 +44,9 @@ class DataConfig(Section):
     test_fraction: Number = Field(default=0.25, gt=0, lt=1, description="share of a data set without a test split that becomes one")
     split_seed: Int = Field(default=0, ge=0, description="seed of both splits")
     augment: AugmentChoice = Field(default="auto", description="auto = what suits the data set; none; or {crop: 4, flip: true}")
+    cutmix: CutMix | None = Field(default=None, description="mix images of a batch: {alpha: 1.0}; null = no")
+    extra: Text | None = Field(default=None, min_length=1, description="more training images, npz:PATH or folder:PATH (generated ones, say); null = none")
+    extra_ratio: Number = Field(default=0.7, ge=0, lt=1, description="share of every batch that comes from data.extra")
     workers: Int | None = Field(default=None, ge=0, le=1024, description="decoding processes; null = as many as pay off")
     storage: Literal["auto", "memory", "stream"] = Field(default="auto", description="keep all pixels in memory, or decode files as they are needed")
     timeout: Number = Field(default=120.0, gt=0, description="seconds to wait for a decoding process")
@@ -86,6 +96,15 @@ class SearchConfig(Section):
     rescale: Flag = Field(default=False, description="bring logits to a scale where cross-entropy has gradients")
 
 
+class Curriculum(Section):
+    """A threat that grows: linear from the start to the configured one."""
+
+    eps_start: Number = Field(default=1.0, ge=0, le=1, description="factor on eps at the first step")
+    eps_until: Number = Field(default=0.0, ge=0, lt=1, description="share of all steps after which eps is whole")
+    steps_start: Int | None = Field(default=None, ge=1, description="attack steps at the first step; null = all")
+    steps_until: Number = Field(default=0.0, ge=0, lt=1, description="share of all steps after which the attack has all its steps")
+
+
 class TrainConfig(Section):
     """How long, with what optimiser, and how the best epoch is chosen."""
 
@@ -96,17 +115,30 @@ class TrainConfig(Section):
     batch_size: Int = Field(default=128, ge=1, le=2**20, description="images per step")
     optimizer: Annotated[Spec, From("optimizers")] = Field(default=Spec.of("sgd"), description="the optimiser")
     schedule: Annotated[Spec, From("schedules")] = Field(default=Spec.of("one_cycle"), description="the learning rate over the run")
+    step: Annotated[Spec, From("steps")] = Field(default=Spec.of("minmax"), description="minmax = attack, then descend; free = one pass for both")
+    hooks: Annotated[list[Spec], From("hooks")] = Field(default=[], max_length=8, description="around each step: awp (perturbs weights), ema, swa (averages)")
+    curriculum: Curriculum = Field(default=Curriculum(), description="warm-up of eps and attack steps")
     grad_clip: Number | None = Field(default=None, gt=0, description="largest gradient norm; null = no clipping")
     attack_bn: Literal["eval", "train"] = Field(default="eval", description="batch normalisation while the attack runs")
     channels_last: Flag = Field(default=True, description="memory layout of the training step")
-    parallel: Literal["none", "dp"] = Field(default="none", description="dp = DataParallel over the GPUs of one machine")
+    parallel: Literal["none", "dp"] = Field(default="none", description="dp = DataParallel over the GPUs of one machine; processes: --nproc or torchrun")
+    sync_bn: Flag = Field(default=False, description="BatchNorm statistics over the processes (CUDA)")
+    micro_batch: Int | None = Field(default=None, ge=1, le=2**20, description="most images in one pass, gradients added up; null = the whole batch")
+    oom: Literal["auto", "halve", "fail"] = Field(default="auto", description="out of memory: halve the micro-batch; auto = not where BatchNorm would notice")
+    recompute: Flag = Field(default=False, description="forget activations inside blocks, compute them again: less memory, one more forward pass")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile of the outer step; auto = on CUDA")
     save_every: Int | None = Field(default=None, ge=1, description="steps between checkpoints; null = once an epoch")
     keep: Int = Field(default=2, ge=2, le=10_000, description="checkpoints kept")
+    trackers: Annotated[list[Spec], From("trackers")] = Field(default=[], max_length=8, description="where records go besides metrics.jsonl: tensorboard")
     validate_every: Number = Field(default=1.0, gt=0, description="epochs between validations")
     val_attack: Annotated[Spec, From("attacks")] = Field(
         default=Spec.of("pgd", steps=10), description="the attack whose robust accuracy chooses the best checkpoint"
     )
     val_n: Int | None = Field(default=1000, ge=1, description="validation images; null = all")
+    patience: Int | None = Field(default=None, ge=1, le=100_000, description="validations without a better model before the run ends; null = never")
+    overfitting: Literal["off", "warn", "stop", "rollback"] = Field(
+        default="rollback", description="when one-step training collapses: go back to the best state and attack with one step more"
+    )
 
     @model_validator(mode="before")
     @classmethod

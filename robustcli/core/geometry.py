@@ -16,7 +16,7 @@ from torch import Tensor
 from robustcli.core.random import RowRandom
 
 Norm = Literal["linf", "l2", "l1"]
-Start = Literal["uniform", "gaussian", "zero"]
+Start = Literal["uniform", "gaussian", "bernoulli", "zero"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 _TINY = 1e-12
 
@@ -133,9 +133,11 @@ class Ball:
         return self.project(x, x + noise.to(x.dtype))
 
     def start(self, x: Tensor, kind: Start, rng: RowRandom, *, scale: float = 1.0, clip: bool = True) -> Tensor:
-        """Where a search begins: "zero" x; "uniform" in the ball of radius scale * eps (l2: in direction and radius); "gaussian" x + scale * N(0, 1).
+        """Where a search begins: "zero" x; "uniform" in the ball of radius scale * eps (l2: in direction and radius); "gaussian" x + scale * N(0, 1);
+        "bernoulli" x + scale * eps * s, s in {-1, +1} with equal chance (linf only: such a corner has no meaning in another norm).
 
-        FGSM-RS is uniform with scale 1, N-FGSM uniform with scale 2 and clip=False, TRADES gaussian with scale 0.001.
+        FGSM-RS is uniform with scale 1, N-FGSM uniform with scale 2 and clip=False, TRADES gaussian with scale 0.001, NuAT bernoulli with
+        scale 0.5. Raises ValueError for an unknown start, or bernoulli outside linf.
         """
         if kind == "zero" or (self.eps == 0 and kind == "uniform"):
             return x.clone()
@@ -144,7 +146,12 @@ class Ball:
             return self.project(x, wide.random_point(x, rng, radial=True), clip=clip)
         if kind == "gaussian":
             return self.project(x, x + scale * rng.normal(tuple(x.shape[1:])).to(x.dtype), clip=clip)
-        raise ValueError(f"unknown start {kind!r}; known: uniform, gaussian, zero")
+        if kind == "bernoulli":
+            if self.norm != "linf":
+                raise ValueError(f"start: bernoulli is for linf, the ball is {self.norm}; use start: uniform")
+            sign = rng.integers(0, 2, tuple(x.shape[1:])).mul_(2).sub_(1)
+            return self.project(x, x + scale * self.eps * sign.to(x.dtype), clip=clip)
+        raise ValueError(f"unknown start {kind!r}; known: uniform, gaussian, bernoulli, zero")
 
     def steepest(self, grad: Tensor, at: Tensor | None = None, *, share: float = 0.01) -> Tensor:
         """argmax <grad, v> with ||v||_p <= 1: linf sign(g); l2 g / ||g||; l1 spread evenly over the ceil(share * d) largest |g|.

@@ -67,8 +67,8 @@ class RowRandom:
         seed, stream, epoch = self._origin
         return RowRandom(seed, stream, self.ids, epoch=epoch, restart=number)
 
-    def rows(self, index: Tensor) -> RowRandom:
-        """The streams of some rows (index int64 [R] or bool [B]), at the same draw number."""
+    def rows(self, index: Tensor | slice) -> RowRandom:
+        """The streams of some rows (index int64 [R] or bool [B], or a slice), at the same draw number."""
         part = object.__new__(RowRandom)
         part._origin, part.ids, part._key, part._draw = self._origin, self.ids[index], self._key[index], self._draw
         return part

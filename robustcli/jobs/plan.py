@@ -27,6 +27,21 @@ def attack_passes(name: str, params: dict[str, Any]) -> int:
     return planned_passes([AttackCall(name, name, entry.fn, params, entry.facts["kind"], entry.facts["needs"])])
 
 
+def passes_per_image(setting: Setting) -> int:
+    """Most model passes of one training step on one image: attack, objective, regularisers, hooks; the whole attack, without a curriculum."""
+    config = setting.config
+    objective = registry.objectives.get(config.objective.name).facts
+    outer: int = objective["passes"] + sum(registry.regularizers.discover().get(spec.name).facts["passes"] for spec in config.regularizers)
+    clean = objective["inner"] is not None and "clean" in registry.losses.discover().get(objective["inner"]).facts.get("state", ())
+    once = objective["passes"] - clean  # an attack that compares with clean logits pays for them once
+    outer += once * sum(registry.hooks.discover().get(spec.name).facts["extra_losses"] for spec in config.train.hooks)
+    step, parameters = bound(registry.steps, config.train.step, "train.step")
+    if not registry.steps.get(config.train.step.name).facts["attacks"]:
+        return outer * int(parameters.get("replays", registry.parameters(step)["replays"].default))
+    _, adversary = bound(registry.attacks, config.adversary, "adversary")
+    return outer + (attack_passes(config.adversary.name, adversary) if objective["inner"] else 0)
+
+
 def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
     """Seconds of one forward pass of one image, measured on random pixels in batches of `batch`."""
     x = torch.rand(batch, *setting.data.shape, device=setting.device)
@@ -66,11 +81,9 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     config, data = setting.config, setting.data
     train = config.train
     _, objective = bound(registry.objectives, config.objective, "objective")
-    _, adversary = bound(registry.attacks, config.adversary, "adversary")
     for spec, kind in ((train.optimizer, registry.optimizers), (train.schedule, registry.schedules)):
         bound(kind, spec, "train")
-    inner = registry.objectives.get(config.objective.name).facts["inner"]
-    passes = registry.objectives.get(config.objective.name).facts["passes"] + (attack_passes(config.adversary.name, adversary) if inner else 0)
+    passes = passes_per_image(setting)
     batch = min(train.batch_size, len(data.train))
     per_epoch = len(data.train) // batch
     dtype = resolve(config.precision, setting.device, console.warn)

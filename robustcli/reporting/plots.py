@@ -80,7 +80,7 @@ def eps_curve(path: Path, curves: Mapping[str, Sequence[Point]], *, title: str =
 
 
 def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "training") -> None:
-    """Loss and its parts, validation accuracies with 95 % Wilson intervals, and learning rate against the epoch.
+    """Loss and its parts, validation accuracies with 95 % Wilson intervals (FGSM's where it was watched), learning rate against the epoch.
 
     Raises ValueError without rows, ResourceError when `path` cannot be written.
     """
@@ -88,7 +88,7 @@ def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "train
         raise ValueError("no training rows to draw")
     measured = any(row.clean is not None or row.robust is not None for row in rows)
     with _figure(path, 9.6 if measured else 6.4, 4.8) as figure:
-        panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "accuracy"]] if measured else [["loss"], ["rate"]], height_ratios=[3, 1])
+        panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "accuracy"]] if measured else [["loss"], ["rate"]], height_ratios=[5, 2])
         _losses(panels["loss"], rows)
         panels["loss"].set_title(_text(title))
         panels["rate"].plot([row.epoch for row in rows], [row.lr for row in rows], color="#666666", marker="." if len(rows) <= _FEW else "")
@@ -117,6 +117,7 @@ def _validation(axes: Axes, rows: Sequence[TrainRow]) -> None:
     drawn = [
         ("clean", [(row.epoch, row.clean) for row in rows if row.clean is not None]),
         (f"robust: {_threat(rows)}", [(row.epoch, row.robust) for row in rows if row.robust is not None]),
+        ("fgsm: one large step", [(row.epoch, Rate(round(row.fgsm_acc * row.n), row.n)) for row in rows if row.fgsm_acc is not None]),
     ]
     for i, (name, points) in enumerate(drawn):
         if points:
@@ -125,7 +126,7 @@ def _validation(axes: Axes, rows: Sequence[TrainRow]) -> None:
     axes.set_xlabel("epoch")
     sizes = sorted({row.n for row in rows if row.n})
     axes.set_title(f"validation, n = {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}, with 95 % interval")
-    axes.legend(loc="best")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.11), fontsize=9)  # below: a collapse may be anywhere in the panel
 
 
 def _threat(rows: Sequence[TrainRow]) -> str:

@@ -31,12 +31,16 @@ def eval_summary(config: Mapping[str, Any], rows: Sequence[EvalRow], alarms: Seq
     return "\n".join(lines).rstrip() + "\n"
 
 
-def train_summary(config: Mapping[str, Any], best: Mapping[str, Any], last: Mapping[str, Any], rows: Sequence[TrainRow]) -> str:
-    """The report of a training run, as markdown. best, last: {"step": ...} of the best and the last validation, or empty."""
+def train_summary(
+    config: Mapping[str, Any], best: Mapping[str, Any], last: Mapping[str, Any], rows: Sequence[TrainRow], alarms: Sequence[str] = ()
+) -> str:
+    """The report of a training run, as markdown. best, last: {"step": ...} of the best and the last validation, or empty. alarms: one line each."""
     lines = [f"# Training: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
     lines += [train_table(rows, best_step=best.get("step")).markdown()]
     if best and last:
         lines += [f"The best checkpoint is that of step {best['step']}, the last that of step {last['step']}.", ""]
+    if alarms:
+        lines += ["## Alarms", "", *(f"- {printable(text)}" for text in alarms), ""]
     lines += ["These are validation numbers, and validation chose the checkpoint: report the test split, measured with `robustcli eval`.", ""]
     lines += _provenance(rows[-1:]) + _citations(config, ("objective", "adversary", "train.val_attack", "model"))
     return "\n".join(lines).rstrip() + "\n"

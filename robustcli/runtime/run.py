@@ -103,6 +103,35 @@ class Run:
             self.close()
 
 
+class Follower:
+    """The run as another rank sees it: the same directory, without its lock; nothing is written."""
+
+    def __init__(self, path: Path, *, resumed: bool) -> None:
+        self.path, self.resumed = path, resumed
+
+    @property
+    def checkpoints(self) -> Path:
+        """See `Run.checkpoints`."""
+        return self.path / "checkpoints"
+
+    def status(self, **fields: Any) -> None:
+        """Written by rank 0."""
+
+    def write_text(self, name: str, text: str) -> Path:
+        """The path at which rank 0 writes."""
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """The path at which rank 0 writes."""
+        return self.path / name
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        return None
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """status.json of a run directory; empty when there is none or it is not readable as a mapping."""
     try:

@@ -4,77 +4,45 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustcli.core.random import RowRandom
 from robustcli.data.augment import augment
+from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.data.sampling import train_order
 from robustcli.data.split import Split
-from robustcli.errors import DataError, Interrupted, NumericsError
-from robustcli.evaluation.robust import EvalPlan, Evaluation, RobustEvaluation
-from robustcli.training.state import pack_optimizer, step_seed, unpack_optimizer
+from robustcli.errors import DataError, Interrupted, NumericsError, ResourceError
+from robustcli.runtime.distributed import Ranks
+from robustcli.training.faults import FAULTS, settle
+from robustcli.training.guarding import Guards
+from robustcli.training.plan import Progress, TrainPlan
+from robustcli.training.state import pack_run, step_seed, unpack_run
 from robustcli.training.steps import MinMax
+from robustcli.training.validation import Validation
 
 #: A probe for `minutes` runs this many warm-up and measured steps on a copy of the state.
 _PROBE = (2, 6)
+_PIXELS = 2048  # training images from which averaged weights get their BatchNorm statistics
 
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What a run does; all of it follows from the configuration.
-
-    Args:
-        seed: of order, augmentation, attack starts and dropout.
-        batch_size: global batch.
-        factor: learning-rate factor as a function of t in (0, 1).
-        augment: crop and flip, or None.
-        budget: (unit, amount): ("steps", n), ("epochs", e) or ("minutes", m).
-        save_every, validate_every: in steps, >= 1.
-        validation: plan of the robust validation, or None when there is no validation split.
-        val_positions: int64 [m], positions in the validation split.
-        robust_best: choose the best checkpoint by robust accuracy (natural training: by clean accuracy).
-    """
-
-    seed: int
-    batch_size: int
-    factor: Callable[[float], float]
-    augment: Any
-    budget: tuple[str, float]
-    save_every: int
-    validate_every: int
-    validation: EvalPlan | None
-    val_positions: Tensor
-    robust_best: bool = True
-
-
-@dataclass
-class Progress:
-    """What a run remembers between steps; plain JSON, saved in every checkpoint."""
-
-    step: int = 0
-    max_steps: int = 0
-    validated: int = -1
-    best: dict[str, Any] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    loss_count: int = 0
-    log_offset: int = 0
+Groups = dict[str, dict[str, Tensor]]
 
 
 class Trainer:
-    """Drives `MinMax` steps through the data; knows no objective, attack or file format.
+    """Drives training steps through the data; knows no objective, attack or file format.
 
     Args:
-        step: one training step; holds model and optimiser.
+        step: one training step; holds model, optimiser, hooks and ranks.
         train, val: splits; val may be None.
         plan: what to do.
         device: where the batches go.
+        guards: what watches the validations.
         save: (progress, groups of tensors, tags) -> None: write a checkpoint.
         log: (row) -> None: one training record as plain JSON.
+        recall: () -> the groups of the best checkpoint, for a roll-back.
         tick: (progress, images per second, share of time waiting for data) after each step.
         stop: raises Interrupted when a signal came.
         say: one line to the user.
@@ -88,18 +56,25 @@ class Trainer:
         plan: TrainPlan,
         device: torch.device,
         *,
-        save: Callable[[Progress, dict[str, dict[str, Tensor]], Sequence[str]], None],
+        guards: Guards,
+        save: Callable[[Progress, Groups, Sequence[str]], None],
         log: Callable[[dict[str, Any]], None],
+        recall: Callable[[], Groups],
         tick: Callable[[Progress, float, float], None] = lambda progress, rate, waiting: None,
         stop: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.step, self.train, self.val, self.plan, self.device = step, train, val, plan, device
-        self._save, self._log, self._tick, self._stop, self._say = save, log, tick, stop, say
-        self.batch_size = min(plan.batch_size, len(train))
+        self.step, self.train, self.plan, self.device, self.guards = step, train, plan, device, guards
+        self._save, self._log, self._recall, self._tick, self._stop, self._say = save, log, recall, tick, stop, say
+        self.batch_size = min(plan.batch_size, epoch_size(train))
         if not self.batch_size:
             raise DataError("the training split is empty")
-        self.steps_per_epoch = len(train) // self.batch_size
+        if self.batch_size % self.ranks.world:
+            raise DataError(f"a batch of {self.batch_size} images cannot be shared by {self.ranks.world} processes", hint="choose train.batch_size accordingly")
+        self.steps_per_epoch = epoch_size(train) // self.batch_size
+        self.validation: Validation | None = None
+        if plan.validation is not None and val is not None and len(plan.val_positions):
+            self.validation = Validation(val, plan.validation, plan.val_positions, device, self.ranks, stop, say)
         self._base_lrs = [float(group["lr"]) for group in step.optimizer.param_groups]
         self.progress = Progress()
         self.offending: dict[str, Tensor] = {}
@@ -107,21 +82,28 @@ class Trainer:
         self._clock = self._waited = 0.0
         self._images = 0
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return self.step.ranks
+
+    @property
+    def published(self) -> nn.Module:
+        """What is validated and saved as the model: the averaged weights when there are any."""
+        found = [averaged for hook in self.step.descent.hooks if (averaged := hook.averaged()) is not None]
+        return found[-1] if found else self.step.model
+
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def groups(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors a resume needs."""
-        groups = {"model": dict(self.step.model.state_dict()), "optimizer": pack_optimizer(self.step.model, self.step.optimizer)}
-        if self.step.scaler is not None:
-            groups["scaler"] = {key: torch.tensor(value) for key, value in self.step.scaler.state_dict().items()}
-        return groups
+    def groups(self) -> Groups:
+        """All tensors a resume needs; `model` is what an evaluation should load."""
+        return pack_run(self.step, self.published)
 
-    def restore(self, groups: dict[str, dict[str, Tensor]], progress: Progress, *, where: str = "") -> None:
+    def restore(self, groups: Groups, progress: Progress, *, where: str = "") -> None:
         """Continue from a checkpoint: the tensors of `groups()` and its progress."""
-        self.step.model.load_state_dict(groups["model"])
-        unpack_optimizer(self.step.model, self.step.optimizer, groups.get("optimizer", {}), where=where)
-        if self.step.scaler is not None and "scaler" in groups:
-            self.step.scaler.load_state_dict({key: value.item() for key, value in groups["scaler"].items()})
+        unpack_run(self.step, groups, where=where)
+        self.step.micro_batch = progress.micro_batch or self.step.micro_batch
+        self.guards.load(progress.guards)
         self.progress, self._saved = progress, progress.step
 
     # ---- budget ------------------------------------------------------------------------------------------------
@@ -130,10 +112,10 @@ class Trainer:
         """Turn epochs or minutes into a number of steps, once; the schedule runs on steps, so a resume repeats it."""
         unit, amount = self.plan.budget
         if unit == "minutes":
-            steps = self._steps_for(60 * amount)
+            steps = self.ranks.broadcast(self._steps_for(60 * amount))
         else:
             steps = int(amount) if unit == "steps" else round(amount * self.steps_per_epoch)
-        self.progress.max_steps = max(1, steps)
+        self.progress.max_steps = max(1, int(steps))
         return self.progress.max_steps
 
     def _steps_for(self, seconds: float) -> int:
@@ -153,22 +135,13 @@ class Trainer:
         self._sync()
         measured = max(1, min(counted, self.progress.step - warm))
         per_step = (time.perf_counter() - began) / measured
-        self.restore(before, Progress())
+        micro = self.progress.micro_batch
+        self.restore(before, Progress(micro_batch=micro))
         self._saved = -1
-        rounds = self._probe_validation() / self.plan.validate_every
+        rounds = self.validation.seconds(self.published) / self.plan.validate_every if self.validation is not None else 0.0
         steps = int(seconds / (per_step + rounds))
         self._say(f"{seconds / 60:g} minutes are {steps} steps of {self.batch_size} images ({per_step:.3g} s a step, {rounds:.2g} s of validation)")
         return steps
-
-    def _probe_validation(self) -> float:
-        """Seconds of one validation, from a sixteenth of it (all rows stay in play: no watch confirms before training)."""
-        if self.plan.validation is None or self.val is None or not len(self.plan.val_positions):
-            return 0.0
-        part = self.plan.val_positions[:: max(1, len(self.plan.val_positions) // 64)]
-        began = time.perf_counter()
-        RobustEvaluation(self.step.model, self.plan.validation, stop=self._stop).run(self.val, part, self.device)
-        # An untrained model falls at once; a trained one is attacked to the end by about half of its images.
-        return (time.perf_counter() - began) * len(self.plan.val_positions) / len(part) * 2
 
     def _sync(self) -> None:
         if self.device.type == "cuda":
@@ -184,56 +157,87 @@ class Trainer:
         stream: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
         try:
             while True:
-                self._stop()
+                self._heed_stop()
                 finished = progress.step >= progress.max_steps
                 self._at_boundary(finished)
-                if finished:
+                if finished or progress.ended:
                     return progress
                 epoch, position = divmod(progress.step, self.steps_per_epoch)
                 if stream is None or position == 0:
                     stream = self._stream(epoch, position)
-                stream = self._advance(stream, epoch)
+                self._advance(stream, epoch)
         except Interrupted as error:
             if self._saved != progress.step:
                 self._checkpoint(("last",))
             raise Interrupted(f"preempted at step {progress.step} of {progress.max_steps}", signum=error.signum, hint="resume with --resume") from None
 
-    def _advance(self, stream: Iterator[tuple[Tensor, Tensor, Tensor]], epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _heed_stop(self) -> None:
+        fault: BaseException | None = None
+        try:
+            self._stop()
+        except FAULTS as error:
+            fault = error
+        settle(self.ranks, fault)
+
+    def _advance(self, stream: Iterator[tuple[Tensor, Tensor, Tensor]], epoch: int) -> None:
         began = time.perf_counter()
         x, y, ids = next(stream)
         self._waited += time.perf_counter() - began
         self._one(x, y, ids, epoch)
         self.progress.step += 1
-        self._images += len(x)
+        self._images += len(x) * self.ranks.world
         self._clock += time.perf_counter() - began
         self._tick(self.progress, self._images / max(self._clock, 1e-9), self._waited / max(self._clock, 1e-9))
-        return stream
 
     def _stream(self, epoch: int, position: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of one epoch from a position on; the order is a function of (seed, epoch)."""
-        order = train_order(len(self.train), self.plan.seed, epoch)
-        batches = order[: self.steps_per_epoch * self.batch_size].split(self.batch_size)
-        return self.train.stream(list(batches[position:]), self.device)
+        """This rank's share of the batches of one epoch, from a position on; the order is a function of (seed, epoch)."""
+        batches = epoch_batches(self.train, self.batch_size, self.plan.seed, epoch)[position:]
+        return self.train.stream([batch.chunk(self.ranks.world)[self.ranks.rank] for batch in batches], self.device)
 
     def _one(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int) -> None:
         """Augment, attack, descend; adds to the running loss means. A step that is stopped leaves no trace."""
-        progress = self.progress
-        factor = self.plan.factor((progress.step + 0.5) / progress.max_steps)
+        progress, plan = self.progress, self.plan
+        t = min((progress.step + 0.5) / progress.max_steps, 1.0)
+        factor = plan.factor(t)
         for group, base in zip(self.step.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
-        torch.manual_seed(step_seed(self.plan.seed, progress.step))
-        if self.plan.augment is not None:
-            x = augment(x, RowRandom(self.plan.seed, "augment", ids, epoch=epoch), self.plan.augment)
-        try:
-            terms = self.step(x, y, ids, seed=self.plan.seed, epoch=epoch)
-        except NumericsError as error:
-            self.offending = {"x": x.detach().cpu().contiguous(), "y": y.cpu(), "ids": ids.cpu()}
-            shown = ", ".join(str(i) for i in ids[:8].tolist())
-            lr = self.step.optimizer.param_groups[0]["lr"]
-            raise NumericsError(f"{error.what} at step {progress.step}", where=f"lr {lr:.4g}, sample ids {shown}, …", hint=error.hint) from None
+        y_soft = None
+        if plan.augment is not None:
+            x = augment(x, RowRandom(plan.seed, "augment", ids, epoch=epoch), plan.augment)
+        if plan.cutmix is not None:
+            x, y_soft = plan.cutmix(x, y, ids, epoch)
+        while True:
+            torch.manual_seed(step_seed(plan.seed, progress.step) + self.ranks.rank)
+            try:
+                terms = self.step(x, y, ids, seed=plan.seed, epoch=epoch, y_soft=y_soft, progress=t)
+                break
+            except torch.OutOfMemoryError:
+                self._less_memory(len(x))
+            except NumericsError as error:
+                raise self._broken(error, x, y, ids) from None
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + float(value)
         progress.loss_count += 1
+
+    def _broken(self, error: NumericsError, x: Tensor, y: Tensor, ids: Tensor) -> NumericsError:
+        self.offending = {"x": x.detach().cpu().contiguous(), "y": y.cpu(), "ids": ids.cpu()}
+        shown = ", ".join(str(i) for i in ids[:8].tolist())
+        lr = self.step.optimizer.param_groups[0]["lr"]
+        return NumericsError(f"{error.what} at step {self.progress.step}", where=f"lr {lr:.4g}, sample ids {shown}, …", hint=error.hint)
+
+    def _less_memory(self, rows: int) -> None:
+        """Halve the micro-batch for this and all later steps, or explain why that is not done. Raises ResourceError E-OOM."""
+        batch_norm = any(isinstance(m, _BatchNorm) for m in self.step.model.modules())
+        if self.plan.oom == "fail" or (self.plan.oom == "auto" and batch_norm):
+            hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (" (BatchNorm then sees smaller batches)" if batch_norm else "")
+            raise ResourceError(f"{self.step.micro_batch or rows} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM")
+        size = self.step.halve(rows)
+        if not size:
+            raise ResourceError("one image at a time does not fit into memory", hint="a smaller model, or train.recompute=true", code="E-OOM")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.progress.micro_batch = size
+        self._say(f"out of memory: going on with {size} images in a pass; gradients are added up to the same batch")
 
     # ---- boundaries --------------------------------------------------------------------------------------------
 
@@ -246,37 +250,81 @@ class Trainer:
         improved = False
         if due and progress.validated != progress.step:
             improved = self._validate()
-        if self._saved != progress.step and (finished or improved or progress.step % plan.save_every == 0):
+        if self._saved != progress.step and (finished or improved or progress.ended or progress.step % plan.save_every == 0):
             self._checkpoint(("last", "best") if improved or not progress.best else ("last",))
 
     def _validate(self) -> bool:
-        """Measure, record, and say whether this is the best model so far."""
-        progress, plan = self.progress, self.plan
+        """Measure, record, let the guards judge, and say whether this is the best model so far."""
+        progress = self.progress
         epoch = progress.step / self.steps_per_epoch
         row: dict[str, Any] = {"step": progress.step, "epoch": round(epoch, 4), "lr": self.step.optimizer.param_groups[0]["lr"]}
-        row |= {name: total / progress.loss_count for name, total in progress.loss_sums.items() if progress.loss_count}
-        result: Evaluation | None = None
-        if plan.validation is not None and self.val is not None and len(plan.val_positions):
-            result = RobustEvaluation(self.step.model, plan.validation, stop=self._stop, say=self._say).run(self.val, plan.val_positions, self.device)
-            row |= {"clean_acc": result.clean_acc, "robust_acc": result.robust_acc if plan.validation.attacks else None, "n": result.n}
+        row |= self._mean_losses()
+        self._refresh()
+        measured = self.validation(self.published) if self.validation is not None else {}
+        row |= measured
         row |= {"images_per_second": self._images / max(self._clock, 1e-9), "waiting_share": self._waited / max(self._clock, 1e-9)}
+        row["peak_memory"] = max(self.ranks.gather(self._peak_memory()))
         progress.validated = progress.step
         progress.loss_sums, progress.loss_count = {}, 0
         progress.last = {"step": progress.step, "epoch": row["epoch"], "clean_acc": row.get("clean_acc"), "robust_acc": row.get("robust_acc")}
         self._log(row)
         self._clock = self._waited = 0.0
         self._images = 0
-        if result is None:
-            return False
-        if not progress.best or self._score(progress.last) > self._score(progress.best):
+        improved = bool(measured) and (not progress.best or self._score(progress.last) > self._score(progress.best))
+        if improved:
             progress.best = dict(progress.last)
-            return True
-        return False
+        self._guard(row, improved)
+        return improved
+
+    def _mean_losses(self) -> dict[str, float]:
+        progress = self.progress
+        means = {name: total / progress.loss_count for name, total in progress.loss_sums.items() if progress.loss_count}
+        parts = self.ranks.gather(means)
+        return {name: sum(part[name] for part in parts) / len(parts) for name in means}
+
+    def _guard(self, row: dict[str, Any], improved: bool) -> None:
+        """What the guards say of this validation; a roll-back takes the best model's state and goes on from the same step."""
+        progress = self.progress
+        t = progress.step / progress.max_steps
+        verdict = self.guards.judge(row, improved, t, whole=self.step.threat(t)[1].eps == self.step.ball.eps)
+        for text in verdict.alarms:
+            self._say(text)
+            progress.alarms.append(text)
+        if verdict.rollback and not improved and progress.best:
+            unpack_run(self.step, self._recall(), where="roll-back")
+        progress.guards = self.guards.state()
+        progress.ended = verdict.stop
+
+    def _peak_memory(self) -> int:
+        """Bytes: on CUDA the most allocated so far, elsewhere the largest resident size of this process."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+    def _refresh(self) -> None:
+        for hook in self.step.descent.hooks:
+            hook.refresh(self._pixels())
+
+    def _pixels(self) -> Iterator[Tensor]:
+        """Training pixels in a fixed order, the same on every rank: what averaged weights take their BatchNorm statistics from."""
+        order = train_order(len(self.train), self.plan.seed, 0)[:_PIXELS]
+        batches = list(order.split(min(self.batch_size, 256)))
+        if len(batches) > 1 and len(batches[-1]) < len(batches[0]):
+            batches.pop()  # each batch has the same weight in the mean
+        for x, _, _ in self.train.stream(batches, self.device):
+            yield x
 
     def _score(self, row: dict[str, Any]) -> tuple[float, float]:
         clean, robust = float(row["clean_acc"] or 0), float(row["robust_acc"] or 0)
         return (robust, clean) if self.plan.robust_best else (clean, robust)
 
     def _checkpoint(self, tags: Sequence[str]) -> None:
-        self._save(self.progress, self.groups(), tags)
+        self._refresh()
+        if self.ranks.main:
+            self._save(self.progress, self.groups(), tags)
+        self.ranks.barrier()
         self._saved = self.progress.step

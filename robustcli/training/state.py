@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.errors import CheckpointError
+from robustcli.training.steps import MinMax
+
+Groups = dict[str, dict[str, Tensor]]
 
 _SEP = "\x1f"
 
@@ -40,3 +43,27 @@ def unpack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, packed:
 def step_seed(seed: int, step: int) -> int:
     """Seed of torch's own generator during one step (dropout): nothing to save, the same after a resume."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+
+
+def pack_run(step: MinMax, published: nn.Module) -> Groups:
+    """All tensors of a run as named groups: `model` what an evaluation should load (averaged weights when there are any), then `live`."""
+    groups: Groups = {"model": dict(published.state_dict()), "optimizer": pack_optimizer(step.model, step.optimizer)}
+    if published is not step.model:
+        groups["live"] = dict(step.model.state_dict())
+    if step.scaler is not None:
+        groups["scaler"] = {key: torch.tensor(value) for key, value in step.scaler.state_dict().items()}
+    for k, hook in enumerate(step.descent.hooks):
+        groups[f"hook{k}"] = hook.state()
+    groups["step"] = step.state()
+    return {name: group for name, group in groups.items() if group or name in ("model", "optimizer")}
+
+
+def unpack_run(step: MinMax, groups: Groups, *, where: str = "") -> None:
+    """Inverse of `pack_run`. Raises CheckpointError for tensors that do not fit model, optimiser or hooks."""
+    step.model.load_state_dict(groups.get("live", groups["model"]))
+    unpack_optimizer(step.model, step.optimizer, groups.get("optimizer", {}), where=where)
+    if step.scaler is not None and "scaler" in groups:
+        step.scaler.load_state_dict({key: value.item() for key, value in groups["scaler"].items()})
+    for k, hook in enumerate(step.descent.hooks):
+        hook.load(groups.get(f"hook{k}", {}))
+    step.load(groups.get("step", {}))

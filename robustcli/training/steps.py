@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
-from robustcli.core.losses import Criterion
+from robustcli.core.losses import Criterion, bind_inner
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
-from robustcli.errors import NumericsError
+from robustcli.registry import steps
+from robustcli.runtime.distributed import Ranks, solo
+from robustcli.training.descent import Descent, Objective, Regularizer
+from robustcli.training.faults import FAULTS, settle
+from robustcli.training.forward import Forward
+from robustcli.training.hooks import Hook
 from robustcli.types import Batch, Classifier, LossTerms
+
+Attack = Callable[[Oracle, Tensor, Ball], Tensor]
 
 
 @dataclass
@@ -35,91 +42,150 @@ class MinMax:
         attack_bn: "eval" attacks with running statistics (and on a folded twin), "train" with those of the batch.
         fold: attack a folded, low-precision twin; only for attack_bn "eval".
         twin_dtype: precision of that twin.
+        twin_compiled: run the twin through torch.compile.
         grad_clip: largest global l2 norm of the gradient, or None.
         parallel: the module the passes go through: the model itself or a DataParallel around it.
+        compiled: run the outer step's passes through torch.compile.
         scaler: torch.amp.GradScaler for fp16, else None.
         stop: raises to interrupt; called before every pass of the attack, never during the outer step.
+        regularizers, hooks, ranks: see `Descent`.
+        inner_params: parameters of the inner loss.
+        strength: t -> (attack, ball) in the place of `attack` and `ball`: a curriculum.
+        micro_batch: most images in one pass; gradients of the parts are added up. None: the whole batch.
     """
 
     model: nn.Module
-    objective: Callable[[Classifier, Batch], LossTerms]
+    objective: Objective
     inner: str | None
-    attack: Callable[[Oracle, Tensor, Ball], Tensor]
+    attack: Attack
     ball: Ball
     optimizer: torch.optim.Optimizer
     dtype: torch.dtype = torch.float32
     attack_bn: Literal["eval", "train"] = "eval"
     fold: bool = True
     twin_dtype: torch.dtype = torch.float32
+    twin_compiled: bool = False
     channels_last: bool = True
     grad_clip: float | None = None
     parallel: nn.Module | None = None
+    compiled: bool = False
     scaler: Any = None
     stop: Callable[[], None] | None = None
+    regularizers: dict[str, Regularizer] = field(default_factory=dict)
+    hooks: Sequence[Hook] = ()
+    ranks: Ranks = field(default_factory=solo)
+    strength: Callable[[float], tuple[Attack, Ball]] | None = None
+    inner_params: Mapping[str, float] = field(default_factory=dict)
+    micro_batch: int | None = None
     twin_note: str = field(default="", init=False)
     _twin: SearchTwin | None = field(default=None, init=False)
     _twin_tried: bool = field(default=False, init=False)
 
-    @property
-    def _runner(self) -> nn.Module:
-        return self.parallel if self.parallel is not None else self.model
+    def __post_init__(self) -> None:
+        self.forward = Forward(self.model, dtype=self.dtype, parallel=self.parallel, compiled=self.compiled)
+        self.descent = Descent(
+            self.model,
+            lambda model, batch: self.objective(model, batch),  # looked up at each step: a test may replace it
+            self.optimizer,
+            forward=self.forward,
+            regularizers=self.regularizers,
+            hooks=self.hooks,
+            grad_clip=self.grad_clip,
+            scaler=self.scaler,
+            ranks=self.ranks,
+        )
 
-    def _autocast(self, device: torch.device) -> Any:
-        return nullcontext() if self.dtype is torch.float32 else torch.autocast(device.type, dtype=self.dtype)
+    # ---- state -------------------------------------------------------------------------------------------------
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """Logits in float32 of the model as it is trained."""
-        with self._autocast(x.device):
-            logits: Tensor = self._runner(x)
-        return logits.float()
+    def state(self) -> dict[str, Tensor]:
+        """Tensors of the step itself that a resume needs, besides model, optimiser and hooks."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+
+    # ---- attack ------------------------------------------------------------------------------------------------
 
     def _searcher(self, x: Tensor) -> Classifier:
         """The folded twin with fresh weights where it is proven equal on x, else the model under autocast."""
         if not self._twin_tried:
             self._twin_tried = True
             if self.fold and self.attack_bn == "eval" and self.parallel is None:
-                twin = SearchTwin(self.model, dtype=self.twin_dtype, channels_last=self.channels_last)
+                twin = SearchTwin(self.model, dtype=self.twin_dtype, channels_last=self.channels_last, compiled=self.twin_compiled)
                 self.twin_note = twin.parity(x)
                 self._twin = None if self.twin_note else twin
-        elif self._twin is not None:
-            self._twin.refresh()
-        return self._forward if self._twin is None else self._twin
+        return self.forward if self._twin is None else self._twin
 
-    def adversarial(self, x: Tensor, y: Tensor, rng: RowRandom) -> Tensor:
+    def adversarial(self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5) -> Tensor:
         """x_adv [B, C, H, W]; the model's flags and buffers are as before. x itself without an inner loss."""
         if self.inner is None:
             return x
+        attack, ball = self.threat(progress)
         with frozen(self.model, bn="batch" if self.attack_bn == "train" else "eval"):
-            oracle = Oracle(self._searcher(x), x, Criterion(y), loss=self.inner, rng=rng, stop=self.stop)
-            return self.attack(oracle, x, self.ball)
+            if self._twin is not None:
+                self._twin.refresh()
+            searcher = self._searcher(x)
+            parts = []
+            for rows in self._parts(len(x)):
+                part = x[rows]
+                soft = None if y_soft is None else y_soft[rows]
+                loss = bind_inner(self.inner, y[rows], y_soft=soft, clean=partial(_clean, searcher, part), **self.inner_params)
+                oracle = Oracle(searcher, part, Criterion(y[rows]), loss=loss, rng=rng.rows(rows), stop=self.stop)
+                parts.append(attack(oracle, part, ball))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, seed: int, epoch: int, y_soft: Tensor | None = None) -> LossTerms:
-        """One step on x [B, C, H, W], y [B]. Raises NumericsError, parameters unchanged, when loss or gradient is not finite."""
+    def threat(self, progress: float) -> tuple[Attack, Ball]:
+        """Attack and ball at the share `progress` of the run."""
+        return (self.attack, self.ball) if self.strength is None else self.strength(progress)
+
+    def _parts(self, rows: int) -> list[slice]:
+        size = self.micro_batch or rows
+        return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+    # ---- step --------------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, seed: int, epoch: int, y_soft: Tensor | None = None, progress: float = 0.5) -> LossTerms:
+        """One step on x [B, C, H, W], y [B], at the share `progress` of the run.
+
+        Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, parameters and state unchanged.
+        """
         rng = RowRandom(seed, "start", ids, epoch=epoch)
         if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        x_adv = self.adversarial(x, y, rng)
-        buffers = [(b, b.clone()) for b in self.model.buffers()]
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.objective(self._forward, Batch(x, y, x_adv, ids, self.ball, rng, y_soft))
-        scaled = terms.total if self.scaler is None else self.scaler.scale(terms.total)
-        scaled.backward()
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        # fp16 gradients overflow now and then: the scaler skips such a step and lowers its scale.
-        finite = torch.isfinite(terms.total.detach()) & (torch.isfinite(norm) if self.scaler is None else True)
-        if not bool(finite):
-            for buffer, before in buffers:
-                buffer.copy_(before)
-            what = "gradient" if bool(torch.isfinite(terms.total.detach())) else "loss"
-            raise NumericsError(f"the {what} is not finite", hint="lower the learning rate, or clip with train.grad_clip")
-        if self.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.grad_clip, norm)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return terms
+        fault: BaseException | None = None
+        x_adv = x
+        try:
+            x_adv = self.adversarial(x, y, rng, y_soft=y_soft, progress=progress)
+        except FAULTS as error:
+            fault = error
+        settle(self.ranks, fault)
+        drawn = RowRandom(seed, "objective", ids, epoch=epoch)  # a regulariser must not see the noise that the attack started from
+        return self.descent(self._batches(x, y, x_adv, ids, self.threat(progress)[1], drawn, y_soft), progress)
+
+    def _batches(self, x: Tensor, y: Tensor, x_adv: Tensor, ids: Tensor, ball: Ball, rng: RowRandom, y_soft: Tensor | None) -> list[Batch]:
+        parts = [(s, x[s]) for s in self._parts(len(x))]
+        return [
+            Batch(part, y[s], part if x_adv is x else x_adv[s], ids[s], ball, rng.rows(s), None if y_soft is None else y_soft[s]) for s, part in parts
+        ]
+
+    def halve(self, rows: int) -> int:
+        """After out-of-memory on a batch of `rows` images: half the micro-batch, at least 1; 0 when it was 1 already."""
+        now = min(self.micro_batch or rows, rows)
+        if now <= 1:
+            return 0
+        self.micro_batch = (now + 1) // 2
+        return self.micro_batch
+
+
+def _clean(searcher: Classifier, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return searcher(x)
+
+
+@steps.register("minmax", attacks=True)
+def minmax(settings: Mapping[str, Any]) -> MinMax:
+    """x_adv = argmax over the ball of the inner loss;  theta <- theta - lr grad L(theta, x, x_adv): attack, then descend.
+
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083.
+    """
+    return MinMax(**settings)

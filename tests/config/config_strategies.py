@@ -40,6 +40,10 @@ _PARAMS: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     },
     "optimizers": {"sgd": {"lr": st.floats(1e-6, 10), "nesterov": st.booleans()}, "adamw": {"betas": st.lists(st.floats(0, 0.999), min_size=2, max_size=2)}},
     "schedules": {"cyclic": {}, "one_cycle": {}},
+    "regularizers": {"gradalign": {}, "nuclear": {}},
+    "steps": {"minmax": {}, "free": {}},
+    "hooks": {"awp": {}, "ema": {}, "swa": {}},
+    "trackers": {"tensorboard": {}},
 }
 _REQUIRED = {"depth"}
 _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
@@ -67,6 +71,8 @@ def _value(info: FieldInfo, annotation: Any, path: str) -> st.SearchStrategy[Any
         return st.sampled_from(get_args(annotation))
     if get_origin(annotation) is dict:
         return st.dictionaries(st.sampled_from(["clean_acc", "robust_acc", "robust_acc@linf:8/255"]), numbers(0, 1), max_size=2)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return sections(annotation, f"{path}.")
     if annotation is types.NoneType:
         return st.none()
     if annotation is bool:

@@ -88,6 +88,10 @@ def registries() -> Registries:
         models=_models(),
         optimizers=_filled("optimizer", ("sgd", _sgd), ("adamw", _adamw)),
         schedules=_filled("schedule", *((name, _nothing) for name in ("constant", "cyclic", "one_cycle", "step", "cosine"))),
+        regularizers=_filled("regularizer", ("gradalign", _nothing), ("nuclear", _nothing)),
+        steps=_filled("training step", ("minmax", _nothing), ("free", _nothing)),
+        hooks=_filled("training hook", *((name, _nothing) for name in ("awp", "ema", "swa"))),
+        trackers=_filled("tracker", ("tensorboard", _nothing)),
         datasets=_filled("data set", *((name, _nothing) for name in ("digits", "fake", "mnist", "folder", "npz"))),
     )
 

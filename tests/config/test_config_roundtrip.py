@@ -100,12 +100,13 @@ def test_one_mutation_is_found_and_named(count: int, config_strategies: ModuleTy
         full = Config.model_validate(raw).model_dump(mode="json")
         skipped = ("model.options.", "model.label", "eval.fail_under")
         places = [(path, value) for path, value in leaves(full) if not ".".join(path).startswith(skipped) and value not in ([], {})]
-        path, value = data.draw(st.sampled_from(places))
+        section = data.draw(st.sampled_from(sorted({path[0] for path, _ in places})))  # every section alike, however many keys it has
+        path, value = data.draw(st.sampled_from([place for place in places if place[0][0] == section]))
         reference = full["model"]["name"].startswith(("run:", "torchvision:", "x."))
         if data.draw(st.booleans()) and not path[-1].isdigit() and not (path[0] == "model" and reference):
             bad = path[-1] + "q"
             _set(full, path, None, rename=bad)
-            named = (*path[:-1], "name") if path[0] == "attacks" and path[-1] == "name" else (*path[:-1], bad)
+            named = (*path[:-1], "name") if path[-1] == "name" and len(path) > 2 and path[-2].isdigit() else (*path[:-1], bad)
         else:
             _set(full, path, data.draw(st.sampled_from(_wrong(path, value))))
             named = path

@@ -22,7 +22,8 @@ def trained(cli):
 
 
 def test_train_document_and_files(trained, tmp_path):
-    assert set(trained) == COMMON | {"best", "last", "checkpoint"} and trained["verb"] == "train" and trained["ok"] is True
+    assert set(trained) == COMMON | {"best", "last", "checkpoint", "steps", "ended", "robust_overfitting", "alarms"}
+    assert trained["verb"] == "train" and trained["ok"] is True and trained["ended"] == "budget"
     assert set(trained["best"]) == set(trained["last"]) == {"epoch", "clean_acc", "robust_acc"} and 0 <= trained["best"]["clean_acc"] <= 1
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert {"config.resolved.yaml", "env.json", "metrics.jsonl", "results.csv", "summary.json", "summary.md", "status.json", "log.txt"} <= names

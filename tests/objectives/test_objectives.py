@@ -1,5 +1,7 @@
 """Every objective: formula by hand, reductions, bad parameters, BatchNorm left in train mode."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ def test_contract(entry):
     assert terms.total.shape == () and terms.total.requires_grad and torch.isfinite(terms.total)
     assert all(not part.requires_grad for part in terms.parts.values())
     assert entry.facts["inner"] is None or entry.facts["inner"] in registry.losses
-    assert "arXiv" in entry.fn.__doc__
+    assert re.search(r"Source: .*(arXiv:\d{4}\.\d{5}|openreview\.net/forum)", entry.fn.__doc__, re.DOTALL)
     soft = F.one_hot(batch().y, 3).float()
     assert torch.allclose(entry.fn(NET, batch(soft)).total, terms.total)
 

@@ -1,0 +1,42 @@
+"""Adversarial training with one attack step and a nuclear norm."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+
+from robustcli.core.losses import mean_ce, nuclear_rows
+from robustcli.registry import objectives
+from robustcli.types import Batch, Classifier, LossTerms
+
+
+@objectives.register("nuat", inner="nuclear", passes=7)
+def nuat(
+    model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 4.0, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+) -> LossTerms:
+    """mean CE(f(x), y) + weight * ||f(x_adv) - f(x)||_* / B on logits, ||D||_* the sum of singular values; cost 2K + 7 passes.
+
+    x_adv ascends mean CE(f(x_adv), y) + weight * ||f(x_adv) - f(x)||_* / B. The authors take one step from random corners at half the
+    radius: `adversary: {name: pgd, steps: 1, step_size: 8/255, start: bernoulli, start_scale: 0.5}` for eps 8/255; NuAT2 is steps: 2.
+    Here `weight` is constant and every attack step ascends both terms; there `weight` grows from 0 to 4 over the epochs and every other
+    batch (NuAT2: the second step) ascends CE alone. Clean logits for the attack come from eval mode, as in NuAT2; that is the seventh pass.
+    The norm is that of the rows at hand: a micro-batch, or a process, takes the norm of its own.
+
+    Args:
+        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
+        batch: x, x_adv and y (int64 [B]), or y_soft [B, K], are used.
+        weight: of the nuclear norm, no unit, >= 0; 0 is `natural`.
+        label_smoothing: share of the label spread evenly over all classes, in [0, 1); not seen by the attack.
+
+    Raises:
+        ValueError: weight < 0 or label_smoothing outside [0, 1).
+
+    Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI; the start: the same authors, NeurIPS 2020, arXiv:2011.14969.
+    """
+    if not weight >= 0:
+        raise ValueError(f"weight must be >= 0, got {weight}")
+    clean, adversarial = model(batch.x), model(batch.x_adv)
+    natural = mean_ce(clean, batch.y, batch.y_soft, label_smoothing)
+    norm = nuclear_rows(adversarial, clean).mean()
+    return LossTerms(natural + weight * norm, {"natural": natural.detach(), "nuclear": norm.detach()})

@@ -1,0 +1,36 @@
+"""The nuclear norm of what the attack changes: few directions of change for a whole batch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge
+from torch import Tensor
+
+from robustcli.core.losses import nuclear_rows
+from robustcli.registry import regularizers
+from robustcli.types import Batch, Classifier
+
+
+@regularizers.register("nuclear", passes=6)
+def nuclear(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 4.0) -> Tensor:
+    """weight * ||f(x) - f(x_adv)||_* / B, ||D||_* the sum of singular values of D [B, K]; 6 passes, those that an objective makes too included.
+
+    Gradients run through both logits. The norm is that of the rows at hand: a micro-batch, or a process, takes the norm of its own.
+    weight = 0 gives 0 and no pass.
+
+    Args:
+        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
+        batch: x and x_adv are used.
+        weight: no unit, >= 0.
+
+    Raises:
+        ValueError: weight < 0.
+
+    Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI (NuAT).
+    """
+    if not weight >= 0:
+        raise ValueError(f"weight must be >= 0, got {weight}")
+    if weight == 0:
+        return batch.x.new_zeros(())
+    return weight * nuclear_rows(model(batch.x_adv), model(batch.x)).mean()

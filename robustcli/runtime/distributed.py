@@ -1,0 +1,196 @@
+"""Many processes, one training: who I am, and the few words that ranks exchange. A lost peer is one line with exit 8."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from robustcli.errors import PeerError, UsageError
+from robustcli.runtime.device import cuda_count
+
+START_SECONDS, STEADY_SECONDS = 600, 120
+
+
+class Ranks:
+    """The processes of one training: rank r of `world`; ``Ranks()`` is a process alone, for which every call is free.
+
+    All ranks must make the same calls in the same order. `agree` and `mean`, which every step makes, wait 120 s for a
+    silent peer; `gather`, `broadcast` and `barrier`, before which rank 0 may be writing, wait 600 s. A peer that died
+    is noticed at once. Raises PeerError E-PEER (exit 8) from every call: then nothing may be saved by this rank alone.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, *, steady: Any = None) -> None:
+        self.rank, self.world, self._steady = rank, world, steady
+        self._lost = False
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes and speaks for all."""
+        return self.rank == 0
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """a_i = max over ranks of flag_i: for each flag, whether it is True on any rank; one all-reduce."""
+        if self.world == 1 or not flags:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
+        with self._watched("agree"):
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._steady)
+        return tuple(bool(vote) for vote in votes.tolist())
+
+    def mean(self, tensors: Sequence[Tensor]) -> None:
+        """t = (1 / world) * sum over ranks of t, in place; bitwise the same on all ranks.
+
+        tensors: floating point, any shapes, dtypes and devices; every rank gives the same list. They travel as one flat
+        tensor per dtype and device. Raises ValueError: a dtype without a mean.
+        """
+        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in tensors:
+            if not tensor.is_floating_point():
+                raise ValueError(f"mean over ranks needs floating point tensors, not {tensor.dtype}")
+            groups.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+        if self.world == 1:
+            return
+        for group in groups.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            with self._watched("mean"):
+                dist.all_reduce(flat, group=self._steady)
+            flat /= self.world
+            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def gather(self, value: Any) -> list[Any]:
+        """[v_0, ..., v_{world-1}] on every rank; values are plain JSON data and come back as such (tuples as lists)."""
+        mine = _encode(value)
+        if self.world == 1:
+            return [_decode(mine)]
+        with self._watched("gather"):
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+            dist.all_gather(sizes, torch.tensor([mine.numel()]))
+            longest = max(int(size) for size in sizes)
+            found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+            dist.all_gather(found, torch.cat([mine, mine.new_zeros(longest - mine.numel())]))
+        return [_decode(data[: int(size)]) for data, size in zip(found, sizes, strict=True)]
+
+    def broadcast(self, value: Any) -> Any:
+        """v_0, the value of rank 0, on every rank; plain JSON data as in `gather`. What the others give is not looked at."""
+        data = _encode(value) if self.main else torch.zeros(0, dtype=torch.uint8)
+        if self.world > 1:
+            with self._watched("broadcast"):
+                size = torch.tensor([data.numel()])
+                dist.broadcast(size, 0)
+                data = data if self.main else data.new_zeros(int(size))
+                dist.broadcast(data, 0)
+        return _decode(data)
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here."""
+        if self.world > 1:
+            with self._watched("barrier"):
+                dist.all_reduce(torch.zeros(1))  # a CPU tensor: dist.barrier would wait for the GPU too
+
+    def close(self) -> None:
+        """Leave the group; peers that still wait for this rank get their PeerError. Twice is once."""
+        if self.world > 1 and dist.is_initialized() and (not self._lost or dist.get_backend() == "gloo"):
+            dist.destroy_process_group()  # with a peer lost, NCCL would wait for it: the end of the process frees all
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _watched(self, what: str) -> Iterator[None]:
+        if self._lost:
+            raise PeerError(f"rank {self.rank} of {self.world} lost a peer before", where=what)
+        try:
+            yield
+        except RuntimeError as error:
+            self._lost = True
+            raise _peer_error(self.rank, self.world, what, error) from error
+
+
+def solo() -> Ranks:
+    """A process alone."""
+    return Ranks()
+
+
+def join(device: torch.device) -> Ranks:
+    """The group that the launcher's environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); `solo` without one.
+
+    device: of this rank; CUDA makes it the current one, with nccl for its tensors; everything else goes through gloo.
+    ROBUSTCLI_PG_TIMEOUT: seconds that replace both patiences, 600 until all ranks have met and 120 afterwards.
+
+    Raises UsageError: an impossible environment or device; PeerError: not all ranks came.
+    """
+    world = _number("WORLD_SIZE", 1)
+    if world == 1:
+        return solo()
+    rank = _number("RANK")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or not 0 <= rank < world:
+        what = f"{missing[0]} is not set" if missing else f"RANK={rank} is not below WORLD_SIZE={world}"
+        raise UsageError(what, where="environment", hint="start with torchrun, or with --nproc")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"no training with many processes on {device.type}", where="device", hint="use cpu or cuda")
+    start, steady = _patience()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world, timeout=start)
+        group = dist.new_group(timeout=steady)
+    except (RuntimeError, ValueError) as error:
+        raise _peer_error(rank, world, "joining", error) from error
+    ranks = Ranks(rank, world, steady=group)
+    ranks.barrier()
+    ranks.agree(False)
+    return ranks
+
+
+def local_device(name: str) -> str:
+    """The device of this rank: auto and cuda are ``cuda:LOCAL_RANK`` where there is CUDA, auto is cpu elsewhere.
+
+    In a process alone, and for any other name, `name` itself. Raises UsageError: LOCAL_RANK is no number.
+    """
+    if _number("WORLD_SIZE", 1) == 1 or name not in ("auto", "cuda"):
+        return name
+    if cuda_count():
+        return f"cuda:{_number('LOCAL_RANK', 0)}"
+    return "cpu" if name == "auto" else name
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        raise UsageError(f"{name}={text!r} is not a number" if text else f"{name} is not set", where="environment", hint="start with torchrun, or with --nproc")
+    return int(text)
+
+
+def _patience() -> list[timedelta]:
+    text = os.environ.get("ROBUSTCLI_PG_TIMEOUT", "")
+    if text and not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        raise UsageError(f"ROBUSTCLI_PG_TIMEOUT={text!r} is not a number of seconds from 1 to 99999", where="environment")
+    return [timedelta(seconds=int(text or seconds)) for seconds in (START_SECONDS, STEADY_SECONDS)]
+
+
+def _encode(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decode(data: Tensor) -> Any:
+    return json.loads(data.numpy().tobytes())
+
+
+def _peer_error(rank: int, world: int, what: str, error: Exception) -> PeerError:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = re.sub(r"^\[\S+:\d+\]:?\s*", "", first.strip()).partition(". ")[0][:200].rstrip(".")
+    return PeerError(f"rank {rank} of {world} lost a peer in {what}: {reason}", hint="nothing was saved after the last checkpoint; go on with --resume")

@@ -1,0 +1,118 @@
+"""Curriculum of the inner attack: how far and how long it searches, as a function of the share of all steps done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+from torch import Tensor
+
+from robustcli.core.geometry import Ball
+from robustcli.core.oracle import Oracle
+from robustcli.registry import parameters
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """eps(t) = eps * r(t),  r(t) = s + (1 - s) min(1, t / u);  steps(t) = n_0 + floor((n - n_0) min(1, t / v)) + more;  a(t) = r(t) a_n.
+
+    A function of t alone: a resumed run repeats it and nothing is saved (`more_steps` belongs to the guard that raises it).
+
+    Args:
+        fn: a registered attack of kind "fixed", (oracle, x, ball, *, ...) -> x_adv.
+        params: its bound parameters. An explicit `step_size` is a length in pixels and follows the radius (see `at`).
+        ball: the whole threat; eps in pixel units of [0, 1].
+        eps_start: s, factor on eps at t = 0, in [0, 1].
+        eps_until: u, share of all steps after which eps is whole, in [0, 1); 0 = whole from the first step.
+        steps_start: n_0, attack steps at t = 0, from 1 to the configured n; None = n.
+        steps_until: v, share of all steps after which all n are taken, in [0, 1); 0 = from the first step.
+
+    Raises:
+        ValueError: a share out of range; steps_start for an attack without `steps`, or outside 1 to n.
+
+    Source: steps: Cai et al., IJCAI 2018, arXiv:1805.04807. Radius: the linear eps schedules of Gowal et al., 2018, arXiv:1810.12715, and
+        CROWN-IBP, Zhang et al., ICLR 2020, arXiv:1906.06316.
+    """
+
+    fn: Callable[..., Tensor]
+    params: Mapping[str, Any]
+    ball: Ball
+    eps_start: float = 1.0
+    eps_until: float = 0.0
+    steps_start: int | None = None
+    steps_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps_start <= 1:
+            raise ValueError(f"eps_start must be in [0, 1], got {self.eps_start}")
+        for name, value in (("eps_until", self.eps_until), ("steps_until", self.steps_until)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if self.steps_start is None:
+            return
+        if self.steps is None:
+            raise ValueError(f"steps_start needs an attack with the parameter steps; {getattr(self.fn, '__name__', 'this attack')} has none")
+        if not 1 <= self.steps_start <= self.steps:
+            raise ValueError(f"steps_start must be from 1 to the attack's steps {self.steps}, got {self.steps_start}")
+
+    @cached_property
+    def steps(self) -> int | None:
+        """n, the configured steps of the attack; None for an attack without that parameter, to which no step can be added."""
+        known = parameters(self.fn).get("steps")
+        return None if known is None else int(self.params.get("steps", known.default))
+
+    def share(self, t: float) -> float:
+        """r(t) in [0, 1]: the factor on eps at the share t in [0, 1] of the run. Raises ValueError for another t."""
+        return self.eps_start + (1 - self.eps_start) * _risen(t, self.eps_until)
+
+    def steps_at(self, t: float, more_steps: int = 0) -> int | None:
+        """Attack steps at t, `more_steps` included; None for an attack without steps.
+
+        Raises ValueError: t outside [0, 1], more_steps < 0, or more_steps > 0 for an attack without steps.
+        """
+        risen, n = _risen(t, self.steps_until), self.steps
+        if more_steps < 0 or (more_steps and n is None):
+            raise ValueError(f"cannot add {more_steps} steps to {getattr(self.fn, '__name__', 'the attack')}; use an attack with steps, such as pgd")
+        if n is None:
+            return None
+        first = n if self.steps_start is None else self.steps_start
+        return first + math.floor((n - first) * risen) + more_steps
+
+    def at(self, t: float, more_steps: int = 0) -> tuple[Callable[[Oracle, Tensor, Ball], Tensor], Ball]:
+        """(attack, ball) at the share t in [0, 1] of the run; the attack expects that ball.
+
+        An explicit step size a of n steps becomes r(t) * min(a, max(n a, 2.5 eps) / m) for m steps: up to n steps it stays a; beyond, the steps
+        shorten, but reach together what they did and at least pgd's own 2.5 eps. Without `clip` (N-FGSM) nothing takes an overshoot back:
+        r(t) * min(a, n a / m), the same reach in more steps. At eps(t) = 0 the attack answers x and asks the model nothing.
+
+        Raises ValueError as `steps_at` does.
+        """
+        share, steps = self.share(t), self.steps_at(t, more_steps)
+        ball = self.ball if share == 1 else replace(self.ball, eps=self.ball.eps * share)
+        if not ball.eps:
+            return _still, ball
+        params = dict(self.params) if steps is None else {**self.params, "steps": steps}
+        if params.get("step_size") is not None:
+            params["step_size"] = share * self._step_size(float(params["step_size"]), steps)
+        return partial(self.fn, **params), ball
+
+    def _step_size(self, a: float, steps: int | None) -> float:
+        if steps is None or self.steps is None or steps <= self.steps:
+            return a
+        reach = self.steps * a
+        return min(a, (max(reach, 2.5 * self.ball.eps) if self.params.get("clip", True) else reach) / steps)
+
+
+def _risen(t: float, until: float) -> float:
+    """min(1, t / until); 1 when until is 0."""
+    if not 0 <= t <= 1:
+        raise ValueError(f"t is a share of the run, in [0, 1], got {t}")
+    return 1.0 if t >= until else t / until
+
+
+def _still(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
+    """x_adv = x: the only point of a ball of radius 0 (a step size of 0 is refused by the attacks, N-FGSM's noise would leave the ball)."""
+    return oracle.result(x)

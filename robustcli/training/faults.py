@@ -1,0 +1,34 @@
+"""What may stop a step before anything has changed, and how all ranks learn of it."""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+
+from robustcli.errors import Interrupted, NumericsError
+from robustcli.runtime.distributed import Ranks
+
+#: Faults that leave the run as it was: a stop request, no memory, numbers that are not finite.
+FAULTS = (Interrupted, torch.OutOfMemoryError, NumericsError)
+
+
+def settle(ranks: Ranks, fault: BaseException | None) -> None:
+    """Raise `fault` here, or what another rank met, on every rank alike; returns when no rank has any. One small all-reduce.
+
+    Without it a rank that leaves a step would let the others wait in the next collective for ever.
+    """
+    met = ranks.agree(*(isinstance(fault, kind) for kind in FAULTS))
+    if fault is not None and not isinstance(fault, FAULTS):
+        raise fault
+    for kind, anywhere in zip(FAULTS, met, strict=True):  # the same kind on every rank, whatever else one of them met
+        if anywhere:
+            raise fault if fault is not None and isinstance(fault, kind) else _elsewhere(kind)
+
+
+def _elsewhere(kind: type[BaseException]) -> BaseException:
+    if kind is Interrupted:
+        return Interrupted("another rank was asked to stop", signum=signal.SIGTERM)
+    if kind is NumericsError:
+        return NumericsError("loss or gradient of another rank is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+    return torch.OutOfMemoryError("another rank ran out of memory")

@@ -1,0 +1,61 @@
+"""What a training run does, and what it remembers between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from robustcli.evaluation.plan import EvalPlan
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a run does; all of it follows from the configuration.
+
+    Args:
+        seed: of order, augmentation, attack starts and dropout.
+        batch_size: global batch, over all ranks.
+        factor: learning-rate factor as a function of t in (0, 1).
+        augment: crop and flip, or None.
+        budget: (unit, amount): ("steps", n), ("epochs", e) or ("minutes", m).
+        save_every, validate_every: in steps, >= 1.
+        validation: plan of the robust validation, or None when there is no validation split.
+        val_positions: int64 [m], positions in the validation split.
+        robust_best: choose the best checkpoint by robust accuracy (natural training: by clean accuracy).
+        cutmix: (x, y, ids, epoch) -> (x, y_soft), or None.
+        oom: after out-of-memory, halve the micro-batch or fail; auto fails where BatchNorm would see smaller batches.
+    """
+
+    seed: int
+    batch_size: int
+    factor: Callable[[float], float]
+    augment: Any
+    budget: tuple[str, float]
+    save_every: int
+    validate_every: int
+    validation: EvalPlan | None
+    val_positions: Tensor
+    robust_best: bool = True
+    cutmix: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    oom: Literal["auto", "halve", "fail"] = "auto"
+
+
+@dataclass
+class Progress:
+    """What a run remembers between steps; plain JSON, saved in every checkpoint."""
+
+    step: int = 0
+    max_steps: int = 0
+    validated: int = -1
+    best: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    loss_count: int = 0
+    log_offset: int = 0
+    micro_batch: int | None = None
+    guards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+    ended: str = ""

@@ -1,0 +1,83 @@
+"""Ten steps of every objective, and of every regulariser over `madry`, against stored losses: a rewrite keeps the numbers.
+
+After a change that is meant to move them, or a new objective:  python tests/golden/test_objective_curves.py  (writes objective_curves.json);
+say in the commit which curves moved and why.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli import registry
+from robustcli.attacks.pgd import pgd
+from robustcli.core.geometry import Ball
+from robustcli.training.steps import MinMax
+from robustcli.types import LossTerms
+
+STORED = Path(__file__).with_name("objective_curves.json")
+STEPS, ROWS, CLASSES = 10, 12, 3
+CASES = [*(f"objective {name}" for name in registry.objectives.discover().names()), *(f"regularizer {name}" for name in registry.regularizers.names())]
+
+
+def network():
+    """Convolution, BatchNorm and a smooth activation: no kink where one rounding more moves a gradient's sign."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, CLASSES))
+
+
+def with_term(term):
+    madry = registry.objectives.get("madry").fn
+
+    def objective(model, batch):
+        terms = madry(model, batch)
+        added = term(model, batch)
+        return LossTerms(terms.total + added, {**terms.parts, "added": added.detach()})
+
+    return objective
+
+
+def curve(case):
+    """[{total, parts}] of ten steps in float32 on one thread; the attack is PGD on whatever inner loss the objective names."""
+    kind, _, name = case.partition(" ")
+    entry = registry.objectives.get(name if kind == "objective" else "madry")
+    objective = entry.fn if kind == "objective" else with_term(registry.regularizers.get(name).fn)
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.rand(ROWS, 1, 4, 4, generator=g), torch.arange(ROWS) % CLASSES
+    x[:, 0, 0] += y[:, None] * 0.4
+    x.clamp_(0, 1)
+    net = network()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        step = MinMax(net, objective, entry.facts["inner"], lambda oracle, x, ball: pgd(oracle, x, ball, steps=3), Ball("linf", 0.1), optimizer)
+        rows = []
+        for number in range(STEPS):
+            terms = step(x, y, torch.arange(ROWS), seed=0, epoch=number)
+            rows.append({"total": float(terms.total.detach()), **{part: float(value.detach()) for part, value in sorted(terms.parts.items())}})
+    finally:
+        torch.set_num_threads(threads)
+    return rows
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_curve_is_the_stored_one(case):
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    assert case in stored, f"run python {Path(__file__).name} to store {case}"
+    got = curve(case)
+    assert len(got) == STEPS and got == [pytest.approx(row, rel=1e-5, abs=1e-7) for row in stored[case]]
+
+
+def test_the_stored_curves_are_those_of_today_and_tell_methods_apart():
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    assert set(stored) == set(CASES)
+    ends = [rows[-1]["total"] for rows in stored.values()]
+    assert len({round(end, 4) for end in ends}) == len(ends)
+    assert all(rows[-1]["total"] < rows[0]["total"] for rows in stored.values())
+
+
+if __name__ == "__main__":
+    STORED.write_text(json.dumps({case: curve(case) for case in CASES}, indent=1) + "\n", encoding="utf-8")

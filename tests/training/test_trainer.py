@@ -1,0 +1,246 @@
+"""The loop: what is published, out of memory, roll-back, early end, extra data; on tiny models in fp32."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli import registry
+from robustcli.attacks.pgd import pgd
+from robustcli.core.geometry import Ball
+from robustcli.data.mixture import MixedSplit
+from robustcli.data.split import MemorySplit
+from robustcli.errors import DataError, ResourceError
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.training.ema import ema
+from robustcli.training.guarding import Guards
+from robustcli.training.loop import Trainer
+from robustcli.training.plan import Progress, TrainPlan
+from robustcli.training.steps import MinMax
+from robustcli.training.swa import swa
+
+G = torch.Generator().manual_seed(0)
+PIXELS = torch.randint(0, 256, (40, 1, 4, 4), generator=G).to(torch.uint8)
+LABELS = (PIXELS.float().mean((1, 2, 3)) > 127).long() + (PIXELS[:, 0, 0, 0] > 127).long()
+CLASSES = ("a", "b", "c")
+BALL = Ball("linf", 0.05)
+
+
+def network(batch_norm=False):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), *([nn.BatchNorm2d(4)] if batch_norm else []), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
+    return nn.Sequential(*layers)
+
+
+def split(first=0, last=40):
+    return MemorySplit(PIXELS[first:last], LABELS[first:last], CLASSES)
+
+
+class Journal:
+    """What a trainer saves and logs, in memory."""
+
+    def __init__(self):
+        self.saves, self.rows, self.said = [], [], []
+
+    def save(self, progress, groups, tags):
+        self.saves.append((progress.step, copy.deepcopy(groups), tuple(tags), copy.deepcopy(progress)))
+
+    def best(self):
+        return copy.deepcopy([groups for _, groups, tags, _ in self.saves if "best" in tags][-1])
+
+
+def trainer(net=None, *, journal=None, hooks=(), train=None, guards=None, objective="madry", step=None, **plan):
+    journal = journal or Journal()
+    net = net or network()
+    entry = registry.objectives.discover().get(objective)
+    made = (step or MinMax)(
+        net, entry.fn, entry.facts["inner"], lambda oracle, x, ball: pgd(oracle, x, ball, steps=2), BALL,
+        torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), hooks=[hook(net) for hook in hooks],
+    )  # fmt: skip
+    validation = EvalPlan(BALL, [AttackCall("fgsm", "pgd", pgd, {"steps": 1}), AttackCall("pgd", "pgd", pgd, {"steps": 2})], 0, None, None, Search())
+    settings = {
+        "seed": 0, "batch_size": 8, "factor": lambda t: 1.0, "augment": None, "budget": ("steps", 12), "save_every": 5, "validate_every": 4,
+        "validation": validation, "val_positions": torch.arange(10),
+    } | plan  # fmt: skip
+    made_guards = guards or Guards(10, 3)
+    found = Trainer(
+        made, train or split(0, 30), split(30, 40), TrainPlan(**settings), torch.device("cpu"),
+        guards=made_guards, save=journal.save, log=journal.rows.append, recall=journal.best, say=journal.said.append,
+    )  # fmt: skip
+    found.journal = journal
+    return found
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys(), name
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), (name, key)
+
+
+def test_records_checkpoints_and_the_best_come_when_due():
+    t = trainer()
+    t.run()
+    assert [row["step"] for row in t.journal.rows] == [4, 8, 12] and {"fgsm_acc", "robust_acc", "clean_acc", "peak_memory"} <= set(t.journal.rows[0])
+    steps = [step for step, *_ in t.journal.saves]
+    assert {5, 10, 12} <= set(steps) and sorted(set(steps)) == steps
+    best = max(t.journal.rows, key=lambda row: (row["robust_acc"], row["clean_acc"]))
+    assert t.progress.best["robust_acc"] == best["robust_acc"] and all(0 <= row["robust_acc"] <= row["fgsm_acc"] <= row["clean_acc"] for row in t.journal.rows)
+
+
+@pytest.mark.parametrize("hooks", [(), (ema,), (swa,), (lambda net: swa(net, start=0.3),)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("stop_at", [5, 10])
+def test_a_resumed_run_ends_in_the_same_bits(hooks, batch_norm, stop_at):
+    whole = trainer(network(batch_norm), hooks=hooks)
+    whole.run()
+    step, groups, _, progress = next(save for save in whole.journal.saves if save[0] == stop_at)
+    again = trainer(network(batch_norm), hooks=hooks)
+    again.restore(copy.deepcopy(groups), copy.deepcopy(progress))
+    again.run()
+    same(again.groups(), whole.groups())
+    assert again.progress.best == whole.progress.best and step == stop_at
+
+
+def test_the_averaged_model_is_validated_and_published():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 3).index_fill(1, torch.tensor([0]), 1.0) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    from robustcli.training.hooks import Hook
+
+    class Always(Hook):
+        def averaged(self):
+            return Constant().eval()
+
+    t = trainer(hooks=(lambda net: Always(),))
+    t.run()
+    expected = float((LABELS[30:40] == 0).float().mean())
+    assert [row["clean_acc"] for row in t.journal.rows] == pytest.approx([expected] * 3)
+    groups = t.groups()
+    assert not groups["model"] and set(groups["live"]) == set(network().state_dict())
+
+
+class Cramped(MinMax):
+    """Room for three images in a pass."""
+
+    def adversarial(self, x, y, rng, **more):
+        if min(self.micro_batch or len(x), len(x)) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return super().adversarial(x, y, rng, **more)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_result():
+    t, free = trainer(step=Cramped), trainer()
+    t.run()
+    free.run()
+    assert t.step.micro_batch == 2 and t.progress.micro_batch == 2 and [line.split(":")[0] for line in t.journal.said] == ["out of memory"] * 2
+    for a, b in zip(t.step.model.parameters(), free.step.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    again = trainer(step=Cramped)
+    again.restore(t.groups(), replace(t.progress))
+    assert again.step.micro_batch == 2
+
+
+@pytest.mark.parametrize(("batch_norm", "oom", "halves"), [(True, "auto", False), (True, "halve", True), (False, "fail", False), (False, "auto", True)])
+def test_batchnorm_is_not_given_smaller_batches_unasked(batch_norm, oom, halves):
+    t = trainer(network(batch_norm), step=Cramped, oom=oom)
+    if halves:
+        t.run()
+        assert t.step.micro_batch == 2
+    else:
+        with pytest.raises(ResourceError, match="do not fit into memory") as error:
+            t.run()
+        assert error.value.code == "E-OOM" and ("BatchNorm" in error.value.hint) == batch_norm
+
+
+class Full(MinMax):
+    def adversarial(self, x, y, rng, **more):
+        raise torch.OutOfMemoryError("no room")
+
+
+def test_one_image_that_does_not_fit_ends_the_run():
+    with pytest.raises(ResourceError, match="one image at a time"):
+        trainer(step=Full).run()
+
+
+class Collapsing(Guards):
+    """Reports a collapse at the second validation."""
+
+    def judge(self, row, improved, t, *, whole=True):
+        from robustcli.training.guarding import Verdict
+
+        self.seen = getattr(self, "seen", 0) + 1
+        return Verdict(("collapsed",), "", True) if self.seen == 2 else Verdict()
+
+
+def test_a_rollback_takes_the_best_state_and_goes_on_from_the_same_step():
+    t = trainer(guards=Collapsing(10, 3), save_every=100)
+    t.progress.best = {}
+    t.run()
+    best = t.journal.best()
+    at8 = [(step, groups) for step, groups, _, _ in t.journal.saves if step == 8]
+    improved_at_8 = bool(at8)
+    assert t.progress.step == 12 and t.progress.alarms == ["collapsed"] and t.journal.said == ["collapsed"]
+    if not improved_at_8:  # the weights after step 8 are those of the best checkpoint, so the end differs from an untouched run
+        plain = trainer(save_every=100)
+        plain.run()
+        assert any(not torch.equal(a, b) for a, b in zip(plain.step.model.parameters(), t.step.model.parameters(), strict=True)) and best
+
+
+def test_patience_ends_the_run_early():
+    t = trainer(guards=Guards(10, 3, patience=1), budget=("steps", 400), factor=lambda t: 1e-9)
+    progress = t.run()
+    assert progress.ended == "no better model in 1 validations" and progress.step == 8 and t.journal.saves[-1][0] == 8
+
+
+def test_extra_data_is_mixed_into_every_batch():
+    seen = []
+
+    class Watching(MinMax):
+        def __call__(self, x, y, ids, **more):
+            seen.append(ids.clone())
+            return super().__call__(x, y, ids, **more)
+
+    original, extra = split(0, 20), split(20, 30)
+    t = trainer(train=MixedSplit(original, extra, 0.25), step=Watching)
+    t.run()
+    assert t.steps_per_epoch == 2 and all(len(ids) == 8 and int((ids >= 20).sum()) == 2 for ids in seen)
+
+
+def test_cutmix_reaches_attack_and_objective():
+    from robustcli.core.random import RowRandom
+    from robustcli.data.cutmix import cutmix
+
+    seen = []
+
+    def mix(x, y, ids, epoch):
+        return cutmix(x, y, RowRandom(0, "cutmix", ids, epoch=epoch), 3)
+
+    t = trainer(cutmix=mix)
+    inner = t.step.objective
+    t.step.objective = lambda model, batch: seen.append(batch.y_soft) or inner(model, batch)
+    t.run()
+    assert all(s is not None and torch.allclose(s.sum(1), torch.ones(len(s))) for s in seen) and len(seen) == 12
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    from robustcli.runtime.distributed import Ranks
+
+    net = network()
+    made = MinMax(net, lambda m, b: None, None, lambda o, x, b: x, BALL, torch.optim.SGD(net.parameters(), lr=0.1), ranks=Ranks(0, 3))
+    plan = TrainPlan(0, 8, lambda t: 1.0, None, ("steps", 1), 1, 1, None, torch.zeros(0))
+    with pytest.raises(DataError, match="shared by 3 processes"):
+        Trainer(made, split(), None, plan, torch.device("cpu"), guards=Guards(0, 3), save=None, log=None, recall=None)
+
+
+def test_progress_is_plain_json():
+    import json
+    from dataclasses import asdict
+
+    t = trainer()
+    t.run()
+    assert Progress(**json.loads(json.dumps(asdict(t.progress)))) == t.progress
