@@ -15,7 +15,7 @@ from robustcli.cli.options import with_flags
 from robustcli.errors import Interrupted
 
 #: verb -> module under robustcli.cli; each has HELP, EXAMPLES, FLAGS and run(call) -> document | None.
-VERBS = {"check-gpu": "check_gpu", "train": "train", "attack": "attack", "eval": "eval", "transfer": "transfer", "demo": "demo"}
+VERBS = {"check-gpu": "check_gpu", "train": "train", "attack": "attack", "eval": "eval", "transfer": "transfer", "bench": "bench", "demo": "demo"}
 
 
 def build() -> Any:

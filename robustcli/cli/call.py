@@ -121,7 +121,7 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
         if not able and not isinstance(steps, int):
             raise UsageError("--steps: none of the attacks takes steps")
         settings += [f"{path}.steps={steps}" for path in able]
-    if verb == "train" and steps == _SMOKE_STEPS:
+    if verb == "train" and steps == _SMOKE_STEPS and "steps" in registry.parameters(registry.attacks.get(loaded.config.train.val_attack.name).fn):
         settings.append(f"train.val_attack.steps={steps}")
     return settings
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 PROGRAM = [sys.executable, "-m", "robustcli"]
-VERBS = ["transfer", "check-gpu", "train", "attack", "eval", "demo", "config"]
+VERBS = ["transfer", "check-gpu", "train", "attack", "eval", "bench", "demo", "config"]
 
 
 def start(*argv, cwd=None, env=None, **more):
