@@ -63,9 +63,10 @@ class CheckpointError(RobustCliError):
 
 
 class NumericsError(RobustCliError):
-    """NaN or Inf where a number must be (exit 5)."""
+    """NaN or Inf where a number must be (exit 5). `elsewhere`: on another rank, whose message tells more."""
 
     exit_code, code = 5, "E-NAN"
+    elsewhere: bool = False
 
 
 class ResourceError(RobustCliError):

@@ -18,11 +18,11 @@ from robustcli.jobs.compose import Setting, fresh_model, is_reference, make_atta
 from robustcli.jobs.evaluate import begin
 from robustcli.jobs.plan import passes_per_image
 from robustcli.jobs.throughput import Bench
-from robustcli.jobs.timing import Repeat, matmul_peak, precisions, process_memory
+from robustcli.jobs.timing import Repeat, matmul_peak, precisions
 from robustcli.models import count_parameters, flops
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
-from robustcli.runtime.device import describe_devices
+from robustcli.runtime.device import describe_devices, process_memory
 from robustcli.runtime.run import Run
 from robustcli.runtime.rundir import open_run
 from robustcli.runtime.signals import StopFlag

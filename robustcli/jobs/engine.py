@@ -53,6 +53,8 @@ def make_engine(setting: Setting, model: nn.Module, ranks: Ranks, stop: Callable
     inner = registry.objectives.get(config.objective.name).facts["inner"]
     val = data.val if len(data.val) else None
     positions = torch.zeros(0, dtype=torch.int64) if val is None else choose(val, n=config.train.val_n, first=None, seed=config.seed)
+    if config.train.patience is not None and val is None:
+        warn("train.patience has no effect without validation images")
     steps, attacks = _steps(config.adversary), bool(registry.steps.discover().get(config.train.step.name).facts["attacks"])
     mode = config.train.overfitting
     if mode == "rollback" and (not attacks or not registry.parameters(registry.attacks.discover().get(config.adversary.name).fn).get("steps")):
@@ -60,6 +62,8 @@ def make_engine(setting: Setting, model: nn.Module, ranks: Ranks, stop: Callable
     guards = Guards(len(positions), len(data.classes), config.train.patience, mode)
     step = make_step(setting, model, ranks, guards, stop, warn)
     one_step = inner is not None and mode != "off" and (steps == 1 or not attacks)
+    if one_step and val is not None and _steps(config.train.val_attack) == 1:
+        warn("train.val_attack makes one step: catastrophic overfitting cannot be seen by it; use pgd with 10 steps")
     validation = None if val is None else _validation(setting, inner is not None, one_step)
     return Engine(step, train, val, _plan(setting, train, validation, positions, inner is not None), guards, digest)
 
@@ -90,7 +94,9 @@ def make_step(setting: Setting, model: nn.Module, ranks: Ranks, guards: Guards, 
         "optimizer": optimizer(model, **optimizer_parameters),
         "dtype": dtype,
         "attack_bn": train.attack_bn,
-        "fold": search.fold_bn or search.dtype is not torch.float32,
+        "fold": search.fold_bn or search.compile or search.dtype is not torch.float32,
+        "twin_fold_bn": search.fold_bn,
+        "twin_channels_last": search.channels_last,
         "twin_dtype": search.dtype,
         "twin_compiled": search.compile,
         "channels_last": train.channels_last,
@@ -129,7 +135,16 @@ def _steps(adversary: Spec) -> int | None:
 
 def _check_search(config: Config, inner: str | None, attack: Callable[..., Tensor], parameters: dict[str, Any]) -> None:
     """An adversary that would not ascend the objective's inner loss."""
-    if inner is None or "clean" not in registry.losses.discover().get(inner).facts.get("state", ()) or config.train.step.name != "minmax":
+    clean = inner is not None and "clean" in registry.losses.discover().get(inner).facts.get("state", ())
+    if not registry.steps.get(config.train.step.name).facts["attacks"]:
+        if inner is None or clean:
+            what = "does not look at attacked images" if inner is None else f"compares with the clean answer, flat where {config.train.step.name} starts"
+            said = f"the {config.train.step.name} step needs another objective: {config.objective.name} {what}"
+            raise UsageError(said, where="objective", hint="use madry or mart")
+        if config.train.curriculum.steps_start is not None:
+            raise UsageError(f"the {config.train.step.name} step has no attack whose steps could grow", where="train.curriculum.steps_start")
+        return
+    if not clean:
         return
     loss = {name: param.default for name, param in registry.parameters(attack).items()} | parameters
     name = config.adversary.name

@@ -135,14 +135,3 @@ def matmul_peak(device: torch.device, precision: Precision, sizes: Sequence[int]
             if not best or rate["median"] > best["tflops"]:
                 best = {"tflops": rate["median"], "low": rate["low"], "high": rate["high"], "repetitions": rate["repetitions"], "size": n}
     return best
-
-
-def process_memory() -> int | None:
-    """The largest resident size of this process so far, bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    import sys
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from robustcli.config.dump import dump_config
@@ -25,7 +26,8 @@ from robustcli.runtime.checkpoint import compare_state, latest_good, load_checkp
 from robustcli.runtime.console import Console
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.disk import preflight
-from robustcli.runtime.distributed import Ranks, join, local_device
+from robustcli.runtime.distributed import Ranks, join, local_device, solo
+from robustcli.runtime.retention import point
 from robustcli.runtime.run import Follower, Run
 from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import environment
@@ -53,7 +55,9 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
     began = time.perf_counter()
     if flags.dry_run:
         setting = prepare(config, console)
-        return training_plan(setting, _model(setting, flags), console)
+        model = _model(setting, flags)
+        make_engine(setting, model, solo(), lambda: None, console.warn)  # what cannot be put together is found here too
+        return training_plan(setting, model, console)
     config = config.model_copy(update={"device": local_device(config.device)})
     with join(pick_device(config.device)) as ranks:
         console = console if ranks.main else Console(quiet=True)
@@ -145,6 +149,10 @@ class TrainRun:
         trainer = self.trainer
         if not trainer.progress.max_steps:
             trainer.fix_budget()
+            if trainer.progress.step > trainer.progress.max_steps:
+                done, asked = trainer.progress.step, trainer.progress.max_steps
+                hint = "ask for more, or start a new run"
+                raise UsageError(f"the run has made {done} steps already, and the budget is {asked}", where="train.steps", hint=hint)
         self._say(self._plan())
         size = sum(t.numel() * t.element_size() for group in trainer.groups().values() for t in group.values())
         preflight(self.run.path, int(2.2 * size))
@@ -158,8 +166,9 @@ class TrainRun:
             where = f"--out {self.run.path}" if self.setting.config.out else f"name={self.setting.config.name}"
             raise Interrupted(error.what, signum=error.signum, where=str(self.run.path), hint=f"resume with the same command and --resume ({where})") from None
         except NumericsError:
-            if trainer.offending:
-                self.log.offending(trainer.offending)
+            if trainer.offending:  # each rank the batch that it saw
+                name = "nan_batch.safetensors" if self.ranks.main else f"nan_batch.rank{self.ranks.rank}.safetensors"
+                save_file(trainer.offending, self.run.path / name)
             raise
         self.log.finish(result)
         return result
@@ -200,11 +209,22 @@ class TrainRun:
         check_resume(stored["config"], self.config_tree, self.flags.override_resume, self.console.warn)
         compare_state(self.model.state_dict(), snapshot.groups["model"], where=str(snapshot.path))
         progress = Progress(**stored["progress"])
+        if progress.world != self.ranks.world:
+            self.console.warn(f"the run had {progress.world} processes and goes on with {self.ranks.world}: close to, but not bitwise, the same training")
+        if any(stored["config"]["train"].get(key) != self.config_tree["train"].get(key) for key in ("patience", "overfitting", "steps", "minutes", "epochs")):
+            progress.ended = ""  # what ended the run may no longer hold
         if self._budget(stored["config"]) != self._budget(self.config_tree):
             progress.max_steps = 0
         self.trainer.restore(snapshot.groups, progress, where=str(snapshot.path))
+        self._repoint(snapshot.path.name, progress)
         self.log.cut(progress.log_offset)
-        self.console.info(f"resuming at step {progress.step} of {progress.max_steps} from {snapshot.path}")
+        self.console.info(f"resuming at step {progress.step} from {snapshot.path}")
+
+    def _repoint(self, name: str, progress: Progress) -> None:
+        """Move the pointers that a kill between the checkpoint and its pointers left behind: no save of this step comes again."""
+        if self.ranks.main:
+            for tag in ("last", "best") if progress.best.get("step", progress.step) == progress.step else ("last",):
+                point(self.run.checkpoints, tag, name)
 
     @staticmethod
     def _budget(tree: Mapping[str, Any]) -> tuple[Any, ...]:

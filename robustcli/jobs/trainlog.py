@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustcli.core.losses import Criterion
@@ -52,9 +51,6 @@ class TrainLog(Protocol):
     def show(self, examples: Callable[[int], Panels]) -> None:
         """Where adversarial examples come from: how many at most -> panels; asked after a record, when a tracker wants some."""
 
-    def offending(self, batch: dict[str, Tensor]) -> None:
-        """Keep the batch whose loss was not finite."""
-
     def finish(self, progress: Progress) -> None:
         """Tables, curves and the summary."""
 
@@ -67,7 +63,6 @@ class Silent:
     def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None: ...
     def cut(self, offset: int) -> None: ...
     def show(self, examples: Callable[[int], Panels]) -> None: ...
-    def offending(self, batch: dict[str, Tensor]) -> None: ...
     def finish(self, progress: Progress) -> None: ...
 
 
@@ -123,10 +118,6 @@ class Written:
     def show(self, examples: Callable[[int], Panels]) -> None:
         """See `TrainLog`."""
         self._examples = examples
-
-    def offending(self, batch: dict[str, Tensor]) -> None:
-        """See `TrainLog`."""
-        save_file(batch, self.run.path / "nan_batch.safetensors")
 
     def finish(self, progress: Progress) -> None:
         """See `TrainLog`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def _describe_cuda(index: int) -> dict[str, Any]:
         "driver": driver_version,
     }
     return _answers(f"cuda:{index}", questions)
+
+
+def process_memory() -> int | None:
+    """The largest resident size of this process so far, bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on CUDA the most allocated so far, elsewhere the largest resident size of this process; 0 where nobody tells."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else process_memory() or 0
 
 
 def nccl_version() -> str | None:

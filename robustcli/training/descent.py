@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustcli.errors import NumericsError
+from robustcli.errors import NumericsError, ResourceError
 from robustcli.runtime.distributed import Ranks, solo
 from robustcli.training.faults import FAULTS, settle
 from robustcli.training.forward import Forward, Shared
@@ -71,13 +72,14 @@ class Descent:
                 buffer.copy_(before)
             self.optimizer.zero_grad(set_to_none=True)
             raise
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        for hook in self.hooks:
-            hook.after_step(context)
+        with _final("the optimiser's step"):
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            for hook in self.hooks:
+                hook.after_step(context)
         return terms
 
     def _descend(self, batches: Sequence[Batch], context: StepContext) -> LossTerms:
@@ -93,8 +95,9 @@ class Descent:
             fault = error
         settle(self.ranks, fault)
         assert terms is not None  # settle raises otherwise
-        self._average()
-        self._check_gradient()
+        with _final("averaging the gradients"):
+            self._average()
+            self._check_gradient()
         for hook in self.hooks:
             hook.after_backward(context)
         return terms
@@ -139,7 +142,8 @@ class Descent:
         for buffer, before in buffers:
             buffer.copy_(before)
         settle(self.ranks, fault)
-        self.ranks.mean(sums)
+        with _final("averaging the gradients"):
+            self.ranks.mean(sums)
         return sums
 
     def _average(self) -> None:
@@ -161,3 +165,13 @@ class Descent:
             raise NumericsError("the gradient is not finite", hint="lower the learning rate, or clip with train.grad_clip")
         if self.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.grad_clip, norm)
+
+
+@contextmanager
+def _final(what: str) -> Iterator[None]:
+    """Out of memory inside ends the run: some weights, or some ranks, may have gone on already, so the step cannot be tried again."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "lower train.batch_size, or set train.micro_batch; go on with --resume"
+        raise ResourceError(f"no memory for {what}", hint=hint, code="E-OOM") from error

@@ -30,5 +30,7 @@ def _elsewhere(kind: type[BaseException]) -> BaseException:
     if kind is Interrupted:
         return Interrupted("another rank was asked to stop", signum=signal.SIGTERM)
     if kind is NumericsError:
-        return NumericsError("loss or gradient of another rank is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+        error = NumericsError("the loss of another rank is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+        error.elsewhere = True
+        return error
     return torch.OutOfMemoryError("another rank ran out of memory")

@@ -37,14 +37,22 @@ class Free(MinMax):
     _delta: Tensor | None = field(default=None, init=False)
 
     def state(self) -> dict[str, Tensor]:
-        """delta, when there is one."""
-        return {} if self._delta is None else {"delta": self._delta}
+        """delta of the whole batch, when there is one. Every rank must ask: each has the rows of its own places."""
+        if self._delta is None or self.ranks.world == 1:
+            return {} if self._delta is None else {"delta": self._delta}
+        parts = [torch.zeros_like(self._delta, dtype=torch.float64) for _ in range(self.ranks.world)]
+        parts[self.ranks.rank] = self._delta.double() * self.ranks.world
+        self.ranks.mean(parts)  # exact: one summand is not 0, and float64 holds a small multiple of a float32
+        return {"delta": torch.cat(parts).to(self._delta.dtype)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Raises CheckpointError for anything but delta."""
+        """Raises CheckpointError for anything but delta, or one that the ranks cannot share."""
         if set(state) - {"delta"}:
             raise CheckpointError(f"unknown tensors {sorted(set(state) - {'delta'})} in the state of the free step")
-        self._delta = state.get("delta")
+        delta, world = state.get("delta"), self.ranks.world
+        if delta is not None and len(delta) % world:
+            raise CheckpointError(f"the free step's delta of {len(delta)} places cannot be shared by {world} processes", hint="resume with as many as before")
+        self._delta = None if delta is None else delta.chunk(world)[self.ranks.rank].clone()
 
     def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, seed: int, epoch: int, y_soft: Tensor | None = None, progress: float = 0.5) -> LossTerms:
         """See `MinMax.__call__`; the terms are those of the last replay. A stop request waits for the end of the step."""

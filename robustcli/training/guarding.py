@@ -62,7 +62,8 @@ class Guards:
             alarms.append(self._watch.update(float(robust), float(row["epoch"])))
             if "fgsm_acc" in row and whole:
                 action = self._collapse.update(float(row["fgsm_acc"]), float(robust))
-                alarms.append(self._collapse.text)
+                text = self._collapse.text
+                alarms.append(text.replace("back to the best weights", "no better weights are known; going on") if improved else text)
                 stop, rollback = ("catastrophic overfitting" if action == "stop" else ""), action == "rollback"
                 self._early.waited *= not rollback
         if row.get("n") and self._early.update(improved) and not stop:

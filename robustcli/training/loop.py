@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.data.sampling import train_order
 from robustcli.data.split import Split
 from robustcli.errors import DataError, Interrupted, NumericsError, ResourceError
+from robustcli.runtime.device import peak_memory
 from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import FAULTS, settle
 from robustcli.training.guarding import Guards
@@ -78,7 +81,9 @@ class Trainer:
         self._base_lrs = [float(group["lr"]) for group in step.optimizer.param_groups]
         self.progress = Progress()
         self.offending: dict[str, Tensor] = {}
+        self._noted: set[str] = set()
         self._saved = -1
+        self._rolled_back = False
         self._clock = self._waited = 0.0
         self._images = 0
 
@@ -104,6 +109,8 @@ class Trainer:
         unpack_run(self.step, groups, where=where)
         self.step.micro_batch = progress.micro_batch or self.step.micro_batch
         self.guards.load(progress.guards)
+        if len(progress.rank_sums) == self.ranks.world:  # in another number of processes all go on from those of rank 0
+            progress.loss_sums = dict(progress.rank_sums[self.ranks.rank])
         self.progress, self._saved = progress, progress.step
 
     # ---- budget ------------------------------------------------------------------------------------------------
@@ -121,23 +128,21 @@ class Trainer:
     def _steps_for(self, seconds: float) -> int:
         """Steps that fit, by timing a few on a copy of the state; validation is charged by its share of passes."""
         before = {name: {key: t.clone() for key, t in group.items()} for name, group in self.groups().items()}
+        remembered, saved = copy.deepcopy(self.progress), self._saved
         warm, counted = _PROBE
         self.progress.max_steps = 10**9
         began = time.perf_counter()
-        for k, (x, y, ids) in enumerate(self._stream(0, 0)):
+        endless = (batch for epoch in itertools.count() for batch in self._stream(epoch, 0))
+        for k, (x, y, ids) in enumerate(itertools.islice(endless, warm + counted)):
             if k == warm:
                 self._sync()
                 began = time.perf_counter()
-            if k == warm + counted or k == self.steps_per_epoch - 1:
-                break
-            self._one(x, y, ids, 0)
-            self.progress.step += 1
+            self._one(x, y, ids, 0, t=1.0)  # the whole attack, with all that a warm-up leaves out at first
         self._sync()
-        measured = max(1, min(counted, self.progress.step - warm))
-        per_step = (time.perf_counter() - began) / measured
-        micro = self.progress.micro_batch
-        self.restore(before, Progress(micro_batch=micro))
-        self._saved = -1
+        per_step = (time.perf_counter() - began) / counted
+        remembered.micro_batch = self.progress.micro_batch
+        self.restore(before, remembered)
+        self._saved = saved
         rounds = self.validation.seconds(self.published) / self.plan.validate_every if self.validation is not None else 0.0
         steps = int(seconds / (per_step + rounds))
         self._say(f"{seconds / 60:g} minutes are {steps} steps of {self.batch_size} images ({per_step:.3g} s a step, {rounds:.2g} s of validation)")
@@ -194,10 +199,10 @@ class Trainer:
         batches = epoch_batches(self.train, self.batch_size, self.plan.seed, epoch)[position:]
         return self.train.stream([batch.chunk(self.ranks.world)[self.ranks.rank] for batch in batches], self.device)
 
-    def _one(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int) -> None:
-        """Augment, attack, descend; adds to the running loss means. A step that is stopped leaves no trace."""
+    def _one(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int, t: float | None = None) -> None:
+        """Augment, attack, descend, at the share t of the run; adds to the running loss means. A step that is stopped leaves no trace."""
         progress, plan = self.progress, self.plan
-        t = min((progress.step + 0.5) / progress.max_steps, 1.0)
+        t = self._share(progress.step) if t is None else t
         factor = plan.factor(t)
         for group, base in zip(self.step.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
@@ -218,8 +223,17 @@ class Trainer:
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + float(value)
         progress.loss_count += 1
+        for note in {self.step.twin_note and f"the attack searches on the model itself: {self.step.twin_note}", self.step.forward.note} - self._noted - {""}:
+            self._noted.add(note)
+            self._say(note)
+
+    def _share(self, step: int) -> float:
+        """t in (0, 1]: how much of the run is done in the middle of the step with this number."""
+        return min((step + 0.5) / self.progress.max_steps, 1.0)
 
     def _broken(self, error: NumericsError, x: Tensor, y: Tensor, ids: Tensor) -> NumericsError:
+        if error.elsewhere:
+            return NumericsError(f"{error.what} at step {self.progress.step}", hint=error.hint)
         self.offending = {"x": x.detach().cpu().contiguous(), "y": y.cpu(), "ids": ids.cpu()}
         shown = ", ".join(str(i) for i in ids[:8].tolist())
         lr = self.step.optimizer.param_groups[0]["lr"]
@@ -232,6 +246,8 @@ class Trainer:
             hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (" (BatchNorm then sees smaller batches)" if batch_norm else "")
             raise ResourceError(f"{self.step.micro_batch or rows} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM")
         size = self.step.halve(rows)
+        if not size and rows > 1 and self.step.micro_batch is None:
+            raise ResourceError(f"{rows} images do not fit into memory, and this step cannot split them", hint="lower train.batch_size", code="E-OOM")
         if not size:
             raise ResourceError("one image at a time does not fit into memory", hint="a smaller model, or train.recompute=true", code="E-OOM")
         if self.device.type == "cuda":
@@ -250,20 +266,24 @@ class Trainer:
         improved = False
         if due and progress.validated != progress.step:
             improved = self._validate()
-        if self._saved != progress.step and (finished or improved or progress.ended or progress.step % plan.save_every == 0):
+        regular = finished or bool(progress.ended) or progress.step % plan.save_every == 0
+        if improved or self._rolled_back or (self._saved != progress.step and regular):  # a step saved by an interrupted validation is saved again
             self._checkpoint(("last", "best") if improved or not progress.best else ("last",))
+        self._rolled_back = False
 
     def _validate(self) -> bool:
         """Measure, record, let the guards judge, and say whether this is the best model so far."""
         progress = self.progress
         epoch = progress.step / self.steps_per_epoch
-        row: dict[str, Any] = {"step": progress.step, "epoch": round(epoch, 4), "lr": self.step.optimizer.param_groups[0]["lr"]}
+        # Not the optimiser's own: a run that resumes right here has made no step yet.
+        lr = self._base_lrs[0] * self.plan.factor(self._share(progress.step - 1))
+        row: dict[str, Any] = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr}
         row |= self._mean_losses()
         self._refresh()
         measured = self.validation(self.published) if self.validation is not None else {}
         row |= measured
         row |= {"images_per_second": self._images / max(self._clock, 1e-9), "waiting_share": self._waited / max(self._clock, 1e-9)}
-        row["peak_memory"] = max(self.ranks.gather(self._peak_memory()))
+        row["peak_memory"] = max(self.ranks.gather(peak_memory(self.device)))
         progress.validated = progress.step
         progress.loss_sums, progress.loss_count = {}, 0
         progress.last = {"step": progress.step, "epoch": row["epoch"], "clean_acc": row.get("clean_acc"), "robust_acc": row.get("robust_acc")}
@@ -274,6 +294,7 @@ class Trainer:
         if improved:
             progress.best = dict(progress.last)
         self._guard(row, improved)
+        self.ranks.barrier()  # rank 0 may have written for long
         return improved
 
     def _mean_losses(self) -> dict[str, float]:
@@ -285,25 +306,16 @@ class Trainer:
     def _guard(self, row: dict[str, Any], improved: bool) -> None:
         """What the guards say of this validation; a roll-back takes the best model's state and goes on from the same step."""
         progress = self.progress
-        t = progress.step / progress.max_steps
+        t = min(1.0, progress.step / progress.max_steps)
         verdict = self.guards.judge(row, improved, t, whole=self.step.threat(t)[1].eps == self.step.ball.eps)
         for text in verdict.alarms:
             self._say(text)
             progress.alarms.append(text)
         if verdict.rollback and not improved and progress.best:
             unpack_run(self.step, self._recall(), where="roll-back")
+            self._rolled_back = True
         progress.guards = self.guards.state()
         progress.ended = verdict.stop
-
-    def _peak_memory(self) -> int:
-        """Bytes: on CUDA the most allocated so far, elsewhere the largest resident size of this process."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        try:
-            import resource
-        except ImportError:  # Windows
-            return 0
-        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
     def _refresh(self) -> None:
         for hook in self.step.descent.hooks:
@@ -324,7 +336,10 @@ class Trainer:
 
     def _checkpoint(self, tags: Sequence[str]) -> None:
         self._refresh()
+        groups = self.groups()  # on every rank: the step may have parts of its state on each
+        self.progress.world = self.ranks.world
+        self.progress.rank_sums = self.ranks.gather(self.progress.loss_sums) if self.ranks.world > 1 else []
         if self.ranks.main:
-            self._save(self.progress, self.groups(), tags)
+            self._save(self.progress, groups, tags)
         self.ranks.barrier()
         self._saved = self.progress.step

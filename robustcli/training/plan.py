@@ -45,7 +45,10 @@ class TrainPlan:
 
 @dataclass
 class Progress:
-    """What a run remembers between steps; plain JSON, saved in every checkpoint."""
+    """What a run remembers between steps; plain JSON, saved in every checkpoint.
+
+    loss_sums are those of this rank; rank_sums those of all ranks, filled in when a checkpoint of several processes is saved.
+    """
 
     step: int = 0
     max_steps: int = 0
@@ -54,7 +57,9 @@ class Progress:
     last: dict[str, Any] = field(default_factory=dict)
     loss_sums: dict[str, float] = field(default_factory=dict)
     loss_count: int = 0
+    rank_sums: list[dict[str, float]] = field(default_factory=list)
     log_offset: int = 0
+    world: int = 1
     micro_batch: int | None = None
     guards: dict[str, dict[str, Any]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)

@@ -40,8 +40,8 @@ class MinMax:
         optimizer: updates the model's parameters.
         dtype: autocast type of the outer step; float32 means none.
         attack_bn: "eval" attacks with running statistics (and on a folded twin), "train" with those of the batch.
-        fold: attack a folded, low-precision twin; only for attack_bn "eval".
-        twin_dtype: precision of that twin.
+        fold: attack a twin: a copy that is folded, of low precision, or compiled; only for attack_bn "eval".
+        twin_fold_bn, twin_channels_last, twin_dtype: BatchNorm folded, memory layout and precision of that twin.
         twin_compiled: run the twin through torch.compile.
         grad_clip: largest global l2 norm of the gradient, or None.
         parallel: the module the passes go through: the model itself or a DataParallel around it.
@@ -63,6 +63,8 @@ class MinMax:
     dtype: torch.dtype = torch.float32
     attack_bn: Literal["eval", "train"] = "eval"
     fold: bool = True
+    twin_fold_bn: bool = True
+    twin_channels_last: bool = True
     twin_dtype: torch.dtype = torch.float32
     twin_compiled: bool = False
     channels_last: bool = True
@@ -109,11 +111,12 @@ class MinMax:
     def _searcher(self, x: Tensor) -> Classifier:
         """The folded twin with fresh weights where it is proven equal on x, else the model under autocast."""
         if not self._twin_tried:
-            self._twin_tried = True
             if self.fold and self.attack_bn == "eval" and self.parallel is None:
-                twin = SearchTwin(self.model, dtype=self.twin_dtype, channels_last=self.channels_last, compiled=self.twin_compiled)
+                layout = self.twin_channels_last
+                twin = SearchTwin(self.model, dtype=self.twin_dtype, fold_bn=self.twin_fold_bn, channels_last=layout, compiled=self.twin_compiled)
                 self.twin_note = twin.parity(x)
                 self._twin = None if self.twin_note else twin
+            self._twin_tried = True
         return self.forward if self._twin is None else self._twin
 
     def adversarial(self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5) -> Tensor:

@@ -41,6 +41,7 @@ class Validation:
             counts = self._count(model, mine)
         except FAULTS as error:
             fault = error
+        self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
         settle(self.ranks, fault)
         gathered = self.ranks.gather(counts)
         total = {name: sum(part.get(name, 0) for part in gathered) for name in dict.fromkeys(name for part in gathered for name in part)}

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from jobs_support import TINY
 
 from robustcli.cli.main import run
 
@@ -47,21 +48,23 @@ def cli(tmp_path, monkeypatch):
 
 @pytest.fixture
 def forked(tmp_path, monkeypatch):
-    """Start a command in a child; returns (wait, pid). `wait()` gives its exit code, negative for a signal."""
+    """Start a command in a child; returns (wait, pid). `wait()` gives its exit code, negative for a signal. `prepare` is called there before."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     children = []
 
-    def start(*argv, err="err.txt"):
+    def start(*argv, err="err.txt", out="out.txt", prepare=None):
         pid = os.fork()
         if pid == 0:
             code = 70
             try:
-                for number, name in ((1, "out.txt"), (2, err)):
+                for number, name in ((1, out), (2, err)):
                     os.dup2(os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
                 sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                if prepare is not None:
+                    prepare()
                 code = run([str(a) for a in argv])
             finally:
                 os._exit(code)
@@ -83,3 +86,14 @@ def forked(tmp_path, monkeypatch):
     for pid in children:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """One training in this process, so that no child imports what it needs again."""
+    folder, rng = tmp_path_factory.mktemp("warm"), torch.get_rng_state()
+    threads = torch.get_num_threads()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert run(["train", *TINY, "train.steps=1", "--out", str(folder / "run")]) == 0
+    torch.set_num_threads(threads)
+    torch.set_rng_state(rng)

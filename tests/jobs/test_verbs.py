@@ -217,3 +217,27 @@ def test_python_api(trained, tmp_path):
     for bad_x, bad_y in ((x * 255, y), (x, y + 99), (x, y[:3])):
         with pytest.raises(robustcli.api.DataError):
             robustcli.evaluate(model, bad_x, bad_y, eps=0.1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["train.step={name: free}", "objective=nuat"], "compares with the clean answer"),
+        (["train.step={name: free}", "objective=natural"], "does not look at attacked images"),
+        (["train.hooks=[ema, swa]"], "both publish an average"),
+        (["train.hooks=[ema, ema]"], "named twice"),
+        (["objective=trades"], "flat at the clean image"),
+        (["train.curriculum={eps_start: 0.5}"], "without eps_until has no effect"),
+        (["train.sync_bn=true"], "needs CUDA"),
+        (["train.step={name: free}", "train.micro_batch=4"], "does not go with the free step"),
+    ],
+)
+def test_what_cannot_be_trained_together_is_found_by_a_dry_run(cli, settings, says):
+    answer = cli("train", "smoke/fake", *settings, "--dry-run")
+    assert answer.code == 2 and says in answer.err and answer.err.count("error[") == 1
+
+
+def test_a_smaller_budget_than_the_run_has_made_is_refused(trained, cli):
+    steps = trained["steps"]
+    answer = cli("train", "model/config.resolved.yaml", "--out", "model", "--resume", f"train.steps={steps - 1}", "train.epochs=null")
+    assert answer.code == 2 and f"has made {steps} steps already" in answer.err

@@ -12,7 +12,7 @@ from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.data.mixture import MixedSplit
 from robustcli.data.split import MemorySplit
-from robustcli.errors import DataError, ResourceError
+from robustcli.errors import DataError, Interrupted, ResourceError
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.training.ema import ema
 from robustcli.training.guarding import Guards
@@ -244,3 +244,90 @@ def test_progress_is_plain_json():
     t = trainer()
     t.run()
     assert Progress(**json.loads(json.dumps(asdict(t.progress)))) == t.progress
+
+
+# ---- found by a second reader ------------------------------------------------------------------------------------
+
+
+def test_a_validation_that_was_interrupted_still_makes_its_best_checkpoint():
+    """The interrupted step is saved as `last`; after the resume the same step turns out to be the best."""
+    journal = Journal()
+    first = trainer(journal=journal)
+    real = first.validation.__call__
+
+    class Interrupting:
+        def __call__(self, model):
+            raise Interrupted("now", signum=15)
+
+    first.validation = Interrupting()
+    with pytest.raises(Interrupted):
+        first.run()
+    step, groups, tags, progress = journal.saves[-1]
+    assert step == 4 and "best" not in tags[1:] and progress.validated == -1 and real
+    again = trainer(journal=(second := Journal()))
+    again.restore(copy.deepcopy(groups), copy.deepcopy(progress))
+    again.run()
+    assert second.saves[0][0] == 4 and "best" in second.saves[0][2]
+    whole = trainer()
+    whole.run()
+    same(again.groups(), whole.groups())
+    assert again.progress.best == whole.progress.best
+
+
+def test_the_probe_of_minutes_times_whole_steps_at_full_strength_and_leaves_no_trace():
+    seen = []
+
+    class Watching(MinMax):
+        def __call__(self, x, y, ids, *, progress, **more):
+            seen.append(progress)
+            return super().__call__(x, y, ids, progress=progress, **more)
+
+    t = trainer(step=Watching, batch_size=30, budget=("minutes", 0.01), hooks=(ema,))
+    before = copy.deepcopy(t.groups())
+    t.progress.best, t.progress.alarms = {"robust_acc": 0.5, "clean_acc": 0.5, "step": 0}, ["kept"]
+    steps = t.fix_budget()
+    same(t.groups(), before)
+    assert len(seen) == 8 and set(seen) == {1.0} and 1 <= steps < 5000 and t.steps_per_epoch == 1
+    assert t.progress.step == 0 and t.progress.alarms == ["kept"] and t.progress.best["robust_acc"] == 0.5
+
+
+def test_out_of_memory_in_the_optimizer_is_final():
+    t = trainer(oom="halve")
+
+    def broken(*args, **kwargs):
+        raise torch.OutOfMemoryError("no room")
+
+    t.step.optimizer.step = broken
+    with pytest.raises(ResourceError, match="no memory for the optimiser's step"):
+        t.run()
+
+
+def test_a_rollback_is_saved_at_once():
+    """A kill right after it must not bring the collapsed weights back."""
+    t = trainer(guards=Collapsing(10, 3), save_every=100)
+    t.run()
+    after = next(groups for step, groups, _, _ in t.journal.saves if step == 8)
+    best = t.journal.best()
+    same({"model": after["model"]}, {"model": best["model"]})
+
+
+def test_a_refused_twin_is_told_once():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x) + torch.rand(1)
+
+    t = trainer(Odd())
+    t.run()
+    assert len([line for line in t.journal.said if "searches on the model itself" in line]) == 1
+
+
+@pytest.mark.parametrize("fold_bn", [True, False])
+def test_the_twin_folds_only_when_asked(fold_bn):
+    net = network(batch_norm=True)
+    t = trainer(net, step=lambda *args, **more: MinMax(*args, twin_dtype=torch.bfloat16, twin_fold_bn=fold_bn, **more))
+    t.run()
+    assert t.step._twin is not None and t.step._twin.folded == int(fold_bn)
