@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import Field, TypeAdapter, ValidationError
 
 from robustcli import registry as registered
-from robustcli.config.explain import explain
+from robustcli.config.explain import explain, glued
 from robustcli.config.number import Flag, Int, Number, Text
 from robustcli.config.spec import Spec
 from robustcli.config.tree import Fault, config_error
@@ -78,7 +78,7 @@ def check_spec(registry: AnyRegistry, name: str, params: Mapping[str, Any], path
     values: dict[str, Any] = {}
     for key, value in params.items():
         if key not in wanted:
-            hint = suggestion(key, [*wanted, *fields]).strip() or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
+            hint = glued(key) or suggestion(key, [*wanted, *fields]).strip() or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
             faults.append(Fault(f"{path}.{key}", f"no such parameter of {registry.kind} {name!r}; {hint}"))
             continue
         value, wrong = _coerce(wanted[key], value, f"{path}.{key}")

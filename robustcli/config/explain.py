@@ -34,6 +34,8 @@ def explain(error: ErrorDetails) -> str:
         return f"expected {_KINDS[kind]}, got {got}{empty}"
     if kind == "missing":
         key, there = str(error["loc"][-1]), list(error["input"]) if isinstance(error["input"], dict) else []
+        if said := next((glued(str(item)) for item in there if str(item).startswith(f"{key}:")), ""):
+            return f"missing; {said}"
         near = difflib.get_close_matches(key, there, n=1)
         return f"missing; did you mean it by {near[0]!r}?" if near else f"missing; write {{{key}: ...}}"
     if kind == "too_short":
@@ -47,9 +49,17 @@ def explain(error: ErrorDetails) -> str:
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {got}"
 
 
+def glued(key: str) -> str:
+    """What to say of the key `name:awp`, which YAML reads where somebody meant `name: awp`; empty for any other key."""
+    name, colon, value = key.partition(":")
+    return f"YAML wants a space after the colon: {{{name}: {value}}}" if colon and name.isidentifier() and value else ""
+
+
 def unknown_key(path: Path_, known: Mapping[Path_, list[str]]) -> str:
     """The message for a key that its section does not have: the section that has it, else the nearest key."""
     section, key = path[:-1], path[-1]
+    if glued(key):
+        return f"unknown key; {glued(key)}"
     homes = [".".join((*at, key)) for at, keys in known.items() if key in keys and "*" not in at and (at != () or section != ()) and key != "name"]
     if homes:
         return f"unknown key; did you mean {' or '.join(repr(home) for home in homes[:2])}?"

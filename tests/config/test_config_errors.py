@@ -27,6 +27,7 @@ from robustcli.config.schema import Augment, BallConfig, DataConfig, EvalConfig,
         # keys
         ("trian: {epochs: 1}", "c.yaml:1: trian: unknown key; did you mean 'train'?"),
         ("eps: 8/255", "c.yaml:1: eps: unknown key; did you mean 'ball.eps'?"),
+        ("ball: {eps:8/255}", "c.yaml:1: ball.eps:8/255: unknown key; YAML wants a space after the colon: {eps: 8/255}"),
         ("batch_size: 3", "c.yaml:1: batch_size: unknown key; did you mean 'train.batch_size' or 'eval.batch_size'?"),
         ("train:\n  epohcs: 3", "c.yaml:2: train.epohcs: unknown key; did you mean 'epochs'?"),
         ("train:\n  eps: 3", "c.yaml:2: train.eps: unknown key; did you mean 'ball.eps'?"),

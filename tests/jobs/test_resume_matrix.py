@@ -1,0 +1,226 @@
+"""Bitwise resume over the combinations that a training may have: every value, and every pair of values that is possible, in 40 cells."""
+
+from __future__ import annotations
+
+import random
+import signal
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jobs_support import IMAGES, Job, all_same, moments, pick, write_images
+
+from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.training.guards import CatastrophicOverfitting
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "precision": ("fp32", "bf16"),
+    "around": ("plain", "ema", "awp", "swa", "awp+ema"),
+    "method": ("madry", "trades", "mart", "nuat", "free", "gradalign"),
+    "feed": ("memory", "stream", "workers"),
+    "micro": ("-", "micro"),
+    "ranks": ("1", "2"),
+    "cutmix": ("-", "cutmix"),
+    "extra": ("-", "extra"),
+    "curriculum": ("-", "curriculum"),
+}
+#: The suite runs the first SAMPLED, which have every value; all of them have every pair. No micro-batches in the free step. With workers and
+#: two ranks a kill takes seconds: the orphans of the killed rank hold its sockets until they notice.
+SAMPLED = 6
+CELLS = """
+fp32 swa     trades    memory  micro 2 cutmix extra curriculum
+bf16 plain   free      memory  -     1 -      -     -
+fp32 ema     gradalign memory  -     2 -      -     -
+fp32 awp+ema nuat      stream  -     2 -      extra curriculum
+fp32 awp     madry     memory  -     1 cutmix extra curriculum
+bf16 awp+ema mart      workers micro 1 cutmix extra -
+bf16 ema     madry     stream  micro 1 cutmix -     curriculum
+fp32 awp     gradalign workers -     2 cutmix -     -
+fp32 ema     mart      workers -     2 -      extra curriculum
+bf16 plain   gradalign stream  micro 2 -      extra curriculum
+bf16 swa     trades    stream  -     2 -      extra -
+fp32 awp     nuat      memory  -     1 -      -     curriculum
+fp32 plain   madry     memory  micro 2 cutmix extra -
+bf16 awp     nuat      stream  micro 1 cutmix extra -
+fp32 plain   free      workers -     2 cutmix extra curriculum
+fp32 swa     mart      workers -     2 -      -     -
+fp32 awp+ema trades    memory  -     1 cutmix -     curriculum
+fp32 awp+ema madry     workers -     1 -      extra curriculum
+fp32 swa     gradalign workers micro 1 -      -     curriculum
+bf16 plain   trades    workers micro 1 cutmix -     -
+bf16 ema     nuat      workers -     1 cutmix extra curriculum
+bf16 swa     free      stream  -     2 cutmix -     curriculum
+bf16 awp     mart      stream  -     1 cutmix extra -
+bf16 plain   mart      memory  -     1 -      extra -
+bf16 swa     nuat      workers micro 2 -      -     -
+fp32 swa     madry     workers micro 1 cutmix -     -
+fp32 plain   nuat      memory  -     1 cutmix -     -
+fp32 ema     free      workers -     2 cutmix extra curriculum
+fp32 ema     trades    memory  -     1 -      extra -
+fp32 awp+ema gradalign workers -     1 cutmix extra -
+fp32 awp+ema free      stream  -     1 cutmix extra -
+bf16 awp     trades    memory  micro 1 -      extra curriculum
+fp32 awp     free      memory  -     1 cutmix extra -
+fp32 awp+ema madry     stream  -     2 cutmix extra curriculum
+fp32 swa     mart      memory  micro 1 cutmix extra -
+bf16 plain   free      workers -     1 cutmix -     -
+fp32 swa     madry     stream  micro 1 cutmix -     curriculum
+bf16 awp+ema gradalign stream  -     1 -      extra -
+bf16 swa     gradalign workers -     2 cutmix -     -
+bf16 ema     trades    stream  micro 1 cutmix -     -
+""".strip().splitlines()
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "-": (), "plain": (), "1": (), "2": (),
+    "fp32": ("precision=fp32", "search.precision=fp32"),
+    "bf16": ("precision=bf16", "search.precision=bf16"),
+    "ema": ("train.hooks=[{name: ema, decay: 0.9, warmup: 0.2}]",),
+    "awp": ("train.hooks=[{name: awp, gamma: 0.02, warmup: 0.2}]",),
+    "swa": ("train.hooks=[{name: swa, start: 0.3, every: 2}]",),
+    "awp+ema": ("train.hooks=[{name: ema, decay: 0.9, warmup: 0}, {name: awp, gamma: 0.02}]",),
+    "madry": ("objective=madry", "adversary={name: pgd, steps: 2}"),
+    "trades": ("objective=trades", "adversary={name: pgd, steps: 2, start: gaussian, start_scale: 0.001}"),
+    "mart": ("objective=mart", "adversary={name: pgd, steps: 2}", "train.optimizer={name: adamw, lr: 0.01}"),
+    "nuat": ("objective=nuat", "adversary={name: pgd, steps: 2, start: bernoulli, start_scale: 0.5}"),
+    "free": ("train.step={name: free, replays: 2}",),
+    "gradalign": ("regularizers=[{name: gradalign}]", "adversary={name: pgd, steps: 1, start: zero}"),
+    "memory": ("data.storage=memory",),
+    "stream": ("data.storage=stream", "data.workers=0"),
+    "workers": ("data.storage=stream", "data.workers=2"),
+    "micro": ("train.micro_batch=5",),
+    "cutmix": ("data.cutmix={alpha: 1.0, probability: 0.7}",),
+    "extra": ("data.extra=npz:extra.npz", "data.extra_ratio=0.34"),
+    "curriculum": ("train.curriculum.eps_start=0.2", "train.curriculum.eps_until=0.5"),
+}  # fmt: skip
+
+KINDS = {"start", "feed", "descend", "record", "validate", "save"}  # of every training; most attack too
+
+
+def pairs(cells: list[str]) -> set[tuple[tuple[str, str], ...]]:
+    """All pairs (dimension, value) that stand in one cell."""
+    return {pair for cell in cells for pair in combinations(zip(VALUES, cell.split(), strict=True), 2)}
+
+
+def job(forked: Any, folder: Path, cell: str) -> Job:
+    """The training of one cell, its data in `folder`."""
+    write_images(folder)
+    named = dict(zip(VALUES, cell.split(), strict=True))
+    words = [word for value in named.values() for word in WORDS[value]]
+    if named["curriculum"] != "-" and named["method"] != "free":  # which has no attack whose steps could grow
+        words += ["train.curriculum.steps_start=1", "train.curriculum.steps_until=0.5"]
+    return Job(forked, folder, (*IMAGES, *words), ranks=int(named["ranks"]))
+
+
+def interrupted(work: Job, out: str, draw: random.Random) -> bool:
+    """Kill a training at a random moment, and what resumes it again, one of its ranks each time; finish; whether the second kill hit too."""
+    names = [moments(work.said("reference", rank)) for rank in range(work.ranks)]
+    at = draw.randrange(work.ranks)
+    first = pick(names[at], draw)
+    assert work.run(out, hits={first: signal.SIGKILL}, at=at) == lost(work, at)
+    rest, at = 1 - first / len(names[at]), draw.randrange(work.ranks)
+    codes = work.run(out, "--resume", hits={draw.randrange(1 + int(rest * len(names[at]))): signal.SIGKILL}, at=at)
+    assert codes in (lost(work, at), [0] * work.ranks), (codes, work.texts)
+    work.finish(out)
+    return codes[at] != 0
+
+
+def lost(work: Job, at: int) -> list[int]:
+    """Exit codes when rank `at` is killed: the other one has lost its peer."""
+    return [-signal.SIGKILL if rank == at else 8 for rank in range(work.ranks)]
+
+
+def test_the_table_has_every_value_and_every_possible_pair() -> None:
+    assert len(CELLS) == len({tuple(cell.split()) for cell in CELLS}) == 40
+    every = {((a, x), (b, y)) for a, b in combinations(VALUES, 2) for x in VALUES[a] for y in VALUES[b]}
+    assert every - pairs(CELLS) == {(("method", "free"), ("micro", "micro"))} and pairs(CELLS) <= every
+    assert {item for pair in pairs(CELLS[:SAMPLED]) for item in pair} == {(name, value) for name, values in VALUES.items() for value in values}
+
+
+@pytest.mark.parametrize("cell", CELLS[:SAMPLED], ids=lambda cell: "-".join(cell.replace("- ", "").split()))
+def test_a_killed_run_ends_in_the_same_bits(forked: Any, tmp_path: Path, cell: str) -> None:
+    work = job(forked, tmp_path, cell)
+    expected = work.finish("reference")
+    names = moments(work.said("reference"))
+    assert {name.partition(" ")[0] for name in names} >= KINDS
+    interrupted(work, "run", random.Random(cell))
+    all_same(tmp_path / "run", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell.replace("- ", "").split()))
+def test_all_cells_killed_at_more_moments(forked: Any, tmp_path: Path, cell: str) -> None:
+    work = job(forked, tmp_path, cell)
+    expected = work.finish("reference")
+    draw, twice = random.Random(f"slow {cell}"), 0
+    for k in range(3):
+        twice += interrupted(work, f"run{k}", draw)
+        all_same(tmp_path / f"run{k}", expected)
+    assert twice >= 1
+
+
+# ---- what the matrix has found ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_free_training_saves_the_perturbations_of_all_ranks(forked: Any, tmp_path: Path, norm: str) -> None:
+    work = job(forked, tmp_path, "fp32 plain free memory - 2 - - -")
+    work.words += (f"ball.norm={norm}", "ball.eps=0.3")
+    expected = work.finish("reference")
+    delta = load_checkpoint(resolve_checkpoint(expected / "checkpoints")).groups["step"]["delta"]
+    assert len(delta) == 12 and all(bool(half.any()) for half in delta.chunk(2)) and not torch.equal(*delta.chunk(2))
+    names = moments(work.said("reference"))
+    fifth = [k for k, name in enumerate(names) if name == "feed"][4]  # after the first checkpoint, at step 3
+    assert work.run("run", hits={fifth: signal.SIGKILL}) == [-signal.SIGKILL, 8]
+    all_same(work.finish("run"), expected)
+
+
+def test_free_training_goes_on_in_another_number_of_processes(forked: Any, tmp_path: Path) -> None:
+    work = job(forked, tmp_path, "fp32 plain free memory - 2 - - -")
+    before = load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints"))
+    work.ranks, work.words = 1, (*work.words, "train.steps=9")
+    after = load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints"))
+    one, other = before.groups["step"]["delta"], after.groups["step"]["delta"]
+    assert (before.step, after.step) == (8, 9) and len(one) == len(other) == 12 and not torch.equal(one, other)
+
+
+def test_a_kill_between_the_last_checkpoint_and_its_pointers(forked: Any, tmp_path: Path) -> None:
+    """There is no later save that could move them."""
+    work = job(forked, tmp_path, "fp32 plain madry memory - 1 - - -")
+    work.words += ("train.steps=2",)
+    expected = work.finish("reference")
+    names = moments(work.said("reference"))
+    places = [k for k, name in enumerate(names) if name in ("save after-replace", "save after-pointer")]
+    assert len(places) == 3
+    for place in places:
+        assert work.run(f"run{place}", hits={place: signal.SIGKILL}) == [-signal.SIGKILL]
+        all_same(work.finish(f"run{place}"), expected)
+
+
+def test_a_kill_between_the_pointers_of_the_best_checkpoint(forked: Any, tmp_path: Path) -> None:
+    work = job(forked, tmp_path, "fp32 plain madry memory - 1 - - -")
+    expected = work.finish("reference")
+    names = moments(work.said("reference"))
+    place = max(k for k in range(len(names)) if names[k : k + 2] == ["save after-pointer"] * 2)
+    assert work.run("run", hits={place: signal.SIGKILL}) == [-signal.SIGKILL]
+    all_same(work.finish("run"), expected)
+
+
+def _collapse(rank: int) -> None:
+    """In the process of a rank: the guard takes the first two validations without a better model for a collapse."""
+    CatastrophicOverfitting._collapsed = lambda self, fgsm, robust: self.rollbacks < 2 and self.best_robust is not None and robust <= self.best_robust
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_kill_around_a_roll_back(forked: Any, tmp_path: Path, ranks: int) -> None:
+    work = job(forked, tmp_path, f"fp32 awp+ema gradalign memory - {ranks} - - -")
+    work.prepare = _collapse
+    work.words += ("train.steps=12",)
+    expected = work.finish("reference")
+    said = load_checkpoint(resolve_checkpoint(expected / "checkpoints")).meta["progress"]["alarms"]
+    assert any("rollback 1 of 3" in text for text in said)
+    interrupted(work, "run", random.Random(ranks))
+    all_same(tmp_path / "run", expected)
