@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from robustcli import registry
 from robustcli.config.load import Loaded
 from robustcli.data.mixture import epoch_size
 from robustcli.errors import ResourceError, printable
-from robustcli.jobs.compose import Setting, fresh_model, is_reference, make_attacks, model_from, move, prepare, split_of
+from robustcli.jobs.compose import Setting, make_attacks, model_to_train, prepare, split_of
 from robustcli.jobs.evaluate import begin
 from robustcli.jobs.plan import passes_per_image
 from robustcli.jobs.throughput import Bench
@@ -54,7 +53,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     began = time.perf_counter()
     setting = prepare(config, console)
     split_of(setting.data, "train")
-    model = _subject(setting, flags)
+    model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
     with open_run("bench", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
         begin(run, config)
         subject = Bench(setting, model, _SMOKE if flags.smoke else _FULL, stop.check, _once(console.warn))
@@ -68,16 +67,6 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
         run.write_text("summary.md", _summary(run, config.name, tables))
         run.status(state="done", code=0)
     return document
-
-
-def _subject(setting: Setting, flags: BenchFlags) -> nn.Module:
-    """The configured model; without weights a new one, which costs the same."""
-    spec = setting.config.model
-    if flags.plugin is None and not is_reference(spec.name) and spec.weights is None:
-        model: nn.Module = fresh_model(setting)
-    else:
-        model = model_from(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle, num_classes=len(setting.data.classes))
-    return move(model, setting.device, setting.config.train.channels_last)
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:

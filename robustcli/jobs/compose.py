@@ -212,6 +212,16 @@ def model_from(setting: Setting, *, plugin: str | None, allow_pickle: bool, num_
     )
 
 
+def model_to_train(setting: Setting, *, plugin: str | None, allow_pickle: bool) -> nn.Module:
+    """The configured model on its device, for the classes of the data: new, or from weights (fine-tuning)."""
+    spec = setting.config.model
+    if plugin is None and not is_reference(spec.name) and spec.weights is None:
+        model: nn.Module = fresh_model(setting)
+    else:
+        model = model_from(setting, plugin=plugin, allow_pickle=allow_pickle, num_classes=len(setting.data.classes))
+    return move(model, setting.device, setting.config.train.channels_last)
+
+
 def call_with(fn: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
     """`fn` with its parameters bound."""
     return functools.partial(fn, **params)
@@ -225,5 +235,5 @@ def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Modu
 
 __all__ = [
     "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search",
-    "model_from", "move", "numbered", "planned_passes", "prepare", "probe_size", "samples", "split_of",
+    "model_from", "model_to_train", "move", "numbered", "planned_passes", "prepare", "probe_size", "samples", "split_of",
 ]  # fmt: skip

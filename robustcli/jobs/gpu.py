@@ -19,7 +19,7 @@ from robustcli.errors import ResourceError
 from robustcli.models import ModelInfo, build_model
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
-from robustcli.runtime.device import describe_devices, why_no_cuda
+from robustcli.runtime.device import describe_devices, synchronise, why_no_cuda
 from robustcli.runtime.precision import bf16_native
 from robustcli.runtime.seed import environment
 
@@ -46,22 +46,15 @@ def check_gpu(console: Console, *, require_cuda: bool, measure: bool = True) -> 
     return {"run": None, "seconds": seconds, "devices": devices, "cuda": not missing, "missing": missing, "environment": environment()}
 
 
-def _sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def _seconds(device: torch.device, work: Any, budget: float = 0.3) -> float:
     """Best of several runs, in seconds, after one warm-up."""
     work()
     best, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < budget:
-        _sync(device)
+        synchronise(device)
         start = time.perf_counter()
         work()
-        _sync(device)
+        synchronise(device)
         best = min(best, time.perf_counter() - start)
     return best
 

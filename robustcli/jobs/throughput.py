@@ -18,13 +18,13 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
-from robustcli.data.augment import augment
 from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.jobs.compose import Setting, make_search, split_of
 from robustcli.jobs.engine import Engine, make_engine, make_step
 from robustcli.jobs.plan import passes_per_image
-from robustcli.jobs.timing import Precision, Repeat, Timing, arithmetic, synchronise, timed
+from robustcli.jobs.timing import Precision, Repeat, Timing, arithmetic, timed
 from robustcli.models import flops
+from robustcli.runtime.device import synchronise
 from robustcli.runtime.distributed import solo
 from robustcli.training.forward import Forward
 from robustcli.training.guarding import Guards
@@ -136,11 +136,7 @@ class Bench:
                 asked = time.perf_counter()
                 epoch, (x, y, ids) = next(stream)
                 waited += time.perf_counter() - asked
-                y_soft = None
-                if engine.plan.augment is not None:
-                    x = augment(x, RowRandom(engine.plan.seed, "augment", ids, epoch=epoch), engine.plan.augment)
-                if engine.plan.cutmix is not None:
-                    x, y_soft = engine.plan.cutmix(x, y, ids, epoch)
+                x, y_soft = engine.plan.augmented(x, y, ids, epoch)
                 step(x, y, ids, seed=engine.plan.seed, epoch=epoch, y_soft=y_soft, progress=_LATE)
                 images += len(x)
             synchronise(device)

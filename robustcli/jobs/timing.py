@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from robustcli.runtime.device import synchronise
 from robustcli.runtime.precision import bf16_native
 
 
@@ -80,14 +81,6 @@ class Repeat:
     budget: float = 1.0
     most: int = 50
     warm: int = 2
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def timed(work: Callable[[], object], device: torch.device, repeat: Repeat, stop: Callable[[], None] = lambda: None) -> Timing:

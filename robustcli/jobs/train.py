@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.errors import Interrupted, NumericsError, UsageError
-from robustcli.jobs.compose import Setting, fresh_model, is_reference, model_from, move, prepare
+from robustcli.jobs.compose import Setting, model_to_train, prepare
 from robustcli.jobs.engine import Engine, make_engine
 from robustcli.jobs.plan import passes_per_image, training_plan
 from robustcli.jobs.reopen import note_run, opening
@@ -55,7 +54,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
     began = time.perf_counter()
     if flags.dry_run:
         setting = prepare(config, console)
-        model = _model(setting, flags)
+        model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
         make_engine(setting, model, solo(), lambda: None, console.warn)  # what cannot be put together is found here too
         return training_plan(setting, model, console)
     config = config.model_copy(update={"device": local_device(config.device)})
@@ -98,22 +97,12 @@ def _document(training: TrainRun, result: Progress, began: float) -> dict[str, A
     }
 
 
-def _model(setting: Setting, flags: TrainFlags) -> nn.Module:
-    """The model to train: new, or from weights (fine-tuning)."""
-    spec = setting.config.model
-    if flags.plugin is None and not is_reference(spec.name) and spec.weights is None:
-        model: nn.Module = fresh_model(setting)
-    else:
-        model = model_from(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle, num_classes=len(setting.data.classes))
-    return move(model, setting.device, setting.config.train.channels_last)
-
-
 class TrainRun:
     """Ties a `Trainer` to one run directory."""
 
     def __init__(self, setting: Setting, run: Run | Follower, console: Console, flags: TrainFlags, stop: Callable[[], None], ranks: Ranks) -> None:
         self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
-        model = _model(setting, flags)
+        model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
         meta = model_meta(model, setting.data.classes)  # type: ignore[arg-type]
         self.config_tree = setting.config.model_dump(mode="json")
         engine = make_engine(setting, model, ranks, stop, console.warn)
@@ -158,7 +147,7 @@ class TrainRun:
         preflight(self.run.path, int(2.2 * size))
         try:
             with self.console.progress(trainer.progress.max_steps, "training", done=trainer.progress.step) as bar:
-                trainer._tick = lambda progress, rate, waiting: bar.advance(1, **self._fields(progress, rate, waiting))
+                trainer.tick = lambda progress, rate, waiting: bar.advance(1, **self._fields(progress, rate, waiting))
                 result = trainer.run()
         except Interrupted as error:
             last = str(resolve_checkpoint(self.run.checkpoints, "last").relative_to(self.run.path))

@@ -130,6 +130,14 @@ def _describe_cuda(index: int) -> dict[str, Any]:
     return _answers(f"cuda:{index}", questions)
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to do; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def process_memory() -> int | None:
     """The largest resident size of this process so far, bytes; None where the system does not tell."""
     try:

@@ -25,6 +25,7 @@ class WeightPerturbation(Hook):
         self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, what they were, v
 
     def before_loss(self, context: StepContext) -> None:
+        """w <- w + v, v kept until the step is finished or undone."""
         assert self._pending is None, "the step before was neither finished nor undone"
         wanted = [p for p in context.model.parameters() if p.dim() > 1 and p.requires_grad]
         if not self.gamma or context.progress < self.warmup or not wanted:

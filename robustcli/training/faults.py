@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from robustcli.errors import Interrupted, NumericsError
 from robustcli.runtime.distributed import Ranks
 
+T = TypeVar("T")
+
 #: Faults that leave the run as it was: a stop request, no memory, numbers that are not finite.
 FAULTS = (Interrupted, torch.OutOfMemoryError, NumericsError)
+
+
+def together(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work` gives; a fault that any rank meets in it is raised on all of them, see `settle`."""
+    fault: BaseException | None = None
+    try:
+        found = work()
+    except FAULTS as error:
+        fault = error
+    settle(ranks, fault)
+    return found
 
 
 def settle(ranks: Ranks, fault: BaseException | None) -> None:

@@ -58,8 +58,7 @@ class Free(MinMax):
         """See `MinMax.__call__`; the terms are those of the last replay. A stop request waits for the end of the step."""
         ball = self.threat(progress)[1]
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.laid_out(x)
         delta = torch.zeros_like(x) if self._delta is None else self._delta.to(x.device)
         if delta.shape[1:] != x.shape[1:] or len(delta) < len(x):
             raise CheckpointError(f"the free step's delta has shape {tuple(delta.shape)}, the batch {tuple(x.shape)}", hint="resume with the same batch size")

@@ -61,9 +61,8 @@ class Guards:
         if robust is not None:
             alarms.append(self._watch.update(float(robust), float(row["epoch"])))
             if "fgsm_acc" in row and whole:
-                action = self._collapse.update(float(row["fgsm_acc"]), float(robust))
-                text = self._collapse.text
-                alarms.append(text.replace("back to the best weights", "no better weights are known; going on") if improved else text)
+                action = self._collapse.update(float(row["fgsm_acc"]), float(robust), newest_is_best=improved)
+                alarms.append(self._collapse.text)
                 stop, rollback = ("catastrophic overfitting" if action == "stop" else ""), action == "rollback"
                 self._early.waited *= not rollback
         if row.get("n") and self._early.update(improved) and not stop:

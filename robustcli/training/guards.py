@@ -146,8 +146,11 @@ class CatastrophicOverfitting(Guard):
         """Steps to add to the attack: one per rollback."""
         return self.rollbacks
 
-    def update(self, fgsm_acc: float, robust_acc: float) -> Action:
-        """What to do after this validation; `text` then says why in one line ("" for "none"). Accuracies in [0, 1], else ValueError."""
+    def update(self, fgsm_acc: float, robust_acc: float, *, newest_is_best: bool = False) -> Action:
+        """What to do after this validation; `text` then says why in one line ("" for "none"). Accuracies in [0, 1], else ValueError.
+
+        newest_is_best: this very model is the best so far: there is no better one to go back to.
+        """
         collapsed, known = self._collapsed(fgsm_acc, robust_acc), self.alarmed
         self.text, self.alarmed = "", collapsed
         if not collapsed and (self.best_robust is None or robust_acc > self.best_robust):
@@ -160,7 +163,8 @@ class CatastrophicOverfitting(Guard):
         measured = f"FGSM accuracy {100 * fgsm_acc:.1f} %, robust {100 * robust_acc:.1f} %{best}"
         remedy = "use more attack steps, a smaller step_size, a wider start (N-FGSM) or a smaller eps"
         if action == "rollback":
-            remedy = f"rollback {self.rollbacks} of {MAX_ROLLBACKS}: the best weights again, attack steps + {self.more_steps}"
+            back = "no better weights to go back to" if newest_is_best else "the best weights again"
+            remedy = f"rollback {self.rollbacks} of {MAX_ROLLBACKS}: {back}, attack steps + {self.more_steps}"
         self.text = f"catastrophic overfitting: {measured}; {remedy}"
         return action
 

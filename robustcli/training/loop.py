@@ -12,26 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustcli.core.random import RowRandom
-from robustcli.data.augment import augment
 from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.data.sampling import train_order
 from robustcli.data.split import Split
 from robustcli.errors import DataError, Interrupted, NumericsError, ResourceError
-from robustcli.runtime.device import peak_memory
+from robustcli.runtime.device import peak_memory, synchronise
 from robustcli.runtime.distributed import Ranks
-from robustcli.training.faults import FAULTS, settle
+from robustcli.training.faults import together
 from robustcli.training.guarding import Guards
 from robustcli.training.plan import Progress, TrainPlan
-from robustcli.training.state import pack_run, step_seed, unpack_run
+from robustcli.training.state import Groups, pack_run, step_seed, unpack_run
 from robustcli.training.steps import MinMax
 from robustcli.training.validation import Validation
 
 #: A probe for `minutes` runs this many warm-up and measured steps on a copy of the state.
 _PROBE = (2, 6)
 _PIXELS = 2048  # training images from which averaged weights get their BatchNorm statistics
-
-Groups = dict[str, dict[str, Tensor]]
 
 
 class Trainer:
@@ -68,7 +64,7 @@ class Trainer:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.step, self.train, self.plan, self.device, self.guards = step, train, plan, device, guards
-        self._save, self._log, self._recall, self._tick, self._stop, self._say = save, log, recall, tick, stop, say
+        self._save, self._log, self._recall, self.tick, self._stop, self._say = save, log, recall, tick, stop, say
         self.batch_size = min(plan.batch_size, epoch_size(train))
         if not self.batch_size:
             raise DataError("the training split is empty")
@@ -135,10 +131,10 @@ class Trainer:
         endless = (batch for epoch in itertools.count() for batch in self._stream(epoch, 0))
         for k, (x, y, ids) in enumerate(itertools.islice(endless, warm + counted)):
             if k == warm:
-                self._sync()
+                synchronise(self.device)
                 began = time.perf_counter()
             self._one(x, y, ids, 0, t=1.0)  # the whole attack, with all that a warm-up leaves out at first
-        self._sync()
+        synchronise(self.device)
         per_step = (time.perf_counter() - began) / counted
         remembered.micro_batch = self.progress.micro_batch
         self.restore(before, remembered)
@@ -147,10 +143,6 @@ class Trainer:
         steps = int(seconds / (per_step + rounds))
         self._say(f"{seconds / 60:g} minutes are {steps} steps of {self.batch_size} images ({per_step:.3g} s a step, {rounds:.2g} s of validation)")
         return steps
-
-    def _sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     # ---- run ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +154,7 @@ class Trainer:
         stream: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
         try:
             while True:
-                self._heed_stop()
+                together(self.ranks, self._stop)
                 finished = progress.step >= progress.max_steps
                 self._at_boundary(finished)
                 if finished or progress.ended:
@@ -176,14 +168,6 @@ class Trainer:
                 self._checkpoint(("last",))
             raise Interrupted(f"preempted at step {progress.step} of {progress.max_steps}", signum=error.signum, hint="resume with --resume") from None
 
-    def _heed_stop(self) -> None:
-        fault: BaseException | None = None
-        try:
-            self._stop()
-        except FAULTS as error:
-            fault = error
-        settle(self.ranks, fault)
-
     def _advance(self, stream: Iterator[tuple[Tensor, Tensor, Tensor]], epoch: int) -> None:
         began = time.perf_counter()
         x, y, ids = next(stream)
@@ -192,7 +176,7 @@ class Trainer:
         self.progress.step += 1
         self._images += len(x) * self.ranks.world
         self._clock += time.perf_counter() - began
-        self._tick(self.progress, self._images / max(self._clock, 1e-9), self._waited / max(self._clock, 1e-9))
+        self.tick(self.progress, self._images / max(self._clock, 1e-9), self._waited / max(self._clock, 1e-9))
 
     def _stream(self, epoch: int, position: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This rank's share of the batches of one epoch, from a position on; the order is a function of (seed, epoch)."""
@@ -206,11 +190,7 @@ class Trainer:
         factor = plan.factor(t)
         for group, base in zip(self.step.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
-        y_soft = None
-        if plan.augment is not None:
-            x = augment(x, RowRandom(plan.seed, "augment", ids, epoch=epoch), plan.augment)
-        if plan.cutmix is not None:
-            x, y_soft = plan.cutmix(x, y, ids, epoch)
+        x, y_soft = plan.augmented(x, y, ids, epoch)
         while True:
             torch.manual_seed(step_seed(plan.seed, progress.step) + self.ranks.rank)
             try:

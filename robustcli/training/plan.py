@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from robustcli.core.random import RowRandom
+from robustcli.data.augment import augment
 from robustcli.evaluation.plan import EvalPlan
 
 
@@ -41,6 +43,12 @@ class TrainPlan:
     robust_best: bool = True
     cutmix: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     oom: Literal["auto", "halve", "fail"] = "auto"
+
+    def augmented(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """(x, y_soft) as a step sees them: cropped, mirrored, mixed; y_soft is None without CutMix."""
+        if self.augment is not None:
+            x = augment(x, RowRandom(self.seed, "augment", ids, epoch=epoch), self.augment)
+        return (x, None) if self.cutmix is None else self.cutmix(x, y, ids, epoch)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from robustcli.core.twin import SearchTwin
 from robustcli.registry import steps
 from robustcli.runtime.distributed import Ranks, solo
 from robustcli.training.descent import Descent, Objective, Regularizer
-from robustcli.training.faults import FAULTS, settle
+from robustcli.training.faults import together
 from robustcli.training.forward import Forward
 from robustcli.training.hooks import Hook
 from robustcli.types import Batch, Classifier, LossTerms
@@ -153,17 +153,14 @@ class MinMax:
         Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, parameters and state unchanged.
         """
         rng = RowRandom(seed, "start", ids, epoch=epoch)
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        fault: BaseException | None = None
-        x_adv = x
-        try:
-            x_adv = self.adversarial(x, y, rng, y_soft=y_soft, progress=progress)
-        except FAULTS as error:
-            fault = error
-        settle(self.ranks, fault)
+        x = self.laid_out(x)
+        x_adv = together(self.ranks, lambda: self.adversarial(x, y, rng, y_soft=y_soft, progress=progress))
         drawn = RowRandom(seed, "objective", ids, epoch=epoch)  # a regulariser must not see the noise that the attack started from
         return self.descent(self._batches(x, y, x_adv, ids, self.threat(progress)[1], drawn, y_soft), progress)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """The pixels in the memory format of training."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def _batches(self, x: Tensor, y: Tensor, x_adv: Tensor, ids: Tensor, ball: Ball, rng: RowRandom, y_soft: Tensor | None) -> list[Batch]:
         parts = [(s, x[s]) for s in self._parts(len(x))]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustcli.errors import CheckpointError
+from robustcli.training.guarding import Guards
 from robustcli.training.guards import MAX_ROLLBACKS, CatastrophicOverfitting, EarlyStopping, OverfittingWatch, StuckLoss, spread
 
 ACC = st.floats(0, 1)
@@ -226,3 +227,12 @@ def test_a_foreign_state_is_refused(make):
     for wrong in ({}, {**state, "extra": 1}, dict(list(state.items())[1:])):
         with pytest.raises(CheckpointError, match=type(make()).__name__):
             make().load(wrong)
+
+
+def test_a_first_validation_that_is_collapsed_has_nothing_to_go_back_to():
+    guards = Guards(200, 10)
+    row = {"epoch": 1.0, "n": 200, "fgsm_acc": 0.95, "robust_acc": 0.05, "adversarial": 0.2}
+    first = guards.judge(row, True, 0.1)
+    assert first.rollback and "no better weights to go back to" in first.alarms[0]
+    again = guards.judge({**row, "epoch": 2.0}, False, 0.2)
+    assert again.rollback and "the best weights again" in again.alarms[-1] and guards.more_steps == 2
