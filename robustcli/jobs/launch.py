@@ -170,13 +170,16 @@ class _Launch:
 
 
 def _ending(failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], asked: int | None, *, hung: bool) -> _Ending:
-    """The first failure: what a worker suffered itself comes before what it suffered from a lost peer, and that before our own SIGTERM."""
+    """The first failure: what a worker suffered itself comes before what it suffered from a lost peer, and that before our own SIGTERM.
+
+    An abort stands between: libraries abort a process of their own accord when a peer is lost.
+    """
     if not failures:
         return _Ending(0)
 
     def order(rank: int) -> tuple[int, int]:
         code = failures[rank].exitcode
-        return {**dict.fromkeys(_STOPPED, 1 if asked else 3), _LOST: 2, -signal.SIGTERM: 4}.get(code, 0), rank
+        return {-signal.SIGABRT: 1, **dict.fromkeys(_STOPPED, 2 if asked else 4), _LOST: 3, -signal.SIGTERM: 5}.get(code, 0), rank
 
     rank = min(failures, key=order)
     code = failures[rank].exitcode

@@ -137,14 +137,15 @@ def test_workers_meet_over_the_launchers_port(go: Callable[..., int], capfd: Any
     import torch
     from robustcli.errors import PeerError
     from robustcli.runtime.distributed import join
-    ranks = join(torch.device("cpu"))
-    print(ranks.agree(rank == 1), flush=True)
-    if rank == 1:
-        die()
-    try:
-        ranks.agree(False)
-    except PeerError as error:
-        fail(error.exit_code, error.line())
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which may come before rank 0 has spoken
+    with join(torch.device("cpu")) as ranks:  # left open, gloo's threads may abort the interpreter's exit
+        print(ranks.agree(rank == 1), flush=True)
+        if rank == 1:
+            die()
+        try:
+            ranks.agree(False)
+        except PeerError as error:
+            fail(error.exit_code, error.line())
     """
     script_file = Path("real.py")
     script_file.write_text(HEAD + textwrap.dedent(script))
@@ -158,6 +159,8 @@ def test_workers_meet_over_the_launchers_port(go: Callable[..., int], capfd: Any
     [
         ((8, -9), None, True, (8, 1, "did not answer, and was killed")),  # a rank that hung: torch waited 30 s for it
         ((8, -9), None, False, (8, 1, "killed by SIGKILL")),
+        ((-6, -9), None, False, (8, 1, "killed by SIGKILL")),  # nccl's watchdog aborts who lost a peer
+        ((8, -6), None, False, (8, 1, "killed by SIGABRT")),
         ((-15, -11), None, False, (8, 1, "killed by SIGSEGV")),
         ((8, -40), None, False, (8, 1, "killed by 40")),
         ((-15, -15), None, False, (8, 0, "killed by SIGTERM")),
