@@ -28,6 +28,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
+from robustcli.evaluation.plan import Search
 from robustcli.models import ModelInfo, build_model
 from robustcli.objectives.madry import madry
 from robustcli.runtime.precision import bf16_native
@@ -90,7 +91,7 @@ def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callab
         def attack(oracle: Oracle, x: torch.Tensor, ball: Ball) -> torch.Tensor:
             return pgd(oracle, x, ball, steps=steps, step_size=STEP)
 
-        step = MinMax(model, madry, "ce", attack, ball, optimizer, dtype=dtype, twin_dtype=dtype)
+        step = MinMax(model, madry, "ce", attack, ball, optimizer, dtype=dtype, search=Search(dtype))
         return lambda: step(x, y, ids, seed=0, epoch=0)
 
     low = torch.bfloat16 if bf16_native(device) else torch.float32

@@ -32,6 +32,7 @@ from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.evaluation.plan import Search
 from robustcli.jobs.timing import interleaved
 from robustcli.models import ModelInfo, build_model
 from robustcli.objectives.madry import madry
@@ -78,7 +79,7 @@ def ours(method: str, model: nn.Module, x: Tensor, y: Tensor, steps: int, dtype:
     model = model.to(memory_format=torch.channels_last) if fast else model
     objective, inner = (partial(trades, beta=BETA), "kl") if method == "TRADES" else (madry, "ce")
     hooks = [awp(model, gamma=GAMMA)] if method == "AWP" else []
-    layout = {"dtype": dtype, "twin_dtype": dtype, "fold": fast, "channels_last": fast}
+    layout = {"dtype": dtype, "search": Search(dtype) if fast else Search().exact(), "channels_last": fast}
     step = MinMax(model, objective, inner, attack, Ball("linf", EPS), sgd(model), hooks=hooks, **layout)
     ids = torch.arange(len(x), device=x.device)
     return lambda: step(x, y, ids, seed=SEED, epoch=0).total.detach()

@@ -61,7 +61,7 @@ FLAGS: Mapping[str, Flag] = {
     "first": Flag(Text, "The first images in stored order instead.", "eval.first"),
     "split": Flag(Text, "test, val or train.", "eval.split", complete=_starting(["test", "val", "train"])),
     "device": Flag(Text, "auto, cpu, cuda, cuda:N or mps.", "device"),
-    "precision": Flag(Text, "Of the training step: auto, fp32, bf16 or fp16.", "precision"),
+    "precision": Flag(Text, "Of the training step: auto, fp32, tf32, bf16 or fp16.", "precision"),
     "search": Flag(Text, "Precision of the attack's search: auto, fp32 or bf16.", "search.precision"),
     "train_batch": Flag(Text, "Images per step.", "train.batch_size", names=("--batch-size",)),
     "eval_batch": Flag(Text, "Images per batch; never changes a verdict.", "eval.batch_size", names=("--batch-size",)),

@@ -38,7 +38,7 @@ class Config(Section):
     device: Text = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
     threads: Int | None = Field(default=None, ge=1, le=4096, description="CPU threads; null = torch's choice")
     deterministic: Flag = Field(default=False, description="refuse operations whose result varies from run to run")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="of the outer training step")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(default="auto", description="of the outer training step")
     out: Text | None = Field(default=None, min_length=1, description="exact run directory; null = runs/VERB/NAME-N")
     data: DataConfig = Field(default=DataConfig(), description="images")
     model: Annotated[ModelConfig, From("models")] = Field(default=ModelConfig.of("small_cnn"), description="the classifier")

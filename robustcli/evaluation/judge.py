@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.oracle import padded
+from robustcli.runtime.precision import tf32_products
 
 _SURE = 0.9  # share of the draws
 
@@ -20,15 +20,8 @@ _SURE = 0.9  # share of the draws
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """No autocast and no TF32 inside: cuDNN convolutions use TF32 by default, which moves borderline verdicts."""
-    convolution: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - untyped in torch's stubs
-    matmul: Any = torch.backends.cuda.matmul
-    before = convolution.fp32_precision, matmul.fp32_precision
-    convolution.fp32_precision = matmul.fp32_precision = "ieee"
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        convolution.fp32_precision, matmul.fp32_precision = before
+    with tf32_products(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 @dataclass(frozen=True)

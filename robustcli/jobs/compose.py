@@ -26,7 +26,7 @@ from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
 from robustcli.reporting.cells import format_eps
 from robustcli.runtime.console import Console
 from robustcli.runtime.device import pick_device, threads
-from robustcli.runtime.precision import resolve
+from robustcli.runtime.precision import allow_tf32, resolve
 from robustcli.runtime.seed import seed_all
 
 
@@ -44,6 +44,7 @@ def prepare(config: Config, console: Console) -> Setting:
     """Seed, threads, device, data, ball: what every verb needs before it builds a model."""
     device = pick_device(config.device)
     threads(config.threads)
+    allow_tf32(False)
     seed_all(config.seed, config.deterministic)
     data = load_data(config.data, allow_download=config.data.download)
     for note in data.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.errors import ResourceError
+from robustcli.jobs.timing import Repeat, matmul_peak, precisions, timed
 from robustcli.models import ModelInfo, build_model
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
-from robustcli.runtime.device import describe_devices, synchronise, why_no_cuda
+from robustcli.runtime.device import describe_devices, why_no_cuda
 from robustcli.runtime.precision import bf16_native
 from robustcli.runtime.seed import environment
+
+_BRIEF = Repeat(least=3, budget=0.3, warm=1)
 
 
 def check_gpu(console: Console, *, require_cuda: bool, measure: bool = True) -> dict[str, Any]:
@@ -46,29 +50,10 @@ def check_gpu(console: Console, *, require_cuda: bool, measure: bool = True) -> 
     return {"run": None, "seconds": seconds, "devices": devices, "cuda": not missing, "missing": missing, "environment": environment()}
 
 
-def _seconds(device: torch.device, work: Any, budget: float = 0.3) -> float:
-    """Best of several runs, in seconds, after one warm-up."""
-    work()
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < budget:
-        synchronise(device)
-        start = time.perf_counter()
-        work()
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def matmul_rates(device: torch.device) -> dict[str, Any]:
-    """TFLOP/s of a square matrix product in fp32 and, where native, bf16; 2 n^3 operations."""
+    """TFLOP/s of a square matrix product in every precision of the device; 2 n^3 operations."""
     n = 8192 if device.type == "cuda" else 1024
-    rates: dict[str, Any] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        if dtype is torch.bfloat16 and not bf16_native(device):
-            continue
-        a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-        rates[f"matmul_{name}_tflops"] = round(2 * n**3 / _seconds(device, lambda a=a, b=b: a @ b) / 1e12, 3)
-    return rates
+    return {f"matmul_{kind.name}_tflops": round(matmul_peak(device, kind, [n], _BRIEF)["tflops"], 3) for kind in precisions(device)}
 
 
 def pgd_rate(device: torch.device) -> dict[str, Any]:
@@ -85,7 +70,8 @@ def pgd_rate(device: torch.device) -> dict[str, Any]:
         pgd(oracle, x, Ball("linf", 8 / 255), steps=1)
 
     with frozen(model):
-        return {"pgd_step_images_per_second": round(batch / _seconds(device, step, 1.0), 1), "pgd_precision": str(dtype).removeprefix("torch.")}
+        rate = timed(step, device, replace(_BRIEF, budget=1.0)).rate(batch)["median"]
+    return {"pgd_step_images_per_second": round(rate, 1), "pgd_precision": str(dtype).removeprefix("torch.")}
 
 
 def _table(devices: list[dict[str, Any]]) -> Table:

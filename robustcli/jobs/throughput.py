@@ -22,10 +22,11 @@ from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.jobs.compose import Setting, make_search, split_of
 from robustcli.jobs.engine import Engine, make_engine, make_step
 from robustcli.jobs.plan import passes_per_image
-from robustcli.jobs.timing import Precision, Repeat, Timing, arithmetic, timed
+from robustcli.jobs.timing import Precision, Repeat, Timing, timed
 from robustcli.models import flops
 from robustcli.runtime.device import synchronise
 from robustcli.runtime.distributed import solo
+from robustcli.runtime.precision import tf32_products
 from robustcli.training.forward import Forward
 from robustcli.training.guarding import Guards
 from robustcli.training.steps import MinMax
@@ -81,7 +82,7 @@ class Bench:
         config, device = self.setting.config, self.setting.device
         x, y, ids = self.pixels()
         inner, note = registry.objectives.discover().get(config.objective.name).facts["inner"] or "ce", ""
-        with frozen(self.model), arithmetic(precision, device):
+        with frozen(self.model), tf32_products(precision.tf32):
             searcher: Classifier = Forward(self.model, dtype=precision.dtype)
             if twin:
                 compiled = make_search(config, device).compile
@@ -95,11 +96,11 @@ class Bench:
 
     def training_step(self, precision: Precision) -> dict[str, Any]:
         """Images/s of the whole configured step, attack included; the learning rate is 0, so that every repetition does the same work."""
-        device, name = self.setting.device, "bf16" if precision.dtype is torch.bfloat16 else "fp32"
-        config = self.setting.config
-        config = config.model_copy(update={"precision": name, "search": config.search.model_copy(update={"precision": name})})
+        device, config = self.setting.device, self.setting.config
+        search = config.search.model_copy(update={"precision": "bf16" if precision.dtype is torch.bfloat16 else "fp32"})
+        config = config.model_copy(update={"precision": precision.name, "search": search})
         x, y, ids = self.pixels()
-        with arithmetic(precision, device):
+        with tf32_products(precision.tf32):
             classes = len(self.setting.data.classes)
             made = make_step(replace(self.setting, config=config), copy.deepcopy(self.model), solo(), Guards(0, classes, None, "off"), self.stop, self.warn)
             step = _still(made)

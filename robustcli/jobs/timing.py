@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from robustcli.runtime.device import synchronise
-from robustcli.runtime.precision import bf16_native
+from robustcli.runtime.precision import bf16_native, tf32_native, tf32_products
 
 
 @dataclass(frozen=True)
@@ -31,30 +29,9 @@ FP32, TF32, BF16 = Precision("fp32", torch.float32), Precision("tf32", torch.flo
 def precisions(device: torch.device) -> list[Precision]:
     """fp32; tf32 on CUDA from compute capability 8.0 on; bf16 where it runs in hardware. The last is the fastest by design."""
     found = [FP32]
-    if device.type == "cuda" and getattr(torch.version, "hip", None) is None and torch.cuda.get_device_capability(device) >= (8, 0):
+    if tf32_native(device):
         found.append(TF32)
     return [*found, BF16] if bf16_native(device) else found
-
-
-@contextmanager
-def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """TF32 on or off for products and convolutions inside; as before afterwards. PyTorch allows it to convolutions unless told otherwise."""
-    if device.type != "cuda":
-        yield
-        return
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer versions have a second switch for the same; both may not be mixed, and all versions have this one
-        before = [switch.allow_tf32 for switch in switches]
-        for switch in switches:
-            switch.allow_tf32 = precision.tf32
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for switch, value in zip(switches, before, strict=True):
-                switch.allow_tf32 = value
 
 
 @dataclass(frozen=True)
@@ -120,7 +97,7 @@ def interleaved(
 def matmul_peak(device: torch.device, precision: Precision, sizes: Sequence[int], repeat: Repeat, stop: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """TFLOP/s of the fastest of some square matrix products: 2 n^3 operations over the median time of each n; `size` is that n."""
     best: dict[str, Any] = {}
-    with arithmetic(precision, device):
+    with tf32_products(precision.tf32):
         for n in sizes:
             a, b = torch.randn(n, n, device=device).to(precision.dtype), torch.randn(n, n, device=device).to(precision.dtype)
             out = torch.empty_like(a)

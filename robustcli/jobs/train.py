@@ -26,6 +26,7 @@ from robustcli.runtime.console import Console
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.disk import preflight
 from robustcli.runtime.distributed import Ranks, join, local_device, solo
+from robustcli.runtime.precision import allow_tf32
 from robustcli.runtime.retention import point
 from robustcli.runtime.run import Follower, Run
 from robustcli.runtime.rundir import open_run
@@ -62,6 +63,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
         console = console if ranks.main else Console(quiet=True)
         with _open(config, flags, ranks) as run, StopFlag() as stop:
             setting = prepare(config, console)
+            allow_tf32(config.precision == "tf32")
             training = TrainRun(setting, run, console, flags, stop.check, ranks)
             document = _document(training, training.go(), began)
             run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "train", **document, "seed": config.seed})
@@ -164,12 +166,13 @@ class TrainRun:
 
     def _plan(self) -> str:
         step, progress, config = self.trainer.step, self.trainer.progress, self.setting.config
-        inner = "none" if step.inner is None else f"{config.adversary.name} on {step.inner}, searched in {_word(step.twin_dtype)}"
+        inner = "none" if step.inner is None else f"{config.adversary.name} on {step.inner}, searched in {_word(step.search.dtype)}"
         around = [spec.name for spec in (*config.regularizers, *config.train.hooks)]
+        computed = "tf32" if config.precision == "tf32" else _word(step.dtype)
         shared = f" over {self.ranks.world} processes" if self.ranks.world > 1 else ""
         return (
             f"training {config.model.name} on {self.setting.data.name}: {config.objective.name}{''.join(f' + {name}' for name in around)}, "
-            f"{progress.max_steps} steps of {self.trainer.batch_size}{shared}, {_word(step.dtype)}, attack {inner}"
+            f"{progress.max_steps} steps of {self.trainer.batch_size}{shared}, {computed}, attack {inner}"
         )
 
     def _fields(self, progress: Progress, rate: float, waiting: float) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from robustcli.errors import UsageError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _warn(text: str) -> None:
@@ -22,21 +24,50 @@ def resolve(precision: str, device: torch.device, warn: Callable[[str], None] = 
     """auto = bf16 where `device` computes in it natively, else fp32; a named type as named.
 
     Args:
-        precision: auto | fp32 | bf16 | fp16.
+        precision: auto | fp32 | tf32 | bf16 | fp16; tf32 is float32 under `tf32_products(True)`.
         device: where the work runs.
         warn: told when bf16 is asked for where it is emulated (slower, same answers as bf16 elsewhere).
 
-    Raises UsageError: unknown name, or fp16 on a CPU.
+    Raises UsageError: unknown name, fp16 on a CPU, tf32 where there is none.
     """
     if precision == "auto":
         return torch.bfloat16 if bf16_native(device) else torch.float32
     if precision not in DTYPES:
-        raise UsageError(f"unknown precision {precision!r}", where="precision", hint="use auto, fp32, bf16 or fp16")
+        raise UsageError(f"unknown precision {precision!r}", where="precision", hint="use auto, fp32, tf32, bf16 or fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 does not train on a CPU", where="precision", hint="use auto, bf16 or fp32")
+    if precision == "tf32" and not tf32_native(device):
+        raise UsageError(f"{device} has no tf32", where="precision", hint="use auto or fp32; tf32 needs CUDA with compute capability 8.0")
     if precision == "bf16" and not bf16_native(device):
         warn(f"bf16 is emulated on {device}: slower than fp32; precision=auto picks the faster one")
     return DTYPES[precision]
+
+
+def tf32_native(device: torch.device) -> bool:
+    """Whether `device` can round the factors of fp32 products to 10 bits: CUDA from compute capability 8.0 on."""
+    return device.type == "cuda" and getattr(torch.version, "hip", None) is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _fp32_switches() -> tuple[Any, ...]:
+    return torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009 - untyped in torch's stubs
+
+
+def allow_tf32(allowed: bool) -> None:
+    """From now on in this process: may products and convolutions in fp32 use TF32 on CUDA? PyTorch alone allows it to convolutions."""
+    for switch in _fp32_switches():
+        switch.fp32_precision = "tf32" if allowed else "ieee"
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """`allow_tf32` inside; as before afterwards."""
+    before = [switch.fp32_precision for switch in _fp32_switches()]
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        for switch, value in zip(_fp32_switches(), before, strict=True):
+            switch.fp32_precision = value
 
 
 def bf16_native(device: torch.device) -> bool:

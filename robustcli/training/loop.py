@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.data.sampling import train_order
 from robustcli.data.split import Split
-from robustcli.errors import DataError, Interrupted, NumericsError, ResourceError
+from robustcli.errors import DataError, Interrupted, NumericsError
 from robustcli.runtime.device import peak_memory, synchronise
 from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import together
 from robustcli.training.guarding import Guards
+from robustcli.training.meter import Meter
 from robustcli.training.plan import Progress, TrainPlan
+from robustcli.training.remedies import less_memory, located
 from robustcli.training.state import Groups, pack_run, step_seed, unpack_run
 from robustcli.training.steps import MinMax
 from robustcli.training.validation import Validation
@@ -80,8 +81,7 @@ class Trainer:
         self._noted: set[str] = set()
         self._saved = -1
         self._rolled_back = False
-        self._clock = self._waited = 0.0
-        self._images = 0
+        self._meter = Meter()
 
     @property
     def ranks(self) -> Ranks:
@@ -169,14 +169,12 @@ class Trainer:
             raise Interrupted(f"preempted at step {progress.step} of {progress.max_steps}", signum=error.signum, hint="resume with --resume") from None
 
     def _advance(self, stream: Iterator[tuple[Tensor, Tensor, Tensor]], epoch: int) -> None:
-        began = time.perf_counter()
-        x, y, ids = next(stream)
-        self._waited += time.perf_counter() - began
-        self._one(x, y, ids, epoch)
-        self.progress.step += 1
-        self._images += len(x) * self.ranks.world
-        self._clock += time.perf_counter() - began
-        self.tick(self.progress, self._images / max(self._clock, 1e-9), self._waited / max(self._clock, 1e-9))
+        with self._meter.step(self.batch_size):
+            with self._meter.waiting():
+                x, y, ids = next(stream)
+            self._one(x, y, ids, epoch)
+            self.progress.step += 1
+        self.tick(self.progress, self._meter.rate, self._meter.waiting_share)
 
     def _stream(self, epoch: int, position: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This rank's share of the batches of one epoch, from a position on; the order is a function of (seed, epoch)."""
@@ -197,9 +195,12 @@ class Trainer:
                 terms = self.step(x, y, ids, seed=plan.seed, epoch=epoch, y_soft=y_soft, progress=t)
                 break
             except torch.OutOfMemoryError:
-                self._less_memory(len(x))
+                progress.micro_batch = less_memory(self.step, len(x), plan.oom)
+                self._say(f"out of memory: going on with {progress.micro_batch} images in a pass; gradients are added up to the same batch")
             except NumericsError as error:
-                raise self._broken(error, x, y, ids) from None
+                if not error.elsewhere:
+                    self.offending = {"x": x.detach().cpu().contiguous(), "y": y.cpu(), "ids": ids.cpu()}
+                raise located(error, progress.step, self._lr, ids) from None
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + float(value)
         progress.loss_count += 1
@@ -211,29 +212,9 @@ class Trainer:
         """t in (0, 1]: how much of the run is done in the middle of the step with this number."""
         return min((step + 0.5) / self.progress.max_steps, 1.0)
 
-    def _broken(self, error: NumericsError, x: Tensor, y: Tensor, ids: Tensor) -> NumericsError:
-        if error.elsewhere:
-            return NumericsError(f"{error.what} at step {self.progress.step}", hint=error.hint)
-        self.offending = {"x": x.detach().cpu().contiguous(), "y": y.cpu(), "ids": ids.cpu()}
-        shown = ", ".join(str(i) for i in ids[:8].tolist())
-        lr = self.step.optimizer.param_groups[0]["lr"]
-        return NumericsError(f"{error.what} at step {self.progress.step}", where=f"lr {lr:.4g}, sample ids {shown}, …", hint=error.hint)
-
-    def _less_memory(self, rows: int) -> None:
-        """Halve the micro-batch for this and all later steps, or explain why that is not done. Raises ResourceError E-OOM."""
-        batch_norm = any(isinstance(m, _BatchNorm) for m in self.step.model.modules())
-        if self.plan.oom == "fail" or (self.plan.oom == "auto" and batch_norm):
-            hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (" (BatchNorm then sees smaller batches)" if batch_norm else "")
-            raise ResourceError(f"{self.step.micro_batch or rows} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM")
-        size = self.step.halve(rows)
-        if not size and rows > 1 and self.step.micro_batch is None:
-            raise ResourceError(f"{rows} images do not fit into memory, and this step cannot split them", hint="lower train.batch_size", code="E-OOM")
-        if not size:
-            raise ResourceError("one image at a time does not fit into memory", hint="a smaller model, or train.recompute=true", code="E-OOM")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.progress.micro_batch = size
-        self._say(f"out of memory: going on with {size} images in a pass; gradients are added up to the same batch")
+    @property
+    def _lr(self) -> float:
+        return float(self.step.optimizer.param_groups[0]["lr"])
 
     # ---- boundaries --------------------------------------------------------------------------------------------
 
@@ -262,14 +243,13 @@ class Trainer:
         self._refresh()
         measured = self.validation(self.published) if self.validation is not None else {}
         row |= measured
-        row |= {"images_per_second": self._images / max(self._clock, 1e-9), "waiting_share": self._waited / max(self._clock, 1e-9)}
+        row |= {"images_per_second": self._meter.rate, "waiting_share": self._meter.waiting_share}
         row["peak_memory"] = max(self.ranks.gather(peak_memory(self.device)))
         progress.validated = progress.step
         progress.loss_sums, progress.loss_count = {}, 0
         progress.last = {"step": progress.step, "epoch": row["epoch"], "clean_acc": row.get("clean_acc"), "robust_acc": row.get("robust_acc")}
         self._log(row)
-        self._clock = self._waited = 0.0
-        self._images = 0
+        self._meter.clear()
         improved = bool(measured) and (not progress.best or self._score(progress.last) > self._score(progress.best))
         if improved:
             progress.best = dict(progress.last)

@@ -16,6 +16,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
+from robustcli.evaluation.plan import Search
 from robustcli.registry import steps
 from robustcli.runtime.distributed import Ranks, solo
 from robustcli.training.descent import Descent, Objective, Regularizer
@@ -40,9 +41,7 @@ class MinMax:
         optimizer: updates the model's parameters.
         dtype: autocast type of the outer step; float32 means none.
         attack_bn: "eval" attacks with running statistics (and on a folded twin), "train" with those of the batch.
-        fold: attack a twin: a copy that is folded, of low precision, or compiled; only for attack_bn "eval".
-        twin_fold_bn, twin_channels_last, twin_dtype: BatchNorm folded, memory layout and precision of that twin.
-        twin_compiled: run the twin through torch.compile.
+        search: the twin that is attacked: folded, of low precision, or compiled; only for attack_bn "eval". `Search().exact()`: the model itself.
         grad_clip: largest global l2 norm of the gradient, or None.
         parallel: the module the passes go through: the model itself or a DataParallel around it.
         compiled: run the outer step's passes through torch.compile.
@@ -62,11 +61,7 @@ class MinMax:
     optimizer: torch.optim.Optimizer
     dtype: torch.dtype = torch.float32
     attack_bn: Literal["eval", "train"] = "eval"
-    fold: bool = True
-    twin_fold_bn: bool = True
-    twin_channels_last: bool = True
-    twin_dtype: torch.dtype = torch.float32
-    twin_compiled: bool = False
+    search: Search = Search()
     channels_last: bool = True
     grad_clip: float | None = None
     parallel: nn.Module | None = None
@@ -111,9 +106,8 @@ class MinMax:
     def _searcher(self, x: Tensor) -> Classifier:
         """The folded twin with fresh weights where it is proven equal on x, else the model under autocast."""
         if not self._twin_tried:
-            if self.fold and self.attack_bn == "eval" and self.parallel is None:
-                layout = self.twin_channels_last
-                twin = SearchTwin(self.model, dtype=self.twin_dtype, fold_bn=self.twin_fold_bn, channels_last=layout, compiled=self.twin_compiled)
+            if not self.search.plain and self.attack_bn == "eval" and self.parallel is None:
+                twin = self.search.copy_of(self.model)
                 self.twin_note = twin.parity(x)
                 self._twin = None if self.twin_note else twin
             self._twin_tried = True

@@ -13,7 +13,7 @@ from robustcli.jobs import bench as job
 from robustcli.jobs import throughput, timing
 from robustcli.jobs.compose import fresh_model, prepare
 from robustcli.jobs.throughput import Bench
-from robustcli.jobs.timing import BF16, FP32, TF32, Repeat, Timing, arithmetic, interleaved, matmul_peak, precisions, timed
+from robustcli.jobs.timing import BF16, FP32, TF32, Repeat, Timing, interleaved, matmul_peak, precisions, timed
 from robustcli.models import flops
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import read_status
@@ -112,7 +112,7 @@ def test_every_repetition_trains_on_the_same_weights(monkeypatch):
     bench.training_step(FP32)
     wanted, got = dict(bench.model.named_parameters()), dict(made[0].model.named_parameters())
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    assert made[0].twin_dtype is made[0].dtype is torch.float32 and made[0].fold
+    assert made[0].search.dtype is made[0].dtype is torch.float32 and not made[0].search.plain
 
 
 def test_a_batch_larger_than_the_split_repeats_its_images():
@@ -202,16 +202,6 @@ def test_precisions_of_a_device(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         monkeypatch.setattr(timing, "bf16_native", lambda device, found=native: found)
         assert [kind.name for kind in precisions(torch.device("cuda"))] == names
-
-
-def test_tf32_is_on_only_inside():
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    for kind in (TF32, FP32):
-        with pytest.raises(ZeroDivisionError), arithmetic(kind, torch.device("cuda")):
-            assert [switch.allow_tf32 for switch in switches] == [kind.tf32] * 2
-            raise ZeroDivisionError
-        assert [switch.allow_tf32 for switch in switches] == before
 
 
 # ---- repetitions -----------------------------------------------------------------------------------------------

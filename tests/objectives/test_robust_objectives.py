@@ -12,6 +12,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, kl_rows, mean_ce
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.evaluation.plan import Search
 from robustcli.objectives.mart import boosted_ce, mart
 from robustcli.objectives.natural import natural
 from robustcli.objectives.nuat import nuat
@@ -160,7 +161,7 @@ def step(name, net, attack, **more):
 
 def attacked(name, net, b, attack=None):
     attack = attack or (lambda oracle, x, ball: pgd(oracle, x, ball, steps=5, start="gaussian", start_scale=0.001))
-    return step(name, net, attack, fold=False).adversarial(b.x.float(), b.y, RowRandom(0, "start", b.ids))
+    return step(name, net, attack, search=Search().exact()).adversarial(b.x.float(), b.y, RowRandom(0, "start", b.ids))
 
 
 def test_the_trades_attack_ascends_kl_and_not_cross_entropy():

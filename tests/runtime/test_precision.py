@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 
 from robustcli.errors import UsageError
 from robustcli.runtime import precision
-from robustcli.runtime.precision import bf16_native, cpu_capability, cpu_features, resolve
+from robustcli.runtime.precision import allow_tf32, bf16_native, cpu_capability, cpu_features, resolve, tf32_native, tf32_products
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -50,6 +52,49 @@ def test_cuda_capability(monkeypatch: pytest.MonkeyPatch, capability: tuple[int,
     assert bf16_native(CUDA) is native
     assert resolve("auto", CUDA, no_warning) is (torch.bfloat16 if native else torch.float32)
     assert resolve("fp16", CUDA, no_warning) is torch.float16
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True)])
+def test_tf32_is_float32_where_there_is_tf32(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], native: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.version, "hip", None, raising=False)
+    assert tf32_native(CUDA) is native and not tf32_native(CPU)
+    if native:
+        assert resolve("tf32", CUDA, no_warning) is torch.float32
+    for device in (CPU,) if native else (CPU, CUDA):
+        with pytest.raises(UsageError, match="has no tf32"):
+            resolve("tf32", device, no_warning)
+
+
+def test_tf32_is_allowed_only_inside() -> None:
+    switches = precision._fp32_switches()
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for outside in (True, False):
+            allow_tf32(outside)
+            for inside in (True, False):
+                with pytest.raises(ZeroDivisionError), tf32_products(inside):
+                    assert {switch.fp32_precision for switch in switches} == {"tf32" if inside else "ieee"}
+                    raise ZeroDivisionError
+                assert {switch.fp32_precision for switch in switches} == {"tf32" if outside else "ieee"}
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def test_a_run_in_fp32_is_fp32(tmp_path: Path) -> None:
+    """PyTorch alone lets cuDNN round the factors of convolutions."""
+    script = """
+import torch
+from robustcli.config import load_config, parse_assignment
+from robustcli.jobs.compose import prepare
+from robustcli.runtime.console import Console
+loaded = load_config(None, [parse_assignment(text, "test") for text in ("data.name=fake", "ball.eps=0.1", "device=cpu")], environ={})
+prepare(loaded.config, Console(quiet=True))
+print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert found.stdout == "ieee ieee\n"
 
 
 def test_rocm_mps_and_a_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

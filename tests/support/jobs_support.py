@@ -50,9 +50,9 @@ def instrument(said, hits=None):
     from robustcli.reporting import plots
     from robustcli.runtime import checkpoint
     from robustcli.training.descent import Descent
-    from robustcli.training.ema import WeightCopy
     from robustcli.training.loop import Trainer
     from robustcli.training.validation import Validation
+    from robustcli.training.weights import WeightCopy
 
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     state = {"number": 0, "inside": ""}

@@ -9,6 +9,7 @@ from robustcli.attacks.pgd import pgd
 from robustcli.config.schema import Config
 from robustcli.core.geometry import Ball
 from robustcli.errors import NumericsError, UsageError
+from robustcli.evaluation.plan import Search
 from robustcli.training.resume import CLASSES, changed, check_resume, classify, flatten
 from robustcli.training.steps import MinMax
 
@@ -34,7 +35,7 @@ def minmax(net, **more):
 def test_the_attack_leaves_no_trace_and_the_step_trains_batchnorm(attack_bn, fold):
     """Traps: BN statistics absorb attack passes; BN frozen for a whole training because an attack left the model in eval."""
     net = network()
-    step = minmax(net, attack_bn=attack_bn, fold=fold)
+    step = minmax(net, attack_bn=attack_bn, search=Search() if fold else Search().exact())
     before = {k: v.clone() for k, v in net.state_dict().items()}
     x_adv = step.adversarial(X, Y, _rng())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
@@ -55,7 +56,7 @@ def test_the_folded_twin_follows_the_weights():
     step = minmax(net)
     for _ in range(3):
         step(X, Y, torch.arange(8), seed=0, epoch=0)
-    plain = minmax(net, fold=False)
+    plain = minmax(net, search=Search().exact())
     assert step.twin_note == "" and torch.allclose(step.adversarial(X, Y, _rng()), plain.adversarial(X, Y, _rng()), atol=1e-4)
 
 

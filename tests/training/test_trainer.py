@@ -328,6 +328,6 @@ def test_a_refused_twin_is_told_once():
 @pytest.mark.parametrize("fold_bn", [True, False])
 def test_the_twin_folds_only_when_asked(fold_bn):
     net = network(batch_norm=True)
-    t = trainer(net, step=lambda *args, **more: MinMax(*args, twin_dtype=torch.bfloat16, twin_fold_bn=fold_bn, **more))
+    t = trainer(net, step=lambda *args, **more: MinMax(*args, search=Search(torch.bfloat16, fold_bn=fold_bn), **more))
     t.run()
     assert t.step._twin is not None and t.step._twin.folded == int(fold_bn)

@@ -1,0 +1,41 @@
+"""What follows a step that failed: a smaller micro-batch, or an error that says where."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robustcli.errors import NumericsError, ResourceError
+from robustcli.training.steps import MinMax
+
+
+def less_memory(step: MinMax, rows: int, oom: Literal["auto", "halve", "fail"]) -> int:
+    """Halve the micro-batch of `step` after out-of-memory on a batch of `rows` images, and give its new size.
+
+    auto halves only without BatchNorm, whose statistics depend on the images of a pass; halve always; fail never.
+    Raises ResourceError E-OOM: it is not halved, and what to do instead.
+    """
+    batch_norm = any(isinstance(module, _BatchNorm) for module in step.model.modules())
+    if oom == "fail" or (oom == "auto" and batch_norm):
+        hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (" (BatchNorm then sees smaller batches)" if batch_norm else "")
+        raise ResourceError(f"{step.micro_batch or rows} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM")
+    size = step.halve(rows)
+    if not size and rows > 1 and step.micro_batch is None:
+        raise ResourceError(f"{rows} images do not fit into memory, and this step cannot split them", hint="lower train.batch_size", code="E-OOM")
+    if not size:
+        raise ResourceError("one image at a time does not fit into memory", hint="a smaller model, or train.recompute=true", code="E-OOM")
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return size
+
+
+def located(error: NumericsError, number: int, lr: float, ids: Tensor) -> NumericsError:
+    """The error with the step's number, and where its images are this rank's, with learning rate and sample ids."""
+    what = f"{error.what} at step {number}"
+    if error.elsewhere:
+        return NumericsError(what, hint=error.hint)
+    shown = ", ".join(str(i) for i in ids[:8].tolist())
+    return NumericsError(what, where=f"lr {lr:.4g}, sample ids {shown}, …", hint=error.hint)
