@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,7 @@ from robustcli.data.split import Batch, unit
 from robustcli.data.workers import Workers
 from robustcli.errors import DataError
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Paths = npt.NDArray[np.bytes_]
 
 
@@ -56,7 +61,19 @@ def _same(item: Any) -> Any:
 def _start_worker(_: int) -> None:
     # Ctrl-C goes to the whole group: the main process decides, workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
     quiet()
+
+
+def _end_with_parent() -> None:
+    """A forked worker holds its parent's sockets: while it outlives a killed rank (torch looks every 5 s), the other ranks see no loss."""
+    parent = multiprocessing.parent_process()
+    if sys.platform != "linux" or parent is None or os.getppid() != parent.pid:
+        return  # elsewhere, or started by a server that holds no sockets
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent.pid:  # it died in between
+        os._exit(1)
 
 
 class StreamSplit:

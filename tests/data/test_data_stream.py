@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,6 +137,32 @@ def test_death_outside_the_wait_does_not_hit_the_consumer(split) -> None:
             pass
     assert signal.getsignal(signal.SIGCHLD) == handler
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_workers_end_with_a_killed_process(split) -> None:
+    """At once: they hold its sockets, and torch itself looks every five seconds."""
+    readable, writable = os.pipe()
+    parent = os.fork()
+    if not parent:
+        stream = split(workers=2).stream(batches(4, 4, 4, 4), CPU)
+        next(stream)
+        os.write(writable, " ".join(str(p.pid) for p in multiprocessing.active_children()).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(writable)
+    workers = [int(pid) for pid in os.read(readable, 100).split()]
+    os.waitpid(parent, 0)
+    deadline = time.monotonic() + 3
+    while any(_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(workers) == 2 and not any(_running(pid) for pid in workers)
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"ids": torch.arange(3)}])
