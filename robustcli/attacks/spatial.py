@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
+from robustcli.core.warp import warp
 from robustcli.registry import attacks
 
 
@@ -20,12 +22,12 @@ def spatial(
     x: Tensor,
     ball: Ball,
     *,
-    rotation: float = 30.0,
-    translation: float = 0.1,
-    draws: int = 10,
+    rotation: Annotated[float, Ge(0), Le(180)] = 30.0,
+    translation: Annotated[float, Ge(0), Le(1)] = 0.1,
+    draws: Annotated[int, Ge(1)] = 10,
     grid: bool = False,
-    angles: int = 31,
-    shifts: int = 5,
+    angles: Annotated[int, Ge(1)] = 31,
+    shifts: Annotated[int, Ge(1)] = 5,
 ) -> Tensor:
     """x_adv = T_{a, u, v}(x): the worst of some rotations by |a| <= rotation and shifts by |u|, |v| <= translation of the side.
 
@@ -59,7 +61,7 @@ def spatial(
     x_adv = x
     for pose in _grid(angles, shifts) if grid else [None] * draws:
         unit = oracle.rng.uniform((3,)).mul_(2).sub_(1) if pose is None else torch.tensor(pose, device=x.device).expand(len(x), 3)
-        x_adv = _transform(x, unit * limit).clamp_(ball.low, ball.high)
+        x_adv = warp(x, *(unit * limit).unbind(1)).clamp_(ball.low, ball.high)
         if grid or draws > 1:
             oracle.score(x_adv)
             x, x_adv = oracle.compact(x, x_adv)
@@ -75,15 +77,3 @@ def _grid(angles: int, shifts: int) -> Iterator[tuple[float, float, float]]:
         return [2 * k / (n - 1) - 1 for k in range(n)] if n > 1 else [0.0]
 
     yield from ((a, u, v) for a in spaced(angles) for u in spaced(shifts) for v in spaced(shifts))
-
-
-def _transform(x: Tensor, pose: Tensor) -> Tensor:
-    """x turned about its centre, then shifted; pose [R, 3]: radians (clockwise), share of the width to the right, share of the height down."""
-    height, width = x.shape[2:]
-    cos, sin = pose[:, 0].cos(), pose[:, 0].sin()
-    # The sampling map, output place -> input place in units of half a side, is the inverse: shift back, then turn back.
-    right, down = -2 * pose[:, 1], -2 * pose[:, 2]
-    across, along = height / width, width / height
-    rows = (cos, sin * across, cos * right + sin * across * down, -sin * along, cos, -sin * along * right + cos * down)
-    theta = torch.stack(rows, 1).reshape(-1, 2, 3).to(x.dtype)
-    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="zeros", align_corners=False)

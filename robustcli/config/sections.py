@@ -13,10 +13,23 @@ _LARGEST = {"linf": 1.0, "l2": 100.0, "l1": 1000.0}  # norms of image difference
 
 
 class Augment(Section):
-    """Random crop and flip, drawn per image and epoch."""
+    """Random crop, flip and pose, drawn per image and epoch."""
 
     crop: Int = Field(default=4, ge=0, le=512, description="zero padding before the random crop, pixels; 0 = no crop")
     flip: Flag = Field(default=False, description="mirror half of the images left to right")
+    rotate: Number = Field(default=0.0, ge=0, le=180, description="turn by up to so many degrees, both ways")
+    scale: Number = Field(default=0.0, ge=0, le=1, description="grow or shrink by up to this share: 0.1 is a factor from 1/1.1 to 1.1")
+    translate: Number = Field(default=0.0, ge=0, le=512, description="shift by up to so many pixels in each direction, also between pixels")
+
+    @property
+    def posed(self) -> bool:
+        """Whether images are turned, grown or shifted between pixels."""
+        return bool(self.rotate or self.scale or self.translate)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is done."""
+        return not (self.crop or self.flip or self.posed)
 
 
 def _shape(value: Any) -> str:
@@ -48,7 +61,10 @@ class DataConfig(Section):
     extra: Text | None = Field(default=None, min_length=1, description="more training images, npz:PATH or folder:PATH (generated ones, say); null = none")
     extra_ratio: Number = Field(default=0.7, ge=0, lt=1, description="share of every batch that comes from data.extra")
     workers: Int | None = Field(default=None, ge=0, le=1024, description="decoding processes; null = as many as pay off")
-    storage: Literal["auto", "memory", "stream"] = Field(default="auto", description="keep all pixels in memory, or decode files as they are needed")
+    storage: Literal["auto", "memory", "stream", "cached"] = Field(
+        default="auto", description="keep all pixels in memory, decode files as they are needed, or decode them once into a file; auto = memory or stream"
+    )
+    cache: Text | None = Field(default=None, min_length=1, description="folder of the images that storage=cached decodes; null = ~/.cache/robustcli")
     timeout: Number = Field(default=120.0, gt=0, description="seconds to wait for a decoding process")
     bad_image: Literal["fail", "skip"] = Field(default="fail", description="what to do with an unreadable training image")
     max_bad: Number = Field(default=0.001, ge=0, le=1, description="largest share of unreadable images that may be skipped")

@@ -27,8 +27,8 @@ def bundle_arrays(
     Raises:
         DataError: labels, range or shape are wrong.
     """
-    if config.storage == "stream":
-        raise DataError("data.storage=stream needs image files", where=where, hint="use folder:PATH, or data.storage=auto")
+    if config.storage in ("stream", "cached"):
+        raise DataError(f"data.storage={config.storage} needs image files", where=where, hint="use folder:PATH, or data.storage=auto")
     splits: dict[str, MemorySplit] = {}
     expected: tuple[int, int, int] | None = None
     for part, (pixels, labels) in stored.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,8 +158,9 @@ def _augment(config: DataConfig, fact: tuple[int, bool] | None, shape: tuple[int
     if spec.crop >= shape[1]:
         what = f"data.augment.crop={spec.crop} pads more than the image of {shape[1]} pixels"
         raise ConfigError(what, hint="4 is usual for 32 pixels")
-    said = f"crop {spec.crop}, {'flip' if spec.flip else 'no flip'}" if spec.crop or spec.flip else "none"
-    return spec, f"augment: {said} ({source})"
+    pose = [f"{name} {getattr(spec, name):g}" for name in ("rotate", "scale", "translate") if getattr(spec, name)]
+    said = ", ".join([f"crop {spec.crop}", "flip" if spec.flip else "no flip", *pose])
+    return spec, f"augment: {'none' if spec.idle else said} ({source})"
 
 
 def _normalisation(facts: Mapping[str, object], train: Split) -> tuple[tuple[float, ...], tuple[float, ...], str]:
@@ -200,6 +202,6 @@ def digest_memory(stored: Mapping[str, MemorySplit]) -> str:
     for part, split in sorted(stored.items()):
         state.update(json.dumps([part, split.classes, str(split.store.pixels.dtype), len(split), *split.shape]).encode())
         state.update(split.labels.numpy().tobytes())
-        for chunk in _chunks(torch.arange(len(split)), 4096):
+        for chunk in _chunks(torch.arange(len(split)), max(1, 2**26 // max(1, math.prod(split.shape)))):
             state.update(split.raw(chunk).contiguous().numpy().tobytes())
     return state.hexdigest()

@@ -1,4 +1,4 @@
-"""`folder:PATH`: images in <split>/<class>/, or in <class>/ with a seeded split; in memory when they are small, else streamed."""
+"""`folder:PATH`: images in <split>/<class>/, or in <class>/ with a seeded split; in memory when they are small, else streamed; or decoded once into a file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robustcli.config.schema import DataConfig
 from robustcli.data.bundle import DataBundle, build, cpu_count, digest_memory
+from robustcli.data.cache import cache_folder, load
 from robustcli.data.check import check_classes, check_shape
+from robustcli.data.decoded import Source
 from robustcli.data.files import Listing, folders, list_images
 from robustcli.data.images import Decoder, decode_all, each, first_shape, planes
 from robustcli.data.load import source_path
@@ -47,26 +50,34 @@ def bundle_folder(config: DataConfig, entry: str, root: Path, *, name: str, size
 def bundle_listings(
     config: DataConfig, entry: str, decoder: Decoder, listings: Mapping[str, Listing], *, name: str, notes: Sequence[str] = ()
 ) -> DataBundle:  # fmt: skip
-    """Decide between memory and stream, decode, build.
+    """Decide between memory, stream and cache, decode, build.
 
     Args:
         entry: registered name.  decoder: knows the root.  listings: stored split -> its files.  name: shown name.
 
     Raises:
         DataError: unreadable files, unequal sizes, class names that differ between the splits, empty classes.
+        ResourceError: the decoded images cannot be kept, in memory or on the disk.
     """
-    height, width = first_shape([path for listing in listings.values() for path in listing.paths], decoder)
-    total = sum(len(listing.paths) for listing in listings.values())
-    stream = config.storage == "stream" or (config.storage == "auto" and total * 3 * height * width > MEMORY_BYTES)
     stored: Mapping[str, Split]
-    if stream:
+    if config.storage == "cached":
+        stored, faults, digest, said = _cached(config, listings, decoder)
+        return build(config, entry, name=name, where=decoder.root, stored=stored, digest=digest, notes=[*notes, *said], faults=faults)
+    height, width = first_shape(_paths(listings), decoder)
+    total = sum(len(listing.paths) for listing in listings.values())
+    if config.storage == "stream" or (config.storage == "auto" and total * 3 * height * width > MEMORY_BYTES):
         stored, faults, digest = _streamed(config, listings, decoder, (height, width))
-        said = f"storage: stream, {total} files of {height}x{width}; the digest covers names and sizes"
+        said = [f"storage: stream, {total} files of {height}x{width}; the digest covers names and sizes"]
     else:
         memory, faults = _in_memory(config, listings, decoder)
         stored, digest = memory, digest_memory(memory)
-        said = f"storage: memory, {total} images of {height}x{width}"
-    return build(config, entry, name=name, where=decoder.root, stored=stored, digest=digest, notes=[*notes, said], faults=faults)
+        said = [f"storage: memory, {total} images of {height}x{width}"]
+    return build(config, entry, name=name, where=decoder.root, stored=stored, digest=digest, notes=[*notes, *said], faults=faults)
+
+
+def _paths(listings: Mapping[str, Listing]) -> list[str]:
+    """The files of all splits, in the order of their rows."""
+    return [path for listing in listings.values() for path in listing.paths]
 
 
 def _list(root: Path) -> tuple[dict[str, Listing], list[str]]:
@@ -91,23 +102,51 @@ def _list(root: Path) -> tuple[dict[str, Listing], list[str]]:
 
 def _in_memory(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> tuple[dict[str, MemorySplit], Faults]:
     """All files decoded once into one store, which the splits share."""
-    paths = [path for listing in listings.values() for path in listing.paths]
+    paths = _paths(listings)
     pixels, faults = decode_all(paths, decoder, _threads(config, decoder))
     check_shape(pixels.shape[1:], where=os.path.join(decoder.root, paths[0]))
-    store, start = Store(pixels), 0
+    return _parts(listings, Store(pixels)), _by_part(listings, faults)
+
+
+def _cached(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> tuple[dict[str, MemorySplit], Faults, str, list[str]]:
+    """The same splits over a file of the decoded images, their digest and notes; nothing is decoded when the file is there."""
+    paths = _paths(listings)
+
+    def probe() -> tuple[int, int, int]:
+        return check_shape((_channels(paths, decoder), *first_shape(paths, decoder)), where=os.path.join(decoder.root, paths[0]))
+
+    def digest(pixels: Tensor) -> str:
+        return digest_memory(_parts(listings, Store(pixels)))
+
+    found, notes = load(cache_folder(config.cache), Source(listings, decoder, _threads(config, decoder), probe, digest))
+    return _parts(listings, found.store), _by_part(listings, found.faults), found.digest, notes
+
+
+def _parts(listings: Mapping[str, Listing], store: Store) -> dict[str, MemorySplit]:
+    """The splits that share a store, one after the other."""
     splits: dict[str, MemorySplit] = {}
+    start = 0
+    for part, listing in listings.items():
+        rows = torch.arange(start, start + len(listing.paths))
+        splits[part] = MemorySplit(store, torch.tensor(listing.labels), listing.classes, rows=rows)
+        start += len(rows)
+    return splits
+
+
+def _by_part(listings: Mapping[str, Listing], faults: Mapping[int, DataError]) -> Faults:
+    """Faults by row of the store -> by index in each split."""
     found: dict[str, dict[int, DataError]] = {}
+    start = 0
     for part, listing in listings.items():
         count = len(listing.paths)
-        splits[part] = MemorySplit(store, torch.tensor(listing.labels), listing.classes, rows=torch.arange(start, start + count))
         found[part] = {index - start: error for index, error in faults.items() if start <= index < start + count}
         start += count
-    return splits, found
+    return found
 
 
 def _streamed(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder, side: tuple[int, int]) -> tuple[dict[str, StreamSplit], Faults, str]:
     """Splits that decode on demand. `bad_image: skip` needs to know the bad ones now, so it decodes the training files once."""
-    paths = [path for listing in listings.values() for path in listing.paths]
+    paths = _paths(listings)
     shape = check_shape((_channels(paths, decoder), *side), where=os.path.join(decoder.root, paths[0]))
     workers = config.workers if config.workers is not None else min(8, cpu_count())
     splits: dict[str, StreamSplit] = {}

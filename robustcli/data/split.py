@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from robustcli.data.ahead import ahead
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -49,24 +52,46 @@ def unit(pixels: Tensor, device: torch.device) -> Tensor:
     return moved.to(torch.float32).div_(torch.full((), 255.0, device=device))
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that this process may still allocate on a CUDA device; None for other devices."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 class Store:
-    """The pixels of a data set, shared by its splits and sub-sets, copied to a device once."""
+    """The pixels of a data set, shared by its splits and sub-sets, copied to a device once if they leave half of its free memory.
 
-    def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels
-        self._moved: dict[torch.device, Tensor] = {}
+    Args:
+        pixels: uint8 or float [M, C, H, W].
+        mapped: they lie in a file, read where they are used and never copied as a whole.
+    """
 
-    def on(self, device: torch.device) -> Tensor:
-        """uint8 or float [M, C, H, W] on the device. The copy is kept; only the last device's."""
+    def __init__(self, pixels: Tensor, *, mapped: bool = False) -> None:
+        self.pixels, self.mapped = pixels, mapped
+        self._moved: dict[torch.device, Tensor | None] = {}
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """uint8 or float [M, C, H, W] on the device; None when they stay where they are. The answer is kept; only the last device's."""
+        if self.mapped:
+            return None
         if device == self.pixels.device:
             return self.pixels
         if device not in self._moved:
-            self._moved = {device: self.pixels.to(device)}
+            free = free_bytes(device)
+            fits = free is None or self.pixels.nbytes <= free // 2
+            self._moved = {device: self.pixels.to(device) if fits else None}
         return self._moved[device]
 
 
+def _take(source: Tensor, rows: Tensor, pinned: bool) -> Tensor:
+    """source[rows] in memory of its own, page-locked when asked for."""
+    out = torch.empty((len(rows), *source.shape[1:]), dtype=source.dtype, pin_memory=pinned)
+    return torch.index_select(source, 0, rows, out=out)
+
+
 class MemorySplit:
-    """A split whose pixels [N, C, H, W] (uint8, or float in [0, 1]) stay in memory: x = u8 / 255.
+    """A split whose pixels [N, C, H, W] (uint8, or float in [0, 1]) lie in one array: x = u8 / 255.
 
     Args:
         pixels: the stored images, or a `Store` shared with other splits.
@@ -94,14 +119,28 @@ class MemorySplit:
         return len(self.labels)
 
     def stream(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
-        """See `Split.stream`. Gathers on the device: no worker, no copy but of the batch's positions."""
+        """See `Split.stream`. Pixels on the device are gathered there; others on the CPU, two batches ahead. The bits are the same."""
         pixels = self.store.on(device)
+        if pixels is None:
+            yield from self._fed(batches, device)
+            return
         if device not in self._moved:
             self._moved = {device: (self._rows.to(device), self.labels.to(device), self.ids.to(device))}
         rows, labels, ids = self._moved[device]
         for positions in batches:
             chosen = positions.to(device)
             yield unit(pixels[rows[chosen]], device), labels[chosen], ids[chosen]
+
+    def _fed(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
+        """A thread gathers; CUDA copies from pinned memory while the device still works on the batch before."""
+        pinned = device.type == "cuda"
+
+        def gather(positions: Tensor) -> Batch:
+            return _take(self.store.pixels, self._rows[positions], pinned), _take(self.labels, positions, pinned), _take(self.ids, positions, pinned)
+
+        with closing(ahead(gather, batches)) as ready:
+            for pixels, labels, ids in ready:
+                yield unit(pixels, device), labels.to(device, non_blocking=pinned), ids.to(device, non_blocking=pinned)
 
     def raw(self, positions: Tensor) -> Tensor:
         """Pixels as they are stored, [B, C, H, W], on the CPU."""

@@ -223,7 +223,7 @@ def _plan(setting: Setting, train: Split, validation: EvalPlan | None, positions
         seed=config.seed,
         batch_size=config.train.batch_size,
         factor=call_with(schedule, parameters),
-        augment=data.augment if data.augment.crop or data.augment.flip else None,
+        augment=None if data.augment.idle else data.augment,
         budget=next(((unit, float(amount)) for unit, amount in lengths.items() if amount is not None), ("epochs", 10.0)),
         save_every=config.train.save_every or epoch,
         validate_every=max(1, round(float(config.train.validate_every) * epoch)),

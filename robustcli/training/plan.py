@@ -21,7 +21,7 @@ class TrainPlan:
         seed: of order, augmentation, attack starts and dropout.
         batch_size: global batch, over all ranks.
         factor: learning-rate factor as a function of t in (0, 1).
-        augment: crop and flip, or None.
+        augment: crop, flip and pose, or None.
         budget: (unit, amount): ("steps", n), ("epochs", e) or ("minutes", m).
         save_every, validate_every: in steps, >= 1.
         validation: plan of the robust validation, or None when there is no validation split.

@@ -17,6 +17,7 @@ CLASSES: dict[str, str] = {
     "data.workers": "harmless",
     "data.timeout": "harmless",
     "data.storage": "harmless",
+    "data.cache": "harmless",
     "data.root": "harmless",
     "data.download": "harmless",
     "device": "compatible",

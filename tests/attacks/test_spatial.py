@@ -13,17 +13,6 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
 
-def pose(angle=0.0, right=0.0, down=0.0):
-    return torch.tensor([[angle, right, down]])
-
-
-def image(height, width, *lit):
-    x = torch.zeros(1, 1, height, width)
-    for row, column in lit:
-        x[0, 0, row, column] = 1.0
-    return x
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -42,39 +31,6 @@ def ask(x, keep="best", ball=None, watch=None, seed=0, ids=None, y=None, **param
     oracle = Oracle(net, x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids), keep=keep, watch=watch)
     with frozen(net):
         return spatial(oracle, x, ball or Ball("linf", 0.0), **params), net, oracle
-
-
-def test_the_pose_of_zeros_is_the_identity():
-    x = torch.rand(3, 3, 5, 7)
-    assert torch.allclose(module._transform(x, pose().expand(3, 3)), x, atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (4, 8), (8, 4)])
-def test_a_shift_moves_content_right_and_down_by_its_share_of_the_side(height, width):
-    moved = module._transform(image(height, width, (1, 1)), pose(right=1 / width, down=2 / height))
-    assert torch.allclose(moved, image(height, width, (3, 2)), atol=1e-4)
-
-
-def test_what_slides_in_is_black():
-    moved = module._transform(torch.ones(1, 1, 4, 4), pose(right=0.25))
-    assert torch.allclose(moved[0, 0], torch.tensor([0.0, 1.0, 1.0, 1.0]).expand(4, 4), atol=1e-5)
-
-
-def test_a_quarter_turn_is_a_quarter_turn_clockwise():
-    x = torch.rand(2, 3, 6, 6)
-    turned = module._transform(x, pose(angle=torch.pi / 2).expand(2, 3))
-    assert torch.allclose(turned, x.rot90(-1, (2, 3)), atol=1e-4)
-
-
-def test_turns_do_not_shear_an_image_that_is_not_square():
-    """A pixel two to the right of the centre of a 5 x 9 image comes to lie two below it."""
-    turned = module._transform(image(5, 9, (2, 6)), pose(angle=torch.pi / 2))
-    assert torch.allclose(turned, image(5, 9, (4, 4)), atol=1e-4)
-
-
-def test_the_turn_is_about_the_centre_and_the_shift_comes_after_it():
-    moved = module._transform(image(5, 5, (2, 3)), pose(angle=torch.pi / 2, right=1 / 5))
-    assert torch.allclose(moved, image(5, 5, (3, 3)), atol=1e-4)
 
 
 def test_the_grid_holds_every_combination_and_the_identity_once():
@@ -97,8 +53,8 @@ def test_the_grid_asks_once_per_pose_and_returns_the_worst():
 
 
 def test_random_poses_stay_within_their_limits_and_differ_by_row(monkeypatch):
-    poses, real = [], module._transform
-    monkeypatch.setattr(module, "_transform", lambda x, p: (poses.append(p), real(x, p))[1])
+    poses, real = [], module.warp
+    monkeypatch.setattr(module, "warp", lambda x, *pose: (poses.append(torch.stack(pose, 1)), real(x, *pose))[1])
     ask(torch.rand(50, 1, 8, 8), rotation=20.0, translation=0.25, draws=20)
     angle, right, down = torch.cat(poses).unbind(1)
     limit = torch.pi / 9

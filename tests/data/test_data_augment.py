@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from robustcli.config.schema import Augment
 from robustcli.core.random import RowRandom
+from robustcli.core.warp import warp
 from robustcli.data.augment import augment
 
 
@@ -79,3 +83,43 @@ def test_input_is_not_changed(flip: bool) -> None:
     y = augment(x, rng(torch.arange(4)), Augment(crop=2, flip=flip))
     assert torch.equal(x, before)
     assert float(y.min()) >= 0 and float(y.max()) <= 1 and y.shape == x.shape
+
+
+POSED = Augment(crop=0, flip=False, rotate=20, scale=0.2, translate=1.5)
+
+
+def test_a_pose_leaves_the_windows_as_they_are() -> None:
+    """And is what `warp` makes of them, with draws of its own for each image and epoch."""
+    x, ids = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    window = Augment(crop=2, flip=True)
+    angle, grow, right, down = rng(ids).restart(1).uniform((4,)).mul(2).sub(1).unbind(1)
+    pose = (angle * math.radians(20), right * 1.5 / 8, down * 1.5 / 8, torch.exp(grow * math.log(1.2)))
+    expected = warp(augment(x, rng(ids), window), *pose).clamp(0, 1)
+    found = augment(x, rng(ids), POSED.model_copy(update={"crop": 2, "flip": True}))
+    assert torch.allclose(found, expected, atol=1e-6) and not torch.equal(found, augment(x, rng(ids, epoch=1), POSED))
+
+
+def test_a_pose_does_not_depend_on_the_batch_and_stays_in_the_box() -> None:
+    x, ids = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round(), torch.arange(16)
+    whole = augment(x, rng(ids), POSED)
+    assert torch.equal(augment(x[4:6], rng(ids[4:6]), POSED), whole[4:6])
+    assert whole.min() >= 0 and whole.max() <= 1 and not torch.equal(whole, x)
+
+
+@pytest.mark.parametrize(("name", "turned", "moved"), [("rotate", True, False), ("translate", False, True)])
+def test_each_pose_alone(name: str, turned: bool, moved: bool) -> None:
+    """The centre of mass of a dot beside the centre: a turn keeps its distance from the centre, a shift of all dots does not."""
+    x, ids = torch.zeros(400, 1, 17, 17), torch.arange(400)
+    x[:, :, 8, 12] = 1
+    y = augment(x, rng(ids), Augment(crop=0, flip=False, **{name: 2.0 if name == "translate" else 30.0}))[:, 0]
+    places = torch.arange(17.0) - 8
+    down, right = ((y.sum(axis) * places).sum(1) / y.sum((1, 2)) for axis in (2, 1))
+    far = torch.hypot(down, right)
+    assert (torch.allclose(far, torch.full_like(far, 4), atol=0.1)) is turned
+    assert bool((right > 4.5).any()) is moved and down.min() < -1 and down.max() > 1
+
+
+@pytest.mark.parametrize("wrong", [{"rotate": 181}, {"scale": -0.1}, {"scale": 2}, {"translate": -1}])
+def test_impossible_poses(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Augment(**wrong)

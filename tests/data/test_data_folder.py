@@ -16,7 +16,12 @@ from robustcli.errors import DataError
 
 CPU = torch.device("cpu")
 SPLITS = {"train/cat": 12, "train/dog": 8, "test/cat": 4, "test/dog": 3}
-STORAGES = pytest.mark.parametrize("storage", ["memory", "stream"])
+STORAGES = pytest.mark.parametrize("storage", ["memory", "stream", "cached"])
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def load(root: Path, **options):
@@ -128,7 +133,7 @@ def test_size(make_folder) -> None:
 def test_one_odd_size(make_folder, picture, storage: str) -> None:
     root = make_folder(SPLITS)
     picture(1, 9).save(root / "test/dog/001.png")
-    if storage == "memory":
+    if storage != "stream":
         error = refused(root, bad_image="skip", max_bad=1)
     else:
         with pytest.raises(DataError) as caught:
@@ -201,7 +206,7 @@ def spoil(root: Path, *names: str) -> None:
 def test_bad_image_fails_by_default(make_folder, storage: str) -> None:
     root = make_folder(SPLITS)
     spoil(root, "train/dog/003.png", "train/cat/001.png")
-    if storage == "memory":
+    if storage != "stream":
         error = refused(root, val_fraction=0.05)
         assert "(+1 more in train)" in error.what
     else:

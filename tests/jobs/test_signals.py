@@ -24,7 +24,7 @@ from robustcli.runtime.run import read_status
 pytestmark = pytest.mark.usefixtures("warm")
 
 STRONG = ("objective=trades", "adversary={name: pgd, steps: 2}", "train.hooks=[{name: ema, decay: 0.9}, {name: awp, gamma: 0.02}]")
-FEEDS = {"memory": ("data.storage=memory",), "workers": ("data.storage=stream", "data.workers=2")}
+FEEDS = {"memory": ("data.storage=memory",), "workers": ("data.storage=stream", "data.workers=2"), "cached": ("data.storage=cached", "data.cache=cache")}
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 SECONDS = 5.0  # from a signal to the end of the process
 
