@@ -126,6 +126,19 @@ def refused_value(error: BaseException | None) -> bool:
     return isinstance(error, ValueError) and not isinstance(error, RobustCliError) and origin(error)[0].startswith("robustcli.")
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: MemoryError, torch.OutOfMemoryError, or the RuntimeError of PyTorch's allocator for the CPU."""
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # without importing torch
+    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The documented exit code of a failure that is no SystemExit: 70 for what nobody foresaw."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return ResourceError.exit_code if out_of_memory(error) else UsageError.exit_code if refused_value(error) else getattr(error, "exit_code", 70)
+
+
 def printable(text: str) -> str:
     """`text` on one line: line breaks become spaces, other control characters (terminal escapes) become ``\\xNN``."""
     text = text.replace("\r", " ").replace("\n", " ")

@@ -135,3 +135,27 @@ def test_every_key_of_the_schema_is_documented() -> None:
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8").split("## Keys")[1]
     documented = {key for line in text.splitlines() if line.startswith("| `") for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
     assert documented - {"model.weights", "model.normalize"} == keys(Config)
+
+
+def test_the_numpy_file_of_the_documentation_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example as it stands, and every array that the table names, in pairs and by splits."""
+    import numpy as np
+
+    from robustcli.data import load_data
+
+    text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8").split("## Images in a numpy file")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/config.md", "exec"), {})
+    one = load_data(Config().data.model_copy(update={"name": "npz:images.npz"}))
+    assert one.classes == ("cat", "dog", "owl") and len(one.test) == 30 and one.shape == (3, 8, 8)
+    named = {name for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    stored = dict(np.load("images.npz"))
+    parts = {"train": slice(0, 60), "val": slice(60, 90), "test": slice(90, 120)}
+    arrays = {f"{axis}_{part}": stored[axis][rows] for part, rows in parts.items() for axis in "xy"}
+    assert named == {"x", "y", "classes", *arrays}
+    np.savez("splits.npz", **arrays)
+    split = load_data(Config().data.model_copy(update={"name": "npz:splits.npz"}))
+    assert [len(part) for part in (split.train, split.val, split.test)] == [60, 30, 30] and split.classes == ("0", "1", "2")
+    np.savez("two.npz", **{name: array for name, array in arrays.items() if "val" not in name})
+    assert len(load_data(Config().data.model_copy(update={"name": "npz:two.npz"})).val) == 6

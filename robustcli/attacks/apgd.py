@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from robustcli.core.geometry import Ball
@@ -27,12 +28,12 @@ def apgd(
     x: Tensor,
     ball: Ball,
     *,
-    steps: int = 100,
-    restarts: int = 1,
+    steps: Annotated[int, Ge(1)] = 100,
+    restarts: Annotated[int, Ge(1)] = 1,
     loss: Literal["ce", "dlr", "dlr-targeted"] = "ce",
-    targets: int = 9,
-    skip: int = 0,
-    rho: float = 0.75,
+    targets: Annotated[int, Ge(1)] = 9,
+    skip: Annotated[int, Ge(0)] = 0,
+    rho: Annotated[float, Ge(0), Le(1)] = 0.75,
 ) -> Tensor:
     """Auto-PGD:  z = P(x_k + a_k * steepest(grad_k)),  x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  a_0 = 2 * eps.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ _EXACT_COUNTS = 40  # P(count > 40) is below 1e-12 at that rate
 
 
 @attacks.register("corruption", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", deterministic=False, keeps_best=True)
-def corruption(oracle: Oracle, x: Tensor, ball: Ball, *, type: Type = "gaussian_noise", severity: int = 3) -> Tensor:
+def corruption(oracle: Oracle, x: Tensor, ball: Ball, *, type: Type = "gaussian_noise", severity: Annotated[int, Ge(1), Le(5)] = 3) -> Tensor:
     """x_adv = clip(c_s(x)): one common corruption of severity s; nothing is searched for, and no norm bounds the change.
 
     The number of each severity, up to 64 pixels a side (CIFAR-10-C) | above (ImageNet-C):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, column
@@ -21,11 +23,11 @@ def cw(
     x: Tensor,
     ball: Ball,
     *,
-    steps: int = 100,
-    binary_search: int = 5,
-    step_size: float = 0.05,
-    initial_c: float = 1.0,
-    confidence: float = 0.0,
+    steps: Annotated[int, Ge(1)] = 100,
+    binary_search: Annotated[int, Ge(1)] = 5,
+    step_size: Annotated[float, Gt(0)] = 0.05,
+    initial_c: Annotated[float, Gt(0)] = 1.0,
+    confidence: Annotated[float, Ge(0)] = 0.0,
 ) -> Tensor:
     """min_w ||x_adv - x||_2^2 + c * max(z_y - max_{k != y} z_k, -confidence),  x_adv = low + (high - low) (tanh(w) + 1) / 2, by Adam.
 

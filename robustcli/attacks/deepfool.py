@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, column
@@ -54,7 +55,15 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
 
 
 @attacks.register("deepfool", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", deterministic=True, keeps_best=True)
-def deepfool(oracle: Oracle, x: Tensor, ball: Ball, *, steps: int = 50, overshoot: float = 0.02, classes: int = 10) -> Tensor:
+def deepfool(
+    oracle: Oracle,
+    x: Tensor,
+    ball: Ball,
+    *,
+    steps: Annotated[int, Ge(1)] = 50,
+    overshoot: Annotated[float, Ge(0)] = 0.02,
+    classes: Annotated[int, Ge(2)] = 10,
+) -> Tensor:
     """x_{k+1} = clip(x + (1 + overshoot) r_{k+1}),  r_{k+1} = r_k + (shortest way from x_k to its nearest linearised boundary), until the class changes.
 
     Args:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from robustcli.attacks.deepfool import Boundary, nearest_boundary, rivals
@@ -21,13 +24,13 @@ def fab(
     x: Tensor,
     ball: Ball,
     *,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 9,
+    steps: Annotated[int, Ge(1)] = 100,
+    restarts: Annotated[int, Ge(1)] = 1,
+    targets: Annotated[int, Ge(1)] = 9,
     targeted: bool = True,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
+    alpha_max: Annotated[float, Ge(0), Le(1)] = 0.1,
+    eta: Annotated[float, Ge(1)] = 1.05,
+    beta: Annotated[float, Gt(0), Le(1)] = 0.9,
 ) -> Tensor:
     """x_{k+1} = clip((1 - a) (x_k + eta d) + a (x + eta d')),  d, d' the shortest ways from x_k and x to the boundary linearised at x_k.
 

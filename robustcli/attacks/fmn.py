@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, Norm
@@ -22,11 +24,11 @@ def fmn(
     x: Tensor,
     ball: Ball,
     *,
-    steps: int = 100,
-    step_size: float | None = None,
-    step_size_final: float | None = None,
-    gamma: float = 0.05,
-    gamma_final: float = 0.001,
+    steps: Annotated[int, Ge(1)] = 100,
+    step_size: Annotated[float, Gt(0)] | None = None,
+    step_size_final: Annotated[float, Gt(0)] | None = None,
+    gamma: Annotated[float, Gt(0), Lt(1)] = 0.05,
+    gamma_final: Annotated[float, Gt(0), Lt(1)] = 0.001,
 ) -> Tensor:
     """min ||d||_p with x + d misclassified:  d_{k+1} = P_eps(d_k + a_k g / ||g||_2),  eps * (1 - gamma_k) after a success, else eps * (1 + gamma_k).
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robustcli.core.geometry import Ball
@@ -18,9 +19,9 @@ def mi_fgsm(
     x: Tensor,
     ball: Ball,
     *,
-    steps: int = 10,
-    step_size: float | None = None,
-    decay: float = 1.0,
+    steps: Annotated[int, Ge(1)] = 10,
+    step_size: Annotated[float, Gt(0)] | None = None,
+    decay: Annotated[float, Ge(0)] = 1.0,
     loss: Literal["ce", "margin"] | None = None,
 ) -> Tensor:
     """g_{k+1} = decay * g_k + grad_k / mean|grad_k|,  x_{k+1} = P(x_k + a * steepest(g_{k+1})),  x_0 = x, g_0 = 0.

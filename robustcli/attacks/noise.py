@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from torch import Tensor
 
 from robustcli.core.geometry import Ball
@@ -13,7 +14,7 @@ from robustcli.registry import attacks
 
 
 @attacks.register("noise", kind="fixed", norms=("linf", "l2", "l1"), needs="decisions", deterministic=False, keeps_best=True)
-def noise(oracle: Oracle, x: Tensor, ball: Ball, *, draws: int = 10, kind: Literal["uniform", "gaussian", "corners"] = "uniform") -> Tensor:
+def noise(oracle: Oracle, x: Tensor, ball: Ball, *, draws: Annotated[int, Ge(1)] = 10, kind: Literal["uniform", "gaussian", "corners"] = "uniform") -> Tensor:
     """x_adv = the worst of `draws` random points of the ball.
 
     A sanity floor: PGD that breaks fewer rows than this is broken itself, or meets masked gradients.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from robustcli.core.geometry import Ball
@@ -25,9 +26,9 @@ def square(
     x: Tensor,
     ball: Ball,
     *,
-    queries: int = 5000,
-    p: float = 0.8,
-    restarts: int = 1,
+    queries: Annotated[int, Ge(1)] = 5000,
+    p: Annotated[float, Gt(0), Le(1)] = 0.8,
+    restarts: Annotated[int, Ge(1)] = 1,
     loss: Literal["margin", "ce"] = "margin",
     rescale: bool = False,
 ) -> Tensor:

@@ -18,6 +18,11 @@ _SMOKE = {
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
 }
+#: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
+OF_THE_CALL = (
+    "device", "threads", "deterministic", "seed", "out", "data.download", "data.workers", "data.storage", "data.cache", "data.timeout",
+    "search.precision", "search.fold_bn", "search.channels_last", "search.compile",
+)  # fmt: skip
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 
@@ -73,22 +78,23 @@ class Call:
         """The configuration of this invocation. `adjust` may ask for more settings after a first look."""
         from robustcli.config.load import load_config, parse_assignment
 
-        source, overrides = self._source_of_model() or self.source(), self.overrides()
+        stored, overrides = self._source_of_model(), self.overrides()
+        source, without = stored or self.source(), OF_THE_CALL if stored else ()
         # Before all others, so that attacks.0.key=value means these attacks.
         first = [parse_assignment(_list_of(self["attack"]), "--attack")] if self["attack"] and self.verb != "train" else []
-        loaded = load_config(source, first + overrides)
+        loaded = load_config(source, first + overrides, without=without)
         given = {override.key for override in overrides}
         if "ball.norm" in given and "ball.eps" not in given and loaded.config.ball.eps is not None:
-            if load_config(source, first + [o for o in overrides if o.key != "ball.norm"]).config.ball.norm != loaded.config.ball.norm:
+            if load_config(source, first + [o for o in overrides if o.key != "ball.norm"], without=without).config.ball.norm != loaded.config.ball.norm:
                 overrides = [parse_assignment("ball.eps=null", "--norm"), *overrides]  # a radius means nothing under another norm
-                loaded = load_config(source, first + overrides)
+                loaded = load_config(source, first + overrides, without=without)
         more = (adjust(loaded) if adjust else []) + self._attack_steps(loaded)
         if more:
-            loaded = load_config(source, [parse_assignment(text, "command line") for text in more] + overrides)
+            loaded = load_config(source, [parse_assignment(text, "command line") for text in more] + overrides, without=without)
         return loaded
 
     def _source_of_model(self) -> str | None:
-        """`--model run:DIR` without a CONFIG measures on the data and ball that the run was trained with."""
+        """`--model run:DIR` without a CONFIG measures as the run's configuration says: data, ball, attacks; see `OF_THE_CALL`."""
         model = self["model"] or next((w.partition("=")[2] for w in self.values.get("words") or [] if w.startswith("model.name=")), None)
         if self.verb == "train" or self.source() is not None or not model or not model.startswith("run:"):
             return None

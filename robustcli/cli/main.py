@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
 
 def _translate(error: BaseException, argv: list[str]) -> int:
     """Typer's own exceptions, memory, disk, and bugs."""
-    from robustcli.errors import Interrupted, ResourceError, RobustCliError, UsageError, origin, refused_value
+    from robustcli.errors import Interrupted, ResourceError, RobustCliError, UsageError, origin, out_of_memory, refused_value
 
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, SystemExit):
@@ -73,7 +73,7 @@ def _translate(error: BaseException, argv: list[str]) -> int:
         path = getattr(context, "command_path", "robustcli") or "robustcli"
         return fail(UsageError(error.format_message().rstrip("."), hint=f"see {path} --help"), argv)
     text = str(error)
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or "can't allocate memory" in text:
+    if out_of_memory(error):
         first = text.splitlines()[0] if text else "out of memory"
         return fail(ResourceError(f"out of memory: {first[:200]}", hint="lower --batch-size, or choose a smaller model", code="E-OOM"), argv)
     if isinstance(error, ImportError) and ("torchvision" in text or "torchvision::nms" in text):

@@ -22,7 +22,7 @@ from robustcli.config.parse import Builder, Event, Stop
 from robustcli.config.schema import Config, rules
 from robustcli.config.shipped import find_config
 from robustcli.config.source import SUFFIXES, display, read_text
-from robustcli.config.tree import Fault, Node, config_error, leaf_origin, leaves, merge, to_python
+from robustcli.config.tree import Fault, Node, config_error, leaf_origin, leaves, merge, pruned, to_python
 from robustcli.errors import ConfigError
 
 __all__ = ["Loaded", "Override", "load_config", "parse_assignment", "read_tree", "write_tree"]
@@ -52,6 +52,7 @@ def load_config(
     verb_defaults: Mapping[str, Any] | None = None,
     bind: bool = True,
     registries: Registries | None = None,
+    without: Sequence[str] = (),
 ) -> Loaded:
     """defaults < verb_defaults < config file (with its `extends` chain) < environment < overrides, validated as a whole.
 
@@ -62,13 +63,14 @@ def load_config(
         verb_defaults: a verb's own defaults, nested or with dotted keys.
         bind: also check every spec against its registry (imports torch).
         registries: None means the package's own, discovered here.
+        without: dotted keys that are not taken from the file.
 
     Raises:
         ConfigError: `problems` lists every mistake as `file:line: a.b.c: what; did you mean …`.
     """
     faults: list[Fault] = []
     path = None if source is None else find_config(source)
-    files = [] if path is None else _read_chain(path, faults)
+    files = [node and pruned(node, without) for node in _read_chain(path, faults)] if path is not None else []
     base, verb = default_layer(verb_defaults)
     environment = environment_layer(os.environ if environ is None else environ, faults, _read_flow)
     command_line = override_layer(overrides, faults, _read_flow)

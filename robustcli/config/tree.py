@@ -83,6 +83,16 @@ def insert(root: Node, path: Sequence[str], leaf: Node, rules: Rules, at: Path_ 
     return Node(items, leaf.origin)
 
 
+def pruned(root: Node, keys: Sequence[str]) -> Node:
+    """`root` without the nodes at these dotted keys."""
+    for key in keys:
+        first, _, rest = key.partition(".")
+        if isinstance(root.value, dict) and first in root.value:
+            kept = {name: node for name, node in root.value.items() if name != first}
+            root = replace(root, value={**root.value, first: pruned(root.value[first], [rest])} if rest else kept)
+    return root
+
+
 def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: Path_ = ()) -> Node:
     """`over` on top of `base`: mappings merge, everything else is replaced.
 

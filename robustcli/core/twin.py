@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustcli.core.packed import pack
+from robustcli.errors import out_of_memory
 from robustcli.types import Classifier
 
 _DRIFT = 0.05  # of the largest logit: half of what the twin itself may be off
@@ -136,7 +137,9 @@ class SearchTwin:
                 module.training = flag
         try:
             got = self(x)
-        except Exception as failure:  # noqa: BLE001 - tracing drops context managers, so user code may not run again
+        except Exception as failure:  # tracing drops context managers, so user code may not run again
+            if out_of_memory(failure):
+                raise
             return f"its copy does not run ({type(failure).__name__})"
         if got.shape != wanted.shape:
             return f"its logits have shape {tuple(got.shape)}, not {tuple(wanted.shape)}"

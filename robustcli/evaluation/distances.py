@@ -15,6 +15,7 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.sizing import in_batches
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ def closest_errors(
     device: torch.device,
     *,
     stop: Callable[[], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
     done: Callable[[int], None] = lambda samples: None,
 ) -> Distances:
     """d_i = ||x_adv_i - x_i||_p of the closest misclassified point that each minimal-norm attack of the plan finds.
 
     Searched on the model itself in fp32 (a folded or rounded copy has its boundary elsewhere, and the closest points lie on it) and
-    confirmed by the judge; the radius of the plan's ball bounds nothing here. Untargeted. Memory: one number per sample and attack.
+    confirmed by the judge; the radius of the plan's ball bounds nothing here. Untargeted. Memory: one number per sample and attack, and one
+    batch, halved (which `say` tells) where that does not fit.
 
     Raises ValueError for a targeted plan, or an attack that is not minimal-norm.
     """
@@ -50,16 +53,21 @@ def closest_errors(
     ids_seen, labels, values = [], [], {call.label: list[Tensor]() for call in plan.attacks}
     with frozen(model):
         judge = Judge(model, plan.ball, bounded=False)
-        for x, y, ids in split.stream(list(positions.split(plan.batch_size or 256)), device):
+
+        def work(x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
             clean = judge.logits(x)
             right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[:, 0]
-            for call in plan.attacks:
-                found = torch.zeros(len(y), dtype=torch.float64)
+            far = [torch.zeros(len(y), dtype=torch.float64) for _ in plan.attacks]
+            for call, found in zip(plan.attacks, far, strict=True):
                 if len(right):
                     found[right.cpu()] = _closest(model, judge, call, plan, x[right], y[right], ids[right], stop).cpu()
+            return ids.cpu(), y.cpu(), far
+
+        for ids, y, far in in_batches(split, positions, device, plan.batch_size, work, say):
+            for call, found in zip(plan.attacks, far, strict=True):
                 values[call.label].append(found)
-            ids_seen.append(ids.cpu())
-            labels.append(y.cpu())
+            ids_seen.append(ids)
+            labels.append(y)
             done(len(y))
     return Distances(torch.cat(ids_seen), torch.cat(labels), {label: torch.cat(parts) for label, parts in values.items()})
 

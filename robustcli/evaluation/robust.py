@@ -15,6 +15,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle, Watch
 from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
+from robustcli.errors import out_of_memory
 from robustcli.evaluation.alarms import Alarm, check_model_output, state_digest
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
@@ -22,7 +23,7 @@ from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations,
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation, Search
 from robustcli.evaluation.shards import ShardStore
-from robustcli.evaluation.sizing import BatchSizer, halving
+from robustcli.evaluation.sizing import in_batches
 from robustcli.types import Classifier
 
 __all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "RobustEvaluation", "Search"]
@@ -67,8 +68,8 @@ class RobustEvaluation:
             try:
                 self._look(split, positions, device, probe)
                 return self.plan
-            except torch.OutOfMemoryError:
-                if probe <= 1:
+            except (RuntimeError, MemoryError) as error:
+                if probe <= 1 or not out_of_memory(error):
                     raise
                 probe //= 2
 
@@ -104,21 +105,12 @@ class RobustEvaluation:
     def batches(self, split: Split, positions: Tensor, device: torch.device) -> Iterator[BatchOutcome]:
         """Attack the samples at `positions` (int64 [n]) of a split, one batch at a time; halved where memory does not suffice."""
         self.prepare(split, positions, device)
-        sizer = BatchSizer(self.plan.batch_size, device)
-        start = 0
-        while start < len(positions):
-            size, parts = sizer.size, positions[start:].split(sizer.size)
-            for part, (x, y, ids) in zip(parts, split.stream(list(parts), device), strict=True):
-                with frozen(self.model), halving(sizer, len(part)) as attempt:
-                    outcome = self.attack_batch(x, y, ids)
-                if attempt.failed:
-                    self._say(f"out of memory with {len(part)} images: going on with {sizer.size}")
-                    break
-                yield outcome
-                start += len(part)
-                sizer.grow()
-                if sizer.size != size:
-                    break
+
+        def work(x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
+            with frozen(self.model):
+                return self.attack_batch(x, y, ids)
+
+        yield from in_batches(split, positions, device, self.plan.batch_size, work, self._say)
 
     def attack_batch(self, x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
         """All attacks of the plan on one batch: x [B, C, H, W] in [0, 1], y and ids int64 [B]. The model must be frozen."""

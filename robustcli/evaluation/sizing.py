@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+from robustcli.data.split import Split
+from robustcli.errors import out_of_memory
+
+T = TypeVar("T")
 
 _FIRST, _LARGEST = 256, 4096
 
@@ -49,11 +56,39 @@ def halving(sizer: BatchSizer, rows: int) -> Iterator[Attempt]:
     attempt = Attempt()
     try:
         yield attempt
-    except torch.OutOfMemoryError:
-        if rows <= 1:
+    except (RuntimeError, MemoryError) as error:
+        if rows <= 1 or not out_of_memory(error):
             raise
         attempt.failed = True
         sizer.size = min(sizer.size, rows)
         sizer.halve()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def in_batches(
+    split: Split, positions: Tensor, device: torch.device, size: int | None, work: Callable[[Tensor, Tensor, Tensor], T], say: Callable[[str], None]
+) -> Iterator[T]:
+    """work(x, y, ids) of the samples at `positions` (int64 [n]), batch by batch; one that memory does not suffice for is worked on in halves.
+
+    Args:
+        size: images per batch, or None: as many as pay off, see `BatchSizer`.
+        work: must leave no trace when it runs out of memory: the same samples come again.
+        say: told of each halving.
+
+    Raises what `work` raises; its out-of-memory error when a single image does not fit.
+    """
+    sizer, start = BatchSizer(size, device), 0
+    while start < len(positions):
+        before, parts = sizer.size, positions[start:].split(sizer.size)
+        for part, (x, y, ids) in zip(parts, split.stream(list(parts), device), strict=True):
+            with halving(sizer, len(part)) as attempt:
+                found = work(x, y, ids)
+            if attempt.failed:
+                say(f"out of memory with {len(part)} images: going on with {sizer.size}")
+                break
+            yield found
+            start += len(part)
+            sizer.grow()
+            if sizer.size != before:
+                break

@@ -13,9 +13,11 @@ from robustcli.core.losses import Criterion, margin
 from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
+from robustcli.errors import out_of_memory
 from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import EvalPlan, Search
+from robustcli.evaluation.sizing import in_batches
 from robustcli.evaluation.surrogate import searched, transferred
 from robustcli.proportions import sign_test
 from robustcli.types import Classifier
@@ -24,6 +26,7 @@ __all__ = ["Transfer", "sign_test", "transfer_alarms", "transfer_matrix", "trans
 
 #: Chance that an honest set of models raises `transfer-beats-white-box`, over all pairs.
 LEVEL = 0.025
+_SHOWN = 32  # images on which search twins are compared with their models: the same whatever the batch
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def transfer_matrix(
     """rate[s, t] = share of the jointly correct samples whose point made on s breaks t, judged by t's own fp32 judge.
 
     One point per source and sample, chosen without asking the target: that of the first attack of the plan that breaks the source,
-    else the one of the largest margin there. Memory: one batch, and the ids of the jointly correct samples.
+    else the one of the largest margin there. Memory: one batch, halved (which `say` tells) where that does not fit, and the ids of the
+    jointly correct samples.
 
     Args:
         models: two or more, name -> pixels [B, C, H, W] in [0, 1] -> logits [B, K], the same K for all.
@@ -91,14 +95,19 @@ def transfer_matrix(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(frozen(model))
-        members = [_Member(model, plan, stop, say) for model in models.values()]
-        for x, y, ids in split.stream(list(positions.split(plan.batch_size or 256)), device):
+        shown = next(iter(split.stream([positions[:_SHOWN]], device)))[0] if len(positions) else torch.zeros(0)
+        members = [_Member(model, plan, shown, stop, say) for model in models.values()]
+
+        def work(x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             right, joint, broken = _batch(members, x, y, ids)
+            return right.cpu(), broken.cpu(), ids[joint].cpu()
+
+        for right, broken, joint in in_batches(split, positions, device, plan.batch_size, work, say):
             own = broken.diagonal().T[None]  # [1, M, R]: what the targets' own points break
-            correct += right.sum(1).cpu()
-            counts += torch.stack([broken.sum(2), (broken & ~own).sum(2), (~broken & own).sum(2)]).cpu()
-            ids_seen.append(ids[joint].cpu())
-            done(len(y))
+            correct += right.sum(1)
+            counts += torch.stack([broken.sum(2), (broken & ~own).sum(2), (~broken & own).sum(2)])
+            ids_seen.append(joint)
+            done(right.shape[1])
     found = torch.cat(ids_seen) if ids_seen else torch.zeros(0, dtype=torch.int64)
     return Transfer(tuple(models), len(positions), correct, found, *counts)
 
@@ -106,10 +115,20 @@ def transfer_matrix(
 class _Member:
     """One model of the matrix, frozen: its judge, and its search twins, made once."""
 
-    def __init__(self, model: nn.Module, plan: EvalPlan, stop: Callable[[], None] | None, say: Callable[[str], None]) -> None:
-        self._model, self._plan, self._stop, self._say = model, plan, stop, say
+    def __init__(self, model: nn.Module, plan: EvalPlan, shown: Tensor, stop: Callable[[], None] | None, say: Callable[[str], None]) -> None:
+        self._model, self._plan, self._shown, self._stop, self._say = model, plan, shown, stop, say
         self._twins: dict[Search, Classifier] = {}
         self.judge = Judge(model, plan.ball)
+
+    def _twin(self, search: Search) -> Classifier:
+        while search not in self._twins:
+            try:
+                self._twins[search] = search.twin(self._model, self._shown, self._say)
+            except (RuntimeError, MemoryError) as error:
+                if len(self._shown) <= 1 or not out_of_memory(error):
+                    raise
+                self._shown = self._shown[: len(self._shown) // 2]
+        return self._twins[search]
 
     def attack(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """x_adv [R, C, H, W] in the ball: the first attack's point that breaks the row, else the one of the largest margin."""
@@ -119,11 +138,9 @@ class _Member:
             if not len(still):
                 break
             search = call.search or self._plan.search
-            if search not in self._twins:
-                self._twins[search] = search.twin(self._model, x, self._say)
             part, criterion = x[still], Criterion(y[still])
             rng = RowRandom(self._plan.seed, "start", ids[still])
-            found = searched(self._twins[search], call, part, criterion, self._plan.ball, rng, stop=self._stop, draws=search.draws or 1)
+            found = searched(self._twin(search), call, part, criterion, self._plan.ball, rng, stop=self._stop, draws=search.draws or 1)
             ruling = self.judge.rule(part, found, criterion)
             value = margin(ruling.logits, y[still]).masked_fill(~ruling.inside, float("-inf"))
             better = ruling.hit | (value > worst[still])

@@ -19,6 +19,7 @@ from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.robust import BatchOutcome
 from robustcli.jobs.compose import Setting, prepare
 from robustcli.jobs.evaluate import EvalFlags, begin, check_request, measure, report
+from robustcli.jobs.origin import pinned
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.subjects import model_of
 from robustcli.reporting.cells import format_eps
@@ -34,7 +35,7 @@ _MODES = {1: "L", 3: "RGB"}
 
 def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]:
     """Attack as configured; returns the `attack` document of the machine contract."""
-    config = loaded.config
+    config = pinned(loaded.config)
     began = time.perf_counter()
     setting = prepare(config, console)
     model = model_of(setting, console, flags)

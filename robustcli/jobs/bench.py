@@ -12,9 +12,10 @@ import torch
 from robustcli import registry
 from robustcli.config.load import Loaded
 from robustcli.data.mixture import epoch_size
-from robustcli.errors import ResourceError, printable
+from robustcli.errors import ResourceError, out_of_memory, printable
 from robustcli.jobs.compose import Setting, make_attacks, model_to_train, prepare, split_of
 from robustcli.jobs.evaluate import begin
+from robustcli.jobs.origin import pinned
 from robustcli.jobs.plan import passes_per_image
 from robustcli.jobs.throughput import Bench
 from robustcli.jobs.timing import Repeat, matmul_peak, precisions
@@ -49,7 +50,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
 
     Raises ResourceError E-OOM: the batch does not fit (with auto_batch: not even the smallest).
     """
-    config = loaded.config
+    config = pinned(loaded.config)
     began = time.perf_counter()
     setting = prepare(config, console)
     split_of(setting.data, "train")
@@ -102,7 +103,9 @@ def _measured(subject: Bench, console: Console, flags: BenchFlags) -> dict[str, 
         rows += [subject.training_step(kind) for kind in kinds]
         console.info("training loop with its data")
         data = subject.data(1 if flags.smoke else 3)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         hint = "--batch-size auto finds what fits"
         raise ResourceError(f"{batch} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM") from None
     for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,8 +19,8 @@ from robustcli.jobs.rows import eval_document, rows_of
 from robustcli.jobs.subjects import model_of
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.models import load_model
-from robustcli.records import wilson
-from robustcli.reporting.cells import format_eps
+from robustcli.records import EvalRow, Rate
+from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.plots import eps_curve
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
@@ -59,7 +59,7 @@ def demo(
         attack(shown, _muted(console), EvalFlags())
         setting = models["robust"]
         radius = format_eps(setting.ball.eps, setting.ball.norm)
-        table = _table(documents, f"{setting.data.name}, {setting.ball.norm} eps {radius}, {documents['robust']['n']} test images")
+        table = _table(rows, f"{setting.data.name}, {setting.ball.norm} eps {radius}, {documents['robust']['n']} test images")
         console.table(table)
         summary = {"schema_version": 1, "ok": True, "verb": "demo", "run": str(run.path), "seconds": round(time.perf_counter() - began, 3), "models": documents}
         run.write_text("summary.md", table.markdown() + "\n")
@@ -93,34 +93,34 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
 
 
 def _curves(run: Run, models: dict[str, Setting], console: Console, smoke: bool) -> dict[str, list[list[float]]]:
-    """Accuracy against eps under PGD for both models: [eps, accuracy, low, high] with Wilson intervals, and the picture."""
+    """Accuracy against eps under PGD for both models: [eps, accuracy, low, high] with exact intervals, and the picture with Wilson's."""
     curves: dict[str, list[list[float]]] = {}
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
     eps_list = _EPS[:: 3 if smoke else 1]
     with console.progress(len(models) * len(eps_list), "3/4 accuracy against eps") as bar:
         for name, setting in models.items():
             model = load_model(f"run:{run.path / name}").to(setting.device)
             positions = choose(setting.data.test, n=min(200, setting.config.eval.n or 200), first=None, seed=setting.config.seed)
             calls = eval_plan(setting, setting.config.attacks).attacks
-            curves[name] = []
+            curves[name], points[name] = [], []
             for eps in eps_list:
                 plan = EvalPlan(Ball(setting.ball.norm, eps), calls, setting.config.seed, search=make_search(setting.config, setting.device))
                 result = RobustEvaluation(model, plan).run(setting.data.test, positions, setting.device)
-                low, high = wilson(int(result.survivors.sum()), result.n)
-                curves[name].append([eps, result.robust_acc, low, high])
+                rate = Rate(int(result.survivors.sum()), result.n)
+                curves[name].append([eps, rate.value, *rate.exact])
+                points[name].append((eps, rate.value, *rate.display))
                 bar.advance()
     title = f"{models['robust'].data.name}: accuracy under {next(iter(calls)).label}"
-    eps_curve(run.path / "plots" / "accuracy_against_eps.png", curves, title=title, norm=models["robust"].ball.norm)
+    eps_curve(run.path / "plots" / "accuracy_against_eps.png", points, title=title, norm=models["robust"].ball.norm)
     return curves
 
 
-def _table(documents: dict[str, dict[str, Any]], title: str) -> Table:
-    def cell(document: dict[str, Any], key: str) -> str:
-        low, high = document["intervals"][key]
-        return f"{document[key]:.1%} [{low:.1%}, {high:.1%}]"
-
-    attack_name = documents["robust"]["attacks"][0]["name"]
-    body = [[name, *(cell(document, key) for key in ("clean_acc", "robust_acc", "attack_success"))] for name, document in documents.items()]
-    return Table(title, ["model", "clean accuracy", f"robust accuracy ({attack_name})", "attack success"], body)
+def _table(models: Mapping[str, Sequence[EvalRow]], title: str) -> Table:
+    """One line per model, from its records: clean, one attack, the worst case."""
+    body: list[list[Cell]] = [[name, rows[-1].clean, rows[-1].robust, rows[-1].success] for name, rows in models.items()]
+    attack = next(row.title for rows in models.values() for row in rows if row.kind == "attack")
+    note = "Clean and robust accuracy: of all samples. Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
+    return Table(title, ["model", "clean accuracy", f"robust accuracy ({attack})", "attack success"], body, note)
 
 
 def _next_steps(run: Run, console: Console) -> None:

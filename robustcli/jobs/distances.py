@@ -38,7 +38,7 @@ def run_distances(setting: Setting, model: nn.Module, console: Console, stop: Ca
     plan = eval_plan(setting, config.attacks)
     plan = replace(plan, attacks=minimal_calls(plan.attacks, config.eval.target))
     with console.progress(len(positions), f"distances by {', '.join(call.label for call in plan.attacks)}") as bar:
-        found = closest_errors(model, plan, split, positions, setting.device, stop=stop, done=bar.advance)
+        found = closest_errors(model, plan, split, positions, setting.device, stop=stop, say=console.warn, done=bar.advance)
     _write(run, setting, found)
     curves = {label: values.tolist() for label, values in found.values.items()}
     norm = setting.ball.norm

@@ -21,6 +21,7 @@ from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evalua
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
 from robustcli.jobs.compose import Setting, eval_plan, prepare, probe_size, samples
+from robustcli.jobs.origin import pinned
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.rows import eval_document, rows_of, write_rows
 from robustcli.jobs.sharded import header_of, merged
@@ -31,7 +32,7 @@ from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import class_table, eval_table
 from robustcli.runtime.console import Console
 from robustcli.runtime.run import Run
-from robustcli.runtime.rundir import open_run
+from robustcli.runtime.rundir import newest_run, open_run
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
 
@@ -61,6 +62,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     check_metrics(config.eval.fail_under)
     shard = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(config.eval.sweep) if config.eval.sweep else None
+    config = pinned(config, newest_run("eval", config.name, out=config.out) if flags.resume else None, console.info)
     setting = prepare(config, console)
     if sweep is not None:
         check_sweep(sweep, setting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -152,14 +152,36 @@ def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], c
 
 
 def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan as a table of two columns; numbers with their units."""
-    shown = {
-        "gflop_per_forward": lambda v: f"{v:.4g} GFLOP",
-        "parameters": lambda v: f"{v:,}",
-        "total_tflop": lambda v: f"{v:.4g} TFLOP",
-        "memory_bytes": lambda v: f"{v / 2**20:.0f} MiB (estimate)",
-        "seconds": lambda v: f"{v:.0f} s (estimate)" if v < 120 else f"{v / 60:.1f} min (estimate)",
+    """The plan as a table of two columns; each number with its unit, once. What an evaluation costs is an upper bound, and is called one."""
+    measures = "n" in plan
+    most = "at most " if measures else ""
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "parameters": ("parameters", lambda v: f"{v:,}"),
+        "gflop_per_forward": ("forward pass", lambda v: f"{_flop(1e9 * v)} an image"),
+        "train_images": ("training images", lambda v: f"{v:,}"),
+        "val_images": ("validation images", lambda v: f"{v:,}"),
+        "n": ("images", lambda v: f"{v:,}"),
+        "steps": ("steps", lambda v: f"{v:,}"),
+        "batch_size": ("batch size", lambda v: f"{v:,} images"),
+        "passes_per_image": ("passes an image", lambda v: f"{most}{v:,}" if measures else f"{v:,} in each step"),
+        "total_tflop": ("work in all", lambda v: f"{most}{_flop(1e12 * v)}"),
+        "memory_bytes": ("memory", lambda v: f"about {max(1, round(v / 2**20)):,} MiB"),
+        "seconds": ("time", lambda v: f"{most}about {_time(v)}"),
+        "precision": ("precision of the search" if measures else "precision", str),
     }
-    rows = [(key.replace("_", " "), shown.get(key, str)(value)) for key, value in plan.items()]
+    rows = [(label, show(value)) for key, value in plan.items() for label, show in [shown.get(key, (key, str))]]
     console.table(Table("plan (dry run: nothing is written)", ["item", "value"], [list(row) for row in rows]))
     return {"plan": plan, "run": None, "seconds": 0.0}
+
+
+def _flop(amount: float) -> str:
+    """2.399 MFLOP, 1.879 TFLOP."""
+    unit, name = next(((unit, name) for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")) if amount >= unit), (1e3, "k"))
+    return f"{amount / unit:.4g} {name}FLOP"
+
+
+def _time(seconds: float) -> str:
+    """0.4 s, 17 s, 3.0 min, 5.2 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{max(seconds, 0.1):.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -9,9 +9,11 @@ from typing import Any
 
 from robustcli.config.load import Loaded
 from robustcli.errors import UsageError
+from robustcli.jobs.origin import pinned
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.reporting.tables import Table
 from robustcli.runtime.console import Console
+from robustcli.runtime.rundir import newest_run
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -29,10 +31,12 @@ def train_seeds(loaded: Loaded, console: Console, flags: TrainFlags, text: str) 
     """One run per seed, named NAME-seedS (or OUT/seed-S); the document of the last with `seeds` and mean and spread."""
     began = time.perf_counter()
     documents: dict[int, dict[str, Any]] = {}
-    for seed in parse_seeds(text):
-        config = loaded.config
-        changes: dict[str, Any] = {"seed": seed, "name": f"{config.name}-seed{seed}"[:64], "out": f"{config.out}/seed-{seed}" if config.out else None}
-        documents[seed] = train(replace(loaded, config=config.model_copy(update=changes)), console, flags)
+    config, seeds = loaded.config, parse_seeds(text)
+    parts = {seed: {"name": f"{config.name}-seed{seed}"[:64], "out": f"{config.out}/seed-{seed}" if config.out else None} for seed in seeds}
+    first = newest_run("train", str(parts[seeds[0]]["name"]), out=parts[seeds[0]]["out"]) if flags.resume else None
+    config = pinned(config, first, console.info)  # one source for all: the run of the first seed is ``latest`` for the second
+    for seed in seeds:
+        documents[seed] = train(replace(loaded, config=config.model_copy(update={"seed": seed, **parts[seed]})), console, flags)
     if flags.dry_run:
         return next(iter(documents.values()))
     rows, spread = [], {}

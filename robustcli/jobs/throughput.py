@@ -19,6 +19,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.data.mixture import epoch_batches, epoch_size
+from robustcli.errors import out_of_memory
 from robustcli.jobs.compose import Setting, make_search, split_of
 from robustcli.jobs.engine import Engine, make_engine, make_step
 from robustcli.jobs.plan import passes_per_image
@@ -165,7 +166,9 @@ class Bench:
             config = config.model_copy(update={"search": config.search.model_copy(update={"compile": "off"})})
             try:
                 rows.append(replace(other, setting=replace(other.setting, config=config)).training_step(precision))
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 full = True
             if full:  # outside of the handler, whose traceback holds the tensors
                 torch.cuda.empty_cache()

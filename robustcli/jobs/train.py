@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
+from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted, NumericsError, UsageError
 from robustcli.jobs.compose import Setting, model_to_train, prepare
 from robustcli.jobs.engine import Engine, make_engine
+from robustcli.jobs.origin import pinned
 from robustcli.jobs.plan import passes_per_image, training_plan
 from robustcli.jobs.reopen import note_run, opening
 from robustcli.jobs.trainlog import Examples, Silent, TrainLog, Written
@@ -54,7 +56,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
     config = loaded.config
     began = time.perf_counter()
     if flags.dry_run:
-        setting = prepare(config, console)
+        setting = prepare(pinned(config), console)
         model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
         make_engine(setting, model, solo(), lambda: None, console.warn)  # what cannot be put together is found here too
         return training_plan(setting, model, console)
@@ -62,6 +64,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
     with join(pick_device(config.device)) as ranks:
         console = console if ranks.main else Console(quiet=True)
         with _open(config, flags, ranks) as run, StopFlag() as stop:
+            config = _settled(config, run, ranks, console)
             setting = prepare(config, console)
             allow_tf32(config.precision == "tf32")
             training = TrainRun(setting, run, console, flags, stop.check, ranks)
@@ -78,10 +81,16 @@ def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
         path, resumed = ranks.broadcast(None)
         return Follower(Path(path), resumed=resumed)
     asked = opening(config.out, flags.resume, flags.overwrite)
-    run = open_run("train", config.name, out=asked.out, resume=asked.resume, overwrite=asked.overwrite)
+    run = open_run("train", config.name, out=asked.out, resume=asked.resume, overwrite=asked.overwrite, numbered=config.out is None)
     note_run(run.path)
     ranks.broadcast([str(run.path), run.resumed])
     return run
+
+
+def _settled(config: Config, run: Run | Follower, ranks: Ranks, console: Console) -> Config:
+    """The configuration with the model that rank 0 finds behind ``latest``, the same on all ranks."""
+    found = pinned(config, run.path if run.resumed else None, console.info).model.model_dump(mode="json") if ranks.main else None
+    return config.model_copy(update={"model": ModelConfig.model_validate(ranks.broadcast(found))})
 
 
 def _document(training: TrainRun, result: Progress, began: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transfer import Transfer, transfer_alarms, transfer_matrix
 from robustcli.jobs.compose import Setting, eval_plan, numbered, prepare, samples
 from robustcli.jobs.evaluate import EvalFlags, begin
+from robustcli.jobs.origin import followed, pinned
 from robustcli.jobs.plan import evaluation_plan
 from robustcli.jobs.rows import ids_digest
 from robustcli.jobs.subjects import model_of
@@ -39,7 +40,7 @@ _MOST = 64  # models in one matrix
 
 def transfer(loaded: Loaded, references: Sequence[str], console: Console, flags: EvalFlags) -> dict[str, Any]:
     """Measure every pair; returns the `transfer` document of the machine contract."""
-    config = loaded.config
+    config, references = pinned(loaded.config), [followed(reference) for reference in references]
     began = time.perf_counter()
     if not 2 <= len(references) <= _MOST:
         raise UsageError(f"transfer needs 2 to {_MOST} models, got {len(references)}", where="--models", hint="--models run:A,run:B")

@@ -18,6 +18,7 @@ from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, parse_normalize
 from robustcli.models.plugin import call_factory, is_plugin, run_plugin, split_plugin
 from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.runtime.latest import resolve_run
 from robustcli.runtime.weights import CODE_FORMATS, read_weights
 
 WEIGHT_FILES = (".safetensors", ".npz", *CODE_FORMATS)
@@ -71,7 +72,7 @@ def load_model(
     if text.startswith("run:") or Path(text).is_dir():
         if weights is not None or normalize is not None:
             raise UsageError(f"{text} holds its weights and its normalisation", hint="drop --normalize and weights", code="E-MODEL")
-        return _from_checkpoint(Path(text.removeprefix("run:")), plugin).eval().to(device)
+        return _from_checkpoint(resolve_run(Path(text.removeprefix("run:"))), plugin).eval().to(device)
     if Path(text).suffix.lower() in WEIGHT_FILES:
         text, weights = _architecture(text, weights, arch, plugin), text
     elif plugin is not None and split_plugin(plugin)[1]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+
 from robustcli.core.losses import mean_ce
 from robustcli.registry import objectives
 from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("madry", inner="ce", passes=3)
-def madry(model: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> LossTerms:
+def madry(model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> LossTerms:
     """mean CE(f(x_adv), y), x_adv = argmax over the ball of CE: min-max training; cost 2K + 3 passes for K attack steps.
 
     Args:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le, Lt
 
 from robustcli.core.losses import mean_ce
 from robustcli.registry import objectives
@@ -10,7 +13,13 @@ from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("mixed", inner="ce", passes=6)
-def mixed(model: Classifier, batch: Batch, *, clean_weight: float = 0.5, label_smoothing: float = 0.0) -> LossTerms:
+def mixed(
+    model: Classifier,
+    batch: Batch,
+    *,
+    clean_weight: Annotated[float, Ge(0), Le(1)] = 0.5,
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+) -> LossTerms:
     """w * mean CE(f(x), y) + (1 - w) * mean CE(f(x_adv), y); cost 2K + 6 passes for K attack steps.
 
     Clean and attacked images go through the model in one batch, so BatchNorm sees their joint statistics.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+
 from robustcli.core.losses import mean_ce
 from robustcli.registry import objectives
 from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("natural", inner=None, passes=3)
-def natural(model: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> LossTerms:
+def natural(model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> LossTerms:
     """mean CE(f(x), y): no attack; cost 3 passes (forward, input gradient, weight gradient).
 
     Args:

@@ -46,6 +46,8 @@ class RunLock:
             raise disk_error(error, self.path) from error
         try:
             _lock(self._fd)
+            if not _is(self._fd, self.path):  # taken back with its directory by a run that was refused
+                raise OSError(errno.EAGAIN, "the lock is gone")
             _write_holder(self._fd)
         except OSError as error:
             os.close(self._fd)
@@ -138,6 +140,14 @@ def _lock(fd: int) -> None:
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
     else:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is(fd: int, path: Path) -> bool:
+    """Whether `path` still names the open file `fd`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _drop_in_child() -> None:

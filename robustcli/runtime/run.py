@@ -10,11 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from robustcli.errors import Interrupted, ResourceError, RobustCliError, printable, refused_value
+from robustcli.errors import Interrupted, ResourceError, RobustCliError, exit_code_of, printable
 from robustcli.runtime.atomic import overwrite, write_all, write_atomic, write_json
 from robustcli.runtime.disk import DISK_FULL, explained
+from robustcli.runtime.latest import LATEST, point_latest
+from robustcli.runtime.leftovers import take_back
 from robustcli.runtime.lock import RunLock
 
+_REFUSED = range(2, 10)  # failures with an explanation: what was asked for is wrong, or not possible here and now
 STATES = ("running", "done", "preempted", "failed")
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -24,10 +27,16 @@ class Run:
 
     status.json = {schema_version, state, code, step, last_checkpoint, resumable}: the truth about a run, whatever a
     launcher made of the exit code. A killed run stays ``running`` with a free lock.
+
+    Args:
+        made: this run made its directory, whose name nobody chose: refused before its first result, it takes the directory back.
+
+    `numbered`: ``latest`` beside the run is moved to it at its first checkpoint, or when it is done.
     """
 
-    def __init__(self, path: Path, lock: RunLock, *, resumed: bool) -> None:
-        self.path, self.resumed, self._lock = path, resumed, lock
+    def __init__(self, path: Path, lock: RunLock, *, resumed: bool, made: bool = False) -> None:
+        self.path, self.resumed, self._lock, self._made = path, resumed, lock, made
+        self.numbered = False
         before = read_status(path) if resumed else {}
         kept = {key: before.get(key) for key in ("step", "last_checkpoint", "resumable")}
         self._status: dict[str, Any] = {"schema_version": 1, "state": "running", "code": None, **kept, "resumable": bool(kept["resumable"])}
@@ -59,6 +68,9 @@ class Run:
                 raise
             with explained(path):
                 overwrite(path, (json.dumps(self._status) + "\n").encode())  # its blocks are already ours
+        if self.numbered and (last_checkpoint is not None or state == "done"):
+            self.numbered = False  # once: a later run may have taken over
+            self._point_latest()
 
     def log(self, text: str) -> None:
         """Append to log.txt with the time; control characters (terminal escapes) become visible. Raises ResourceError."""
@@ -82,6 +94,13 @@ class Run:
         write_json(self.path / name, value)
         return self.path / name
 
+    def _point_latest(self) -> None:
+        """A convenience: failing it fails no run."""
+        try:
+            point_latest(self.path)
+        except (OSError, RobustCliError) as error:
+            self.log(f"could not update {self.path.with_name(LATEST)}: {error}")
+
     def close(self) -> None:
         """Give the directory back; twice is once."""
         self._lock.close()
@@ -91,9 +110,10 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if isinstance(error, Exception) and not isinstance(error, RobustCliError):  # a bug: the user sees one line, this file the rest
+            code = exit_code_of(error) if isinstance(error, Exception) else None
+            if code == 70 and error is not None:  # a bug: the user sees one line, this file the rest
                 self.write_text("crash.log", "".join(traceback.format_exception(error)))
-            if self._status["state"] == "running":
+            if self._status["state"] == "running" and not (self._made and code in _REFUSED and take_back(self.path)):
                 self.status(**_ending(error))
         except RobustCliError as second:
             if error is None:
@@ -149,4 +169,4 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
         return {"state": "failed" if code else "done", "code": code}
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return {"state": "preempted", "code": getattr(error, "exit_code", 130)}
-    return {"state": "failed", "code": 2 if refused_value(error) else getattr(error, "exit_code", 70)}
+    return {"state": "failed", "code": exit_code_of(error)}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.errors import NumericsError, ResourceError
+from robustcli.errors import NumericsError, ResourceError, out_of_memory
 from robustcli.runtime.distributed import Ranks, solo
-from robustcli.training.faults import FAULTS, settle
+from robustcli.training.faults import caught, settle
 from robustcli.training.forward import Forward, Shared
 from robustcli.training.hooks import Hook, StepContext
 from robustcli.types import Batch, Classifier, LossTerms
@@ -83,18 +83,13 @@ class Descent:
         return terms
 
     def _descend(self, batches: Sequence[Batch], context: StepContext) -> LossTerms:
-        fault: BaseException | None = None
-        terms = None
-        try:
+        with caught() as met:
             for hook in self.hooks:
                 hook.before_loss(context)
             terms = self._backward(batches)
             if not bool(torch.isfinite(terms.total)):
-                fault = NumericsError("the loss is not finite", hint="lower the learning rate, or clip with train.grad_clip")
-        except FAULTS as error:
-            fault = error
-        settle(self.ranks, fault)
-        assert terms is not None  # settle raises otherwise
+                raise NumericsError("the loss is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+        settle(self.ranks, met.fault)
         with _final("averaging the gradients"):
             self._average()
             self._check_gradient()
@@ -129,19 +124,16 @@ class Descent:
         buffers = [(b, b.clone()) for b in self.model.buffers()]
         rows = sum(len(batch.y) for batch in batches)
         sums = [torch.zeros_like(p) for p in wanted]
-        fault: BaseException | None = None
-        try:
+        with caught() as met:
             for batch in batches:
                 total = self._terms(batch).total * (len(batch.y) / rows)
                 found = torch.autograd.grad(total, list(wanted), allow_unused=True)
                 for into, grad in zip(sums, found, strict=True):
                     if grad is not None:
                         into.add_(grad)
-        except FAULTS as error:
-            fault = error
         for buffer, before in buffers:
             buffer.copy_(before)
-        settle(self.ranks, fault)
+        settle(self.ranks, met.fault)
         with _final("averaging the gradients"):
             self.ranks.mean(sums)
         return sums
@@ -172,6 +164,8 @@ def _final(what: str) -> Iterator[None]:
     """Out of memory inside ends the run: some weights, or some ranks, may have gone on already, so the step cannot be tried again."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         hint = "lower train.batch_size, or set train.micro_batch; go on with --resume"
         raise ResourceError(f"no memory for {what}", hint=hint, code="E-OOM") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from robustcli.errors import Interrupted, NumericsError
+from robustcli.errors import Interrupted, NumericsError, out_of_memory
 from robustcli.runtime.distributed import Ranks
 
 T = TypeVar("T")
@@ -17,14 +19,32 @@ T = TypeVar("T")
 FAULTS = (Interrupted, torch.OutOfMemoryError, NumericsError)
 
 
+@dataclass
+class Caught:
+    """What happened in a `caught` block."""
+
+    fault: BaseException | None = None
+
+
+@contextmanager
+def caught() -> Iterator[Caught]:
+    """Keep one of FAULTS that is raised inside, for `settle`; every way in which memory runs out is torch.OutOfMemoryError then."""
+    found = Caught()
+    try:
+        yield found
+    except FAULTS as error:
+        found.fault = error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        found.fault = torch.OutOfMemoryError(str(error))
+
+
 def together(ranks: Ranks, work: Callable[[], T]) -> T:
     """What `work` gives; a fault that any rank meets in it is raised on all of them, see `settle`."""
-    fault: BaseException | None = None
-    try:
+    with caught() as met:
         found = work()
-    except FAULTS as error:
-        fault = error
-    settle(ranks, fault)
+    settle(ranks, met.fault)
     return found
 
 

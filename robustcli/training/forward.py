@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from robustcli.errors import out_of_memory
+
 
 class Forward:
     """Pixels [B, C, H, W] -> logits [B, K] in float32.
@@ -36,9 +38,9 @@ class Forward:
             try:
                 logits = self._run(x)
                 self._proven = True
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as failure:  # noqa: BLE001 - whatever the compiler cannot take, the model itself can
+            except Exception as failure:  # whatever the compiler cannot take, the model itself can
+                if out_of_memory(failure):
+                    raise
                 self.note = f"not compiled: {type(failure).__name__}"
                 self._run, self._proven = self._plain, True
                 logits = self._plain(x)

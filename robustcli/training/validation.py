@@ -13,7 +13,7 @@ from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.runtime.distributed import Ranks
-from robustcli.training.faults import FAULTS, settle
+from robustcli.training.faults import caught, settle
 
 FGSM = "fgsm"  # label of the one-step attack in a validation that watches for catastrophic overfitting
 
@@ -35,14 +35,11 @@ class Validation:
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """{n, clean_acc, robust_acc (None without attacks), fgsm_acc where the plan has that stage}, the same on every rank."""
         mine = self.positions[self.ranks.rank :: self.ranks.world]
-        fault: BaseException | None = None
         counts: dict[str, int] = {}
-        try:
+        with caught() as met:
             counts = self._count(model, mine)
-        except FAULTS as error:
-            fault = error
         self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
-        settle(self.ranks, fault)
+        settle(self.ranks, met.fault)
         gathered = self.ranks.gather(counts)
         total = {name: sum(part.get(name, 0) for part in gathered) for name in dict.fromkeys(name for part in gathered for name in part)}
         n = total["n"]

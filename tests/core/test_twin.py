@@ -104,3 +104,16 @@ class Gate(nn.Module):
 @pytest.mark.parametrize("net", [Noisy(), Gate()])
 def test_doubt_means_the_plain_model(net):
     assert SearchTwin(net.eval()).parity(torch.rand(5, 3, 8, 8)) != ""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("can't allocate memory"), MemoryError()])
+def test_a_batch_too_large_for_the_copy_says_nothing_of_the_copy(error, monkeypatch):
+    """The batch is halved then, and the copy is asked again."""
+    twin = SearchTwin(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval())
+
+    def full(x):
+        raise error
+
+    monkeypatch.setattr(twin, "_run", full)
+    with pytest.raises(type(error)):
+        twin.parity(torch.rand(2, 3, 8, 8))

@@ -54,3 +54,25 @@ def test_other_attacks_and_targets_are_refused():
         measure(far_then_near_then_far, kind="fixed")
     with pytest.raises(ValueError, match="target"):
         measure(far_then_near_then_far, target=1)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_distance(error):
+    """Two attacks; the limit is met in the second one only, when the batch has a distance from the first already."""
+
+    def greedy(oracle, x, ball):
+        if len(x) > 5:
+            raise error
+        return far_then_near_then_far(oracle, x, ball)
+
+    pixels = torch.linspace(0.1, 0.7, 24).reshape(24, 1, 1, 1).expand(24, 1, 2, 2).contiguous()
+    split, said, seen = MemorySplit(pixels, torch.zeros(24, dtype=torch.int64), ("a", "b")), [], []
+
+    def distances(fn, **more):
+        calls = [AttackCall("one", "one", far_then_near_then_far, {}, "minimal"), AttackCall("two", "two", fn, {}, "minimal")]
+        return closest_errors(Brightness(), EvalPlan(Ball("linf", 0.01), calls, batch_size=12), split, torch.arange(24), torch.device("cpu"), **more)
+
+    found, expected = distances(greedy, say=said.append, done=seen.append), distances(far_then_near_then_far)
+    assert all(torch.equal(found.values[name], expected.values[name]) for name in ("one", "two"))
+    assert torch.equal(found.ids, torch.arange(24)) and torch.equal(found.labels, expected.labels) and sum(seen) == 24
+    assert said == [f"out of memory with {k} images: going on with {k // 2}" for k in (12, 6)]

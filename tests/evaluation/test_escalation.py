@@ -95,3 +95,8 @@ def test_the_last_image_that_does_not_fit_is_an_error():
     assert attempt.failed and sizer.size == 4
     with pytest.raises(torch.OutOfMemoryError), halving(sizer, 1):
         raise torch.OutOfMemoryError("no")
+    with halving(sizer, 4) as attempt:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    assert attempt.failed and sizer.size == 2
+    with pytest.raises(RuntimeError, match="shapes"), halving(sizer, 4):
+        raise RuntimeError("shapes cannot be multiplied")

@@ -262,3 +262,42 @@ def test_stop_interrupts_the_search_on_the_surrogate():
     x, y = split.store.pixels.float() / 255, split.labels
     with pytest.raises(KeyboardInterrupt):
         transferred(model, call(steps=4), PLAIN, stop=stop)(victim_oracle(model, x, y, ball), x, ball)
+
+
+class Greedy(Linear):
+    """A linear model that has memory for 20 images at a time."""
+
+    def __init__(self, weight, error):
+        super().__init__(weight, float(weight.sum()) * 0.5)
+        self.error, self.refused = error, 0
+
+    def forward(self, x):
+        if len(x) > 20:
+            self.refused += 1
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+@pytest.mark.parametrize("search", [PLAIN, Search(torch.float32)])
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_number(error, search):
+    """The second model meets its limit where the first one has already found its points."""
+    first, split, said = centred(weights(1)), data(centred(weights(1))), []
+    plan = EvalPlan(Ball("linf", 0.05), [call(steps=4)], search=search, batch_size=64)
+    models = {"a": first, "b": centred(weights(1) + weights(2))}
+    expected = transfer_matrix(models, plan, split, torch.arange(len(split)), CPU)
+    greedy, seen = Greedy(weights(1) + weights(2), error), []
+    found = transfer_matrix({"a": first, "b": greedy}, plan, split, torch.arange(len(split)), CPU, say=said.append, done=seen.append)
+    assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("correct", "ids", "broken", "gained", "lost"))
+    assert sum(seen) == found.n == 80 and max(seen) <= 20 and greedy.refused and int(expected.broken.sum())
+    assert [line for line in said if "out of memory" in line] == [f"out of memory with {k} images: going on with {k // 2}" for k in (64, 32)]
+
+
+def test_an_image_that_does_not_fit_and_any_other_fault_pass_on():
+    first, split = centred(weights(1)), data(centred(weights(1)))
+    plan = EvalPlan(Ball("linf", 0.05), [call(steps=2)], search=PLAIN, batch_size=64)
+    for error in (torch.OutOfMemoryError("no room"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+        greedy = Greedy(weights(2), error)
+        greedy.forward = lambda x, greedy=greedy: (_ for _ in ()).throw(greedy.error)
+        with pytest.raises(type(error), match=str(error)):
+            transfer_matrix({"a": first, "b": greedy}, plan, split, torch.arange(len(split)), CPU)

@@ -8,6 +8,8 @@ import torch
 from jobs_support import TINY
 from PIL import Image
 
+from robustcli.proportions import Rate, clopper_pearson
+from robustcli.reporting.cells import format_rate
 from robustcli.runtime.run import read_status
 
 COMMON = {"schema_version", "ok", "verb", "run", "seconds"}
@@ -103,6 +105,12 @@ def test_demo_smoke(cli, tmp_path):
     run = tmp_path / document["run"]
     assert (run / "plots" / "accuracy_against_eps.png").is_file() and (run / "attack" / "images").is_dir()
     assert "next steps" in answer.err and "robustcli eval --model" in answer.err
+    shown, summary = (run / "summary.md").read_text(), json.loads((run / "summary.json").read_text())
+    for name, model in document["models"].items():
+        n, right = model["n"], round(model["clean_acc"] * model["n"])
+        assert f"| {name} " in shown and format_rate(Rate(right, n)) in shown, "Wilson's interval for eyes"
+        assert model["intervals"]["clean_acc"] == list(clopper_pearson(right, n)), "the exact one for programs"
+        assert all([low, high] == list(clopper_pearson(round(acc * 48), 48)) for _, acc, low, high in summary["curves"][name])
 
 
 def test_seeds(cli):
@@ -119,6 +127,9 @@ def test_seeds(cli):
         (("train", "model.name=resnet81"), 2, "resnet18"),
         (("train", "adversary.steps=0"), 2, "steps"),
         (("train", "train.optimizer.lr=-1"), 2, "lr"),
+        (("train", "objective.label_smoothing=2", "--dry-run"), 2, "objective.label_smoothing"),
+        (("train", "objective={name: mixed, clean_weight: 2}", "--dry-run"), 2, "objective.clean_weight"),
+        (("eval", "--attack", "apgd", "attacks.0.rho=7", "--dry-run"), 2, "attacks.0.rho"),
         (("train", "--seeds", "a"), 2, "--seeds"),
         (("train", "data.name=folder:nowhere"), 3, "nowhere"),
         (("train", "data.name=cifar10"), 3, "--download"),
@@ -197,8 +208,10 @@ def test_a_step_beyond_the_ball_is_warned_about_and_a_refused_value_is_no_bug(tr
     assert wide.code == 0 and "attacks.0.step_size 0.3 is more than twice eps 0.1" in wide.err
     narrow = cli("eval", "--model", "run:model", "--n", "4", "--eps", "0.1", "attacks=[{name: pgd, steps: 2, step_size: 0.2}]")
     assert "twice eps" not in narrow.err
-    refused = cli("eval", "--model", "run:model", "--n", "40", "--attack", "apgd", "attacks.0.rho=7", "--out", "refused")
-    assert refused.code == 2 and "rho" in refused.err and read_status(tmp_path / "refused")["code"] == 2
+    corners = ("--attack", "noise", "attacks.0.kind=corners", "--norm", "l2", "--eps", "0.5")
+    refused = cli("eval", "--model", "run:model", "--n", "40", *corners, "--out", "refused")
+    assert refused.code == 2 and "corners" in refused.err and read_status(tmp_path / "refused")["code"] == 2
+    assert not (tmp_path / "refused" / "crash.log").exists()
 
 
 def test_python_api(trained, tmp_path):

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from robustcli.errors import CheckpointError, Interrupted, LockError, NumericsError, ResourceError, UsageError
-from robustcli.runtime import rundir
+from robustcli.core.geometry import Ball
+from robustcli.errors import CheckpointError, DataError, Interrupted, LockError, NumericsError, PeerError, ResourceError, UsageError
+from robustcli.runtime import latest as latest_module
+from robustcli.runtime import leftovers, lock
+from robustcli.runtime.lock import RunLock
 from robustcli.runtime.rundir import Run, open_run, read_status, resolve_run
 
 
@@ -27,6 +30,7 @@ def test_numbers_latest_and_modes(tmp_path: Path) -> None:
         for name in ("x", "x", "y", "x-1", "x"):
             with start(base, name) as run:
                 paths.append(run.path.name)
+                run.status(last_checkpoint="checkpoints/step-00000001")
                 assert os.readlink(base / "train" / "latest") == run.path.name
                 run.write_text("a.txt", "é\n")
                 run.write_json("a.json", {"b": 1})
@@ -185,6 +189,8 @@ ENDINGS: list[tuple[BaseException | None, str, int]] = [
     (Interrupted("x", signum=2), "preempted", 130),
     (KeyboardInterrupt(), "preempted", 130),
     (ZeroDivisionError(), "failed", 70),
+    (MemoryError(), "failed", 6),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "failed", 6),
     (SystemExit(3), "failed", 3),
     (SystemExit(None), "done", 0),
 ]
@@ -193,7 +199,7 @@ ENDINGS: list[tuple[BaseException | None, str, int]] = [
 @pytest.mark.parametrize(("error", "state", "code"), ENDINGS)
 def test_how_a_block_ended(tmp_path: Path, error: BaseException | None, state: str, code: int) -> None:
     try:
-        with start(tmp_path) as run:
+        with start(tmp_path, out=str(tmp_path / "out")) as run:
             assert read_status(run.path)["state"] == "running"
             if error is not None:
                 raise error
@@ -243,13 +249,16 @@ def test_latest_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuse(source: object, target: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(rundir.os, "symlink", refuse)
+    monkeypatch.setattr(latest_module.os, "symlink", refuse)
+    latest = tmp_path / "train" / "latest"
     with start(tmp_path) as run:
-        latest = tmp_path / "train" / "latest"
+        assert not latest.exists() and resolve_run(latest) == latest
+        run.status(last_checkpoint="checkpoints/step-00000001")
         assert latest.read_text() == "x-1\n" and not latest.is_symlink()
-        assert resolve_run(latest) == run.path
+        assert resolve_run(latest) == run.path and resolve_run(latest / "checkpoints") == run.path / "checkpoints"
     monkeypatch.undo()
     with start(tmp_path) as run:
+        run.status(last_checkpoint="checkpoints/step-00000001")
         assert latest.is_symlink() and resolve_run(latest).resolve() == run.path.resolve()
     latest.unlink()
     latest.write_text("../../etc")
@@ -257,7 +266,170 @@ def test_latest_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     latest.unlink()
     (latest / "inside").mkdir(parents=True)
     with start(tmp_path) as run:
+        run.status(last_checkpoint="checkpoints/step-00000001")
         assert "could not update" in (run.path / "log.txt").read_text(), "a convenience fails no run"
+
+
+def test_latest_names_the_newest_run_with_something_to_show(tmp_path: Path) -> None:
+    """Neither a run that has just begun nor one that failed; of two the one that got there last, whichever began first."""
+    latest = tmp_path / "train" / "latest"
+    with start(tmp_path, "done"):
+        assert not latest.exists()
+    assert os.readlink(latest) == "done-1", "a block that ends well is done"
+    with start(tmp_path, "old") as old:
+        with start(tmp_path, "new") as new:
+            assert os.readlink(latest) == "done-1"
+            old.status(last_checkpoint="c")
+            assert os.readlink(latest) == "old-1"
+            new.status(last_checkpoint="c")
+            assert os.readlink(latest) == "new-1"
+        old.status(last_checkpoint="d")
+    assert os.readlink(latest) == "new-1", "each run moves it once"
+    with pytest.raises(ZeroDivisionError), start(tmp_path, "crashed"):
+        raise ZeroDivisionError
+    with open_run("train", "x", out=str(tmp_path / "train" / "exact")):
+        pass
+    assert os.readlink(latest) == "new-1"
+    with open_run("train", "x", out=str(tmp_path / "train" / "again-1"), numbered=True, base=tmp_path):
+        pass
+    assert os.readlink(latest) == "again-1", "a numbered run that its launcher starts again"
+    with start(tmp_path, "old", resume=True) as run:
+        assert os.readlink(latest) == "again-1"
+        run.status(last_checkpoint="e")
+    assert os.readlink(latest) == "old-1"
+
+
+def test_latest_is_followed_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo" / "digits-3").mkdir(parents=True)
+    latest = tmp_path / "runs" / "demo" / "latest"
+    latest.symlink_to("digits-3")
+    assert resolve_run(Path("runs/demo/latest/natural")) == Path("runs/demo/digits-3/natural")
+    assert resolve_run(latest) == tmp_path / "runs" / "demo" / "digits-3"
+    latest.unlink()
+    latest.write_text("digits-3\n")
+    assert resolve_run(Path("runs/demo/latest/natural")) == Path("runs/demo/digits-3/natural")
+    latest.unlink()
+    latest.symlink_to("gone-1")
+    assert resolve_run(Path("runs/demo/latest")) == Path("runs/demo/gone-1"), "the message then names what is missing"
+    assert resolve_run(Path("latest")) == Path("latest") and resolve_run(Path("a/b")) == Path("a/b")
+
+
+REFUSALS = (UsageError("x"), DataError("x"), CheckpointError("x"), ResourceError("x"), PeerError("x"), MemoryError(), "a refused value")
+
+
+def refuse(run: Run, error: BaseException | str) -> None:
+    run.write_text("config.resolved.yaml", "seed: 0\n")
+    run.log("training")
+    for folder in ("images", "shards"):
+        (run.path / folder).mkdir()
+    run.write_json("shards/header.json", {"seed": 0})
+    (run.path / "metrics.jsonl").touch()
+    if isinstance(error, str):
+        Ball("linf", -1)
+    else:
+        raise error
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
+def test_a_refused_run_takes_its_directory_back(tmp_path: Path, error: BaseException | str) -> None:
+    start(tmp_path).close()
+    with pytest.raises(Exception), start(tmp_path) as run:  # noqa: B017, PT011
+        refuse(run, error)
+    assert [p.name for p in (tmp_path / "train").iterdir()] == ["x-1"]
+    with start(tmp_path) as run:
+        assert run.path.name == "x-2"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "nan_batch.safetensors", "checkpoints/step-00000001/manifest.json", "shards/0000.jsonl", "images/1.png", "notes.txt", "own/.lock"]
+)
+def test_a_refused_run_with_a_result_or_anything_unknown_stays(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError), start(tmp_path) as run:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text("1\n")
+        raise UsageError("x")
+    assert (run.path / name).read_text() == "1\n" and read_status(run.path)["code"] == 2 and not (tmp_path / "train" / "latest").exists()
+
+
+def test_neither_a_link_nor_what_it_points_to_is_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "log.txt").write_text("keep")
+    for link, target in (("images", tmp_path / "images"), ("log.txt", tmp_path / "log.txt")):
+        with pytest.raises(UsageError), start(tmp_path) as run:
+            (run.path / link).symlink_to(target)
+            raise UsageError("x")
+        assert (run.path / link).is_symlink() and read_status(run.path)["code"] == 2
+    assert (tmp_path / "log.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), Interrupted("x", signum=15), KeyboardInterrupt(), SystemExit(2)], ids=repr)
+def test_a_crash_and_a_stop_leave_their_record(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), start(tmp_path) as run:
+        raise error
+    assert read_status(run.path)["state"] in ("failed", "preempted") and (run.path / "crash.log").exists() == isinstance(error, ZeroDivisionError)
+
+
+def test_a_refused_run_in_a_named_directory_stays_and_is_in_nobodys_way(tmp_path: Path) -> None:
+    """--out names where to look for status.json; the corrected command needs no --overwrite, and finds nothing of the old one."""
+    out = str(tmp_path / "out")
+    with pytest.raises(UsageError, match="first"), open_run("eval", "x", out=out) as run:
+        refuse(run, UsageError("first"))
+    assert (read_status(run.path)["state"], read_status(run.path)["code"]) == ("failed", 2)
+    with open_run("eval", "x", out=out) as run:
+        assert not run.resumed and sorted(p.name for p in run.path.iterdir()) == [".lock", "status.json"]
+        run.write_text("summary.md", "a result")
+    with pytest.raises(UsageError, match="--overwrite starts anew"):
+        open_run("eval", "x", out=out)
+    with pytest.raises(UsageError, match="second"), open_run("eval", "x", out=out, resume=True):
+        raise UsageError("second")
+    assert (tmp_path / "out" / "summary.md").read_text() == "a result"
+
+
+@pytest.mark.parametrize("kills", range(10))
+def test_a_kill_while_a_directory_is_taken_back(tmp_path: Path, forked: Any, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    """Whatever is left holds no result, blocks no name and moves no pointer."""
+    with start(tmp_path) as good:
+        good.status(last_checkpoint="c")
+
+    def body() -> None:
+        count = [0]
+
+        def dying(original: Any) -> Any:
+            def call(*args: Any) -> Any:
+                count[0] += 1
+                if count[0] > kills:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*args)
+
+            return call
+
+        with start(tmp_path) as run:
+            for name in ("unlink", "rmdir"):
+                monkeypatch.setattr(leftovers.os, name, dying(getattr(os, name)))
+            refuse(run, UsageError("x"))
+
+    assert (forked.run(body) == -signal.SIGKILL) == (kills < 9), "six files, two folders, the directory"
+    assert os.readlink(tmp_path / "train" / "latest") == "x-1" and (tmp_path / "train" / "x-1" / "status.json").exists()
+    left = tmp_path / "train" / "x-2"
+    assert not left.exists() or leftovers.holds_no_result(left)
+    with open_run("train", "x", out=str(left)) as run:
+        assert sorted(p.name for p in run.path.iterdir()) == [".lock", "status.json"]
+
+
+def test_a_lock_that_was_taken_back_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody opens the lock file, its run is refused and takes the directory back: what is locked then is nobody's."""
+    run, original = start(tmp_path), lock._lock
+
+    def late(fd: int) -> None:
+        with pytest.raises(UsageError), run:
+            raise UsageError("x")
+        original(fd)
+
+    monkeypatch.setattr(lock, "_lock", late)
+    with pytest.raises(LockError):
+        RunLock(run.path)
+    assert not run.path.exists()
 
 
 def test_unwritable_places(tmp_path: Path) -> None:

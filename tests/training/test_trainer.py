@@ -124,16 +124,24 @@ def test_the_averaged_model_is_validated_and_published():
     assert not groups["model"] and set(groups["live"]) == set(network().state_dict())
 
 
+#: The three ways in which memory runs out.
+NO_ROOM = (torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), MemoryError())
+
+
 class Cramped(MinMax):
     """Room for three images in a pass."""
 
+    error = NO_ROOM[0]
+
     def adversarial(self, x, y, rng, **more):
         if min(self.micro_batch or len(x), len(x)) > 3:
-            raise torch.OutOfMemoryError("no room")
+            raise self.error
         return super().adversarial(x, y, rng, **more)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_changes_no_result():
+@pytest.mark.parametrize("error", NO_ROOM)
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(error, monkeypatch):
+    monkeypatch.setattr(Cramped, "error", error)
     t, free = trainer(step=Cramped), trainer()
     t.run()
     free.run()
@@ -291,14 +299,46 @@ def test_the_probe_of_minutes_times_whole_steps_at_full_strength_and_leaves_no_t
     assert t.progress.step == 0 and t.progress.alarms == ["kept"] and t.progress.best["robust_acc"] == 0.5
 
 
-def test_out_of_memory_in_the_optimizer_is_final():
+@pytest.mark.parametrize("error", NO_ROOM)
+def test_out_of_memory_in_the_optimizer_is_final(error):
     t = trainer(oom="halve")
 
     def broken(*args, **kwargs):
-        raise torch.OutOfMemoryError("no room")
+        raise error
 
     t.step.optimizer.step = broken
     with pytest.raises(ResourceError, match="no memory for the optimiser's step"):
+        t.run()
+
+
+@pytest.mark.parametrize("error", NO_ROOM)
+def test_out_of_memory_in_the_loss_halves_too(error):
+    """In the descent, not in the attack: what was added up of the step before it counts no more."""
+    t, free = trainer(), trainer()
+    plain, calls = t.step.objective, []
+
+    def cramped(model, batch):
+        calls.append(len(batch.y))
+        if len(batch.y) > 3:
+            raise error
+        return plain(model, batch)
+
+    t.step.objective = cramped
+    t.run()
+    free.run()
+    assert t.step.micro_batch == 2 and max(calls) > 3
+    for a, b in zip(t.step.model.parameters(), free.step.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_another_runtime_error_is_nobodys_business():
+    t = trainer()
+
+    def broken(model, batch):
+        raise RuntimeError("shapes do not fit")
+
+    t.step.objective = broken
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
         t.run()
 
 
