@@ -126,10 +126,14 @@ def refused_value(error: BaseException | None) -> bool:
     return isinstance(error, ValueError) and not isinstance(error, RobustCliError) and origin(error)[0].startswith("robustcli.")
 
 
+#: PyTorch's allocator for the CPU; CUDA itself, when somebody else holds the GPU; cuBLAS.
+_NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
+
+
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out: MemoryError, torch.OutOfMemoryError, or the RuntimeError of PyTorch's allocator for the CPU."""
+    """Whether memory ran out: MemoryError, torch.OutOfMemoryError, or a RuntimeError of PyTorch, CUDA or cuBLAS that says so."""
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # without importing torch
-    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
 
 
 def exit_code_of(error: BaseException) -> int:

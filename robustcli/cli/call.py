@@ -21,7 +21,7 @@ _SMOKE = {
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
 OF_THE_CALL = (
     "device", "threads", "deterministic", "seed", "out", "data.download", "data.workers", "data.storage", "data.cache", "data.timeout",
-    "search.precision", "search.fold_bn", "search.channels_last", "search.compile",
+    "precision", "search.precision", "search.fold_bn", "search.channels_last", "search.compile",
 )  # fmt: skip
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12

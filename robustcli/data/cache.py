@@ -15,6 +15,7 @@ from robustcli.errors import LockError, ResourceError, printable
 from robustcli.runtime.atomic import TMP_PREFIX
 from robustcli.runtime.disk import explained
 from robustcli.runtime.lock import RunLock
+from robustcli.runtime.signals import heed
 
 _POLL = 0.1  # seconds between two attempts at the lock
 _HINT = "choose another folder with data.cache, data.storage=stream, or a smaller data.size"
@@ -94,6 +95,7 @@ def _alone(place: Path) -> Iterator[bool]:
         try:
             lock = RunLock(place)
         except LockError:
+            heed()
             time.sleep(_POLL)
         except ResourceError as error:
             if error.code != "E-LOCK-FS":

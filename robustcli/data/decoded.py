@@ -24,7 +24,7 @@ from robustcli.runtime.atomic import fsync_dir, removed_on_failure, tmp_name, wr
 from robustcli.runtime.disk import explained, preflight
 
 PIXELS, ABOUT = "pixels.u8", "about.json"
-FORMAT = 1
+FORMAT = 2
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -72,13 +72,19 @@ class _Colour(Exception):
 
 def read(place: Path, source: Source) -> tuple[Decoded | None, str]:
     """What lies in the folder `place`; None and what is wrong with it, which is empty when there is nothing."""
-    if not (place / ABOUT).exists():
-        return None, ""
     try:
-        shape, bad, digest = _about(json.loads((place / ABOUT).read_bytes()), len(source.paths))
+        about = (place / ABOUT).read_bytes()
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror or error}"
+    try:
+        shape, bad, digest, written = _about(json.loads(about), len(source.paths))
         size, whole = os.path.getsize(place / PIXELS), math.prod(shape)
         if size != whole:
             return None, f"{PIXELS} has {size} of {whole} bytes"
+        if os.stat(place / PIXELS).st_mtime_ns != written:
+            return None, f"{PIXELS} was written to since"
         pixels = _mapped(place / PIXELS, shape)
     except OSError as error:
         return None, f"cannot be read: {error.strerror or error}"
@@ -95,15 +101,20 @@ def _only_try(source: Source, index: int, side: tuple[int, int]) -> None:
     source.image(index, side)
 
 
-def _about(found: dict[str, object], count: int) -> tuple[tuple[int, int, int, int], list[int], str]:
-    """Shape, rows of unreadable files, digest. Raises ValueError, TypeError or KeyError for anything that `build` would not have written."""
-    shape, bad, digest = found["shape"], found["faults"], found["digest"]
-    if not (isinstance(shape, list) and isinstance(bad, list) and isinstance(digest, str) and all(type(n) is int for n in [*shape, *bad])):
+def _about(found: dict[str, object], count: int) -> tuple[tuple[int, int, int, int], list[int], str, int]:
+    """Shape, rows of unreadable files, digest, time of the pixels in ns.
+
+    Raises ValueError, TypeError or KeyError for anything that `build` would not have written.
+    """
+    shape, bad, digest, written = found["shape"], found["faults"], found["digest"], found["mtime_ns"]
+    if not (isinstance(shape, list) and isinstance(bad, list) and isinstance(digest, str) and isinstance(written, int)):
+        raise TypeError("not what was written")
+    if not all(type(n) is int for n in [*shape, *bad]):
         raise TypeError("not what was written")
     n, channels, height, width = shape
     if n != count or channels not in (1, 3) or height < 1 or width < 1 or len(digest) != 64 or not all(0 <= index < count for index in bad):
         raise ValueError("not what was written")
-    return (n, channels, height, width), bad, digest
+    return (n, channels, height, width), bad, digest, written
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -131,7 +142,8 @@ def build(place: Path, source: Source) -> Decoded:
     shape = (len(source.paths), channels, *side)
     pixels = _mapped(place / PIXELS, shape)
     digest = source.digest(pixels)
-    write_json(place / ABOUT, {"root": os.path.realpath(source.decoder.root), "shape": shape, "digest": digest, "faults": list(faults)})
+    about = {"root": os.path.realpath(source.decoder.root), "shape": shape, "digest": digest, "faults": list(faults)}
+    write_json(place / ABOUT, about | {"mtime_ns": os.stat(place / PIXELS).st_mtime_ns})
     return Decoded(Store(pixels, mapped=True), faults, digest)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustcli.data.files import open_regular
 from robustcli.errors import DataError, ResourceError
+from robustcli.runtime.signals import heed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,10 +121,11 @@ def quiet() -> None:
 
 
 def each(count: int, threads: int, job: Callable[[int], None]) -> dict[int, DataError]:
-    """Run job(0) … job(count - 1) on threads (decoding frees the interpreter lock); the DataErrors by index, in order."""
+    """Run job(0) … job(count - 1) on threads (decoding frees the interpreter lock); the DataErrors by index, in order. Raises Interrupted, see `heed`."""
     faults: dict[int, DataError] = {}
 
     def run(start: int) -> None:
+        heed()
         for index in range(start, min(start + _CHUNK, count)):
             try:
                 job(index)

@@ -49,6 +49,7 @@ class Workers:
                     return
         except BaseException as error:  # handed to the consumer, who raises it
             self._put(None, error)
+            self._stop.wait()  # forked workers end with the thread that forked them, and would look like the fault
         finally:
             started.set()
             del iterator  # torch joins the workers

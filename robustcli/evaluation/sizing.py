@@ -81,9 +81,10 @@ def in_batches(
     sizer, start = BatchSizer(size, device), 0
     while start < len(positions):
         before, parts = sizer.size, positions[start:].split(sizer.size)
-        for part, (x, y, ids) in zip(parts, split.stream(list(parts), device), strict=True):
+        stream = iter(split.stream(list(parts), device))
+        for part in parts:
             with halving(sizer, len(part)) as attempt:
-                found = work(x, y, ids)
+                found = work(*next(stream))
             if attempt.failed:
                 say(f"out of memory with {len(part)} images: going on with {sizer.size}")
                 break

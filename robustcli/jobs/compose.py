@@ -46,6 +46,8 @@ def prepare(config: Config, console: Console) -> Setting:
     threads(config.threads)
     allow_tf32(False)
     seed_all(config.seed, config.deterministic)
+    if config.data.storage == "cached":
+        console.info("storage: cached; what is not in the cache is decoded first, which may take long")
     data = load_data(config.data, allow_download=config.data.download)
     for note in data.notes:
         console.info(note)

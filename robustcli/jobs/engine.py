@@ -20,7 +20,7 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.jobs.compose import Setting, bound, call_with, choose, eval_plan, make_search
 from robustcli.runtime.distributed import Ranks
-from robustcli.runtime.precision import resolve
+from robustcli.runtime.precision import allow_tf32, resolve
 from robustcli.training.curriculum import Curriculum
 from robustcli.training.forward import recompute
 from robustcli.training.guarding import Guards
@@ -45,6 +45,7 @@ class Engine:
 def make_engine(setting: Setting, model: nn.Module, ranks: Ranks, stop: Callable[[], None], warn: Callable[[str], None]) -> Engine:
     """Everything a run needs but its directory. Raises ConfigError, UsageError, DataError for what cannot be put together."""
     config, data = setting.config, setting.data
+    allow_tf32(config.precision == "tf32")  # for the whole process: the backward pass runs outside of any block
     train: Split = data.train
     digest = data.digest
     if config.data.extra is not None:

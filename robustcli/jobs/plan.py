@@ -115,7 +115,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
             "total_tflop": one * passes * batch * steps / 1e12,
             "memory_bytes": memory,
             "seconds": per_step * steps,
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": "tf32" if config.precision == "tf32" else str(dtype).removeprefix("torch."),
             "device": str(setting.device),
         },
     )

@@ -30,6 +30,11 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
     return Opening(noted, True, False) if noted else Opening(out, resume or (out is not None and not overwrite), overwrite)
 
 
+def found_by_name() -> bool:
+    """Whether a launcher that notes nothing (torchrun) would make this job go on in the newest run of its name."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and RUN_FILE not in os.environ
+
+
 def note_run(path: Path) -> None:
     """Tell our launcher, if it started this process, which directory this job opened; rank 0 calls it right after `open_run`."""
     note = os.environ.get(RUN_FILE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from robustcli.config.dump import dump_config
@@ -20,7 +21,7 @@ from robustcli.jobs.compose import Setting, model_to_train, prepare
 from robustcli.jobs.engine import Engine, make_engine
 from robustcli.jobs.origin import pinned
 from robustcli.jobs.plan import passes_per_image, training_plan
-from robustcli.jobs.reopen import note_run, opening
+from robustcli.jobs.reopen import found_by_name, note_run, opening
 from robustcli.jobs.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.models import model_meta
 from robustcli.runtime.checkpoint import compare_state, latest_good, load_checkpoint, resolve_checkpoint, sweep
@@ -28,7 +29,6 @@ from robustcli.runtime.console import Console
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.disk import preflight
 from robustcli.runtime.distributed import Ranks, join, local_device, solo
-from robustcli.runtime.precision import allow_tf32
 from robustcli.runtime.retention import point
 from robustcli.runtime.run import Follower, Run
 from robustcli.runtime.rundir import open_run
@@ -66,7 +66,6 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
         with _open(config, flags, ranks) as run, StopFlag() as stop:
             config = _settled(config, run, ranks, console)
             setting = prepare(config, console)
-            allow_tf32(config.precision == "tf32")
             training = TrainRun(setting, run, console, flags, stop.check, ranks)
             document = _document(training, training.go(), began)
             run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "train", **document, "seed": config.seed})
@@ -83,6 +82,8 @@ def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
     asked = opening(config.out, flags.resume, flags.overwrite)
     run = open_run("train", config.name, out=asked.out, resume=asked.resume, overwrite=asked.overwrite, numbered=config.out is None)
     note_run(run.path)
+    if found_by_name():
+        run.keep()
     ranks.broadcast([str(run.path), run.resumed])
     return run
 
@@ -175,7 +176,8 @@ class TrainRun:
 
     def _plan(self) -> str:
         step, progress, config = self.trainer.step, self.trainer.progress, self.setting.config
-        inner = "none" if step.inner is None else f"{config.adversary.name} on {step.inner}, searched in {_word(step.search.dtype)}"
+        where = "on the model itself" if step.search.plain else f"in {_word(step.search.dtype)}"
+        inner = "none" if step.inner is None else f"{config.adversary.name} on {step.inner}, searched {where}"
         around = [spec.name for spec in (*config.regularizers, *config.train.hooks)]
         computed = "tf32" if config.precision == "tf32" else _word(step.dtype)
         shared = f" over {self.ranks.world} processes" if self.ranks.world > 1 else ""
@@ -207,7 +209,7 @@ class TrainRun:
         stored: Mapping[str, Any] = snapshot.meta
         if stored.get("data", {}).get("digest") != self.digest and "data" not in self.flags.override_resume:
             raise UsageError("the data is not the data of this run (its digest differs)", hint="restore it, or add --override-resume data", code="E-RESUME")
-        check_resume(stored["config"], self.config_tree, self.flags.override_resume, self.console.warn)
+        check_resume(_completed(stored["config"]), self.config_tree, self.flags.override_resume, self.console.warn)
         compare_state(self.model.state_dict(), snapshot.groups["model"], where=str(snapshot.path))
         progress = Progress(**stored["progress"])
         if progress.world != self.ranks.world:
@@ -230,6 +232,14 @@ class TrainRun:
     @staticmethod
     def _budget(tree: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(tree["train"].get(unit) for unit in ("steps", "minutes", "epochs"))
+
+
+def _completed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored configuration with the defaults of keys that came later, under which it was trained; as it is when it is no longer valid."""
+    try:
+        return Config.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -33,10 +33,13 @@ def _is_paper(file: Path) -> bool:
 
 
 def clear(run: Path) -> None:
-    """Empty a run directory that holds no result; only its lock stays, which the caller holds. Raises OSError."""
+    """Empty a run directory that holds no result; only its lock stays, which the caller holds.
+
+    Raises OSError: also when something else has come since the look, which stays.
+    """
     for place, folders, files in os.walk(run, topdown=False):
         for name in files:
-            if name != LOCK_NAME or Path(place) != run:
+            if (name != LOCK_NAME or Path(place) != run) and _is_paper(Path(place) / name):
                 os.unlink(os.path.join(place, name))
         for name in folders:
             os.rmdir(os.path.join(place, name))

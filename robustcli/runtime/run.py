@@ -17,7 +17,7 @@ from robustcli.runtime.latest import LATEST, point_latest
 from robustcli.runtime.leftovers import take_back
 from robustcli.runtime.lock import RunLock
 
-_REFUSED = range(2, 10)  # failures with an explanation: what was asked for is wrong, or not possible here and now
+_REFUSED = (2, 3, 4)  # what was asked for is wrong: nobody will want to go on with it
 STATES = ("running", "done", "preempted", "failed")
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -94,6 +94,10 @@ class Run:
         write_json(self.path / name, value)
         return self.path / name
 
+    def keep(self) -> None:
+        """Leave the directory in its place, even when the run is refused: somebody will look for it by its name."""
+        self._made = False
+
     def _point_latest(self) -> None:
         """A convenience: failing it fails no run."""
         try:
@@ -113,7 +117,8 @@ class Run:
             code = exit_code_of(error) if isinstance(error, Exception) else None
             if code == 70 and error is not None:  # a bug: the user sees one line, this file the rest
                 self.write_text("crash.log", "".join(traceback.format_exception(error)))
-            if self._status["state"] == "running" and not (self._made and code in _REFUSED and take_back(self.path)):
+            refused = code in _REFUSED and getattr(error, "code", "") != "E-WORKER"  # a worker may live longer next time
+            if self._status["state"] == "running" and not (self._made and refused and take_back(self.path)):
                 self.status(**_ending(error))
         except RobustCliError as second:
             if error is None:

@@ -17,6 +17,15 @@ if sys.platform != "win32":
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
+_active: list[StopFlag] = []
+
+
+def heed() -> None:
+    """Raises Interrupted when the innermost StopFlag of this process was asked to stop: for long work that nobody handed a flag to. Any thread."""
+    if _active:
+        _active[-1].check()
+
+
 class StopFlag:
     """``with StopFlag() as stop:`` SIGTERM or SIGINT sets the flag; ``stop.check()`` raises between two steps.
 
@@ -50,6 +59,7 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         self._pid = os.getpid()
+        _active.append(self)
         self._terminal = _terminal_state()
         if threading.current_thread() is threading.main_thread():
             for number in _WATCHED:
@@ -57,6 +67,7 @@ class StopFlag:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _active.remove(self)
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)  # None: installed by C code, cannot be put back
         self._before.clear()

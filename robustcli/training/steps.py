@@ -121,7 +121,7 @@ class MinMax:
         with frozen(self.model, bn="batch" if self.attack_bn == "train" else "eval"):
             if self._twin is not None:
                 self._twin.refresh()
-            searcher = self._searcher(x)
+            searcher = self._searcher(x[self._parts(len(x))[0]])
             parts = []
             for rows in self._parts(len(x)):
                 part = x[rows]

@@ -83,7 +83,7 @@ def _wrong(path: tuple[str, ...], value: Any) -> list[Any]:
     spec = path[0] in ("attacks", "adversary", "model", "objective") or path[1:2] in (("optimizer",), ("schedule",), ("val_attack",))
     if isinstance(value, bool):
         return ["no", 1, "on", None, {"x": 1}]
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) or re.fullmatch(r"[\d.]+/[\d.]+", str(value)):  # 2/255 is a number
         return [True, "010", "1:30", "8/0", ".nan", "ten", [1], {"x": 1}] + ([] if spec else [-(10.0**12)])
     if isinstance(value, str):
         return [3.5, True, {"x": 1}]

@@ -23,9 +23,10 @@ from robustcli.data.ahead import ahead
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import MixedSplit, epoch_batches, extra_split
 from robustcli.data.split import MemorySplit, Store
-from robustcli.errors import DataError, ResourceError
+from robustcli.errors import DataError, Interrupted, ResourceError
 from robustcli.runtime import disk
 from robustcli.runtime.lock import RunLock
+from robustcli.runtime.signals import StopFlag
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SPLITS = {"train/cat": 12, "train/dog": 8, "test/cat": 4, "test/dog": 3}
@@ -233,6 +234,8 @@ def about(**changes: object) -> Callable[[Path], object]:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda f: os.truncate(f / "pixels.u8", 100), "pixels.u8 has 100 of 5184 bytes"),
     "longer": (lambda f: os.truncate(f / "pixels.u8", 5185), "pixels.u8 has 5185 of 5184 bytes"),
+    "other bytes": (lambda f: (f / "pixels.u8").write_bytes(bytes(5184)), "pixels.u8 was written to since"),
+    "no time": (about(mtime_ns=None), "about.json is damaged"),
     "gone": (lambda f: (f / "pixels.u8").unlink(), "cannot be read: No such file"),
     "not JSON": (lambda f: (f / "about.json").write_bytes(b'{"shape": [27'), "about.json is damaged"),
     "not text": (lambda f: (f / "about.json").write_bytes(b"\xff\xfe\x00"), "about.json is damaged"),
@@ -456,6 +459,33 @@ def test_unwritable_folder(make_folder, tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(cache, "RunLock", readonly)
         assert how(load(root)) == "found)", "what is there can be used"
         assert "Read-only file system" in refused(root, cache=str(tmp_path / "other")).what
+
+
+def test_a_folder_that_cannot_be_looked_at(make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(SPLITS)
+    assert refused(root, cache=str(tmp_path / ("x" * 300))).code == "E-WRITE"
+
+    def hidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    monkeypatch.setattr(Path, "mkdir", hidden)
+    error = refused(root)
+    assert error.code == "E-WRITE" and "Permission denied" in error.what
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_stop_is_heeded_while_decoding_and_while_waiting_for_another(make_folder, waiting: bool) -> None:
+    root = make_folder(SPLITS)
+    load(root)
+    (place(root) / "about.json").unlink()
+    lock = RunLock(place(root)) if waiting else None
+    with StopFlag() as stop, pytest.raises(Interrupted):
+        stop.request()
+        load(root)
+    if lock is not None:
+        lock.close()
+    assert names(root) == {".lock", "pixels.u8"} and how(load(root)).startswith("decoded")
 
 
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="needs the size of the memory")

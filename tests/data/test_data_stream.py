@@ -47,6 +47,8 @@ class Trap(Decoder):
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.act == "exit":
                 os._exit(3)
+            elif self.act == "raise":
+                raise MemoryError("no room")
             elif self.act == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif self.act == "hang":
@@ -109,6 +111,14 @@ def test_dead_worker(split, tmp_path: Path, act: str) -> None:
     assert "sample ids" in error.where and "data.workers" in error.hint
     assert time.monotonic() - started < 20, "a death is seen at once, not at the timeout"
     assert not multiprocessing.active_children()
+
+
+def test_what_a_worker_raises_is_not_its_death(split, tmp_path: Path) -> None:
+    """Workers end with the thread that forked them, and that thread has nothing left to do."""
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="no room"):
+            list(split(Trap(str(tmp_path), act="raise"), workers=2, timeout=30).stream([torch.tensor([k, k + 1]) for k in range(0, COUNT, 2)], CPU))
+        assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("act", ["stop", "hang"])

@@ -7,9 +7,10 @@ from torch import nn
 
 import robustcli
 from robustcli.core.geometry import Ball
+from robustcli.data.split import MemorySplit
 from robustcli.evaluation.escalation import escalations, gap
 from robustcli.evaluation.plan import EvalPlan, Search
-from robustcli.evaluation.sizing import BatchSizer, halving
+from robustcli.evaluation.sizing import BatchSizer, halving, in_batches
 
 N = 64
 
@@ -86,6 +87,21 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_verdict():
     found = measure(model, batch_size=64, checks=8, say=said.append)
     assert torch.equal(found.survivors, measure(zoo.honest("conv"), checks=8).survivors)
     assert model.largest <= 20 and any("out of memory with 64 images: going on with 32" in line for line in said)
+
+
+def test_a_batch_that_the_device_cannot_take_is_halved_too():
+    x, y = (part[:10] for part in zoo.digits())
+
+    class Tight(MemorySplit):
+        def stream(self, batches, device):
+            for batch in batches:
+                if len(batch) > 3:
+                    raise torch.OutOfMemoryError("no room for the pixels")
+                yield from super().stream([batch], device)
+
+    said = []
+    got = list(in_batches(Tight(x, y, tuple("0123456789")), torch.arange(10), torch.device("cpu"), 8, lambda x, y, ids: ids.tolist(), said.append))
+    assert sum(got, []) == list(range(10)) and max(map(len, got)) == 2 and len(said) == 2
 
 
 def test_the_last_image_that_does_not_fit_is_an_error():

@@ -5,6 +5,8 @@ import os
 import pytest
 from jobs_support import TINY, environment, free_port
 
+from robustcli.errors import DataError, NumericsError, PeerError
+from robustcli.runtime import leftovers
 from robustcli.runtime.run import read_status
 
 QUICK = (*TINY, "train.steps=4", "train.validate_every=100", "train.save_every=2")
@@ -19,7 +21,6 @@ REFUSED = {
     "other images": (("train", *LATEST, "data.name=digits", "threads=1", "train.steps=2"), 3, "1x8x8"),
     "parts that do not fit": (("train", *QUICK, "train.hooks=[ema, swa]"), 2, "both publish"),
     "no CUDA": (("train", *QUICK, "train.sync_bn=true"), 2, "needs CUDA"),
-    "no room": (("train", *QUICK, "train.batch_size=8"), 6, "disk full"),
     "a value of eval": (("eval", *LATEST, *CORNERS), 2, "corners"),
     "a value of attack": (("attack", *LATEST, *CORNERS), 2, "corners"),
     "a value of transfer": (("transfer", "--models", "run:runs/train/latest,run:runs/train/good-1", *CORNERS), 2, "corners"),
@@ -58,11 +59,9 @@ def left(folder):
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_refused_command_leaves_nothing(good, cli, monkeypatch, what):
+def test_a_refused_command_leaves_nothing(good, cli, what):
     argv, code, words = REFUSED[what]
     before = left(good)
-    if what == "no room":
-        monkeypatch.setattr("robustcli.runtime.disk.free_bytes", lambda path: 10)
     answer = cli(*argv)
     assert answer.code == code and words in answer.err and answer.err.count("error[") == 1, answer.err
     assert left(good) == before and os.readlink(good / "train" / "latest") == "good-1"
@@ -74,6 +73,57 @@ def test_the_next_resume_goes_on_with_the_run_before(good, cli):
     answer = cli("train", *QUICK, "name=good", "train.steps=6", "--resume")
     assert answer.code == 0 and "resuming at step 4" in answer.err and answer.out.splitlines()[-1] == "runs/train/good-1"
     assert cli("eval", *LATEST, "--n", "8", "eval.checks=0").code == 0
+
+
+def test_what_may_work_the_next_time_keeps_its_directory(good, cli, monkeypatch):
+    """Else --resume would go on with the run before, which had ended well."""
+    with monkeypatch.context() as patch:
+        patch.setattr("robustcli.runtime.disk.free_bytes", lambda path: 10)
+        assert cli("train", *QUICK, "name=good", "train.steps=6").code == 6
+    for error in (PeerError("rank 0 of 2 lost a peer"), DataError("a data worker died", code="E-WORKER"), NumericsError("the loss is not finite")):
+        with monkeypatch.context() as patch:
+            patch.setattr("robustcli.jobs.train.prepare", raising(error))
+            assert cli("train", *QUICK, "name=good", "train.steps=6", "--resume").code == error.exit_code
+        status = read_status(good / "train" / "good-2")
+        assert (status["state"], status["code"], status["resumable"]) == ("failed", error.exit_code, False)
+    answer = cli("train", *QUICK, "name=good", "train.steps=6", "--resume")
+    assert answer.code == 0 and "resuming" not in answer.err and answer.out.splitlines()[-1] == "runs/train/good-2"
+    assert read_status(good / "train" / "good-1")["step"] == 4
+
+
+def raising(error):
+    def prepare(*args):
+        raise error
+
+    return prepare
+
+
+def test_torchrun_finds_a_refused_run_by_its_name(good, cli, monkeypatch):
+    """Its second attempt must not go on with an older run."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    assert cli("train", *QUICK, "name=good", *BERNOULLI).code == 2
+    assert (good / "train" / "good-2").is_dir() and os.readlink(good / "train" / "latest") == "good-1"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert cli("train", *QUICK, "name=good", *BERNOULLI).code == 2
+    assert read_status(good / "train" / "good-1")["state"] == "done" and read_status(good / "train" / "good-2")["state"] == "failed"
+
+
+def test_what_comes_during_the_removal_stays(tmp_path, monkeypatch):
+    """Another rank's batch that gave NaN, say."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", "status.json", "log.txt"):
+        (run / name).touch()
+    looked = leftovers.holds_no_result
+
+    def slow(place):
+        found = looked(place)
+        (run / "nan_batch.rank1.safetensors").write_bytes(b"pixels")
+        return found
+
+    monkeypatch.setattr(leftovers, "holds_no_result", slow)
+    leftovers.take_back(run)
+    assert [path.name for path in run.iterdir()] == ["nan_batch.rank1.safetensors"]
 
 
 def test_a_directory_of_the_user_stays_and_takes_the_corrected_command(good, cli, tmp_path):
@@ -112,7 +162,7 @@ def test_latest_moves_with_the_first_checkpoint(good, cli, monkeypatch):
 
 @pytest.mark.parametrize(("words", "code", "says"), [(("train.batch_size=15",), 3, "15"), (BERNOULLI, 2, "bernoulli")])
 def test_two_ranks_that_refuse_leave_nothing(good, forked, tmp_path, words, code, says):
-    """One of them may hear of the other's end before it comes to refuse by itself: it has lost a peer, and nothing is left either."""
+    """One of them may hear of the other's end before it comes to refuse by itself: it has lost a peer, and keeps the directory."""
     before, port = left(good), free_port()
     waits = [
         forked(
@@ -122,7 +172,7 @@ def test_two_ranks_that_refuse_leave_nothing(good, forked, tmp_path, words, code
     ]  # fmt: skip
     codes = [wait() for wait in waits]
     assert code in codes and set(codes) <= {code, 8} and any(says in (tmp_path / f"{rank}.err").read_text() for rank in range(2))
-    assert left(good) == before
+    assert left(good) == before or (codes[0] == 8 and os.readlink(good / "train" / "latest") == "good-1")
 
 
 def test_a_run_that_its_launcher_starts_again_moves_latest_too(good, cli, tmp_path, monkeypatch):

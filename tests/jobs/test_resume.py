@@ -90,6 +90,25 @@ def test_a_signal_saves_the_last_boundary_and_resume_gives_the_same_bits(forked,
     same(final_state(tmp_path / "run"), expected)
 
 
+def test_a_key_that_came_later_is_no_other_experiment(forked, tmp_path):
+    """Its default is what the run was trained with; another value is another experiment."""
+    augment = "data.augment={crop: 1, flip: false}"
+    assert forked("train", *TINY, "--out", "run", augment, "train.steps=6")[0]() == 0
+    script = """
+from robustcli.jobs import train
+completed = train._completed
+def older(tree):
+    for key in ("rotate", "scale", "translate"):
+        del tree["data"]["augment"][key]
+    return completed(tree)
+train._completed = older
+"""
+    words = ("train", *TINY, "--out", "run", "--resume", "train.steps=9")
+    assert forked(*words, augment, prepare=lambda: exec(script, {}))[0]() == 0
+    assert forked(*words, "data.augment={crop: 1, flip: false, rotate: 3}", prepare=lambda: exec(script, {}), err="err.txt")[0]() == 2
+    assert "data.augment.rotate" in (tmp_path / "err.txt").read_text()
+
+
 def test_two_interrupts_end_at_once(forked, tmp_path):
     wait, pid = forked("train", *TINY, "--out", "run", "train.steps=100000", "train.save_every=100000", "train.validate_every=100000")
     end = time.monotonic() + 30

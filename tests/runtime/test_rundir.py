@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from robustcli.core.geometry import Ball
-from robustcli.errors import CheckpointError, DataError, Interrupted, LockError, NumericsError, PeerError, ResourceError, UsageError
+from robustcli.errors import CheckpointError, DataError, Interrupted, LockError, NumericsError, PeerError, ResourceError, UsageError, exit_code_of
 from robustcli.runtime import latest as latest_module
 from robustcli.runtime import leftovers, lock
 from robustcli.runtime.lock import RunLock
@@ -315,7 +315,8 @@ def test_latest_is_followed_wherever_it_stands(tmp_path: Path, monkeypatch: pyte
     assert resolve_run(Path("latest")) == Path("latest") and resolve_run(Path("a/b")) == Path("a/b")
 
 
-REFUSALS = (UsageError("x"), DataError("x"), CheckpointError("x"), ResourceError("x"), PeerError("x"), MemoryError(), "a refused value")
+REFUSALS = (UsageError("x"), DataError("x"), CheckpointError("x"), "a refused value")
+MISHAPS = (NumericsError("x"), ResourceError("x"), PeerError("x"), MemoryError(), DataError("x", code="E-WORKER"))
 
 
 def refuse(run: Run, error: BaseException | str) -> None:
@@ -339,6 +340,21 @@ def test_a_refused_run_takes_its_directory_back(tmp_path: Path, error: BaseExcep
     assert [p.name for p in (tmp_path / "train").iterdir()] == ["x-1"]
     with start(tmp_path) as run:
         assert run.path.name == "x-2"
+
+
+@pytest.mark.parametrize("error", MISHAPS, ids=lambda error: type(error).__name__)
+def test_what_may_work_the_next_time_keeps_its_directory(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), start(tmp_path) as run:
+        refuse(run, error)
+    status = read_status(run.path)
+    assert (status["state"], status["code"]) == ("failed", exit_code_of(error)) and not (tmp_path / "train" / "latest").exists()
+
+
+def test_a_run_that_is_looked_for_by_name_keeps_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), start(tmp_path) as run:
+        run.keep()
+        refuse(run, UsageError("x"))
+    assert read_status(run.path)["code"] == 2
 
 
 @pytest.mark.parametrize(

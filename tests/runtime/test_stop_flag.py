@@ -15,7 +15,7 @@ import torch
 
 from robustcli.errors import Interrupted
 from robustcli.runtime.checkpoint import latest_good, save_checkpoint
-from robustcli.runtime.signals import StopFlag
+from robustcli.runtime.signals import StopFlag, heed
 
 
 def child(forked: Any, body: Callable[[StopFlag], int]) -> int:
@@ -190,3 +190,26 @@ def test_the_terminal_is_put_back_before_an_immediate_exit(forked: Any) -> None:
     assert b"\x1b[?25h" in os.read(master, 1000), "the cursor that a progress bar hid"
     for fd in (master, slave, ready_read, ready_write):
         os.close(fd)
+
+
+def test_work_that_has_no_flag_heeds_the_innermost_one() -> None:
+    heed()
+    with StopFlag() as outer:
+        with StopFlag() as inner:
+            heed()
+            inner.request(signal.SIGINT)
+            raised: list[int] = []
+            thread = threading.Thread(target=lambda: raised.append(_heeded()))
+            thread.start()
+            thread.join()
+            assert raised == [130] == [_heeded()]
+        heed()
+        outer.request()
+        assert _heeded() == 143
+    heed()
+
+
+def _heeded() -> int:
+    with pytest.raises(Interrupted) as error:
+        heed()
+    return error.value.exit_code

@@ -10,6 +10,7 @@ from torch import nn
 from robustcli import registry
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
+from robustcli.core.twin import SearchTwin
 from robustcli.data.mixture import MixedSplit
 from robustcli.data.split import MemorySplit
 from robustcli.errors import DataError, Interrupted, ResourceError
@@ -151,6 +152,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(error, monke
     again = trainer(step=Cramped)
     again.restore(t.groups(), replace(t.progress))
     assert again.step.micro_batch == 2
+
+
+def test_the_twin_is_compared_on_no_more_images_than_a_pass_has(monkeypatch):
+    asked, parity = [], SearchTwin.parity
+    monkeypatch.setattr(SearchTwin, "parity", lambda self, x: (asked.append(len(x)), parity(self, x))[1])
+    t = trainer(step=lambda *args, **more: MinMax(*args, micro_batch=2, **more))
+    t.run()
+    assert asked[0] == 2, "then come the validations"
 
 
 @pytest.mark.parametrize(("batch_norm", "oom", "halves"), [(True, "auto", False), (True, "halve", True), (False, "fail", False), (False, "auto", True)])
