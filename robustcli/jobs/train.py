@@ -65,7 +65,11 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
         console = console if ranks.main else Console(quiet=True)
         with _open(config, flags, ranks) as run, StopFlag() as stop:
             config = _settled(config, run, ranks, console)
-            setting = prepare(config, console)
+            try:
+                setting = prepare(config, console)
+            except Interrupted:  # there is nothing to save yet, and --resume begins anew
+                run.status(resumable=True)
+                raise
             training = TrainRun(setting, run, console, flags, stop.check, ranks)
             document = _document(training, training.go(), began)
             run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "train", **document, "seed": config.seed})
