@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.oracle import Oracle
-from robustcli.errors import RobustCliError, UsageError
+from robustcli.errors import RobustCliError, UsageError, out_of_memory
 from robustcli.models.layers import seeded
 
 
@@ -74,10 +74,8 @@ def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
                 if cuda:
                     torch.cuda.manual_seed(seed)
                 yield
-    except (RobustCliError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        if "allocate memory" in str(error):
+        if isinstance(error, RobustCliError) or out_of_memory(error):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = (str(error).splitlines() or [""])[0][:200]

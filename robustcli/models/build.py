@@ -14,7 +14,7 @@ from torch import nn
 
 from robustcli.config.bind import check_spec
 from robustcli.config.tree import config_error
-from robustcli.errors import ConfigError, PolicyError, ResourceError
+from robustcli.errors import ConfigError, PolicyError, ResourceError, out_of_memory
 from robustcli.models.info import ModelInfo
 from robustcli.models.layers import seeded
 from robustcli.models.normalised import NormalisedModel, parse_normalize
@@ -141,6 +141,6 @@ def _construction(name: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         raise ResourceError(f"model {name} does not fit into memory", hint="a smaller width or depth", code="E-OOM") from error
