@@ -21,10 +21,11 @@ from robustcli.data.check import check_labels, check_range
 from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError
 from robustcli.evaluation.alarms import Alarm
+from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.outside import callable_call
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation, Search
+from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation, Search
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.compose import choose, make_attacks, probe_size, split_of
+from robustcli.jobs.compose import choose, make_attacks, make_audit, probe_size, split_of
 from robustcli.models import load_model
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.precision import resolve
@@ -43,6 +44,7 @@ class Verdict:
     clean_acc, robust_acc: shares of all n, in [0, 1]. attack_success: share of the initially correct that was broken.
     survivors: bool [n]. stages: {attack name: bool [n] still right after it and all before it}.
     reliability: ok, suspect or invalid; alarms: why. passes_per_sample: {attack name: model passes per sample}.
+    audit: of version "rapid": how many survivors met short forms of what it leaves out, how many fell, and what that bounds; else None.
     """
 
     n: int
@@ -54,12 +56,13 @@ class Verdict:
     reliability: str
     alarms: list[Alarm]
     passes_per_sample: dict[str, float]
+    audit: Audit | None = None
 
     @classmethod
     def of(cls, result: Evaluation) -> Verdict:
         """From an evaluation."""
         numbers = (result.n, result.clean_acc, result.robust_acc, result.attack_success, result.survivors, result.stages)
-        return cls(*numbers, result.reliability, result.alarms, result.passes_per_sample)
+        return cls(*numbers, result.reliability, result.alarms, result.passes_per_sample, result.audit)
 
 
 def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params: dict[str, Any]) -> list[AttackCall]:
@@ -77,6 +80,12 @@ def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params
     except ConfigError as error:
         raise ValueError("; ".join(error.problems) or str(error)) from None
     return calls
+
+
+def _audit(attacks: Attack | Sequence[Attack], norm: str, params: dict[str, Any]) -> AuditPlan | None:
+    """How what these attacks leave standing is looked at once more."""
+    names = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+    return make_audit([Spec(name=name, **params) for name in names if isinstance(name, str)], norm)
 
 
 def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
@@ -138,7 +147,7 @@ def evaluate(
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device, held in eval mode.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
         eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2 or l1.
-        attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid"), "torchattacks:NAME", any callable
+        attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for rapid), "torchattacks:NAME", any callable
             atk(x, y) -> x_adv, or several, run in order on the samples still standing; `params` (steps=20 …) go to a single one.
         seed: of all draws, keyed by the place in x. target: None, "random", "least-likely" or a class.
         search: precision of the search; verdicts are fp32 always.
@@ -153,7 +162,8 @@ def evaluate(
     model, x, y, place = _checked(model, x, y, device)
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)
-    plan = EvalPlan(_ball(norm, eps), calls, seed, batch_size, target, settings, probe_size(calls, len(x), checks))
+    audit = _audit(attack, norm, params)
+    plan = EvalPlan(_ball(norm, eps), calls, seed, batch_size, target, settings, probe_size(calls, len(x), checks), audit=audit)
     split = MemorySplit(x.cpu().float(), y.cpu(), tuple(map(str, range(int(y.max()) + 1 if len(y) else 1))))
     return Verdict.of(RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place))
 
@@ -261,7 +271,7 @@ def attack(
     (call,) = calls
     found = []
     with frozen(model):
-        twin = settings.twin(model, x[:batch_size].to(place).float()) if len(x) else model
+        twin = call.searching(settings).twin(model, x[:batch_size].to(place).float()) if len(x) else model
         for rows in torch.arange(len(x)).split(batch_size):
             part = x[rows].to(place).float()
             rng = RowRandom(seed, "start", rows.to(place))

@@ -41,6 +41,7 @@ class EvalRow:
         seconds: wall time. passes_per_sample: forward + backward passes of the model per sample.
         seed: of all draws. hashes: name -> SHA-256 of what the number depends on (model, data, config, code).
         per_class: class name -> (correct, n) of the class.
+        audit: of a short list: how many survivors were looked at once more, how many fell, what that bounds; written where there is one.
 
     Raises ValueError when the counts contradict each other.
     """
@@ -63,6 +64,7 @@ class EvalRow:
     seed: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
     per_class: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in EVAL_KINDS:
@@ -126,7 +128,8 @@ class EvalRow:
         """One JSON object: the fields, the derived fractions and their intervals."""
         rates = {name: None if rate is None else rate.value for name, rate in self._rates().items()}
         derived = {**rates, "intervals": {name: list(pair) for name, pair in self.intervals().items()}, "balanced_acc": self.balanced_acc}
-        return {"schema_version": SCHEMA_VERSION, **_plain(self), **derived}
+        plain = {name: value for name, value in _plain(self).items() if name != "audit" or value}
+        return {"schema_version": SCHEMA_VERSION, **plain, **derived}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> EvalRow:

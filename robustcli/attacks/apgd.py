@@ -22,7 +22,7 @@ Ascent = str | Callable[[Tensor, Tensor, Tensor], Tensor]
 _KEPT = 0.75  # share of the gradient step; the rest goes on in the direction of the step before
 
 
-@attacks.register("apgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", deterministic=False, keeps_best=True)
+@attacks.register("apgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", precision="bf16", deterministic=False, keeps_best=True)
 def apgd(
     oracle: Oracle,
     x: Tensor,
@@ -30,37 +30,40 @@ def apgd(
     *,
     steps: Annotated[int, Ge(1)] = 100,
     restarts: Annotated[int, Ge(1)] = 1,
-    loss: Literal["ce", "dlr", "dlr-targeted"] = "ce",
+    loss: Literal["ce", "margin", "dlr", "dlr-targeted"] = "ce",
     targets: Annotated[int, Ge(1)] = 9,
     skip: Annotated[int, Ge(0)] = 0,
     rho: Annotated[float, Ge(0), Le(1)] = 0.75,
+    widest: Annotated[float, Ge(1)] | None = None,
 ) -> Tensor:
     """Auto-PGD:  z = P(x_k + a_k * steepest(grad_k)),  x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  a_0 = 2 * eps.
 
-    At each checkpoint a row that oscillates or stands still halves its step a and goes on from its best point. With l1 the
-    steps are sparse and the ball shrinks: 3 eps, 2 eps and eps for 0.3, 0.3 and 0.4 of the steps.
+    At each checkpoint a row that oscillates or stands still halves its step a and goes on from its best point. With widest w > 1
+    the ball shrinks: w eps, (w + 1) / 2 eps and eps for 0.3, 0.3 and 0.4 of the steps; outside a model that masks its gradients near
+    the image often shows them. With l1 the steps are sparse.
 
     Args:
         oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels and one random stream per row.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm, radius and box, in pixel units of [0, 1].
-        steps: per restart and target, >= 1; cost = steps + 1 forward and backward passes (l1: steps + 3).
+        steps: per restart and target, >= 1; cost = steps + 1 forward and backward passes (steps + 3 with a shrinking ball).
         restarts: independent random starts, >= 1; the worst point of all is kept per row.
-        loss: "ce"; "dlr"; or "dlr-targeted", which climbs towards each of the likeliest wrong classes in turn. With two
+        loss: "ce"; "margin"; "dlr"; or "dlr-targeted", which climbs towards each of the likeliest wrong classes in turn. With two
             classes dlr becomes the margin, with fewer than four dlr-targeted becomes z_t - z_y. Where the caller asks for one
             target, dlr-targeted is dlr towards it: z_t must pass every other logit, not only z_y.
         targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1 exist.
         skip: how many of the likeliest wrong classes dlr-targeted leaves out, >= 0: those that a stage before has tried. Where
             the caller asks for one target, skip is not used.
         rho: share of rising steps, in [0, 1], up to which a row counts as oscillating; l1 does not use it.
+        widest: first radius in units of eps, >= 1; None means 3 under l1 (published), else 1: all steps in the ball.
 
     Returns:
         x_adv [B, C, H, W], detached, inside `ball`; in training the point of the largest loss.
 
     Raises:
-        ValueError: steps, restarts or targets < 1, skip < 0, rho outside [0, 1].
+        ValueError: steps, restarts or targets < 1, skip < 0, rho outside [0, 1], widest < 1.
 
-    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Starts are uniform in the ball (l1: projected
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1 and the shrinking ball: ICML 2021, arXiv:2103.01208. Starts are uniform in the ball (l1: projected
         Gaussian); the authors' l2 start lies on the sphere, their linf start has a pixel at the border. Their code compares the
         loss after the first step with 0, where the paper and we take the loss at the start.
     """
@@ -71,15 +74,21 @@ def apgd(
         raise ValueError(f"skip must be >= 0, got {skip}")
     if not 0 <= rho <= 1:
         raise ValueError(f"rho must be in [0, 1], got {rho}")
+    if widest is not None and not widest >= 1:
+        raise ValueError(f"widest must be >= 1, got {widest}")
     ascent, goals = _headings(oracle, loss, targets, skip)
     headings = goals.shape[1]
     x_best = x
     for run in range(restarts * headings):
         ask = _Question(oracle, ascent, run % headings)
-        if ball.norm == "l1":
-            x, goals, x_best = _climb_sparsely(ask, x, goals, ball, oracle.rng.restart(run), steps)
-        else:
-            x, goals, x_best = _climb(ask, x, goals, ball, oracle.rng.restart(run), steps, rho)
+        phases = _phases(ball, steps, widest or (3.0 if ball.norm == "l1" else 1.0))
+        x_best = _first(x, phases[0][0], oracle.rng.restart(run))
+        for part, count in phases:
+            inside = part == ball
+            if ball.norm == "l1":
+                x, goals, x_best = _climb_sparsely(ask, x, goals, x_best, part, count, scored=inside)
+            else:
+                x, goals, x_best = _climb(ask, x, goals, x_best, part, count, rho, scored=inside)
         x, goals, x_best = oracle.compact(x, goals, x_best)
         if restarts * headings > 1:
             oracle.score(x_best)
@@ -89,8 +98,8 @@ def apgd(
 def _headings(oracle: Oracle, loss: str, targets: int, skip: int) -> tuple[Ascent, Tensor]:
     """What to ascend, and the classes to head for in turn, int64 [R, T]; a registered loss takes one turn and reads no class."""
     own = oracle.y[:, None]
-    if loss == "ce" or not oracle.alive:
-        return "ce", own
+    if loss in ("ce", "margin") or not oracle.alive:
+        return loss if loss == "margin" else "ce", own
     classes = oracle.clean().shape[1]
     if loss == "dlr" or oracle.target is not None:
         if classes < 3:
@@ -119,10 +128,26 @@ class _Question:
         return value.nan_to_num(nan=float("-inf")), grad
 
 
-def _climb(ask: _Question, x: Tensor, goals: Tensor, ball: Ball, rng: RowRandom, steps: int, rho: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One run under linf or l2: (x, goals, point of the largest loss) of the rows that have not fallen."""
-    x_adv = x_old = x_best = ball.random_point(x, rng)
-    loss, grad = ask(x_adv, goals)
+def _phases(ball: Ball, steps: int, widest: float) -> list[tuple[Ball, int]]:
+    """(ball, steps in it), from the widest to `ball`, which gets 0.4 of the steps, and one at least."""
+    early = min(-(-3 * steps // 10), steps - 1) if widest > 1 else 0
+    later = min(early, steps - 1 - early)
+    radii = ((widest, early), ((widest + 1) / 2, later))
+    wide = [(Ball(ball.norm, scale * ball.eps, ball.low, ball.high), count) for scale, count in radii if count]
+    return [*wide, (ball, steps - early - later)]
+
+
+def _first(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
+    """A random point of the first ball: uniform, or a Gaussian brought into it (l1)."""
+    return ball.start(x, "gaussian", rng) if ball.norm == "l1" else ball.random_point(x, rng)
+
+
+def _climb(
+    ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, rho: float, *, scored: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps in one ball under linf or l2, from x_adv: (x, goals, point of the largest loss) of the rows that have not fallen."""
+    x_adv = x_old = x_best = ball.project(x, x_adv)
+    loss, grad = ask(x_adv, goals, scored=scored)
     best = then = loss
     grad_best, rises = grad, torch.zeros_like(loss)
     was_cut = torch.ones_like(loss, dtype=torch.bool)
@@ -138,7 +163,7 @@ def _climb(ask: _Question, x: Tensor, goals: Tensor, ball: Ball, rng: RowRandom,
         if k > 1:
             z = ball.project(x, torch.lerp(x_adv, z, _KEPT).add_(x_adv - x_old, alpha=1 - _KEPT))
         x_old, x_adv, before = x_adv, z, loss
-        loss, grad = ask(x_adv, goals)
+        loss, grad = ask(x_adv, goals, scored=scored)
         rises += loss > before
         better = loss > best
         best = torch.where(better, loss, best)
@@ -151,24 +176,13 @@ def _climb(ask: _Question, x: Tensor, goals: Tensor, ball: Ball, rng: RowRandom,
     return x, goals, x_best
 
 
-def _climb_sparsely(ask: _Question, x: Tensor, goals: Tensor, ball: Ball, rng: RowRandom, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One run under l1: balls of 3, 2 and 1 times eps; only points of the last are candidates. Returns what `_climb` does."""
-    early = min(-(-3 * steps // 10), steps - 1)
-    later = min(early, steps - 1 - early)
-    x_best = Ball(ball.norm, 3 * ball.eps, ball.low, ball.high).start(x, "gaussian", rng)
-    for scale, count in ((3, early), (2, later), (1, steps - early - later)):
-        if count:
-            wide = Ball(ball.norm, scale * ball.eps, ball.low, ball.high)
-            x, goals, x_best = _sparse_phase(ask, x, wide.project(x, x_best), goals, wide, count, scored=scale == 1)
-    return x, goals, x_best
-
-
-def _sparse_phase(ask: _Question, x: Tensor, x_adv: Tensor, goals: Tensor, ball: Ball, steps: int, *, scored: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps of l1 length a spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed.
+def _climb_sparsely(ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, *, scored: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps in one l1 ball, of l1 length a spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed; returns what `_climb` does.
 
     Every 0.04 * steps: where x_best has lost more than 5 % of its changed pixels, a = eps and the row goes on from there, else
     a shrinks by 1.5, down to eps / 10.
     """
+    x_adv = ball.project(x, x_adv)
     loss, grad = ask(x_adv, goals, scored=scored)
     x_best, grad_best, best = x_adv, grad, loss
     a = x.new_full((len(x), 1, 1, 1), ball.eps)

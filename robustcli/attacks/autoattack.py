@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from robustcli.registry import ensembles
+
+Version = Literal["standard", "plus", "rand", "rapid"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,33 @@ class Stage:
     draws: int = 1
 
 
+@dataclass(frozen=True)
+class Audit:
+    """How a short list is checked: `samples` of its survivors meet `short_forms`; when two fall, all meet `escalation`."""
+
+    norm: str
+    samples: int
+    escalation: list[Stage]
+
+    def short_forms(self, passes: int) -> list[Stage]:
+        """FAB towards the likeliest classes and Square, together at most about `passes` model passes on a sample that stands.
+
+        Under l2 and l1 rapid has tried the likeliest class with FAB, and half of the passes go to those after it. Under linf FAB
+        breaks little that gradients do not, and a quarter of the passes go to it. Under l1, where each start of APGD ends elsewhere,
+        half of them go to the restarts that rapid leaves out.
+        """
+        climb, stages = passes // 2 if self.norm == "l1" else 0, []
+        if climb:
+            restarts = max(1, climb // 200)
+            stages.append(_apgd("rapid:audit-apgd", "ce", steps=max(1, min(100, climb // (2 * restarts))), restarts=restarts))
+        share, skip = (4, 0) if self.norm == "linf" else (2, 1)
+        linearisations = max(1, (passes - climb) // (3 * share))
+        targets = max(1, min(8, linearisations // 60))
+        fab: dict[str, Any] = {"steps": min(100, linearisations // targets), "targets": targets, "skip": skip}
+        queries = max(1, passes - climb - 3 * targets * fab["steps"])
+        return [*stages, Stage("rapid:audit-fab", "fab", fab), Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True})]
+
+
 def _apgd(label: str, loss: str, *, restarts: int = 1, targets: int | None = None, skip: int = 0, steps: int = 100, draws: int = 1) -> Stage:
     params: dict[str, Any] = {"steps": steps, "restarts": restarts, "loss": loss}
     params |= ({} if targets is None else {"targets": targets}) | ({"skip": skip} if skip else {})
@@ -29,8 +60,13 @@ def _fab(label: str, *, targeted: bool, restarts: int, targets: int = 9) -> Stag
     return Stage(label, "fab", {"steps": 100, "restarts": restarts, "targeted": targeted, "targets": targets})
 
 
-@ensembles.register("autoattack")
-def autoattack(norm: str, *, version: Literal["standard", "plus", "rand", "rapid"] = "standard") -> list[Stage]:
+def audit(norm: str, *, version: Version = "standard", audit: int = 64) -> Audit | None:
+    """How the answer of `autoattack` with these parameters is checked: rapid's by what it leaves out, the others' not at all."""
+    return Audit(norm, audit, autoattack(norm)) if version == "rapid" else None
+
+
+@ensembles.register("autoattack", audit=audit)
+def autoattack(norm: str, *, version: Version = "standard", audit: Annotated[int, Ge(0), Le(4096)] = 64) -> list[Stage]:
     """Worst case per sample over a list of attacks without free parameters: `version` names the list.
 
     standard: apgd-ce, apgd-t (targeted DLR, 9 classes), fab-t, square (5,000 queries); l1 takes 5 restarts and 5 target classes.
@@ -38,32 +74,48 @@ def autoattack(norm: str, *, version: Literal["standard", "plus", "rand", "rapid
     averaged over 20 draws, for randomised models. rapid: our own shorter list, see docs/autoattack.md; it is no AutoAttack number.
 
     Args:
-        norm: linf, l2 or l1; square knows linf and l2 only and is left out under l1.
+        norm: linf, l2 or l1.
+        audit: survivors of rapid that meet short forms of FAB and Square afterwards; 0 = none, and the record says so.
 
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Parameters: fra31/auto-attack.
     """
     restarts, targets = (5, 5) if norm == "l1" else (1, 9)
-    square = [] if norm == "l1" else [Stage("square", "square", {"queries": 5000})]
+    square = Stage("square", "square", {"queries": 5000})
     if version == "standard":
         return [
             _apgd("apgd-ce", "ce", restarts=restarts),
             _apgd("apgd-t", "dlr-targeted", targets=targets),
             _fab("fab-t", targeted=True, restarts=1),
-            *square,
+            square,
         ]
     if version == "plus":
         return [
             _apgd("apgd-ce", "ce", restarts=5),
             _apgd("apgd-dlr", "dlr", restarts=5),
             _fab("fab", targeted=False, restarts=5),
-            *square,
+            square,
             _apgd("apgd-t", "dlr-targeted", targets=targets),
             _fab("fab-t", targeted=True, restarts=1),
         ]
     if version == "rand":
         return [_apgd("apgd-ce", "ce", draws=20), _apgd("apgd-dlr", "dlr", draws=20)]
-    return [
-        _apgd("rapid:apgd-ce", "ce", restarts=3, steps=60),
+    return _rapid(norm)
+
+
+def _rapid(norm: str) -> list[Stage]:
+    """Where gradients are masked a search from outside the ball finds what one inside misses; under l2 and l1 a minimal-norm search finds more."""
+    nearest = Stage("rapid:fab-1", "fab", {"steps": 98, "restarts": 1, "targeted": True, "targets": 1})
+    if norm == "l1":  # every run of apgd is wide there, and a short one does not arrive
+        return [_apgd("rapid:apgd-ce", "ce", restarts=3, steps=100), _apgd("rapid:apgd-t2", "dlr-targeted", targets=2, steps=60), nearest]
+    towards = [
         _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=50),
         _apgd("rapid:apgd-t6", "dlr-targeted", targets=6, skip=3, steps=15),
     ]
+    plain, wide = _apgd("rapid:apgd-ce", "ce", restarts=2, steps=60), {"widest": 3.0, "restarts": 1}
+    if norm == "linf":
+        outside = [
+            Stage("rapid:apgd-wide-ce", "apgd", {"steps": 60, "loss": "ce", **wide}),
+            Stage("rapid:apgd-wide", "apgd", {"steps": 100, "loss": "margin", **wide}),
+        ]
+        return [plain, *outside, *towards]
+    return [plain, Stage("rapid:apgd-wide", "apgd", {"steps": 60, "loss": "margin", **wide}), *towards, nearest]

@@ -36,7 +36,7 @@ _EXACT_RATE = 10.0  # up to here Poisson counts are exact
 _EXACT_COUNTS = 40  # P(count > 40) is below 1e-12 at that rate
 
 
-@attacks.register("corruption", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", deterministic=False, keeps_best=True)
+@attacks.register("corruption", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", precision="bf16", deterministic=False, keeps_best=True)
 def corruption(oracle: Oracle, x: Tensor, ball: Ball, *, type: Type = "gaussian_noise", severity: Annotated[int, Ge(1), Le(5)] = 3) -> Tensor:
     """x_adv = clip(c_s(x)): one common corruption of severity s; nothing is searched for, and no norm bounds the change.
 

@@ -17,7 +17,7 @@ _INNER = 0.999999  # artanh of 1 is infinite
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8
 
 
-@attacks.register("cw", kind="minimal", norms=("l2",), needs="gradient", deterministic=True, keeps_best=True)
+@attacks.register("cw", kind="minimal", norms=("l2",), needs="gradient", precision="fp32", deterministic=True, keeps_best=True)
 def cw(
     oracle: Oracle,
     x: Tensor,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, column
-from robustcli.core.hyperplane import dual_length, to_plane
+from robustcli.core.hyperplane import dual_length, length, to_plane
 from robustcli.core.losses import RowLoss, difference
 from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
@@ -54,7 +55,7 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
     return best
 
 
-@attacks.register("deepfool", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", deterministic=True, keeps_best=True)
+@attacks.register("deepfool", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", precision="fp32", deterministic=True, keeps_best=True)
 def deepfool(
     oracle: Oracle,
     x: Tensor,
@@ -70,7 +71,8 @@ def deepfool(
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
         x: clean pixels [B, C, H, W] in [0, 1]; the search starts there.
         ball: norm and box; points may leave its radius.
-        steps: linearisations, >= 1; cost = `steps` * (min(classes, K) - 1) forward + backward passes, less once all rows are broken.
+        steps: linearisations, >= 1; cost = `steps` * (min(classes, K) - 1) forward + backward passes, less once all rows are broken, and as
+            many again where the box has cut a step: the exact steps inside the box are then tried too, and the nearer success counts.
         overshoot: share of the way added to cross the boundary, >= 0.
         classes: how many classes, the true one and those of the largest clean logits, are linearised, >= 2; a targeted search has one boundary.
 
@@ -80,16 +82,45 @@ def deepfool(
     Raises:
         ValueError: steps < 1, overshoot < 0 or classes < 2.
 
-    Source: Moosavi-Dezfooli et al., CVPR 2016, arXiv:1511.04599. Unlike there, a step respects the box and the next one linearises where it ended.
+    Source: Moosavi-Dezfooli et al., CVPR 2016, arXiv:1511.04599. Unlike there, points stay in the box and the next step linearises where
+        the last one ended.
     """
     if steps < 1 or not overshoot >= 0 or classes < 2:
         raise ValueError(f"steps must be >= 1, overshoot >= 0 and classes >= 2, got {steps}, {overshoot} and {classes}")
-    x_adv, way, others = x, torch.zeros_like(x), rivals(oracle, classes - 1)
+    touched, x, found, others = _walk(oracle, x, ball, rivals(oracle, classes - 1), steps, overshoot, exact=False)
+    if not touched or not oracle.alive:
+        return oracle.result(found)
+    x, found, others, size = oracle.compact(x, found, others, _size(oracle, x, found, ball))
+    _, x, again, others, found, size = _walk(oracle, x, ball, others, steps, overshoot, found, size, exact=True)
+    nearer = _size(oracle, x, again, ball) < size
+    return oracle.result(torch.where(column(nearer, x), again, found))
+
+
+def _size(oracle: Oracle, x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
+    """[R]: how far x_adv lies from x, infinite where it is no success; one forward pass."""
+    hit = oracle.hit(oracle.logits(x_adv))
+    return length(x_adv - x, ball.norm).masked_fill(~hit, float("inf"))
+
+
+def _walk(
+    oracle: Oracle, x: Tensor, ball: Ball, others: Tensor, steps: int, overshoot: float, *carried: Tensor, exact: bool
+) -> tuple[Any, ...]:
+    """(whether the box cut a step, x, last point, others, *carried) of the rows still in play; `carried` [R, ...] leave with their rows.
+
+    exact: the shortest step to the plane inside the box. Else the shortest one of all, cut by the box: it moves less where most pixels that
+    should move cannot, and the next linearisation takes it on.
+    """
+    x_adv, way, touched = x, torch.zeros_like(x), False
+    free = replace(ball, low=-1e6, high=1e6)
     for _ in range(steps):
         value, normal, hit = nearest_boundary(oracle, x_adv, ball, others)
-        way = way + to_plane(x_adv, normal, value.masked_fill(hit, 0.0), ball)  # broken rows stay
+        step = to_plane(x_adv, normal, value.masked_fill(hit, 0.0), ball if exact else free)  # broken rows stay
+        inside = (x + way + step).clamp(ball.low, ball.high) - x
+        touched = touched or bool((inside != x + way + step - x).any())
+        way = inside
         x_adv = (x + (1 + overshoot) * way).clamp(ball.low, ball.high)
-        x, x_adv, way, others = oracle.compact(x, x_adv, way, others)
+        x, x_adv, way, others, *left = oracle.compact(x, x_adv, way, others, *carried)
+        carried = tuple(left)
         if bool(hit.all()):
             break
-    return oracle.result(x_adv)
+    return touched, x, x_adv, others, *carried

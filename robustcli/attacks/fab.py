@@ -18,7 +18,9 @@ from robustcli.registry import attacks
 _TINY = 1e-12
 
 
-@attacks.register("fab", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", deterministic=False, keeps_best=True)
+@attacks.register(
+    "fab", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", precision="fp32", step_passes=3, deterministic=False, keeps_best=True
+)
 def fab(
     oracle: Oracle,
     x: Tensor,
@@ -27,6 +29,7 @@ def fab(
     steps: Annotated[int, Ge(1)] = 100,
     restarts: Annotated[int, Ge(1)] = 1,
     targets: Annotated[int, Ge(1)] = 9,
+    skip: Annotated[int, Ge(0)] = 0,
     targeted: bool = True,
     alpha_max: Annotated[float, Ge(0), Le(1)] = 0.1,
     eta: Annotated[float, Ge(1)] = 1.05,
@@ -34,18 +37,18 @@ def fab(
 ) -> Tensor:
     """x_{k+1} = clip((1 - a) (x_k + eta d) + a (x + eta d')),  d, d' the shortest ways from x_k and x to the boundary linearised at x_k.
 
-    a = min(||d|| / (||d|| + ||d'||), alpha_max) pulls the search towards x; where x_{k+1} is a success it then goes back to
-    x + beta (x_{k+1} - x). The plane is taken from the pass that judges x_{k+1}, so a step costs one forward and one
-    backward pass, where the published code spends a second forward pass.
+    a = min(||d|| / (||d|| + ||d'||), alpha_max) pulls the search towards x. Where x_{k+1} is a success the search goes back to
+    x + beta (x_{k+1} - x) and linearises there: a plane moved from x_{k+1} is another plane where the boundary bends.
 
     Args:
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
         x: clean pixels [B, C, H, W] in [0, 1]; the first restart starts there.
         ball: norm and box; points may leave its radius, which only bounds the random starts.
-        steps: linearisations per class and restart, >= 1; cost = `steps` * min(targets, K - 1) * restarts forward + backward passes.
+        steps: linearisations per class and restart, >= 1; cost = `steps` * min(targets, K - 1) * restarts times two forward passes and a backward one.
         restarts: searches, >= 1; all but the first start at random, half as far away as the nearest success, at most half the radius.
         targets: how many classes are searched one after another (FAB-T), those of the largest clean logits, >= 1; a targeted search has one boundary.
-        targeted: false for one search that steps to the nearest of all K - 1 boundaries, `steps` * (K - 1) passes per restart.
+        skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has tried. A targeted search ignores it.
+        targeted: false for one search that steps to the nearest of all K - 1 boundaries, `steps` * (K - 1) forward + backward passes per restart.
         alpha_max: largest a, in [0, 1].
         eta: overshoot beyond the plane, >= 1.
         beta: what a success keeps of its distance, in (0, 1].
@@ -56,32 +59,37 @@ def fab(
     Raises:
         ValueError: a parameter outside its range.
 
-    Source: Croce & Hein, ICML 2020, arXiv:1907.02044; FAB-T: Croce & Hein, ICML 2020, arXiv:2003.01690.
+    Source: Croce & Hein, ICML 2020, arXiv:1907.02044; FAB-T: Croce & Hein, ICML 2020, arXiv:2003.01690. In fp32 and without random
+        starts each search is that of the authors' code (fra31/auto-attack), up to rounding.
     """
-    _check(steps, restarts, targets, alpha_max, eta, beta)
-    runs = min(targets, rivals(oracle, targets).shape[1]) if targeted else 1
+    _check(steps, restarts, targets, skip, alpha_max, eta, beta)
+    skip = skip if oracle.target is None else 0
+    last = rivals(oracle, skip + targets).shape[1]
+    runs = max(0, last - skip) if targeted else 1
+    if not runs:
+        oracle.note(f"fab: skip {skip} leaves none of the {last} wrong classes: nothing is tried")
     reach, x_adv = x.new_full((len(x),), float("inf")), x
     for restart in range(restarts):
         for rank in range(runs):
-            others = rivals(oracle, targets)[:, rank : rank + 1] if targeted else rivals(oracle, oracle.clean().shape[1] - 1)
+            others = rivals(oracle, last)[:, skip + rank : skip + rank + 1] if targeted else rivals(oracle, oracle.clean().shape[1] - 1)
             x_adv = x if restart == 0 else _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
             for _ in range(steps):
-                boundary = nearest_boundary(oracle, x_adv, ball, others)
-                reach = torch.where(boundary.hit, torch.minimum(reach, length(x_adv - x, ball.norm)), reach)
-                x_adv = _step(x, x_adv, boundary, ball, alpha_max, eta, beta)
+                x_adv = _step(x, x_adv, nearest_boundary(oracle, x_adv, ball, others), ball, alpha_max, eta)
+                hit = oracle.hit(oracle.logits(x_adv))
+                reach = torch.where(hit, torch.minimum(reach, length(x_adv - x, ball.norm)), reach)
+                x_adv = torch.where(column(hit, x), x + beta * (x_adv - x), x_adv)
                 x, x_adv, reach, others = oracle.compact(x, x_adv, reach, others)
                 if not oracle.alive:
                     return oracle.result(x_adv)
-            if restarts * runs > 1:
-                oracle.score(x_adv)
-                x, x_adv, reach = oracle.compact(x, x_adv, reach)
     return oracle.result(x_adv)
 
 
-def _check(steps: int, restarts: int, targets: int, alpha_max: float, eta: float, beta: float) -> None:
+def _check(steps: int, restarts: int, targets: int, skip: int, alpha_max: float, eta: float, beta: float) -> None:
     """ValueError for a parameter outside its range."""
     if steps < 1 or restarts < 1 or targets < 1:
         raise ValueError(f"steps, restarts and targets must be >= 1, got {steps}, {restarts} and {targets}")
+    if skip < 0:
+        raise ValueError(f"skip must be >= 0, got {skip}")
     if not 0 <= alpha_max <= 1:
         raise ValueError(f"alpha_max must be in [0, 1], got {alpha_max}")
     if not eta >= 1:
@@ -90,17 +98,14 @@ def _check(steps: int, restarts: int, targets: int, alpha_max: float, eta: float
         raise ValueError(f"beta must be in (0, 1], got {beta}")
 
 
-def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: float, eta: float, beta: float) -> Tensor:
-    """Back towards x where x_adv is a success, then the biased step to the boundary linearised at x_adv."""
-    value, normal, hit = boundary
-    back = (1 - beta) * hit.to(x.dtype)
-    slope = dot(normal, x - x_adv).nan_to_num()  # sums of huge gradients overflow
-    near_point = x_adv + column(back, x) * (x - x_adv)
-    near = to_plane(near_point, normal, value + back * slope, ball)
-    far = to_plane(x, normal, value + slope, ball)
+def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: float, eta: float) -> Tensor:
+    """The biased step to the boundary linearised at x_adv."""
+    value, normal, _ = boundary
+    near = to_plane(x_adv, normal, value, ball)
+    far = to_plane(x, normal, value + dot(normal, x - x_adv).nan_to_num(), ball)  # sums of huge gradients overflow
     size = length(near, ball.norm)
     share = column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)
-    return ((1 - share) * (near_point + eta * near) + share * (x + eta * far)).clamp_(ball.low, ball.high)
+    return ((1 - share) * (x_adv + eta * near) + share * (x + eta * far)).clamp_(ball.low, ball.high)
 
 
 def _random_start(x: Tensor, reach: Tensor, ball: Ball, rng: RowRandom) -> Tensor:

@@ -18,7 +18,7 @@ _DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
 _TINY = 1e-12
 
 
-@attacks.register("fmn", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", deterministic=True, keeps_best=True)
+@attacks.register("fmn", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", precision="fp32", deterministic=True, keeps_best=True)
 def fmn(
     oracle: Oracle,
     x: Tensor,

@@ -13,7 +13,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
 
-@attacks.register("noise", kind="fixed", norms=("linf", "l2", "l1"), needs="decisions", deterministic=False, keeps_best=True)
+@attacks.register("noise", kind="fixed", norms=("linf", "l2", "l1"), needs="decisions", precision="bf16", deterministic=False, keeps_best=True)
 def noise(oracle: Oracle, x: Tensor, ball: Ball, *, draws: Annotated[int, Ge(1)] = 10, kind: Literal["uniform", "gaussian", "corners"] = "uniform") -> Tensor:
     """x_adv = the worst of `draws` random points of the ball.
 

@@ -12,7 +12,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
 
-@attacks.register("pgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", deterministic=False, keeps_best=True)
+@attacks.register("pgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", precision="bf16", deterministic=False, keeps_best=True)
 def pgd(
     oracle: Oracle,
     x: Tensor,

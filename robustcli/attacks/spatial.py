@@ -16,7 +16,7 @@ from robustcli.core.warp import warp
 from robustcli.registry import attacks
 
 
-@attacks.register("spatial", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", deterministic=False, keeps_best=True)
+@attacks.register("spatial", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", precision="bf16", deterministic=False, keeps_best=True)
 def spatial(
     oracle: Oracle,
     x: Tensor,

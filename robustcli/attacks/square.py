@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from robustcli.core.geometry import Ball
+from robustcli.core.geometry import Ball, Norm
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks, losses
@@ -20,7 +20,7 @@ _BLOCK = 64  # queries whose random numbers are drawn at once: many small draws 
 _TINY = 1e-12
 
 
-@attacks.register("square", kind="fixed", norms=("linf", "l2"), needs="scores", deterministic=False, keeps_best=True)
+@attacks.register("square", kind="fixed", norms=("linf", "l2", "l1"), needs="scores", precision="fp32", deterministic=False, keeps_best=True)
 def square(
     oracle: Oracle,
     x: Tensor,
@@ -36,8 +36,9 @@ def square(
 
     linf: the window becomes x +- eps, one sign per channel, from a start of vertical +-eps stripes; a window that is so
     already gets the opposite signs (the authors draw again). l2: the window takes a bump of random sign and the mass of a
-    second window, from a start of tiled bumps. Unlike the authors' code each row has windows of its own, so its verdict
-    does not depend on who shares the batch, and a window may touch the last row and column.
+    second window, from a start of tiled bumps. l1: the same with l1 lengths, steeper bumps and the exact projection. Unlike the
+    authors' code each row has windows of its own, so its verdict does not depend on who shares the batch, and a window may touch
+    the last row and column.
 
     Args:
         oracle: answers with logits [B, K]; holds labels and one random stream per row.
@@ -55,18 +56,19 @@ def square(
     Raises:
         ValueError: queries < 1, restarts < 1, p outside (0, 1].
 
-    Source: Andriushchenko et al., ECCV 2020, arXiv:1912.00049. Schedule as in AutoAttack, Croce & Hein, ICML 2020, arXiv:2003.01690.
+    Source: Andriushchenko et al., ECCV 2020, arXiv:1912.00049. Schedule as in AutoAttack, Croce & Hein, ICML 2020, arXiv:2003.01690;
+        l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
     """
     if queries < 1 or restarts < 1 or not 0 < p <= 1:
         raise ValueError(f"queries and restarts must be >= 1 and p in (0, 1], got queries {queries}, restarts {restarts}, p {p}")
-    sides = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm == "l2", rescale))
+    sides = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm != "linf", rescale))
     for _ in range(restarts):
         x_adv = _stripes(x, ball, oracle.rng) if ball.norm == "linf" else _tiles(x, ball, oracle.rng)
         best = _score(oracle, oracle.logits(x_adv), loss)
         x, x_adv, best = oracle.compact(x, x_adv, best)
         for side, count in sides:
             into, source, lying, sign = _plan(oracle.rng.uniform((count, 5 + x.shape[1])), side, x)
-            window, bumps = _window(side, x), _bumps(side, x)
+            window, bumps = _window(side, x), _bumps(side, ball.norm, x)
             for k in range(count):
                 if not oracle.alive:
                     return oracle.result(x_adv)
@@ -143,44 +145,55 @@ def _paint(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, sign: Tensor) -> Te
     return flat.scatter(2, to, new).reshape(x.shape)
 
 
-def _bump(height: int, width: int, like: Tensor) -> Tensor:
-    """[height, width]: sum over c >= d of 1 / (c + 1)^2, d the Chebyshev distance from the middle; l2 length 1."""
+_ORDER: dict[Norm, int] = {"l2": 2, "l1": 1}
+_DECAY: dict[Norm, int] = {"l2": 2, "l1": 4}  # published: under l1 a bump must be narrow
+
+
+def _long(delta: Tensor, norm: Norm) -> Tensor:
+    """||delta||_p over the last dimension, which stays with length 1."""
+    size: Tensor = torch.linalg.vector_norm(delta, ord=_ORDER[norm], dim=-1, keepdim=True)
+    return size
+
+
+def _bump(height: int, width: int, norm: Norm, like: Tensor) -> Tensor:
+    """[height, width]: sum over c >= d of (c + 1)^-q, d the Chebyshev distance from the middle, q = 2 (l2) or 4 (l1); length 1."""
     far = torch.maximum(
         (torch.arange(height, device=like.device) - height // 2).abs()[:, None], (torch.arange(width, device=like.device) - width // 2).abs()[None, :]
     )
-    term = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(-2)
+    term = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(-_DECAY[norm])
     bump = term.flip(0).cumsum(0).flip(0)[far]
-    length: Tensor = torch.linalg.vector_norm(bump)
-    return bump / length.clamp_min(_TINY)
+    return bump / _long(bump.flatten(), norm).clamp_min(_TINY)
 
 
-def _bumps(side: int, like: Tensor) -> Tensor:
-    """[2, side, side]: a bump above the negative of another, and the same lying on its side; l2 length 1 each."""
+def _bumps(side: int, norm: Norm, like: Tensor) -> Tensor:
+    """[2, side, side]: a bump above the negative of another, and the same lying on its side; length 1 each. Nothing under linf."""
+    if norm == "linf":
+        return like.new_zeros(2, side, side)
     half = side // 2
-    pair = torch.cat((_bump(half, side, like), -_bump(side - half, side, like)))
-    length: Tensor = torch.linalg.vector_norm(pair)
-    return torch.stack((pair, pair.T)) / length
+    pair = torch.cat((_bump(half, side, norm, like), -_bump(side - half, side, norm, like)))
+    return torch.stack((pair, pair.T)) / _long(pair.flatten(), norm)
 
 
 def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
-    """x plus tiled bumps (five along the shorter side), each of random sign per channel and random direction, scaled to length eps."""
+    """x plus tiled bumps (five along the shorter side), each of random sign per channel and random direction, made as long as eps allows."""
     channels, height, width = x.shape[1:]
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
     u = rng.uniform((1 + channels, down, across))
-    tile = _bumps(side, x)[(u[:, :1] < 0.5).long()] * _sign(u[:, 1:], x)[..., None, None]  # [R, C, down, across, side, side]
+    tile = _bumps(side, ball.norm, x)[(u[:, :1] < 0.5).long()] * _sign(u[:, 1:], x)[..., None, None]  # [R, C, down, across, side, side]
     body = tile.transpose(3, 4).reshape(len(x), channels, down * side, across * side)
     delta = torch.zeros_like(x)
     top, left = (height - down * side) // 2, (width - across * side) // 2
     delta[:, :, top : top + down * side, left : left + across * side] = body
-    return _scaled(x, delta, ball)
+    return _fitted(x, delta, ball)
 
 
-def _scaled(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
-    """x + eps * delta / ||delta||, cut by the box."""
-    length = torch.linalg.vector_norm(delta.flatten(1), dim=1).add_(_TINY)
-    scaled: Tensor = x + delta * (ball.eps / length)[:, None, None, None]
-    return scaled.clamp_(ball.low, ball.high)
+def _fitted(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
+    """l2: x + eps * delta / ||delta||, cut by the box. l1: the point nearest to x + delta in the ball and the box."""
+    if ball.norm == "l1":
+        return ball.project(x, x + delta)
+    scale = ball.eps / _long(delta.flatten(1), ball.norm).add_(_TINY)
+    return (x + delta * scale[:, :, None, None]).clamp_(ball.low, ball.high)
 
 
 def _move(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump: Tensor, sign: Tensor) -> Tensor:
@@ -188,10 +201,12 @@ def _move(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump
 
     to, source: places int64 [R, C, side * side]; bump [R, side * side]; sign [R, C, 1].
     """
-    delta = (x_adv - x).flatten(2)
+    q, channels, delta = _ORDER[ball.norm], x.shape[1], (x_adv - x).flatten(2)
     old, emptied = delta.gather(2, to), delta.scatter(2, to, 0.0)
-    mass = old.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
-    unused = (ball.eps**2 - delta.flatten(1).square().sum(1)).clamp_min_(0)[:, None, None] / x.shape[1]
-    new = bump[:, None, :] * sign + old / torch.linalg.vector_norm(old, dim=2, keepdim=True).add_(_TINY)
-    new = new / torch.linalg.vector_norm(new, dim=2, keepdim=True).add_(_TINY) * (unused + mass).sqrt_()
-    return _scaled(x, emptied.scatter(2, source, 0.0).scatter_(2, to, new).reshape(x.shape), ball)
+    mass = _long(old, ball.norm).pow(q) + _long(emptied.gather(2, source), ball.norm).pow(q)
+    unused = (ball.eps**q - _long(delta.flatten(1), ball.norm).pow(q)).clamp_min_(0)[:, :, None] / channels
+    new = bump[:, None, :] * sign + old / _long(old, ball.norm).add_(_TINY)
+    size = (unused + mass).pow(1 / q)
+    size = size * channels if ball.norm == "l1" else size  # published: too long on purpose, the projection cuts it
+    new = new / _long(new, ball.norm).add_(_TINY) * size
+    return _fitted(x, emptied.scatter(2, source, 0.0).scatter_(2, to, new).reshape(x.shape), ball)

@@ -62,6 +62,7 @@ _BATCH = "use running statistics in BatchNorm: a verdict must not depend on othe
 _DRAWS = "fix the seed or average inside the model; searched with gradients averaged over draws, judged by the majority of fresh draws"
 _INNER = "attack the whole loop, and the classifier without it; read the number after the square stage"
 _LOSS = "attack with the margin or DLR too; the rescaled stage searches cross-entropy on logits of span 10"
+_BEYOND = "gradients inside the ball lead astray: read the number after the wide and minimal-norm stages, and report AutoAttack standard"
 _STEPS = "use more steps and restarts, or AutoAttack: the number still falls with effort"
 _NOISE = "return logits without the constant that drowns them; the square stage looks without gradients"
 
@@ -80,9 +81,10 @@ _ALL = (
     Rule("survives-huge-eps", "suspect", 0.01, "images stand though every pixel may take any value", _SLOPE, ("bpda", "square")),
     Rule("float-noise", "suspect", 0.01, "images have logits within 1000 units in the last place of each other", _NOISE, ("square",)),
     Rule("optimisation-at-inference", "suspect", 0, "forward passes call autograd", _INNER, ("bpda", "square", "transfer")),
-    Rule("noise-beats-gradient", "suspect", 0.005, "images fall to 10 random points and not to gradients", _BLIND, ("square", "transfer")),
-    Rule("fgsm-beats-pgd", "suspect", 0.5, "images on which FGSM and PGD-30 disagree fall to FGSM alone", _BLIND, ("square", "transfer")),
-    Rule("black-box-beats-white-box", "suspect", 0.005, "images fall to 150 queries of Square and not to gradients", _BLIND, ("square", "transfer")),
+    Rule("noise-beats-gradient", "suspect", 0.005, "images fall to 10 random points and not to gradients", _BLIND, ("minimal", "square", "transfer")),
+    Rule("fgsm-beats-pgd", "suspect", 0.5, "images on which FGSM and PGD-30 disagree fall to FGSM alone", _BLIND, ("minimal", "square", "transfer")),
+    Rule("black-box-beats-white-box", "suspect", 0.005, "images fall to 150 queries of Square and not to gradients", _BLIND, ("minimal", "square", "transfer")),
+    Rule("minimal-beats-fixed", "suspect", 0.1, "images that gradients in the ball left fall to a search from outside it", _BEYOND, ("minimal",)),
     Rule("not-converged", "suspect", 0.05, "images fall only after step 30 of 60", _STEPS),
 )
 RULES: Mapping[str, Rule] = {rule.name: rule for rule in _ALL}

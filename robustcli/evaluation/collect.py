@@ -75,6 +75,11 @@ class Collector:
         chain = [self._stages[call.label] for call in self.plan.attacks if call.bounded]
         return int(self._done.sum()), self._correct[self._done], (chain[-1] if chain else self._correct)[self._done]
 
+    @property
+    def known(self) -> Tensor:
+        """Places in `ids` of the samples known so far, int64."""
+        return self._done.nonzero()[:, 0]
+
     def take(self, outcome: BatchOutcome) -> None:
         """The next batch of `todo`."""
         rows = self.todo[self._next : self._next + len(outcome.ids)]

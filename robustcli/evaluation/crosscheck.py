@@ -99,7 +99,7 @@ def cross_check(
     """
 
     def standing(call: AttackCall) -> tuple[Tensor, Tensor, float]:
-        alone = replace(plan, attacks=[call], checks=0, escalate=False)
+        alone = replace(plan, attacks=[call], checks=0, escalate=False, audit=None)
         result = RobustEvaluation(model, alone, stop=stop, say=say).run(split, positions, device)
         return result.correct, result.stages[call.label], result.passes_per_sample[call.label]
 

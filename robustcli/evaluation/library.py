@@ -62,7 +62,8 @@ def torchattacks_call(name: str, params: Mapping[str, Any], norm: str, path: str
 
     steps = values.get("steps", wanted.get("steps"))
     label = name if steps is None else f"{name}-{steps}"
-    return AttackCall(label, name, run, values, "minimal" if radius is None else "fixed", "scores" if cls.__name__ in _SCORES else "gradient")
+    kind, needs = "minimal" if radius is None else "fixed", "scores" if cls.__name__ in _SCORES else "gradient"
+    return AttackCall(label, name, run, values, kind, needs, precision="bf16" if (kind, needs) == ("fixed", "gradient") else "fp32")
 
 
 def _aim(attack: Any, name: str) -> None:

@@ -41,7 +41,7 @@ def callable_call(fn: Outside, label: str, *, kind: str = "fixed") -> AttackCall
     def run(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
         return _answer(fn, oracle, x, label)
 
-    return AttackCall(label, label, run, {}, kind)
+    return AttackCall(label, label, run, {}, kind, precision="fp32")
 
 
 def load_outside(plugin: str, *, kind: str = "fixed") -> AttackCall:
@@ -66,7 +66,7 @@ def load_outside(plugin: str, *, kind: str = "fixed") -> AttackCall:
             attack = factory(Asked(oracle, x), **given)
         return _answer(attack, oracle, x, plugin)
 
-    return AttackCall(name, plugin, run, {}, kind)
+    return AttackCall(name, plugin, run, {}, kind, precision="fp32")
 
 
 def _answer(fn: Any, oracle: Oracle, x: Tensor, label: str) -> Tensor:

@@ -13,6 +13,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
 from robustcli.core.twin import SearchTwin
 from robustcli.evaluation.alarms import Alarm, reliability
+from robustcli.evaluation.bound import Audit
 from robustcli.types import Classifier
 
 
@@ -68,7 +69,7 @@ class AttackCall:
 
     `kind`: fixed and minimal attacks answer within the plan's ball; an unbounded one (rotations, corruptions) is a threat of its
     own: it runs on every initially correct sample and its breaks do not count against the ball. `needs`: gradient, scores or
-    decisions. `search`: how this call searches, instead of the plan's way.
+    decisions. `search`: how this call searches, instead of the plan's way. `precision`: the lowest that its search bears, bf16 or fp32.
     """
 
     label: str
@@ -78,11 +79,30 @@ class AttackCall:
     kind: str = "fixed"
     needs: str = "gradient"
     search: Search | None = None
+    precision: str = "bf16"
+
+    def searching(self, plan: Search) -> Search:
+        """How this call searches in a plan that searches so: never in less than it bears."""
+        chosen = self.search or plan
+        return replace(chosen, dtype=torch.float32) if self.precision == "fp32" else chosen
 
     @property
     def bounded(self) -> bool:
         """Whether its points must lie in the ball."""
         return self.kind != "unbounded"
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What checks a short list of attacks: see `evaluation.audit`.
+
+    samples: survivors that are looked at; 0 = none. short_forms: model passes per sample -> attacks. escalation: runs on all
+    survivors when two of those samples fall.
+    """
+
+    samples: int
+    short_forms: Callable[[int], Sequence[AttackCall]] = field(compare=False)
+    escalation: Sequence[AttackCall] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,7 @@ class EvalPlan:
         checks: initially correct samples on which the model is diagnosed before anything is measured; 0 = only the free checks.
         escalate: add stages of our own when the diagnosis finds masked gradients.
         randomised: found out by the first look at the model: gradients are averaged and a majority of draws decides.
+        audit: how survivors are looked at once more, or None where the list needs no audit.
 
     Raises:
         ValueError: two attacks with one label.
@@ -114,6 +135,7 @@ class EvalPlan:
     checks: int = 0
     escalate: bool = True
     randomised: bool = False
+    audit: AuditPlan | None = None
 
     def __post_init__(self) -> None:
         labels = [call.label for call in self.attacks]
@@ -152,6 +174,7 @@ class Evaluation:
 
     `correct`: right on the clean image. `stages[label]`: correct and still right after that attack and all before it; for the labels
     in `apart` (unbounded attacks) correct and right under that attack alone. `shards`: how many are complete, of how many.
+    `audit`: of a list that is audited; what fell there is broken in its stages and in `survivors`.
     """
 
     ids: Tensor
@@ -166,6 +189,7 @@ class Evaluation:
     calls: tuple[AttackCall, ...] = ()
     total: int = 0
     shards: tuple[int, int] = (0, 0)
+    audit: Audit | None = None
 
     @property
     def survivors(self) -> Tensor:

@@ -17,16 +17,20 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
 from robustcli.evaluation.alarms import Alarm, check_model_output, state_digest
+from robustcli.evaluation.audit import audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
-from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, gap
+from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, trusted
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation, Search
 from robustcli.evaluation.shards import ShardStore
 from robustcli.evaluation.sizing import in_batches
 from robustcli.types import Classifier
 
-__all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "RobustEvaluation", "Search"]
+#: (plan, alarms so far, ids int64 [n], name of a part or "") -> where proven shards of these samples are.
+OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
+
+__all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "OpenStore", "RobustEvaluation", "Search"]
 
 
 class RobustEvaluation:
@@ -93,11 +97,8 @@ class RobustEvaluation:
         names = {alarm.name for alarm in found.alarms}  # the diagnosis has looked longer: its word counts
         self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + list(found.alarms)
         plan = replace(plan, randomised=plan.randomised or found.randomised)
-        why = "" if plan.randomised else gap(plan.search.twin(self.model, x, self._say), self.model, x, y, ids, plan)
-        if why:
-            self._say(f"searching on the plain fp32 model: {why}")
-            attacks = [replace(call, search=call.search.exact()) if call.search else call for call in plan.attacks]
-            plan = replace(plan, search=plan.search.exact(), attacks=attacks)
+        if not plan.randomised:
+            plan = replace(plan, attacks=trusted(plan, self.model, self._twin, x, y, ids, self._say))
         if plan.escalate and plan.target is None:
             plan = replace(plan, attacks=[*plan.attacks, *escalations(found.escalations, plan)])
         self.plan = plan
@@ -157,7 +158,7 @@ class RobustEvaluation:
 
     def _run(self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor) -> tuple[Tensor, int, dict[str, int]]:
         """One attack on rows that still stand: (best points found, model passes spent, tallies)."""
-        search = call.search or self.plan.search
+        search = call.searching(self.plan.search)
         twin = self._twin(search, x)
         before = judge.forward_rows
         minimal = call.kind == "minimal"
@@ -206,10 +207,10 @@ class RobustEvaluation:
         *,
         done: Callable[[BatchOutcome], None] = lambda outcome: None,
         proven: Callable[[int, Tensor, Tensor], None] = lambda n, right, standing: None,
-        open_store: Callable[[EvalPlan, list[Alarm]], ShardStore] | None = None,
+        open_store: OpenStore | None = None,
         shards: Sequence[int] | None = None,
     ) -> Evaluation:
-        """Measure all positions; `done` sees each batch (progress, saving images) before it is forgotten.
+        """Measure all positions, then audit what a short list left standing; `done` sees each batch (progress, saving images) before it is forgotten.
 
         Args:
             proven: told once of the samples that shards from earlier runs hold: how many, who was right, who survived.
@@ -219,14 +220,34 @@ class RobustEvaluation:
         began, before = time.perf_counter(), state_digest(self.model)
         positions = positions[split.ids[positions].argsort()]
         plan = self.prepare(split, positions, device)
-        collector = Collector(plan, split.ids[positions], open_store(plan, self._alarms) if open_store else None, shards)
+        store = open_store(plan, self._alarms, split.ids[positions], "") if open_store else None
+        collector = Collector(plan, split.ids[positions], store, shards)
         proven(*collector.proven)
         for outcome in self.batches(split, positions[collector.todo], device):
-            if open_store is not None:  # kept with the shards, for a resumed run sees the end only
+            if store is not None:  # kept with the shards, for a resumed run sees the end only
                 outcome.tallies["mutated"] = int(state_digest(self.model) != before)
             collector.take(outcome)
             done(outcome)
         for note in self._notes:
             self._say(note)
         collector.tallies["mutated"] += int(state_digest(self.model) != before)
-        return collector.evaluation(self._alarms, time.perf_counter() - began)
+        result = collector.evaluation(self._alarms, time.perf_counter() - began)
+        if plan.audit is None:
+            return result
+
+        def again(attacks: Sequence[AttackCall], where: Tensor, name: str) -> Evaluation:
+            if name:
+                self._say(f"samples of the audit fell: {', '.join(call.label for call in attacks)} run on all {len(where)} survivors")
+            return self._beside(attacks).run(split, where, device, open_store=open_store if name else None)
+
+        part = not result.complete
+        result, (looked, fallen) = audited(self.plan, result, positions[collector.known], again, part=part)
+        if store is not None:
+            store.write_audit(looked, fallen)
+        return replace(result, total_seconds=time.perf_counter() - began)
+
+    def _beside(self, attacks: Sequence[AttackCall]) -> RobustEvaluation:
+        """Other attacks in the same plan, on the same twins, without a second look at the model."""
+        other = RobustEvaluation(self.model, replace(self.plan, attacks=attacks, audit=None), stop=self._stop, say=self._say)
+        other._twins, other._prepared, other._ready = self._twins, self._prepared, self._ready
+        return other

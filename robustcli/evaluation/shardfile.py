@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustcli.errors import CheckpointError
 from robustcli.evaluation.header import Header
-from robustcli.runtime.atomic import strict_json
+from robustcli.runtime.atomic import strict_json, write_atomic
 from robustcli.runtime.tensorfile import read_regular, strict_loads
 
 _LIMIT = 1 << 28  # bytes
@@ -109,4 +109,29 @@ def load(folder: Path, header: Header, number: int, say: Callable[[str], None]) 
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # RuntimeError: a number beyond int64, deep JSON
         why = str(error)
     say(f"shard {number} does not count: {why}: {path}")
+    return None
+
+
+def write_sealed(path: Path, document: dict[str, Any]) -> None:
+    """One JSON object and the proof that it is whole. Raises ResourceError."""
+    body = strict_json(document).encode() + b"\n"
+    write_atomic(path, body + _seal(body))
+
+
+def read_sealed(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What `write_sealed` wrote; None when it is missing, or does not count, which is said."""
+    try:
+        data = read_regular(path, _LIMIT)
+        end = len(data) - len(_seal(b""))
+        if end < 0 or data[end:] != _seal(data[:end]):
+            raise ValueError("its hash does not match")
+        found: dict[str, Any] = strict_loads(data[:end])
+        return found
+    except CheckpointError as error:
+        if error.code == "E-CKPT-MISSING":
+            return None
+        why = error.what
+    except (ValueError, TypeError, RecursionError) as error:
+        why = str(error)
+    say(f"an audit does not count: {why}: {path}")
     return None

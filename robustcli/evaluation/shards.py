@@ -15,12 +15,13 @@ from torch import Tensor
 
 from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.header import SHARD, Header, few, ids_digest
-from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load
+from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load, read_sealed, write_sealed
 from robustcli.runtime.atomic import TMP_PREFIX, strict_json, write_atomic
 from robustcli.runtime.disk import explained
 
-__all__ = ["SHARD", "Header", "ShardResult", "ShardStore", "merge", "parse_part", "part", "shards_of"]
+__all__ = ["SHARD", "Header", "ShardResult", "ShardStore", "audits", "merge", "parse_part", "part", "shards_of"]
 
+AUDIT = "audit.json"
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 
 
@@ -66,6 +67,10 @@ class ShardStore:
         assert 0 <= number < self.header.shards and len(result.ids) == self.header.rows(number)
         write_atomic(self.folder / file_name(number), encode(result, self.header, number))
 
+    def write_audit(self, looked: Tensor, fallen: Tensor) -> None:
+        """Which survivors of this part were audited and which of them fell, ids int64; the whole is put together by `merge`. Raises ResourceError."""
+        write_sealed(self.folder / AUDIT, {"header": self.header.digest, "looked": looked.tolist(), "fallen": fallen.tolist()})
+
     def missing(self) -> list[int]:
         """Numbers of the shards that are not proven."""
         return [number for number in range(self.header.shards) if load(self.folder, self.header, number, self._once) is None]
@@ -101,6 +106,17 @@ def merge(folders: Sequence[Path], say: Callable[[str], None] = lambda text: Non
     if results and len(results) == header.shards and ids_digest(torch.cat([result.ids for result in results])) != header.ids:
         raise DataError("the shards are not about the samples that their header names", where=str(folders[0]), hint="measure again")
     return header, results
+
+
+def audits(folders: Sequence[Path], header: Header, say: Callable[[str], None] = lambda text: None) -> tuple[Tensor, Tensor]:
+    """(ids looked at, ids that fell), int64 without repetition, over the audits of all parts; one that is damaged or of other shards does not count."""
+    looked, fallen = set[int](), set[int]()
+    for folder in folders:
+        found = read_sealed(folder / AUDIT, say)
+        if found is not None and found.get("header") == header.digest:
+            looked |= set(found["looked"])
+            fallen |= set(found["fallen"])
+    return torch.tensor(sorted(looked), dtype=torch.int64), torch.tensor(sorted(fallen), dtype=torch.int64)
 
 
 def shards_of(ids: Tensor, size: int = SHARD) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ def transferred(
     Returns an attack (oracle, x, ball) -> x_adv [B, C, H, W]; cost on the victim: one forward pass.
     Source: Papernot et al., 2016, arXiv:1605.07277.
     """
-    chosen = search or call.search or Search()
+    chosen = replace(call, search=search or call.search).searching(Search())
     twins: list[Classifier] = []
 
     def transfer(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:

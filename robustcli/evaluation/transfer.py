@@ -137,7 +137,7 @@ class _Member:
         for call in self._plan.attacks:
             if not len(still):
                 break
-            search = call.search or self._plan.search
+            search = call.searching(self._plan.search)
             part, criterion = x[still], Criterion(y[still])
             rng = RowRandom(self._plan.seed, "start", ids[still])
             found = searched(self._twin(search), call, part, criterion, self._plan.ball, rng, stop=self._stop, draws=search.draws or 1)

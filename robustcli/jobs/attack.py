@@ -47,7 +47,7 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
     with open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
         begin(run, config)
         writer = ImageWriter(setting, model, run)
-        result, rows = measure(setting, model, console, stop.check, done=writer.take)
+        result, rows = measure(setting, model, console, stop.check, done=writer.take, audit=False)
         more = writer.close(console)
         document = report(run, "attack", config, result, rows, console, began, more)
     return document

@@ -21,7 +21,7 @@ from robustcli.data.sampling import stratified
 from robustcli.data.split import Split
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.evaluation.outside import TORCHATTACKS, torchattacks_call
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
 from robustcli.reporting.cells import format_eps
 from robustcli.runtime.console import Console
@@ -97,6 +97,23 @@ def make_attacks(specs: Sequence[Spec], norm: str, path: str = "attacks", search
     return [replace(call, label=label) for call, label in zip(calls, numbered([call.label for call in calls]), strict=True)]
 
 
+def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> AuditPlan | None:
+    """How the survivors of these attacks are looked at once more: as the first ensemble says that needs it, unless the long list runs anyway."""
+    found: list[Any] = []
+    for k, spec in enumerate(specs):
+        if spec.name in registry.ensembles.discover():
+            _, params = bound(registry.ensembles, spec, f"{path}.{k}")
+            found.append(registry.ensembles.get(spec.name).facts["audit"](norm, **params))
+    if not found or None in found:
+        return None
+    audit, known = found[0], registry.attacks.discover()
+
+    def calls(stages: Sequence[Any]) -> list[AttackCall]:
+        return [_checked(known.get(stage.name).fn, stage.name, stage.params, norm, path, stage.label, None) for stage in stages]
+
+    return AuditPlan(audit.samples, lambda passes: calls(audit.short_forms(passes)), calls(audit.escalation))
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """a, b, a -> a, b, a#2: names that are told apart."""
     before = [names[:k].count(name) for k, name in enumerate(names)]
@@ -122,7 +139,7 @@ def _checked(fn: Callable[..., Any], name: str, params: Mapping[str, Any], norm:
     facts = registry.attacks.get(name).facts
     if norm not in facts["norms"]:
         raise ConfigError(f"attack {name!r} works for {', '.join(facts['norms'])}, not {norm}", where=path)
-    return AttackCall(label, name, fn, params, facts["kind"], facts["needs"], search)
+    return AttackCall(label, name, fn, params, facts["kind"], facts["needs"], search, facts["precision"])
 
 
 def _with_defaults(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,20 +158,25 @@ def eval_plan(setting: Setting, specs: Sequence[Spec], *, path: str = "attacks",
     """The plan of an evaluation under these attacks."""
     config = setting.config
     search = make_search(config, setting.device)
-    attacks = make_attacks(specs, setting.ball.norm, path, search)
-    return EvalPlan(setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, search)
+    attacks, audit = make_attacks(specs, setting.ball.norm, path, search), make_audit(specs, setting.ball.norm, path)
+    return EvalPlan(setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, search, audit=audit)
 
 
 def planned_passes(calls: Sequence[AttackCall]) -> int:
-    """Most model passes that these attacks spend on one sample that never falls: a forward and a backward each per step, restart and target."""
+    """Most model passes that these attacks spend on one sample that never falls: what a step costs, per step, restart and target."""
     total = 0
     for call in calls:
         p = _with_defaults(call.fn, call.params)
-        one = int(p["queries"]) if "queries" in p else 2 * int(p.get("steps", 1)) * int(p.get("binary_search", 1))
+        one = int(p["queries"]) if "queries" in p else _step_passes(call) * int(p.get("steps", 1)) * int(p.get("binary_search", 1))
         one = int(p.get("draws", 1)) if call.needs == "decisions" else one
         many = int(p.get("targets", 1)) if p.get("loss") == "dlr-targeted" or p.get("targeted") else 1
         total += one * many * int(p.get("restarts", 1)) * int((call.search.draws if call.search else None) or 1)
     return total
+
+
+def _step_passes(call: AttackCall) -> int:
+    """Model passes of one step, as registered: 2 where nothing is said, a forward and a backward one."""
+    return int(registry.attacks.get(call.name).facts.get("step_passes", 2)) if call.name in registry.attacks else 2
 
 
 def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None) -> int:
@@ -237,6 +259,6 @@ def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Modu
 
 
 __all__ = [
-    "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_ball", "make_search",
-    "model_from", "model_to_train", "move", "numbered", "planned_passes", "prepare", "probe_size", "samples", "split_of",
+    "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_audit", "make_ball",
+    "make_search", "model_from", "model_to_train", "move", "numbered", "planned_passes", "prepare", "probe_size", "samples", "split_of",
 ]  # fmt: skip

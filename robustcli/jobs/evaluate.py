@@ -132,7 +132,8 @@ def report(
     title = "" if result.complete else f"partial {result.shards[0]}/{result.shards[1]} shards: {result.n} of {result.total} samples; no number here is final"
     table = eval_table(rows)
     alarms = ", ".join(_names(result)) or "no alarm"
-    console.table(replace(table, note=f"{title or table.note} Reliability: {result.reliability} ({alarms})."))
+    audit = "" if result.audit is None else f" Rapid, {result.audit.words()}."
+    console.table(replace(table, note=f"{title or table.note}{audit} Reliability: {result.reliability} ({alarms})."))
     console.table(class_table(rows[-1]))
     for alarm in result.alarms:
         console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
@@ -174,11 +175,12 @@ def measure(
     store: Path | None = None,
     shard: tuple[int, int] | None = None,
     accepted: Callable[[], None] = lambda: None,
+    audit: bool = True,
 ) -> tuple[Evaluation, list[EvalRow]]:
     """Run the configured attacks over the chosen samples: the evaluation and its records (clean, each attack, worst case).
 
     store: directory of proven shards, which are not measured again; `accepted` is called when they belong to this evaluation.
-    shard: (i, n): only this part of them.
+    shard: (i, n): only this part of them. audit: whether a short list is audited, where it says so.
     """
     config = setting.config
     split, positions = samples(setting)
@@ -186,12 +188,14 @@ def measure(
     attacks = [*plan.attacks, *(extra or [])]
     size = plan.batch_size or (config.eval.shard_size if config.eval.shard_size < 256 else None)  # whole shards: what is done is saved
     plan = replace(plan, attacks=attacks, batch_size=size, checks=probe_size(attacks, len(positions), config.eval.checks), escalate=config.eval.escalate)
+    if plan.audit is not None and not audit:
+        plan = replace(plan, audit=replace(plan.audit, samples=0))
     count = -(-len(positions) // config.eval.shard_size)
     evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn)
 
-    def open_store(final: EvalPlan, alarms: list[Alarm]) -> ShardStore:
+    def open_store(final: EvalPlan, alarms: list[Alarm], ids: Tensor, name: str) -> ShardStore:
         assert store is not None
-        found = ShardStore(store, header_of(setting, model, final, split.ids[positions], alarms), console.warn)
+        found = ShardStore(store / name, header_of(setting, model, final, ids, alarms), console.warn)
         accepted()
         return found
 

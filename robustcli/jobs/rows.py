@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustcli.evaluation.alarms import state_digest
+from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.plan import AttackCall, Evaluation
 from robustcli.jobs.compose import Setting
 from robustcli.records import EvalRow, clopper_pearson
@@ -40,7 +41,8 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
         per_class = {name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())] for k, name in enumerate(classes)}
         named: dict[str, Any] = {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
         if kind == "worst" and any(other.label.startswith("rapid:") for other in result.calls):
-            named = {"label": "all attacks (rapid)"}  # its number is never to be taken for AutoAttack's
+            named = {"label": f"all attacks (rapid{_checked(result.audit)})"}  # its number is never to be taken for AutoAttack's
+            named |= {"audit": result.audit.to_json()} if result.audit is not None else {}
         if (call is not None and not call.bounded) or (kind == "worst" and result.apart and len(result.apart) == len(result.calls)):
             named |= {"norm": "none", "eps": 0.0} | ({} if call else {"label": "all transformations"})
         return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **{**common, **named})
@@ -49,6 +51,13 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
     rows += [row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in result.calls]
     passes = sum(result.passes_per_sample.values())
     return [*rows, row("worst", None, result.survivors, sum(result.seconds.values()), passes)]
+
+
+def _checked(audit: Audit | None) -> str:
+    """", audit 0 of 64": what stands behind the name of a short list."""
+    if audit is None or not (audit.n or audit.escalated):
+        return ", not audited"
+    return ", escalated" if audit.escalated else f", audit {audit.fallen} of {audit.n}"
 
 
 def hashes_of(setting: Setting, model: nn.Module) -> dict[str, str]:
@@ -73,6 +82,7 @@ def write_rows(run: Run, rows: list[EvalRow]) -> None:
 def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
     """The keys of the machine contract; accuracies are fractions, intervals Clopper-Pearson at 95 %."""
     right, standing = int(result.correct.sum()), int(result.survivors.sum())
+    audit = {} if result.audit is None else {"audit": result.audit.to_json()}
     return {
         "n": result.n,
         "clean_acc": result.clean_acc,
@@ -90,4 +100,5 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
         ],
         "reliability": result.reliability,
         "alarms": [alarm.to_json() for alarm in result.alarms],
+        **audit,
     }

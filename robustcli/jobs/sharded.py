@@ -16,9 +16,10 @@ from robustcli.config.load import load_config
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
 from robustcli.evaluation.alarms import Alarm
+from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
-from robustcli.evaluation.shards import Header, ShardResult
+from robustcli.evaluation.shards import Header, ShardResult, audits
 from robustcli.evaluation.shards import merge as merge_shards
 from robustcli.jobs.compose import Setting
 from robustcli.jobs.rows import hashes_of, ids_digest, rows_from
@@ -72,6 +73,10 @@ def merged(runs: Sequence[Path], console: Console) -> tuple[Evaluation, list[Eva
     if not results:
         raise UsageError("no shard of these runs is complete", where=", ".join(map(str, folders)), hint="finish them with --resume first")
     result = _evaluation(header, results)
+    if header.plan["audit"] is not None:
+        looked, fallen = audits([folder / "shards" for folder in folders], header, console.warn)
+        again = f"robustcli eval {folders[0] / 'config.resolved.yaml'} 'attacks=[autoattack]'"
+        result = joined(header.plan["seed"], result, looked, fallen, f"rapid is too weak here; run the whole of AutoAttack: {again}")
     about, plan = dict(header.about), header.plan
     hashes = {**about["hashes"], "ids": ids_digest(result.ids)}
     named = {key: about[key] for key in ("data", "split", "model")}
@@ -111,4 +116,4 @@ def _call(stored: dict[str, Any]) -> AttackCall:
     def gone(*args: Any, **params: Any) -> Tensor:
         raise AssertionError("an attack read from a shard header is not run")
 
-    return AttackCall(stored["label"], stored["name"], gone, stored["params"], stored["kind"], stored["needs"])
+    return AttackCall(stored["label"], stored["name"], gone, stored["params"], stored["kind"], stored["needs"], precision=stored["precision"])

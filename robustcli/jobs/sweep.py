@@ -86,7 +86,7 @@ def measured(
 ) -> Iterator[dict[str, Any]]:
     """One row per value: an `EvalRow` of all attacks together, the value, and how the verdicts differ from those at half of it."""
     config, (split, positions) = setting.config, samples(setting)
-    plan = replace(eval_plan(setting, config.attacks, target=config.eval.target), checks=0)
+    plan = replace(eval_plan(setting, config.attacks, target=config.eval.target), checks=0, audit=None)
     plan = replace(plan, attacks=_swept(plan.attacks, sweep.key))
     said = _once(say)
 

@@ -203,6 +203,7 @@ def test_bad_parameters_are_named(name, bad):
 def test_registration_tells_what_contract_tests_select_on(entry):
     assert entry.facts["kind"] in {"fixed", "minimal", "unbounded"} and set(entry.facts["norms"]) <= {"linf", "l2", "l1"}
     assert entry.facts["needs"] in {"gradient", "scores", "decisions"} and {"deterministic", "keeps_best"} <= set(entry.facts)
+    assert entry.facts["precision"] in {"bf16", "fp32"} and (entry.facts["kind"] != "minimal" or entry.facts["precision"] == "fp32")
     assert "arXiv" in entry.fn.__doc__ and "Source" in entry.fn.__doc__ and entry.summary
 
 

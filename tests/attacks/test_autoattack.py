@@ -4,7 +4,7 @@ import pytest
 
 from robustcli import registry
 from robustcli.config.schema import Spec
-from robustcli.jobs.compose import make_attacks, planned_passes
+from robustcli.jobs.compose import make_attacks, make_audit, planned_passes
 
 registry.ensembles.discover()
 VERSIONS = ("standard", "plus", "rand", "rapid")
@@ -24,12 +24,12 @@ def test_standard_is_the_published_list():
         {"queries": 5000},
     ]
     assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed"] and calls[-1].needs == "scores"
-    assert planned_passes(calls) == 200 + 1800 + 1800 + 5000
+    assert planned_passes(calls) == 200 + 1800 + 2700 + 5000
 
 
-def test_l1_takes_five_restarts_and_five_classes_and_no_square():
+def test_l1_takes_five_restarts_and_five_classes():
     calls = stages("l1")
-    assert [call.label for call in calls] == ["apgd-ce", "apgd-t", "fab-t"]
+    assert [call.label for call in calls] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert calls[0].params["restarts"] == 5 and calls[1].params["targets"] == 5
 
 
@@ -39,20 +39,43 @@ def test_rand_averages_gradients_and_plus_restarts():
     assert all(call.search is None for version in ("standard", "plus", "rapid") for call in stages(version=version))
 
 
-def test_rapid_says_so_in_every_stage_and_costs_less_than_a_tenth():
-    assert all(call.label.startswith("rapid:") for call in stages(version="rapid"))
-    assert planned_passes(stages(version="rapid")) * 10 < planned_passes(stages())
+#: What one round of the list cost before it got stages from outside the ball: 60 x 3 and 50 x 3 and 15 x 6 gradients.
+EARLIER = 840
 
 
-def test_rapid_heads_for_every_class_once():
-    calls = stages(version="rapid")
-    assert [call.label for call in calls] == ["rapid:apgd-ce", "rapid:apgd-t3", "rapid:apgd-t6"]
-    assert [dict(call.params) for call in calls] == [
-        {"steps": 60, "restarts": 3, "loss": "ce"},
-        {"steps": 50, "restarts": 1, "loss": "dlr-targeted", "targets": 3},
-        {"steps": 15, "restarts": 1, "loss": "dlr-targeted", "targets": 6, "skip": 3},
-    ]
-    assert calls[2].params["skip"] == calls[1].params["targets"]
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_rapid_says_so_in_every_stage_and_costs_a_seventh(norm):
+    calls = stages(norm, version="rapid")
+    assert all(call.label.startswith("rapid:") for call in calls)
+    assert planned_passes(calls) <= 1.35 * EARLIER and planned_passes(calls) * 7 < planned_passes(stages(norm))
+
+
+def test_rapid_heads_for_every_class_once_and_looks_from_outside():
+    linf, l2, l1 = (stages(norm, version="rapid") for norm in ("linf", "l2", "l1"))
+    assert [call.label[6:] for call in linf] == ["apgd-ce", "apgd-wide-ce", "apgd-wide", "apgd-t3", "apgd-t6"]
+    assert [call.label[6:] for call in l2] == ["apgd-ce", "apgd-wide", "apgd-t3", "apgd-t6", "fab-1"]
+    assert [call.label[6:] for call in l1] == ["apgd-ce", "apgd-t2", "fab-1"]
+    for calls in (linf, l2):
+        near, far = (next(call.params for call in calls if call.label.endswith(name)) for name in ("t3", "t6"))
+        assert far["skip"] == near["targets"] and near["targets"] + far["targets"] == 9
+    assert all(call.params["widest"] == 3 for calls in (linf, l2) for call in calls if "wide" in call.label)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("passes", [12, 187, 390, 1900, 12000])
+def test_short_forms_cost_what_they_are_given(norm, passes):
+    audit = make_audit([Spec.of("autoattack", version="rapid")], norm)
+    calls = audit.short_forms(passes)
+    assert [call.name for call in calls] == [*(["apgd"] if norm == "l1" else []), "fab", "square"]
+    assert 0.85 * passes <= planned_passes(calls) <= passes + 3
+    assert [call.label for call in audit.escalation] == [call.label for call in stages(norm)]
+    assert all(call.precision == "fp32" for call in calls if call.name != "apgd")
+
+
+def test_only_rapid_is_audited_and_not_beside_the_long_list():
+    assert all(make_audit([Spec.of("autoattack", version=version)], "linf") is None for version in ("standard", "plus", "rand"))
+    assert make_audit([Spec.of("pgd")], "linf") is None and make_audit([Spec.of("pgd"), Spec.of("autoattack", version="rapid", audit=7)], "linf").samples == 7
+    assert make_audit([Spec.of("autoattack", version="rapid"), Spec.of("autoattack")], "linf") is None
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -61,7 +84,7 @@ def test_every_stage_binds_to_its_attack(version, norm):
     for call in stages(norm, version=version):
         facts = registry.attacks.get(call.name).facts
         assert norm in facts["norms"] and set(call.params) <= set(registry.parameters(call.fn))
-        assert (call.kind, call.needs) == (facts["kind"], facts["needs"])
+        assert (call.kind, call.needs, call.precision) == (facts["kind"], facts["needs"], facts["precision"])
 
 
 def test_an_ensemble_beside_a_single_attack_keeps_labels_apart():

@@ -58,23 +58,24 @@ def test_a_linear_model_is_broken_at_the_nearest_boundary(norm, classes, targete
     assert (net(found).argmax(1) != y).all() and (ratio > 1 - 1e-4).all() and (ratio < 1.015).all()
 
 
-@pytest.mark.parametrize("eta", [1.01, 1.4])
-def test_the_first_step_crosses_a_flat_boundary_by_the_overshoot(eta):
+@pytest.mark.parametrize(("eta", "kept"), [(1.01, 1.01), (1.4, 0.9 * 1.4)])
+def test_the_first_step_crosses_a_flat_boundary_by_the_overshoot(eta, kept):
+    """Where the point it goes back to is still a success, that one counts: it is nearer."""
     net, x = linear(2)
     y, ball = net(x).argmax(1), Ball("l2", 0.1)
     found, _ = search(net, x, ball, steps=1, eta=eta)
-    assert torch.allclose(ball.distance(x, found).float() / boundaries(net, x, "l2", y).amax(1), torch.full((6,), eta), rtol=3e-3)
+    assert torch.allclose(ball.distance(x, found).float() / boundaries(net, x, "l2", y).amax(1), torch.full((6,), kept), rtol=3e-3)
 
 
 @pytest.mark.parametrize(("alpha_max", "share"), [(0.0, 0.0), (0.1, 0.1), (1.0, None)])
 def test_a_step_by_hand(alpha_max, share):
-    """Two pixels, boundary at p = 0.5, x = (0.2, 0.5). A failure at (0.4, 0.9) has ways 0.1 and 0.3; a success at (0.6, 0.9) goes back to (0.56, 0.86)."""
+    """Two pixels, boundary at p = 0.5, x = (0.2, 0.5): from (0.4, 0.9) the ways are 0.1 and 0.3, from (0.56, 0.86) 0.06 and 0.3."""
     x = torch.tensor([0.2, 0.5]).expand(2, 1, 1, 2)
-    x_adv = torch.tensor([[0.4, 0.9], [0.6, 0.9]]).reshape(2, 1, 1, 2)
-    boundary = Boundary(torch.tensor([-0.1, 0.1]), torch.tensor([1.0, 0.0]).expand(2, 1, 1, 2), torch.tensor([False, True]))
+    x_adv = torch.tensor([[0.4, 0.9], [0.56, 0.86]]).reshape(2, 1, 1, 2)
+    boundary = Boundary(torch.tensor([-0.1, 0.06]), torch.tensor([1.0, 0.0]).expand(2, 1, 1, 2), torch.tensor([False, True]))
     a = torch.tensor([0.25, 0.06 / 0.36]) if share is None else torch.full((2,), share)
     wanted = torch.stack((torch.full((2,), 0.5), torch.stack((0.9 - 0.4 * a[0], 0.86 - 0.36 * a[1]))), 1)
-    assert torch.allclose(_step(x, x_adv, boundary, Ball("l2", 1.0), alpha_max, 1.0, 0.9).reshape(2, 2), wanted, atol=1e-6)
+    assert torch.allclose(_step(x, x_adv, boundary, Ball("l2", 1.0), alpha_max, 1.0).reshape(2, 2), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -100,15 +101,15 @@ def test_it_comes_nearer_than_deepfool(norm):
     assert (by["fab"] > 0).all() and by["fab"].median() < by["deepfool"].median() and (by["fab"] <= by["deepfool"] * 1.02).float().mean() > 0.9
 
 
-def test_a_step_costs_one_forward_and_one_backward_pass():
+def test_a_step_costs_two_forward_passes_and_a_backward_one():
     net, x = conv(n=4)
     _, oracle = search(net, x, Ball("linf", 0.1), steps=7)
-    # One forward for the clean point, one for the last point of each of the three classes.
-    assert oracle.backward_rows == 4 * 7 * 3 and oracle.forward_rows == 4 * (7 * 3 + 1 + 3)
+    # One forward for the clean point, one for the last point.
+    assert oracle.backward_rows == 4 * 7 * 3 and oracle.forward_rows == 4 * (2 * 7 * 3 + 2)
     _, oracle = search(net, x, Ball("linf", 0.1), steps=7, targets=2, restarts=2)
     assert oracle.backward_rows == 4 * 7 * 2 * 2
     _, oracle = search(net, x, Ball("linf", 0.1), steps=7, targeted=False)
-    assert oracle.backward_rows == 4 * 7 * 3 and oracle.forward_rows == 4 * (7 * 3 + 1 + 1)
+    assert oracle.backward_rows == 4 * 7 * 3 and oracle.forward_rows == 4 * (7 * 3 + 7 + 2)
 
 
 @pytest.mark.parametrize("classes", [3, 10])
@@ -122,6 +123,37 @@ def test_a_given_target_is_reached_and_no_other_class_counts(classes):
     assert (ball.distance(x, found) >= far * (1 - 1e-4)).all()
     if classes == 3:
         assert (ball.distance(x, found) <= far * 1.3).all()
+
+
+def test_after_a_success_the_next_plane_is_that_of_the_point_it_went_back_to():
+    """A plane moved from the candidate is another one where the boundary bends: the trajectory is that of the published code."""
+    net, x = conv(classes=3, n=8)
+    y, ball, seen = net(x).argmax(1), Ball("l2", 0.1), []
+
+    def spy(points):
+        seen.append((points.detach().clone(), points.requires_grad))
+        return net(points)
+
+    with frozen(net):
+        oracle = Oracle(spy, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(8)), keep="closest", ball=ball)
+        FAB(oracle, x, ball, steps=12, targets=1)
+        candidates, linearised = ([points for points, graded in seen[1:] if graded is wanted] for wanted in (False, True))
+        hits = torch.zeros(0, dtype=torch.bool)
+        for candidate, after in zip(candidates[:-1], linearised[1:], strict=False):
+            hit = net(candidate).argmax(1) != y
+            expected = torch.where(hit[:, None, None, None], x + 0.9 * (candidate - x), candidate)
+            assert torch.allclose(after, expected, atol=1e-6)
+            hits = torch.cat((hits, hit))
+    assert hits.any() and not hits.all()
+
+
+@pytest.mark.parametrize(("skip", "left"), [(1, 2), (3, 0)])
+def test_classes_that_a_stage_before_has_tried_are_left_out(skip, left):
+    net, x = conv(n=4)
+    _, oracle = search(net, x, Ball("linf", 0.1), steps=5, skip=skip)
+    assert oracle.backward_rows == 4 * 5 * left and bool(oracle.notes) == (left == 0)
+    _, oracle = search(net, x, Ball("linf", 0.1), steps=5, skip=skip, target=(net(x).argmax(1) + 1) % 4)
+    assert oracle.backward_rows == 4 * 5  # a given target is not skipped
 
 
 def test_misclassified_rows_keep_distance_zero():
@@ -217,7 +249,7 @@ def test_every_restart_and_class_starts_in_a_direction_of_its_own():
 def test_overflowing_products_leave_the_point_finite(norm):
     x, huge = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 1e38)
     for hit in (True, False):
-        moved = _step(x, torch.full_like(x, 0.9), Boundary(torch.ones(1), huge, torch.tensor([hit])), Ball(norm, 0.1), 0.1, 1.05, 0.9)
+        moved = _step(x, torch.full_like(x, 0.9), Boundary(torch.ones(1), huge, torch.tensor([hit])), Ball(norm, 0.1), 0.1, 1.05)
         assert torch.isfinite(moved).all()
 
 
@@ -229,7 +261,8 @@ def test_more_restarts_never_find_a_farther_point():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"targets": 0}, {"alpha_max": 1.5}, {"alpha_max": float("nan")}, {"eta": 0.9}, {"beta": 0.0}, {"beta": 1.1}, {"steps": 0}, {"restarts": 0}]
+    "bad",
+    [{"targets": 0}, {"skip": -1}, {"alpha_max": 1.5}, {"alpha_max": float("nan")}, {"eta": 0.9}, {"beta": 0.0}, {"beta": 1.1}, {"steps": 0}, {"restarts": 0}],
 )
 def test_bad_parameters_are_named(bad):
     net, x = linear(3)

@@ -51,11 +51,11 @@ def sides(queries=10000, p=0.8, height=32, width=32, bumps=False, rescale=False)
     return [side for side, count in module._sides(queries, p, height, width, bumps, rescale) for _ in range(count)]
 
 
-def planned(u, side, x):
+def planned(u, side, x, norm="l2"):
     """One query per row of u [R, 5 + C], planned as a block of one: places of its two windows, its bump, its signs."""
     into, source, lying, sign = module._plan(u[:, None], side, x)
     window = module._window(side, x)
-    return into[:, 0] + window, source[:, 0] + window, module._bumps(side, x).flatten(1)[lying[:, 0]], sign[:, 0]
+    return into[:, 0] + window, source[:, 0] + window, module._bumps(side, norm, x).flatten(1)[lying[:, 0]], sign[:, 0]
 
 
 def paint(x, x_adv, ball, side, u):
@@ -64,7 +64,7 @@ def paint(x, x_adv, ball, side, u):
 
 
 def move(x, x_adv, ball, side, u):
-    return module._move(x, x_adv, ball, *planned(u, side, x))
+    return module._move(x, x_adv, ball, *planned(u, side, x, ball.norm))
 
 
 def test_p_halves_after_the_published_queries():
@@ -101,11 +101,11 @@ def test_windows_cover_all_positions_uniformly():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 11), (2, 11, 6)])
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5), ("l1", 2.0)])
 def test_a_block_planned_at_once_is_what_each_query_would_work_out_for_itself(monkeypatch, norm, eps, shape):
     """Windows, bumps and signs of every query, bitwise, through all blocks and while rows leave in the middle of one."""
     n, queries, (channels, height, width) = 24, 200, shape
-    x, ball, bumped, asked = images(n, *shape), Ball(norm, eps), norm == "l2", []
+    x, ball, bumped, asked = images(n, *shape), Ball(norm, eps), norm != "linf", []
     name = "_move" if bumped else "_paint"
     real = getattr(module, name)
     monkeypatch.setattr(module, name, lambda x, x_adv, ball, *drawn: (asked.append((x, drawn)), real(x, x_adv, ball, *drawn))[1])
@@ -133,7 +133,7 @@ def test_a_block_planned_at_once_is_what_each_query_would_work_out_for_itself(mo
             u = draws[(rows[:, None] == x[None]).flatten(2).all(2).nonzero()[:, 1], k]
             expected = (window(u[:, 0], u[:, 1], side), signs(u))
             if bumped:
-                bump = module._bumps(side, x).flatten(1)[(u[:, 4] < 0.5).long()]
+                bump = module._bumps(side, norm, x).flatten(1)[(u[:, 4] < 0.5).long()]
                 expected = (expected[0], window(u[:, 2], u[:, 3], side), bump, expected[1])
             assert len(u) == len(rows) and len(drawn) == len(expected)
             assert all(torch.equal(got, old) and got.dtype == old.dtype for got, old in zip(drawn, expected, strict=True))
@@ -165,20 +165,24 @@ def test_painting_is_cut_by_the_box():
     assert new.min() >= 0 and new.max() <= 1 and (new - x).abs().max() <= 0.3 + 1e-6
 
 
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 12, 29])
-def test_bumps_are_the_published_ones(side):
-    """Nested centred rectangles, the c-th adding 1 / (c + 1)^2; the lower half is negative; unit length."""
+def test_bumps_are_the_published_ones(side, norm, power):
+    """Nested centred rectangles, the c-th adding 1 / (c + 1)^2 (l1: ^4); the lower half is negative; unit length in the norm."""
+
+    def unit(bump):
+        return bump / torch.linalg.vector_norm(bump, ord=int(norm[1])) if bump.numel() else bump
 
     def rectangles(height, width):
         bump = torch.zeros(height, width)
         for c in range(max(height, width) // 2 + 1):
             top, left = height // 2 - c, width // 2 - c
-            bump[max(top, 0) : max(height // 2 + c + 1, 0), max(left, 0) : width // 2 + c + 1] += 1 / (c + 1) ** 2
-        return bump / bump.square().sum().sqrt() if bump.numel() else bump
+            bump[max(top, 0) : max(height // 2 + c + 1, 0), max(left, 0) : width // 2 + c + 1] += 1 / (c + 1) ** power
+        return unit(bump)
 
     expected = torch.cat((rectangles(side // 2, side), -rectangles(side - side // 2, side)))
-    expected = expected / expected.square().sum().sqrt()
-    upright, lying = module._bumps(side, torch.empty(0))
+    expected = unit(expected)
+    upright, lying = module._bumps(side, norm, torch.empty(0))
     assert torch.allclose(upright, expected, atol=1e-6) and torch.equal(lying, upright.T)
 
 
@@ -206,6 +210,29 @@ def test_a_move_takes_the_mass_of_both_windows_and_what_eps_leaves_unused(corner
     zeros = outside.eq(0).flatten(2).sum(2) - 9
     assert zeros.eq(emptied).all() and torch.isclose(outside, x_adv, atol=1e-5).flatten(2).sum(2).eq(72 - emptied).all()
     assert torch.allclose(new[:, :, :3, :3].square().sum((2, 3)), torch.tensor((9 + emptied) / 324 + 0.25), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 5), (1, 28, 28)])
+def test_l1_moves_use_the_whole_radius_and_stay_in_ball_and_box(shape):
+    """Far from the box the published move is too long, and the projection ends on the sphere; near it every point lies in both."""
+    n, far, near = 30, Ball("l1", 3.0, -9.0, 9.0), Ball("l1", 3.0)
+    for ball in (far, near):
+        x, rng = images(n, *shape), RowRandom(0, "start", torch.arange(n))
+        x_adv = module._tiles(x, ball, rng)
+        for side in sorted({s for s in sides(height=shape[1], width=shape[2], bumps=True)}, reverse=True):
+            x_adv = move(x, x_adv, ball, side, rng.uniform((5 + shape[0],)))
+            assert ball.contains(x, x_adv).all()
+            if ball is far:
+                assert torch.allclose(ball.distance(x, x_adv), torch.tensor(3.0, dtype=torch.float64), rtol=1e-4)
+
+
+def test_an_l1_move_by_hand():
+    """One channel, two windows with l1 mass 0.2 and 0.1 apart, 0.7 of eps unused: the first window takes all of it, the other is emptied."""
+    x, ball = torch.zeros(1, 1, 9, 9), Ball("l1", 1.0, -9.0, 9.0)
+    x_adv = x.clone()
+    x_adv[0, 0, :3, :3], x_adv[0, 0, 6:, 6:] = 0.2 / 9, 0.1 / 9
+    new = move(x, x_adv, ball, 3, torch.tensor([[0.0, 0.0, 0.999, 0.999, 0.2, 0.8]]))
+    assert new[0, 0, 6:, 6:].eq(0).all() and math.isclose(new[:, :, :3, :3].abs().sum(), 1.0, rel_tol=1e-5) and new.ne(0).sum() <= 9
 
 
 def test_the_first_tiles_fill_the_middle_five_by_five():
@@ -237,7 +264,7 @@ def test_an_l2_search_on_a_linear_model_comes_near_the_optimum():
     assert (share > 0.65).all() and (share <= 1 + 1e-4).all()
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.6)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 0.6), ("l1", 3.0)])
 def test_it_breaks_far_more_rows_than_noise_of_as_many_draws(norm, eps):
     net, x, ball = Net(), images(100), Ball(norm, eps)
     found, _, y = ask(net, x, ball, queries=150, keep="best")
@@ -248,7 +275,7 @@ def test_it_breaks_far_more_rows_than_noise_of_as_many_draws(norm, eps):
 
 
 @pytest.mark.parametrize("loss", ["margin", "ce"])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_point_is_kept_only_when_the_loss_grows(norm, loss):
     """The answer is the best of all points that were asked about, and every one was in the ball."""
     net, x, ball = Net(), images(6), Ball(norm, 0.2)
@@ -262,7 +289,7 @@ def test_a_point_is_kept_only_when_the_loss_grows(norm, loss):
         assert (values.amax(0) > values[0]).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_towards_a_target_its_logit_grows(norm):
     net, x = Net(), images(8)
     with torch.no_grad():
@@ -272,9 +299,9 @@ def test_towards_a_target_its_logit_grows(norm):
         assert (margin(net(x_adv), target) < margin(net(x), target)).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_row_is_the_same_alone_with_others_and_after_others_left(norm):
-    net, x, ball = Net(), images(16), Ball(norm, 0.1 if norm == "linf" else 0.6)
+    net, x, ball = Net(), images(16), Ball(norm, {"linf": 0.1, "l2": 0.6, "l1": 3.0}[norm])
     whole, oracle, y = ask(net, x, ball, queries=80, keep="best", watch=always)
     assert 0 < oracle.alive < 16
     for k in (0, 7, 15):
@@ -300,7 +327,7 @@ def test_restarts_search_elsewhere_and_keep_the_worst():
     assert oracle.forward_rows >= 10 * 63 and worse.any() and (worse | (last - first).abs().amax(1).lt(1e-6)).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 4), (1, 2, 2), (3, 3, 3), (1, 4, 4), (3, 6, 11), (2, 11, 6)])
 def test_tiny_and_oblong_images_work(norm, shape):
     torch.manual_seed(0)
@@ -310,7 +337,7 @@ def test_tiny_and_oblong_images_work(norm, shape):
     assert x_adv.shape == x.shape and ball.contains(x, x_adv).all() and (x_adv != x).flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_logits_that_are_nan_win_nothing(norm):
     class Holed(Net):
         def forward(self, x):

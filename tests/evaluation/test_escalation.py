@@ -6,11 +6,14 @@ import zoo
 from torch import nn
 
 import robustcli
+from robustcli.config.schema import Spec
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
-from robustcli.evaluation.escalation import escalations, gap
+from robustcli.evaluation.escalation import escalations, gap, trusted
 from robustcli.evaluation.plan import EvalPlan, Search
+from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.sizing import BatchSizer, halving, in_batches
+from robustcli.jobs.compose import make_attacks
 
 N = 64
 
@@ -52,7 +55,12 @@ def test_stages_follow_the_names_and_square_is_not_run_twice():
     ]
     assert not escalations((), plan)
     once = escalations(("square",), plan)
-    assert not escalations(("square",), EvalPlan(Ball("linf", 0.1), once)) and not escalations(("square",), EvalPlan(Ball("l1", 1.0), []))
+    assert not escalations(("square",), EvalPlan(Ball("linf", 0.1), once)) and escalations(("square",), EvalPlan(Ball("l1", 1.0), []))
+    beyond = escalations(("minimal",), plan)
+    assert [call.label for call in beyond] == ["escalated:apgd-wide", "escalated:fab-t"] and not escalations(("minimal",), EvalPlan(plan.ball, beyond))
+    standard, rapid = (EvalPlan(Ball("l2", 1.0), make_attacks([Spec.of("autoattack", version=version)], "l2")) for version in ("standard", "rapid"))
+    assert [call.label for call in escalations(("minimal",), standard)] == ["escalated:apgd-wide"]
+    assert [call.label for call in escalations(("minimal",), rapid)] == ["escalated:fab-t"]
 
 
 class Coarse(nn.Module):
@@ -64,10 +72,44 @@ class Coarse(nn.Module):
 
 def test_a_search_that_misses_hits_is_found_out():
     x, y = (part[1400:1448] for part in zoo.digits())
-    plan, ids = EvalPlan(Ball("linf", zoo.EPS), [], search=Search(torch.bfloat16)), torch.arange(48)
+    (call,) = make_attacks([Spec.of("pgd", steps=50)], "linf")
+    plan, ids = EvalPlan(Ball("linf", zoo.EPS), [call], search=Search(torch.bfloat16)), torch.arange(48)
     model = zoo.honest("conv")
-    assert "missed" in gap(Coarse(), model, x, y, ids, plan)
-    assert gap(plan.search.twin(model, x), model, x, y, ids, plan) == ""
+    why, fell = gap(Coarse(), model, model, x, y, ids, call, plan)
+    assert "pgd-50 in bfloat16 missed" in why and fell.any()
+    assert gap(plan.search.twin(model, x), model, model, x, y, ids, call, plan)[0] == ""
+
+
+def test_a_family_that_misses_hits_goes_to_fp32_and_the_others_stay():
+    """Of four attacks the two that climb gradients of the ball search on a coarse twin; one that bears no low precision is not asked."""
+    x, y = (part[1400:1448] for part in zoo.digits())
+    model, said, asked = zoo.honest("conv"), [], []
+    calls = make_attacks([Spec.of("pgd", steps=20), Spec.of("noise", draws=3), Spec.of("apgd", steps=20), Spec.of("fab", steps=5)], "linf")
+    plan = EvalPlan(Ball("linf", zoo.EPS), calls, search=Search(torch.bfloat16))
+
+    def twin_of(search, shown):
+        asked.append(search.dtype)
+        return Coarse() if search.dtype is torch.bfloat16 else model
+
+    found = trusted(plan, model, twin_of, x, y, torch.arange(48), said.append)
+    assert [call.searching(plan.search).dtype for call in found] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    assert found[0].search.plain and found[1].search is None and found[3].search is None
+    assert len(said) == 1 and said[0].startswith("fixed attacks search on the plain fp32 model: pgd-20") and len(asked) == 4
+
+
+def test_a_minimal_norm_search_runs_in_fp32_whatever_the_plan_says():
+    seen = []
+    x, y = (part[1400:1416] for part in zoo.digits())
+    calls = make_attacks([Spec.of("apgd", steps=2), Spec.of("fab", steps=2), Spec.of("square", queries=2)], "l2")
+
+    class Spied(RobustEvaluation):
+        def _twin(self, search, x):
+            seen.append(search.dtype)
+            return self.model
+
+    plan = EvalPlan(Ball("l2", 0.3), calls, search=Search(torch.bfloat16))
+    Spied(zoo.honest("conv"), plan).run(MemorySplit(x, y, tuple("0123456789")), torch.arange(16), torch.device("cpu"))
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]
 
 
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_verdict():

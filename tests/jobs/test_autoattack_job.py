@@ -1,6 +1,7 @@
 """AutoAttack, alarms and their exits through the command line, on a tiny model."""
 
 import json
+import os
 
 import pytest
 from jobs_support import TINY
@@ -18,8 +19,47 @@ def test_rapid_says_rapid_wherever_its_number_stands(cli, model):
     answer = cli("eval", "--model", model, *SMALL, "--attack", "autoattack:rapid", "--eps", "2/255", "--out", "out", "--json")
     assert answer.code == 0 and all(attack["name"].startswith("rapid:") for attack in answer.document["attacks"])
     rows = [json.loads(line) for line in open("out/metrics.jsonl")]
-    assert rows[-1]["label"] == "all attacks (rapid)" and "rapid" in open("out/summary.md").read()
+    audit = answer.document["audit"]
+    assert set(audit) == {"n", "fallen", "bound", "confidence", "escalated"} and audit == rows[-1]["audit"] and audit["n"] > 0
+    assert rows[-1]["label"] == f"all attacks (rapid, audit {audit['fallen']} of {audit['n']})" and "rapid" in open("out/summary.md").read()
+    assert answer.document["attacks"][-1]["name"] == "rapid:audit"
     assert answer.document["robust_acc"] == rows[-1]["robust_acc"] == answer.document["attacks"][-1]["robust_acc"]
+
+
+RAPID = ("attacks=[{name: autoattack, version: rapid, audit: 2}]", "--eps", "1/255", "eval.checks=0")
+
+
+def test_an_audit_that_is_turned_off_says_so(cli, model):
+    answer = cli("eval", "--model", model, *SMALL, "attacks=[{name: autoattack, version: rapid, audit: 0}]", "--eps", "1/255", "--out", "out")
+    assert answer.code == 0 and "rapid, not audited" in answer.out and "rapid:audit" not in answer.out
+    again = cli("eval", "--model", model, *SMALL, "attacks=[{name: autoattack, version: rapid, audit: 0}]", "--eps", "1/255", "--json")
+    assert again.document["audit"] == {"n": 0, "fallen": 0, "bound": again.document["robust_acc"], "confidence": 0.95, "escalated": False}
+
+
+def test_parts_are_audited_and_their_merger_adds_them_up(cli, model):
+    whole = cli("eval", "--model", model, *SMALL, *RAPID, "eval.shard_size=12", "--json").document
+    for k in (1, 2):
+        part = cli("eval", "--model", model, *SMALL, *RAPID, "eval.shard_size=12", "--shard", f"{k}/2", "--out", f"part{k}", "--json")
+        assert part.code == 0 and part.document["audit"]["n"] >= min(2, round(12 * part.document["robust_acc"]))
+    merged = cli("eval", "--merge", "part1,part2", "--out", "both", "--json").document
+    assert merged["n"] == whole["n"] and merged["audit"]["n"] >= whole["audit"]["n"] and not merged["audit"]["escalated"]
+    assert merged["robust_acc"] <= whole["robust_acc"] + 1e-9
+    os.remove("part2/shards/audit.json")
+    less = cli("eval", "--merge", "part1,part2", "--out", "less", "--json").document
+    assert less["audit"]["n"] < merged["audit"]["n"]
+
+
+def test_an_evaluation_that_escalated_goes_on_where_it_was_killed(cli, model, monkeypatch):
+    """Two falls run AutoAttack standard on the survivors, in shards of their own: a second run measures none of them again."""
+    monkeypatch.setattr("robustcli.evaluation.audit.LIMIT", 0)  # as if two had fallen
+    command = ("eval", "--model", model, *SMALL, *RAPID, "--out", "out", "--json")
+    first = cli(*command)
+    names = [attack["name"] for attack in first.document["attacks"]]
+    assert first.code == 0 and names[-5:] == ["rapid:audit", "apgd-ce", "apgd-t", "fab-t", "square"] and first.document["audit"]["escalated"]
+    assert "all attacks (rapid, escalated)" in open("out/summary.md").read() and os.path.exists("out/shards/escalated/0000.jsonl")
+    began = os.stat("out/shards/escalated/0000.jsonl").st_mtime_ns
+    again = cli(*command, "--resume")
+    assert again.document["robust_acc"] == first.document["robust_acc"] and os.stat("out/shards/escalated/0000.jsonl").st_mtime_ns == began
 
 
 def test_corruptions_stand_beside_the_ball(cli, model):
@@ -45,7 +85,8 @@ def test_strict_exits_10_and_keeps_the_run(cli, model, tmp_path):
         (("--attack", "autoattack:fast"), "version"),
         (("--attack", "autoatack"), "unknown attack"),
         (("attacks=[{name: autoattack, versions: plus}]",), "did you mean 'version'"),
-        (("attacks=[{name: square}]", "--norm", "l1", "--eps", "1"), "square"),
+        (("attacks=[{name: cw}]", "--norm", "l1", "--eps", "1"), "cw"),
+        (("attacks=[{name: autoattack, version: rapid, audit: -1}]",), "audit"),
         (("--cross-check", "foolbox"), "known: torchattacks"),
         (("--shard", "5/4"), "5/4"),
         (("--surrogate", "run:nowhere"), "nowhere"),
