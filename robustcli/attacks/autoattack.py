@@ -69,7 +69,8 @@ def audit(norm: str, *, version: Version = "standard", audit: int = 64) -> Audit
 def autoattack(norm: str, *, version: Version = "standard", audit: Annotated[int, Ge(0), Le(4096)] = 64) -> list[Stage]:
     """Worst case per sample over a list of attacks without free parameters: `version` names the list.
 
-    standard: apgd-ce, apgd-t (targeted DLR, 9 classes), fab-t, square (5,000 queries); l1 takes 5 restarts and 5 target classes.
+    standard: apgd-ce, apgd-t (targeted DLR, 9 classes), fab-t, square (5,000 queries); l1 takes 12 restarts (the authors: 5, whose
+    verdict on masked models moves by several samples from seed to seed) and 5 target classes.
     plus: apgd-ce and apgd-dlr with 5 restarts, fab with 5 restarts, square, apgd-t, fab-t. rand: apgd-ce and apgd-dlr with gradients
     averaged over 20 draws, for randomised models. rapid: our own shorter list, see docs/autoattack.md; it is no AutoAttack number.
 
@@ -79,7 +80,7 @@ def autoattack(norm: str, *, version: Version = "standard", audit: Annotated[int
 
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Parameters: fra31/auto-attack.
     """
-    restarts, targets = (5, 5) if norm == "l1" else (1, 9)
+    restarts, targets = (12, 5) if norm == "l1" else (1, 9)
     square = Stage("square", "square", {"queries": 5000})
     if version == "standard":
         return [
@@ -107,15 +108,12 @@ def _rapid(norm: str) -> list[Stage]:
     nearest = Stage("rapid:fab-1", "fab", {"steps": 98, "restarts": 1, "targeted": True, "targets": 1})
     if norm == "l1":  # every run of apgd is wide there, and a short one does not arrive
         return [_apgd("rapid:apgd-ce", "ce", restarts=3, steps=100), _apgd("rapid:apgd-t2", "dlr-targeted", targets=2, steps=60), nearest]
+    near, far = (70, 22) if norm == "linf" else (50, 15)
     towards = [
-        _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=50),
-        _apgd("rapid:apgd-t6", "dlr-targeted", targets=6, skip=3, steps=15),
+        _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=near),
+        _apgd("rapid:apgd-t6", "dlr-targeted", targets=6, skip=3, steps=far),
     ]
     plain, wide = _apgd("rapid:apgd-ce", "ce", restarts=2, steps=60), {"widest": 3.0, "restarts": 1}
     if norm == "linf":
-        outside = [
-            Stage("rapid:apgd-wide-ce", "apgd", {"steps": 60, "loss": "ce", **wide}),
-            Stage("rapid:apgd-wide", "apgd", {"steps": 100, "loss": "margin", **wide}),
-        ]
-        return [plain, *outside, *towards]
+        return [plain, Stage("rapid:apgd-wide", "apgd", {"steps": 100, "loss": "margin", **wide}), *towards]
     return [plain, Stage("rapid:apgd-wide", "apgd", {"steps": 60, "loss": "margin", **wide}), *towards, nearest]

@@ -42,7 +42,9 @@ class Audit:
             return f"audit {self.fallen} of {self.n}: escalation is due"
         if not self.n:
             return "not audited"
-        more = 0.0 if self.bound is None else 100 * self.bound
+        if not self.bound:
+            return f"audit {self.fallen} of {self.n}, all that stood"
+        more = 100 * self.bound
         return f"audit {self.fallen} of {self.n}: its attacks would break at most {more:.1f} points more, {100 * self.confidence:.0f} %"
 
 

@@ -121,6 +121,7 @@ class EvalPlan:
         escalate: add stages of our own when the diagnosis finds masked gradients.
         randomised: found out by the first look at the model: gradients are averaged and a majority of draws decides.
         audit: how survivors are looked at once more, or None where the list needs no audit.
+        stream: of the attacks' draws: two attacks of one kind that share it begin at the same points.
 
     Raises:
         ValueError: two attacks with one label.
@@ -136,6 +137,7 @@ class EvalPlan:
     escalate: bool = True
     randomised: bool = False
     audit: AuditPlan | None = None
+    stream: str = "start"
 
     def __post_init__(self) -> None:
         labels = [call.label for call in self.attacks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,11 @@ from robustcli.types import Classifier
 OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
 
 __all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "OpenStore", "RobustEvaluation", "Search"]
+
+
+def _named(open_store: OpenStore, name: str, plan: EvalPlan, alarms: list[Alarm], ids: Tensor, whole: str) -> ShardStore:
+    """The store of a part of an evaluation, in a folder of its own."""
+    return open_store(plan, alarms, ids, name)
 
 
 class RobustEvaluation:
@@ -171,7 +177,7 @@ class RobustEvaluation:
             twin,
             x,
             criterion,
-            rng=RowRandom(self.plan.seed, "start", ids),
+            rng=RowRandom(self.plan.seed, self.plan.stream, ids),
             keep="closest" if minimal else "best",
             watch=watch,
             stop=self._stop,
@@ -238,7 +244,9 @@ class RobustEvaluation:
         def again(attacks: Sequence[AttackCall], where: Tensor, name: str) -> Evaluation:
             if name:
                 self._say(f"samples of the audit fell: {', '.join(call.label for call in attacks)} run on all {len(where)} survivors")
-            return self._beside(attacks).run(split, where, device, open_store=open_store if name else None)
+            inner = functools.partial(_named, open_store, name) if open_store is not None and name else None
+            stream = self.plan.stream if name else "audit"  # where rapid has begun, a second look finds nothing new
+            return self._beside(attacks, stream).run(split, where, device, open_store=inner)
 
         part = not result.complete
         result, (looked, fallen) = audited(self.plan, result, positions[collector.known], again, part=part)
@@ -246,8 +254,9 @@ class RobustEvaluation:
             store.write_audit(looked, fallen)
         return replace(result, total_seconds=time.perf_counter() - began)
 
-    def _beside(self, attacks: Sequence[AttackCall]) -> RobustEvaluation:
+    def _beside(self, attacks: Sequence[AttackCall], stream: str) -> RobustEvaluation:
         """Other attacks in the same plan, on the same twins, without a second look at the model."""
-        other = RobustEvaluation(self.model, replace(self.plan, attacks=attacks, audit=None), stop=self._stop, say=self._say)
+        plan = replace(self.plan, attacks=attacks, audit=None, stream=stream)
+        other = RobustEvaluation(self.model, plan, stop=self._stop, say=self._say)
         other._twins, other._prepared, other._ready = self._twins, self._prepared, self._ready
         return other

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import wider
 import zoo
 from torch import nn
 
@@ -15,7 +16,7 @@ from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.evaluation.diagnosis import diagnose
+from robustcli.evaluation.diagnosis import _Probe, diagnose
 from robustcli.evaluation.judge import Judge
 
 registry.attacks.discover()
@@ -61,6 +62,50 @@ def test_honest_models_raise_none(name):
 @pytest.mark.parametrize("n", [64, 8])
 def test_honest_models_raise_none_in_any_ball(name, ball, n):
     assert look(zoo.honest(name), ball, n).alarms == []
+
+
+RADII = {"linf": (0.03, 0.1, 0.2), "l2": (0.3, 0.8, 1.2), "l1": (0.5, 1.0, 2.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_natural", "digits_madry"])
+@pytest.mark.parametrize("ball", [Ball(norm, eps) for norm, radii in RADII.items() for eps in radii], ids=str)
+def test_reference_networks_raise_none_in_any_ball(name, ball):
+    model, (x, y) = wider.network(name), (part[1400:1464] for part in zoo.digits())
+    right = model(x).argmax(1) == y
+    with frozen(model):
+        assert diagnose(model, x[right], y[right], right.nonzero()[:, 0], ball, seed=0).alarms == []
+
+
+@pytest.mark.skipif(not wider.case("mnist_trades-l2-2.1").here, reason="no reference images here")
+def test_a_network_that_masks_l2_is_found_by_a_search_from_outside():
+    """Trained with TRADES under linf: gradients inside the l2 ball lead nowhere, and nothing else looks odd."""
+    case = wider.case("mnist_trades-l2-2.1")
+    model, x, y, stages = case.some(24)
+    rows = stages["clean"].nonzero()[:, 0]
+    with frozen(model):
+        found = diagnose(model, x[rows], y[rows], rows, Ball("l2", case.eps), seed=0)
+    assert "minimal-beats-fixed" in names(found) and "minimal" in found.escalations
+
+
+@pytest.mark.parametrize(("beyond", "raised"), [(0, False), (2, False), (8, True)])
+def test_what_only_a_search_from_outside_breaks_is_counted(monkeypatch, beyond, raised):
+    """Of 40 that stand 24 are asked; `beyond` of these fall, half to the wide search and half to the minimal one."""
+    asked = []
+
+    def fallen(self, name, rows, ball=None, **params):
+        asked.append((name, int(rows.sum())))
+        at = torch.zeros_like(self.y)
+        count = {"apgd": (beyond + 1) // 2 if "widest" in params else 0, "fab": beyond // 2}[name]
+        at[rows.nonzero()[:count, 0]] = 1
+        return at
+
+    monkeypatch.setattr(_Probe, "_fallen", fallen)
+    x, y, ids = torch.rand(64, 1, 4, 4), torch.zeros(64, dtype=torch.int64), torch.arange(64)
+    probe = _Probe(nn.Identity(), nn.Identity(), x, y, ids, BALL, 0, None)
+    probe._beyond(torch.arange(64) < 40)
+    assert [count for _, count in asked] == [24, 24, 24 - (beyond + 1) // 2] and probe.evidence["minimal-beats-fixed"] == pytest.approx(beyond / 24)
+    assert bool(probe.alarms) == raised and probe.helps == ({"minimal"} if raised else set())
 
 
 def broken(model, search, ball=BALL):
@@ -129,7 +174,8 @@ def test_weak_gradients_lose_to_noise_and_fgsm_to_nobody():
             return z.detach() + (self.net(2 * x.detach() - x) - self.net(2 * x.detach() - x).detach())
 
     found = look(Turned(net="mlp"), Ball("linf", 0.2), n=32)
-    assert {"gradient-mismatch", "black-box-beats-white-box", "survives-huge-eps"} <= names(found) and {"bpda", "square", "transfer"} <= set(found.escalations)
+    assert {"gradient-mismatch", "black-box-beats-white-box", "survives-huge-eps"} <= names(found)
+    assert {"bpda", "minimal", "square", "transfer"} <= set(found.escalations)
 
 
 def test_notes_do_not_make_a_model_suspect():

@@ -101,6 +101,7 @@ def network(model):
     else:
         net = _mnist() if model.startswith("mnist") else _cifar()
     stored = np.load(FOLDER / f"{stem}.npz")
-    net.load_state_dict({name: torch.from_numpy(stored[name]).float() if stored[name].dtype == np.float16 else torch.from_numpy(stored[name]) for name in stored})
+    tensors = {name: torch.from_numpy(stored[name]) for name in stored}
+    net.load_state_dict({name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()})
     net = net.eval().requires_grad_(False)
     return Scaled(net).eval() if model == "digits_scaled" else net
