@@ -65,9 +65,14 @@ class Verdict:
         return cls(*numbers, result.reliability, result.alarms, result.passes_per_sample, result.audit)
 
 
+def _listed(attacks: Attack | Sequence[Attack]) -> list[Attack]:
+    """One attack, or several, as a list."""
+    return [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+
+
 def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params: dict[str, Any]) -> list[AttackCall]:
     """Attack calls for names, ensembles and callables. Raises ValueError for what cannot be bound."""
-    names = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+    names = _listed(attacks)
     if params and (len(names) > 1 or not isinstance(names[0], str)):
         raise ValueError("parameters go with a single attack by name; use a config for several")
     calls: list[AttackCall] = []
@@ -84,8 +89,7 @@ def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params
 
 def _audit(attacks: Attack | Sequence[Attack], norm: str, params: dict[str, Any]) -> AuditPlan | None:
     """How what these attacks leave standing is looked at once more."""
-    names = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
-    return make_audit([Spec(name=name, **params) for name in names if isinstance(name, str)], norm)
+    return make_audit([Spec(name=name, **params) for name in _listed(attacks) if isinstance(name, str)], norm)
 
 
 def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Module, Tensor, Tensor, torch.device]:

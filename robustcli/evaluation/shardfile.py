@@ -80,12 +80,17 @@ def encode(result: ShardResult, header: Header, number: int) -> bytes:
     return body + _seal(body)
 
 
-def _decode(data: bytes, header: Header, number: int) -> ShardResult:
-    """The inverse of `encode`. Raises ValueError and its like: damaged, or not this shard of this evaluation."""
+def _unsealed(data: bytes) -> bytes:
+    """Everything before the seal. Raises ValueError: it is not the seal of these bytes."""
     end = len(data) - len(_seal(b""))
     if end < 0 or data[end:] != _seal(data[:end]):
         raise ValueError("its hash does not match")
-    first, *rows = [strict_loads(line) for line in data[:end].split(b"\n")[:-1]]
+    return data[:end]
+
+
+def _decode(data: bytes, header: Header, number: int) -> ShardResult:
+    """The inverse of `encode`. Raises ValueError and its like: damaged, or not this shard of this evaluation."""
+    first, *rows = [strict_loads(line) for line in _unsealed(data).split(b"\n")[:-1]]
     if first["header"] != header.digest:
         raise ValueError("it is of another evaluation")
     if first["shard"] != number or not len(rows) == first["rows"] == header.rows(number):
@@ -121,11 +126,7 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
 def read_sealed(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What `write_sealed` wrote; None when it is missing, or does not count, which is said."""
     try:
-        data = read_regular(path, _LIMIT)
-        end = len(data) - len(_seal(b""))
-        if end < 0 or data[end:] != _seal(data[:end]):
-            raise ValueError("its hash does not match")
-        found: dict[str, Any] = strict_loads(data[:end])
+        found: dict[str, Any] = strict_loads(_unsealed(read_regular(path, _LIMIT)))
         return found
     except CheckpointError as error:
         if error.code == "E-CKPT-MISSING":

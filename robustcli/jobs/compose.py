@@ -20,6 +20,7 @@ from robustcli.data import DataBundle, load_data
 from robustcli.data.sampling import stratified
 from robustcli.data.split import Split
 from robustcli.errors import ConfigError, DataError, UsageError
+from robustcli.evaluation.escalation import registered_call
 from robustcli.evaluation.outside import TORCHATTACKS, torchattacks_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
@@ -106,10 +107,10 @@ def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> Audit
             found.append(registry.ensembles.get(spec.name).facts["audit"](norm, **params))
     if not found or None in found:
         return None
-    audit, known = found[0], registry.attacks.discover()
+    audit = found[0]
 
     def calls(stages: Sequence[Any]) -> list[AttackCall]:
-        return [_checked(known.get(stage.name).fn, stage.name, stage.params, norm, path, stage.label, None) for stage in stages]
+        return [_checked(stage.name, stage.params, norm, path, stage.label, None) for stage in stages]
 
     return AuditPlan(audit.samples, lambda passes: calls(audit.short_forms(passes)), calls(audit.escalation))
 
@@ -126,20 +127,19 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
         return [torchattacks_call(spec.name, spec.params, norm, path)]
     if spec.name in registry.ensembles.discover():
         fn, params = bound(registry.ensembles, spec, path)
-        known = registry.attacks.discover()
         return [
-            _checked(known.get(s.name).fn, s.name, s.params, norm, path, s.label, replace(search, draws=s.draws) if s.draws > 1 else None)
+            _checked(s.name, s.params, norm, path, s.label, replace(search, draws=s.draws) if s.draws > 1 else None)
             for s in fn(norm, **params)
         ]
     fn, params = bound(registry.attacks, spec, path)
-    return [_checked(fn, spec.name, params, norm, path, label_of(spec.name, _with_defaults(fn, params)), None)]
+    return [_checked(spec.name, params, norm, path, label_of(spec.name, _with_defaults(fn, params)), None)]
 
 
-def _checked(fn: Callable[..., Any], name: str, params: Mapping[str, Any], norm: str, path: str, label: str, search: Search | None) -> AttackCall:
-    facts = registry.attacks.get(name).facts
-    if norm not in facts["norms"]:
-        raise ConfigError(f"attack {name!r} works for {', '.join(facts['norms'])}, not {norm}", where=path)
-    return AttackCall(label, name, fn, params, facts["kind"], facts["needs"], search, facts["precision"])
+def _checked(name: str, params: Mapping[str, Any], norm: str, path: str, label: str, search: Search | None) -> AttackCall:
+    norms = registry.attacks.get(name).facts["norms"]
+    if norm not in norms:
+        raise ConfigError(f"attack {name!r} works for {', '.join(norms)}, not {norm}", where=path)
+    return registered_call(label, name, params, search)
 
 
 def _with_defaults(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from robustcli import registry
 from robustcli.config.schema import Spec
 from robustcli.core.modes import frozen
-from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.escalation import registered_call
 from robustcli.jobs.compose import Setting, bound, make_attacks, make_search, planned_passes, samples
 from robustcli.models import count_parameters, flops
 from robustcli.reporting.cells import format_eps
@@ -23,8 +23,7 @@ from robustcli.runtime.precision import resolve
 
 def attack_passes(name: str, params: dict[str, Any]) -> int:
     """Most passes one attack spends on one image: a forward and a backward per step and restart, a forward per query or draw."""
-    entry = registry.attacks.get(name)
-    return planned_passes([AttackCall(name, name, entry.fn, params, entry.facts["kind"], entry.facts["needs"])])
+    return planned_passes([registered_call(name, name, params, None)])
 
 
 def passes_per_image(setting: Setting) -> int:
