@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustcli.assembly.compose import Setting, choose, model_from, move, prepare
 from robustcli.attacks.pgd import pgd
 from robustcli.config.load import load_config, parse_assignment
 from robustcli.core.losses import margin
@@ -20,13 +21,12 @@ from robustcli.core.modes import frozen
 from robustcli.errors import Interrupted
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.compose import Setting, choose, model_from, move, prepare
 from robustcli.jobs.train import TrainFlags, TrainRun
-from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
-from robustcli.runtime.console import Console
 from robustcli.runtime.distributed import solo
 from robustcli.runtime.precision import bf16_native
-from robustcli.runtime.rundir import open_run, resolve_run
+from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.rundir import open_run, resolve_run
+from robustcli.terminal.console import Console
 from robustcli.training.forward import Forward
 
 #: Share of samples whose verdict another search may turn (at least two samples): the search is another one, the judge is the same.

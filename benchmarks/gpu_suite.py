@@ -29,8 +29,8 @@ import torch
 from gpu_check import Row, check
 from speed import contenders
 
+from robustcli.assembly.timing import interleaved
 from robustcli.cli.main import run
-from robustcli.jobs.timing import interleaved
 from robustcli.runtime.seed import environment
 
 #: ResNet-18 in minutes: PGD-2, averaged weights, smoothed labels (the settings of fast adversarial training, scaled to batches of 512).

@@ -28,12 +28,12 @@ import torch
 from plain_loops import BETA, EPS, GAMMA, STEP, PlainAWP, plain_awp, plain_trades
 from torch import Tensor, nn
 
+from robustcli.assembly.timing import interleaved
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.evaluation.plan import Search
-from robustcli.jobs.timing import interleaved
 from robustcli.models import ModelInfo, build_model
 from robustcli.objectives.madry import madry
 from robustcli.objectives.trades import trades

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robustcli.assembly.compose import choose, make_attacks, make_audit, probe_size, split_of
 from robustcli.config.schema import DataConfig, Spec
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
@@ -25,7 +26,6 @@ from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation, Search
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.compose import choose, make_attacks, make_audit, probe_size, split_of
 from robustcli.models import load_model
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.precision import resolve

@@ -52,7 +52,7 @@ def test_check_passes_on_honest_code(load, tmp_path, capsys):
 
 
 def test_a_resume_that_forgets_is_found(load, monkeypatch):
-    check, state = load("gpu_check"), load("robustcli.training.state")
+    check, state = load("gpu_check"), load("robustcli.training.saved")
     words = [*load("gpu_suite").TOY, "data.name=fake", "train.steps=6", "train.save_every=2"]
     with monkeypatch.context() as broken:
         broken.setattr(state, "unpack_optimizer", lambda model, optimizer, packed, where="": None)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustcli.errors import DataError
-from robustcli.records import EvalRow, TrainRow, clopper_pearson, eval_rows, read_rows, train_rows
-from robustcli.runtime.atomic import JsonLines
+from robustcli.records.rows import EvalRow, TrainRow, clopper_pearson, eval_rows, read_rows, train_rows
+from robustcli.store.atomic import JsonLines
 
 names = st.text(max_size=8)
 finite = st.floats(0, 1e6, allow_nan=False)

@@ -63,7 +63,7 @@ def _add(app: typer.Typer, verb: str, module: Any) -> None:
 
 def finish(verb: str, module: Any, values: Mapping[str, Any]) -> None:
     """Run one verb: its document with --json, else the run's path as the last line; exit code from a gate."""
-    from robustcli.runtime.console import Console
+    from robustcli.terminal.console import Console
 
     console = Console(json=bool(values.get("json")), quiet=bool(values.get("quiet")), verbose=bool(values.get("verbose")))
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.cli.options import FLAGS
 from robustcli.errors import UsageError
-from robustcli.runtime.console import Console
+from robustcli.terminal.console import Console
 
 if TYPE_CHECKING:
     from robustcli.config.load import Loaded, Override
@@ -98,7 +98,7 @@ class Call:
         model = self["model"] or next((w.partition("=")[2] for w in self.values.get("words") or [] if w.startswith("model.name=")), None)
         if self.verb == "train" or self.source() is not None or not model or not model.startswith("run:"):
             return None
-        from robustcli.runtime.rundir import resolve_run
+        from robustcli.store.rundir import resolve_run
 
         stored = resolve_run(Path(model[4:])) / "config.resolved.yaml"
         return str(stored) if stored.is_file() else None

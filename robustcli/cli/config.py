@@ -10,7 +10,7 @@ import typer
 
 from robustcli.cli.call import Call
 from robustcli.cli.options import complete_config
-from robustcli.runtime.console import Console
+from robustcli.terminal.console import Console
 
 _HELP = "Look at configurations: shipped ones, your own, where each value comes from."
 app = typer.Typer(help=_HELP, no_args_is_help=True, epilog="Examples:\n\n`robustcli config ls`\n\n`robustcli config show train/digits --origin`")

@@ -106,7 +106,7 @@ def fail(error: Any, argv: list[str], cause: BaseException | None = None) -> int
     if not problems:
         _say(error.line())
     if "--json" in argv:
-        from robustcli.runtime.console import Console
+        from robustcli.terminal.console import Console
 
         message = "; ".join(problems) if problems else "; ".join(part for part in (error.what, error.where) if part)
         document = {"ok": False, "error": {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}}

@@ -54,6 +54,6 @@ def _launch(call: Call, nproc: int, restarts: int) -> int:
         raise UsageError("--seeds and --nproc exclude each other", hint="one command per seed: --seed 0 --nproc N")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("--nproc inside torchrun", hint="torchrun --nproc-per-node N -m robustcli train ... does without it")
-    from robustcli.jobs.launch import launch
+    from robustcli.assembly.launch import launch
 
     return launch(as_argv("train", call.values, without=("nproc", "max_restarts")), nproc, restarts, call.console)

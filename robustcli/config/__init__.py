@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from robustcli.config.bind import Bound, Registries, bind_spec
 from robustcli.config.dump import dump_config
-from robustcli.config.layers import RESERVED_ENVIRONMENT
 from robustcli.config.load import Loaded, Override, load_config, parse_assignment
 from robustcli.config.number import format_number, parse_number
+from robustcli.config.overlay import RESERVED_ENVIRONMENT
 from robustcli.config.schema import Config, ModelConfig, Spec, json_schema
 from robustcli.config.shipped import ShippedConfig, cat_config, copy_config, find_config, list_shipped, shipped_configs
 from robustcli.config.view import Row, show_rows, validate_config

@@ -15,14 +15,14 @@ import yaml
 from pydantic import ValidationError
 
 from robustcli.config.bind import Registries
-from robustcli.config.check import bind_faults, code_faults, schema_faults
-from robustcli.config.layers import Override, default_layer, environment_layer, override_layer, parse_assignment
 from robustcli.config.number import resolve_plain, shown
+from robustcli.config.overlay import Override, default_layer, environment_layer, override_layer, parse_assignment
 from robustcli.config.parse import Builder, Event, Stop
+from robustcli.config.position import SUFFIXES, display, read_text
 from robustcli.config.schema import Config, rules
 from robustcli.config.shipped import find_config
-from robustcli.config.source import SUFFIXES, display, read_text
 from robustcli.config.tree import Fault, Node, config_error, leaf_origin, leaves, merge, pruned, to_python
+from robustcli.config.validate import bind_faults, code_faults, schema_faults
 from robustcli.errors import ConfigError
 
 __all__ = ["Loaded", "Override", "load_config", "parse_assignment", "read_tree", "write_tree"]

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustcli.config.source import problem, read_text, reason
+from robustcli.config.position import problem, read_text, reason
 from robustcli.errors import ConfigError
 from robustcli.registry import suggestion
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustcli.config.bind import Registries
-from robustcli.config.layers import Override
 from robustcli.config.load import Loaded, load_config
+from robustcli.config.overlay import Override
 from robustcli.config.tree import leaves
 from robustcli.errors import ConfigError
 

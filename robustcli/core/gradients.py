@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustcli.types import Classifier
+from robustcli.core.types import Classifier
 
 _ROUND = {"round", "floor", "ceil", "trunc", "fix"}
 _SIGN = {"sign", "sgn"}

@@ -12,7 +12,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
-from robustcli.types import Classifier
+from robustcli.core.types import Classifier
 
 #: (row numbers int64 [R], candidates [R, C, H, W]) -> bool [R]: confirmed by the original fp32 model and inside the ball.
 Watch = Callable[[Tensor, Tensor], Tensor]

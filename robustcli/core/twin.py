@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustcli.core.packed import pack
+from robustcli.core.types import Classifier
 from robustcli.errors import out_of_memory
-from robustcli.types import Classifier
 
 _DRIFT = 0.05  # of the largest logit: half of what the twin itself may be off
 _SHOWN = 16  # images kept to compare the forward-only form on

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from robustcli.data.decoded import FORMAT, Decoded, Source, build, read
 from robustcli.errors import LockError, ResourceError, printable
-from robustcli.runtime.atomic import TMP_PREFIX
-from robustcli.runtime.disk import explained
-from robustcli.runtime.lock import RunLock
 from robustcli.runtime.signals import heed
+from robustcli.store.atomic import TMP_PREFIX
+from robustcli.store.disk import explained
+from robustcli.store.lock import RunLock
 
 _POLL = 0.1  # seconds between two attempts at the lock
 _HINT = "choose another folder with data.cache, data.storage=stream, or a smaller data.size"

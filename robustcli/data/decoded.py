@@ -20,8 +20,8 @@ from robustcli.data.files import Listing
 from robustcli.data.images import Decoder, Pixels, each, planes
 from robustcli.data.split import Store
 from robustcli.errors import DataError
-from robustcli.runtime.atomic import fsync_dir, removed_on_failure, tmp_name, write_all, write_json
-from robustcli.runtime.disk import explained, preflight
+from robustcli.store.atomic import fsync_dir, removed_on_failure, tmp_name, write_all, write_json
+from robustcli.store.disk import explained, preflight
 
 PIXELS, ABOUT = "pixels.u8", "about.json"
 FORMAT = 2

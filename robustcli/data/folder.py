@@ -16,10 +16,10 @@ from robustcli.config.schema import DataConfig
 from robustcli.data.bundle import DataBundle, build, cpu_count, digest_memory
 from robustcli.data.cache import cache_folder, load
 from robustcli.data.check import check_classes, check_shape
+from robustcli.data.datasets import source_path
 from robustcli.data.decoded import Source
 from robustcli.data.files import Listing, folders, list_images
 from robustcli.data.images import Decoder, decode_all, each, first_shape, planes
-from robustcli.data.load import source_path
 from robustcli.data.split import MemorySplit, Split, Store
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError, printable

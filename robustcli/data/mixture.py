@@ -10,7 +10,7 @@ from torch import Tensor
 from robustcli.config.schema import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_classes, check_shape
-from robustcli.data.load import load_data
+from robustcli.data.datasets import load_data
 from robustcli.data.sampling import train_order
 from robustcli.data.split import Batch, Split
 from robustcli.data.stream import StreamSplit

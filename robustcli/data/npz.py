@@ -16,8 +16,8 @@ from robustcli.config.schema import DataConfig
 from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels
+from robustcli.data.datasets import source_path
 from robustcli.data.files import open_regular
-from robustcli.data.load import source_path
 from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 

@@ -15,9 +15,9 @@ from robustcli.core.gradients import straight_through
 from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.core.types import Classifier
 from robustcli.evaluation.alarms import RULES, Alarm, autograd_calls, check_setup, differing, one_hot_rows, output_counts, too_many
 from robustcli.evaluation.judge import Judge
-from robustcli.types import Classifier
 
 _ORDER = ("rescale", "bpda", "eot", "minimal", "square", "transfer")
 _BEYOND = 24  # samples that searches from outside the ball are tried on

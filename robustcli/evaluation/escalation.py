@@ -13,9 +13,9 @@ from robustcli import registry
 from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.core.types import Classifier
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.types import Classifier
 
 EOT_DRAWS = 20  # AutoAttack's version "rand"
 JUDGE_DRAWS = 25  # odd: a majority always exists

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from robustcli.errors import CheckpointError, DataError
-from robustcli.runtime.atomic import strict_json, write_json
-from robustcli.runtime.tensorfile import read_regular, strict_loads
+from robustcli.store.atomic import strict_json, write_json
+from robustcli.store.tensorfile import read_regular, strict_loads
 
 SHARD = 256
 NAME = "header.json"

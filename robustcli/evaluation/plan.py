@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
 from robustcli.core.twin import SearchTwin
+from robustcli.core.types import Classifier
 from robustcli.evaluation.alarms import Alarm, reliability
 from robustcli.evaluation.bound import Audit
-from robustcli.types import Classifier
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from robustcli.errors import CheckpointError
 from robustcli.evaluation.header import Header
-from robustcli.runtime.atomic import strict_json, write_atomic
-from robustcli.runtime.tensorfile import read_regular, strict_loads
+from robustcli.store.atomic import strict_json, write_atomic
+from robustcli.store.tensorfile import read_regular, strict_loads
 
 _LIMIT = 1 << 28  # bytes
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.header import SHARD, Header, few, ids_digest
 from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load, read_sealed, write_sealed
-from robustcli.runtime.atomic import TMP_PREFIX, strict_json, write_atomic
-from robustcli.runtime.disk import explained
+from robustcli.store.atomic import TMP_PREFIX, strict_json, write_atomic
+from robustcli.store.disk import explained
 
 __all__ = ["SHARD", "Header", "ShardResult", "ShardStore", "audits", "merge", "parse_part", "part", "shards_of"]
 

@@ -12,8 +12,8 @@ from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.core.types import Classifier
 from robustcli.evaluation.plan import AttackCall, Search
-from robustcli.types import Classifier
 
 
 def searched(

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustcli.assembly.compose import Setting, prepare
+from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.origin import pinned
+from robustcli.assembly.subjects import model_of
 from robustcli.config.load import Loaded
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
@@ -17,18 +21,14 @@ from robustcli.errors import DataError
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.robust import BatchOutcome
-from robustcli.jobs.compose import Setting, prepare
 from robustcli.jobs.evaluate import EvalFlags, begin, check_request, measure, report
-from robustcli.jobs.origin import pinned
-from robustcli.jobs.plan import evaluation_plan
-from robustcli.jobs.subjects import model_of
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
-from robustcli.runtime.atomic import JsonLines, write_atomic
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import Run
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.atomic import JsonLines, write_atomic
+from robustcli.store.run import Run
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
 
 _MODES = {1: "L", 3: "RGB"}
 

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 
 from robustcli import registry
+from robustcli.assembly.compose import Setting, make_attacks, model_to_train, prepare, split_of
+from robustcli.assembly.cost import passes_per_image
+from robustcli.assembly.origin import pinned
+from robustcli.assembly.throughput import Bench
+from robustcli.assembly.timing import Repeat, matmul_peak, precisions
 from robustcli.config.load import Loaded
 from robustcli.data.mixture import epoch_size
 from robustcli.errors import ResourceError, out_of_memory, printable
-from robustcli.jobs.compose import Setting, make_attacks, model_to_train, prepare, split_of
 from robustcli.jobs.evaluate import begin
-from robustcli.jobs.origin import pinned
-from robustcli.jobs.plan import passes_per_image
-from robustcli.jobs.throughput import Bench
-from robustcli.jobs.timing import Repeat, matmul_peak, precisions
 from robustcli.models import count_parameters, flops
 from robustcli.reporting.tables import Table
-from robustcli.runtime.console import Console
 from robustcli.runtime.device import describe_devices, process_memory
-from robustcli.runtime.run import Run
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.run import Run
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
 
 #: (full, smoke) sides of the square products, by kind of device.
 _PRODUCTS = {"cuda": ([2048, 4096, 8192, 16384], [1024, 2048]), "cpu": ([512, 1024, 2048], [256, 512])}

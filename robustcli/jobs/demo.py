@@ -8,25 +8,25 @@ from typing import Any
 
 from torch import nn
 
+from robustcli.assembly.compose import Setting, choose, eval_plan, make_search, prepare
+from robustcli.assembly.cost import training_plan
+from robustcli.assembly.rows import eval_document, rows_of
+from robustcli.assembly.subjects import model_of
 from robustcli.config.load import Loaded, load_config, parse_assignment
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.robust import BatchOutcome, EvalPlan, Evaluation, RobustEvaluation
 from robustcli.jobs.attack import attack
-from robustcli.jobs.compose import Setting, choose, eval_plan, make_search, prepare
 from robustcli.jobs.evaluate import EvalFlags
-from robustcli.jobs.plan import training_plan
-from robustcli.jobs.rows import eval_document, rows_of
-from robustcli.jobs.subjects import model_of
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.models import load_model
-from robustcli.records import EvalRow, Rate
+from robustcli.records.rows import EvalRow, Rate
 from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.plots import eps_curve
 from robustcli.reporting.tables import Table
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import Run
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.run import Run
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
 
 _CONFIG = "train/digits"
 _EPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2)

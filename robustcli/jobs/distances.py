@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustcli.assembly.compose import Setting, eval_plan, samples
+from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.errors import UsageError
-from robustcli.evaluation.distances import Distances, closest_errors
+from robustcli.evaluation.nearest import Distances, closest_errors
 from robustcli.evaluation.plan import AttackCall
-from robustcli.jobs.compose import Setting, eval_plan, samples
-from robustcli.jobs.rows import hashes_of, ids_digest
-from robustcli.reporting.distances import distance_curve, distance_quantile, distance_table
-from robustcli.runtime.atomic import JsonLines
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import Run
+from robustcli.reporting.distance_curve import distance_curve, distance_quantile, distance_table
+from robustcli.store.atomic import JsonLines
+from robustcli.store.run import Run
+from robustcli.terminal.console import Console
 
 _SHARES = (0.25, 0.5, 0.75)
 

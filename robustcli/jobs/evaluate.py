@@ -11,6 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustcli.assembly.compose import Setting, eval_plan, prepare, probe_size, samples
+from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.origin import pinned
+from robustcli.assembly.rows import eval_document, rows_of, write_rows
+from robustcli.assembly.subjects import model_of, plugin_calls, surrogate_calls
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
@@ -20,21 +25,16 @@ from robustcli.evaluation.outside import cross_check, torchattacks_module
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
-from robustcli.jobs.compose import Setting, eval_plan, prepare, probe_size, samples
-from robustcli.jobs.origin import pinned
-from robustcli.jobs.plan import evaluation_plan
-from robustcli.jobs.rows import eval_document, rows_of, write_rows
 from robustcli.jobs.sharded import header_of, merged
-from robustcli.jobs.subjects import model_of, plugin_calls, surrogate_calls
 from robustcli.jobs.sweep import check_sweep, parse_sweep, run_sweep
-from robustcli.records import EvalRow
+from robustcli.records.rows import EvalRow
 from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import class_table, eval_table
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import Run
-from robustcli.runtime.rundir import newest_run, open_run
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.run import Run
+from robustcli.store.rundir import newest_run, open_run
+from robustcli.terminal.console import Console
 
 _METRICS = ("clean_acc", "robust_acc", "attack_success")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustcli.assembly.timing import Repeat, matmul_peak, precisions, timed
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
@@ -17,13 +18,12 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.errors import ResourceError
-from robustcli.jobs.timing import Repeat, matmul_peak, precisions, timed
 from robustcli.models import ModelInfo, build_model
 from robustcli.reporting.tables import Table
-from robustcli.runtime.console import Console
 from robustcli.runtime.device import describe_devices, why_no_cuda
 from robustcli.runtime.precision import bf16_native
 from robustcli.runtime.seed import environment
+from robustcli.terminal.console import Console
 
 _BRIEF = Repeat(least=3, budget=0.3, warm=1)
 

@@ -7,13 +7,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from robustcli.assembly.origin import pinned
 from robustcli.config.load import Loaded
 from robustcli.errors import UsageError
-from robustcli.jobs.origin import pinned
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.reporting.tables import Table
-from robustcli.runtime.console import Console
-from robustcli.runtime.rundir import newest_run
+from robustcli.store.rundir import newest_run
+from robustcli.terminal.console import Console
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcli.assembly.compose import Setting
+from robustcli.assembly.rows import hashes_of, ids_digest, rows_from
 from robustcli.config.load import load_config
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
@@ -21,12 +23,10 @@ from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.shards import Header, ShardResult, audits
 from robustcli.evaluation.shards import merge as merge_shards
-from robustcli.jobs.compose import Setting
-from robustcli.jobs.rows import hashes_of, ids_digest, rows_from
-from robustcli.records import EvalRow
-from robustcli.runtime.console import Console
-from robustcli.runtime.rundir import resolve_run
+from robustcli.records.rows import EvalRow
 from robustcli.runtime.seed import PACKAGE, hash_tree
+from robustcli.store.rundir import resolve_run
+from robustcli.terminal.console import Console
 
 _JUDGING = ("attacks", "core", "evaluation", "models")  # the source that a verdict depends on
 

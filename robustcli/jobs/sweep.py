@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
+from robustcli.assembly.compose import Setting, eval_plan, numbered, samples
+from robustcli.assembly.ranges import Sweep, parse_sweep
+from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
 from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.compose import Setting, eval_plan, numbered, samples
 from robustcli.jobs.distances import minimal_calls, run_distances
-from robustcli.jobs.ranges import Sweep, parse_sweep
-from robustcli.jobs.rows import hashes_of, ids_digest
 from robustcli.proportions import Rate, sign_test
-from robustcli.records import EvalRow
+from robustcli.records.rows import EvalRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.curves import sweep_curve, sweep_table
-from robustcli.runtime.atomic import JsonLines
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import Run
+from robustcli.store.atomic import JsonLines
+from robustcli.store.run import Run
+from robustcli.terminal.console import Console
 
 __all__ = ["Sweep", "check_sweep", "grey_radius", "measured", "parse_sweep", "run_sweep", "sweep_alarms"]
 

@@ -12,31 +12,31 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from robustcli.assembly.compose import Setting, model_to_train, prepare
+from robustcli.assembly.cost import passes_per_image, training_plan
+from robustcli.assembly.engine import Engine, make_engine
+from robustcli.assembly.origin import pinned
+from robustcli.assembly.reopen import found_by_name, note_run, opening
+from robustcli.assembly.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted, NumericsError, UsageError
-from robustcli.jobs.compose import Setting, model_to_train, prepare
-from robustcli.jobs.engine import Engine, make_engine
-from robustcli.jobs.origin import pinned
-from robustcli.jobs.plan import passes_per_image, training_plan
-from robustcli.jobs.reopen import found_by_name, note_run, opening
-from robustcli.jobs.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.models import model_meta
-from robustcli.runtime.checkpoint import compare_state, latest_good, load_checkpoint, resolve_checkpoint, sweep
-from robustcli.runtime.console import Console
 from robustcli.runtime.device import pick_device
-from robustcli.runtime.disk import preflight
 from robustcli.runtime.distributed import Ranks, join, local_device, solo
-from robustcli.runtime.retention import point
-from robustcli.runtime.run import Follower, Run
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.checkpoint import compare_state, latest_good, load_checkpoint, resolve_checkpoint, sweep
+from robustcli.store.disk import preflight
+from robustcli.store.retention import point
+from robustcli.store.run import Follower, Run
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
 from robustcli.training.loop import Trainer
-from robustcli.training.plan import Progress
 from robustcli.training.resume import check_resume
+from robustcli.training.trainplan import Progress
 
 
 @dataclass(frozen=True)

@@ -10,30 +10,30 @@ from typing import Any
 from torch import nn
 
 from robustcli import registry
+from robustcli.assembly.compose import Setting, eval_plan, numbered, prepare, samples
+from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.origin import followed, pinned
+from robustcli.assembly.rows import ids_digest
+from robustcli.assembly.subjects import model_of
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.spec import ModelConfig, is_reference
 from robustcli.errors import RobustCliError, UsageError, printable
 from robustcli.evaluation.alarms import Alarm, reliability, state_digest
 from robustcli.evaluation.plan import EvalPlan
-from robustcli.evaluation.transfer import Transfer, transfer_alarms, transfer_matrix
-from robustcli.jobs.compose import Setting, eval_plan, numbered, prepare, samples
+from robustcli.evaluation.transferability import Transfer, transfer_alarms, transfer_matrix
 from robustcli.jobs.evaluate import EvalFlags, begin
-from robustcli.jobs.origin import followed, pinned
-from robustcli.jobs.plan import evaluation_plan
-from robustcli.jobs.rows import ids_digest
-from robustcli.jobs.subjects import model_of
 from robustcli.proportions import Rate
 from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.heatmap import heatmap
 from robustcli.reporting.summary import sources
 from robustcli.reporting.tables import Table, write_csv
-from robustcli.runtime.atomic import JsonLines
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import Run
-from robustcli.runtime.rundir import open_run
 from robustcli.runtime.seed import code_hash
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.atomic import JsonLines
+from robustcli.store.run import Run
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
 
 _MOST = 64  # models in one matrix
 

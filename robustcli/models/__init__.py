@@ -10,8 +10,8 @@ from robustcli.models.build import build_model, build_plugin
 from robustcli.models.info import ModelInfo
 from robustcli.models.meta import model_from_meta, model_meta
 from robustcli.models.normalised import NormalisedModel, parse_normalize
+from robustcli.models.size import check_classes, count_parameters, fingerprint, flops
 from robustcli.models.source import load_model
-from robustcli.models.summary import check_classes, count_parameters, fingerprint, flops
 
 __all__ = [
     "ModelInfo",

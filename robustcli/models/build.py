@@ -15,11 +15,11 @@ from torch import nn
 from robustcli.config.bind import check_spec
 from robustcli.config.tree import config_error
 from robustcli.errors import ConfigError, PolicyError, ResourceError, out_of_memory
+from robustcli.models.blocks import seeded
 from robustcli.models.info import ModelInfo
-from robustcli.models.layers import seeded
 from robustcli.models.normalised import NormalisedModel, parse_normalize
 from robustcli.models.plugin import call_factory, factory_params, is_plugin, run_plugin, split_plugin
-from robustcli.models.summary import probe
+from robustcli.models.size import probe
 from robustcli.models.timm_zoo import build_timm
 from robustcli.models.torchvision_zoo import build_torchvision, one_size
 from robustcli.registry import models, parameters

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from robustcli.errors import NumericsError
 from robustcli.models.normalised import NormalisedModel
-from robustcli.runtime.checkpoint import compare_state
-from robustcli.runtime.weights import read_weights
+from robustcli.store.checkpoint import compare_state
+from robustcli.store.weights import read_weights
 
 
 def holds_normalisation(state: Mapping[str, Tensor]) -> bool:

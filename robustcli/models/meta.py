@@ -9,7 +9,7 @@ from robustcli.errors import CheckpointError, ConfigError, RobustCliError
 from robustcli.models.build import PLUGIN, build_model, build_plugin
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
-from robustcli.models.summary import differences, fingerprint, plain
+from robustcli.models.size import differences, fingerprint, plain
 
 
 def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from robustcli.models.blocks import Activation, Count, activation_layer, kaiming
 from robustcli.models.info import ModelInfo
-from robustcli.models.layers import Activation, Count, activation_layer, kaiming
 from robustcli.registry import models
 
 

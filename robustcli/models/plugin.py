@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from robustcli.errors import RobustCliError, UsageError
-from robustcli.models.layers import seeded
+from robustcli.models.blocks import seeded
 from robustcli.registry import suggestion
 
 _PLUGIN = re.compile(r"(?P<file>.+\.py)(:(?P<factory>\w*))?", re.DOTALL)

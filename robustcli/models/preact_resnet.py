@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from robustcli.models.blocks import Count, conv3x3, kaiming
 from robustcli.models.info import ModelInfo
-from robustcli.models.layers import Count, conv3x3, kaiming
 from robustcli.registry import models
 
 

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from robustcli.errors import ConfigError
+from robustcli.models.blocks import Activation, Count, Rate, activation_layer, conv3x3, kaiming
 from robustcli.models.info import ModelInfo
-from robustcli.models.layers import Activation, Count, Rate, activation_layer, conv3x3, kaiming
 from robustcli.registry import models
 
 

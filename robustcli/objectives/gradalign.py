@@ -9,8 +9,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from robustcli.core.losses import bind_inner, wide
+from robustcli.core.types import Batch, Classifier
 from robustcli.registry import regularizers
-from robustcli.types import Batch, Classifier
 
 _RESTART = -1  # attacks count restarts from 0, so that eta is independent of where they start
 

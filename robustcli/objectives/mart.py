@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustcli.core.losses import kl_rows, wide
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
-from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("mart", inner="ce", passes=6)

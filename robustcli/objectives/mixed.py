@@ -8,8 +8,8 @@ import torch
 from annotated_types import Ge, Le, Lt
 
 from robustcli.core.losses import mean_ce
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
-from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("mixed", inner="ce", passes=6)

@@ -7,8 +7,8 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from robustcli.core.losses import mean_ce
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
-from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("natural", inner=None, passes=3)

@@ -7,8 +7,8 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from robustcli.core.losses import mean_ce, nuclear_rows
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
-from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("nuat", inner="nuclear", passes=7)

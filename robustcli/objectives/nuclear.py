@@ -8,8 +8,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from robustcli.core.losses import nuclear_rows
+from robustcli.core.types import Batch, Classifier
 from robustcli.registry import regularizers
-from robustcli.types import Batch, Classifier
 
 
 @regularizers.register("nuclear", passes=6)

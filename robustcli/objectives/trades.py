@@ -7,8 +7,8 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from robustcli.core.losses import kl_rows, mean_ce
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
-from robustcli.types import Batch, Classifier, LossTerms
 
 
 @objectives.register("trades", inner="kl", passes=7)

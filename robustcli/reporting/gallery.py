@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcli.errors import printable
-from robustcli.runtime.atomic import write_atomic
-from robustcli.runtime.disk import explained
+from robustcli.store.atomic import write_atomic
+from robustcli.store.disk import explained
 
 if TYPE_CHECKING:
     from PIL.Image import Image

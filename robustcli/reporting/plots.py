@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.errors import printable
 from robustcli.proportions import Rate
-from robustcli.records import EvalRow, TrainRow
+from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import format_eps
-from robustcli.runtime.atomic import write_atomic
-from robustcli.runtime.disk import explained
+from robustcli.store.atomic import write_atomic
+from robustcli.store.disk import explained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

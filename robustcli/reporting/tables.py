@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.proportions import Rate
-from robustcli.records import EvalRow, TrainRow
+from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import Cell, Eps, raw, shown, tall
-from robustcli.runtime.atomic import write_atomic
+from robustcli.store.atomic import write_atomic
 
 if TYPE_CHECKING:
     import rich.table

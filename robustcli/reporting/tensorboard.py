@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from robustcli.errors import ResourceError
-from robustcli.records import TrainRow
+from robustcli.records.rows import TrainRow
 from robustcli.registry import trackers
 from robustcli.reporting.tracking import Panels, Tracker, scalars, sheet
-from robustcli.runtime.disk import explained
+from robustcli.store.disk import explained
 
 _EXTRA = 'pip install "robustcli[tensorboard]"'
 

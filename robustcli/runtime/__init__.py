@@ -1,1 +1,1 @@
-"""What a run stands on: files that survive a kill, locks, signals, devices, seeds. Nothing is imported here."""
+"""What machine this is: devices, precision, seeds, signals, ranks. Nothing is imported here."""

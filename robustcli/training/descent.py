@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.errors import NumericsError, ResourceError, out_of_memory
 from robustcli.runtime.distributed import Ranks, solo
 from robustcli.training.faults import caught, settle
 from robustcli.training.forward import Forward, Shared
 from robustcli.training.hooks import Hook, StepContext
-from robustcli.types import Batch, Classifier, LossTerms
 
 Objective = Callable[[Classifier, Batch], LossTerms]
 Regularizer = Callable[[Classifier, Batch], Tensor]

@@ -9,9 +9,9 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from robustcli.registry import hooks
+from robustcli.training.average import WeightCopy, take_over
 from robustcli.training.hooks import Hook, StepContext
 from robustcli.training.schedules import Share
-from robustcli.training.weights import WeightCopy, take_over
 
 
 class MovingAverage(Hook):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
+from robustcli.core.types import Batch, LossTerms
 from robustcli.errors import CheckpointError
 from robustcli.registry import steps
 from robustcli.training.steps import MinMax
-from robustcli.types import Batch, LossTerms
 
 
 @dataclass

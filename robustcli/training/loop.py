@@ -20,10 +20,10 @@ from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import together
 from robustcli.training.guarding import Guards
 from robustcli.training.meter import Meter
-from robustcli.training.plan import Progress, TrainPlan
 from robustcli.training.remedies import less_memory, located
-from robustcli.training.state import Groups, pack_run, step_seed, unpack_run
+from robustcli.training.saved import Groups, pack_run, step_seed, unpack_run
 from robustcli.training.steps import MinMax
+from robustcli.training.trainplan import Progress, TrainPlan
 from robustcli.training.validation import Validation
 
 #: A probe for `minutes` runs this many warm-up and measured steps on a copy of the state.

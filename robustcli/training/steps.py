@@ -16,6 +16,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
+from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.evaluation.plan import Search
 from robustcli.registry import steps
 from robustcli.runtime.distributed import Ranks, solo
@@ -23,7 +24,6 @@ from robustcli.training.descent import Descent, Objective, Regularizer
 from robustcli.training.faults import together
 from robustcli.training.forward import Forward
 from robustcli.training.hooks import Hook
-from robustcli.types import Batch, Classifier, LossTerms
 
 Attack = Callable[[Oracle, Tensor, Ball], Tensor]
 

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from robustcli.registry import hooks
+from robustcli.training.average import WeightCopy, take_over
 from robustcli.training.hooks import Hook, StepContext
 from robustcli.training.schedules import Share
-from robustcli.training.weights import WeightCopy, take_over
 
 
 class _NormsOnly(nn.Module):

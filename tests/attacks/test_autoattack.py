@@ -3,8 +3,8 @@
 import pytest
 
 from robustcli import registry
+from robustcli.assembly.compose import make_attacks, make_audit, planned_passes
 from robustcli.config.schema import Spec
-from robustcli.jobs.compose import make_attacks, make_audit, planned_passes
 
 registry.ensembles.discover()
 VERSIONS = ("standard", "plus", "rand", "rapid")

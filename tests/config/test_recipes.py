@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from robustcli import registry
+from robustcli.assembly.compose import prepare
+from robustcli.assembly.cost import passes_per_image
 from robustcli.config import Registries, load_config, parse_assignment, shipped_configs
 from robustcli.config.load import Loaded
 from robustcli.data.fake import images
-from robustcli.jobs.compose import prepare
-from robustcli.jobs.plan import passes_per_image
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.reporting import plots
-from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
-from robustcli.runtime.console import Console
+from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.terminal.console import Console
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECIPES = {name: path.read_text(encoding="utf-8") for name, path in shipped_configs().items() if name.startswith("train/")}

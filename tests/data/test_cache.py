@@ -24,9 +24,9 @@ from robustcli.data.images import Decoder
 from robustcli.data.mixture import MixedSplit, epoch_batches, extra_split
 from robustcli.data.split import MemorySplit, Store
 from robustcli.errors import DataError, Interrupted, ResourceError
-from robustcli.runtime import disk
-from robustcli.runtime.lock import RunLock
 from robustcli.runtime.signals import StopFlag
+from robustcli.store import disk
+from robustcli.store.lock import RunLock
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SPLITS = {"train/cat": 12, "train/dog": 8, "test/cat": 4, "test/dog": 3}

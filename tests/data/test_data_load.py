@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustcli.config.schema import DataConfig
-from robustcli.data import load as module
+from robustcli.data import datasets as module
 from robustcli.data import load_data
 from robustcli.errors import ConfigError, DataError, ResourceError
 from robustcli.registry import Entry, datasets

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import robustcli
+from robustcli.assembly.compose import make_attacks, make_audit
 from robustcli.config.schema import Spec
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.audit import PASSES, audited, depth, in_order, joined
 from robustcli.evaluation.bound import Audit, most, most_of_one_draw
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation
-from robustcli.jobs.compose import make_attacks, make_audit
 
 CALL = AttackCall("rapid:all", "apgd", lambda *a, **k: None, {})
 SHORT = AttackCall("short", "fab", lambda *a, **k: None, {})

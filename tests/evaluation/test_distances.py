@@ -8,7 +8,7 @@ from torch import nn
 
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
-from robustcli.evaluation.distances import closest_errors
+from robustcli.evaluation.nearest import closest_errors
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 
 

@@ -6,6 +6,7 @@ import zoo
 from torch import nn
 
 import robustcli
+from robustcli.assembly.compose import make_attacks
 from robustcli.config.schema import Spec
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
@@ -13,7 +14,6 @@ from robustcli.evaluation.escalation import escalations, gap, trusted
 from robustcli.evaluation.plan import EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.sizing import BatchSizer, halving, in_batches
-from robustcli.jobs.compose import make_attacks
 
 N = 64
 

@@ -16,7 +16,7 @@ from robustcli.core.geometry import Ball
 from robustcli.errors import DataError, ResourceError, UsageError
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.shards import SHARD, Header, ShardResult, ShardStore, merge, parse_part, part, shards_of
-from robustcli.runtime import atomic
+from robustcli.store import atomic
 
 registry.attacks.discover()
 HASHES = {"model": "a" * 64, "data": "b" * 64, "code": "c" * 64}

@@ -16,7 +16,7 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import MemorySplit
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.transfer import Transfer, sign_test, transfer_alarms, transfer_matrix, transferred
+from robustcli.evaluation.transferability import Transfer, sign_test, transfer_alarms, transfer_matrix, transferred
 
 registry.attacks.discover()
 CPU = torch.device("cpu")

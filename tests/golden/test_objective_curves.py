@@ -14,8 +14,8 @@ from torch import nn
 from robustcli import registry
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
+from robustcli.core.types import LossTerms
 from robustcli.training.steps import MinMax
-from robustcli.types import LossTerms
 
 STORED = Path(__file__).with_name("objective_curves.json")
 STEPS, ROWS, CLASSES = 10, 12, 3

@@ -7,16 +7,16 @@ import pytest
 import torch
 from jobs_support import TINY
 
+from robustcli.assembly import throughput, timing
+from robustcli.assembly.compose import fresh_model, prepare
+from robustcli.assembly.throughput import Bench
+from robustcli.assembly.timing import BF16, FP32, TF32, Repeat, Timing, interleaved, matmul_peak, precisions, timed
 from robustcli.config.load import load_config, parse_assignment
 from robustcli.errors import Interrupted
 from robustcli.jobs import bench as job
-from robustcli.jobs import throughput, timing
-from robustcli.jobs.compose import fresh_model, prepare
-from robustcli.jobs.throughput import Bench
-from robustcli.jobs.timing import BF16, FP32, TF32, Repeat, Timing, interleaved, matmul_peak, precisions, timed
 from robustcli.models import flops
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import read_status
+from robustcli.store.run import read_status
+from robustcli.terminal.console import Console
 
 CPU = torch.device("cpu")
 FEW = Repeat(least=5, budget=0.0, warm=1)

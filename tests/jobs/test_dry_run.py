@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from robustcli.jobs.plan import _flop, _time
+from robustcli.assembly.cost import _flop, _time
 
 UNITS = r"(?:[kMGTP]?FLOP|[KMG]iB|bytes|s|min|h|images?|steps?)"
 RUNS = (

@@ -15,8 +15,8 @@ import robustcli.jobs.evaluate
 import robustcli.jobs.train  # noqa: F401
 from robustcli.cli.main import run
 from robustcli.config.bind import Registries
-from robustcli.records import clopper_pearson
-from robustcli.runtime.run import read_status
+from robustcli.records.rows import clopper_pearson
+from robustcli.store.run import read_status
 
 KILLS, SLOW_KILLS = 5, 20
 LEARNED = ("objective=natural", "train.steps=150", "train.save_every=150", "train.validate_every=1", "train.optimizer.lr=0.1", "precision=fp32")

@@ -6,8 +6,8 @@ import pytest
 from jobs_support import TINY, environment, free_port
 
 from robustcli.errors import DataError, NumericsError, PeerError
-from robustcli.runtime import leftovers
-from robustcli.runtime.run import read_status
+from robustcli.store import leftovers
+from robustcli.store.run import read_status
 
 QUICK = (*TINY, "train.steps=4", "train.validate_every=100", "train.save_every=2")
 LATEST = ("--model", "run:runs/train/latest")
@@ -78,7 +78,7 @@ def test_the_next_resume_goes_on_with_the_run_before(good, cli):
 def test_what_may_work_the_next_time_keeps_its_directory(good, cli, monkeypatch):
     """Else --resume would go on with the run before, which had ended well."""
     with monkeypatch.context() as patch:
-        patch.setattr("robustcli.runtime.disk.free_bytes", lambda path: 10)
+        patch.setattr("robustcli.store.disk.free_bytes", lambda path: 10)
         assert cli("train", *QUICK, "name=good", "train.steps=6").code == 6
     for error in (PeerError("rank 0 of 2 lost a peer"), DataError("a data worker died", code="E-WORKER"), NumericsError("the loss is not finite")):
         with monkeypatch.context() as patch:
@@ -146,7 +146,7 @@ def test_a_crash_keeps_its_record_and_latest_its_run(good, cli, monkeypatch):
 
 def test_latest_moves_with_the_first_checkpoint(good, cli, monkeypatch):
     """Not at the start, and not only at the end: a killed run with a checkpoint can be evaluated."""
-    from robustcli.jobs.trainlog import Written
+    from robustcli.assembly.trainlog import Written
 
     seen, save = [], Written.save
 

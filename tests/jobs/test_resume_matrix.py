@@ -12,7 +12,7 @@ import pytest
 import torch
 from jobs_support import IMAGES, Job, all_same, moments, pick, write_images
 
-from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
 from robustcli.training.guards import CatastrophicOverfitting
 
 pytestmark = pytest.mark.usefixtures("warm")

@@ -16,10 +16,10 @@ import pytest
 import torch
 from jobs_support import IMAGES, WORKER, Job, all_same, hit_at, leave_digest, moments, pick, write_images
 
-from robustcli.jobs.launch import launch
-from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
-from robustcli.runtime.console import Console
-from robustcli.runtime.run import read_status
+from robustcli.assembly.launch import launch
+from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.run import read_status
+from robustcli.terminal.console import Console
 
 pytestmark = pytest.mark.usefixtures("warm")
 

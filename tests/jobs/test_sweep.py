@@ -10,11 +10,11 @@ from jobs_support import TINY
 from PIL import Image
 from torch import nn
 
+from robustcli.assembly.compose import prepare
 from robustcli.config.load import load_config, parse_assignment
 from robustcli.errors import UsageError
-from robustcli.jobs.compose import prepare
 from robustcli.jobs.sweep import Sweep, check_sweep, grey_radius, measured, parse_sweep, sweep_alarms
-from robustcli.runtime.console import Console
+from robustcli.terminal.console import Console
 
 BASE = ("data.name=fake", "data.size=8", "threads=1", "eval.n=60", "search.precision=fp32", "search.fold_bn=false", "search.channels_last=false")
 
@@ -178,8 +178,8 @@ def test_a_configured_step_size_grows_with_the_radius():
 
 
 def test_a_sweep_agrees_with_the_evaluation_at_its_own_radius():
+    from robustcli.assembly.compose import choose, eval_plan
     from robustcli.evaluation.robust import RobustEvaluation
-    from robustcli.jobs.compose import choose, eval_plan
 
     setting, _, rows = rows_of("steps=6", "ball.eps=0.03", "attacks.0.steps=6")
     plan = eval_plan(setting, setting.config.attacks)
@@ -218,7 +218,7 @@ def test_convergence_is_judged_against_chance(fell, recovered, fires):
 def test_distances_are_those_to_the_boundary(tmp_path):
     """Affine logits: the nearest error of class y is min_k (z_y - z_k) / ||w_y - w_k||_2; wrong samples have distance 0."""
     from robustcli.jobs.distances import run_distances
-    from robustcli.runtime.rundir import open_run
+    from robustcli.store.rundir import open_run
 
     model = Means()
     setting = labelled(setting_of("ball.norm=l2", "ball.eps=0.01", "attacks=[deepfool, fmn, pgd]"), model)

@@ -9,7 +9,7 @@ from jobs_support import TINY
 from PIL import Image
 
 from robustcli.jobs.transfer import short_names
-from robustcli.runtime.run import read_status
+from robustcli.store.run import read_status
 
 KEYS = {
     "schema_version", "ok", "verb", "run", "seconds", "models", "references", "n", "clean_acc", "jointly_correct", "matrix", "intervals", "attacks", "ball",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from robustcli.proportions import Rate, clopper_pearson
 from robustcli.reporting.cells import format_rate
-from robustcli.runtime.run import read_status
+from robustcli.store.run import read_status
 
 COMMON = {"schema_version", "ok", "verb", "run", "seconds"}
 EVAL_KEYS = {"n", "clean_acc", "robust_acc", "attack_success", "intervals", "attacks", "reliability", "alarms"}
@@ -164,7 +164,7 @@ def test_resume_of_another_experiment_names_the_keys(cli, trained):
 
 
 def test_a_locked_run_is_refused(cli, trained, tmp_path):
-    from robustcli.runtime.lock import RunLock
+    from robustcli.store.lock import RunLock
 
     with RunLock(tmp_path / "model"):
         answer = cli("train", *TINY, "--out", "model", "--resume")

@@ -20,7 +20,7 @@ from robustcli.errors import CheckpointError, ConfigError, NumericsError, Policy
 from robustcli.models import ModelInfo, NormalisedModel, build_model, fingerprint, load_model, model_from_meta, model_meta
 from robustcli.models.fill import load_weights
 from robustcli.registry import models
-from robustcli.runtime.checkpoint import save_checkpoint
+from robustcli.store.checkpoint import save_checkpoint
 
 TINY = {entry.name: dict(entry.facts.get("tiny", {})) for entry in models.discover()}
 CLASSES = ("ant", "bee", "cat")

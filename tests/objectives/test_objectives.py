@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
-from robustcli.types import Batch
+from robustcli.core.types import Batch
 
 ENTRIES = list(registry.objectives.discover())
 NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
+from robustcli.core.types import Batch
 from robustcli.objectives.gradalign import gradalign
 from robustcli.objectives.nuclear import nuclear
-from robustcli.types import Batch
 
 ENTRIES = list(registry.regularizers.discover())
 

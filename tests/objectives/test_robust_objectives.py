@@ -12,13 +12,13 @@ from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, kl_rows, mean_ce
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
+from robustcli.core.types import Batch
 from robustcli.evaluation.plan import Search
 from robustcli.objectives.mart import boosted_ce, mart
 from robustcli.objectives.natural import natural
 from robustcli.objectives.nuat import nuat
 from robustcli.objectives.trades import trades
 from robustcli.training.steps import MinMax
-from robustcli.types import Batch
 
 ROBUST = {"trades": trades, "mart": mart, "nuat": nuat}
 Y = np.array([0, 1, 2, 0, 1, 2])

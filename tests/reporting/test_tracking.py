@@ -18,21 +18,21 @@ import torch
 from jobs_support import TINY, final_state, same
 
 from robustcli import registry
+from robustcli.assembly.compose import fresh_model, prepare
+from robustcli.assembly.trainlog import Examples, Written
 from robustcli.cli.main import run as command
 from robustcli.config import dump_config, load_config, parse_assignment
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.errors import ConfigError, Interrupted, ResourceError, UsageError
-from robustcli.jobs.compose import fresh_model, prepare
-from robustcli.jobs.trainlog import Examples, Written
-from robustcli.records import TrainRow, train_rows
+from robustcli.records.rows import TrainRow, train_rows
 from robustcli.registry import Entry
 from robustcli.reporting import plots
 from robustcli.reporting.tracking import Panels, Trackers, open_trackers, panels_of, scalars, sheet
-from robustcli.runtime.console import Console
-from robustcli.runtime.rundir import open_run
-from robustcli.training.plan import Progress
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
 from robustcli.training.resume import classify
+from robustcli.training.trainplan import Progress
 
 Warnings = list[str]
 

@@ -87,8 +87,8 @@ def test_a_run_in_fp32_is_fp32(tmp_path: Path) -> None:
     script = """
 import torch
 from robustcli.config import load_config, parse_assignment
-from robustcli.jobs.compose import prepare
-from robustcli.runtime.console import Console
+from robustcli.assembly.compose import prepare
+from robustcli.terminal.console import Console
 loaded = load_config(None, [parse_assignment(text, "test") for text in ("data.name=fake", "ball.eps=0.1", "device=cpu")], environ={})
 prepare(loaded.config, Console(quiet=True))
 print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)

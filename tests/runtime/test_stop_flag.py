@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from robustcli.errors import Interrupted
-from robustcli.runtime.checkpoint import latest_good, save_checkpoint
 from robustcli.runtime.signals import StopFlag, heed
+from robustcli.store.checkpoint import latest_good, save_checkpoint
 
 
 def child(forked: Any, body: Callable[[StopFlag], int]) -> int:

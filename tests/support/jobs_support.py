@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from robustcli.runtime.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
 
 TINY = (
     "data.name=fake", "data.size=8", "model.name=small_cnn", "model.widths=[4]", "model.strides=[2]", "adversary.steps=2", "train.batch_size=16",
@@ -44,15 +44,15 @@ def instrument(said, hits=None):
 
     Call it in a process of its own: the classes stay changed.
     """
+    from robustcli.assembly.trainlog import Written
     from robustcli.core.oracle import Oracle
     from robustcli.jobs.train import TrainRun
-    from robustcli.jobs.trainlog import Written
     from robustcli.reporting import plots
-    from robustcli.runtime import checkpoint
+    from robustcli.store import checkpoint
+    from robustcli.training.average import WeightCopy
     from robustcli.training.descent import Descent
     from robustcli.training.loop import Trainer
     from robustcli.training.validation import Validation
-    from robustcli.training.weights import WeightCopy
 
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     state = {"number": 0, "inside": ""}

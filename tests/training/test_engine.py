@@ -10,13 +10,13 @@ from robustcli import registry
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
+from robustcli.core.types import LossTerms
 from robustcli.errors import Interrupted, NumericsError
 from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import settle
 from robustcli.training.forward import Forward, Shared, recompute
 from robustcli.training.free import Free
 from robustcli.training.steps import MinMax
-from robustcli.types import LossTerms
 
 X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3

@@ -8,7 +8,7 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.errors import CheckpointError
-from robustcli.training.state import pack_optimizer, unpack_optimizer
+from robustcli.training.saved import pack_optimizer, unpack_optimizer
 
 SCHEDULES, OPTIMIZERS = list(registry.schedules.discover()), list(registry.optimizers.discover())
 

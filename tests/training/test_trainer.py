@@ -18,9 +18,9 @@ from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.training.ema import ema
 from robustcli.training.guarding import Guards
 from robustcli.training.loop import Trainer
-from robustcli.training.plan import Progress, TrainPlan
 from robustcli.training.steps import MinMax
 from robustcli.training.swa import swa
+from robustcli.training.trainplan import Progress, TrainPlan
 
 G = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(0, 256, (40, 1, 4, 4), generator=G).to(torch.uint8)

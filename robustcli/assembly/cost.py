@@ -1,0 +1,186 @@
+"""`--dry-run`: what a run will cost, before it costs anything. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcli import registry
+from robustcli.assembly.compose import Setting, bound, make_attacks, make_search, planned_passes, samples
+from robustcli.config.schema import Spec
+from robustcli.core.modes import frozen
+from robustcli.evaluation.escalation import registered_call
+from robustcli.models import count_parameters, flops
+from robustcli.reporting.cells import format_eps
+from robustcli.reporting.tables import Table
+from robustcli.runtime.precision import resolve
+from robustcli.terminal.console import Console
+
+
+def attack_passes(name: str, params: dict[str, Any]) -> int:
+    """Most passes one attack spends on one image: a forward and a backward per step and restart, a forward per query or draw."""
+    return planned_passes([registered_call(name, name, params, None)])
+
+
+def passes_per_image(setting: Setting) -> int:
+    """Most model passes of one training step on one image: attack, objective, regularisers, hooks; the whole attack, without a curriculum."""
+    config = setting.config
+    objective = registry.objectives.get(config.objective.name).facts
+    outer: int = objective["passes"] + sum(registry.regularizers.discover().get(spec.name).facts["passes"] for spec in config.regularizers)
+    clean = objective["inner"] is not None and "clean" in registry.losses.discover().get(objective["inner"]).facts.get("state", ())
+    once = objective["passes"] - clean  # an attack that compares with clean logits pays for them once
+    outer += once * sum(registry.hooks.discover().get(spec.name).facts["extra_losses"] for spec in config.train.hooks)
+    step, parameters = bound(registry.steps, config.train.step, "train.step")
+    if not registry.steps.get(config.train.step.name).facts["attacks"]:
+        return outer * int(parameters.get("replays", registry.parameters(step)["replays"].default))
+    _, adversary = bound(registry.attacks, config.adversary, "adversary")
+    return outer + (attack_passes(config.adversary.name, adversary) if objective["inner"] else 0)
+
+
+def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
+    """Seconds of one forward pass of one image, measured on random pixels in batches of `batch`."""
+    x = torch.rand(batch, *setting.data.shape, device=setting.device)
+    with frozen(model), torch.no_grad(), torch.autocast(setting.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        model(x)
+        began = time.perf_counter()
+        rounds = 0
+        while rounds < 2 or (time.perf_counter() - began < 0.5 and rounds < 50):
+            model(x)
+            rounds += 1
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize(setting.device)
+    return (time.perf_counter() - began) / (rounds * batch)
+
+
+def activation_bytes(model: nn.Module, setting: Setting, batch: int) -> int:
+    """Bytes of all module outputs of one forward pass: what a backward pass must keep, roughly."""
+    total = 0
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, torch.Tensor) and not list(module.children()):
+            total += output.numel() * output.element_size()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    try:
+        with frozen(model), torch.no_grad():
+            model(torch.zeros(1, *setting.data.shape, device=setting.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total * batch
+
+
+def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[str, Any]:
+    """Parameters, passes, FLOPs, memory and time of the configured training."""
+    config, data = setting.config, setting.data
+    train = config.train
+    _, objective = bound(registry.objectives, config.objective, "objective")
+    for spec, kind in ((train.optimizer, registry.optimizers), (train.schedule, registry.schedules)):
+        bound(kind, spec, "train")
+    passes = passes_per_image(setting)
+    batch = min(train.batch_size, len(data.train))
+    per_epoch = len(data.train) // batch
+    dtype = resolve(config.precision, setting.device, console.warn)
+    forward = seconds_per_forward(setting, model, min(batch, 32), dtype)
+    per_step = forward * passes * batch
+    if train.steps is not None:
+        steps = train.steps
+    elif train.minutes is not None:
+        steps = int(60 * float(train.minutes) / per_step)
+    else:
+        steps = round(float(train.epochs if train.epochs is not None else 10) * per_epoch)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    memory = 4 * size + activation_bytes(model, setting, batch)
+    one = flops(model, data.shape)
+    return _show(
+        console,
+        {
+            "model": config.model.name,
+            "parameters": count_parameters(model),
+            "gflop_per_forward": one / 1e9,
+            "data": data.name,
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
+            "objective": config.objective.name,
+            "steps": steps,
+            "batch_size": batch,
+            "passes_per_image": passes,
+            "total_tflop": one * passes * batch * steps / 1e12,
+            "memory_bytes": memory,
+            "seconds": per_step * steps,
+            "precision": "tf32" if config.precision == "tf32" else str(dtype).removeprefix("torch."),
+            "device": str(setting.device),
+        },
+    )
+
+
+def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console) -> dict[str, Any]:
+    """Images, passes, FLOPs, memory and time of the configured evaluation; an upper bound, for broken rows leave early."""
+    config = setting.config
+    n = len(samples(setting)[1])
+    calls = make_attacks(specs, setting.ball.norm)
+    passes = 1 + planned_passes(calls) + 2 * len(calls)
+    batch = min(config.eval.batch_size or 256, n)
+    dtype = make_search(config, setting.device, console.warn).dtype
+    one = flops(model, setting.data.shape)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return _show(
+        console,
+        {
+            "model": config.model.name,
+            "parameters": count_parameters(model),
+            "gflop_per_forward": one / 1e9,
+            "data": f"{setting.data.name} {config.eval.split}",
+            "n": n,
+            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
+            "attacks": ", ".join(call.label for call in calls),
+            "passes_per_image": passes,
+            "total_tflop": one * passes * n / 1e12,
+            "memory_bytes": 2 * size + activation_bytes(model, setting, batch),
+            "seconds": seconds_per_forward(setting, model, min(batch, 32), dtype) * passes * n,
+            "precision": str(dtype).removeprefix("torch."),
+            "device": str(setting.device),
+        },
+    )
+
+
+def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan as a table of two columns; each number with its unit, once. What an evaluation costs is an upper bound, and is called one."""
+    measures = "n" in plan
+    most = "at most " if measures else ""
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "parameters": ("parameters", lambda v: f"{v:,}"),
+        "gflop_per_forward": ("forward pass", lambda v: f"{_flop(1e9 * v)} an image"),
+        "train_images": ("training images", lambda v: f"{v:,}"),
+        "val_images": ("validation images", lambda v: f"{v:,}"),
+        "n": ("images", lambda v: f"{v:,}"),
+        "steps": ("steps", lambda v: f"{v:,}"),
+        "batch_size": ("batch size", lambda v: f"{v:,} images"),
+        "passes_per_image": ("passes an image", lambda v: f"{most}{v:,}" if measures else f"{v:,} in each step"),
+        "total_tflop": ("work in all", lambda v: f"{most}{_flop(1e12 * v)}"),
+        "memory_bytes": ("memory", lambda v: f"about {max(1, round(v / 2**20)):,} MiB"),
+        "seconds": ("time", lambda v: f"{most}about {_time(v)}"),
+        "precision": ("precision of the search" if measures else "precision", str),
+    }
+    rows = [(label, show(value)) for key, value in plan.items() for label, show in [shown.get(key, (key, str))]]
+    console.table(Table("plan (dry run: nothing is written)", ["item", "value"], [list(row) for row in rows]))
+    return {"plan": plan, "run": None, "seconds": 0.0}
+
+
+def _flop(amount: float) -> str:
+    """2.399 MFLOP, 1.879 TFLOP."""
+    unit, name = next(((unit, name) for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")) if amount >= unit), (1e3, "k"))
+    return f"{amount / unit:.4g} {name}FLOP"
+
+
+def _time(seconds: float) -> str:
+    """0.4 s, 17 s, 3.0 min, 5.2 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{max(seconds, 0.1):.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,203 @@
+"""`robustcli train ... --nproc N`: N workers on this machine, their signals, their restarts, and the exit code of the one that failed first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from robustcli.assembly.reopen import RUN_FILE
+from robustcli.errors import PeerError, UsageError
+from robustcli.terminal.console import Console
+from robustcli.terminal.streams import write
+
+COMMAND = (sys.executable, "-m", "robustcli")
+_LOST, _STOPPED = PeerError.exit_code, (130, 143)
+_PASSED = (*range(2, 11), 70, *_STOPPED)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)  # SIGINT as itself, all others as SIGTERM
+_CLOSING = 29.0  # torch waits 30 s for the others after the first failure, then kills them
+_HOST = "127.0.0.1"
+
+
+def launch(argv: Sequence[str], nproc: int, max_restarts: int, console: Console, *, command: Sequence[str] = COMMAND) -> int:
+    """Run ``COMMAND ARGV`` as ranks 0 .. nproc-1 and return one exit code for all of them.
+
+    Args:
+        argv: of every worker: the verb and its arguments, without --nproc and --max-restarts.
+        nproc: workers, >= 1.
+        max_restarts: how often all workers start again, from the last checkpoint, after one was lost (exit 8), >= 0.
+            A fault that would only come back (wrong configuration, NaN, full disk) and a stop are final.
+        console: gets `rank R: reason` of the first failure; with json, the one document.
+        command: what a worker runs (tests have their own).
+
+    SIGINT reaches the workers as itself, SIGTERM, SIGUSR1, SIGHUP and SIGQUIT as SIGTERM: they save and end with 130 or 143. Codes 2 to 10,
+    70, 130 and 143 of the worker that failed first are passed on; a worker that was killed, or ends in any other way, is 8.
+    Raises UsageError: nproc or max_restarts out of range.
+    """
+    if not 1 <= nproc <= 1024 or not 0 <= max_restarts <= 1000:
+        raise UsageError(f"--nproc {nproc} --max-restarts {max_restarts}: 1 to 1024 processes and 0 to 1000 restarts are possible")
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # it tells the same in five lines
+    with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
+        return _Launch([*command, *argv], nproc, console, Path(scratch)).go(max_restarts)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How one attempt ended; rank and reason of the first failure."""
+
+    code: int
+    rank: int = 0
+    reason: str = ""
+
+
+class _Launch:
+    def __init__(self, command: Sequence[str], nproc: int, console: Console, scratch: Path) -> None:
+        self.command, self.nproc, self.console, self.scratch = list(command), nproc, console, scratch
+        self.asked: int | None = None
+        self._pids: list[int] = []
+        self._said = ""  # rank 0's stdout, with --json
+
+    def go(self, max_restarts: int) -> int:
+        with self._forwarding():
+            for attempt in range(max_restarts + 1):
+                ending = self._attempt(attempt)
+                if ending.code != _LOST or self.asked is not None or attempt == max_restarts:
+                    break
+                self.console.warn(f"rank {ending.rank}: {ending.reason}; restart {attempt + 1} of {max_restarts} from the last checkpoint")
+        if ending.reason:
+            self.console.error(f"rank {ending.rank}: {ending.reason}")
+        if self.console.json:
+            self._document(ending)
+        return ending.code
+
+    def _attempt(self, attempt: int) -> _Ending:
+        listener = socket.create_server((_HOST, 0))  # torch's own server would listen on every interface
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(_HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())  # type: ignore[attr-defined]
+        redirects = {rank: Std.ALL if rank else Std.OUT if self.console.json else Std.NONE for rank in range(self.nproc)}
+        context = start_processes(
+            name="robustcli",
+            entrypoint=self.command[0],
+            args={rank: tuple(self.command[1:]) for rank in range(self.nproc)},
+            envs={rank: self._environment(rank, port, attempt) for rank in range(self.nproc)},
+            logs_specs=DefaultLogsSpecs(log_dir=str(self.scratch), redirects=redirects),
+        )
+        self._install()  # torch has put its own handlers, which raise
+        try:
+            self._pids = list(context.pids().values())
+            self._send(self.asked or 0)  # 0 reaches nobody
+            result, seconds = None, 0.0
+            while result is None:
+                began = time.monotonic()
+                result = context.wait(1, 0.05)
+                seconds = time.monotonic() - began
+        finally:
+            self._pids = []
+            context.close()
+            del store  # it must outlive the workers
+        if self.console.json:
+            self._said = _text(result.stdouts[0])
+        return _ending(result.failures, result.stderrs, self.asked, hung=seconds >= _CLOSING)
+
+    def _environment(self, rank: int, port: int, attempt: int) -> dict[str, str]:
+        """What torchrun gives its workers, so that both go through the same door."""
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.nproc, "LOCAL_WORLD_SIZE": self.nproc, "MASTER_ADDR": _HOST, "MASTER_PORT": port}
+        names |= {"TORCHELASTIC_RESTART_COUNT": attempt, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": f"robustcli-{os.getpid()}"}
+        found = {name: str(value) for name, value in names.items()} | {RUN_FILE: str(self.scratch / "run")}
+        if "OMP_NUM_THREADS" not in os.environ:
+            found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.nproc))
+        if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
+            found["GLOO_SOCKET_IFNAME"] = "lo"  # nobody else can connect, and no host name need resolve
+        return found
+
+    # ---- signals -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        """Signals go to the workers while the block runs; handlers and environment come back afterwards."""
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.getsignal(number) for number in _FORWARDED} if main else {}
+        self._numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup stays nohup
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # else a signal at the start raises where no worker is known yet
+        self._install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+
+    def _install(self) -> None:
+        for number in self._numbers:
+            signal.signal(number, self._forward)
+
+    def _forward(self, signum: int, frame: FrameType | None) -> None:
+        wanted = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+        self.asked = self.asked or int(wanted)
+        self._send(wanted)
+
+    def _send(self, signum: int) -> None:
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def _document(self, ending: _Ending) -> None:
+        """With --json: rank 0's document when it speaks of what happened, else one of our own."""
+        if self._said.startswith("{") and (ending.rank == 0 or not ending.reason):
+            write(sys.stdout, self._said)
+            return
+        found = re.fullmatch(r"error\[(\S+)\]: (.*)", ending.reason)
+        code, message = found.groups() if found else (PeerError.code, ending.reason)
+        self.console.document({"ok": False, "error": {"code": code, "exit": ending.code, "message": f"rank {ending.rank}: {message}", "hint": ""}})
+
+
+def _ending(failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], asked: int | None, *, hung: bool) -> _Ending:
+    """The first failure: what a worker suffered itself comes before what it suffered from a lost peer, and that before our own SIGTERM.
+
+    An abort stands between: libraries abort a process of their own accord when a peer is lost.
+    """
+    if not failures:
+        return _Ending(0)
+
+    def order(rank: int) -> tuple[int, int]:
+        code = failures[rank].exitcode
+        return {-signal.SIGABRT: 1, **dict.fromkeys(_STOPPED, 2 if asked else 4), _LOST: 3, -signal.SIGTERM: 5}.get(code, 0), rank
+
+    rank = min(failures, key=order)
+    code = failures[rank].exitcode
+    if code in _STOPPED:
+        return _Ending(128 + asked if asked else code, rank)  # rank 0 has said so
+    if asked is not None and code == -asked:
+        return _Ending(128 + asked, rank, f"stopped by {signal.Signals(asked).name} before it began to train")
+    if code < 0:
+        killed = f"killed by {signal.Signals(-code).name if -code in list(signal.Signals) else -code}"
+        return _Ending(_LOST, rank, "did not answer, and was killed" if hung and -code == signal.SIGKILL else killed)
+    return _Ending(code if code in _PASSED else _LOST, rank, _last_words(_text(stderrs.get(rank))) or f"exit {code}")
+
+
+def _last_words(text: str) -> str:
+    """The error line of a worker, else its last line; empty for rank 0, whose stderr went to the user."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "")[:500]
+
+
+def _text(path: Any) -> str:
+    return Path(path).read_text("utf-8", "replace") if path and Path(path).is_file() else ""

@@ -1,0 +1,42 @@
+"""How rank 0 opens its run directory, also after a restart by a launcher."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from robustcli.store.atomic import write_atomic
+
+RUN_FILE = "ROBUSTCLI_RUN_FILE"  # where rank 0 notes its run directory for a restart; set by our launcher
+
+
+class Opening(NamedTuple):
+    """The arguments of `open_run` with these names."""
+
+    out: str | None
+    resume: bool
+    overwrite: bool
+
+
+def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
+    """What the user asked for; after a restart by the launcher: go on in the directory that this job opened before."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return Opening(out, resume, overwrite)
+    note = os.environ.get(RUN_FILE)
+    if note is None:  # torchrun: the newest run of this name, or `out`
+        return Opening(out, True, False)
+    noted = Path(note).read_text("utf-8") if Path(note).is_file() else None
+    return Opening(noted, True, False) if noted else Opening(out, resume or (out is not None and not overwrite), overwrite)
+
+
+def found_by_name() -> bool:
+    """Whether a launcher that notes nothing (torchrun) would make this job go on in the newest run of its name."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and RUN_FILE not in os.environ
+
+
+def note_run(path: Path) -> None:
+    """Tell our launcher, if it started this process, which directory this job opened; rank 0 calls it right after `open_run`."""
+    note = os.environ.get(RUN_FILE)
+    if note is not None:
+        write_atomic(Path(note), str(path.absolute()).encode())

@@ -1,0 +1,192 @@
+"""Images per second of the configured model, adversary and objective: one attack step, one training step, the training loop with its data."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcli import registry
+from robustcli.assembly.compose import Setting, make_search, split_of
+from robustcli.assembly.cost import passes_per_image
+from robustcli.assembly.engine import Engine, make_engine, make_step
+from robustcli.assembly.timing import Precision, Repeat, Timing, timed
+from robustcli.core.losses import Criterion, bind_inner
+from robustcli.core.modes import frozen
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+from robustcli.core.twin import SearchTwin
+from robustcli.core.types import Classifier
+from robustcli.data.mixture import epoch_batches, epoch_size
+from robustcli.errors import out_of_memory
+from robustcli.models import flops
+from robustcli.runtime.device import synchronise
+from robustcli.runtime.distributed import solo
+from robustcli.runtime.precision import tf32_products
+from robustcli.training.forward import Forward
+from robustcli.training.guarding import Guards
+from robustcli.training.steps import MinMax
+
+#: The step is measured as it is at the end of a run: curricula and warm-ups are over.
+_LATE = 0.999
+_MB = 2**20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and how often.
+
+    Args:
+        setting: device, data, ball, configuration; its batch size is the one measured.
+        model: on the device; never changed.
+        repeat: of each measurement.
+        stop: raises to interrupt. warn: one line to the user.
+    """
+
+    setting: Setting
+    model: nn.Module
+    repeat: Repeat
+    stop: Callable[[], None] = lambda: None
+    warn: Callable[[str], None] = lambda text: None
+
+    @property
+    def batch(self) -> int:
+        """Images in a step."""
+        return self.setting.config.train.batch_size
+
+    def resized(self, batch: int, **train: Any) -> Bench:
+        """The same with another batch size and other `train` settings."""
+        config = self.setting.config
+        config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch, **train})})
+        return replace(self, setting=replace(self.setting, config=config))
+
+    def on(self, device: torch.device) -> Bench:
+        """The same on another device."""
+        return replace(self, setting=replace(self.setting, device=device), model=copy.deepcopy(self.model).to(device))
+
+    def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """One batch of training images on the device; they repeat where the split is smaller. Raises DataError for an empty split."""
+        train, device = split_of(self.setting.data, "train"), self.setting.device
+        x, y, ids = next(iter(train.stream([torch.arange(self.batch) % len(train)], device)))
+        return (x.contiguous(memory_format=torch.channels_last) if self.setting.config.train.channels_last else x), y, ids
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+
+    def attack_step(self, precision: Precision, twin: bool) -> dict[str, Any]:
+        """Images/s of one forward pass with its input gradient of the inner loss: on the search twin, or on the model itself."""
+        config, device = self.setting.config, self.setting.device
+        x, y, ids = self.pixels()
+        inner, note = registry.objectives.discover().get(config.objective.name).facts["inner"] or "ce", ""
+        with frozen(self.model), tf32_products(precision.tf32):
+            searcher: Classifier = Forward(self.model, dtype=precision.dtype)
+            if twin:
+                compiled = make_search(config, device).compile
+                copied = SearchTwin(self.model, dtype=precision.dtype, channels_last=config.search.channels_last, compiled=compiled)
+                note, searcher = copied.parity(x), copied
+            with torch.no_grad():
+                loss = bind_inner(inner, y, clean=lambda: searcher(x))
+            oracle = Oracle(searcher, x, Criterion(y), loss=loss, rng=RowRandom(config.seed, "start", ids))
+            timing = timed(lambda: oracle.gradient(x), device, self.repeat, self.stop)
+        return {"work": "attack step", "precision": precision.name, "search": "twin" if twin else "plain", **self._row(timing, 2), "note": note}
+
+    def training_step(self, precision: Precision) -> dict[str, Any]:
+        """Images/s of the whole configured step, attack included; the learning rate is 0, so that every repetition does the same work."""
+        device, config = self.setting.device, self.setting.config
+        search = config.search.model_copy(update={"precision": "bf16" if precision.dtype is torch.bfloat16 else "fp32"})
+        config = config.model_copy(update={"precision": precision.name, "search": search})
+        x, y, ids = self.pixels()
+        with tf32_products(precision.tf32):
+            classes = len(self.setting.data.classes)
+            made = make_step(replace(self.setting, config=config), copy.deepcopy(self.model), solo(), Guards(0, classes, None, "off"), self.stop, self.warn)
+            step = _still(made)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            timing = timed(lambda: step(x, y, ids, seed=config.seed, epoch=0, progress=_LATE), device, self.repeat, self.stop)
+        memory = torch.cuda.max_memory_allocated(device) / _MB if device.type == "cuda" else None
+        row = self._row(timing, passes_per_image(self.setting))
+        note = step.twin_note or step.forward.note
+        return {"work": "training step", "precision": precision.name, "search": "", **row, "peak_memory_mib": memory, "note": note}
+
+    def _row(self, timing: Timing, passes: int) -> dict[str, Any]:
+        rate = timing.rate(self.batch)
+        tflops = rate["median"] * passes * flops(self.model, self.setting.data.shape) / 1e12
+        row = {"batch_size": self.batch, "images_per_second": rate["median"], "low": rate["low"], "high": rate["high"]}
+        return {**row, "repetitions": rate["repetitions"], "seconds": timing.median, "passes_per_image": passes, "tflops": tflops}
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def data(self, steps: int) -> dict[str, Any]:
+        """Images/s of the training loop as configured, and the share of its time in which it waits for the next batch.
+
+        A repetition is `steps` steps: fetch, augment, attack, descend. The first one warms up and does not count.
+        """
+        device = self.setting.device
+        engine = make_engine(self.setting, copy.deepcopy(self.model), solo(), self.stop, self.warn)
+        step, stream = _still(engine.step), _batches(engine, self.setting)
+        waits, rates = [], []
+        for number in range(self.repeat.least + 1):
+            waited = images = 0.0
+            began = time.perf_counter()
+            for _ in range(steps):
+                self.stop()
+                asked = time.perf_counter()
+                epoch, (x, y, ids) = next(stream)
+                waited += time.perf_counter() - asked
+                x, y_soft = engine.plan.augmented(x, y, ids, epoch)
+                step(x, y, ids, seed=engine.plan.seed, epoch=epoch, y_soft=y_soft, progress=_LATE)
+                images += len(x)
+            synchronise(device)
+            total = time.perf_counter() - began
+            if number:
+                waits.append(waited / total)
+                rates.append(images / total)
+        shares = {"waiting_share": statistics.median(waits), "waiting_low": min(waits), "waiting_high": max(waits)}
+        return {**shares, "images_per_second": statistics.median(rates), "low": min(rates), "high": max(rates), "repetitions": len(rates), "steps": steps}
+
+    # ---- batch size --------------------------------------------------------------------------------------------
+
+    def sizes(self, precision: Precision, candidates: list[int], slowest: float) -> tuple[list[dict[str, Any]], bool]:
+        """A training step at each batch size, ascending, and whether memory ran out; ends before a step that would take over `slowest` seconds.
+
+        Nothing is compiled meanwhile: each size would be compiled anew.
+        """
+        rows: list[dict[str, Any]] = []
+        full = False
+        for size in candidates:
+            if rows and rows[-1]["seconds"] * size / rows[-1]["batch_size"] > slowest:
+                break
+            other = self.resized(size, compile="off", micro_batch=None)
+            config = other.setting.config
+            config = config.model_copy(update={"search": config.search.model_copy(update={"compile": "off"})})
+            try:
+                rows.append(replace(other, setting=replace(other.setting, config=config)).training_step(precision))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                full = True
+            if full:  # outside of the handler, whose traceback holds the tensors
+                torch.cuda.empty_cache()
+                break
+        return rows, full
+
+
+def _still(step: MinMax) -> MinMax:
+    """The step with a learning rate of 0."""
+    for group in step.optimizer.param_groups:
+        group["lr"] = 0.0
+    return step
+
+
+def _batches(engine: Engine, setting: Setting) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+    """(epoch, batch) without end, in training order."""
+    size, epoch = min(engine.plan.batch_size, epoch_size(engine.train)), 0
+    while True:
+        for batch in engine.train.stream(epoch_batches(engine.train, size, engine.plan.seed, epoch), setting.device):
+            yield epoch, batch
+        epoch += 1

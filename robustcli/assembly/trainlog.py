@@ -1,0 +1,190 @@
+"""What a training run writes: records, checkpoints, pictures, summary. One rank writes, the others hold a `Silent`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.assembly.compose import Setting, calls_of
+from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+from robustcli.data.split import Split
+from robustcli.errors import Interrupted
+from robustcli.evaluation.lattice import to_lattice
+from robustcli.evaluation.plan import Search
+from robustcli.records.rows import TrainRow, train_rows
+from robustcli.reporting.summary import train_summary
+from robustcli.reporting.tables import train_table, write_csv
+from robustcli.reporting.tracking import Panels, Pixels, open_trackers, panels_of, said
+from robustcli.store.atomic import JsonLines
+from robustcli.store.checkpoint import save_checkpoint
+from robustcli.store.run import Run
+from robustcli.terminal.console import Console
+from robustcli.training.saved import Groups
+from robustcli.training.trainplan import Progress
+
+_REDRAW = 30.0  # seconds between two drawings of the curves of a running training
+
+
+class TrainLog(Protocol):
+    """The papers of a run."""
+
+    def text(self, line: str) -> None:
+        """One line for the log file."""
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """One validation record."""
+
+    def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None:
+        """A checkpoint with all that a resume needs."""
+
+    def cut(self, offset: int) -> None:
+        """Forget the records after a checkpoint that a resume starts from."""
+
+    def show(self, examples: Callable[[int], Panels]) -> None:
+        """Where adversarial examples come from: how many at most -> panels; asked after a record, when a tracker wants some."""
+
+    def finish(self, progress: Progress) -> None:
+        """Tables, curves and the summary."""
+
+
+class Silent:
+    """A rank that writes nothing."""
+
+    def text(self, line: str) -> None: ...
+    def row(self, values: Mapping[str, Any]) -> None: ...
+    def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None: ...
+    def cut(self, offset: int) -> None: ...
+    def show(self, examples: Callable[[int], Panels]) -> None: ...
+    def finish(self, progress: Progress) -> None: ...
+
+
+class Written:
+    """The papers of a run in its directory.
+
+    Args:
+        run: the directory. setting: of the run. config: its configuration as a tree. meta: of the model. digest: of the training data.
+        console: shows the table at the end. common: fields that all records share.
+
+    Raises ConfigError or ResourceError when a tracker of `train.trackers` cannot start.
+    """
+
+    def __init__(
+        self, run: Run, setting: Setting, config: Mapping[str, Any], meta: Mapping[str, Any], digest: str, console: Console, common: Mapping[str, Any]
+    ) -> None:
+        self.run, self.setting, self.config, self.meta, self.digest, self.console = run, setting, config, meta, digest, console
+        self.common = {"norm": setting.ball.norm, "eps": setting.ball.eps, "seed": setting.config.seed, "hashes": {"data": digest}, **common}
+        self.lines = JsonLines(run.path / "metrics.jsonl")
+        self.trackers = open_trackers(setting.config.train.trackers, run.path, self._warn)
+        self._examples: Callable[[int], Panels] | None = None
+        self._drawn = time.monotonic()
+
+    def text(self, line: str) -> None:
+        """See `TrainLog`."""
+        self.run.log(line)
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """See `TrainLog`; the curves are drawn again every half minute."""
+        row = TrainRow.of(values, **self.common)
+        self.lines.write(row.to_json())
+        self.text(", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items() if value is not None))
+        self.trackers.row(row)
+        self._show(row.step)
+        if time.monotonic() - self._drawn > _REDRAW:
+            self._draw()
+
+    def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None:
+        """See `TrainLog`."""
+        self.lines.sync()
+        progress.log_offset = self.lines.offset
+        data = {"name": self.setting.data.name, "digest": self.digest}
+        meta = {**self.meta, "config": dict(self.config), "progress": asdict(progress), "data": data}
+        path = save_checkpoint(self.run.checkpoints, progress.step, groups, meta, tags=tags, keep=self.setting.config.train.keep)
+        self.run.status(state="running", step=progress.step, last_checkpoint=str(path.relative_to(self.run.path)))
+
+    def cut(self, offset: int) -> None:
+        """See `TrainLog`."""
+        self.lines.truncate(offset)
+        if self.trackers:
+            self.trackers.resume(train_rows(self.run.path / "metrics.jsonl"))
+
+    def show(self, examples: Callable[[int], Panels]) -> None:
+        """See `TrainLog`."""
+        self._examples = examples
+
+    def finish(self, progress: Progress) -> None:
+        """See `TrainLog`."""
+        self.lines.close()
+        self.trackers.close()
+        rows = self._draw()
+        write_csv(self.run.path / "results.csv", rows)
+        self.run.write_text("summary.md", train_summary(self.config, progress.best, progress.last, rows, progress.alarms))
+        self.console.table(train_table(rows, best_step=progress.best.get("step")))
+
+    def _draw(self) -> list[TrainRow]:
+        from robustcli.reporting.plots import training_curves
+
+        rows = train_rows(self.run.path / "metrics.jsonl")
+        if rows:
+            training_curves(self.run.path / "plots" / "training.png", rows)
+        self._drawn = time.monotonic()
+        return rows
+
+    def _show(self, step: int) -> None:
+        count = self.trackers.examples
+        if self._examples is None or not count:
+            return
+        try:
+            panels = self._examples(count)
+        except Interrupted:
+            return  # the request stays: the loop stops at its next boundary, where all ranks do
+        except Exception as error:  # out of memory, say: a picture is not worth the run
+            self._examples = None
+            self._warn(f"no adversarial examples for the trackers any more: {said(error)}")
+            return
+        self.trackers.images(step, panels)
+
+    def _warn(self, text: str) -> None:
+        self.console.warn(text)
+        self.text(f"warning: {text}")
+
+
+class Examples:
+    """The first validation images, attacked as in training: what the trackers show. The same images and draws each time.
+
+    Args:
+        setting: of the run. model: () -> what is validated now. split, positions: the validation images. stop: raises Interrupted.
+    """
+
+    def __init__(self, setting: Setting, model: Callable[[], nn.Module], split: Split, positions: Tensor, stop: Callable[[], None] | None = None) -> None:
+        self.setting, self.model, self.split, self.positions, self.stop = setting, model, split, positions, stop
+        (self.call,) = calls_of(setting.config.adversary, setting.ball.norm, "adversary", Search())
+        self._batch: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, count: int) -> Panels:
+        """At most `count` images, clean, adversarial and their difference; the model's flags and buffers are as before."""
+        if self._batch is None:
+            self._batch = next(iter(self.split.stream([self.positions[:count]], self.setting.device)))
+        x, y, ids = (part[:count] for part in self._batch)
+        model, ball, minimal = self.model(), self.setting.ball, self.call.kind == "minimal"
+        with frozen(model):
+            rng = RowRandom(self.setting.config.seed, "start", ids)
+            oracle = Oracle(model, x, Criterion(y), rng=rng, keep="closest" if minimal else "best", ball=ball, stop=self.stop)
+            found = self.call.fn(oracle, x, ball, **self.call.params)
+        found = ball.or_origin(x, found) if minimal else found
+        found = to_lattice(x, found, ball) if self.call.bounded else found
+        return panels_of(_pixels(x), _pixels(found), float(self.setting.config.attack.amplify))
+
+
+def _pixels(x: Tensor) -> Pixels:
+    """[N, C, H, W], in [0, 1] or uint8, as uint8 [N, H, W, C]."""
+    levels = x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
+    found: Pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return found

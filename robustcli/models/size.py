@@ -1,0 +1,116 @@
+"""What a model is and what it costs: parameters, FLOPs, fingerprint, classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from robustcli.core.modes import frozen
+from robustcli.errors import ConfigError, DataError, RobustCliError
+from robustcli.models.blocks import seeded
+from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of scalars in the parameters; a tied one counts once, buffers do not."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops(model: nn.Module, shape: Sequence[int]) -> int:
+    """FLOPs of one forward pass of one image, 2 for each multiply-add; convolutions, matrix products and attention only.
+
+    Args:
+        model: on any device, the meta device too; runs in eval mode, flags are restored.
+        shape: (C, H, W) of one image.
+
+    Returns:
+        FLOPs per image (the GMAC of papers times 2e9). BN, activations and pooling are not counted, as in the papers.
+    """
+    like = next(model.parameters(), torch.empty(0))
+    x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder hides its products from the counter
+    try:
+        with frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops())
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON gives it back: tuples become lists, so that two fingerprints compare equal after a save."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What must agree before weights are loaded: arch, params, num_classes, shape, mean, std, SHA-256 over (key, shape, dtype) of the state.
+
+    A foreign module (no NormalisedModel) answers with its class name and the hash. JSON types only.
+    """
+    rows = sorted((key, list(value.shape), str(value.dtype)) for key, value in model.state_dict().items())
+    info = getattr(model, "info", None)
+    known = info if isinstance(info, ModelInfo) else None
+    answer = {
+        "arch": getattr(model, "arch", "") or type(model).__qualname__,
+        "params": getattr(model, "params", {}) if known else {},
+        "num_classes": known.num_classes if known else None,
+        "shape": known.shape if known else None,
+        "mean": known.mean if known else None,
+        "std": known.std if known else None,
+        "shapes": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
+    return dict(plain(answer))
+
+
+def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    """``key: expected … got …`` for each entry of two fingerprints that differs."""
+    return [f"{key}: expected {expected.get(key)}, got {got.get(key)}" for key in sorted({*expected, *got}) if expected.get(key) != got.get(key)]
+
+
+def check_classes(model_num_classes: int, data_classes: int | Sequence[str], model_classes: Sequence[str] | None = None) -> None:
+    """DataError E-CLASSES (exit 3) unless the head fits the data: number of classes first, then names where both are known.
+
+    Args:
+        model_num_classes: K of the logits.
+        data_classes: the data set's number of classes, or their names in label order.
+        model_classes: names stored in the checkpoint, None when it has none.
+    """
+    names = None if isinstance(data_classes, int) else list(data_classes)
+    count = data_classes if isinstance(data_classes, int) else len(data_classes)
+    if count != model_num_classes:
+        extra = f" ({', '.join(names[:5])}{', …' if count > 5 else ''})" if names else ""
+        hint = "use the data set it was trained on, or train a new head"
+        raise DataError(f"the model has {model_num_classes} classes, the data have {count}{extra}", hint=hint, code="E-CLASSES")
+    if names is None or model_classes is None:
+        return
+    for label, (ours, theirs) in enumerate(zip(model_classes, names, strict=False)):
+        if ours != theirs:
+            hint = "labels must mean the same: rename or reorder the classes"
+            raise DataError(f"class {label} is {ours!r} in the model and {theirs!r} in the data", hint=hint, code="E-CLASSES")
+
+
+def probe(model: NormalisedModel, name: str, seed: int) -> None:
+    """One forward of one grey image of the data's shape: ConfigError unless the logits are [1, K], so that a wrong size dies at start."""
+    info = model.info
+    assert info is not None
+    x = torch.full((1, *info.shape), 0.5)
+    try:
+        with seeded(seed), frozen(model), torch.no_grad():
+            logits = model(x)
+    except RobustCliError:
+        raise
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0][:200]
+        shape = "x".join(map(str, info.shape))
+        raise ConfigError(f"{name} cannot take images of {shape}: {type(error).__name__}: {text}", hint="set data.size, or choose another model") from error
+    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != [1, info.num_classes]:
+        raise ConfigError(f"{name} is not a classifier of {info.num_classes} classes: for one image it returns {got}, expected [1, {info.num_classes}]")

@@ -1,0 +1,1 @@
+"""What survives a kill: atomic writes, locks, run directories, checkpoints, weight files. Nothing is imported here."""

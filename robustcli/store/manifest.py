@@ -1,0 +1,130 @@
+"""The manifest of a checkpoint: strict JSON that proves its own integrity and that of every file beside it.
+
+    {"aliases": {GROUP: {NAME: NAME}}, "files": {"GROUP.safetensors": {"sha256": HEX, "size": BYTES}}, "format": "robustcli-checkpoint",
+     "meta": {...}, "schema_version": 1, "sha256": HEX over this document without this key, "step": N}
+
+Neither pickle nor safetensors notices a flipped bit in the data; SHA-256 does. The document has exactly one valid
+spelling (sorted keys, fixed spacing), so that no changed byte goes unnoticed. It is integrity, not authenticity:
+whoever can write the directory can write a new manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from robustcli.errors import CheckpointError, NumericsError
+from robustcli.store.atomic import strict_json
+from robustcli.store.tensorfile import read_regular, strict_loads
+
+NAME = "manifest.json"
+SCHEMA_VERSION = 1
+MAX_BYTES = 16 << 20
+STEP_DIR = re.compile(r"step-(\d{8,18})", re.ASCII)
+_FORMAT = "robustcli-checkpoint"
+_GROUP = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
+_SUFFIX = ".safetensors"
+_SHA = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one checkpoint directory must hold. files: name -> (SHA-256, size in bytes); aliases: group -> {name: same tensor}."""
+
+    step: int
+    files: dict[str, tuple[str, int]]
+    aliases: dict[str, dict[str, str]]
+    meta: dict[str, Any]
+    sha256: str = ""  # set by `parse`
+
+
+def file_name(group: str) -> str:
+    """The file of a group. Raises ValueError: a group is a lower-case identifier of at most 32 characters."""
+    if not _GROUP.fullmatch(group):
+        raise ValueError(f"checkpoint group {group!r} is not a lower-case identifier")
+    return group + _SUFFIX
+
+
+def group_name(file: str) -> str:
+    """The group of a file name that `parse` has accepted."""
+    return file.removesuffix(_SUFFIX)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The one valid spelling. Raises NumericsError: NaN or Inf in `meta`; ValueError, TypeError: `meta` is not plain JSON data."""
+    document = {
+        "aliases": {group: dict(names) for group, names in manifest.aliases.items() if names},
+        "files": {name: {"sha256": sha, "size": size} for name, (sha, size) in manifest.files.items()},
+        "format": _FORMAT,
+        "meta": manifest.meta,
+        "schema_version": SCHEMA_VERSION,
+        "step": manifest.step,
+    }
+    data = _spell({**document, "sha256": _digest(document)})
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"the manifest would be {len(data)} bytes, more than {MAX_BYTES}; large state belongs into a tensor group")
+    return data
+
+
+def read(directory: Path) -> Manifest:
+    """The proven manifest of a checkpoint directory. Raises CheckpointError E-CKPT-MISSING, -FORMAT or -HASH."""
+    path = directory / NAME
+    manifest = parse(read_regular(path, MAX_BYTES), str(path))
+    named = STEP_DIR.fullmatch(directory.name)
+    if named and int(named[1]) != manifest.step:
+        _bad(f"the directory is named {directory.name}, the manifest is of step {manifest.step}", str(path))
+    return manifest
+
+
+def parse(data: bytes, where: str) -> Manifest:
+    """Bytes -> Manifest, or CheckpointError: never another exception, never a document that was changed."""
+    try:
+        document = strict_loads(data)
+        spelled = _spell(document)
+    except (ValueError, TypeError, RecursionError, NumericsError) as error:
+        _bad(f"not strict JSON ({error})", where)
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        _bad("not a robustcli checkpoint manifest", where)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        _bad(f"schema_version {document.get('schema_version')!r}; this version of robustcli reads {SCHEMA_VERSION}", where)
+    recorded = document.pop("sha256", None)
+    actual = _digest(document)
+    if recorded != actual or spelled != data:
+        raise CheckpointError(f"manifest was changed: expected {recorded}, got {actual}", where=where, hint="the file is damaged", code="E-CKPT-HASH")
+    return _checked(document, actual, where)
+
+
+def _checked(document: dict[str, Any], sha256: str, where: str) -> Manifest:
+    """Types and names of a document whose hash is right: a forged one may still not leave its directory."""
+    if set(document) != {"aliases", "files", "format", "meta", "schema_version", "step"}:
+        _bad("unknown or missing keys", where)
+    step, files, aliases, meta = (document[key] for key in ("step", "files", "aliases", "meta"))
+    if type(step) is not int or not 0 <= step < 10**18 or not all(isinstance(part, dict) for part in (files, aliases, meta)):
+        _bad("a field has the wrong type", where)
+    for name, entry in files.items():
+        if not (name.endswith(_SUFFIX) and _GROUP.fullmatch(group_name(name))):
+            _bad(f"file name {name!r} is not allowed", where)
+        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
+            _bad(f"entry of {name} is malformed", where)
+        if type(entry["size"]) is not int or entry["size"] < 0 or not isinstance(entry["sha256"], str) or not _SHA.fullmatch(entry["sha256"]):
+            _bad(f"entry of {name} is malformed", where)
+    for group, names in aliases.items():
+        if group + _SUFFIX not in files or not isinstance(names, dict) or not all(isinstance(target, str) for target in names.values()):
+            _bad(f"tied tensors of {group!r} are malformed", where)
+    return Manifest(step, {name: (entry["sha256"], entry["size"]) for name, entry in files.items()}, aliases, meta, sha256)
+
+
+def _spell(document: Mapping[str, Any]) -> bytes:
+    return strict_json(document, indent=1).encode() + b"\n"
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_spell(document)).hexdigest()
+
+
+def _bad(what: str, where: str) -> NoReturn:
+    raise CheckpointError(what, where=where, hint="the checkpoint is damaged or from another program", code="E-CKPT-FORMAT")

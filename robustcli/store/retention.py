@@ -1,0 +1,137 @@
+"""Which checkpoint directories of a run are there, which one a pointer names, which may go."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from robustcli.errors import CheckpointError
+from robustcli.store.atomic import TMP_PREFIX, fsync_dir, tmp_name, write_atomic
+from robustcli.store.disk import explained
+from robustcli.store.manifest import STEP_DIR
+from robustcli.store.tensorfile import read_regular
+
+ASIDE = ".old-"  # a directory that is being replaced by a new save of the same step waits under this name
+_TAG = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
+
+
+def step_name(step: int) -> str:
+    """``step-00001200``. Raises ValueError outside 0 <= step < 10^18."""
+    if not 0 <= step < 10**18:
+        raise ValueError(f"step {step} is not in [0, 10^18)")
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a directory that `candidates` has listed."""
+    named = STEP_DIR.fullmatch(path.name.removeprefix(ASIDE))
+    if named is None:
+        raise ValueError(f"{path.name} is not a checkpoint directory")
+    return int(named[1])
+
+
+def candidates(root: Path) -> list[Path]:
+    """The checkpoint directories in `root`, newest step first; one that waits aside counts where its place is empty. Links do not count."""
+    with explained(root):
+        entries = [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)] if root.is_dir() else []
+    names = {name.removeprefix(ASIDE) for name in entries if STEP_DIR.fullmatch(name.removeprefix(ASIDE))}
+    return sorted((root / (name if name in entries else ASIDE + name) for name in names), key=step_of, reverse=True)
+
+
+def check_tag(tag: str) -> str:
+    """`tag` itself. Raises ValueError: a tag is a lower-case word."""
+    if not _TAG.fullmatch(tag):
+        raise ValueError(f"checkpoint tag {tag!r} is not a lower-case word")
+    return tag
+
+
+def point(root: Path, tag: str, name: str) -> None:
+    """Make `root`/`tag` name the directory `name`, atomically. Raises ResourceError."""
+    write_atomic(root / check_tag(tag), name.encode() + b"\n")
+
+
+def pointed(root: Path, tag: str) -> str | None:
+    """The directory name that a pointer file holds, None without the file.
+
+    Raises CheckpointError E-CKPT-FORMAT: not one line ``step-NNNNNNNN``.
+    """
+    path = root / check_tag(tag)
+    try:
+        text = read_regular(path, 64).decode("ascii").removesuffix("\n")
+    except UnicodeDecodeError:
+        text = ""
+    except CheckpointError as error:
+        if error.code == "E-CKPT-MISSING":
+            return None
+        raise
+    if not STEP_DIR.fullmatch(text):
+        raise CheckpointError("not a pointer to a checkpoint", where=str(path), hint="write the name of a step directory into it", code="E-CKPT-FORMAT")
+    return text
+
+
+def resolve_checkpoint(root: Path, tag: str = "last") -> Path:
+    """The directory that `root`/`tag` points to. Raises CheckpointError: no pointer, a bad one, or nothing there."""
+    name = pointed(root, tag)
+    if name is None:
+        raise CheckpointError(f"there is no {tag!r} checkpoint", where=str(root), hint="train first, or name another run", code="E-CKPT-MISSING")
+    found = {step_name(step_of(path)): path for path in candidates(root)}
+    if name not in found:
+        raise CheckpointError(f"{tag!r} points to {name}, which is not there", where=str(root), code="E-CKPT-MISSING")
+    return found[name]
+
+
+def tagged(root: Path) -> set[str] | None:
+    """Names under any pointer; None when one of the pointers cannot be read, so that nothing may be called unused."""
+    with explained(root):
+        files = [entry.name for entry in os.scandir(root) if not entry.is_dir(follow_symlinks=False) and _TAG.fullmatch(entry.name)]
+    try:
+        return {name for file in files if (name := pointed(root, file)) is not None}
+    except CheckpointError:
+        return None
+
+
+def prune(root: Path, step: int, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints of steps <= `step`; never one under a pointer, never a later one.
+
+    Returns what was removed. Raises ResourceError.
+    """
+    kept = tagged(root)
+    doomed = [path for path in candidates(root) if step_of(path) <= step][keep:] if kept is not None else []
+    doomed = [path for path in doomed if step_name(step_of(path)) not in (kept or ())]
+    with explained(root):
+        for path in doomed:
+            grave = root / tmp_name("prune-")  # a rename first: a kill leaves rubbish that is known as rubbish, not half a checkpoint
+            os.replace(path, grave)
+            remove(grave)
+    return doomed
+
+
+def sweep(root: Path) -> list[Path]:
+    """Remove what a killed save left in `root`, and put back a directory that was set aside and not yet replaced.
+
+    Only for the owner of the run (under its lock). Returns what was removed. Raises ResourceError.
+    """
+    removed: list[Path] = []
+    with explained(root):
+        for path in sorted(root.iterdir()) if root.is_dir() else []:
+            if path.name.startswith(ASIDE) and STEP_DIR.fullmatch(path.name.removeprefix(ASIDE)):
+                place = root / path.name.removeprefix(ASIDE)
+                if not os.path.lexists(place):
+                    os.replace(path, place)
+                    fsync_dir(root)
+                    continue
+            elif not path.name.startswith(TMP_PREFIX):
+                continue
+            remove(path)
+            removed.append(path)
+    return removed
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it points to) or a directory tree; absent is fine. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

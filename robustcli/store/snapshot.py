@@ -1,0 +1,100 @@
+"""Reading checkpoints: proven byte by byte before anything is parsed, with a fallback when the last one is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcli.errors import CheckpointError
+from robustcli.store import manifest as manifests
+from robustcli.store import tensorfile
+from robustcli.store.manifest import Manifest
+from robustcli.store.retention import candidates, pointed, step_of
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One verified checkpoint in memory. sha256: of its manifest, hence of all its content."""
+
+    path: Path
+    step: int
+    groups: dict[str, dict[str, Tensor]]
+    meta: dict[str, Any]
+    sha256: str
+
+
+def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> Snapshot:
+    """One checkpoint directory, proven byte by byte before it is parsed; no fallback.
+
+    Raises CheckpointError: E-CKPT-MISSING, E-CKPT-HASH (file, expected, got) or E-CKPT-FORMAT.
+    """
+    manifest = manifests.read(path)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, data in _proven(path, manifest):
+        group = manifests.group_name(name)
+        tensors = tensorfile.decode(data, manifest.aliases.get(group, {}), str(path / name))
+        moved = {id(t): t.to(device) for t in tensors.values()}  # by identity: tied tensors stay one
+        groups[group] = {key: moved[id(t)] for key, t in tensors.items()}
+    return Snapshot(path, manifest.step, groups, manifest.meta, manifest.sha256)
+
+
+def verify_checkpoint(path: Path) -> Manifest:
+    """Prove sizes and hashes of a directory without building tensors. Raises CheckpointError as `load_checkpoint`."""
+    manifest = manifests.read(path)
+    for _ in _proven(path, manifest):
+        continue
+    return manifest
+
+
+def latest_good(root: Path, warn: Callable[[str], None]) -> Snapshot | None:
+    """The checkpoint under `last`, else the newest older one that verifies, with one warning; None when there never was one.
+
+    Reads only. Raises CheckpointError when there are checkpoints and none of them verifies: starting over would lose a run silently.
+    """
+    problems: list[str] = []
+    for path in _in_order(root, problems):
+        try:
+            snapshot = load_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warn(f"falling back to {path.name}: {problems[0]}" + (f" (+{len(problems) - 1} more)" if len(problems) > 1 else ""))
+        return snapshot
+    if not problems:
+        return None
+    hint = "--overwrite starts anew"
+    raise CheckpointError(f"no checkpoint is intact: {problems[0]}", where=str(root), hint=hint, code="E-CKPT-HASH")
+
+
+def _proven(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each file after its size and hash were checked."""
+    for name, (expected, size) in manifest.files.items():
+        data = tensorfile.read_regular(path / name, size, exactly=size)
+        got = hashlib.sha256(data).hexdigest()
+        if got != expected:
+            raise CheckpointError(f"expected sha256 {expected}, got {got}", where=str(path / name), hint="the file is damaged", code="E-CKPT-HASH")
+        yield name, data
+
+
+def _in_order(root: Path, problems: list[str]) -> list[Path]:
+    """`last`, then older ones from new to old, then later ones from old to new; without a usable pointer from new to old."""
+    found = candidates(root)
+    try:
+        name = pointed(root, "last")
+    except CheckpointError as error:
+        name = None
+        problems.append(str(error))
+    if name is None:
+        problems.extend(["there is no pointer 'last'"] if found and not problems else [])
+        return found
+    last = int(name.removeprefix("step-"))
+    if last not in map(step_of, found):
+        problems.append(f"'last' points to {name}, which is not there")
+    return [p for p in found if step_of(p) <= last] + [p for p in reversed(found) if step_of(p) > last]

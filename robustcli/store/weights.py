@@ -1,0 +1,162 @@
+"""Bare weight files from outside: safetensors and npz are read here; formats that can run code go through `convert`, if at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NoReturn
+
+import numpy
+import safetensors
+import torch
+from torch import Tensor
+
+from robustcli.errors import CheckpointError, PolicyError, RobustCliError
+from robustcli.store import tensorfile
+from robustcli.store.disk import explained
+
+CODE_FORMATS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
+SAFE_TORCH = (2, 10)  # weights_only before it could be broken out of: CVE-2025-32434, CVE-2026-24747
+MAX_BYTES = 1 << 37
+_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_CONVERT = Path(__file__).with_name("convert.py")
+
+
+def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """{name: tensor on the CPU} of one file, by its suffix; prefixes that DataParallel and torch.compile add are removed.
+
+    Args:
+        path: .safetensors, .npz, or with `allow_pickle` .pt .pth .ckpt .bin .pkl .tar (a state dict, or a mapping with one under
+            state_dict, model_state_dict, model or net).
+        allow_pickle: convert such a file in a confined process of its own; needs torch >= 2.10.
+
+    Raises CheckpointError (exit 4): missing, damaged, no weights; PolicyError (exit 9): may run code, or tried to.
+    """
+    if re.match(r"https?:/", str(path)):
+        raise PolicyError("weights are not loaded from the network", where=str(path), hint="download the file and check its hash")
+    path, suffix = Path(os.path.realpath(path)), path.suffix.lower()
+    if path.is_dir():
+        _refuse_directory(path)
+    if not path.exists():
+        raise CheckpointError("no such file", where=str(path), code="E-CKPT-MISSING")
+    if suffix == ".safetensors":
+        tensors = tensorfile.decode(tensorfile.read_regular(path, MAX_BYTES), {}, str(path))
+    elif suffix == ".npz":
+        tensors = _read_npz(path)
+    elif suffix in CODE_FORMATS:
+        tensors = _read_foreign(path, allow_pickle)
+    else:
+        _bad(f"unknown weight format {suffix!r}", path, "use .safetensors or .npz")
+    if not tensors:
+        _bad("holds no tensor", path)
+    return without_prefixes(tensors)
+
+
+def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without a wrapper's prefix, where every name has it."""
+    for _ in range(4):
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
+        if prefix is None or not tensors:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def torch_version() -> tuple[int, int]:
+    """(major, minor) of the running PyTorch."""
+    found = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _refuse_directory(path: Path) -> NoReturn:
+    if (path / ".metadata").exists():
+        raise PolicyError("a torch.distributed checkpoint may run code when it is loaded", where=str(path), hint="save the state dict as .safetensors")
+    _bad("is a directory", path, "name a weight file, or a run as run:PATH")
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """Every header is compared with the size of its entry before an array is made; object arrays are refused."""
+    data = tensorfile.read_regular(path, MAX_BYTES)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > 100 * len(data) + (64 << 20) or len({e.filename for e in entries}) != len(entries):
+                _bad("compressed more than 100 times, or a name is repeated", path)
+            return {entry.filename.removesuffix(".npy"): _read_npy(archive, entry, path) for entry in entries}
+    except RobustCliError:
+        raise
+    except Exception as error:  # zipfile, zlib, ast and numpy raise a dozen kinds for damaged input
+        raise CheckpointError(f"not a readable npz file ({error})", where=str(path), hint="the file is damaged", code="E-CKPT-FORMAT") from error
+
+
+def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tensor:
+    if not entry.filename.endswith(".npy"):
+        _bad(f"entry {entry.filename!r} is not an array", path)
+    with archive.open(entry) as file:
+        version = numpy.lib.format.read_magic(file)
+        readers = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
+        if version not in readers:
+            _bad(f"array {entry.filename!r} has format version {version}", path)
+        shape, _, dtype = readers[version](file)
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            _bad(f"array {entry.filename!r} holds {dtype}, not numbers", path)
+        numel = 1
+        for side in shape:
+            numel *= side
+        if numel * dtype.itemsize != entry.file_size - file.tell():
+            _bad(f"array {entry.filename!r} of shape {shape} does not fit into its {entry.file_size} bytes", path)
+    with archive.open(entry) as file:
+        array = numpy.lib.format.read_array(file, allow_pickle=False)
+    return torch.from_numpy(numpy.array(array, dtype=dtype.newbyteorder("="), order="C"))
+
+
+def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
+    version = torch_version()
+    if not path.is_file():
+        _bad("not a regular file", path)
+    if not allowed:
+        hint = "convert it to .safetensors where it comes from, or accept it with --allow-pickle-weights"
+        raise PolicyError(f"a {path.suffix} file may run code when it is loaded", where=str(path), hint=hint, code="E-PICKLE")
+    if version < SAFE_TORCH:
+        what = f"torch {version[0]}.{version[1]} cannot load a {path.suffix} file safely (CVE-2025-32434, CVE-2026-24747)"
+        raise PolicyError(what, where=str(path), hint="update to torch >= 2.10, or convert the file to .safetensors", code="E-PICKLE")
+    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
+        outcome, detail = _convert(path, Path(folder))
+        if outcome == "ok":
+            return tensorfile.decode(tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES), {}, str(path))
+    if outcome == "damaged":
+        _bad(detail, path)
+    raise PolicyError(f"refused: {detail}", where=str(path), hint="only plain tensors are accepted; ask for a .safetensors file", code="E-PICKLE")
+
+
+def _convert(path: Path, folder: Path) -> tuple[str, str]:
+    """(outcome, detail) of the confined process; `folder` is its working directory."""
+    libraries = sorted({str(Path(module.__file__ or "").parents[1]) for module in (torch, safetensors)})
+    environment = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
+    command = [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries)]
+    with open(folder / "stderr", "wb") as stderr:
+        try:
+            limit = 120 + path.stat().st_size / 5e6
+            done = subprocess.run(
+                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, timeout=limit, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "limit", "it did not load in time"
+    try:
+        report = json.loads((folder / "report.json").read_text("utf-8"))
+        return str(report["outcome"]), str(report["detail"])
+    except (OSError, ValueError, KeyError):
+        said = (folder / "stderr").read_text("utf-8", "replace").strip().rpartition("\n")[2][:200]
+        return "limit", f"its conversion ended with status {done.returncode}" + (f" ({said})" if said else "")
+
+
+def _bad(what: str, path: Path, hint: str = "the file is damaged or not what its name says") -> NoReturn:
+    raise CheckpointError(what, where=str(path), hint=hint, code="E-CKPT-FORMAT")

@@ -1,0 +1,154 @@
+"""What the user sees: results on stdout, progress and messages on stderr, one JSON document when asked.
+
+A reader that goes away (`robustcli … | head`) changes neither the work nor its exit code: the rest of the text is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json as _json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Any, Protocol
+
+from robustcli.errors import ResourceError
+from robustcli.terminal.progress import Bar, Heartbeat, Silent, live_bar
+from robustcli.terminal.streams import clean, is_terminal, write
+
+SCHEMA_VERSION = 1
+_GONE = {errno.EPIPE, errno.ECONNRESET, errno.EBADF} | ({errno.EINVAL} if os.name == "nt" else set())
+
+
+class Tabular(Protocol):
+    """A table as `reporting.tables.Table` is one: this floor only shows it."""
+
+    def rich(self, width: int) -> Any:
+        """A Rich renderable, for a terminal of `width` columns."""
+
+    def markdown(self) -> str:
+        """Plain lines, for a pipe or a file."""
+
+
+class Console:
+    """All output of one command.
+
+    Args:
+        json: stdout carries exactly one JSON document and nothing else; `result` and `table` are silent.
+        quiet: no messages and no progress; warnings, errors and results stay.
+        verbose: `detail` lines as well.
+
+    On a terminal: Rich tables and a live bar. Otherwise: markdown tables of any width, plain lines, no ANSI, and one
+    progress line every 10 % or 30 s. Text that the stream's encoding lacks is written as escapes; control characters
+    (terminal escapes in file or class names) as well.
+    """
+
+    def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._documents = 0
+        self._live: Any = None  # the Rich console of a running bar: lines go above it
+
+    # ---- messages: stderr --------------------------------------------------------------------------------------
+
+    def info(self, text: str) -> None:
+        """A line about what is going on; not with `quiet`."""
+        if not self.quiet:
+            self._message(text)
+
+    def detail(self, text: str) -> None:
+        """A line for the curious; only with `verbose`."""
+        if self.verbose and not self.quiet:
+            self._message(text)
+
+    def warn(self, text: str) -> None:
+        """A line that is shown even with `quiet`."""
+        self._message(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        """The one line of a failure (`RobustCliError.line()`), always shown."""
+        self._message(text)
+
+    # ---- results: stdout ---------------------------------------------------------------------------------------
+
+    def result(self, text: str) -> None:
+        """Plain text that is the answer. Raises ResourceError E-DISK when stdout is a full disk."""
+        if not self.json:
+            self._print(clean(text) + "\n")
+
+    def table(self, table: Tabular) -> None:
+        """A table that is the answer: Rich on a terminal, markdown elsewhere. Raises ResourceError as `result`."""
+        if not self.json:
+            self._print(_rendered(table) if is_terminal(sys.stdout) else table.markdown().rstrip("\n") + "\n")
+
+    def document(self, document: Mapping[str, Any]) -> bool:
+        """The one JSON document, with ``schema_version``; returns whether it was printed.
+
+        Without `json` nothing is printed, and only the first document ever is. NaN and Inf become null (no reader agrees
+        on them). Raises TypeError for what JSON cannot hold, ResourceError as `result`.
+        """
+        if not self.json or self._documents:
+            return False
+        text = _json.dumps(_plain({"schema_version": SCHEMA_VERSION, **document}), allow_nan=False)  # ASCII only: safe in any locale
+        self._documents += 1
+        self._print(text + "\n")
+        return True
+
+    # ---- progress ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def progress(self, total: int | None, description: str, *, done: int = 0) -> Iterator[Bar]:
+        """``with console.progress(1200, "training") as bar: bar.advance(loss="0.31")``: rate and time left, on stderr.
+
+        total: units to do; None or 0 when unknown. done: units done before (a resumed run), which count for no rate.
+        """
+        if self.quiet:
+            yield Silent()
+        elif self._live is not None or not is_terminal(sys.stderr):  # one live bar at a time
+            yield Heartbeat(self.info, total or 0, description, done)
+        else:
+            with live_bar(sys.stderr, total or None, description, done) as (bar, self._live):
+                try:
+                    yield bar
+                finally:
+                    self._live = None
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def _message(self, text: str) -> None:
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.print(Text(clean(text)), soft_wrap=True)
+        else:
+            write(sys.stderr, clean(text) + "\n")
+
+    def _print(self, text: str) -> None:
+        error = write(sys.stdout, text)
+        if error is not None and error.errno not in _GONE:
+            raise ResourceError(f"cannot write the result: {error.strerror}", where="stdout", hint="free some space, or send it elsewhere", code="E-DISK")
+
+
+def _rendered(table: Tabular) -> str:
+    """A table as text with ANSI for the width of the terminal."""
+    from rich.console import Console as RichConsole
+
+    terminal = RichConsole(file=sys.stdout, force_terminal=True, highlight=False, markup=False, emoji=False)
+    with terminal.capture() as captured:
+        terminal.print(table.rich(terminal.width))
+    return captured.get()
+
+
+def _plain(value: Any) -> Any:
+    """`value` in terms of JSON: paths as text, numpy scalars as numbers, NaN and Inf as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,5 @@
+"""Children of this process that a test may kill."""
+
+from forking import forked, leftovers
+
+__all__ = ["forked", "leftovers"]
