@@ -62,7 +62,7 @@ _BATCH = "use running statistics in BatchNorm: a verdict must not depend on othe
 _DRAWS = "fix the seed or average inside the model; searched with gradients averaged over draws, judged by the majority of fresh draws"
 _INNER = "attack the whole loop, and the classifier without it; read the number after the square stage"
 _LOSS = "attack with the margin or DLR too; the rescaled stage searches cross-entropy on logits of span 10"
-_BEYOND = "gradients inside the ball lead astray: read the number after the wide and minimal-norm stages, and report AutoAttack standard"
+_BEYOND = "gradients inside the ball lead astray: report AutoAttack standard, which has a wide and a minimal-norm stage"
 _STEPS = "use more steps and restarts, or AutoAttack: the number still falls with effort"
 _NOISE = "return logits without the constant that drowns them; the square stage looks without gradients"
 

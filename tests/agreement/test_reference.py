@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from wider import REFERENCE, network
+from wider import REFERENCE, STAGES, network
 
 import robustcli
+from robustcli.runtime.precision import bf16_native
 
 MODELS = {"cifar_at": 8 / 255, "mnist_at": 0.3}
+#: A search in fp32 takes five times as long on the CIFAR-10 model; there the slow tests have the full count.
+SAMPLES = 40 if bf16_native(torch.device("cpu")) else 10
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference models here; ROBUSTCLI_REFERENCE names their directory")
 
@@ -33,15 +36,15 @@ def check(name, n, version, **more):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_standard_is_never_more_than_one_sample_above_the_reference(name):
-    found, reference = check(name, 40, "standard")
-    assert list(found.stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    for stage, kept in found.stages.items():
-        assert int(kept.sum()) <= int(reference[stage].sum()) + 2, stage
+    found, reference = check(name, SAMPLES, "standard")
+    assert list(found.stages) == [*STAGES, "apgd-wide"]
+    for stage in STAGES:
+        assert int(found.stages[stage].sum()) <= int(reference[stage].sum()) + 2, stage
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_rapid_is_close_to_the_reference(name):
-    found, reference = check(name, 40, "rapid", audit=4)
+    found, reference = check(name, SAMPLES, "rapid", audit=4)
     assert all(stage.startswith("rapid:") for stage in found.stages)
 
 

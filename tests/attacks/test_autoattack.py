@@ -14,17 +14,18 @@ def stages(norm="linf", **params):
     return make_attacks([Spec.of("autoattack", **params)], norm)
 
 
-def test_standard_is_the_published_list():
+def test_standard_is_the_published_list_and_a_search_from_outside_the_ball():
     calls = stages()
-    assert [call.label for call in calls] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [call.label for call in calls] == ["apgd-ce", "apgd-t", "fab-t", "square", "apgd-wide"]
     assert [dict(call.params) for call in calls] == [
         {"steps": 100, "restarts": 1, "loss": "ce"},
         {"steps": 100, "restarts": 1, "loss": "dlr-targeted", "targets": 9},
         {"steps": 100, "restarts": 1, "targeted": True, "targets": 9},
         {"queries": 5000},
+        {"steps": 100, "restarts": 1, "loss": "margin", "widest": 3.0},
     ]
-    assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed"] and calls[-1].needs == "scores"
-    assert planned_passes(calls) == 200 + 1800 + 2700 + 5000
+    assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed", "fixed"] and calls[3].needs == "scores"
+    assert planned_passes(calls) == 200 + 1800 + 2700 + 5000 + 200
 
 
 def test_l1_takes_twelve_restarts_and_five_classes():
