@@ -57,7 +57,9 @@ def judged(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, ball: Ball) ->
         return (judge.logits(x).argmax(1) == y) & ~judge.rule(x, x_adv, Criterion(y)).hit
 
 
-def foreign(make: Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]], model: nn.Module, ball: Ball) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
+def foreign(
+    make: Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]], model: nn.Module, ball: Ball
+) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
     """(survivors, passes) of another implementation."""
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
@@ -70,20 +72,37 @@ def foreign(make: Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]], mod
     return run
 
 
-def ours(version: str, search: str, model: nn.Module, ball: Ball, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
+def ours(
+    version: str, search: str, model: nn.Module, ball: Ball, seed: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
     """(survivors, passes) of ours, with the diagnosis left out: no other implementation has one."""
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
         options: dict[str, Any] = {"search": search, "seed": seed, "checks": 0}
-        verdict = robustcli.evaluate(model, x, y, eps=ball.eps, norm=ball.norm, attack="autoattack", version=version, device=str(x.device), **options)
+        verdict = robustcli.evaluate(
+            model,
+            x,
+            y,
+            eps=ball.eps,
+            norm=ball.norm,
+            attack="autoattack",
+            version=version,
+            device=str(x.device),
+            **options,
+        )
         return verdict.survivors.to(x.device), sum(verdict.passes_per_sample.values()) * len(x) + len(x)
 
     return run
 
 
-def contenders(model: nn.Module, ball: Ball, options: argparse.Namespace) -> dict[str, Callable[[Tensor, Tensor], tuple[Tensor, float]]]:
+def contenders(
+    model: nn.Module, ball: Ball, options: argparse.Namespace
+) -> dict[str, Callable[[Tensor, Tensor], tuple[Tensor, float]]]:
     """name -> one evaluation."""
-    jobs = {f"robustcli {version} ({search})": ours(version, search, model, ball, options.seed) for version, search in options.ours}
+    jobs = {
+        f"robustcli {version} ({search})": ours(version, search, model, ball, options.seed)
+        for version, search in options.ours
+    }
     norm = {"linf": "Linf", "l2": "L2"}[ball.norm]
     if not options.no_peer:
         try:
@@ -91,12 +110,13 @@ def contenders(model: nn.Module, ball: Ball, options: argparse.Namespace) -> dic
         except ImportError:
             print("torchattacks is not installed: only our own versions are compared")
         else:
-
             shared: dict[str, Any] = {"norm": norm, "eps": ball.eps, "seed": options.seed, "n_restarts": 1}
 
             def shipped(counted: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
                 """Its AutoAttack: 10 steps for each gradient attack, where the authors take 100."""
-                return torchattacks.AutoAttack(counted, norm=norm, eps=ball.eps, version="standard", n_classes=10, seed=options.seed)  # type: ignore[no-any-return]
+                return torchattacks.AutoAttack(
+                    counted, norm=norm, eps=ball.eps, version="standard", n_classes=10, seed=options.seed
+                )  # type: ignore[no-any-return]
 
             def full(counted: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
                 """Its attacks with the parameters of AutoAttack's version standard."""
@@ -114,7 +134,9 @@ def contenders(model: nn.Module, ball: Ball, options: argparse.Namespace) -> dic
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        jobs[options.other] = foreign(lambda counted: getattr(module, name)(counted, ball.eps, ball.norm), model, ball)
+        jobs[options.other] = foreign(
+            lambda counted: getattr(module, name)(counted, ball.eps, ball.norm), model, ball
+        )
     return jobs
 
 
@@ -130,7 +152,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--ours", type=lambda text: [tuple(item.split("/")) for item in text.split(",")], default=[("standard", "auto"), ("rapid", "auto")])
+    parser.add_argument(
+        "--ours",
+        type=lambda text: [tuple(item.split("/")) for item in text.split(",")],
+        default=[("standard", "auto"), ("rapid", "auto")],
+    )
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--other", help="FILE.py:FACTORY")
     parser.add_argument("--out", type=Path)
@@ -150,13 +176,20 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - began)
             passes[name] += spent
             left[name] = torch.cat((left[name], survivors.cpu()))
-            print(f"  {name}: {int(survivors.sum())} of {len(rows)} standing, {seconds[name][-1]:.1f} s", flush=True)
+            print(
+                f"  {name}: {int(survivors.sum())} of {len(rows)} standing, {seconds[name][-1]:.1f} s",
+                flush=True,
+            )
     report(options, jobs, seconds, passes, left, stored, len(x))
 
 
-def report(options: argparse.Namespace, jobs: Any, seconds: Any, passes: Any, left: Any, stored: Any, n: int) -> None:
+def report(
+    options: argparse.Namespace, jobs: Any, seconds: Any, passes: Any, left: Any, stored: Any, n: int
+) -> None:
     """Table, ratios and JSON."""
-    print(f"\n{n} images, {options.norm} eps {options.eps}, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(
+        f"\n{n} images, {options.norm} eps {options.eps}, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
     reference = torch.from_numpy(stored["square"][:n]) if "square" in stored.files else None
     if reference is not None:
         print(f"reference verdict (stored): {int(reference.sum())} of {n} = {reference.float().mean():.3f}\n")
@@ -168,14 +201,36 @@ def report(options: argparse.Namespace, jobs: Any, seconds: Any, passes: Any, le
         extra = "" if reference is None else str(int((left[name] & ~reference).sum()))
         ratio = " |" * len(last)
         if last and name not in last:
-            rounds = {other: [b / a for a, b in zip(seconds[name], seconds[other], strict=True)] for other in last}
-            ratio = "".join(f" {sum(seconds[other]) / sum(seconds[name]):.2f} ({min(r):.2f} to {max(r):.2f}) |" for other, r in rounds.items())
+            rounds = {
+                other: [b / a for a, b in zip(seconds[name], seconds[other], strict=True)] for other in last
+            }
+            ratio = "".join(
+                f" {sum(seconds[other]) / sum(seconds[name]):.2f} ({min(r):.2f} to {max(r):.2f}) |"
+                for other, r in rounds.items()
+            )
         standing = f"{int(left[name].sum())} ({float(left[name].float().mean()):.3f})"
         print(f"| {name} | {standing} | {extra} | {sum(seconds[name]):.1f} | {passes[name] / n:.0f} |{ratio}")
     if options.out:
-        record = {key: str(value) for key, value in vars(options).items() if key not in ("model", "weights", "data", "out", "other")}
-        rows = {name: {"standing": int(left[name].sum()), "seconds": seconds[name], "passes_per_image": passes[name] / n} for name in jobs}
-        options.out.write_text(json.dumps({**record, "torch": torch.__version__, "threads": torch.get_num_threads(), "results": rows}, indent=1) + "\n")
+        record = {
+            key: str(value)
+            for key, value in vars(options).items()
+            if key not in ("model", "weights", "data", "out", "other")
+        }
+        rows = {
+            name: {
+                "standing": int(left[name].sum()),
+                "seconds": seconds[name],
+                "passes_per_image": passes[name] / n,
+            }
+            for name in jobs
+        }
+        options.out.write_text(
+            json.dumps(
+                {**record, "torch": torch.__version__, "threads": torch.get_num_threads(), "results": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -50,10 +50,15 @@ class Row:
 def check(run: str, device: str, *, n: int, short: Sequence[str]) -> list[Row]:
     """All comparisons. `run`: a finished training. `short`: the words of a deterministic training of some steps, for the resume."""
     stored = resolve_run(Path(run)) / "config.resolved.yaml"
-    config = load_config(stored, [parse_assignment(f"device={device}", "suite"), parse_assignment(f"model.name=run:{run}", "suite")]).config
+    config = load_config(
+        stored,
+        [parse_assignment(f"device={device}", "suite"), parse_assignment(f"model.name=run:{run}", "suite")],
+    ).config
     config = config.model_copy(update={"model": type(config.model)(name=f"run:{run}")})
     setting = prepare(config, Console(quiet=True))
-    model = move(model_from(setting, plugin=None, allow_pickle=False, num_classes=None), setting.device, False).eval()
+    model = move(
+        model_from(setting, plugin=None, allow_pickle=False, num_classes=None), setting.device, False
+    ).eval()
     with _compiler(setting.device):
         rows = verdicts(setting, model, n) + outer(setting, model)
     return [*rows, resume(short, device)]
@@ -73,24 +78,55 @@ def verdicts(setting: Setting, model: nn.Module, n: int) -> list[Row]:
     plain = Search().exact()
     folded = replace(plain, fold_bn=True, channels_last=True)
     low = replace(folded, dtype=torch.bfloat16) if bf16_native(setting.device) else folded
-    ways = {"folded fp32": folded, "folded bf16": low, "folded bf16, compiled": replace(low, compile=True), "growing batches": plain}
+    ways = {
+        "folded fp32": folded,
+        "folded bf16": low,
+        "folded bf16, compiled": replace(low, compile=True),
+        "growing batches": plain,
+    }
     reference, _ = _survivors(setting, model, plain, n, 64)
     rows = [Row(f"robust accuracy, plain fp32, n = {len(reference)}", float(reference.float().mean()))]
     for name, search in ways.items():
         said: list[str] = []
-        standing, margins = _survivors(setting, model, search, n, None if name == "growing batches" else 64, said)
+        standing, margins = _survivors(
+            setting, model, search, n, None if name == "growing batches" else 64, said
+        )
         flipped = standing != reference
         allowed = max(2, int(FLIPS * len(reference)))
-        closest = f"margins {', '.join(f'{m:.2g}' for m in margins[flipped][:5].tolist())}; " if bool(flipped.any()) else ""
+        closest = (
+            f"margins {', '.join(f'{m:.2g}' for m in margins[flipped][:5].tolist())}; "
+            if bool(flipped.any())
+            else ""
+        )
         note = f"{closest}{int((standing & ~reference).sum())} more and {int((reference & ~standing).sum())} fewer survive"
         note += "".join(f"; {text}" for text in said)
-        rows.append(Row(f"flipped verdicts, {name}", float(flipped.sum()), note, int(flipped.sum()) <= allowed and not said))
+        rows.append(
+            Row(
+                f"flipped verdicts, {name}",
+                float(flipped.sum()),
+                note,
+                int(flipped.sum()) <= allowed and not said,
+            )
+        )
     return rows
 
 
-def _survivors(setting: Setting, model: nn.Module, search: Search, n: int, batch: int | None, said: list[str] | None = None) -> tuple[Tensor, Tensor]:
+def _survivors(
+    setting: Setting,
+    model: nn.Module,
+    search: Search,
+    n: int,
+    batch: int | None,
+    said: list[str] | None = None,
+) -> tuple[Tensor, Tensor]:
     """bool [n] and the fp32 margin of the point found, float [n]; in the order of the ids."""
-    plan = EvalPlan(setting.ball, [AttackCall("pgd-20", "pgd", pgd, {"steps": 20})], seed=0, batch_size=batch, search=search)
+    plan = EvalPlan(
+        setting.ball,
+        [AttackCall("pgd-20", "pgd", pgd, {"steps": 20})],
+        seed=0,
+        batch_size=batch,
+        search=search,
+    )
     margins: list[Tensor] = []
 
     def keep(outcome: Any) -> None:
@@ -99,7 +135,9 @@ def _survivors(setting: Setting, model: nn.Module, search: Search, n: int, batch
 
     split = setting.data.test
     positions = choose(split, n=n, first=None, seed=0)
-    found = RobustEvaluation(model, plan, say=(said if said is not None else []).append).run(split, positions, setting.device, done=keep)
+    found = RobustEvaluation(model, plan, say=(said if said is not None else []).append).run(
+        split, positions, setting.device, done=keep
+    )
     return found.survivors, torch.cat(margins)
 
 
@@ -119,8 +157,22 @@ def outer(setting: Setting, model: nn.Module) -> list[Row]:
         loss, grad = _gradient(forward, model, x, y)
         apart = float(abs(loss - wanted_loss) / abs(wanted_loss))
         turned = float((grad - wanted).norm() / wanted.norm())
-        rows.append(Row(f"loss, {name} against fp32, relative difference", apart, forward.note, apart <= loss_limit and not forward.note))
-        rows.append(Row(f"weight gradient, {name} against fp32, relative difference", turned, "", turned <= gradient_limit))
+        rows.append(
+            Row(
+                f"loss, {name} against fp32, relative difference",
+                apart,
+                forward.note,
+                apart <= loss_limit and not forward.note,
+            )
+        )
+        rows.append(
+            Row(
+                f"weight gradient, {name} against fp32, relative difference",
+                turned,
+                "",
+                turned <= gradient_limit,
+            )
+        )
     return rows
 
 
@@ -137,7 +189,9 @@ def _gradient(forward: Forward, model: nn.Module, x: Tensor, y: Tensor) -> tuple
 def resume(words: Sequence[str], device: str) -> Row:
     """A training that is stopped inside a step and goes on ends with the bits of one that was not."""
     source, settings = (words[0], words[1:]) if "=" not in words[0] else (None, words)
-    config = load_config(source, [parse_assignment(text, "suite") for text in (*settings, f"device={device}")]).config
+    config = load_config(
+        source, [parse_assignment(text, "suite") for text in (*settings, f"device={device}")]
+    ).config
     before = torch.are_deterministic_algorithms_enabled()
     with tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
         whole, parts = Path(folder) / "whole", Path(folder) / "parts"
@@ -145,12 +199,21 @@ def resume(words: Sequence[str], device: str) -> Row:
         stopped = not _train(config, parts, _STOP_AFTER)
         _train(config, parts, None)
         expected, got = (load_checkpoint(resolve_checkpoint(path / "checkpoints")) for path in (whole, parts))
-        tensors = {(group, name): value for group, named in expected.groups.items() for name, value in named.items()}
-        differing = [key for key, value in tensors.items() if not torch.equal(value, got.groups[key[0]][key[1]])]
+        tensors = {
+            (group, name): value for group, named in expected.groups.items() for name, value in named.items()
+        }
+        differing = [
+            key for key, value in tensors.items() if not torch.equal(value, got.groups[key[0]][key[1]])
+        ]
         steps = [found.meta["progress"]["step"] for found in (expected, got)]
     torch.use_deterministic_algorithms(before)
     note = f"of {len(tensors)} after {steps[0]} steps{'' if stopped else '; the interruption came too late'}"
-    return Row("tensors that differ after a resume", float(len(differing)), note, stopped and not differing and steps[0] == steps[1])
+    return Row(
+        "tensors that differ after a resume",
+        float(len(differing)),
+        note,
+        stopped and not differing and steps[0] == steps[1],
+    )
 
 
 def _train(config: Any, out: Path, stop_after: int | None) -> bool:
@@ -166,7 +229,9 @@ def _train(config: Any, out: Path, stop_after: int | None) -> bool:
     console = Console(json=True, quiet=True)  # no tables
     try:
         with open_run("train", config.name, out=str(out), resume=out.exists()) as run:
-            TrainRun(prepare(config, console), run, console, TrainFlags(resume=run.resumed), stop, solo()).go()
+            TrainRun(
+                prepare(config, console), run, console, TrainFlags(resume=run.resumed), stop, solo()
+            ).go()
     except Interrupted:
         return False
     return True

@@ -66,7 +66,11 @@ def recipe(options: argparse.Namespace, *more: str) -> list[str]:
     if options.data is None:
         data = ["data.name=fake"]
     else:
-        data = [f"data.name=npz:{options.data}"] if options.data.suffix == ".npz" else [f"data.name=folder:{options.data}", "data.size=32"]
+        data = (
+            [f"data.name=npz:{options.data}"]
+            if options.data.suffix == ".npz"
+            else [f"data.name=folder:{options.data}", "data.size=32"]
+        )
     return [*words, *data, *more, *options.set]
 
 
@@ -75,9 +79,24 @@ def recipe(options: argparse.Namespace, *more: str) -> list[str]:
 
 def part_check(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """A short training, then every comparison of `gpu_check` on its model."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the resume check needs it, and cuBLAS reads it once
-    trained = command("train", *recipe(options, "train.steps=12" if options.toy else f"train.minutes={options.minutes or 1}"), "--device", options.device)
-    short = recipe(options, "train.steps=12", "train.save_every=4", "train.compile=off", "search.compile=off", "deterministic=true", "train.val_n=64")
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # the resume check needs it, and cuBLAS reads it once
+    trained = command(
+        "train",
+        *recipe(options, "train.steps=12" if options.toy else f"train.minutes={options.minutes or 1}"),
+        "--device",
+        options.device,
+    )
+    short = recipe(
+        options,
+        "train.steps=12",
+        "train.save_every=4",
+        "train.compile=off",
+        "search.compile=off",
+        "deterministic=true",
+        "train.val_n=64",
+    )
     rows = check(trained["run"], options.device, n=24 if options.toy else 1000, short=short)
     return rows, {"trained": trained, "passed": all(row.passed is not False for row in rows)}
 
@@ -93,14 +112,37 @@ def part_speed(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     rows = [Row(f"{name}, images/s", batch / statistics.median(times)) for name, times in seconds.items()]
     ratios = {}
     for mine in (name for name in seconds if "robustcli" in name):
-        for other in (name for name in seconds if "robustcli" not in name and name.split(":")[0] == mine.split(":")[0]):
+        for other in (
+            name for name in seconds if "robustcli" not in name and name.split(":")[0] == mine.split(":")[0]
+        ):
             found = sorted(b / a for a, b in zip(seconds[mine], seconds[other], strict=True))
             ratios[f"{mine} / {other}"] = found
-            rows.append(Row(f"{mine} / {other.split(': ')[1]}, times", statistics.median(found), note=f"{found[0]:.2f} to {found[-1]:.2f}"))
-    bench = command("bench", *recipe(options, "train.compile=off", "search.compile=off"), "--device", options.device, *(("--smoke",) if options.toy else ()))
-    rows += [Row(f"peak of {name}, TFLOP/s", peak["tflops"], note=f"side {peak['size']}") for name, peak in bench["peak"].items()]
+            rows.append(
+                Row(
+                    f"{mine} / {other.split(': ')[1]}, times",
+                    statistics.median(found),
+                    note=f"{found[0]:.2f} to {found[-1]:.2f}",
+                )
+            )
+    bench = command(
+        "bench",
+        *recipe(options, "train.compile=off", "search.compile=off"),
+        "--device",
+        options.device,
+        *(("--smoke",) if options.toy else ()),
+    )
+    rows += [
+        Row(f"peak of {name}, TFLOP/s", peak["tflops"], note=f"side {peak['size']}")
+        for name, peak in bench["peak"].items()
+    ]
     for row in bench["steps"]:
-        rows.append(Row(f"{row['work']} {row['search']} {row['precision']}, images/s", row["images_per_second"], note=f"{row['mfu']:.1%} of the peak"))
+        rows.append(
+            Row(
+                f"{row['work']} {row['search']} {row['precision']}, images/s",
+                row["images_per_second"],
+                note=f"{row['mfu']:.1%} of the peak",
+            )
+        )
     return rows, {"seconds": seconds, "ratios": ratios, "bench": bench}
 
 
@@ -110,7 +152,14 @@ def part_train(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     trained = command("train", *recipe(options, f"train.minutes={minutes}"), "--device", options.device)
     few = ("--n", "32") if options.toy else ()
     measured = command("eval", "--model", f"run:{trained['run']}", "--device", options.device, *few)
-    rows = [Row("training, seconds", trained["seconds"], note=f"{trained['steps']} steps, asked for {60 * minutes:g} s"), *_accuracies(measured, "PGD-20")]
+    rows = [
+        Row(
+            "training, seconds",
+            trained["seconds"],
+            note=f"{trained['steps']} steps, asked for {60 * minutes:g} s",
+        ),
+        *_accuracies(measured, "PGD-20"),
+    ]
     return rows, {"minutes": minutes, "trained": trained, "evaluated": measured}
 
 
@@ -121,15 +170,31 @@ def part_verdict(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]
     for version in options.versions.split(","):
         began = time.perf_counter()
         model = ("--model", f"run:{options.run}", "--device", options.device)
-        found[version] = command("eval", *model, "--attack", f"autoattack:{version}", "--n", str(n), *options.set)
-        rows += [*_accuracies(found[version], f"AutoAttack {version}"), Row(f"AutoAttack {version}, seconds", time.perf_counter() - began)]
-    return rows, {"n": n, "evaluated": found, "passed": all(document["reliability"] == "ok" for document in found.values())}
+        found[version] = command(
+            "eval", *model, "--attack", f"autoattack:{version}", "--n", str(n), *options.set
+        )
+        rows += [
+            *_accuracies(found[version], f"AutoAttack {version}"),
+            Row(f"AutoAttack {version}, seconds", time.perf_counter() - began),
+        ]
+    return rows, {
+        "n": n,
+        "evaluated": found,
+        "passed": all(document["reliability"] == "ok" for document in found.values()),
+    }
 
 
 def _accuracies(document: dict[str, Any], attack: str) -> list[Row]:
     named = {"clean_acc": "clean accuracy", "robust_acc": f"robust accuracy, {attack}"}
     notes = {key: "{:.3f} to {:.3f}".format(*document["intervals"][key]) for key in named}
-    return [Row(f"{name}, n = {document['n']}", document[key], note=f"95 % {notes[key]}, {document['reliability']}") for key, name in named.items()]
+    return [
+        Row(
+            f"{name}, n = {document['n']}",
+            document[key],
+            note=f"95 % {notes[key]}, {document['reliability']}",
+        )
+        for key, name in named.items()
+    ]
 
 
 PARTS = {"check": part_check, "speed": part_speed, "train": part_train, "verdict": part_verdict}
@@ -142,7 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--toy", action="store_true", help="seconds on a CPU; the numbers mean nothing")
     parser.add_argument("--minutes", type=float, help="of training: 5, for the check 1")
     parser.add_argument("--data", type=Path, help="an .npz or a folder")
-    parser.add_argument("--config", type=Path, help="a training configuration in the place of the built-in recipe")
+    parser.add_argument(
+        "--config", type=Path, help="a training configuration in the place of the built-in recipe"
+    )
     parser.add_argument("--run", default="runs/train/latest", help="verdict: the run whose model is judged")
     parser.add_argument("--versions", default="rapid,standard", help="verdict: of AutoAttack")
     parser.add_argument("--n", type=int, help="verdict: images, 1000")
@@ -156,15 +223,25 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit("no CUDA device here; --toy runs the same code on a CPU")
     began = time.perf_counter()
     rows, found = PARTS[options.part](options)
-    document = {"part": options.part, "toy": options.toy, "device": options.device, "seconds": round(time.perf_counter() - began, 1)}
+    document = {
+        "part": options.part,
+        "toy": options.toy,
+        "device": options.device,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
     passed = bool(found.setdefault("passed", True))
     table = [row.to_json() for row in rows]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"gpu_{options.part}.json"
-    path.write_text(json.dumps({**document, "environment": environment(), "rows": table, **found}, indent=1, default=str) + "\n")
+    path.write_text(
+        json.dumps({**document, "environment": environment(), "rows": table, **found}, indent=1, default=str)
+        + "\n"
+    )
     print(f"\n| {options.part} on {options.device} | value | | |\n| --- | ---: | --- | --- |")
     for row in rows:
-        print(f"| {row.name} | {row.value:.5g} | {row.note} | {'' if row.passed is None else 'passed' if row.passed else 'FAILED'} |")
+        print(
+            f"| {row.name} | {row.value:.5g} | {row.note} | {'' if row.passed is None else 'passed' if row.passed else 'FAILED'} |"
+        )
     print(f"\n{document['seconds']} s; {path}")
     return 0 if passed else 1
 

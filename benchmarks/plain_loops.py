@@ -11,7 +11,15 @@ from torch.nn import functional as F
 EPS, STEP, BETA, GAMMA = 8 / 255, 2 / 255, 6.0, 0.01
 
 
-def plain_trades(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, noise: Tensor, steps: int, backward: bool) -> Tensor:
+def plain_trades(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    noise: Tensor,
+    steps: int,
+    backward: bool,
+) -> Tensor:
     """Zhang et al., arXiv:1901.08573, Algorithm 1. `backward`: the attack calls loss.backward() where the authors call autograd.grad."""
     model.eval()
     x_adv = (x + noise).clamp(0, 1)
@@ -65,7 +73,9 @@ class PlainAWP:
         loss.backward()
         self.optimizer.step()
         found = {}
-        for (name, old), new in zip(model.state_dict().items(), self.proxy.state_dict().values(), strict=True):
+        for (name, old), new in zip(
+            model.state_dict().items(), self.proxy.state_dict().values(), strict=True
+        ):
             if old.dim() > 1 and "weight" in name:
                 change = new - old
                 found[name] = old.norm() / (change.norm() + 1e-20) * change
@@ -79,7 +89,15 @@ class PlainAWP:
                     parameter.add_(scale * difference[name])
 
 
-def plain_awp(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, noise: Tensor, steps: int, around: PlainAWP) -> Tensor:
+def plain_awp(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    noise: Tensor,
+    steps: int,
+    around: PlainAWP,
+) -> Tensor:
     x_adv = plain_pgd(model, x, y, noise, steps)
     model.train()
     difference = around.difference(model, x_adv, y)

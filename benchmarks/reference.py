@@ -33,7 +33,9 @@ def theirs(path: Path, case: Any) -> dict[str, torch.Tensor]:
     from autoattack import AutoAttack  # type: ignore[import-not-found]
 
     model, x, y, _ = case.some(len(case.rows))
-    attack = AutoAttack(model, norm=_NORMS[case.norm], eps=case.eps, seed=0, verbose=False, version="standard", device="cpu")
+    attack = AutoAttack(
+        model, norm=_NORMS[case.norm], eps=case.eps, seed=0, verbose=False, version="standard", device="cpu"
+    )
     with torch.no_grad():
         logits = model(x)
     classes = logits.shape[1]
@@ -55,7 +57,10 @@ def theirs(path: Path, case: Any) -> dict[str, torch.Tensor]:
 def written(case: Any, found: dict[str, torch.Tensor]) -> str:
     """One line of verdicts.json."""
     flags = {name: "".join(str(int(kept)) for kept in standing) for name, standing in found.items()}
-    return json.dumps({"model": case.model, "norm": case.norm, "eps": case.text, "rows": case.rows.tolist(), **flags}, separators=(",", ":"))
+    return json.dumps(
+        {"model": case.model, "norm": case.norm, "eps": case.text, "rows": case.rows.tolist(), **flags},
+        separators=(",", ":"),
+    )
 
 
 def main() -> None:
@@ -79,18 +84,43 @@ def main() -> None:
             lines = ",\n".join(written(case, case.stages) for case in wider.cases())
             (wider.FOLDER / "verdicts.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         return
-    print("| case | n | theirs | version | seed | standing | above | passes an image | audit |\n| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |")
+    print(
+        "| case | n | theirs | version | seed | standing | above | passes an image | audit |\n| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |"
+    )
     for case in chosen:
         model, x, y, stages = case.some(len(case.rows))
         for version in options.versions.split(","):
             for seed in map(int, options.seeds.split(",")):
                 found: Any = robustcli.evaluate(
-                    model, x, y, eps=case.eps, norm=case.norm, attack="autoattack", version=version, seed=seed, device="cpu", search=options.search
+                    model,
+                    x,
+                    y,
+                    eps=case.eps,
+                    norm=case.norm,
+                    attack="autoattack",
+                    version=version,
+                    seed=seed,
+                    device="cpu",
+                    search=options.search,
                 )
-                passes = sum(spent for stage, spent in found.passes_per_sample.items() if stage != "rapid:audit")
+                passes = sum(
+                    spent for stage, spent in found.passes_per_sample.items() if stage != "rapid:audit"
+                )
                 above = int((found.survivors & ~stages["square"]).sum())
-                cells = [case, len(x), int(stages["square"].sum()), version, seed, int(found.survivors.sum()), above, f"{passes:.0f}"]
-                print("| " + " | ".join(map(str, [*cells, found.audit.words() if found.audit else ""])) + " |", flush=True)
+                cells = [
+                    case,
+                    len(x),
+                    int(stages["square"].sum()),
+                    version,
+                    seed,
+                    int(found.survivors.sum()),
+                    above,
+                    f"{passes:.0f}",
+                ]
+                print(
+                    "| " + " | ".join(map(str, [*cells, found.audit.words() if found.audit else ""])) + " |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

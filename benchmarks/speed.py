@@ -39,7 +39,9 @@ EPS, STEP = 8 / 255, 2 / 255
 
 def network(device: torch.device) -> nn.Module:
     """ResNet-18 with the CIFAR stem after three batches of training, so that BatchNorm has real statistics."""
-    info = ModelInfo(num_classes=10, channels=3, size=32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+    info = ModelInfo(
+        num_classes=10, channels=3, size=32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
+    )
     model = build_model("resnet18", {}, info, seed=0).to(device).train()
     with torch.no_grad():
         for k in range(3):
@@ -58,7 +60,12 @@ def plain_pgd(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) ->
     return x_adv.detach()
 
 
-def plain_step(attack: Callable[[nn.Module], torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, y: torch.Tensor) -> None:
+def plain_step(
+    attack: Callable[[nn.Module], torch.Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    y: torch.Tensor,
+) -> None:
     """Attack in eval mode, then one fp32 SGD step."""
     model.eval()
     x_adv = attack(model)
@@ -80,7 +87,13 @@ def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callab
 
         def work() -> object:
             with frozen(model):
-                return pgd(Oracle(twin, x, Criterion(y), rng=RowRandom(0, "start", ids)), x, ball, steps=steps, step_size=STEP)
+                return pgd(
+                    Oracle(twin, x, Criterion(y), rng=RowRandom(0, "start", ids)),
+                    x,
+                    ball,
+                    steps=steps,
+                    step_size=STEP,
+                )
 
         return work
 
@@ -102,7 +115,9 @@ def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callab
     jobs[f"step: robustcli {str(low)[6:]}"] = our_step(low)
     trained = network(device)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    jobs["step: plain loop fp32"] = lambda: plain_step(lambda m: plain_pgd(m, x, y, steps), trained, optimizer, y)
+    jobs["step: plain loop fp32"] = lambda: plain_step(
+        lambda m: plain_pgd(m, x, y, steps), trained, optimizer, y
+    )
     try:
         import torchattacks
     except ImportError:
@@ -140,20 +155,36 @@ def main() -> None:
                 torch.cuda.synchronize()
             if round_number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    print(f"ResNet-18, batch {options.batch}, {options.steps} steps, {options.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(
+        f"ResNet-18, batch {options.batch}, {options.steps} steps, {options.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
     print("| work | images/s (median) |\n| --- | ---: |")
     for name, times in seconds.items():
         print(f"| {name} | {options.batch / statistics.median(times):.1f} |")
     print("\n| ratio of images/s | median | min | max |\n| --- | ---: | ---: | ---: |")
     ratios = {}
     for mine in (name for name in jobs if "robustcli" in name):
-        for other in (name for name in jobs if "robustcli" not in name and name.split(":")[0] == mine.split(":")[0]):
+        for other in (
+            name for name in jobs if "robustcli" not in name and name.split(":")[0] == mine.split(":")[0]
+        ):
             values = [b / a for a, b in zip(seconds[mine], seconds[other], strict=True)]
             ratios[f"{mine} / {other.split(': ')[1]}"] = values
-            print(f"| {mine} / {other.split(': ')[1]} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
+            print(
+                f"| {mine} / {other.split(': ')[1]} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |"
+            )
     if options.out:
-        record = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads(), **vars(options)}
-        options.out.write_text(json.dumps({**{k: str(v) for k, v in record.items()}, "seconds": seconds, "ratios": ratios}, indent=1) + "\n")
+        record = {
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            **vars(options),
+        }
+        options.out.write_text(
+            json.dumps(
+                {**{k: str(v) for k, v in record.items()}, "seconds": seconds, "ratios": ratios}, indent=1
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -48,13 +48,22 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"widths": (4, 6), "strides": (1, 2)},
 }
 BACKWARD = "loss.backward()"
-LOOPS = {"TRADES": ("autograd.grad", BACKWARD), "AWP": (BACKWARD,)}  # how the plain loops ask for the attack's gradient
-AGREE, NOISE, CHECKED_NOISE = 1e-4, 0.001, 0.03  # largest difference of losses, relative; TRADES' start noise, and that of the check
+LOOPS = {
+    "TRADES": ("autograd.grad", BACKWARD),
+    "AWP": (BACKWARD,),
+}  # how the plain loops ask for the attack's gradient
+AGREE, NOISE, CHECKED_NOISE = (
+    1e-4,
+    0.001,
+    0.03,
+)  # largest difference of losses, relative; TRADES' start noise, and that of the check
 
 
 def network(name: str, device: torch.device, size: int) -> nn.Module:
     """The model after three batches of training, so that BatchNorm has real statistics; the same weights at every call."""
-    info = ModelInfo(num_classes=10, channels=3, size=size, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+    info = ModelInfo(
+        num_classes=10, channels=3, size=size, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
+    )
     model = build_model("small_cnn" if name == "tiny" else name, MODELS[name], info, seed=SEED).train()
     with torch.no_grad():
         for k in range(3):
@@ -69,7 +78,16 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 Work = Callable[[], Tensor]
 
 
-def ours(method: str, model: nn.Module, x: Tensor, y: Tensor, steps: int, dtype: torch.dtype, noise: float = NOISE, fast: bool = True) -> Work:
+def ours(
+    method: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    dtype: torch.dtype,
+    noise: float = NOISE,
+    fast: bool = True,
+) -> Work:
     """The step of `robustcli train` with the same numbers; without `fast` in the layout of the plain loops."""
     start: dict[str, Any] = {"start": "gaussian", "start_scale": noise} if method == "TRADES" else {}
 
@@ -85,13 +103,20 @@ def ours(method: str, model: nn.Module, x: Tensor, y: Tensor, steps: int, dtype:
     return lambda: step(x, y, ids, seed=SEED, epoch=0).total.detach()
 
 
-def plain(method: str, word: str, model: nn.Module, x: Tensor, y: Tensor, steps: int, noise: float = NOISE) -> Work:
+def plain(
+    method: str, word: str, model: nn.Module, x: Tensor, y: Tensor, steps: int, noise: float = NOISE
+) -> Work:
     """The plain loop from the start noise that ours draws."""
-    rng, ball = RowRandom(SEED, "start", torch.arange(len(x), device=x.device), epoch=0).restart(0), Ball("linf", EPS)
+    rng, ball = (
+        RowRandom(SEED, "start", torch.arange(len(x), device=x.device), epoch=0).restart(0),
+        Ball("linf", EPS),
+    )
     if method == "TRADES":
         start = ball.start(x, "gaussian", rng, scale=noise) - x
         return partial(plain_trades, model, sgd(model), x, y, start, steps, word == BACKWARD)
-    return partial(plain_awp, model, sgd(model), x, y, ball.start(x, "uniform", rng) - x, steps, PlainAWP(model))
+    return partial(
+        plain_awp, model, sgd(model), x, y, ball.start(x, "uniform", rng) - x, steps, PlainAWP(model)
+    )
 
 
 def contenders(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int) -> dict[str, dict[str, Work]]:
@@ -99,8 +124,14 @@ def contenders(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int) 
     low = torch.bfloat16 if bf16_native(x.device) else torch.float32
     found: dict[str, dict[str, Work]] = {}
     for method, words in LOOPS.items():
-        mine = {f"robustcli {str(dtype).removeprefix('torch.')}": ours(method, make(), x, y, steps, dtype) for dtype in dict.fromkeys((torch.float32, low))}
-        found[method] = {**mine, **{f"plain fp32, {word}": plain(method, word, make(), x, y, steps) for word in words}}
+        mine = {
+            f"robustcli {str(dtype).removeprefix('torch.')}": ours(method, make(), x, y, steps, dtype)
+            for dtype in dict.fromkeys((torch.float32, low))
+        }
+        found[method] = {
+            **mine,
+            **{f"plain fp32, {word}": plain(method, word, make(), x, y, steps) for word in words},
+        }
     return found
 
 
@@ -113,7 +144,9 @@ def agree(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int) -> di
     for method, words in LOOPS.items():
         for count, fast, limit in ((min(steps, 3), False, AGREE), (1, True, 10 * AGREE)):
             mine = float(ours(method, make(), x, y, count, torch.float32, CHECKED_NOISE, fast)())
-            others = {word: float(plain(method, word, make(), x, y, count, CHECKED_NOISE)()) for word in words}
+            others = {
+                word: float(plain(method, word, make(), x, y, count, CHECKED_NOISE)()) for word in words
+            }
             apart = max(abs(mine - other) for other in others.values())
             name = f"{method}, {count} attack steps, {'layout that is timed' if fast else 'layout of the plain loops'}"
             print(f"{name}: loss {mine:.6f}, the plain loops at most {apart:.1e} away")
@@ -132,7 +165,9 @@ def report(seconds: dict[str, dict[str, list[float]]], batch: int) -> dict[str, 
             print(f"| {method}: {name} | {batch / statistics.median(values):.1f} |")
         for mine in (name for name in times if name.startswith("robustcli")):
             for other in (name for name in times if name.startswith("plain")):
-                ratios[f"{method}: {mine} / {other}"] = [b / a for a, b in zip(times[mine], times[other], strict=True)]
+                ratios[f"{method}: {mine} / {other}"] = [
+                    b / a for a, b in zip(times[mine], times[other], strict=True)
+                ]
     print("\n| ratio of images/s | median | min | max |\n| --- | ---: | ---: | ---: |")
     for name, values in ratios.items():
         print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
@@ -152,7 +187,10 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(SEED)
-    x, y = torch.rand(options.batch, 3, options.size, options.size, generator=generator).to(device), torch.arange(options.batch, device=device) % 10
+    x, y = (
+        torch.rand(options.batch, 3, options.size, options.size, generator=generator).to(device),
+        torch.arange(options.batch, device=device) % 10,
+    )
     make = partial(network, options.model, device, options.size)
     apart = agree(make, x, y, options.steps)
     jobs = contenders(make, x, y, options.steps)
@@ -163,8 +201,18 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{about}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     ratios = report(seconds, options.batch)
     if options.out:
-        record = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads(), **vars(options)}
-        document = {**{k: str(v) for k, v in record.items()}, "loss_difference": apart, "seconds": seconds, "ratios": ratios}
+        record = {
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            **vars(options),
+        }
+        document = {
+            **{k: str(v) for k, v in record.items()},
+            "loss_difference": apart,
+            "seconds": seconds,
+            "ratios": ratios,
+        }
         options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

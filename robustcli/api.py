@@ -61,7 +61,14 @@ class Verdict:
     @classmethod
     def of(cls, result: Evaluation) -> Verdict:
         """From an evaluation."""
-        numbers = (result.n, result.clean_acc, result.robust_acc, result.attack_success, result.survivors, result.stages)
+        numbers = (
+            result.n,
+            result.clean_acc,
+            result.robust_acc,
+            result.attack_success,
+            result.survivors,
+            result.stages,
+        )
         return cls(*numbers, result.reliability, result.alarms, result.passes_per_sample, result.audit)
 
 
@@ -70,7 +77,9 @@ def _listed(attacks: Attack | Sequence[Attack]) -> list[Attack]:
     return [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
 
 
-def _calls(attacks: Attack | Sequence[Attack], norm: str, search: Search, params: dict[str, Any]) -> list[AttackCall]:
+def _calls(
+    attacks: Attack | Sequence[Attack], norm: str, search: Search, params: dict[str, Any]
+) -> list[AttackCall]:
     """Attack calls for names, ensembles and callables. Raises ValueError for what cannot be bound."""
     names = _listed(attacks)
     if params and (len(names) > 1 or not isinstance(names[0], str)):
@@ -92,17 +101,31 @@ def _audit(attacks: Attack | Sequence[Attack], norm: str, params: dict[str, Any]
     return make_audit([Spec(name=name, **params) for name in _listed(attacks) if isinstance(name, str)], norm)
 
 
-def _checked(model: nn.Module, x: Tensor, y: Tensor, device: str) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
+def _checked(
+    model: nn.Module, x: Tensor, y: Tensor, device: str
+) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
     """Model and data on the device, after the checks that a loader does."""
     place = pick_device(device)
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise TypeError(f"x and y are tensors, got {type(x).__name__} and {type(y).__name__}; torch.from_numpy converts arrays")
+        raise TypeError(
+            f"x and y are tensors, got {type(x).__name__} and {type(y).__name__}; torch.from_numpy converts arrays"
+        )
     if x.dim() != 4 or len(x) != len(y):
-        raise DataError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}", hint="x [n, C, H, W] float in [0, 1], y [n] int64")
+        raise DataError(
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}",
+            hint="x [n, C, H, W] float in [0, 1], y [n] int64",
+        )
     if not x.is_floating_point():
-        raise DataError(f"x is {str(x.dtype).removeprefix('torch.')}", where="x", hint="x.float() / 255", code="E-RANGE")
+        raise DataError(
+            f"x is {str(x.dtype).removeprefix('torch.')}", where="x", hint="x.float() / 255", code="E-RANGE"
+        )
     if y.is_floating_point() or y.dtype is torch.bool:
-        raise DataError(f"y is {str(y.dtype).removeprefix('torch.')}", where="y", hint="class numbers, int64", code="E-LABEL")
+        raise DataError(
+            f"y is {str(y.dtype).removeprefix('torch.')}",
+            where="y",
+            hint="class numbers, int64",
+            code="E-LABEL",
+        )
     check_range(x, where="x", dark=len(x) > 16)
     model, y = model.to(place), y.detach().long()
     if len(x):
@@ -167,9 +190,20 @@ def evaluate(
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)
     audit = _audit(attack, norm, params)
-    plan = EvalPlan(_ball(norm, eps), calls, seed, batch_size, target, settings, probe_size(calls, len(x), checks), audit=audit)
+    plan = EvalPlan(
+        _ball(norm, eps),
+        calls,
+        seed,
+        batch_size,
+        target,
+        settings,
+        probe_size(calls, len(x), checks),
+        audit=audit,
+    )
     split = MemorySplit(x.cpu().float(), y.cpu(), tuple(map(str, range(int(y.max()) + 1 if len(y) else 1))))
-    return Verdict.of(RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place))
+    return Verdict.of(
+        RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
+    )
 
 
 def _warn(text: str) -> None:
@@ -210,15 +244,37 @@ def benchmark(
     positions = choose(split, n=None, first=n_examples, seed=seed)
     batches = list(split.stream(list(positions.split(1024)), torch.device("cpu")))
     x, y = torch.cat([x for x, _, _ in batches]), torch.cat([y for _, y, _ in batches])
-    shared: dict[str, Any] = {"seed": seed, "device": device, "batch_size": batch_size, "search": search, "say": say}
-    verdict = evaluate(model, x, y, eps=usual if eps is None else eps, norm=norm, attack="autoattack", version=version, **shared)
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "device": device,
+        "batch_size": batch_size,
+        "search": search,
+        "say": say,
+    }
+    verdict = evaluate(
+        model,
+        x,
+        y,
+        eps=usual if eps is None else eps,
+        norm=norm,
+        attack="autoattack",
+        version=version,
+        **shared,
+    )
     for alarm in verdict.alarms:
         say(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
     return verdict.clean_acc, verdict.robust_acc
 
 
 def assert_robust(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, at_least: float, attack: Attack | Sequence[Attack] = "autoattack", **more: Any
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    at_least: float,
+    attack: Attack | Sequence[Attack] = "autoattack",
+    **more: Any,
 ) -> Verdict:
     """For pytest: the verdict, when robust accuracy >= at_least and no alarm is raised; arguments as for `evaluate`.
 
@@ -234,11 +290,16 @@ def assert_robust(
         more = {"version": "rapid", **more}
     verdict = evaluate(model, x, y, eps=eps, attack=attack, **more)
     if verdict.reliability != "ok":
-        raise AssertionError(f"the evaluation is {verdict.reliability}: " + "; ".join(f"{a.name}: {a.evidence}" for a in verdict.alarms))
+        raise AssertionError(
+            f"the evaluation is {verdict.reliability}: "
+            + "; ".join(f"{a.name}: {a.evidence}" for a in verdict.alarms)
+        )
     standing = int(verdict.survivors.sum())
     if verdict.robust_acc < at_least:
         left = ", ".join(f"{int(kept.sum())} after {label}" for label, kept in verdict.stages.items())
-        raise AssertionError(f"robust accuracy {standing}/{verdict.n} = {verdict.robust_acc:.3f} is below {at_least} at eps {eps:.4g} ({left})")
+        raise AssertionError(
+            f"robust accuracy {standing}/{verdict.n} = {verdict.robust_acc:.3f} is below {at_least} at eps {eps:.4g} ({left})"
+        )
     return verdict
 
 
@@ -280,6 +341,8 @@ def attack(
             part = x[rows].to(place).float()
             rng = RowRandom(seed, "start", rows.to(place))
             keep: Literal["best", "closest"] = "closest" if call.kind == "minimal" else "best"
-            oracle = Oracle(twin, part, Criterion(y[rows].to(place)), rng=rng, keep=keep, ball=ball, stop=stop)
+            oracle = Oracle(
+                twin, part, Criterion(y[rows].to(place)), rng=rng, keep=keep, ball=ball, stop=stop
+            )
             found.append(call.fn(oracle, part, ball, **call.params).to(home))
     return torch.cat(found) if found else x.clone()

@@ -45,7 +45,15 @@ class ConfigError(RobustCliError):
 
     exit_code, code = 2, "E-CONFIG"
 
-    def __init__(self, what: str, *, problems: list[str] | None = None, where: str = "", hint: str = "", code: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        problems: list[str] | None = None,
+        where: str = "",
+        hint: str = "",
+        code: str | None = None,
+    ) -> None:
         super().__init__(what, where=where, hint=hint, code=code)
         self.problems: list[str] = problems if problems is not None else []
 
@@ -118,12 +126,18 @@ def origin(error: BaseException) -> tuple[str, str]:
         trace = trace.tb_next
     if trace is None:
         return "", ""
-    return str(trace.tb_frame.f_globals.get("__name__", "")), f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+    return str(
+        trace.tb_frame.f_globals.get("__name__", "")
+    ), f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
 
 
 def refused_value(error: BaseException | None) -> bool:
     """Whether a function of ours refused a value, such as steps: 0: the user's to mend (exit 2), no bug."""
-    return isinstance(error, ValueError) and not isinstance(error, RobustCliError) and origin(error)[0].startswith("robustcli.")
+    return (
+        isinstance(error, ValueError)
+        and not isinstance(error, RobustCliError)
+        and origin(error)[0].startswith("robustcli.")
+    )
 
 
 #: PyTorch's allocator for the CPU; CUDA itself, when somebody else holds the GPU; cuBLAS.
@@ -132,15 +146,27 @@ _NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
 
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out: MemoryError, torch.OutOfMemoryError, or a RuntimeError of PyTorch, CUDA or cuBLAS that says so."""
-    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # without importing torch
-    return named or isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+    named = any(
+        kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__
+    )  # without importing torch
+    return (
+        named
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+    )
 
 
 def exit_code_of(error: BaseException) -> int:
     """The documented exit code of a failure that is no SystemExit: 70 for what nobody foresaw."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return ResourceError.exit_code if out_of_memory(error) else UsageError.exit_code if refused_value(error) else getattr(error, "exit_code", 70)
+    return (
+        ResourceError.exit_code
+        if out_of_memory(error)
+        else UsageError.exit_code
+        if refused_value(error)
+        else getattr(error, "exit_code", 70)
+    )
 
 
 def printable(text: str) -> str:

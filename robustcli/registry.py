@@ -48,8 +48,13 @@ class Registry(Generic[F]):
 
         def add(fn: F) -> F:
             old = self._entries.get(name)
-            if old is not None and (old.fn.__module__, old.fn.__qualname__) != (fn.__module__, fn.__qualname__):
-                raise ValueError(f"two {self.kind}s are named {name!r}: {old.fn.__module__} and {fn.__module__}")
+            if old is not None and (old.fn.__module__, old.fn.__qualname__) != (
+                fn.__module__,
+                fn.__qualname__,
+            ):
+                raise ValueError(
+                    f"two {self.kind}s are named {name!r}: {old.fn.__module__} and {fn.__module__}"
+                )
             self._entries[name] = Entry(name, fn, facts)
             return fn
 
@@ -75,7 +80,9 @@ class Registry(Generic[F]):
     def get(self, name: str) -> Entry[F]:
         """The entry. Raises ValueError naming the known names and the closest one."""
         if name not in self._entries:
-            raise ValueError(f"unknown {self.kind} {name!r}; {suggestion(name, self.names())}known: {', '.join(self.names())}")
+            raise ValueError(
+                f"unknown {self.kind} {name!r}; {suggestion(name, self.names())}known: {', '.join(self.names())}"
+            )
         return self._entries[name]
 
 
@@ -98,7 +105,9 @@ def parameters(fn: Callable[..., Any]) -> dict[str, Param]:
     """The keyword-only parameters of `fn`: its public schema. Positional ones belong to the caller."""
     hints = get_type_hints(fn, include_extras=True)
     return {
-        p.name: Param(p.name, hints.get(p.name, Any), p.default) for p in inspect.signature(fn).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
+        p.name: Param(p.name, hints.get(p.name, Any), p.default)
+        for p in inspect.signature(fn).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
     }
 
 

@@ -27,18 +27,28 @@ def data(n=40, classes=4):
 
 def test_autoattack_gives_stages_in_order_and_the_worst_case():
     x, y = data()
-    verdict = robustcli.evaluate(Net(), x, y, eps=0.08, attack="autoattack", version="standard", checks=0, device="cpu")
+    verdict = robustcli.evaluate(
+        Net(), x, y, eps=0.08, attack="autoattack", version="standard", checks=0, device="cpu"
+    )
     assert list(verdict.stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     kept = list(verdict.stages.values())
-    assert all(bool((later <= earlier).all()) for earlier, later in zip(kept, kept[1:], strict=False)) and torch.equal(kept[-1], verdict.survivors)
-    assert verdict.robust_acc == int(verdict.survivors.sum()) / 40 and 0 < verdict.robust_acc < 1 and verdict.clean_acc == 1
+    assert all(
+        bool((later <= earlier).all()) for earlier, later in zip(kept, kept[1:], strict=False)
+    ) and torch.equal(kept[-1], verdict.survivors)
+    assert (
+        verdict.robust_acc == int(verdict.survivors.sum()) / 40
+        and 0 < verdict.robust_acc < 1
+        and verdict.clean_acc == 1
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_two_and_three_classes_say_which_loss_was_taken(classes):
     x, y = data(classes=classes)
     said = []
-    verdict = robustcli.evaluate(Net(classes), x, y, eps=0.05, attack="autoattack", version="rapid", say=said.append, device="cpu")
+    verdict = robustcli.evaluate(
+        Net(classes), x, y, eps=0.05, attack="autoattack", version="rapid", say=said.append, device="cpu"
+    )
     assert any(f"the model has {classes}" in line for line in said) and verdict.n == 40
     assert "too-few-classes" in [alarm.name for alarm in verdict.alarms] and verdict.reliability == "ok"
 
@@ -53,9 +63,13 @@ def test_any_callable_is_judged_by_us():
         return (x + 0.05).clamp(0, 1)
 
     assert robustcli.evaluate(Net(), x, y, eps=0.05, attack=liar, checks=0).robust_acc == 1
-    assert "outside-ball" in [alarm.name for alarm in robustcli.evaluate(Net(), x, y, eps=0.05, attack=liar, checks=0).alarms]
+    assert "outside-ball" in [
+        alarm.name for alarm in robustcli.evaluate(Net(), x, y, eps=0.05, attack=liar, checks=0).alarms
+    ]
     both = robustcli.evaluate(Net(), x, y, eps=0.05, attack=[honest, "pgd"], checks=0)
-    assert list(both.stages) == ["honest", "pgd-10"] and both.robust_acc <= float(both.stages["honest"].float().mean())
+    assert list(both.stages) == ["honest", "pgd-10"] and both.robust_acc <= float(
+        both.stages["honest"].float().mean()
+    )
 
 
 def test_assert_robust_passes_fails_and_refuses():
@@ -78,7 +92,9 @@ def test_benchmark_has_the_signature_of_robustbench(tmp_path):
     x, y = data(60)
     np.savez(tmp_path / "set.npz", x=(x.numpy() * 255).round().astype("uint8"), y=y.numpy())
     where = f"npz:{tmp_path / 'set.npz'}"
-    clean, robust = robustcli.benchmark(Net(), n_examples=10, dataset=where, threat_model="Linf", eps=0.2, version="rapid", device="cpu")
+    clean, robust = robustcli.benchmark(
+        Net(), n_examples=10, dataset=where, threat_model="Linf", eps=0.2, version="rapid", device="cpu"
+    )
     assert clean == 1 and 0 <= robust < 1
     with pytest.raises(ValueError, match="threat_model"):
         robustcli.benchmark(Net(), threat_model="L7")

@@ -35,7 +35,11 @@ def code_of(text: str) -> str:
     for token in reversed(list(tokenize.generate_tokens(io.StringIO(text).readline))):
         if token.type in (tokenize.STRING, tokenize.COMMENT):
             (row, column), (end_row, end_column) = token.start, token.end
-            lines[row - 1 : end_row] = [lines[row - 1][:column] + ("''" if token.type == tokenize.STRING else "") + lines[end_row - 1][end_column:]]
+            lines[row - 1 : end_row] = [
+                lines[row - 1][:column]
+                + ("''" if token.type == tokenize.STRING else "")
+                + lines[end_row - 1][end_column:]
+            ]
     return "".join(lines)
 
 
@@ -45,7 +49,10 @@ def violations(text: str) -> list[str]:
 
 
 def test_no_banned_call_in_the_package() -> None:
-    found = {path.relative_to(PACKAGE).as_posix(): violations(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    found = {
+        path.relative_to(PACKAGE).as_posix(): violations(path.read_text("utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
     assert len(found) > 15
     assert found.pop(LOADER) == ["torch.load"]
     allowed = {"pickle"} if EXCEPTION_ONLY in found else set()
@@ -56,7 +63,10 @@ def test_no_banned_call_in_the_package() -> None:
 def test_the_exception_class_is_all_that_is_used() -> None:
     path = PACKAGE / EXCEPTION_ONLY
     code = code_of(path.read_text("utf-8")) if path.exists() else ""
-    assert set(re.findall(r"[^\n]*\bpickle\b(?:\.\w+)?", code)) <= {"import pickle", "    except (pickle.UnpicklingError"}
+    assert set(re.findall(r"[^\n]*\bpickle\b(?:\.\w+)?", code)) <= {
+        "import pickle",
+        "    except (pickle.UnpicklingError",
+    }
 
 
 def test_the_one_loader_is_weights_only() -> None:
@@ -84,7 +94,16 @@ def test_the_search_finds(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["model.eval()", "# eval(x)", "s = 'import pickle'", "allow_pickle = False", "retrieval(x)", "yaml.safe_load(f)", '"""torch.load(x)\n"""']
+    "text",
+    [
+        "model.eval()",
+        "# eval(x)",
+        "s = 'import pickle'",
+        "allow_pickle = False",
+        "retrieval(x)",
+        "yaml.safe_load(f)",
+        '"""torch.load(x)\n"""',
+    ],
 )
 def test_the_search_does_not_cry_wolf(text: str) -> None:
     assert violations(f"{text}\n") == []

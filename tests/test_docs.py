@@ -33,8 +33,12 @@ def anchors(path: Path) -> set[str]:
 
 
 def test_all_pages_are_there() -> None:
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} <= {path.name for path in ROOT.glob("*.md")}
-    assert {"architecture.md", "config.md", "decisions.md", "exit-codes.md"} <= {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} <= {
+        path.name for path in ROOT.glob("*.md")
+    }
+    assert {"architecture.md", "config.md", "decisions.md", "exit-codes.md"} <= {
+        path.name for path in (ROOT / "docs").glob("*.md")
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
@@ -75,13 +79,26 @@ def test_tables_have_equal_rows(page: Path) -> None:
 def test_the_readme_starts_with_one_sentence_and_one_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     first = text.splitlines()[:8]
-    assert first[0] == "# robustcli" and first[2].endswith(".") and first[2].count(". ") == 0 and "make demo" in first
+    assert (
+        first[0] == "# robustcli"
+        and first[2].endswith(".")
+        and first[2].count(". ") == 0
+        and "make demo" in first
+    )
     assert "make test" in text
 
 
 def test_shipped_configs_that_documents_name_are_shipped() -> None:
-    shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").rglob("*.yaml")}
-    named = {name for page in PAGES for name in re.findall(r"robustcli \w+ +([a-z]+/[a-z0-9_]+)(?![\w./])", page.read_text(encoding="utf-8"))}
+    shipped = {
+        str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(
+            r"robustcli \w+ +([a-z]+/[a-z0-9_]+)(?![\w./])", page.read_text(encoding="utf-8")
+        )
+    }
     assert named and named <= shipped, named - shipped
 
 
@@ -97,7 +114,11 @@ def test_every_exit_code_is_documented() -> None:
         if (cells := [c.strip() for c in line.strip("|").split("|")])[0].isdigit()
     }
     assert set(rows) == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 70, 130, 143}
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RobustCliError)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.RobustCliError)
+    ]
     assert len(kinds) > 8
     for kind in kinds:
         assert f"`{kind.code}`" in rows[kind.exit_code][2], kind
@@ -108,7 +129,11 @@ def test_every_error_code_is_documented() -> None:
     used = set()
     for path in (ROOT / "robustcli").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"E-[A-Z][A-Z0-9-]+", node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.fullmatch(r"E-[A-Z][A-Z0-9-]+", node.value)
+            ):
                 used.add(node.value)
     documented = set(re.findall(r"`(E-[A-Z][A-Z0-9-]+)`", CODES))
     assert len(used) > 20
@@ -124,7 +149,12 @@ def keys(section: type[Section], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, field in section.model_fields.items():
         model = _model_of(field.annotation)
-        if model is not None and issubclass(model, Section) and not issubclass(model, Spec) and name != "augment":
+        if (
+            model is not None
+            and issubclass(model, Section)
+            and not issubclass(model, Spec)
+            and name != "augment"
+        ):
             found |= keys(model, f"{prefix}{name}.")
         else:
             found.add(prefix + name)
@@ -133,7 +163,12 @@ def keys(section: type[Section], prefix: str = "") -> set[str]:
 
 def test_every_key_of_the_schema_is_documented() -> None:
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8").split("## Keys")[1]
-    documented = {key for line in text.splitlines() if line.startswith("| `") for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    documented = {
+        key
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for key in re.findall(r"`([^`]+)`", line.split("|")[1])
+    }
     assert documented - {"model.weights", "model.normalize"} == keys(Config)
 
 
@@ -143,19 +178,33 @@ def test_the_numpy_file_of_the_documentation_is_read(tmp_path: Path, monkeypatch
 
     from robustcli.data import load_data
 
-    text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8").split("## Images in a numpy file")[1].split("\n## ")[0]
+    text = (
+        (ROOT / "docs" / "config.md")
+        .read_text(encoding="utf-8")
+        .split("## Images in a numpy file")[1]
+        .split("\n## ")[0]
+    )
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "docs/config.md", "exec"), {})
     one = load_data(Config().data.model_copy(update={"name": "npz:images.npz"}))
     assert one.classes == ("cat", "dog", "owl") and len(one.test) == 30 and one.shape == (3, 8, 8)
-    named = {name for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    named = {
+        name
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1])
+    }
     stored = dict(np.load("images.npz"))
     parts = {"train": slice(0, 60), "val": slice(60, 90), "test": slice(90, 120)}
     arrays = {f"{axis}_{part}": stored[axis][rows] for part, rows in parts.items() for axis in "xy"}
     assert named == {"x", "y", "classes", *arrays}
     np.savez("splits.npz", **arrays)
     split = load_data(Config().data.model_copy(update={"name": "npz:splits.npz"}))
-    assert [len(part) for part in (split.train, split.val, split.test)] == [60, 30, 30] and split.classes == ("0", "1", "2")
+    assert [len(part) for part in (split.train, split.val, split.test)] == [60, 30, 30] and split.classes == (
+        "0",
+        "1",
+        "2",
+    )
     np.savez("two.npz", **{name: array for name, array in arrays.items() if "val" not in name})
     assert len(load_data(Config().data.model_copy(update={"name": "npz:two.npz"})).val) == 6

@@ -29,14 +29,20 @@ def load(tmp_path, monkeypatch):
 def npz(tmp_path):
     """Images of two shades, a class each."""
     path, y = tmp_path / "small.npz", np.arange(96) % 2
-    x = (np.full((96, 3, 8, 8), 64) + 96 * y[:, None, None, None] + np.arange(64).reshape(8, 8) % 7).astype(np.uint8)
+    x = (np.full((96, 3, 8, 8), 64) + 96 * y[:, None, None, None] + np.arange(64).reshape(8, 8) % 7).astype(
+        np.uint8
+    )
     np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
     return path
 
 
 def rows(tmp_path, part):
     document = json.loads((tmp_path / f"gpu_{part}.json").read_text())
-    assert document["toy"] is True and document["device"] == "cpu" and document["environment"]["torch"] == str(torch.__version__)
+    assert (
+        document["toy"] is True
+        and document["device"] == "cpu"
+        and document["environment"]["torch"] == str(torch.__version__)
+    )
     return {row["name"]: row for row in document["rows"]}
 
 
@@ -68,8 +74,16 @@ def test_a_search_that_finds_nothing_is_found(load, tmp_path, monkeypatch):
     trained = suite.command("train", *suite.TOY, "data.name=fake", "train.steps=40")
     monkeypatch.setattr(twin, "__call__", lambda self, x: self._logits(x, self._run) * 0)
     monkeypatch.setattr(twin, "parity", lambda self, x: "")
-    found = {row.name: row for row in check.check(trained["run"], "cpu", n=60, short=[*suite.TOY, "data.name=fake", "train.steps=4"])}
-    assert found["flipped verdicts, folded fp32"].passed is False and found["flipped verdicts, growing batches"].passed is True
+    found = {
+        row.name: row
+        for row in check.check(
+            trained["run"], "cpu", n=60, short=[*suite.TOY, "data.name=fake", "train.steps=4"]
+        )
+    }
+    assert (
+        found["flipped verdicts, folded fp32"].passed is False
+        and found["flipped verdicts, growing batches"].passed is True
+    )
 
 
 def test_train_and_verdict_on_given_data(load, tmp_path, npz):
@@ -79,10 +93,19 @@ def test_train_and_verdict_on_given_data(load, tmp_path, npz):
     found = rows(tmp_path, "train")
     assert found["clean accuracy, n = 32"]["value"] >= found["robust accuracy, PGD-20, n = 32"]["value"]
     document = json.loads((tmp_path / "gpu_train.json").read_text())
-    assert document["minutes"] == 0.02 and document["trained"]["steps"] >= 1 and document["evaluated"]["attacks"][0]["name"] == "pgd-20"
-    code = suite.main(["--part", "verdict", "--toy", "--out", str(tmp_path), "--versions", "rapid", "--n", "6"])
+    assert (
+        document["minutes"] == 0.02
+        and document["trained"]["steps"] >= 1
+        and document["evaluated"]["attacks"][0]["name"] == "pgd-20"
+    )
+    code = suite.main(
+        ["--part", "verdict", "--toy", "--out", str(tmp_path), "--versions", "rapid", "--n", "6"]
+    )
     verdict = json.loads((tmp_path / "gpu_verdict.json").read_text())
-    assert code == (0 if verdict["evaluated"]["rapid"]["reliability"] == "ok" else 1) and verdict["evaluated"]["rapid"]["n"] == 6
+    assert (
+        code == (0 if verdict["evaluated"]["rapid"]["reliability"] == "ok" else 1)
+        and verdict["evaluated"]["rapid"]["n"] == 6
+    )
 
 
 @pytest.mark.slow
@@ -90,7 +113,10 @@ def test_speed_and_the_standard_verdict(load, tmp_path):
     suite = load("gpu_suite")
     assert suite.main(["--part", "speed", "--toy", "--out", str(tmp_path)]) == 0
     found = rows(tmp_path, "speed")
-    assert found["step: plain loop fp32, images/s"]["value"] > 0 and found["training step  fp32, images/s"]["value"] > 0
+    assert (
+        found["step: plain loop fp32, images/s"]["value"] > 0
+        and found["training step  fp32, images/s"]["value"] > 0
+    )
     suite.command("train", *suite.TOY, "data.name=fake", "train.steps=12")
     suite.main(["--part", "verdict", "--toy", "--out", str(tmp_path)])
     assert {"AutoAttack rapid, seconds", "AutoAttack standard, seconds"} <= set(rows(tmp_path, "verdict"))

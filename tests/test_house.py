@@ -25,29 +25,43 @@ def requirements(name: str) -> list[str]:
 def test_dependencies_have_lower_bounds_only() -> None:
     found = requirements("dependencies")
     assert {"torch>=2.9", "torchvision>=0.24", "pydantic>=2.7"} <= set(found) and len(found) == 14
-    for line in found + [line for name in ("dev", "tensorboard", "timm", "bench") for line in requirements(name)]:
+    for line in found + [
+        line for name in ("dev", "tensorboard", "timm", "bench") for line in requirements(name)
+    ]:
         assert re.fullmatch(r"[A-Za-z0-9-]+>=[0-9.]+", line), line
 
 
 def test_constraints_are_names_and_versions_and_cover_what_we_need() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
-    pinned = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+    pinned = {
+        name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)
+    }
     assert len(pinned) == len(lines) and "robustcli" not in pinned
     for line in [*requirements("dependencies"), *requirements("dev"), *requirements("tensorboard")]:
         name, least = line.split(">=")
         version = pinned[name.lower()]
-        assert [int(part) for part in re.findall(r"\d+", version)[:2]] >= [int(part) for part in least.split(".")[:2]], line
+        assert [int(part) for part in re.findall(r"\d+", version)[:2]] >= [
+            int(part) for part in least.split(".")[:2]
+        ], line
 
 
 def test_the_version_has_one_home() -> None:
-    assert 'path = "robustcli/__init__.py"' in PYPROJECT and "version =" not in PYPROJECT.split("[tool.hatch")[0]
+    assert (
+        'path = "robustcli/__init__.py"' in PYPROJECT and "version =" not in PYPROJECT.split("[tool.hatch")[0]
+    )
     assert re.fullmatch(r"\d+\.\d+\.\d+", robustcli.__version__)
     assert f"## [{robustcli.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_wheel_carries_the_configs() -> None:
-    assert re.search(r'force-include\]\nconfigs = "robustcli/configs"', PYPROJECT) and list((ROOT / "configs").rglob("*.yaml"))
+    assert re.search(r'force-include\]\nconfigs = "robustcli/configs"', PYPROJECT) and list(
+        (ROOT / "configs").rglob("*.yaml")
+    )
 
 
 def test_make_builds_nothing_by_hand() -> None:
@@ -64,9 +78,19 @@ def test_ci_fails_loudly_when_the_suite_does(tmp_path: Path) -> None:
     (tmp_path / "make").chmod(0o755)
     for code, expected in (("0", 0), ("5", 1)):
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "FAKE_EXIT": code}
-        done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ["bash", str(ROOT / ".ci" / "run")],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
         assert done.returncode == expected
-        assert done.stdout.splitlines()[:2] == (["made test", "made lint"] if expected == 0 else ["made test"])
+        assert done.stdout.splitlines()[:2] == (
+            ["made test", "made lint"] if expected == 0 else ["made test"]
+        )
         assert ("failed" in done.stderr) == (expected == 1)
 
 
@@ -78,13 +102,22 @@ def test_workflows_pin_actions_and_ask_for_little() -> None:
         uses = re.findall(r"uses: (\S+)", text)
         assert uses and all(re.fullmatch(r"actions/[a-z-]+@v\d+", use) for use in uses)
         assert "permissions:\n  contents: read\n" in text and "pinned by version tag" in text
-    assert "--fail-under robust_acc=0.45" in (ROOT / ".github" / "workflows" / "smoke.yml").read_text(encoding="utf-8")
-    assert '["3.10", "3.11", "3.12"]' in (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert "--fail-under robust_acc=0.45" in (ROOT / ".github" / "workflows" / "smoke.yml").read_text(
+        encoding="utf-8"
+    )
+    assert '["3.10", "3.11", "3.12"]' in (ROOT / ".github" / "workflows" / "tests.yml").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_license_and_image() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and "The robustcli authors" in text and "[yyyy]" not in text
+    assert (
+        "Apache License" in text
+        and "END OF TERMS AND CONDITIONS" in text
+        and "The robustcli authors" in text
+        and "[yyyy]" not in text
+    )
     image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert (
         image.startswith("# Not built yet")

@@ -70,11 +70,23 @@ def imports(tree: ast.AST, module: str, package: Path = PACKAGE) -> Iterator[tup
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                above = (here if is_package and module != "__init__" else here[:-1])[: None if node.level == 1 else 1 - node.level]
+                above = (here if is_package and module != "__init__" else here[:-1])[
+                    : None if node.level == 1 else 1 - node.level
+                ]
                 base = ".".join([*above, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names if (base, alias.name) != ("robustcli", "__version__")]  # a constant, set first
+            names = [
+                f"{base}.{alias.name}"
+                for alias in node.names
+                if (base, alias.name) != ("robustcli", "__version__")
+            ]  # a constant, set first
         elif isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+            called = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else node.func.id
+                if isinstance(node.func, ast.Name)
+                else ""
+            )
             texts = [text_of(arg) for arg in node.args] if called in IMPORTERS else []
             names = [f"robustcli{text}" if text.startswith(".") else text for text in texts if text]
         for name in names:
@@ -93,7 +105,9 @@ def faults(path: Path, package: Path = PACKAGE) -> list[str]:
         other = target.split(".")[0]
         if other not in FLOORS:
             found.append(f"{module}:{line} imports {target}, which has no floor")
-        elif other != top and (FLOORS[other] > FLOORS[top] or (FLOORS[other] == FLOORS[top] and FLOORS[top] not in ONE_PACKAGE)):
+        elif other != top and (
+            FLOORS[other] > FLOORS[top] or (FLOORS[other] == FLOORS[top] and FLOORS[top] not in ONE_PACKAGE)
+        ):
             found.append(f"{module}:{line} (floor {FLOORS[top]}) imports {target} (floor {FLOORS[other]})")
     return found
 
@@ -103,7 +117,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 def test_there_is_something_to_check() -> None:
     assert len(FILES) > 30
-    assert {dotted(path) for path in FILES} >= {"errors", "core.geometry", "attacks.pgd", "records.rows", "terminal.console", "__init__"}
+    assert {dotted(path) for path in FILES} >= {
+        "errors",
+        "core.geometry",
+        "attacks.pgd",
+        "records.rows",
+        "terminal.console",
+        "__init__",
+    }
 
 
 @pytest.mark.parametrize("top", sorted({dotted(path).split(".")[0] for path in FILES}))
@@ -126,12 +147,24 @@ def test_imports_go_down(top: str) -> None:
         ("core/__init__.py", "from .geometry import Ball", False),
         ("core/__init__.py", "from ..runtime import console", True),
         ("core/a.py", "def f():\n    from robustcli.cli import main", True),
-        ("core/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from robustcli.config import schema", True),
+        (
+            "core/a.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from robustcli.config import schema",
+            True,
+        ),
         ("core/a.py", "import importlib\nimportlib.import_module('robustcli.attacks')", True),
         ("core/a.py", "from importlib import import_module\nimport_module('.attacks', 'robustcli')", True),
         ("core/a.py", "__import__('robustcli.training.loop')", True),
-        ("core/a.py", "from importlib import import_module\nimport_module(f'robustcli.attacks.{name}')", True),
-        ("core/a.py", "from importlib import import_module\nimport_module('robustcli.attacks.' + name)", True),
+        (
+            "core/a.py",
+            "from importlib import import_module\nimport_module(f'robustcli.attacks.{name}')",
+            True,
+        ),
+        (
+            "core/a.py",
+            "from importlib import import_module\nimport_module('robustcli.attacks.' + name)",
+            True,
+        ),
         ("core/a.py", "from importlib import import_module\nimport_module(f'robustcli.{name}')", True),
         ("core/a.py", "from importlib import import_module\nimport_module(f'{package}.{name}')", False),
         ("core/a.py", "import robustclient", False),
@@ -164,7 +197,9 @@ def test_the_checker_sees(where: str, code: str, wrong: bool, tmp_path: Path) ->
 def at_load(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that run when a module is imported: not those of functions, nor those for type checkers."""
     for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
             continue
         yield node
         for block in ("body", "orelse", "finalbody"):
@@ -182,9 +217,15 @@ def heavy_at_load(module: str, seen: set[str], package: Path = PACKAGE) -> list[
     path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
     if not path.is_file():  # a name inside a module, or a namespace package
         return heavy_at_load(module.rpartition(".")[0], seen, package) if "." in module else []
-    body = [node for node in at_load(ast.parse(path.read_text(encoding="utf-8")).body) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    body = [
+        node
+        for node in at_load(ast.parse(path.read_text(encoding="utf-8")).body)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    names |= {
+        node.module for node in body if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
     found = [f"{module} -> {name}" for name in sorted(names) if name.split(".")[0] in HEAVY]
     for _, target in imports(ast.Module(list(body), []), module, package):
         parents = [".".join(target.split(".")[: k + 1]) for k in range(target.count(".") + 1)]
@@ -193,7 +234,11 @@ def heavy_at_load(module: str, seen: set[str], package: Path = PACKAGE) -> list[
 
 
 def test_light_modules_load_nothing_heavy() -> None:
-    light = [dotted(path) for path in FILES if any(dotted(path) == name or dotted(path).startswith(f"{name}.") for name in LIGHT)]
+    light = [
+        dotted(path)
+        for path in FILES
+        if any(dotted(path) == name or dotted(path).startswith(f"{name}.") for name in LIGHT)
+    ]
     assert len(light) > 10
     found = [chain for module in light for chain in heavy_at_load(module, set())]
     assert not found, "\n".join(found)
@@ -202,9 +247,13 @@ def test_light_modules_load_nothing_heavy() -> None:
 def test_the_heavy_checker_sees(tmp_path: Path) -> None:
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "__init__.py").write_text("")
-    (tmp_path / "runtime" / "seed.py").write_text("try:\n    import torch.nn as nn\nexcept ImportError:\n    pass\n")
+    (tmp_path / "runtime" / "seed.py").write_text(
+        "try:\n    import torch.nn as nn\nexcept ImportError:\n    pass\n"
+    )
     (tmp_path / "records.py").write_text("from robustcli.runtime import seed\n")
-    (tmp_path / "errors.py").write_text("import typing\nif typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\n")
+    (tmp_path / "errors.py").write_text(
+        "import typing\nif typing.TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\n"
+    )
     assert heavy_at_load("records", set(), tmp_path) == ["records -> runtime.seed -> torch.nn"]
     assert heavy_at_load("errors", set(), tmp_path) == []
 
@@ -220,6 +269,8 @@ heavy = sorted(set({sorted(HEAVY)}) & set(sys.modules))
 assert not heavy, heavy
 assert "rich" not in sys.modules, "rich is for tables"
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == '{"schema_version": 1, "ok": true}\n'

@@ -14,7 +14,9 @@ counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 20), (7, 20), (430, 450), (1, 10000), (9999, 10000)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (1, 20), (7, 20), (430, 450), (1, 10000), (9999, 10000)]
+)
 def test_both_agree_with_scipy(k: int, n: int, level: float) -> None:
     from scipy.stats import binomtest
 
@@ -61,7 +63,9 @@ def test_nothing_is_known_of_no_samples() -> None:
     assert clopper_pearson(0, 0) == wilson(0, 0) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("k", "n", "level"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 0, 0.95), (1, 5, 0.0), (1, 5, 1.0)])
+@pytest.mark.parametrize(
+    ("k", "n", "level"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 0, 0.95), (1, 5, 0.0), (1, 5, 1.0)]
+)
 def test_nonsense_is_refused(k: int, n: int, level: float) -> None:
     for interval in (clopper_pearson, wilson):
         with pytest.raises(ValueError, match=r"0 <= k <= n|level"):

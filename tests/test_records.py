@@ -17,12 +17,18 @@ from robustcli.store.atomic import JsonLines
 
 names = st.text(max_size=8)
 finite = st.floats(0, 1e6, allow_nan=False)
-plain = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), finite, names, st.lists(st.integers(0, 3), max_size=2))
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 5), finite, names, st.lists(st.integers(0, 3), max_size=2)
+)
 
 
 @st.composite
 def eval_row(draw: st.DrawFn) -> EvalRow:
-    sizes = draw(st.dictionaries(names, st.integers(0, 40), min_size=1, max_size=4).filter(lambda d: sum(d.values()) > 0))
+    sizes = draw(
+        st.dictionaries(names, st.integers(0, 40), min_size=1, max_size=4).filter(
+            lambda d: sum(d.values()) > 0
+        )
+    )
     per_class = {name: (draw(st.integers(0, size)), size) for name, size in sizes.items()}
     n, correct = sum(sizes.values()), sum(k for k, _ in per_class.values())
     kind = draw(st.sampled_from(["clean", "attack", "worst"]))
@@ -57,12 +63,34 @@ def train_row(**changes: Any) -> TrainRow:
         "clean_acc": 0.9,
         "robust_acc": 0.455,
     }
-    values |= {"parts": {"ce": 1.0, "kl": 0.25}, "images_per_second": 321.5, "waiting_share": 0.02, "seconds": 12.5, "passes_per_sample": 23.0}
-    values |= {"attack": "pgd", "params": {"steps": 10, "step_size": None}, "seed": 3, "hashes": {"data": "ab", "config": "cd", "code": "ef"}}
+    values |= {
+        "parts": {"ce": 1.0, "kl": 0.25},
+        "images_per_second": 321.5,
+        "waiting_share": 0.02,
+        "seconds": 12.5,
+        "passes_per_sample": 23.0,
+    }
+    values |= {
+        "attack": "pgd",
+        "params": {"steps": 10, "step_size": None},
+        "seed": 3,
+        "hashes": {"data": "ab", "config": "cd", "code": "ef"},
+    }
     return TrainRow(**{**values, **changes})
 
 
-ROW = EvalRow(kind="attack", norm="linf", eps=0.1, correct=60, clean_correct=90, n=100, attack="pgd", label="pgd-20", params={"steps": 20}, seed=1)
+ROW = EvalRow(
+    kind="attack",
+    norm="linf",
+    eps=0.1,
+    correct=60,
+    clean_correct=90,
+    n=100,
+    attack="pgd",
+    label="pgd-20",
+    params={"steps": 20},
+    seed=1,
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -75,7 +103,11 @@ def test_eval_row_round_trip(row: EvalRow) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5000), st.data())
 def test_train_row_round_trip(n: int, data: st.DataObject) -> None:
-    row = train_row(n=n, clean_acc=data.draw(st.integers(0, n)) / n, robust_acc=data.draw(st.none() | st.integers(0, n).map(lambda k: k / n)))
+    row = train_row(
+        n=n,
+        clean_acc=data.draw(st.integers(0, n)) / n,
+        robust_acc=data.draw(st.none() | st.integers(0, n).map(lambda k: k / n)),
+    )
     assert TrainRow.from_json(json.loads(json.dumps(row.to_json(), allow_nan=False))) == row
 
 
@@ -87,7 +119,19 @@ def test_the_three_rates_and_their_intervals() -> None:
         "robust_acc": list(clopper_pearson(60, 100)),
         "attack_success": list(clopper_pearson(30, 90)),
     }
-    assert set(row) >= {"norm", "eps", "attack", "params", "n", "seconds", "passes_per_sample", "seed", "hashes", "kind", "schema_version"}
+    assert set(row) >= {
+        "norm",
+        "eps",
+        "attack",
+        "params",
+        "n",
+        "seconds",
+        "passes_per_sample",
+        "seed",
+        "hashes",
+        "kind",
+        "schema_version",
+    }
     assert ROW.title == "pgd-20"
 
 
@@ -111,7 +155,9 @@ def test_a_targeted_attack_counts_what_it_broke() -> None:
 
 def test_balanced_accuracy_only_for_imbalanced_classes() -> None:
     common: dict[str, Any] = {"kind": "clean", "norm": "linf", "eps": 0.1}
-    even = EvalRow(**common, correct=15, clean_correct=15, n=20, per_class={"a": (10, 10), "b": (5, 10), "none": (0, 0)})
+    even = EvalRow(
+        **common, correct=15, clean_correct=15, n=20, per_class={"a": (10, 10), "b": (5, 10), "none": (0, 0)}
+    )
     odd = EvalRow(**common, correct=91, clean_correct=91, n=100, per_class={"a": (90, 90), "b": (1, 10)})
     assert even.balanced_acc is None
     assert odd.balanced_acc == pytest.approx((1 + 0.1) / 2) and odd.clean.value == 0.91
@@ -139,16 +185,41 @@ def test_contradictions_are_refused(changes: dict[str, Any]) -> None:
         dataclasses.replace(ROW, **changes)
 
 
-@pytest.mark.parametrize("changes", [{"loss": float("nan")}, {"parts": {"ce": float("inf")}}, {"clean_acc": 0.9001}, {"robust_acc": 1.5}, {"n": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": float("nan")},
+        {"parts": {"ce": float("inf")}},
+        {"clean_acc": 0.9001},
+        {"robust_acc": 1.5},
+        {"n": 0},
+    ],
+)
 def test_a_training_row_needs_finite_values_and_whole_counts(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         train_row(**changes)
 
 
 def test_of_sorts_loss_parts_from_fields() -> None:
-    flat = {"step": 5, "epoch": 0.5, "lr": 0.1, "loss": 2.0, "natural": 1.5, "kl": 0.5, "n": 10, "clean_acc": 0.5, "robust_acc": None}
+    flat = {
+        "step": 5,
+        "epoch": 0.5,
+        "lr": 0.1,
+        "loss": 2.0,
+        "natural": 1.5,
+        "kl": 0.5,
+        "n": 10,
+        "clean_acc": 0.5,
+        "robust_acc": None,
+    }
     row = TrainRow.of(flat, norm="linf", eps=0.1, seed=7)
-    assert row.parts == {"natural": 1.5, "kl": 0.5} and row.seed == 7 and row.clean is not None and row.clean.k == 5 and row.robust is None
+    assert (
+        row.parts == {"natural": 1.5, "kl": 0.5}
+        and row.seed == 7
+        and row.clean is not None
+        and row.clean.k == 5
+        and row.robust is None
+    )
 
 
 def edited(**changes: Any) -> dict[str, Any]:
@@ -198,7 +269,9 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_not(tmp_path: Path) -
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"kind": "attack", "eps": NaN}\n', b"3\n"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"kind": "attack", "eps": NaN}\n', b"3\n"]
+)
 def test_foreign_content_is_one_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)

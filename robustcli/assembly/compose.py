@@ -53,10 +53,15 @@ def prepare(config: Config, console: Console) -> Setting:
     for note in data.notes:
         console.info(note)
     setting = Setting(config, device, data, make_ball(config, data, console))
-    for path, spec in {"adversary": config.adversary, **{f"attacks.{k}": spec for k, spec in enumerate(config.attacks)}}.items():
+    for path, spec in {
+        "adversary": config.adversary,
+        **{f"attacks.{k}": spec for k, spec in enumerate(config.attacks)},
+    }.items():
         size = spec.params.get("step_size")
         if size is not None and parse_number(size) > 2 * setting.ball.eps:
-            console.warn(f"{path}.step_size {size} is more than twice eps {setting.ball.eps:.4g}: every step crosses the whole ball")
+            console.warn(
+                f"{path}.step_size {size} is more than twice eps {setting.ball.eps:.4g}: every step crosses the whole ball"
+            )
     return setting
 
 
@@ -75,7 +80,9 @@ def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
     return Ball(norm, float(eps))
 
 
-def bound(kind: registry.Registry[Callable[..., Any]], spec: Spec, path: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def bound(
+    kind: registry.Registry[Callable[..., Any]], spec: Spec, path: str
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The registered function of a spec and its coerced parameters. Raises ConfigError."""
     found = bind_spec(kind.discover(), spec, path)
     return found.fn, dict(found.params)
@@ -86,16 +93,25 @@ def label_of(name: str, params: Mapping[str, Any]) -> str:
     if "severity" in params:
         return f"{name}-{params.get('type')}-{params['severity']}"
     steps, restarts = params.get("steps"), params.get("restarts", 1)
-    return name + (f"-{steps}" if steps is not None else "") + (f"x{restarts}" if restarts and restarts > 1 else "")
+    return (
+        name
+        + (f"-{steps}" if steps is not None else "")
+        + (f"x{restarts}" if restarts and restarts > 1 else "")
+    )
 
 
-def make_attacks(specs: Sequence[Spec], norm: str, path: str = "attacks", search: Search | None = None) -> list[AttackCall]:
+def make_attacks(
+    specs: Sequence[Spec], norm: str, path: str = "attacks", search: Search | None = None
+) -> list[AttackCall]:
     """Attack calls with distinct labels; an ensemble becomes its stages. Raises ConfigError for an attack that does not know the norm."""
     calls: list[AttackCall] = []
     for k, spec in enumerate(specs):
         for call in calls_of(spec, norm, f"{path}.{k}", search or Search()):
             calls.append(call)
-    return [replace(call, label=label) for call, label in zip(calls, numbered([call.label for call in calls]), strict=True)]
+    return [
+        replace(call, label=label)
+        for call, label in zip(calls, numbered([call.label for call in calls]), strict=True)
+    ]
 
 
 def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> AuditPlan | None:
@@ -128,14 +144,18 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
     if spec.name in registry.ensembles.discover():
         fn, params = bound(registry.ensembles, spec, path)
         return [
-            _checked(s.name, s.params, norm, path, s.label, replace(search, draws=s.draws) if s.draws > 1 else None)
+            _checked(
+                s.name, s.params, norm, path, s.label, replace(search, draws=s.draws) if s.draws > 1 else None
+            )
             for s in fn(norm, **params)
         ]
     fn, params = bound(registry.attacks, spec, path)
     return [_checked(spec.name, params, norm, path, label_of(spec.name, _with_defaults(fn, params)), None)]
 
 
-def _checked(name: str, params: Mapping[str, Any], norm: str, path: str, label: str, search: Search | None) -> AttackCall:
+def _checked(
+    name: str, params: Mapping[str, Any], norm: str, path: str, label: str, search: Search | None
+) -> AttackCall:
     norms = registry.attacks.get(name).facts["norms"]
     if norm not in norms:
         raise ConfigError(f"attack {name!r} works for {', '.join(norms)}, not {norm}", where=path)
@@ -146,20 +166,36 @@ def _with_defaults(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[st
     return {name: p.default for name, p in registry.parameters(fn).items()} | dict(params)
 
 
-def make_search(config: Config, device: torch.device, warn: Callable[[str], None] = lambda text: None) -> Search:
+def make_search(
+    config: Config, device: torch.device, warn: Callable[[str], None] = lambda text: None
+) -> Search:
     """Precision and layout of the search twin; `auto` is bf16 where the hardware has it."""
     search = config.search
     dtype = resolve(search.precision, device, warn)
     compiled = search.compile == "on" or (search.compile == "auto" and device.type == "cuda")
-    return Search(dtype, search.fold_bn, search.channels_last, compiled, search.bpda, search.rescale, search.eot)
+    return Search(
+        dtype, search.fold_bn, search.channels_last, compiled, search.bpda, search.rescale, search.eot
+    )
 
 
-def eval_plan(setting: Setting, specs: Sequence[Spec], *, path: str = "attacks", batch_size: int | None = None, target: str | int | None = None) -> EvalPlan:
+def eval_plan(
+    setting: Setting,
+    specs: Sequence[Spec],
+    *,
+    path: str = "attacks",
+    batch_size: int | None = None,
+    target: str | int | None = None,
+) -> EvalPlan:
     """The plan of an evaluation under these attacks."""
     config = setting.config
     search = make_search(config, setting.device)
-    attacks, audit = make_attacks(specs, setting.ball.norm, path, search), make_audit(specs, setting.ball.norm, path)
-    return EvalPlan(setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, search, audit=audit)
+    attacks, audit = (
+        make_attacks(specs, setting.ball.norm, path, search),
+        make_audit(specs, setting.ball.norm, path),
+    )
+    return EvalPlan(
+        setting.ball, attacks, config.seed, batch_size or config.eval.batch_size, target, search, audit=audit
+    )
 
 
 def planned_passes(calls: Sequence[AttackCall]) -> int:
@@ -167,16 +203,26 @@ def planned_passes(calls: Sequence[AttackCall]) -> int:
     total = 0
     for call in calls:
         p = _with_defaults(call.fn, call.params)
-        one = int(p["queries"]) if "queries" in p else _step_passes(call) * int(p.get("steps", 1)) * int(p.get("binary_search", 1))
+        one = (
+            int(p["queries"])
+            if "queries" in p
+            else _step_passes(call) * int(p.get("steps", 1)) * int(p.get("binary_search", 1))
+        )
         one = int(p.get("draws", 1)) if call.needs == "decisions" else one
         many = int(p.get("targets", 1)) if p.get("loss") == "dlr-targeted" or p.get("targeted") else 1
-        total += one * many * int(p.get("restarts", 1)) * int((call.search.draws if call.search else None) or 1)
+        total += (
+            one * many * int(p.get("restarts", 1)) * int((call.search.draws if call.search else None) or 1)
+        )
     return total
 
 
 def _step_passes(call: AttackCall) -> int:
     """Model passes of one step, as registered: 2 where nothing is said, a forward and a backward one."""
-    return int(registry.attacks.get(call.name).facts.get("step_passes", 2)) if call.name in registry.attacks else 2
+    return (
+        int(registry.attacks.get(call.name).facts.get("step_passes", 2))
+        if call.name in registry.attacks
+        else 2
+    )
 
 
 def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None) -> int:
@@ -187,7 +233,9 @@ def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None) -> int:
 def choose(split: Split, *, n: int | None, first: int | None, seed: int) -> Tensor:
     """Positions to measure: a seeded stratified sample of n, the first `first`, or all."""
     if n is not None and first is not None:
-        raise UsageError("--n and --first exclude each other", hint="--n samples by class, --first keeps the stored order")
+        raise UsageError(
+            "--n and --first exclude each other", hint="--n samples by class, --first keeps the stored order"
+        )
     if not len(split):
         raise DataError("the chosen split is empty", hint="choose another eval.split")
     if first is not None:
@@ -199,7 +247,10 @@ def split_of(data: DataBundle, name: str) -> Split:
     """train, val or test. Raises DataError when it is empty."""
     split: Split = getattr(data, name)
     if not len(split):
-        raise DataError(f"the {name} split of {data.name} is empty", hint="set data.val_fraction > 0" if name == "val" else "")
+        raise DataError(
+            f"the {name} split of {data.name} is empty",
+            hint="set data.val_fraction > 0" if name == "val" else "",
+        )
     return split
 
 
@@ -213,11 +264,19 @@ def samples(setting: Setting) -> tuple[Split, Tensor]:
 def fresh_model(setting: Setting) -> NormalisedModel:
     """A new model for the data, initialised from the seed, in channels-last when asked."""
     config, data = setting.config, setting.data
-    info = ModelInfo(num_classes=len(data.classes), channels=data.shape[0], size=data.shape[1], mean=data.mean, std=data.std)
+    info = ModelInfo(
+        num_classes=len(data.classes),
+        channels=data.shape[0],
+        size=data.shape[1],
+        mean=data.mean,
+        std=data.std,
+    )
     return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
 
-def model_from(setting: Setting, *, plugin: str | None, allow_pickle: bool, num_classes: int | None) -> nn.Module:
+def model_from(
+    setting: Setting, *, plugin: str | None, allow_pickle: bool, num_classes: int | None
+) -> nn.Module:
     """The configured model with its weights, for the configured data; `num_classes` None means: as the weights say."""
     spec, data = setting.config.model, setting.data
     return load_model(
@@ -243,7 +302,9 @@ def model_to_train(setting: Setting, *, plugin: str | None, allow_pickle: bool) 
     if plugin is None and not is_reference(spec.name) and spec.weights is None:
         model: nn.Module = fresh_model(setting)
     else:
-        model = model_from(setting, plugin=plugin, allow_pickle=allow_pickle, num_classes=len(setting.data.classes))
+        model = model_from(
+            setting, plugin=plugin, allow_pickle=allow_pickle, num_classes=len(setting.data.classes)
+        )
     return move(model, setting.device, setting.config.train.channels_last)
 
 

@@ -30,10 +30,16 @@ def passes_per_image(setting: Setting) -> int:
     """Most model passes of one training step on one image: attack, objective, regularisers, hooks; the whole attack, without a curriculum."""
     config = setting.config
     objective = registry.objectives.get(config.objective.name).facts
-    outer: int = objective["passes"] + sum(registry.regularizers.discover().get(spec.name).facts["passes"] for spec in config.regularizers)
-    clean = objective["inner"] is not None and "clean" in registry.losses.discover().get(objective["inner"]).facts.get("state", ())
+    outer: int = objective["passes"] + sum(
+        registry.regularizers.discover().get(spec.name).facts["passes"] for spec in config.regularizers
+    )
+    clean = objective["inner"] is not None and "clean" in registry.losses.discover().get(
+        objective["inner"]
+    ).facts.get("state", ())
     once = objective["passes"] - clean  # an attack that compares with clean logits pays for them once
-    outer += once * sum(registry.hooks.discover().get(spec.name).facts["extra_losses"] for spec in config.train.hooks)
+    outer += once * sum(
+        registry.hooks.discover().get(spec.name).facts["extra_losses"] for spec in config.train.hooks
+    )
     step, parameters = bound(registry.steps, config.train.step, "train.step")
     if not registry.steps.get(config.train.step.name).facts["attacks"]:
         return outer * int(parameters.get("replays", registry.parameters(step)["replays"].default))
@@ -44,7 +50,11 @@ def passes_per_image(setting: Setting) -> int:
 def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
     """Seconds of one forward pass of one image, measured on random pixels in batches of `batch`."""
     x = torch.rand(batch, *setting.data.shape, device=setting.device)
-    with frozen(model), torch.no_grad(), torch.autocast(setting.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+    with (
+        frozen(model),
+        torch.no_grad(),
+        torch.autocast(setting.device.type, dtype=dtype, enabled=dtype is not torch.float32),
+    ):
         model(x)
         began = time.perf_counter()
         rounds = 0
@@ -120,7 +130,9 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     )
 
 
-def evaluation_plan(setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console) -> dict[str, Any]:
+def evaluation_plan(
+    setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console
+) -> dict[str, Any]:
     """Images, passes, FLOPs, memory and time of the configured evaluation; an upper bound, for broken rows leave early."""
     config = setting.config
     n = len(samples(setting)[1])
@@ -162,20 +174,28 @@ def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
         "n": ("images", lambda v: f"{v:,}"),
         "steps": ("steps", lambda v: f"{v:,}"),
         "batch_size": ("batch size", lambda v: f"{v:,} images"),
-        "passes_per_image": ("passes an image", lambda v: f"{most}{v:,}" if measures else f"{v:,} in each step"),
+        "passes_per_image": (
+            "passes an image",
+            lambda v: f"{most}{v:,}" if measures else f"{v:,} in each step",
+        ),
         "total_tflop": ("work in all", lambda v: f"{most}{_flop(1e12 * v)}"),
         "memory_bytes": ("memory", lambda v: f"about {max(1, round(v / 2**20)):,} MiB"),
         "seconds": ("time", lambda v: f"{most}about {_time(v)}"),
         "precision": ("precision of the search" if measures else "precision", str),
     }
-    rows = [(label, show(value)) for key, value in plan.items() for label, show in [shown.get(key, (key, str))]]
+    rows = [
+        (label, show(value)) for key, value in plan.items() for label, show in [shown.get(key, (key, str))]
+    ]
     console.table(Table("plan (dry run: nothing is written)", ["item", "value"], [list(row) for row in rows]))
     return {"plan": plan, "run": None, "seconds": 0.0}
 
 
 def _flop(amount: float) -> str:
     """2.399 MFLOP, 1.879 TFLOP."""
-    unit, name = next(((unit, name) for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")) if amount >= unit), (1e3, "k"))
+    unit, name = next(
+        ((unit, name) for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")) if amount >= unit),
+        (1e3, "k"),
+    )
     return f"{amount / unit:.4g} {name}FLOP"
 
 

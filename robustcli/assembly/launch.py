@@ -30,12 +30,20 @@ from robustcli.terminal.streams import write
 COMMAND = (sys.executable, "-m", "robustcli")
 _LOST, _STOPPED = PeerError.exit_code, (130, 143)
 _PASSED = (*range(2, 11), 70, *_STOPPED)
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)  # SIGINT as itself, all others as SIGTERM
+_FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+)  # SIGINT as itself, all others as SIGTERM
 _CLOSING = 29.0  # torch waits 30 s for the others after the first failure, then kills them
 _HOST = "127.0.0.1"
 
 
-def launch(argv: Sequence[str], nproc: int, max_restarts: int, console: Console, *, command: Sequence[str] = COMMAND) -> int:
+def launch(
+    argv: Sequence[str], nproc: int, max_restarts: int, console: Console, *, command: Sequence[str] = COMMAND
+) -> int:
     """Run ``COMMAND ARGV`` as ranks 0 .. nproc-1 and return one exit code for all of them.
 
     Args:
@@ -51,8 +59,12 @@ def launch(argv: Sequence[str], nproc: int, max_restarts: int, console: Console,
     Raises UsageError: nproc or max_restarts out of range.
     """
     if not 1 <= nproc <= 1024 or not 0 <= max_restarts <= 1000:
-        raise UsageError(f"--nproc {nproc} --max-restarts {max_restarts}: 1 to 1024 processes and 0 to 1000 restarts are possible")
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # it tells the same in five lines
+        raise UsageError(
+            f"--nproc {nproc} --max-restarts {max_restarts}: 1 to 1024 processes and 0 to 1000 restarts are possible"
+        )
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
+        logging.CRITICAL
+    )  # it tells the same in five lines
     with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
         return _Launch([*command, *argv], nproc, console, Path(scratch)).go(max_restarts)
 
@@ -79,7 +91,9 @@ class _Launch:
                 ending = self._attempt(attempt)
                 if ending.code != _LOST or self.asked is not None or attempt == max_restarts:
                     break
-                self.console.warn(f"rank {ending.rank}: {ending.reason}; restart {attempt + 1} of {max_restarts} from the last checkpoint")
+                self.console.warn(
+                    f"rank {ending.rank}: {ending.reason}; restart {attempt + 1} of {max_restarts} from the last checkpoint"
+                )
         if ending.reason:
             self.console.error(f"rank {ending.rank}: {ending.reason}")
         if self.console.json:
@@ -89,8 +103,13 @@ class _Launch:
     def _attempt(self, attempt: int) -> _Ending:
         listener = socket.create_server((_HOST, 0))  # torch's own server would listen on every interface
         port = listener.getsockname()[1]
-        store = dist.TCPStore(_HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())  # type: ignore[attr-defined]
-        redirects = {rank: Std.ALL if rank else Std.OUT if self.console.json else Std.NONE for rank in range(self.nproc)}
+        store = dist.TCPStore(
+            _HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )  # type: ignore[attr-defined]
+        redirects = {
+            rank: Std.ALL if rank else Std.OUT if self.console.json else Std.NONE
+            for rank in range(self.nproc)
+        }
         context = start_processes(
             name="robustcli",
             entrypoint=self.command[0],
@@ -117,8 +136,19 @@ class _Launch:
 
     def _environment(self, rank: int, port: int, attempt: int) -> dict[str, str]:
         """What torchrun gives its workers, so that both go through the same door."""
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.nproc, "LOCAL_WORLD_SIZE": self.nproc, "MASTER_ADDR": _HOST, "MASTER_PORT": port}
-        names |= {"TORCHELASTIC_RESTART_COUNT": attempt, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": f"robustcli-{os.getpid()}"}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": self.nproc,
+            "LOCAL_WORLD_SIZE": self.nproc,
+            "MASTER_ADDR": _HOST,
+            "MASTER_PORT": port,
+        }
+        names |= {
+            "TORCHELASTIC_RESTART_COUNT": attempt,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+            "TORCHELASTIC_RUN_ID": f"robustcli-{os.getpid()}",
+        }
         found = {name: str(value) for name, value in names.items()} | {RUN_FILE: str(self.scratch / "run")}
         if "OMP_NUM_THREADS" not in os.environ:
             found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.nproc))
@@ -133,8 +163,12 @@ class _Launch:
         """Signals go to the workers while the block runs; handlers and environment come back afterwards."""
         main = threading.current_thread() is threading.main_thread()
         before = {number: signal.getsignal(number) for number in _FORWARDED} if main else {}
-        self._numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # nohup stays nohup
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # else a signal at the start raises where no worker is known yet
+        self._numbers = [
+            number for number, handler in before.items() if handler is not signal.SIG_IGN
+        ]  # nohup stays nohup
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = (
+            "SIGQUIT"  # else a signal at the start raises where no worker is known yet
+        )
         self._install()
         try:
             yield
@@ -166,10 +200,22 @@ class _Launch:
             return
         found = re.fullmatch(r"error\[(\S+)\]: (.*)", ending.reason)
         code, message = found.groups() if found else (PeerError.code, ending.reason)
-        self.console.document({"ok": False, "error": {"code": code, "exit": ending.code, "message": f"rank {ending.rank}: {message}", "hint": ""}})
+        self.console.document(
+            {
+                "ok": False,
+                "error": {
+                    "code": code,
+                    "exit": ending.code,
+                    "message": f"rank {ending.rank}: {message}",
+                    "hint": "",
+                },
+            }
+        )
 
 
-def _ending(failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], asked: int | None, *, hung: bool) -> _Ending:
+def _ending(
+    failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], asked: int | None, *, hung: bool
+) -> _Ending:
     """The first failure: what a worker suffered itself comes before what it suffered from a lost peer, and that before our own SIGTERM.
 
     An abort stands between: libraries abort a process of their own accord when a peer is lost.
@@ -179,7 +225,12 @@ def _ending(failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], 
 
     def order(rank: int) -> tuple[int, int]:
         code = failures[rank].exitcode
-        return {-signal.SIGABRT: 1, **dict.fromkeys(_STOPPED, 2 if asked else 4), _LOST: 3, -signal.SIGTERM: 5}.get(code, 0), rank
+        return {
+            -signal.SIGABRT: 1,
+            **dict.fromkeys(_STOPPED, 2 if asked else 4),
+            _LOST: 3,
+            -signal.SIGTERM: 5,
+        }.get(code, 0), rank
 
     rank = min(failures, key=order)
     code = failures[rank].exitcode
@@ -189,14 +240,20 @@ def _ending(failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], 
         return _Ending(128 + asked, rank, f"stopped by {signal.Signals(asked).name} before it began to train")
     if code < 0:
         killed = f"killed by {signal.Signals(-code).name if -code in list(signal.Signals) else -code}"
-        return _Ending(_LOST, rank, "did not answer, and was killed" if hung and -code == signal.SIGKILL else killed)
-    return _Ending(code if code in _PASSED else _LOST, rank, _last_words(_text(stderrs.get(rank))) or f"exit {code}")
+        return _Ending(
+            _LOST, rank, "did not answer, and was killed" if hung and -code == signal.SIGKILL else killed
+        )
+    return _Ending(
+        code if code in _PASSED else _LOST, rank, _last_words(_text(stderrs.get(rank))) or f"exit {code}"
+    )
 
 
 def _last_words(text: str) -> str:
     """The error line of a worker, else its last line; empty for rank 0, whose stderr went to the user."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "")[:500]
+    return next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "")[
+        :500
+    ]
 
 
 def _text(path: Any) -> str:

@@ -20,7 +20,9 @@ def followed(reference: str) -> str:
     return head + str(resolve_run(path)) if LATEST in path.parts else reference
 
 
-def pinned(config: Config, resumed: Path | None = None, say: Callable[[str], None] = lambda text: None) -> Config:
+def pinned(
+    config: Config, resumed: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Config:
     """`config` with the runs that its model names by ``latest`` spelled out, so that config.resolved.yaml says what was read.
 
     Args:
@@ -62,4 +64,8 @@ def _means(asked: str, stored: str) -> bool:
     """Whether `stored` is what `asked` may have named: the same but for the places of ``latest``."""
     (head, path), (other, found) = _split(asked), _split(stored)
     pairs = zip(path.parts, found.parts, strict=False)
-    return head == other and len(path.parts) == len(found.parts) and all(part in (LATEST, name) for part, name in pairs)
+    return (
+        head == other
+        and len(path.parts) == len(found.parts)
+        and all(part in (LATEST, name) for part, name in pairs)
+    )

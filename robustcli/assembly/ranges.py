@@ -34,7 +34,11 @@ def parse_sweep(text: str) -> Sweep:
         return Sweep("distance", ())
     key, equals, rest = text.partition("=")
     if key.strip() not in _KEYS or not equals:
-        raise UsageError(f"--sweep {text!r}: expected distance, or KEY=VALUES with KEY one of {', '.join(_KEYS)}", where="eval.sweep", hint=_HINT)
+        raise UsageError(
+            f"--sweep {text!r}: expected distance, or KEY=VALUES with KEY one of {', '.join(_KEYS)}",
+            where="eval.sweep",
+            hint=_HINT,
+        )
     try:
         values = _values(key.strip(), rest.strip())
     except ValueError as error:

@@ -27,7 +27,11 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
     if note is None:  # torchrun: the newest run of this name, or `out`
         return Opening(out, True, False)
     noted = Path(note).read_text("utf-8") if Path(note).is_file() else None
-    return Opening(noted, True, False) if noted else Opening(out, resume or (out is not None and not overwrite), overwrite)
+    return (
+        Opening(noted, True, False)
+        if noted
+        else Opening(out, resume or (out is not None and not overwrite), overwrite)
+    )
 
 
 def found_by_name() -> bool:

@@ -38,23 +38,42 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
     common = {**common, "n": result.n, "clean_correct": int(result.correct.sum())}
 
     def row(kind: str, call: AttackCall | None, standing: Tensor, seconds: float, passes: float) -> EvalRow:
-        per_class = {name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())] for k, name in enumerate(classes)}
-        named: dict[str, Any] = {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
+        per_class = {
+            name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())]
+            for k, name in enumerate(classes)
+        }
+        named: dict[str, Any] = (
+            {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
+        )
         if kind == "worst" and any(other.label.startswith("rapid:") for other in result.calls):
-            named = {"label": f"all attacks (rapid{_checked(result.audit)})"}  # its number is never to be taken for AutoAttack's
+            named = {
+                "label": f"all attacks (rapid{_checked(result.audit)})"
+            }  # its number is never to be taken for AutoAttack's
             named |= {"audit": result.audit.to_json()} if result.audit is not None else {}
-        if (call is not None and not call.bounded) or (kind == "worst" and result.apart and len(result.apart) == len(result.calls)):
+        if (call is not None and not call.bounded) or (
+            kind == "worst" and result.apart and len(result.apart) == len(result.calls)
+        ):
             named |= {"norm": "none", "eps": 0.0} | ({} if call else {"label": "all transformations"})
-        return EvalRow(kind=kind, correct=int(standing.sum()), per_class=per_class, seconds=seconds, passes_per_sample=passes, **{**common, **named})
+        return EvalRow(
+            kind=kind,
+            correct=int(standing.sum()),
+            per_class=per_class,
+            seconds=seconds,
+            passes_per_sample=passes,
+            **{**common, **named},
+        )
 
     rows = [row("clean", None, result.correct, 0.0, 1.0)]
-    rows += [row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label]) for c in result.calls]
+    rows += [
+        row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label])
+        for c in result.calls
+    ]
     passes = sum(result.passes_per_sample.values())
     return [*rows, row("worst", None, result.survivors, sum(result.seconds.values()), passes)]
 
 
 def _checked(audit: Audit | None) -> str:
-    """", audit 0 of 64": what stands behind the name of a short list."""
+    """ ", audit 0 of 64": what stands behind the name of a short list."""
     if audit is None or not (audit.n or audit.escalated):
         return ", not audited"
     return ", escalated" if audit.escalated else f", audit {audit.fallen} of {audit.n}"
@@ -94,7 +113,12 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
             "attack_success": list(clopper_pearson(right - standing, right)),
         },
         "attacks": [
-            {"name": row.label, "robust_acc": row.correct / max(1, row.n), "passes_per_sample": row.passes_per_sample, "seconds": row.seconds}
+            {
+                "name": row.label,
+                "robust_acc": row.correct / max(1, row.n),
+                "passes_per_sample": row.passes_per_sample,
+                "seconds": row.seconds,
+            }
             for row in rows
             if row.kind == "attack"
         ],

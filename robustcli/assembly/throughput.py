@@ -63,18 +63,30 @@ class Bench:
     def resized(self, batch: int, **train: Any) -> Bench:
         """The same with another batch size and other `train` settings."""
         config = self.setting.config
-        config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch, **train})})
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"batch_size": batch, **train})}
+        )
         return replace(self, setting=replace(self.setting, config=config))
 
     def on(self, device: torch.device) -> Bench:
         """The same on another device."""
-        return replace(self, setting=replace(self.setting, device=device), model=copy.deepcopy(self.model).to(device))
+        return replace(
+            self, setting=replace(self.setting, device=device), model=copy.deepcopy(self.model).to(device)
+        )
 
     def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
         """One batch of training images on the device; they repeat where the split is smaller. Raises DataError for an empty split."""
         train, device = split_of(self.setting.data, "train"), self.setting.device
         x, y, ids = next(iter(train.stream([torch.arange(self.batch) % len(train)], device)))
-        return (x.contiguous(memory_format=torch.channels_last) if self.setting.config.train.channels_last else x), y, ids
+        return (
+            (
+                x.contiguous(memory_format=torch.channels_last)
+                if self.setting.config.train.channels_last
+                else x
+            ),
+            y,
+            ids,
+        )
 
     # ---- one step ----------------------------------------------------------------------------------------------
 
@@ -87,37 +99,80 @@ class Bench:
             searcher: Classifier = Forward(self.model, dtype=precision.dtype)
             if twin:
                 compiled = make_search(config, device).compile
-                copied = SearchTwin(self.model, dtype=precision.dtype, channels_last=config.search.channels_last, compiled=compiled)
+                copied = SearchTwin(
+                    self.model,
+                    dtype=precision.dtype,
+                    channels_last=config.search.channels_last,
+                    compiled=compiled,
+                )
                 note, searcher = copied.parity(x), copied
             with torch.no_grad():
                 loss = bind_inner(inner, y, clean=lambda: searcher(x))
             oracle = Oracle(searcher, x, Criterion(y), loss=loss, rng=RowRandom(config.seed, "start", ids))
             timing = timed(lambda: oracle.gradient(x), device, self.repeat, self.stop)
-        return {"work": "attack step", "precision": precision.name, "search": "twin" if twin else "plain", **self._row(timing, 2), "note": note}
+        return {
+            "work": "attack step",
+            "precision": precision.name,
+            "search": "twin" if twin else "plain",
+            **self._row(timing, 2),
+            "note": note,
+        }
 
     def training_step(self, precision: Precision) -> dict[str, Any]:
         """Images/s of the whole configured step, attack included; the learning rate is 0, so that every repetition does the same work."""
         device, config = self.setting.device, self.setting.config
-        search = config.search.model_copy(update={"precision": "bf16" if precision.dtype is torch.bfloat16 else "fp32"})
+        search = config.search.model_copy(
+            update={"precision": "bf16" if precision.dtype is torch.bfloat16 else "fp32"}
+        )
         config = config.model_copy(update={"precision": precision.name, "search": search})
         x, y, ids = self.pixels()
         with tf32_products(precision.tf32):
             classes = len(self.setting.data.classes)
-            made = make_step(replace(self.setting, config=config), copy.deepcopy(self.model), solo(), Guards(0, classes, None, "off"), self.stop, self.warn)
+            made = make_step(
+                replace(self.setting, config=config),
+                copy.deepcopy(self.model),
+                solo(),
+                Guards(0, classes, None, "off"),
+                self.stop,
+                self.warn,
+            )
             step = _still(made)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            timing = timed(lambda: step(x, y, ids, seed=config.seed, epoch=0, progress=_LATE), device, self.repeat, self.stop)
+            timing = timed(
+                lambda: step(x, y, ids, seed=config.seed, epoch=0, progress=_LATE),
+                device,
+                self.repeat,
+                self.stop,
+            )
         memory = torch.cuda.max_memory_allocated(device) / _MB if device.type == "cuda" else None
         row = self._row(timing, passes_per_image(self.setting))
         note = step.twin_note or step.forward.note
-        return {"work": "training step", "precision": precision.name, "search": "", **row, "peak_memory_mib": memory, "note": note}
+        return {
+            "work": "training step",
+            "precision": precision.name,
+            "search": "",
+            **row,
+            "peak_memory_mib": memory,
+            "note": note,
+        }
 
     def _row(self, timing: Timing, passes: int) -> dict[str, Any]:
         rate = timing.rate(self.batch)
         tflops = rate["median"] * passes * flops(self.model, self.setting.data.shape) / 1e12
-        row = {"batch_size": self.batch, "images_per_second": rate["median"], "low": rate["low"], "high": rate["high"]}
-        return {**row, "repetitions": rate["repetitions"], "seconds": timing.median, "passes_per_image": passes, "tflops": tflops}
+        row = {
+            "batch_size": self.batch,
+            "images_per_second": rate["median"],
+            "low": rate["low"],
+            "high": rate["high"],
+        }
+        return {
+            **row,
+            "repetitions": rate["repetitions"],
+            "seconds": timing.median,
+            "passes_per_image": passes,
+            "tflops": tflops,
+        }
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -146,12 +201,25 @@ class Bench:
             if number:
                 waits.append(waited / total)
                 rates.append(images / total)
-        shares = {"waiting_share": statistics.median(waits), "waiting_low": min(waits), "waiting_high": max(waits)}
-        return {**shares, "images_per_second": statistics.median(rates), "low": min(rates), "high": max(rates), "repetitions": len(rates), "steps": steps}
+        shares = {
+            "waiting_share": statistics.median(waits),
+            "waiting_low": min(waits),
+            "waiting_high": max(waits),
+        }
+        return {
+            **shares,
+            "images_per_second": statistics.median(rates),
+            "low": min(rates),
+            "high": max(rates),
+            "repetitions": len(rates),
+            "steps": steps,
+        }
 
     # ---- batch size --------------------------------------------------------------------------------------------
 
-    def sizes(self, precision: Precision, candidates: list[int], slowest: float) -> tuple[list[dict[str, Any]], bool]:
+    def sizes(
+        self, precision: Precision, candidates: list[int], slowest: float
+    ) -> tuple[list[dict[str, Any]], bool]:
         """A training step at each batch size, ascending, and whether memory ran out; ends before a step that would take over `slowest` seconds.
 
         Nothing is compiled meanwhile: each size would be compiled anew.
@@ -165,7 +233,9 @@ class Bench:
             config = other.setting.config
             config = config.model_copy(update={"search": config.search.model_copy(update={"compile": "off"})})
             try:
-                rows.append(replace(other, setting=replace(other.setting, config=config)).training_step(precision))
+                rows.append(
+                    replace(other, setting=replace(other.setting, config=config)).training_step(precision)
+                )
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -187,6 +257,8 @@ def _batches(engine: Engine, setting: Setting) -> Iterator[tuple[int, tuple[Tens
     """(epoch, batch) without end, in training order."""
     size, epoch = min(engine.plan.batch_size, epoch_size(engine.train)), 0
     while True:
-        for batch in engine.train.stream(epoch_batches(engine.train, size, engine.plan.seed, epoch), setting.device):
+        for batch in engine.train.stream(
+            epoch_batches(engine.train, size, engine.plan.seed, epoch), setting.device
+        ):
             yield epoch, batch
         epoch += 1

@@ -23,7 +23,11 @@ class Precision:
     tf32: bool = False
 
 
-FP32, TF32, BF16 = Precision("fp32", torch.float32), Precision("tf32", torch.float32, True), Precision("bf16", torch.bfloat16)
+FP32, TF32, BF16 = (
+    Precision("fp32", torch.float32),
+    Precision("tf32", torch.float32, True),
+    Precision("bf16", torch.bfloat16),
+)
 
 
 def precisions(device: torch.device) -> list[Precision]:
@@ -47,7 +51,12 @@ class Timing:
 
     def rate(self, amount: float) -> dict[str, float]:
         """amount / seconds: median, slowest and fastest repetition, and how many there were."""
-        return {"median": amount / self.median, "low": amount / max(self.seconds), "high": amount / min(self.seconds), "repetitions": len(self.seconds)}
+        return {
+            "median": amount / self.median,
+            "low": amount / max(self.seconds),
+            "high": amount / min(self.seconds),
+            "repetitions": len(self.seconds),
+        }
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,9 @@ class Repeat:
     warm: int = 2
 
 
-def timed(work: Callable[[], object], device: torch.device, repeat: Repeat, stop: Callable[[], None] = lambda: None) -> Timing:
+def timed(
+    work: Callable[[], object], device: torch.device, repeat: Repeat, stop: Callable[[], None] = lambda: None
+) -> Timing:
     """Seconds of `work`. `stop` raises to interrupt, between two repetitions."""
     seconds: list[float] = []
     for _ in range(repeat.warm):
@@ -78,7 +89,10 @@ def timed(work: Callable[[], object], device: torch.device, repeat: Repeat, stop
 
 
 def interleaved(
-    jobs: dict[str, Callable[[], object]], device: torch.device, rounds: int, stop: Callable[[], None] = lambda: None
+    jobs: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    stop: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each job in each round; every round runs all jobs in turn, so that a machine whose speed drifts slows all. One round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
@@ -94,14 +108,31 @@ def interleaved(
     return seconds
 
 
-def matmul_peak(device: torch.device, precision: Precision, sizes: Sequence[int], repeat: Repeat, stop: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def matmul_peak(
+    device: torch.device,
+    precision: Precision,
+    sizes: Sequence[int],
+    repeat: Repeat,
+    stop: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """TFLOP/s of the fastest of some square matrix products: 2 n^3 operations over the median time of each n; `size` is that n."""
     best: dict[str, Any] = {}
     with tf32_products(precision.tf32):
         for n in sizes:
-            a, b = torch.randn(n, n, device=device).to(precision.dtype), torch.randn(n, n, device=device).to(precision.dtype)
+            a, b = (
+                torch.randn(n, n, device=device).to(precision.dtype),
+                torch.randn(n, n, device=device).to(precision.dtype),
+            )
             out = torch.empty_like(a)
-            rate = timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, repeat, stop).rate(2 * n**3 / 1e12)  # type: ignore[misc]
+            rate = timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, repeat, stop).rate(
+                2 * n**3 / 1e12
+            )  # type: ignore[misc]
             if not best or rate["median"] > best["tflops"]:
-                best = {"tflops": rate["median"], "low": rate["low"], "high": rate["high"], "repetitions": rate["repetitions"], "size": n}
+                best = {
+                    "tflops": rate["median"],
+                    "low": rate["low"],
+                    "high": rate["high"],
+                    "repetitions": rate["repetitions"],
+                    "size": n,
+                }
     return best

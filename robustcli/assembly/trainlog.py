@@ -77,10 +77,30 @@ class Written:
     """
 
     def __init__(
-        self, run: Run, setting: Setting, config: Mapping[str, Any], meta: Mapping[str, Any], digest: str, console: Console, common: Mapping[str, Any]
+        self,
+        run: Run,
+        setting: Setting,
+        config: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        digest: str,
+        console: Console,
+        common: Mapping[str, Any],
     ) -> None:
-        self.run, self.setting, self.config, self.meta, self.digest, self.console = run, setting, config, meta, digest, console
-        self.common = {"norm": setting.ball.norm, "eps": setting.ball.eps, "seed": setting.config.seed, "hashes": {"data": digest}, **common}
+        self.run, self.setting, self.config, self.meta, self.digest, self.console = (
+            run,
+            setting,
+            config,
+            meta,
+            digest,
+            console,
+        )
+        self.common = {
+            "norm": setting.ball.norm,
+            "eps": setting.ball.eps,
+            "seed": setting.config.seed,
+            "hashes": {"data": digest},
+            **common,
+        }
         self.lines = JsonLines(run.path / "metrics.jsonl")
         self.trackers = open_trackers(setting.config.train.trackers, run.path, self._warn)
         self._examples: Callable[[int], Panels] | None = None
@@ -94,7 +114,13 @@ class Written:
         """See `TrainLog`; the curves are drawn again every half minute."""
         row = TrainRow.of(values, **self.common)
         self.lines.write(row.to_json())
-        self.text(", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items() if value is not None))
+        self.text(
+            ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in values.items()
+                if value is not None
+            )
+        )
         self.trackers.row(row)
         self._show(row.step)
         if time.monotonic() - self._drawn > _REDRAW:
@@ -106,8 +132,12 @@ class Written:
         progress.log_offset = self.lines.offset
         data = {"name": self.setting.data.name, "digest": self.digest}
         meta = {**self.meta, "config": dict(self.config), "progress": asdict(progress), "data": data}
-        path = save_checkpoint(self.run.checkpoints, progress.step, groups, meta, tags=tags, keep=self.setting.config.train.keep)
-        self.run.status(state="running", step=progress.step, last_checkpoint=str(path.relative_to(self.run.path)))
+        path = save_checkpoint(
+            self.run.checkpoints, progress.step, groups, meta, tags=tags, keep=self.setting.config.train.keep
+        )
+        self.run.status(
+            state="running", step=progress.step, last_checkpoint=str(path.relative_to(self.run.path))
+        )
 
     def cut(self, offset: int) -> None:
         """See `TrainLog`."""
@@ -125,7 +155,9 @@ class Written:
         self.trackers.close()
         rows = self._draw()
         write_csv(self.run.path / "results.csv", rows)
-        self.run.write_text("summary.md", train_summary(self.config, progress.best, progress.last, rows, progress.alarms))
+        self.run.write_text(
+            "summary.md", train_summary(self.config, progress.best, progress.last, rows, progress.alarms)
+        )
         self.console.table(train_table(rows, best_step=progress.best.get("step")))
 
     def _draw(self) -> list[TrainRow]:
@@ -163,8 +195,21 @@ class Examples:
         setting: of the run. model: () -> what is validated now. split, positions: the validation images. stop: raises Interrupted.
     """
 
-    def __init__(self, setting: Setting, model: Callable[[], nn.Module], split: Split, positions: Tensor, stop: Callable[[], None] | None = None) -> None:
-        self.setting, self.model, self.split, self.positions, self.stop = setting, model, split, positions, stop
+    def __init__(
+        self,
+        setting: Setting,
+        model: Callable[[], nn.Module],
+        split: Split,
+        positions: Tensor,
+        stop: Callable[[], None] | None = None,
+    ) -> None:
+        self.setting, self.model, self.split, self.positions, self.stop = (
+            setting,
+            model,
+            split,
+            positions,
+            stop,
+        )
         (self.call,) = calls_of(setting.config.adversary, setting.ball.norm, "adversary", Search())
         self._batch: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -176,7 +221,15 @@ class Examples:
         model, ball, minimal = self.model(), self.setting.ball, self.call.kind == "minimal"
         with frozen(model):
             rng = RowRandom(self.setting.config.seed, "start", ids)
-            oracle = Oracle(model, x, Criterion(y), rng=rng, keep="closest" if minimal else "best", ball=ball, stop=self.stop)
+            oracle = Oracle(
+                model,
+                x,
+                Criterion(y),
+                rng=rng,
+                keep="closest" if minimal else "best",
+                ball=ball,
+                stop=self.stop,
+            )
             found = self.call.fn(oracle, x, ball, **self.call.params)
         found = ball.or_origin(x, found) if minimal else found
         found = to_lattice(x, found, ball) if self.call.bounded else found

@@ -22,7 +22,15 @@ Ascent = str | Callable[[Tensor, Tensor, Tensor], Tensor]
 _KEPT = 0.75  # share of the gradient step; the rest goes on in the direction of the step before
 
 
-@attacks.register("apgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", precision="bf16", deterministic=False, keeps_best=True)
+@attacks.register(
+    "apgd",
+    kind="fixed",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="bf16",
+    deterministic=False,
+    keeps_best=True,
+)
 def apgd(
     oracle: Oracle,
     x: Tensor,
@@ -106,10 +114,14 @@ def _headings(oracle: Oracle, loss: str, targets: int, skip: int) -> tuple[Ascen
             oracle.note(f"apgd: {loss} needs 3 classes, the model has {classes}: the margin is ascended")
         return "dlr" if classes > 2 else "margin", own
     if classes < 4:
-        oracle.note(f"apgd: dlr-targeted needs 4 classes, the model has {classes}: the plain logit difference is ascended")
+        oracle.note(
+            f"apgd: dlr-targeted needs 4 classes, the model has {classes}: the plain logit difference is ascended"
+        )
     if classes - 1 <= skip:
         oracle.note(f"apgd: skip {skip} leaves none of the {classes - 1} wrong classes: nothing is tried")
-    ranked = oracle.clean().scatter(1, own, float("-inf")).topk(min(skip + targets, classes - 1), dim=1).indices
+    ranked = (
+        oracle.clean().scatter(1, own, float("-inf")).topk(min(skip + targets, classes - 1), dim=1).indices
+    )
     return dlr_targeted if classes > 3 else difference, ranked[:, skip:]
 
 
@@ -123,7 +135,11 @@ class _Question:
 
     def __call__(self, x_adv: Tensor, goals: Tensor, *, scored: bool = True) -> tuple[Tensor, Tensor]:
         """Loss [R] and input gradient [R, C, H, W]; a NaN loss never counts as the best. Points out of the ball are not `scored`."""
-        loss = self.ascent if isinstance(self.ascent, str) else RowLoss(self.ascent, (self.oracle.y, goals[:, self.heading]))
+        loss = (
+            self.ascent
+            if isinstance(self.ascent, str)
+            else RowLoss(self.ascent, (self.oracle.y, goals[:, self.heading]))
+        )
         value, _, grad = self.oracle.gradient(x_adv, loss, scored=scored)
         return value.nan_to_num(nan=float("-inf")), grad
 
@@ -133,7 +149,9 @@ def _phases(ball: Ball, steps: int, widest: float) -> list[tuple[Ball, int]]:
     early = min(-(-3 * steps // 10), steps - 1) if widest > 1 else 0
     later = min(early, steps - 1 - early)
     radii = ((widest, early), ((widest + 1) / 2, later))
-    wide = [(Ball(ball.norm, scale * ball.eps, ball.low, ball.high), count) for scale, count in radii if count]
+    wide = [
+        (Ball(ball.norm, scale * ball.eps, ball.low, ball.high), count) for scale, count in radii if count
+    ]
     return [*wide, (ball, steps - early - later)]
 
 
@@ -143,7 +161,15 @@ def _first(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
 
 
 def _climb(
-    ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, rho: float, *, scored: bool
+    ask: _Question,
+    x: Tensor,
+    goals: Tensor,
+    x_adv: Tensor,
+    ball: Ball,
+    steps: int,
+    rho: float,
+    *,
+    scored: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps in one ball under linf or l2, from x_adv: (x, goals, point of the largest loss) of the rows that have not fallen."""
     x_adv = x_old = x_best = ball.project(x, x_adv)
@@ -154,8 +180,10 @@ def _climb(
     a = x.new_full((len(x), 1, 1, 1), 2 * ball.eps)
     marks, last = checkpoints(steps), 0
     for k in range(1, steps + 1):
-        x, goals, x_adv, x_old, x_best, grad, grad_best, loss, best, then, rises, was_cut, a = ask.oracle.compact(
-            x, goals, x_adv, x_old, x_best, grad, grad_best, loss, best, then, rises, was_cut, a
+        x, goals, x_adv, x_old, x_best, grad, grad_best, loss, best, then, rises, was_cut, a = (
+            ask.oracle.compact(
+                x, goals, x_adv, x_old, x_best, grad, grad_best, loss, best, then, rises, was_cut, a
+            )
         )
         if not len(x):
             break
@@ -176,7 +204,9 @@ def _climb(
     return x, goals, x_best
 
 
-def _climb_sparsely(ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, *, scored: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _climb_sparsely(
+    ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, *, scored: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Steps in one l1 ball, of l1 length a spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed; returns what `_climb` does.
 
     Every 0.04 * steps: where x_best has lost more than 5 % of its changed pixels, a = eps and the row goes on from there, else
@@ -189,7 +219,9 @@ def _climb_sparsely(ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, bal
     changed = (x_adv != x).flatten(1).sum(1)
     gap = max(int(0.04 * steps), 1)
     for k in range(1, steps + 1):
-        x, goals, x_adv, x_best, grad, grad_best, best, a, changed = ask.oracle.compact(x, goals, x_adv, x_best, grad, grad_best, best, a, changed)
+        x, goals, x_adv, x_best, grad, grad_best, best, a, changed = ask.oracle.compact(
+            x, goals, x_adv, x_best, grad, grad_best, best, a, changed
+        )
         if not len(x):
             break
         x_adv = ball.project(x, torch.addcmul(x_adv, a, _sparse(grad, changed)))

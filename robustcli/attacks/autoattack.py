@@ -41,16 +41,36 @@ class Audit:
         climb, stages = passes // 2 if self.norm == "l1" else 0, []
         if climb:
             restarts = max(1, climb // 200)
-            stages.append(_apgd("rapid:audit-apgd", "ce", steps=max(1, min(100, climb // (2 * restarts))), restarts=restarts))
+            stages.append(
+                _apgd(
+                    "rapid:audit-apgd",
+                    "ce",
+                    steps=max(1, min(100, climb // (2 * restarts))),
+                    restarts=restarts,
+                )
+            )
         share, skip = (4, 0) if self.norm == "linf" else (2, 1)
         linearisations = max(1, (passes - climb) // (3 * share))
         targets = max(1, min(8, linearisations // 60))
         fab: dict[str, Any] = {"steps": min(100, linearisations // targets), "targets": targets, "skip": skip}
         queries = max(1, passes - climb - 3 * targets * fab["steps"])
-        return [*stages, Stage("rapid:audit-fab", "fab", fab), Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True})]
+        return [
+            *stages,
+            Stage("rapid:audit-fab", "fab", fab),
+            Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True}),
+        ]
 
 
-def _apgd(label: str, loss: str, *, restarts: int = 1, targets: int | None = None, skip: int = 0, steps: int = 100, draws: int = 1) -> Stage:
+def _apgd(
+    label: str,
+    loss: str,
+    *,
+    restarts: int = 1,
+    targets: int | None = None,
+    skip: int = 0,
+    steps: int = 100,
+    draws: int = 1,
+) -> Stage:
     params: dict[str, Any] = {"steps": steps, "restarts": restarts, "loss": loss}
     params |= ({} if targets is None else {"targets": targets}) | ({"skip": skip} if skip else {})
     return Stage(label, "apgd", params, draws)
@@ -71,7 +91,9 @@ def audit(norm: str, *, version: Version = "standard", audit: int = 64) -> Audit
 
 
 @ensembles.register("autoattack", audit=audit)
-def autoattack(norm: str, *, version: Version = "standard", audit: Annotated[int, Ge(0), Le(4096)] = 64) -> list[Stage]:
+def autoattack(
+    norm: str, *, version: Version = "standard", audit: Annotated[int, Ge(0), Le(4096)] = 64
+) -> list[Stage]:
     """Worst case per sample over a list of attacks without free parameters: `version` names the list.
 
     standard: apgd-ce, apgd-t (targeted DLR, 9 classes), fab-t, square (5,000 queries): the authors' list. Ours goes on with apgd-wide
@@ -114,7 +136,11 @@ def _rapid(norm: str) -> list[Stage]:
     """Where gradients are masked a search from outside the ball finds what one inside misses; under l2 and l1 a minimal-norm search finds more."""
     nearest = Stage("rapid:fab-1", "fab", {"steps": 98, "restarts": 1, "targeted": True, "targets": 1})
     if norm == "l1":  # every run of apgd is wide there, and a short one does not arrive
-        return [_apgd("rapid:apgd-ce", "ce", restarts=3, steps=100), _apgd("rapid:apgd-t2", "dlr-targeted", targets=2, steps=60), nearest]
+        return [
+            _apgd("rapid:apgd-ce", "ce", restarts=3, steps=100),
+            _apgd("rapid:apgd-t2", "dlr-targeted", targets=2, steps=60),
+            nearest,
+        ]
     near, far = (70, 22) if norm == "linf" else (50, 15)
     towards = [
         _apgd("rapid:apgd-t3", "dlr-targeted", targets=3, steps=near),

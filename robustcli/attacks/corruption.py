@@ -36,8 +36,23 @@ _EXACT_RATE = 10.0  # up to here Poisson counts are exact
 _EXACT_COUNTS = 40  # P(count > 40) is below 1e-12 at that rate
 
 
-@attacks.register("corruption", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", precision="bf16", deterministic=False, keeps_best=True)
-def corruption(oracle: Oracle, x: Tensor, ball: Ball, *, type: Type = "gaussian_noise", severity: Annotated[int, Ge(1), Le(5)] = 3) -> Tensor:
+@attacks.register(
+    "corruption",
+    kind="unbounded",
+    norms=("linf", "l2", "l1"),
+    needs="decisions",
+    precision="bf16",
+    deterministic=False,
+    keeps_best=True,
+)
+def corruption(
+    oracle: Oracle,
+    x: Tensor,
+    ball: Ball,
+    *,
+    type: Type = "gaussian_noise",
+    severity: Annotated[int, Ge(1), Le(5)] = 3,
+) -> Tensor:
     """x_adv = clip(c_s(x)): one common corruption of severity s; nothing is searched for, and no norm bounds the change.
 
     The number of each severity, up to 64 pixels a side (CIFAR-10-C) | above (ImageNet-C):
@@ -64,7 +79,9 @@ def corruption(oracle: Oracle, x: Tensor, ball: Ball, *, type: Type = "gaussian_
     Source: Hendrycks & Dietterich, ICLR 2019, arXiv:1903.12261.
     """
     if type not in _SMALL or severity not in range(1, 6):
-        raise ValueError(f"type must be one of {', '.join(_SMALL)} and severity 1, 2, 3, 4 or 5, got type {type!r}, severity {severity}")
+        raise ValueError(
+            f"type must be one of {', '.join(_SMALL)} and severity 1, 2, 3, 4 or 5, got type {type!r}, severity {severity}"
+        )
     amount = (_SMALL if max(x.shape[2:]) <= 64 else _LARGE)[type][severity - 1]
     return oracle.result(_corrupt(x, type, amount, oracle.rng).clamp_(ball.low, ball.high))
 
@@ -98,10 +115,18 @@ def _bin_means(side: int, share: float, like: Tensor) -> Tensor:
 def _blur(x: Tensor, sigma: float) -> Tensor:
     """Convolution with N(0, sigma^2), cut at 4 sigma; border pixels are repeated outside."""
     radius = int(4 * sigma + 0.5)
-    weight = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype).div_(sigma).square_().mul_(-0.5).exp_()
+    weight = (
+        torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+        .div_(sigma)
+        .square_()
+        .mul_(-0.5)
+        .exp_()
+    )
     weight = weight / weight.sum()
     image = F.pad(x.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(image, weight.reshape(1, 1, 1, -1)), weight.reshape(1, 1, -1, 1)).reshape(x.shape)
+    return F.conv2d(F.conv2d(image, weight.reshape(1, 1, 1, -1)), weight.reshape(1, 1, -1, 1)).reshape(
+        x.shape
+    )
 
 
 def _poisson(rate: Tensor, rng: RowRandom) -> Tensor:

@@ -17,7 +17,15 @@ _INNER = 0.999999  # artanh of 1 is infinite
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8
 
 
-@attacks.register("cw", kind="minimal", norms=("l2",), needs="gradient", precision="fp32", deterministic=True, keeps_best=True)
+@attacks.register(
+    "cw",
+    kind="minimal",
+    norms=("l2",),
+    needs="gradient",
+    precision="fp32",
+    deterministic=True,
+    keeps_best=True,
+)
 def cw(
     oracle: Oracle,
     x: Tensor,
@@ -60,7 +68,9 @@ def cw(
     x, x_adv, c, low, high, margin_0, grad_0 = oracle.compact(x, x_adv, c, low, high, margin_0, grad_0)
     for _ in range(binary_search):
         w = torch.atanh((x - middle) / half * _INNER)
-        x_adv = home = middle + half * torch.tanh(w)  # x up to rounding, from which Adam would make whole steps
+        x_adv = home = middle + half * torch.tanh(
+            w
+        )  # x up to rounding, from which Adam would make whole steps
         margin, grad = margin_0, grad_0
         m, v, won = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(c, dtype=torch.bool)
         for k in range(1, steps + 1):
@@ -74,7 +84,10 @@ def cw(
             x, x_adv, home, w, m, v, margin, grad, won, c, low, high, margin_0, grad_0 = oracle.compact(
                 x, x_adv, home, w, m, v, margin, grad, won, c, low, high, margin_0, grad_0
             )
-        low, high = torch.where(won, low, torch.maximum(low, c)), torch.where(won, torch.minimum(high, c), high)
+        low, high = (
+            torch.where(won, low, torch.maximum(low, c)),
+            torch.where(won, torch.minimum(high, c), high),
+        )
         c = torch.where(torch.isfinite(high), (low + high) / 2, c * 10)
     return oracle.result(x_adv)
 

@@ -29,7 +29,9 @@ def rivals(oracle: Oracle, count: int) -> Tensor:
     if oracle.target is not None:
         return oracle.target[:, None]
     clean = oracle.clean()
-    index: Tensor = clean.scatter(1, oracle.y[:, None], float("-inf")).topk(min(count, clean.shape[1] - 1), dim=1).indices
+    index: Tensor = (
+        clean.scatter(1, oracle.y[:, None], float("-inf")).topk(min(count, clean.shape[1] - 1), dim=1).indices
+    )
     return index
 
 
@@ -40,7 +42,9 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
     """
     best, shortest = None, x_adv.new_full((len(x_adv),), float("inf"))
     for k in classes.unbind(1):
-        answer = oracle.gradient(x_adv, RowLoss(difference, (oracle.y, k)) if oracle.target is None else "margin")
+        answer = oracle.gradient(
+            x_adv, RowLoss(difference, (oracle.y, k)) if oracle.target is None else "margin"
+        )
         slope = dual_length(answer.grad, ball.norm)
         live = torch.isfinite(answer.loss) & (slope > 0)
         away = torch.where(live, answer.loss.abs() / slope, float("inf"))
@@ -50,12 +54,23 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
             continue
         nearer = away < shortest
         normal = torch.where(column(nearer, x_adv), answer.grad, best.normal)
-        best, shortest = Boundary(torch.where(nearer, answer.loss, best.value), normal, best.hit), torch.minimum(away, shortest)
+        best, shortest = (
+            Boundary(torch.where(nearer, answer.loss, best.value), normal, best.hit),
+            torch.minimum(away, shortest),
+        )
     assert best is not None  # there are at least two classes
     return best
 
 
-@attacks.register("deepfool", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", precision="fp32", deterministic=True, keeps_best=True)
+@attacks.register(
+    "deepfool",
+    kind="minimal",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="fp32",
+    deterministic=True,
+    keeps_best=True,
+)
 def deepfool(
     oracle: Oracle,
     x: Tensor,
@@ -86,12 +101,18 @@ def deepfool(
         the last one ended.
     """
     if steps < 1 or not overshoot >= 0 or classes < 2:
-        raise ValueError(f"steps must be >= 1, overshoot >= 0 and classes >= 2, got {steps}, {overshoot} and {classes}")
-    touched, x, found, others = _walk(oracle, x, ball, rivals(oracle, classes - 1), steps, overshoot, exact=False)
+        raise ValueError(
+            f"steps must be >= 1, overshoot >= 0 and classes >= 2, got {steps}, {overshoot} and {classes}"
+        )
+    touched, x, found, others = _walk(
+        oracle, x, ball, rivals(oracle, classes - 1), steps, overshoot, exact=False
+    )
     if not touched or not oracle.alive:
         return oracle.result(found)
     x, found, others, size = oracle.compact(x, found, others, _size(oracle, x, found, ball))
-    _, x, again, others, found, size = _walk(oracle, x, ball, others, steps, overshoot, found, size, exact=True)
+    _, x, again, others, found, size = _walk(
+        oracle, x, ball, others, steps, overshoot, found, size, exact=True
+    )
     nearer = _size(oracle, x, again, ball) < size
     return oracle.result(torch.where(column(nearer, x), again, found))
 
@@ -103,7 +124,14 @@ def _size(oracle: Oracle, x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
 
 
 def _walk(
-    oracle: Oracle, x: Tensor, ball: Ball, others: Tensor, steps: int, overshoot: float, *carried: Tensor, exact: bool
+    oracle: Oracle,
+    x: Tensor,
+    ball: Ball,
+    others: Tensor,
+    steps: int,
+    overshoot: float,
+    *carried: Tensor,
+    exact: bool,
 ) -> tuple[Any, ...]:
     """(whether the box cut a step, x, last point, others, *carried) of the rows still in play; `carried` [R, ...] leave with their rows.
 
@@ -114,7 +142,9 @@ def _walk(
     free = replace(ball, low=-1e6, high=1e6)
     for _ in range(steps):
         value, normal, hit = nearest_boundary(oracle, x_adv, ball, others)
-        step = to_plane(x_adv, normal, value.masked_fill(hit, 0.0), ball if exact else free)  # broken rows stay
+        step = to_plane(
+            x_adv, normal, value.masked_fill(hit, 0.0), ball if exact else free
+        )  # broken rows stay
         inside = (x + way + step).clamp(ball.low, ball.high) - x
         touched = touched or bool((inside != x + way + step - x).any())
         way = inside

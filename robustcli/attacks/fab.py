@@ -19,7 +19,14 @@ _TINY = 1e-12
 
 
 @attacks.register(
-    "fab", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", precision="fp32", step_passes=3, deterministic=False, keeps_best=True
+    "fab",
+    kind="minimal",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="fp32",
+    step_passes=3,
+    deterministic=False,
+    keeps_best=True,
 )
 def fab(
     oracle: Oracle,
@@ -71,8 +78,16 @@ def fab(
     reach, x_adv = x.new_full((len(x),), float("inf")), x
     for restart in range(restarts):
         for rank in range(runs):
-            others = rivals(oracle, last)[:, skip + rank : skip + rank + 1] if targeted else rivals(oracle, oracle.clean().shape[1] - 1)
-            x_adv = x if restart == 0 else _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
+            others = (
+                rivals(oracle, last)[:, skip + rank : skip + rank + 1]
+                if targeted
+                else rivals(oracle, oracle.clean().shape[1] - 1)
+            )
+            x_adv = (
+                x
+                if restart == 0
+                else _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
+            )
             for _ in range(steps):
                 x_adv = _step(x, x_adv, nearest_boundary(oracle, x_adv, ball, others), ball, alpha_max, eta)
                 hit = oracle.hit(oracle.logits(x_adv))
@@ -84,7 +99,9 @@ def fab(
     return oracle.result(x_adv)
 
 
-def _check(steps: int, restarts: int, targets: int, skip: int, alpha_max: float, eta: float, beta: float) -> None:
+def _check(
+    steps: int, restarts: int, targets: int, skip: int, alpha_max: float, eta: float, beta: float
+) -> None:
     """ValueError for a parameter outside its range."""
     if steps < 1 or restarts < 1 or targets < 1:
         raise ValueError(f"steps, restarts and targets must be >= 1, got {steps}, {restarts} and {targets}")
@@ -102,7 +119,9 @@ def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: f
     """The biased step to the boundary linearised at x_adv."""
     value, normal, _ = boundary
     near = to_plane(x_adv, normal, value, ball)
-    far = to_plane(x, normal, value + dot(normal, x - x_adv).nan_to_num(), ball)  # sums of huge gradients overflow
+    far = to_plane(
+        x, normal, value + dot(normal, x - x_adv).nan_to_num(), ball
+    )  # sums of huge gradients overflow
     size = length(near, ball.norm)
     share = column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)
     return ((1 - share) * (x_adv + eta * near) + share * (x + eta * far)).clamp_(ball.low, ball.high)
@@ -110,6 +129,10 @@ def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: f
 
 def _random_start(x: Tensor, reach: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
     """x + r u / ||u||, in the box: r = min(distance of the nearest success `reach` [R], eps) / 2; u uniform (linf) or normal."""
-    u = rng.uniform(tuple(x.shape[1:])).mul_(2).sub_(1) if ball.norm == "linf" else rng.normal(tuple(x.shape[1:]))
+    u = (
+        rng.uniform(tuple(x.shape[1:])).mul_(2).sub_(1)
+        if ball.norm == "linf"
+        else rng.normal(tuple(x.shape[1:]))
+    )
     scale = 0.5 * reach.clamp_max(ball.eps) / length(u, ball.norm).clamp_min(_TINY)
     return (x + column(scale, x) * u.to(x.dtype)).clamp_(ball.low, ball.high)

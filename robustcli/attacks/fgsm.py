@@ -11,7 +11,15 @@ from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
 
-@attacks.register("fgsm", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", precision="bf16", deterministic=True, keeps_best=True)
+@attacks.register(
+    "fgsm",
+    kind="fixed",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="bf16",
+    deterministic=True,
+    keeps_best=True,
+)
 def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"] | None = None) -> Tensor:
     """x_adv = P(x + eps * steepest(grad_x loss)): one step to the border of the ball.
 

@@ -18,7 +18,15 @@ _DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
 _TINY = 1e-12
 
 
-@attacks.register("fmn", kind="minimal", norms=("linf", "l2", "l1"), needs="gradient", precision="fp32", deterministic=True, keeps_best=True)
+@attacks.register(
+    "fmn",
+    kind="minimal",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="fp32",
+    deterministic=True,
+    keeps_best=True,
+)
 def fmn(
     oracle: Oracle,
     x: Tensor,
@@ -60,17 +68,26 @@ def fmn(
     if not last > 0:
         raise ValueError(f"step_size_final must be > 0, got {last}")
     if not 0 < gamma_final <= gamma < 1:
-        raise ValueError(f"need 0 < gamma_final <= gamma < 1, got gamma_final {gamma_final} and gamma {gamma}")
+        raise ValueError(
+            f"need 0 < gamma_final <= gamma < 1, got gamma_final {gamma_final} and gamma {gamma}"
+        )
     x_adv, eps = x, x.new_zeros(len(x))
-    closest, farthest = torch.full_like(eps, math.inf), _length(torch.maximum(x - ball.low, ball.high - x), ball.norm)
+    closest, farthest = (
+        torch.full_like(eps, math.inf),
+        _length(torch.maximum(x - ball.low, ball.high - x), ball.norm),
+    )
     for k in range(steps):
         share = (1 + math.cos(math.pi * k / steps)) / 2
         a, g = last + (first - last) * share, gamma_final + (gamma - gamma_final) * share
         margin, logits, grad = oracle.gradient(x_adv, "margin")
         hit, length = oracle.hit(logits), _length(x_adv - x, ball.norm)
         closest = torch.where(hit, torch.minimum(closest, length), closest)
-        border = margin.abs() / torch.linalg.vector_norm(grad.flatten(1), ord=_DUAL[ball.norm], dim=1).clamp_min(_TINY)
-        wider = torch.where(torch.isfinite(closest), eps * (1 + g), torch.maximum(length + border, eps * (1 + g)))
+        border = margin.abs() / torch.linalg.vector_norm(
+            grad.flatten(1), ord=_DUAL[ball.norm], dim=1
+        ).clamp_min(_TINY)
+        wider = torch.where(
+            torch.isfinite(closest), eps * (1 + g), torch.maximum(length + border, eps * (1 + g))
+        )
         eps = torch.where(hit, torch.minimum(eps * (1 - g), closest), wider)
         eps = torch.minimum(eps.nan_to_num(math.inf), farthest)  # a NaN logit must not become a NaN pixel
         x, x_adv, grad, eps, closest, farthest = oracle.compact(x, x_adv, grad, eps, closest, farthest)

@@ -13,7 +13,15 @@ from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
 
-@attacks.register("mi_fgsm", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", precision="bf16", deterministic=True, keeps_best=True)
+@attacks.register(
+    "mi_fgsm",
+    kind="fixed",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="bf16",
+    deterministic=True,
+    keeps_best=True,
+)
 def mi_fgsm(
     oracle: Oracle,
     x: Tensor,

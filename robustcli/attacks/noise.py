@@ -13,8 +13,23 @@ from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
 
-@attacks.register("noise", kind="fixed", norms=("linf", "l2", "l1"), needs="decisions", precision="bf16", deterministic=False, keeps_best=True)
-def noise(oracle: Oracle, x: Tensor, ball: Ball, *, draws: Annotated[int, Ge(1)] = 10, kind: Literal["uniform", "gaussian", "corners"] = "uniform") -> Tensor:
+@attacks.register(
+    "noise",
+    kind="fixed",
+    norms=("linf", "l2", "l1"),
+    needs="decisions",
+    precision="bf16",
+    deterministic=False,
+    keeps_best=True,
+)
+def noise(
+    oracle: Oracle,
+    x: Tensor,
+    ball: Ball,
+    *,
+    draws: Annotated[int, Ge(1)] = 10,
+    kind: Literal["uniform", "gaussian", "corners"] = "uniform",
+) -> Tensor:
     """x_adv = the worst of `draws` random points of the ball.
 
     A sanity floor: PGD that breaks fewer rows than this is broken itself, or meets masked gradients.

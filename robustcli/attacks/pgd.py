@@ -12,7 +12,15 @@ from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
 
-@attacks.register("pgd", kind="fixed", norms=("linf", "l2", "l1"), needs="gradient", precision="bf16", deterministic=False, keeps_best=True)
+@attacks.register(
+    "pgd",
+    kind="fixed",
+    norms=("linf", "l2", "l1"),
+    needs="gradient",
+    precision="bf16",
+    deterministic=False,
+    keeps_best=True,
+)
 def pgd(
     oracle: Oracle,
     x: Tensor,
@@ -56,7 +64,9 @@ def pgd(
     for restart in range(restarts):
         x_adv = ball.start(x, start, oracle.rng.restart(restart), scale=start_scale, clip=clip)
         for _ in range(steps):
-            x_adv = ball.project(x, x_adv + a * ball.steepest(oracle.gradient(x_adv, loss).grad, x_adv), clip=clip)
+            x_adv = ball.project(
+                x, x_adv + a * ball.steepest(oracle.gradient(x_adv, loss).grad, x_adv), clip=clip
+            )
             x, x_adv = oracle.compact(x, x_adv)  # rows already broken leave; in training none does
         if restarts > 1:
             oracle.score(x_adv)

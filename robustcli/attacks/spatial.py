@@ -16,7 +16,15 @@ from robustcli.core.warp import warp
 from robustcli.registry import attacks
 
 
-@attacks.register("spatial", kind="unbounded", norms=("linf", "l2", "l1"), needs="decisions", precision="bf16", deterministic=False, keeps_best=True)
+@attacks.register(
+    "spatial",
+    kind="unbounded",
+    norms=("linf", "l2", "l1"),
+    needs="decisions",
+    precision="bf16",
+    deterministic=False,
+    keeps_best=True,
+)
 def spatial(
     oracle: Oracle,
     x: Tensor,
@@ -54,13 +62,21 @@ def spatial(
     Source: Engstrom et al., ICML 2019, arXiv:1712.02779.
     """
     if not 0 <= rotation <= 180 or not 0 <= translation <= 1:
-        raise ValueError(f"rotation must be in [0, 180] degrees and translation in [0, 1], got rotation {rotation}, translation {translation}")
+        raise ValueError(
+            f"rotation must be in [0, 180] degrees and translation in [0, 1], got rotation {rotation}, translation {translation}"
+        )
     if min(draws, angles, shifts) < 1:
-        raise ValueError(f"draws, angles and shifts must be >= 1, got draws {draws}, angles {angles}, shifts {shifts}")
+        raise ValueError(
+            f"draws, angles and shifts must be >= 1, got draws {draws}, angles {angles}, shifts {shifts}"
+        )
     limit = torch.tensor((math.radians(rotation), translation, translation), device=x.device)
     x_adv = x
     for pose in _grid(angles, shifts) if grid else [None] * draws:
-        unit = oracle.rng.uniform((3,)).mul_(2).sub_(1) if pose is None else torch.tensor(pose, device=x.device).expand(len(x), 3)
+        unit = (
+            oracle.rng.uniform((3,)).mul_(2).sub_(1)
+            if pose is None
+            else torch.tensor(pose, device=x.device).expand(len(x), 3)
+        )
         x_adv = warp(x, *(unit * limit).unbind(1)).clamp_(ball.low, ball.high)
         if grid or draws > 1:
             oracle.score(x_adv)

@@ -15,12 +15,30 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks, losses
 
-_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # p halves after the queries of these numbers, counted from 0
+_HALVINGS = (
+    10,
+    50,
+    200,
+    500,
+    1000,
+    2000,
+    4000,
+    6000,
+    8000,
+)  # p halves after the queries of these numbers, counted from 0
 _BLOCK = 64  # queries whose random numbers are drawn at once: many small draws would cost more than a small network
 _TINY = 1e-12
 
 
-@attacks.register("square", kind="fixed", norms=("linf", "l2", "l1"), needs="scores", precision="fp32", deterministic=False, keeps_best=True)
+@attacks.register(
+    "square",
+    kind="fixed",
+    norms=("linf", "l2", "l1"),
+    needs="scores",
+    precision="fp32",
+    deterministic=False,
+    keeps_best=True,
+)
 def square(
     oracle: Oracle,
     x: Tensor,
@@ -60,7 +78,9 @@ def square(
         l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
     """
     if queries < 1 or restarts < 1 or not 0 < p <= 1:
-        raise ValueError(f"queries and restarts must be >= 1 and p in (0, 1], got queries {queries}, restarts {restarts}, p {p}")
+        raise ValueError(
+            f"queries and restarts must be >= 1 and p in (0, 1], got queries {queries}, restarts {restarts}, p {p}"
+        )
     sides = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm != "linf", rescale))
     for _ in range(restarts):
         x_adv = _stripes(x, ball, oracle.rng) if ball.norm == "linf" else _tiles(x, ball, oracle.rng)
@@ -76,18 +96,24 @@ def square(
                 if ball.norm == "linf":
                     x_new = _paint(x, x_adv, ball, to, signs)
                 else:
-                    x_new = _move(x, x_adv, ball, to, source[:, k] + window, bumps.flatten(1)[lying[:, k]], signs)
+                    x_new = _move(
+                        x, x_adv, ball, to, source[:, k] + window, bumps.flatten(1)[lying[:, k]], signs
+                    )
                 value = _score(oracle, oracle.logits(x_new), loss)
                 x_adv = torch.where((value > best)[:, None, None, None], x_new, x_adv)
                 best = torch.maximum(value, best)
-                x, x_adv, best, into, source, lying, sign = oracle.compact(x, x_adv, best, into, source, lying, sign)
+                x, x_adv, best, into, source, lying, sign = oracle.compact(
+                    x, x_adv, best, into, source, lying, sign
+                )
         if restarts > 1:
             oracle.score(x_adv)
             x, x_adv = oracle.compact(x, x_adv)
     return oracle.result(x_adv)
 
 
-def _sides(queries: int, p: float, height: int, width: int, bumps: bool, rescale: bool) -> Iterator[tuple[int, int]]:
+def _sides(
+    queries: int, p: float, height: int, width: int, bumps: bool, rescale: bool
+) -> Iterator[tuple[int, int]]:
     """(window side, number of queries with it), in blocks; for bumps an odd side of at least 3, as published."""
     done, most, share = 0, min(height, width), queries / 10000 if rescale else 1.0
     for halvings, last in enumerate((*_HALVINGS, math.inf)):
@@ -158,9 +184,12 @@ def _long(delta: Tensor, norm: Norm) -> Tensor:
 def _bump(height: int, width: int, norm: Norm, like: Tensor) -> Tensor:
     """[height, width]: sum over c >= d of (c + 1)^-q, d the Chebyshev distance from the middle, q = 2 (l2) or 4 (l1); length 1."""
     far = torch.maximum(
-        (torch.arange(height, device=like.device) - height // 2).abs()[:, None], (torch.arange(width, device=like.device) - width // 2).abs()[None, :]
+        (torch.arange(height, device=like.device) - height // 2).abs()[:, None],
+        (torch.arange(width, device=like.device) - width // 2).abs()[None, :],
     )
-    term = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(-_DECAY[norm])
+    term = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(
+        -_DECAY[norm]
+    )
     bump = term.flip(0).cumsum(0).flip(0)[far]
     return bump / _long(bump.flatten(), norm).clamp_min(_TINY)
 
@@ -180,7 +209,9 @@ def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
     u = rng.uniform((1 + channels, down, across))
-    tile = _bumps(side, ball.norm, x)[(u[:, :1] < 0.5).long()] * _sign(u[:, 1:], x)[..., None, None]  # [R, C, down, across, side, side]
+    tile = (
+        _bumps(side, ball.norm, x)[(u[:, :1] < 0.5).long()] * _sign(u[:, 1:], x)[..., None, None]
+    )  # [R, C, down, across, side, side]
     body = tile.transpose(3, 4).reshape(len(x), channels, down * side, across * side)
     delta = torch.zeros_like(x)
     top, left = (height - down * side) // 2, (width - across * side) // 2
@@ -196,7 +227,9 @@ def _fitted(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
     return (x + delta * scale[:, :, None, None]).clamp_(ball.low, ball.high)
 
 
-def _move(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump: Tensor, sign: Tensor) -> Tensor:
+def _move(
+    x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump: Tensor, sign: Tensor
+) -> Tensor:
     """The mass of two windows of x_adv - x, and what eps leaves unused, gathered in the first, bent towards a bump.
 
     to, source: places int64 [R, C, side * side]; bump [R, side * side]; sign [R, C, 1].
@@ -207,6 +240,8 @@ def _move(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump
     unused = (ball.eps**q - _long(delta.flatten(1), ball.norm).pow(q)).clamp_min_(0)[:, :, None] / channels
     new = bump[:, None, :] * sign + old / _long(old, ball.norm).add_(_TINY)
     size = (unused + mass).pow(1 / q)
-    size = size * channels if ball.norm == "l1" else size  # published: too long on purpose, the projection cuts it
+    size = (
+        size * channels if ball.norm == "l1" else size
+    )  # published: too long on purpose, the projection cuts it
     new = new / _long(new, ball.norm).add_(_TINY) * size
     return _fitted(x, emptied.scatter(2, source, 0.0).scatter_(2, to, new).reshape(x.shape), ball)

@@ -15,7 +15,15 @@ from robustcli.cli.options import with_flags
 from robustcli.errors import Interrupted
 
 #: verb -> module under robustcli.cli; each has HELP, EXAMPLES, FLAGS and run(call) -> document | None.
-VERBS = {"check-gpu": "check_gpu", "train": "train", "attack": "attack", "eval": "eval", "transfer": "transfer", "bench": "bench", "demo": "demo"}
+VERBS = {
+    "check-gpu": "check_gpu",
+    "train": "train",
+    "attack": "attack",
+    "eval": "eval",
+    "transfer": "transfer",
+    "bench": "bench",
+    "demo": "demo",
+}
 
 
 def build() -> Any:
@@ -44,7 +52,11 @@ def _show_version(value: bool) -> None:
         raise typer.Exit()
 
 
-def _top(version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False) -> None:
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Options of the program itself."""
 
 
@@ -65,7 +77,9 @@ def finish(verb: str, module: Any, values: Mapping[str, Any]) -> None:
     """Run one verb: its document with --json, else the run's path as the last line; exit code from a gate."""
     from robustcli.terminal.console import Console
 
-    console = Console(json=bool(values.get("json")), quiet=bool(values.get("quiet")), verbose=bool(values.get("verbose")))
+    console = Console(
+        json=bool(values.get("json")), quiet=bool(values.get("quiet")), verbose=bool(values.get("verbose"))
+    )
     try:
         document = module.run(Call(verb, values, console))
     except KeyboardInterrupt:  # Typer would answer 130 without a word

@@ -26,10 +26,18 @@ def run(call: Call) -> dict[str, Any]:
 
     def adjust(loaded: Loaded) -> list[str]:
         small = [f"train.batch_size={_SMOKE_BATCH}"] if call["smoke"] else []
-        return small + attack_settings("train", loaded, None, steps or (_SMOKE_STEPS if call["smoke"] else None))
+        return small + attack_settings(
+            "train", loaded, None, steps or (_SMOKE_STEPS if call["smoke"] else None)
+        )
 
     loaded = Call(call.verb, values, call.console).load(adjust)
     from robustcli.jobs.bench import BenchFlags, bench
 
-    flags = BenchFlags(overwrite=call["overwrite"], smoke=call["smoke"], auto_batch=auto, plugin=call["plugin"], allow_pickle=call["allow_pickle_weights"])
+    flags = BenchFlags(
+        overwrite=call["overwrite"],
+        smoke=call["smoke"],
+        auto_batch=auto,
+        plugin=call["plugin"],
+        allow_pickle=call["allow_pickle_weights"],
+    )
     return bench(loaded, call.console, flags)

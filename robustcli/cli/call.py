@@ -46,24 +46,37 @@ class Call:
         """The first bare word that is not key=value."""
         words = [word for word in self.values.get("words") or [] if not _is_assignment(word)]
         if len(words) > 1:
-            raise UsageError(f"one CONFIG, please: got {' and '.join(repr(w) for w in words[:3])}", hint="settings are key=value")
+            raise UsageError(
+                f"one CONFIG, please: got {' and '.join(repr(w) for w in words[:3])}",
+                hint="settings are key=value",
+            )
         return words[0] if words else None
 
     def overrides(self) -> list[Override]:
         """--smoke first, then flags, then key=value: what is said more exactly wins."""
         from robustcli.config.load import Override, parse_assignment
 
-        found = [parse_assignment(text, "--smoke") for text in _SMOKE.get(self.verb, ())] if self["smoke"] else []
+        found = (
+            [parse_assignment(text, "--smoke") for text in _SMOKE.get(self.verb, ())] if self["smoke"] else []
+        )
         if self["smoke"] and self.verb == "train" and not self._says_length():
             found.append(parse_assignment(f"train.steps={_SMOKE_TRAIN_STEPS}", "--smoke"))
         for name, flag in FLAGS.items():
             value = self.values.get(name)
             if flag.key is not None and value not in (None, False):
-                found.append(Override(flag.key, "true" if value is True else str(value), (flag.names or (f"--{name.replace('_', '-')}",))[0]))
+                found.append(
+                    Override(
+                        flag.key,
+                        "true" if value is True else str(value),
+                        (flag.names or (f"--{name.replace('_', '-')}",))[0],
+                    )
+                )
         for text in self["fail_under"] or ():
             metric, equals, value = text.partition("=")
             if not equals:
-                raise UsageError(f"--fail-under {text!r} is not METRIC=VALUE", hint="for example robust_acc=0.45")
+                raise UsageError(
+                    f"--fail-under {text!r} is not METRIC=VALUE", hint="for example robust_acc=0.45"
+                )
             found.append(Override(f"eval.fail_under.{metric}", value, "--fail-under"))
         words = [word for word in self.values.get("words") or [] if _is_assignment(word)]
         return found + [parse_assignment(text, "command line") for text in [*(self["set"] or ()), *words]]
@@ -72,7 +85,9 @@ class Call:
         """Whether the user gave a budget, which --smoke must not contradict."""
         words = [*(self["set"] or ()), *(self.values.get("words") or [])]
         given = [word.partition("=")[0] for word in words]
-        return bool(self["epochs"] or self["minutes"]) or any(f"train.{unit}" in given for unit in ("epochs", "steps", "minutes"))
+        return bool(self["epochs"] or self["minutes"]) or any(
+            f"train.{unit}" in given for unit in ("epochs", "steps", "minutes")
+        )
 
     def load(self, adjust: Callable[[Loaded], list[str]] | None = None) -> Loaded:
         """The configuration of this invocation. `adjust` may ask for more settings after a first look."""
@@ -81,21 +96,37 @@ class Call:
         stored, overrides = self._source_of_model(), self.overrides()
         source, without = stored or self.source(), OF_THE_CALL if stored else ()
         # Before all others, so that attacks.0.key=value means these attacks.
-        first = [parse_assignment(_list_of(self["attack"]), "--attack")] if self["attack"] and self.verb != "train" else []
+        first = (
+            [parse_assignment(_list_of(self["attack"]), "--attack")]
+            if self["attack"] and self.verb != "train"
+            else []
+        )
         loaded = load_config(source, first + overrides, without=without)
         given = {override.key for override in overrides}
         if "ball.norm" in given and "ball.eps" not in given and loaded.config.ball.eps is not None:
-            if load_config(source, first + [o for o in overrides if o.key != "ball.norm"], without=without).config.ball.norm != loaded.config.ball.norm:
-                overrides = [parse_assignment("ball.eps=null", "--norm"), *overrides]  # a radius means nothing under another norm
+            if (
+                load_config(
+                    source, first + [o for o in overrides if o.key != "ball.norm"], without=without
+                ).config.ball.norm
+                != loaded.config.ball.norm
+            ):
+                overrides = [
+                    parse_assignment("ball.eps=null", "--norm"),
+                    *overrides,
+                ]  # a radius means nothing under another norm
                 loaded = load_config(source, first + overrides, without=without)
         more = (adjust(loaded) if adjust else []) + self._attack_steps(loaded)
         if more:
-            loaded = load_config(source, [parse_assignment(text, "command line") for text in more] + overrides, without=without)
+            loaded = load_config(
+                source, [parse_assignment(text, "command line") for text in more] + overrides, without=without
+            )
         return loaded
 
     def _source_of_model(self) -> str | None:
         """`--model run:DIR` without a CONFIG measures as the run's configuration says: data, ball, attacks; see `OF_THE_CALL`."""
-        model = self["model"] or next((w.partition("=")[2] for w in self.values.get("words") or [] if w.startswith("model.name=")), None)
+        model = self["model"] or next(
+            (w.partition("=")[2] for w in self.values.get("words") or [] if w.startswith("model.name=")), None
+        )
         if self.verb == "train" or self.source() is not None or not model or not model.startswith("run:"):
             return None
         from robustcli.store.rundir import resolve_run
@@ -114,7 +145,11 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
     from robustcli import registry
 
     settings: list[str] = []
-    specs = {"adversary": loaded.config.adversary} if verb == "train" else {f"attacks.{k}": spec for k, spec in enumerate(loaded.config.attacks)}
+    specs = (
+        {"adversary": loaded.config.adversary}
+        if verb == "train"
+        else {f"attacks.{k}": spec for k, spec in enumerate(loaded.config.attacks)}
+    )
     if attack is not None and verb != "train":
         names = [name.strip() for name in attack.split(",")]
         settings.append(_list_of(attack))
@@ -123,11 +158,19 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
         taken = {path: spec.name for path, spec in specs.items()}
     if steps is not None:
         registry.attacks.discover()
-        able = [path for path, name in taken.items() if name in registry.attacks and "steps" in registry.parameters(registry.attacks.get(name).fn)]
+        able = [
+            path
+            for path, name in taken.items()
+            if name in registry.attacks and "steps" in registry.parameters(registry.attacks.get(name).fn)
+        ]
         if not able and not isinstance(steps, int):
             raise UsageError("--steps: none of the attacks takes steps")
         settings += [f"{path}.steps={steps}" for path in able]
-    if verb == "train" and steps == _SMOKE_STEPS and "steps" in registry.parameters(registry.attacks.get(loaded.config.train.val_attack.name).fn):
+    if (
+        verb == "train"
+        and steps == _SMOKE_STEPS
+        and "steps" in registry.parameters(registry.attacks.get(loaded.config.train.val_attack.name).fn)
+    ):
         settings.append(f"train.val_attack.steps={steps}")
     return settings
 
@@ -150,4 +193,6 @@ def _spec_of(name: str) -> str:
 def _is_assignment(word: str) -> bool:
     """key=value, where key looks like a dotted path; a file name with "=" in a folder is still a file."""
     key, equals, _ = word.partition("=")
-    return bool(equals) and "/" not in key and key.replace(".", "").replace("_", "").replace("-", "").isalnum()
+    return (
+        bool(equals) and "/" not in key and key.replace(".", "").replace("_", "").replace("-", "").isalnum()
+    )

@@ -15,4 +15,6 @@ def run(call: Call) -> dict[str, Any]:
     """Describe and time the devices; --dry-run only describes."""
     from robustcli.jobs.gpu import check_gpu
 
-    return check_gpu(call.console, require_cuda=call["require_cuda"], measure=not (call["dry_run"] or call["smoke"]))
+    return check_gpu(
+        call.console, require_cuda=call["require_cuda"], measure=not (call["dry_run"] or call["smoke"])
+    )

@@ -8,7 +8,19 @@ from robustcli.cli.call import Call
 
 HELP = "The whole story on embedded data in about a minute: train with and without attacks, attack both, compare."
 EXAMPLES = ("robustcli demo", "robustcli demo --smoke --json")
-FLAGS = ("device", "seed", "threads", "out", "overwrite", "smoke", "dry_run", "json", "quiet", "verbose", "debug")
+FLAGS = (
+    "device",
+    "seed",
+    "threads",
+    "out",
+    "overwrite",
+    "smoke",
+    "dry_run",
+    "json",
+    "quiet",
+    "verbose",
+    "debug",
+)
 
 
 def run(call: Call) -> dict[str, Any]:
@@ -16,4 +28,11 @@ def run(call: Call) -> dict[str, Any]:
     from robustcli.jobs.demo import demo
 
     settings = [f"{name}={call[name]}" for name in ("device", "seed", "threads") if call[name] is not None]
-    return demo(call.console, settings=settings, out=call["out"], overwrite=call["overwrite"], smoke=call["smoke"], dry_run=call["dry_run"])
+    return demo(
+        call.console,
+        settings=settings,
+        out=call["out"],
+        overwrite=call["overwrite"],
+        smoke=call["smoke"],
+        dry_run=call["dry_run"],
+    )

@@ -17,7 +17,18 @@ FLAGS = (
     "attack_plugin",
     "fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", "json", "quiet", "verbose", "debug",
 )  # fmt: skip
-_WITH_MERGE = ("merge", "out", "name", "overwrite", "strict", "fail_under", "json", "quiet", "verbose", "debug")
+_WITH_MERGE = (
+    "merge",
+    "out",
+    "name",
+    "overwrite",
+    "strict",
+    "fail_under",
+    "json",
+    "quiet",
+    "verbose",
+    "debug",
+)
 
 
 def run(call: Call) -> dict[str, Any]:
@@ -31,7 +42,11 @@ def run(call: Call) -> dict[str, Any]:
         if other or call["words"]:
             word = f"--{other[0].replace('_', '-')}" if other else call["words"][0]
             raise UsageError(f"--merge does not go with {word}", hint="the parts say what was measured")
-        least = {item.key.rpartition(".")[2]: parse_number(item.value) for item in call.overrides() if item.key.startswith("eval.fail_under.")}
+        least = {
+            item.key.rpartition(".")[2]: parse_number(item.value)
+            for item in call.overrides()
+            if item.key.startswith("eval.fail_under.")
+        }
         name, overwrite, strict = call["name"] or "merged", bool(call["overwrite"]), bool(call["strict"])
         return merge(call["merge"], call["out"], name, call.console, overwrite, strict, least)
     loaded = call.load()

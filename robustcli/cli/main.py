@@ -59,7 +59,15 @@ def run(argv: list[str]) -> int:
 
 def _translate(error: BaseException, argv: list[str]) -> int:
     """Typer's own exceptions, memory, disk, and bugs."""
-    from robustcli.errors import Interrupted, ResourceError, RobustCliError, UsageError, origin, out_of_memory, refused_value
+    from robustcli.errors import (
+        Interrupted,
+        ResourceError,
+        RobustCliError,
+        UsageError,
+        origin,
+        out_of_memory,
+        refused_value,
+    )
 
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, SystemExit):
@@ -75,14 +83,25 @@ def _translate(error: BaseException, argv: list[str]) -> int:
     text = str(error)
     if out_of_memory(error):
         first = text.splitlines()[0] if text else "out of memory"
-        return fail(ResourceError(f"out of memory: {first[:200]}", hint="lower --batch-size, or choose a smaller model", code="E-OOM"), argv)
+        return fail(
+            ResourceError(
+                f"out of memory: {first[:200]}",
+                hint="lower --batch-size, or choose a smaller model",
+                code="E-OOM",
+            ),
+            argv,
+        )
     if isinstance(error, ImportError) and ("torchvision" in text or "torchvision::nms" in text):
         return fail(_torchvision(), argv)
     if isinstance(error, RuntimeError) and "torchvision::nms" in text:
         return fail(_torchvision(), argv)
     if refused_value(error):
         return fail(UsageError(text[:300], code="E-VALUE"), argv)
-    code = RobustCliError(f"{type(error).__name__}: {text[:300]}", where=origin(error)[1], hint="a bug: run again with --debug and report it")
+    code = RobustCliError(
+        f"{type(error).__name__}: {text[:300]}",
+        where=origin(error)[1],
+        hint="a bug: run again with --debug and report it",
+    )
     return fail(code, argv, error)
 
 
@@ -90,7 +109,9 @@ def _torchvision() -> Any:
     from robustcli.errors import ResourceError
 
     return ResourceError(
-        "torch and torchvision do not match", hint="install both from one place: pip install --force-reinstall torchvision", code="E-TORCHVISION"
+        "torch and torchvision do not match",
+        hint="install both from one place: pip install --force-reinstall torchvision",
+        code="E-TORCHVISION",
     )
 
 
@@ -108,8 +129,13 @@ def fail(error: Any, argv: list[str], cause: BaseException | None = None) -> int
     if "--json" in argv:
         from robustcli.terminal.console import Console
 
-        message = "; ".join(problems) if problems else "; ".join(part for part in (error.what, error.where) if part)
-        document = {"ok": False, "error": {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}}
+        message = (
+            "; ".join(problems) if problems else "; ".join(part for part in (error.what, error.where) if part)
+        )
+        document = {
+            "ok": False,
+            "error": {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint},
+        }
         Console(json=True).document(document)
     return int(error.exit_code)
 

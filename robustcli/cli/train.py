@@ -38,7 +38,11 @@ def run(call: Call) -> dict[str, Any] | None:
         plugin=call["plugin"],
         allow_pickle=call["allow_pickle_weights"],
     )
-    document = train_seeds(loaded, call.console, flags, call["seeds"]) if call["seeds"] else train(loaded, call.console, flags)
+    document = (
+        train_seeds(loaded, call.console, flags, call["seeds"])
+        if call["seeds"]
+        else train(loaded, call.console, flags)
+    )
     return document if os.environ.get("RANK", "0") == "0" else None  # rank 0 speaks for all
 
 
@@ -51,9 +55,16 @@ def _count(call: Call, name: str, default: int) -> int:
 
 def _launch(call: Call, nproc: int, restarts: int) -> int:
     if call["seeds"]:
-        raise UsageError("--seeds and --nproc exclude each other", hint="one command per seed: --seed 0 --nproc N")
+        raise UsageError(
+            "--seeds and --nproc exclude each other", hint="one command per seed: --seed 0 --nproc N"
+        )
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("--nproc inside torchrun", hint="torchrun --nproc-per-node N -m robustcli train ... does without it")
+        raise UsageError(
+            "--nproc inside torchrun",
+            hint="torchrun --nproc-per-node N -m robustcli train ... does without it",
+        )
     from robustcli.assembly.launch import launch
 
-    return launch(as_argv("train", call.values, without=("nproc", "max_restarts")), nproc, restarts, call.console)
+    return launch(
+        as_argv("train", call.values, without=("nproc", "max_restarts")), nproc, restarts, call.console
+    )

@@ -22,13 +22,25 @@ def run(call: Call) -> dict[str, Any]:
     """One matrix; without a CONFIG the data and ball of the first run among the models."""
     models = [text.strip() for text in (call["models"] or "").split(",") if text.strip()]
     if len(models) < 2:
-        raise UsageError(f"transfer needs two models or more, got {len(models)}", where="--models", hint="--models run:A,run:B")
+        raise UsageError(
+            f"transfer needs two models or more, got {len(models)}",
+            where="--models",
+            hint="--models run:A,run:B",
+        )
     trained = next((text for text in models if text.startswith("run:")), None)
     if call.source() is None and trained is not None:
         call = Call(call.verb, {**call.values, "model": trained}, call.console)
-    loaded = call.load(lambda first: ["eval.n=32"] if call["smoke"] and first.config.eval.n is None and first.config.eval.first is None else [])
+    loaded = call.load(
+        lambda first: (
+            ["eval.n=32"]
+            if call["smoke"] and first.config.eval.n is None and first.config.eval.first is None
+            else []
+        )
+    )
     from robustcli.jobs.evaluate import EvalFlags
     from robustcli.jobs.transfer import transfer
 
-    flags = EvalFlags(overwrite=call["overwrite"], dry_run=call["dry_run"], allow_pickle=call["allow_pickle_weights"])
+    flags = EvalFlags(
+        overwrite=call["overwrite"], dry_run=call["dry_run"], allow_pickle=call["allow_pickle_weights"]
+    )
     return transfer(loaded, models, call.console, flags)

@@ -8,7 +8,14 @@ from robustcli.config.load import Loaded, Override, load_config, parse_assignmen
 from robustcli.config.number import format_number, parse_number
 from robustcli.config.overlay import RESERVED_ENVIRONMENT
 from robustcli.config.schema import Config, ModelConfig, Spec, json_schema
-from robustcli.config.shipped import ShippedConfig, cat_config, copy_config, find_config, list_shipped, shipped_configs
+from robustcli.config.shipped import (
+    ShippedConfig,
+    cat_config,
+    copy_config,
+    find_config,
+    list_shipped,
+    shipped_configs,
+)
 from robustcli.config.view import Row, show_rows, validate_config
 
 __all__ = [

@@ -19,7 +19,9 @@ from robustcli.registry import Param, Registry, parameters, suggestion
 
 AnyRegistry = Registry[Callable[..., Any]]
 _STRICT: dict[Any, Any] = {float: Number, int: Int, bool: Flag, str: Text}
-TORCHATTACKS = "torchattacks:"  # attacks of that package: checked when a run starts, so that a config loads without it
+TORCHATTACKS = (
+    "torchattacks:"  # attacks of that package: checked when a run starts, so that a config loads without it
+)
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,54 @@ def bind_spec(registry: AnyRegistry, spec: Spec, path: str) -> Bound:
     """`spec` bound to its entry of `registry`; `path` names it in messages. Raises ConfigError with every mistake of the spec."""
     bound, faults = check_spec(registry, spec.name, spec.params, path, list(type(spec).model_fields))
     if bound is None:
-        raise config_error(faults or [Fault(f"{path}.name", f"{spec.name[:80]} has no function here to bind; evaluation.outside makes the call")])
+        raise config_error(
+            faults
+            or [
+                Fault(
+                    f"{path}.name",
+                    f"{spec.name[:80]} has no function here to bind; evaluation.outside makes the call",
+                )
+            ]
+        )
     return bound
 
 
-def check_spec(registry: AnyRegistry, name: str, params: Mapping[str, Any], path: str, fields: Sequence[str] = ("name",)) -> tuple[Bound | None, list[Fault]]:
+def check_spec(
+    registry: AnyRegistry, name: str, params: Mapping[str, Any], path: str, fields: Sequence[str] = ("name",)
+) -> tuple[Bound | None, list[Fault]]:
     """(bound, []) or (None, every mistake). `fields`: keys of the spec that are no parameters, for the nearest key.
 
     (None, []) for `torchattacks:NAME` in a list of attacks: whoever runs it checks it.
     """
     if name.startswith(TORCHATTACKS) and registry.kind == "attack":
         measures = path.partition(".")[0] == "attacks"
-        return None, [] if measures else [Fault(f"{path}.name", f"{name[:80]} only measures; write it into `attacks`")]
+        return None, [] if measures else [
+            Fault(f"{path}.name", f"{name[:80]} only measures; write it into `attacks`")
+        ]
     if name not in registry:
         known = registry.names()
-        listed = [*known, *registered.ensembles.names(), f"{TORCHATTACKS}NAME"] if registry is registered.attacks else known
-        return None, [Fault(f"{path}.name", f"unknown {registry.kind} {name[:80]!r}; {suggestion(name, listed)}known: {', '.join(listed)}")]
+        listed = (
+            [*known, *registered.ensembles.names(), f"{TORCHATTACKS}NAME"]
+            if registry is registered.attacks
+            else known
+        )
+        return None, [
+            Fault(
+                f"{path}.name",
+                f"unknown {registry.kind} {name[:80]!r}; {suggestion(name, listed)}known: {', '.join(listed)}",
+            )
+        ]
     fn = registry.get(name).fn
     wanted = parameters(fn)
     faults: list[Fault] = []
     values: dict[str, Any] = {}
     for key, value in params.items():
         if key not in wanted:
-            hint = glued(key) or suggestion(key, [*wanted, *fields]).strip() or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
+            hint = (
+                glued(key)
+                or suggestion(key, [*wanted, *fields]).strip()
+                or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
+            )
             faults.append(Fault(f"{path}.{key}", f"no such parameter of {registry.kind} {name!r}; {hint}"))
             continue
         value, wrong = _coerce(wanted[key], value, f"{path}.{key}")

@@ -13,8 +13,19 @@ from robustcli.config.number import shown
 from robustcli.config.tree import Path_
 from robustcli.registry import suggestion
 
-_BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than": ("<", "lt"), "less_than_equal": ("<=", "le")}
-_KINDS = {"dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping", "list_type": "a list", "tuple_type": "a list"}
+_BOUNDS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
+_KINDS = {
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+}
 
 
 def explain(error: ErrorDetails) -> str:
@@ -52,7 +63,11 @@ def explain(error: ErrorDetails) -> str:
 def glued(key: str) -> str:
     """What to say of the key `name:awp`, which YAML reads where somebody meant `name: awp`; empty for any other key."""
     name, colon, value = key.partition(":")
-    return f"YAML wants a space after the colon: {{{name}: {value}}}" if colon and name.isidentifier() and value else ""
+    return (
+        f"YAML wants a space after the colon: {{{name}: {value}}}"
+        if colon and name.isidentifier() and value
+        else ""
+    )
 
 
 def unknown_key(path: Path_, known: Mapping[Path_, list[str]]) -> str:
@@ -60,7 +75,11 @@ def unknown_key(path: Path_, known: Mapping[Path_, list[str]]) -> str:
     section, key = path[:-1], path[-1]
     if glued(key):
         return f"unknown key; {glued(key)}"
-    homes = [".".join((*at, key)) for at, keys in known.items() if key in keys and "*" not in at and (at != () or section != ()) and key != "name"]
+    homes = [
+        ".".join((*at, key))
+        for at, keys in known.items()
+        if key in keys and "*" not in at and (at != () or section != ()) and key != "name"
+    ]
     if homes:
         return f"unknown key; did you mean {' or '.join(repr(home) for home in homes[:2])}?"
     siblings = known.get(section) or []
@@ -70,4 +89,6 @@ def unknown_key(path: Path_, known: Mapping[Path_, list[str]]) -> str:
 
 def plain_path(loc: tuple[Any, ...]) -> Path_:
     """Pydantic's location as a dotted path's parts: tags of unions and markers of keys are its own and dropped."""
-    return tuple(str(part) for part in loc if not (isinstance(part, str) and re.fullmatch(r"<\w+>|\[key\]", part)))
+    return tuple(
+        str(part) for part in loc if not (isinstance(part, str) and re.fullmatch(r"<\w+>|\[key\]", part))
+    )

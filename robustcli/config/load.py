@@ -16,7 +16,13 @@ from pydantic import ValidationError
 
 from robustcli.config.bind import Registries
 from robustcli.config.number import resolve_plain, shown
-from robustcli.config.overlay import Override, default_layer, environment_layer, override_layer, parse_assignment
+from robustcli.config.overlay import (
+    Override,
+    default_layer,
+    environment_layer,
+    override_layer,
+    parse_assignment,
+)
 from robustcli.config.parse import Builder, Event, Stop
 from robustcli.config.position import SUFFIXES, display, read_text
 from robustcli.config.schema import Config, rules
@@ -28,7 +34,9 @@ from robustcli.errors import ConfigError
 __all__ = ["Loaded", "Override", "load_config", "parse_assignment", "read_tree", "write_tree"]
 
 MAX_EXTENDS = 8
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # same events; libyaml is fast enough for 1 MiB of anything
+_LOADER: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # same events; libyaml is fast enough for 1 MiB of anything
 _KINDS = {
     yaml.ScalarEvent: "scalar", yaml.AliasEvent: "alias", yaml.MappingStartEvent: "map", yaml.SequenceStartEvent: "seq",
     yaml.MappingEndEvent: "end", yaml.SequenceEndEvent: "end", yaml.DocumentStartEvent: "document",
@@ -116,14 +124,21 @@ def _read_chain(path: Path, faults: list[Fault]) -> list[Node | None]:
             path = _parent(path, parent, seen)
             text = read_text(path)
         except ConfigError as error:
-            faults.append(Fault("extends", error.problems[0] if error.problems else error.what, parent.origin))
+            faults.append(
+                Fault("extends", error.problems[0] if error.problems else error.what, parent.origin)
+            )
             return [None, *chain]
 
 
 def _parent(path: Path, parent: Node, seen: list[str]) -> Path:
     """The file that `extends` names. Raises ConfigError."""
     name = parent.value
-    if not isinstance(name, str) or not name.endswith(SUFFIXES) or Path(name).is_absolute() or not name.isprintable():
+    if (
+        not isinstance(name, str)
+        or not name.endswith(SUFFIXES)
+        or Path(name).is_absolute()
+        or not name.isprintable()
+    ):
         raise ConfigError(f"expected a .yaml file relative to this one, got {shown(to_python(parent))}")
     base = path.parent / name
     if os.path.realpath(base) in seen:
@@ -142,7 +157,15 @@ def read_tree(text: str, name: str, faults: list[Fault]) -> Node | None:
     if isinstance(root.value, dict) and (root.value or len(faults) > before):
         return root
     empty = root.value is None or root.value == {}
-    faults.append(Fault("", "the file is empty" if empty else f"the top level must be a mapping such as `seed: 0`, got {shown(to_python(root))}", root.origin))
+    faults.append(
+        Fault(
+            "",
+            "the file is empty"
+            if empty
+            else f"the top level must be a mapping such as `seed: 0`, got {shown(to_python(root))}",
+            root.origin,
+        )
+    )
     return None
 
 
@@ -170,15 +193,31 @@ def _events(text: str) -> Iterator[Event]:
             if kind is not None:
                 line = event.start_mark.line + 1
                 plain = kind == "scalar" and bool(event.implicit[0])
-                yield Event(kind, line, getattr(event, "value", ""), getattr(event, "tag", None), plain, getattr(event, "anchor", None))
+                yield Event(
+                    kind,
+                    line,
+                    getattr(event, "value", ""),
+                    getattr(event, "tag", None),
+                    plain,
+                    getattr(event, "anchor", None),
+                )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         if mark is None:
             raise Stop(line, f"not YAML: {error.problem or error.context}") from None
-        raise Stop(mark.line + 1, f"not YAML: {error.problem or error.context} (column {mark.column + 1})") from None
+        raise Stop(
+            mark.line + 1, f"not YAML: {error.problem or error.context} (column {mark.column + 1})"
+        ) from None
     except yaml.reader.ReaderError as error:
-        raise Stop(text.count("\n", 0, error.position) + 1, f"not text: character {error.character!r} at position {error.position}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the parser's own slips, such as an escape beyond Unicode
+        raise Stop(
+            text.count("\n", 0, error.position) + 1,
+            f"not text: character {error.character!r} at position {error.position}",
+        ) from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # the parser's own slips, such as an escape beyond Unicode
         raise Stop(line, f"not YAML: {error}") from None
 
 
@@ -199,5 +238,7 @@ _Dumper.add_representer(str, _represent_text)
 
 def write_tree(data: Any) -> str:
     """Plain data as YAML that `read_tree` reads back unchanged."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=False)
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=False
+    )
     return text

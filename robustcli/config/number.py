@@ -102,7 +102,11 @@ def _trap(text: str) -> str:
 def parse_int(value: Any) -> int:
     """A whole number, |v| < 2**63, from an int or text such as `10`. Raises ValueError; bool and float are refused."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        hint = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() and abs(value) < INT_LIMIT else ""
+        hint = (
+            f"; write {int(value)}"
+            if isinstance(value, float) and value.is_integer() and abs(value) < INT_LIMIT
+            else ""
+        )
         raise ValueError(f"expected a whole number, got {shown(value)}{hint}")
     if isinstance(value, str):
         text = value.strip()
@@ -145,7 +149,12 @@ def format_number(value: float) -> int | float | str:
 
 _NUMBER_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": rf"^{_FRACTION.pattern}$"}]}
 
-Number = Annotated[float, BeforeValidator(parse_number), PlainSerializer(format_number, when_used="json"), WithJsonSchema(_NUMBER_SCHEMA)]
+Number = Annotated[
+    float,
+    BeforeValidator(parse_number),
+    PlainSerializer(format_number, when_used="json"),
+    WithJsonSchema(_NUMBER_SCHEMA),
+]
 Int = Annotated[int, BeforeValidator(parse_int)]
 Flag = Annotated[bool, BeforeValidator(parse_flag)]
 Text = Annotated[str, BeforeValidator(parse_text)]

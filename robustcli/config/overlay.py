@@ -15,9 +15,13 @@ from robustcli.registry import suggestion
 
 PREFIX = "ROBUSTCLI_"
 # what follows ROBUSTCLI_ in names that are switches of the program or its tests, not config keys
-RESERVED_ENVIRONMENT = frozenset({"DEBUG", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT", "REFERENCE", "RUN_FILE"})
+RESERVED_ENVIRONMENT = frozenset(
+    {"DEBUG", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT", "REFERENCE", "RUN_FILE"}
+)
 
-ReadFlow = Callable[[str, str, list[Fault]], "Node | None"]  # (text, origin, faults) -> tree of a quoted or flow value
+ReadFlow = Callable[
+    [str, str, list[Fault]], "Node | None"
+]  # (text, origin, faults) -> tree of a quoted or flow value
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,15 @@ def read_value(text: str, origin: str, faults: list[Fault], read_flow: ReadFlow,
     text = text.strip()
     if not text.startswith(("[", "{", '"', "'")):
         value = resolve_plain(text)
-        literal = value is not None and tuple(path.split(".")) in text_keys()  # a shell cannot quote 2024 for us
+        literal = (
+            value is not None and tuple(path.split(".")) in text_keys()
+        )  # a shell cannot quote 2024 for us
         return Node(text if literal else value, origin)
     found: list[Fault] = []
     node = read_flow(text, origin, found)
-    faults += [Fault(".".join(part for part in (path, fault.path) if part), fault.what, origin) for fault in found]
+    faults += [
+        Fault(".".join(part for part in (path, fault.path) if part), fault.what, origin) for fault in found
+    ]
     return node if node is not None else Node(None, origin)
 
 
@@ -61,7 +69,9 @@ def default_layer(verb_defaults: Mapping[str, Any] | None) -> tuple[Node, Node]:
     """(the schema's defaults, the verb's on top); keys of `verb_defaults` may be dotted."""
     over = Node({}, DEFAULT)
     for key, value in (verb_defaults or {}).items():
-        over = merge(over, insert(Node({}, DEFAULT), key.split("."), from_python(value, DEFAULT), rules()), rules(), [])
+        over = merge(
+            over, insert(Node({}, DEFAULT), key.split("."), from_python(value, DEFAULT), rules()), rules(), []
+        )
     return from_python(Config().model_dump(mode="json"), DEFAULT), over
 
 
@@ -83,8 +93,12 @@ def environment_layer(environ: Mapping[str, str], faults: list[Fault], read_flow
 
 def _nearest_variable(short: str) -> str:
     """The closest variable by name, the whole path first, then its section alone."""
-    names = ["__".join((*at, key)).upper() for at, keys in known_keys().items() if "*" not in at for key in keys]
-    close = suggestion(short.upper(), [name for name in names if ("__" in name) == ("__" in short)]) or suggestion(short.partition("__")[0].upper(), names)
+    names = [
+        "__".join((*at, key)).upper() for at, keys in known_keys().items() if "*" not in at for key in keys
+    ]
+    close = suggestion(
+        short.upper(), [name for name in names if ("__" in name) == ("__" in short)]
+    ) or suggestion(short.partition("__")[0].upper(), names)
     return "; " + re.sub(r"'(\w+)'", rf"'{PREFIX}\1'", close).strip() if close else ""
 
 

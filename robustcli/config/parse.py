@@ -109,7 +109,11 @@ class Builder:
     def _check_tag(self, event: Event, path: tuple[str, ...], allowed: str) -> None:
         if event.tag not in (None, "!", f"tag:yaml.org,2002:{allowed}"):
             tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
-            self._fault(path, event.line, f"tag {shown(tag)} is not allowed: a config is plain text, numbers, lists and mappings")
+            self._fault(
+                path,
+                event.line,
+                f"tag {shown(tag)} is not allowed: a config is plain text, numbers, lists and mappings",
+            )
 
     def _seq(self, event: Event, path: tuple[str, ...], depth: int) -> _Built:
         items: list[Node] = []
@@ -127,7 +131,10 @@ class Builder:
             key_built = self._build(item, path, depth + 1)
             key = self._key(key_built.node, item, path)
             built = self._build(next(self.events), (*path, key or "?"), depth + 1)
-            size, height = size + key_built.size + built.size, max(height, built.height + 1, key_built.height + 1)
+            size, height = (
+                size + key_built.size + built.size,
+                max(height, built.height + 1, key_built.height + 1),
+            )
             if key is not None and key in items:
                 self._fault((*path, key), item.line, f"duplicate key; the first is at {items[key].origin}")
             elif key is not None:
@@ -137,11 +144,21 @@ class Builder:
     def _key(self, node: Node, event: Event, path: tuple[str, ...]) -> str | None:
         """The key, or None (and a fault) when it is not usable."""
         if event.kind != "scalar" or not isinstance(node.value, str):
-            self._fault(path, event.line, f"keys must be text, got {shown(node.value)}" if event.kind != "alias" else "keys must be text, got an alias")
+            self._fault(
+                path,
+                event.line,
+                f"keys must be text, got {shown(node.value)}"
+                if event.kind != "alias"
+                else "keys must be text, got an alias",
+            )
         elif event.plain and node.value == "<<":
-            self._fault(path, event.line, "the merge key << is not supported; write the keys out, or use extends")
+            self._fault(
+                path, event.line, "the merge key << is not supported; write the keys out, or use extends"
+            )
         elif len(node.value) > MAX_KEY:
-            self._fault(path, event.line, f"a key of {len(node.value)} characters; the longest allowed is {MAX_KEY}")
+            self._fault(
+                path, event.line, f"a key of {len(node.value)} characters; the longest allowed is {MAX_KEY}"
+            )
         else:
             try:
                 return parse_text(node.value)

@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from robustcli.config.number import INT_LIMIT, Flag, Int, Text, parse_text, shown
-from robustcli.config.sections import AttackConfig, Augment, BallConfig, Curriculum, CutMix, DataConfig, EvalConfig, SearchConfig, TrainConfig
+from robustcli.config.sections import (
+    AttackConfig,
+    Augment,
+    BallConfig,
+    Curriculum,
+    CutMix,
+    DataConfig,
+    EvalConfig,
+    SearchConfig,
+    TrainConfig,
+)
 from robustcli.config.spec import From, ModelConfig, Section, Spec
 from robustcli.config.tree import Path_, Rules
 
@@ -26,30 +36,53 @@ def _run_name(value: Any) -> str:
     """A directory name and nothing else: no separator, no `..`, no option."""
     text = parse_text(value)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) or set(text) == {"."} or text.startswith("-"):
-        raise ValueError(f"a run name is 1 to 64 of the characters A-Z a-z 0-9 . _ - and does not start with -, got {shown(text)}")
+        raise ValueError(
+            f"a run name is 1 to 64 of the characters A-Z a-z 0-9 . _ - and does not start with -, got {shown(text)}"
+        )
     return text
 
 
 class Config(Section):
     """Everything one verb needs to know. Pixels are in [0, 1]; radii and steps are in the same unit."""
 
-    name: Annotated[str, BeforeValidator(_run_name)] = Field(default="run", description="first part of the run directory's name")
-    seed: Int = Field(default=0, ge=0, lt=INT_LIMIT, description="every random draw of the run is a function of it")
+    name: Annotated[str, BeforeValidator(_run_name)] = Field(
+        default="run", description="first part of the run directory's name"
+    )
+    seed: Int = Field(
+        default=0, ge=0, lt=INT_LIMIT, description="every random draw of the run is a function of it"
+    )
     device: Text = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
     threads: Int | None = Field(default=None, ge=1, le=4096, description="CPU threads; null = torch's choice")
-    deterministic: Flag = Field(default=False, description="refuse operations whose result varies from run to run")
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(default="auto", description="of the outer training step")
-    out: Text | None = Field(default=None, min_length=1, description="exact run directory; null = runs/VERB/NAME-N")
+    deterministic: Flag = Field(
+        default=False, description="refuse operations whose result varies from run to run"
+    )
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        default="auto", description="of the outer training step"
+    )
+    out: Text | None = Field(
+        default=None, min_length=1, description="exact run directory; null = runs/VERB/NAME-N"
+    )
     data: DataConfig = Field(default=DataConfig(), description="images")
-    model: Annotated[ModelConfig, From("models")] = Field(default=ModelConfig.of("small_cnn"), description="the classifier")
+    model: Annotated[ModelConfig, From("models")] = Field(
+        default=ModelConfig.of("small_cnn"), description="the classifier"
+    )
     ball: BallConfig = Field(default=BallConfig(), description="threat model")
-    objective: Annotated[Spec, From("objectives")] = Field(default=Spec.of("madry"), description="outer training loss")
-    regularizers: Annotated[list[Spec], From("regularizers")] = Field(default=[], max_length=8, description="terms added to the loss: gradalign, nuclear")
-    adversary: Annotated[Spec, From("attacks")] = Field(default=Spec.of("pgd", steps=10), description="the attack training runs against")
+    objective: Annotated[Spec, From("objectives")] = Field(
+        default=Spec.of("madry"), description="outer training loss"
+    )
+    regularizers: Annotated[list[Spec], From("regularizers")] = Field(
+        default=[], max_length=8, description="terms added to the loss: gradalign, nuclear"
+    )
+    adversary: Annotated[Spec, From("attacks")] = Field(
+        default=Spec.of("pgd", steps=10), description="the attack training runs against"
+    )
     search: SearchConfig = Field(default=SearchConfig(), description="how attacks compute")
     train: TrainConfig = Field(default=TrainConfig(), description="training")
     attacks: Annotated[list[Spec], From("attacks")] = Field(
-        default=[Spec.of("pgd", steps=20)], min_length=1, max_length=64, description="what eval and attack run"
+        default=[Spec.of("pgd", steps=20)],
+        min_length=1,
+        max_length=64,
+        description="what eval and attack run",
     )
     eval: EvalConfig = Field(default=EvalConfig(), description="evaluation")
     attack: AttackConfig = Field(default=AttackConfig(), description="output of the attack verb")
@@ -94,7 +127,9 @@ def spec_fields() -> dict[Path_, tuple[str, type[Spec]]]:
 @cache
 def rules() -> Rules:
     """What merging layers must know."""
-    sections = {path: cls.exclusive for path, cls, _ in _walk(Config) if issubclass(cls, Section) and cls.exclusive}
+    sections = {
+        path: cls.exclusive for path, cls, _ in _walk(Config) if issubclass(cls, Section) and cls.exclusive
+    }
     return Rules(frozenset(spec_fields()), sections)
 
 
@@ -107,8 +142,16 @@ def known_keys() -> dict[Path_, list[str]]:
 @cache
 def text_keys() -> frozenset[Path_]:
     """Paths of the keys whose value is text (or null)."""
-    sections: list[tuple[Path_, type[BaseModel]]] = [((), Config), *((path, cls) for path, cls, _ in _walk(Config))]
-    return frozenset((*path, name) for path, cls in sections for name, info in cls.model_fields.items() if _is_text(info.annotation))
+    sections: list[tuple[Path_, type[BaseModel]]] = [
+        ((), Config),
+        *((path, cls) for path, cls, _ in _walk(Config)),
+    ]
+    return frozenset(
+        (*path, name)
+        for path, cls in sections
+        for name, info in cls.model_fields.items()
+        if _is_text(info.annotation)
+    )
 
 
 def _is_text(annotation: Any) -> bool:
@@ -128,11 +171,21 @@ def _standard(schema: Any) -> Any:
         return [_standard(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {_BOUNDS.get(key, key) if isinstance(value, (int, float)) else key: _standard(value) for key, value in schema.items()}
+    return {
+        _BOUNDS.get(key, key) if isinstance(value, (int, float)) else key: _standard(value)
+        for key, value in schema.items()
+    }
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a config file, for editors; parameters of specs are checked at load instead."""
     schema = _standard(Config.model_json_schema(mode="validation"))
-    schema["properties"]["extends"] = {"type": "string", "description": "another .yaml file, relative to this one, whose values are the defaults here"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "robustcli config", **{k: v for k, v in schema.items() if k != "title"}}
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "another .yaml file, relative to this one, whose values are the defaults here",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "robustcli config",
+        **{k: v for k, v in schema.items() if k != "title"},
+    }

@@ -24,7 +24,9 @@ class ShippedConfig:
 def shipped_configs() -> dict[str, Path]:
     """`smoke/digits` -> file, from the installed package, else from the source tree."""
     package = Path(__file__).resolve().parents[1]
-    root = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None)
+    root = next(
+        (folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None
+    )
     if root is None:
         return {}
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
@@ -59,7 +61,9 @@ def copy_config(source: str | Path, target: str | Path) -> Path:
         with open(destination, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError("the file exists", where=str(destination), hint="choose another name or remove it") from None
+        raise ConfigError(
+            "the file exists", where=str(destination), hint="choose another name or remove it"
+        ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write the copy: {reason(error)}", where=repr(str(destination))) from None
     return destination
@@ -78,5 +82,8 @@ def find_config(source: str | Path) -> Path:
         return path
     if (found := shipped.get(bare.removeprefix("configs/"))) is not None:
         return found
-    hint = suggestion(bare.removeprefix("configs/"), list(shipped)).strip() or "`robustcli config ls` lists the shipped ones"
+    hint = (
+        suggestion(bare.removeprefix("configs/"), list(shipped)).strip()
+        or "`robustcli config ls` lists the shipped ones"
+    )
     raise problem(f"no such file and no shipped config of this name; {hint}", text)

@@ -38,14 +38,20 @@ class Section(BaseModel):
     """Base of every section: unknown keys refused, values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    exclusive: ClassVar[tuple[str, ...]] = ()  # keys of which at most one is set; an upper layer's choice clears a lower one's
+    exclusive: ClassVar[
+        tuple[str, ...]
+    ] = ()  # keys of which at most one is set; an upper layer's choice clears a lower one's
 
     @classmethod
     def only_one(cls, value: Any, info: Any) -> Any:
         """Field validator body: `value` is refused when an earlier key of `exclusive` is set as well."""
-        other = next((key for key in cls.exclusive if key != info.field_name and info.data.get(key) is not None), None)
+        other = next(
+            (key for key in cls.exclusive if key != info.field_name and info.data.get(key) is not None), None
+        )
         if value is not None and other is not None:
-            raise ValueError(f"at most one of {', '.join(cls.exclusive)} can be set, and {other} is; set the other to null")
+            raise ValueError(
+                f"at most one of {', '.join(cls.exclusive)} can be set, and {other} is; set the other to null"
+            )
         return value
 
 
@@ -84,7 +90,9 @@ class Spec(BaseModel):
         return self
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         return {"title": schema.pop("title", cls.__name__), "anyOf": [{"type": "string"}, schema]}
 
@@ -110,7 +118,10 @@ class ModelConfig(Spec):
     """A registered model with its parameters, or a reference: `run:PATH`, `x.safetensors`, `torchvision:resnet50@IMAGENET1K_V2`."""
 
     weights: Text | None = Field(default=None, description="file with the weights to load into the model")
-    normalize: Text | None = Field(default=None, description="`imagenet`, or `mean,std` (numbers, or three of each), for weights that expect it")
+    normalize: Text | None = Field(
+        default=None,
+        description="`imagenet`, or `mean,std` (numbers, or three of each), for weights that expect it",
+    )
 
     @property
     def is_reference(self) -> bool:
@@ -134,7 +145,9 @@ def normalize_numbers(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of `m,s` or `m1,m2,m3,s1,s2,s3` (pixel units of [0, 1]; std > 0). Raises ValueError."""
     parts = text.split(",")
     if len(parts) % 2 or len(parts) > 32:
-        raise ValueError(f"expected `imagenet` or as many means as deviations, such as 0.5,0.25, got {text[:60]!r}")
+        raise ValueError(
+            f"expected `imagenet` or as many means as deviations, such as 0.5,0.25, got {text[:60]!r}"
+        )
     numbers = tuple(parse_number(part) for part in parts)
     half = len(numbers) // 2
     if min(numbers[half:]) <= 0:

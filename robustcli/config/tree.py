@@ -40,7 +40,10 @@ class Rules:
     exclusive: Mapping[Path_, tuple[str, ...]] = field(default_factory=dict)
 
     def is_spec(self, path: Path_) -> bool:
-        return path in self.specs or tuple("*" if as_index(part) is not None else part for part in path) in self.specs
+        return (
+            path in self.specs
+            or tuple("*" if as_index(part) is not None else part for part in path) in self.specs
+        )
 
 
 def as_index(part: str) -> int | None:
@@ -72,7 +75,11 @@ def insert(root: Node, path: Sequence[str], leaf: Node, rules: Rules, at: Path_ 
     here = _as_spec(root, at, rules)
     if not path:
         spec = _as_spec(leaf, at, rules)
-        return Node({**here.value, **spec.value}, leaf.origin) if spec is not leaf and isinstance(here.value, dict) and isinstance(spec.value, dict) else leaf
+        return (
+            Node({**here.value, **spec.value}, leaf.origin)
+            if spec is not leaf and isinstance(here.value, dict) and isinstance(spec.value, dict)
+            else leaf
+        )
     index = as_index(path[0])
     if isinstance(here.value, list) and index is not None and index < len(here.value):
         elements = list(here.value)
@@ -89,7 +96,9 @@ def pruned(root: Node, keys: Sequence[str]) -> Node:
         first, _, rest = key.partition(".")
         if isinstance(root.value, dict) and first in root.value:
             kept = {name: node for name, node in root.value.items() if name != first}
-            root = replace(root, value={**root.value, first: pruned(root.value[first], [rest])} if rest else kept)
+            root = replace(
+                root, value={**root.value, first: pruned(root.value[first], [rest])} if rest else kept
+            )
     return root
 
 
@@ -117,7 +126,9 @@ def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: Path_ =
     return Node(merged, over.origin)
 
 
-def _merge_list(base: Node, elements: list[Node], changes: dict[str, Node], rules: Rules, faults: list[Fault], at: Path_) -> Node:
+def _merge_list(
+    base: Node, elements: list[Node], changes: dict[str, Node], rules: Rules, faults: list[Fault], at: Path_
+) -> Node:
     result = list(elements)
     for key in sorted(changes, key=int):
         index = int(key)
@@ -137,7 +148,9 @@ def _as_spec(node: Node, at: Path_, rules: Rules) -> Node:
 
 
 def _replaces(node: Node, base: dict[str, Node], over: dict[str, Node]) -> bool:
-    return "name" in over and (node.origin == DEFAULT or "name" not in base or over["name"].value != base["name"].value)
+    return "name" in over and (
+        node.origin == DEFAULT or "name" not in base or over["name"].value != base["name"].value
+    )
 
 
 def locate(root: Node, path: Sequence[str]) -> tuple[Node, int]:
@@ -182,7 +195,11 @@ def config_error(faults: Sequence[Fault], root: Node | None = None) -> ConfigErr
         placed.append((origin, fault))
     files = list(dict.fromkeys(origin.rpartition(":")[0] for origin, _ in placed))
     placed.sort(key=lambda item: _order(item[0], files))
-    problems = list(dict.fromkeys(printable(": ".join(part for part in (origin, f.path, f.what) if part)) for origin, f in placed))
+    problems = list(
+        dict.fromkeys(
+            printable(": ".join(part for part in (origin, f.path, f.what) if part)) for origin, f in placed
+        )
+    )
     if len(problems) > _MOST_PROBLEMS:
         problems[_MOST_PROBLEMS:] = [f"... and {len(problems) - _MOST_PROBLEMS} more problems"]
     return ConfigError(problems[0], problems=problems)

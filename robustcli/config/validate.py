@@ -36,7 +36,13 @@ def code_faults(tree: Node) -> list[Fault]:
     node, depth = locate(tree, ("model", "name"))
     written_in_data = node.origin.startswith("environment ") or re.search(r":\d+$", node.origin) is not None
     if isinstance(node.value, str) and names_code(node.value) and written_in_data:
-        return [Fault("model.name", "a config never names code; use --model FILE.py:FACTORY or --plugin FILE on the command line", node.origin)]
+        return [
+            Fault(
+                "model.name",
+                "a config never names code; use --model FILE.py:FACTORY or --plugin FILE on the command line",
+                node.origin,
+            )
+        ]
     return []
 
 
@@ -44,14 +50,23 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
     """Every spec against its registry. Specs whose shape is wrong are left to the schema's message."""
     faults: list[Fault] = []
     for path, registry, cls, raw in _specs(data):
-        name, params = raw.get("name"), {key: value for key, value in raw.items() if key not in cls.model_fields}
+        name, params = (
+            raw.get("name"),
+            {key: value for key, value in raw.items() if key not in cls.model_fields},
+        )
         if not isinstance(name, str) or not name:
             continue
         if issubclass(cls, ModelConfig) and is_reference(name):
-            faults += [Fault(f"model.{key}", "a run knows its model; no parameters can be set") for key in params if name.startswith("run:")]
+            faults += [
+                Fault(f"model.{key}", "a run knows its model; no parameters can be set")
+                for key in params
+                if name.startswith("run:")
+            ]
             continue
         entries = getattr(registries, registry)
-        if path[0] == "attacks" and name in ensembles:  # a list of attacks may hold a whole ensemble, which is data
+        if (
+            path[0] == "attacks" and name in ensembles
+        ):  # a list of attacks may hold a whole ensemble, which is data
             entries = ensembles
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
         faults += _norm_faults(entries.get(name), data, ".".join(path)) if name in entries else []
@@ -64,7 +79,9 @@ def _norm_faults(entry: Entry[Any], data: Any, path: str) -> list[Fault]:
     norm, norms = ball.get("norm") if isinstance(ball, dict) else None, entry.facts.get("norms")
     if norms is None or norm not in ("linf", "l2", "l1") or norm in norms:
         return []
-    return [Fault(f"{path}.name", f"attack {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}")]
+    return [
+        Fault(f"{path}.name", f"attack {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}")
+    ]
 
 
 def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:
@@ -77,7 +94,12 @@ def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:
     if first in takes_path and (takes_path[first] or not colon):
         return []
     known = [f"{item}:PATH" if path else item for item, path in takes_path.items()]
-    return [Fault("data.name", f"unknown data set {name[:80]!r}; {suggestion(first[:80], known)}known: {', '.join(known)}")]
+    return [
+        Fault(
+            "data.name",
+            f"unknown data set {name[:80]!r}; {suggestion(first[:80], known)}known: {', '.join(known)}",
+        )
+    ]
 
 
 def _specs(data: Any) -> Iterator[tuple[Path_, str, type[Spec], dict[str, Any]]]:

@@ -60,8 +60,15 @@ class Ball:
     def contains(self, x: Tensor, z: Tensor) -> Tensor:
         """bool [B]: z finite, in the box and within eps * (1 + 1e-6) plus one unit in the last place of a float32 pixel sum."""
         flat = z.flatten(1)
-        slack = 2.0**-24 * max(abs(self.low), abs(self.high)) * (1 if self.norm == "linf" else math.sqrt(flat.shape[1]) if self.norm == "l2" else flat.shape[1])
-        inside = self.distance(x, z).to(z.device if z.device.type != "mps" else "cpu") <= self.eps * (1 + 1e-6) + slack
+        slack = (
+            2.0**-24
+            * max(abs(self.low), abs(self.high))
+            * (1 if self.norm == "linf" else math.sqrt(flat.shape[1]) if self.norm == "l2" else flat.shape[1])
+        )
+        inside = (
+            self.distance(x, z).to(z.device if z.device.type != "mps" else "cpu")
+            <= self.eps * (1 + 1e-6) + slack
+        )
         boxed = (torch.isfinite(flat) & (flat >= self.low) & (flat <= self.high)).all(1)
         return inside.to(boxed.device) & boxed
 
@@ -97,9 +104,13 @@ class Ball:
         before = torch.cat((slope.new_zeros(len(slope), 1), slope[:, :-1]), 1)
         total = room.sum(1, keepdim=True)
         mass = total - (before * steps).cumsum(1)  # l1 length of u at each knot
-        index = (mass > self.eps).sum(1, keepdim=True).clamp_max(knots.shape[1] - 1)  # first knot with mass <= eps
+        index = (
+            (mass > self.eps).sum(1, keepdim=True).clamp_max(knots.shape[1] - 1)
+        )  # first knot with mass <= eps
         share = (self.eps - mass.gather(1, index)).clamp_min(0) / before.gather(1, index).clamp_min(1)
-        t = torch.where(total <= self.eps, torch.zeros_like(total), knots.gather(1, index) - share).clamp_min_(0)
+        t = torch.where(
+            total <= self.eps, torch.zeros_like(total), knots.gather(1, index) - share
+        ).clamp_min_(0)
         u = torch.minimum((size - t).clamp_min_(0), room)
         # Float rounding of t may leave the sum a few units too long: one exact rescale.
         u = u * (self.eps / u.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
@@ -132,7 +143,9 @@ class Ball:
             noise = (size * sign).reshape(-1, *tail)
         return self.project(x, x + noise.to(x.dtype))
 
-    def start(self, x: Tensor, kind: Start, rng: RowRandom, *, scale: float = 1.0, clip: bool = True) -> Tensor:
+    def start(
+        self, x: Tensor, kind: Start, rng: RowRandom, *, scale: float = 1.0, clip: bool = True
+    ) -> Tensor:
         """Where a search begins: "zero" x; "uniform" in the ball of radius scale * eps (l2: in direction and radius); "gaussian" x + scale * N(0, 1);
         "bernoulli" x + scale * eps * s, s in {-1, +1} with equal chance (linf only: such a corner has no meaning in another norm).
 
@@ -172,7 +185,9 @@ class Ball:
             return (unit / length.clamp_min(_TINY)).reshape(grad.shape)
         if at is not None:
             where = at.flatten(1)
-            flat = flat.masked_fill(((flat > 0) & (where >= self.high)) | ((flat < 0) & (where <= self.low)), 0.0)
+            flat = flat.masked_fill(
+                ((flat > 0) & (where >= self.high)) | ((flat < 0) & (where <= self.low)), 0.0
+            )
         k = max(1, math.ceil(share * flat.shape[1]))
         value, index = flat.abs().topk(k, dim=1)
         spread = torch.gather(flat.sign(), 1, index) * (value > 0) / k

@@ -126,7 +126,13 @@ class _StraightThrough(TorchFunctionMode):
         self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
         self._choices: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
         if not torch.is_grad_enabled() or not args or name == "__get__" or name in _WRITES or "out" in kwargs:
             return func(*args, **kwargs)
@@ -140,7 +146,9 @@ class _StraightThrough(TorchFunctionMode):
         elif name == "argmax":
             self._choices[id(value)] = value, known[0]
         elif name in _CHOICE:
-            surrogate = next((self._choices[id(arg)][1] for arg in args if id(arg) in self._choices), surrogate)
+            surrogate = next(
+                (self._choices[id(arg)][1] for arg in args if id(arg) in self._choices), surrogate
+            )
         if surrogate is None or surrogate.shape != value.shape or not surrogate.requires_grad:
             return value
         if not value.is_floating_point():
@@ -157,7 +165,14 @@ class _StraightThrough(TorchFunctionMode):
             return [self._shadow(part) for part in arg]
         return self._shadows[id(arg)][1] if isinstance(arg, Tensor) and id(arg) in self._shadows else arg
 
-    def _surrogate(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], known: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    def _surrogate(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        known: list[Any],
+        kwargs: dict[str, Any],
+    ) -> Tensor | None:
         """What to differentiate in place of func(*args); None where its own gradient will do."""
         u, base = known[0], name if name.startswith("__") else name.rstrip("_")
         if isinstance(u, Tensor) and u.is_floating_point():
@@ -168,14 +183,25 @@ class _StraightThrough(TorchFunctionMode):
             if base in _UP | _DOWN and len(known) > 1:
                 lead = u if base == "heaviside" else u - known[1] if base in _UP else known[1] - u
                 return 0.5 * _soft_sign(lead)
-            if len(known) > 1 and (base in _QUOTIENT or (base in {"div", "divide"} and kwargs.get("rounding_mode"))):
+            if len(known) > 1 and (
+                base in _QUOTIENT or (base in {"div", "divide"} and kwargs.get("rounding_mode"))
+            ):
                 return cast(Tensor, known[1] / u if name == "__rfloordiv__" else u / known[1])
         return self._followed(func, name, args, known, kwargs)
 
-    def _followed(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], known: list[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    def _followed(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        known: list[Any],
+        kwargs: dict[str, Any],
+    ) -> Tensor | None:
         """func on shadows where an argument has one; None where there is no such thing (bit operations, indices)."""
         named = {key: self._shadow(item) for key, item in kwargs.items()}
-        if all(a is b for a, b in zip(args, known, strict=True)) and all(kwargs[key] is item for key, item in named.items()):
+        if all(a is b for a, b in zip(args, known, strict=True)) and all(
+            kwargs[key] is item for key, item in named.items()
+        ):
             return None
         flag = isinstance(args[0], Tensor) and args[0].dtype == torch.bool
         if flag and name == "where" and len(args) == 3:

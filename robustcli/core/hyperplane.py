@@ -53,7 +53,11 @@ def to_plane(x: Tensor, w: Tensor, value: Tensor, ball: Ball) -> Tensor:
     top = torch.where(top > 0, top, torch.ones_like(top))
     rate, need = rate / top, value.abs()[:, None] / top  # squares of tiny float32 gradients underflow
     room = torch.where(toward > 0, ball.high - flat, flat - ball.low).clamp_min_(0)
-    size = _steepest_first(rate, room, need) if ball.norm == "l1" else _together(rate, room, need, torch.ones_like(rate) if ball.norm == "linf" else rate)
+    size = (
+        _steepest_first(rate, room, need)
+        if ball.norm == "l1"
+        else _together(rate, room, need, torch.ones_like(rate) if ball.norm == "linf" else rate)
+    )
     return (size * toward.sign()).reshape(x.shape)
 
 

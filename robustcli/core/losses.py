@@ -45,7 +45,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 6.
     """
     if logits.shape[1] < 3:
-        raise ValueError(f"the dlr loss needs at least 3 classes, the model has {logits.shape[1]}; use loss: margin")
+        raise ValueError(
+            f"the dlr loss needs at least 3 classes, the model has {logits.shape[1]}; use loss: margin"
+        )
     top = logits.topk(3, dim=1).values
     score: Tensor = margin(logits, y) / (top[:, 0] - top[:, 2] + _TINY)
     return score
@@ -90,14 +92,18 @@ def nuclear_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
     norm is that of the rows given. Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI (NuAT).
     """
     d = wide(logits) - wide(clean_logits)
-    u, s, vh = torch.linalg.svd(d.detach().nan_to_num(0.0, 0.0, 0.0), full_matrices=False)  # a broken loss is reported by the step, not by svd
+    u, s, vh = torch.linalg.svd(
+        d.detach().nan_to_num(0.0, 0.0, 0.0), full_matrices=False
+    )  # a broken loss is reported by the step, not by svd
     keep = s > s.amax() * max(d.shape) * torch.finfo(s.dtype).eps
     polar: Tensor = (u * keep) @ vh
     return (d * polar).sum(1)
 
 
 @losses.register("nuclear", state=("y", "clean"))
-def nuclear(logits: Tensor, y: Tensor, clean_logits: Tensor, *, weight: Annotated[float, Ge(0)] = 4.0) -> Tensor:
+def nuclear(
+    logits: Tensor, y: Tensor, clean_logits: Tensor, *, weight: Annotated[float, Ge(0)] = 4.0
+) -> Tensor:
     """CE(z, y) + weight * <D_i, (U V^T)_i>, D = z - clean = U S V^T: sums to B mean CE + weight ||D||_*, the batch loss of NuAT times B.
 
     y: labels int64 [B] or distributions [B, K]; weight: no unit, >= 0. Source: as `nuclear_rows`.
@@ -127,7 +133,14 @@ class RowLoss:
         return RowLoss(self.fn, tuple(part[index] for part in self.state))
 
 
-def bind_inner(name: str, y: Tensor, *, y_soft: Tensor | None = None, clean: Callable[[], Tensor] | None = None, **params: float) -> RowLoss:
+def bind_inner(
+    name: str,
+    y: Tensor,
+    *,
+    y_soft: Tensor | None = None,
+    clean: Callable[[], Tensor] | None = None,
+    **params: float,
+) -> RowLoss:
     """The registered loss `name` with what it needs: labels, mixed labels, logits at the clean points.
 
     Args:
@@ -148,7 +161,9 @@ def bind_inner(name: str, y: Tensor, *, y_soft: Tensor | None = None, clean: Cal
     fn = partial(entry.fn, **params) if params else entry.fn
     if name == "ce" and y_soft is not None:
         fn = soft_ce
-    return RowLoss(fn, tuple(clean().detach() if part == "clean" and clean is not None else label for part in needs))
+    return RowLoss(
+        fn, tuple(clean().detach() if part == "clean" and clean is not None else label for part in needs)
+    )
 
 
 @dataclass(frozen=True)

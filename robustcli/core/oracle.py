@@ -152,7 +152,9 @@ class Oracle:
             self._consider(x_adv, logits, self._loss(None)(logits))
         return logits
 
-    def gradient(self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None, *, scored: bool = True) -> Gradient:
+    def gradient(
+        self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None, *, scored: bool = True
+    ) -> Gradient:
         """Loss, logits and input gradient at x_adv; non-finite gradient entries become 0.
 
         `loss` overrides the bound one: a registered name, or any differentiable map logits [R, K] -> [R] (a `RowLoss`).
@@ -165,7 +167,11 @@ class Oracle:
         point = (x_adv.detach() if self._watch is None else padded(x_adv.detach())).requires_grad_(True)
         ascend = loss if callable(loss) else self._loss(loss)
         answers = [self._differentiate(point, rows, ascend) for _ in range(self._draws)]
-        values, logits, grad = answers[0] if self._draws == 1 else (torch.stack(parts).mean(0) for parts in zip(*answers, strict=True))
+        values, logits, grad = (
+            answers[0]
+            if self._draws == 1
+            else (torch.stack(parts).mean(0) for parts in zip(*answers, strict=True))
+        )
         grad = grad.nan_to_num(0.0, 0.0, 0.0)  # not in place: a gradient may be an expanded tensor
         if self._tracking:
             self.asked_rows += len(x_adv)
@@ -180,16 +186,24 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._float(point)[:rows]
                 values = ascend(logits)
-                (grad,) = torch.autograd.grad(values.sum(), point, allow_unused=True) if values.requires_grad else (None,)
+                (grad,) = (
+                    torch.autograd.grad(values.sum(), point, allow_unused=True)
+                    if values.requires_grad
+                    else (None,)
+                )
         except RuntimeError as error:
-            if "derivative" not in str(error):  # floor division, heaviside: no slope is a zero slope, and the evaluation says so
+            if "derivative" not in str(
+                error
+            ):  # floor division, heaviside: no slope is a zero slope, and the evaluation says so
                 raise
             logits, grad = self._float(point.detach())[:rows], None
             values = ascend(logits)
             self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
         self.forward_rows += rows
         self.backward_rows += rows
-        return Gradient(values.detach(), logits.detach(), torch.zeros_like(point)[:rows] if grad is None else grad[:rows])
+        return Gradient(
+            values.detach(), logits.detach(), torch.zeros_like(point)[:rows] if grad is None else grad[:rows]
+        )
 
     def ask(self, x_adv: Tensor) -> Tensor:
         """Logits [R, K] with their graph, counted but not tracked: the model as an attack of another library sees it."""

@@ -15,7 +15,12 @@ from torch.nn import functional as F
 
 _PURE = (nn.Conv2d, nn.BatchNorm2d, nn.Identity, nn.AvgPool2d, nn.MaxPool2d)  # never in place
 _RELUS = (torch.relu, torch.relu_, F.relu, F.relu_)
-_OPERATORS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight", "_reorder_linear_weight")
+_OPERATORS = (
+    "_convolution_pointwise",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_linear_weight",
+)
 
 
 class PackedConv(nn.Module):
@@ -52,7 +57,11 @@ class PackedConv(nn.Module):
     def _result(self, x: Tensor) -> tuple[int, ...]:
         conv, (padding, stride, dilation, _) = self._plain, self._geometry
         sides = zip(x.shape[2:], conv.kernel_size, padding, zip(stride, dilation, strict=True), strict=True)
-        return (len(x), conv.out_channels, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, (s, d) in sides))
+        return (
+            len(x),
+            conv.out_channels,
+            *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, (s, d) in sides),
+        )
 
 
 class PackedLinear(nn.Module):
@@ -76,13 +85,19 @@ def available() -> bool:
     ops: Any = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in _OPERATORS):
         return False
-    return hasattr(ops._convolution_pointwise, "binary") and bool(getattr(ops, "_is_mkldnn_bf16_supported", lambda: False)())
+    return hasattr(ops._convolution_pointwise, "binary") and bool(
+        getattr(ops, "_is_mkldnn_bf16_supported", lambda: False)()
+    )
 
 
 def packable(module: nn.Module | None) -> bool:
     """A plain bf16 Conv2d padded with zeros, or Linear, on the CPU, whose call nothing watches."""
     if isinstance(module, nn.Conv2d):
-        known = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        known = (
+            type(module) is nn.Conv2d
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        )
     else:
         known = type(module) is nn.Linear
     if module is None or not known or module._forward_hooks or module._forward_pre_hooks:
@@ -101,7 +116,14 @@ def pack(twin: nn.Module) -> fx.GraphModule | None:
     graph = fx.Graph()
     graph.output(graph.graph_copy(twin.graph, {}))
     made, modules = fx.GraphModule(twin, graph), dict(twin.named_modules())
-    found = [node for node in graph.nodes if node.op == "call_module" and packable(modules.get(str(node.target))) and len(node.args) == 1 and not node.kwargs]
+    found = [
+        node
+        for node in graph.nodes
+        if node.op == "call_module"
+        and packable(modules.get(str(node.target)))
+        and len(node.args) == 1
+        and not node.kwargs
+    ]
     for number, node in enumerate(found):
         _replace(made, node, modules, f"packed_{number}")
     graph.lint()
@@ -116,7 +138,9 @@ def _replace(made: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module],
     last = node if other is None else next(iter(node.users))
     follower = next(iter(last.users)) if len(last.users) == 1 else None
     relu = follower is not None and _is_relu(follower, modules)
-    made.add_submodule(name, PackedConv(layer, relu) if isinstance(layer, nn.Conv2d) else PackedLinear(layer, relu))  # type: ignore[arg-type]
+    made.add_submodule(
+        name, PackedConv(layer, relu) if isinstance(layer, nn.Conv2d) else PackedLinear(layer, relu)
+    )  # type: ignore[arg-type]
     with made.graph.inserting_before(last):
         call = made.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
     if follower is not None and relu:
@@ -136,14 +160,20 @@ def _other_summand(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | No
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user.kwargs or len(user.args) != 2 or user.args[0] is user.args[1]:
         return None
-    plain = (user.op == "call_function" and user.target in (operator.add, torch.add)) or (user.op == "call_method" and user.target == "add")
-    inside = (user.op == "call_function" and user.target is operator.iadd) or (user.op == "call_method" and user.target == "add_")
+    plain = (user.op == "call_function" and user.target in (operator.add, torch.add)) or (
+        user.op == "call_method" and user.target == "add"
+    )
+    inside = (user.op == "call_function" and user.target is operator.iadd) or (
+        user.op == "call_method" and user.target == "add_"
+    )
     other = user.args[1] if user.args[0] is node else user.args[0]
     if not isinstance(other, fx.Node) or not (plain or (inside and user.args[0] is node)):
         return None
     passed = node.next
     while passed is not user:
-        if passed.op != "get_attr" and (passed.op != "call_module" or not isinstance(modules.get(str(passed.target)), _PURE)):
+        if passed.op != "get_attr" and (
+            passed.op != "call_module" or not isinstance(modules.get(str(passed.target)), _PURE)
+        ):
             return None
         passed = passed.next
     return other

@@ -70,7 +70,12 @@ class RowRandom:
     def rows(self, index: Tensor | slice) -> RowRandom:
         """The streams of some rows (index int64 [R] or bool [B], or a slice), at the same draw number."""
         part = object.__new__(RowRandom)
-        part._origin, part.ids, part._key, part._draw = self._origin, self.ids[index], self._key[index], self._draw
+        part._origin, part.ids, part._key, part._draw = (
+            self._origin,
+            self.ids[index],
+            self._key[index],
+            self._draw,
+        )
         return part
 
     def _bits(self, tail: tuple[int, ...]) -> Tensor:

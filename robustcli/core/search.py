@@ -20,7 +20,9 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def stalled(rises: Tensor, gap: int, rho: float, was_cut: Tensor, loss_best: Tensor, loss_then: Tensor) -> Tensor:
+def stalled(
+    rises: Tensor, gap: int, rho: float, was_cut: Tensor, loss_best: Tensor, loss_then: Tensor
+) -> Tensor:
     """bool [R]: halve the step of a row where rises <= rho * gap, or where it was not halved last time and the best loss is as it was then.
 
     Args:

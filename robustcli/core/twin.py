@@ -37,7 +37,13 @@ class SearchTwin:
     """
 
     def __init__(
-        self, model: nn.Module, *, dtype: torch.dtype = torch.float32, fold_bn: bool = True, channels_last: bool = True, compiled: bool = False
+        self,
+        model: nn.Module,
+        *,
+        dtype: torch.dtype = torch.float32,
+        fold_bn: bool = True,
+        channels_last: bool = True,
+        compiled: bool = False,
     ) -> None:
         self._model, self._dtype, self._compiled = model, dtype, compiled
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -70,7 +76,9 @@ class SearchTwin:
         for conv_name, bn_name in self._pairs:
             conv: Any = self._model.get_submodule(conv_name)
             bn: Any = self._model.get_submodule(bn_name)
-            weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            )
             twins[f"{conv_name}.weight"].copy_(weight)
             twins[f"{conv_name}.bias"].copy_(bias)
             done |= {f"{conv_name}.weight", f"{conv_name}.bias"}
@@ -90,7 +98,9 @@ class SearchTwin:
         """
         if self._forward_only is None:
             self._forward_only = self._packed()
-        return self._logits(x, self._forward_only if len(x) and x.dim() == 4 and x.device.type == "cpu" else self._run)
+        return self._logits(
+            x, self._forward_only if len(x) and x.dim() == 4 and x.device.type == "cpu" else self._run
+        )
 
     def _packed(self) -> Classifier:
         """The forward-only form, or the plain one where there is any doubt."""
@@ -104,7 +114,9 @@ class SearchTwin:
         except Exception:  # noqa: BLE001 - whatever an operator of this build refuses, the plain form can do
             return self._run
         wanted = self._logits(self._shown, self._run)
-        close = got.shape == wanted.shape and float((got - wanted).abs().max()) <= _DRIFT * float(wanted.abs().max())
+        close = got.shape == wanted.shape and float((got - wanted).abs().max()) <= _DRIFT * float(
+            wanted.abs().max()
+        )
         return made if close else self._run
 
     def _logits(self, x: Tensor, run: Classifier) -> Tensor:
@@ -146,9 +158,19 @@ class SearchTwin:
         scale = float(wanted.abs().max().clamp_min(1e-6))
         error = float((got - wanted).abs().max()) / scale
         limit = 1e-3 if self._dtype is torch.float32 else 0.1
-        if error <= limit and self._dtype is torch.bfloat16 and x.device.type == "cpu" and x.dim() == 4 and not self._compiled:
+        if (
+            error <= limit
+            and self._dtype is torch.bfloat16
+            and x.device.type == "cpu"
+            and x.dim() == 4
+            and not self._compiled
+        ):
             self._shown = x[:_SHOWN].detach().clone()
-        return "" if error <= limit else f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
+        return (
+            ""
+            if error <= limit
+            else f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
+        )
 
 
 def _trace(model: nn.Module) -> tuple[nn.Module, bool]:
@@ -173,7 +195,12 @@ def _fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
             continue
         conv, bn = modules.get(str(source.target)), modules.get(str(node.target))
-        if type(conv) is not nn.Conv2d or type(bn) is not nn.BatchNorm2d or bn.running_mean is None or conv.padding_mode != "zeros":
+        if (
+            type(conv) is not nn.Conv2d
+            or type(bn) is not nn.BatchNorm2d
+            or bn.running_mean is None
+            or conv.padding_mode != "zeros"
+        ):
             continue
         if calls[source.target] != 1 or calls[node.target] != 1 or not bn.affine:
             continue

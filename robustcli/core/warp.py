@@ -27,6 +27,18 @@ def warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, grow: Tensor | N
     # The sampling map, output place -> input place in units of half a side, is the inverse: shift back, then turn back.
     right, down = -2 * right, -2 * down
     across, along = height / width, width / height
-    rows = (cos, sin * across, cos * right + sin * across * down, -sin * along, cos, -sin * along * right + cos * down)
+    rows = (
+        cos,
+        sin * across,
+        cos * right + sin * across * down,
+        -sin * along,
+        cos,
+        -sin * along * right + cos * down,
+    )
     theta = torch.stack(rows, 1).reshape(-1, 2, 3).to(x.dtype)
-    return functional.grid_sample(x, functional.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(
+        x,
+        functional.affine_grid(theta, list(x.shape), align_corners=False),
+        padding_mode="zeros",
+        align_corners=False,
+    )

@@ -28,7 +28,11 @@ def bundle_arrays(
         DataError: labels, range or shape are wrong.
     """
     if config.storage in ("stream", "cached"):
-        raise DataError(f"data.storage={config.storage} needs image files", where=where, hint="use folder:PATH, or data.storage=auto")
+        raise DataError(
+            f"data.storage={config.storage} needs image files",
+            where=where,
+            hint="use folder:PATH, or data.storage=auto",
+        )
     splits: dict[str, MemorySplit] = {}
     expected: tuple[int, int, int] | None = None
     for part, (pixels, labels) in stored.items():
@@ -39,4 +43,6 @@ def bundle_arrays(
         if pixels.is_floating_point():
             pixels = pixels.clamp(0, 1)  # the check allows float rounding, the attacks' box does not
         splits[part] = MemorySplit(pixels, checked, classes)
-    return build(config, entry, name=name, where=where, stored=splits, digest=digest_memory(splits), notes=notes)
+    return build(
+        config, entry, name=name, where=where, stored=splits, digest=digest_memory(splits), notes=notes
+    )

@@ -33,7 +33,9 @@ def augment(x: Tensor, rng: RowRandom, spec: Augment) -> Tensor:
     """
     if spec.crop or spec.flip:
         x = _window(x, rng, spec)
-    return _posed(x, rng.restart(1), spec) if spec.posed else x  # draws of their own: a pose does not change the windows
+    return (
+        _posed(x, rng.restart(1), spec) if spec.posed else x
+    )  # draws of their own: a pose does not change the windows
 
 
 def _window(x: Tensor, rng: RowRandom, spec: Augment) -> Tensor:
@@ -58,4 +60,10 @@ def _posed(x: Tensor, rng: RowRandom, spec: Augment) -> Tensor:
     angle, grow, right, down = rng.uniform((4,)).mul_(2).sub_(1).unbind(1)
     height, width = x.shape[2:]
     turn, shift = math.radians(float(spec.rotate)), float(spec.translate)
-    return warp(x, angle * turn, right * (shift / width), down * (shift / height), (grow * math.log1p(float(spec.scale))).exp()).clamp_(0, 1)
+    return warp(
+        x,
+        angle * turn,
+        right * (shift / width),
+        down * (shift / height),
+        (grow * math.log1p(float(spec.scale))).exp(),
+    ).clamp_(0, 1)

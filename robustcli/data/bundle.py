@@ -94,7 +94,12 @@ def build(
     """
     first = _consistent(config, stored, where)
     labels = {part: split.labels for part, split in stored.items()}
-    parts, said = carve(labels, val_fraction=float(config.val_fraction), test_fraction=float(config.test_fraction), seed=config.split_seed)
+    parts, said = carve(
+        labels,
+        val_fraction=float(config.val_fraction),
+        test_fraction=float(config.test_fraction),
+        seed=config.split_seed,
+    )
     said = [*notes, *said]
     ready: dict[str, Split] = {}
     for part, (source, positions) in parts.items():
@@ -104,7 +109,9 @@ def build(
         carved = part == "val" and source != "val"
         lacking = check_split(ready[part].labels, first.classes, part, where=where, every_class=not carved)
         if lacking:
-            said.append(f"val has no image of {len(lacking)} of {len(first.classes)} classes: raise data.val_fraction")
+            said.append(
+                f"val has no image of {len(lacking)} of {len(first.classes)} classes: raise data.val_fraction"
+            )
     augment, why = _augment(config, datasets.get(entry).facts.get("augment"), first.shape)
     mean, std, how = _normalisation(datasets.get(entry).facts, ready["train"])
     presets = dict(datasets.get(entry).facts.get("presets", {}))
@@ -122,13 +129,24 @@ def _consistent(config: DataConfig, stored: Mapping[str, Split], where: str) -> 
         check_shape(split.shape, first.shape, where=where)
     if config.size is not None and config.size != first.shape[1]:
         hint = "data.size resizes folder:, imagenet and gtsrb; use it with those, or leave it out"
-        raise DataError(f"data.size={config.size}, but the images are {first.shape[1]}x{first.shape[2]}", where=where, hint=hint, code="E-SHAPE")
+        raise DataError(
+            f"data.size={config.size}, but the images are {first.shape[1]}x{first.shape[2]}",
+            where=where,
+            hint=hint,
+            code="E-SHAPE",
+        )
     return first
 
 
-def _readable(config: DataConfig, part: str, positions: Tensor, faults: Mapping[int, DataError]) -> tuple[Tensor, list[str]]:
+def _readable(
+    config: DataConfig, part: str, positions: Tensor, faults: Mapping[int, DataError]
+) -> tuple[Tensor, list[str]]:
     """Positions without the unreadable images, and a note on each. Only training images may be skipped, up to max_bad."""
-    bad = [(place, faults[index]) for place, index in enumerate(positions.tolist()) if index in faults] if faults else []
+    bad = (
+        [(place, faults[index]) for place, index in enumerate(positions.tolist()) if index in faults]
+        if faults
+        else []
+    )
     if not bad:
         return positions, []
     error = next((e for _, e in bad if e.code not in _SKIPPABLE), bad[0][1])
@@ -139,13 +157,21 @@ def _readable(config: DataConfig, part: str, positions: Tensor, faults: Mapping[
             keep[torch.tensor([place for place, _ in bad])] = False
             return positions[keep], [printable(f"skipped {e.where}: {e.what}") for _, e in bad]
         what = f"{len(bad)} of {len(positions)} training images are unreadable, more than data.max_bad={cap:g}; first: {error.what}"
-        raise DataError(what, where=error.where, hint="repair the files, or raise data.max_bad", code=error.code)
+        raise DataError(
+            what, where=error.where, hint="repair the files, or raise data.max_bad", code=error.code
+        )
     more = f" (+{len(bad) - 1} more in {part})" if len(bad) > 1 else ""
-    hint = "repair or remove the file: evaluation images are never skipped" if part != "train" and error.code in _SKIPPABLE else error.hint
+    hint = (
+        "repair or remove the file: evaluation images are never skipped"
+        if part != "train" and error.code in _SKIPPABLE
+        else error.hint
+    )
     raise DataError(error.what + more, where=error.where, hint=hint, code=error.code)
 
 
-def _augment(config: DataConfig, fact: tuple[int, bool] | None, shape: tuple[int, int, int]) -> tuple[Augment, str]:
+def _augment(
+    config: DataConfig, fact: tuple[int, bool] | None, shape: tuple[int, int, int]
+) -> tuple[Augment, str]:
     """The augmentation and a note; without a fact, auto is a 4-pixel crop and a flip up to 64 pixels, only the flip above."""
     chosen = config.augment
     if isinstance(chosen, Augment):
@@ -158,12 +184,16 @@ def _augment(config: DataConfig, fact: tuple[int, bool] | None, shape: tuple[int
     if spec.crop >= shape[1]:
         what = f"data.augment.crop={spec.crop} pads more than the image of {shape[1]} pixels"
         raise ConfigError(what, hint="4 is usual for 32 pixels")
-    pose = [f"{name} {getattr(spec, name):g}" for name in ("rotate", "scale", "translate") if getattr(spec, name)]
+    pose = [
+        f"{name} {getattr(spec, name):g}" for name in ("rotate", "scale", "translate") if getattr(spec, name)
+    ]
     said = ", ".join([f"crop {spec.crop}", "flip" if spec.flip else "no flip", *pose])
     return spec, f"augment: {'none' if spec.idle else said} ({source})"
 
 
-def _normalisation(facts: Mapping[str, object], train: Split) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+def _normalisation(
+    facts: Mapping[str, object], train: Split
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     """mean and std: the data set's constants, else measured on training images."""
     mean, std = facts.get("mean"), facts.get("std")
     if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) == train.shape[0]:
@@ -200,7 +230,11 @@ def digest_memory(stored: Mapping[str, MemorySplit]) -> str:
     """SHA-256 (hex) over each stored split's name, classes, dtype, shape, labels and pixels."""
     state = hashlib.sha256()
     for part, split in sorted(stored.items()):
-        state.update(json.dumps([part, split.classes, str(split.store.pixels.dtype), len(split), *split.shape]).encode())
+        state.update(
+            json.dumps(
+                [part, split.classes, str(split.store.pixels.dtype), len(split), *split.shape]
+            ).encode()
+        )
         state.update(split.labels.numpy().tobytes())
         for chunk in _chunks(torch.arange(len(split)), max(1, 2**26 // max(1, math.prod(split.shape)))):
             state.update(split.raw(chunk).contiguous().numpy().tobytes())

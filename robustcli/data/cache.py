@@ -29,7 +29,12 @@ def cache_folder(chosen: str | None) -> Path:
     try:
         return Path("~/.cache/robustcli" if chosen is None else chosen).expanduser()
     except RuntimeError as error:
-        raise ResourceError("there is no home folder for decoded images", where="data.cache", hint="name a folder in full", code="E-WRITE") from error
+        raise ResourceError(
+            "there is no home folder for decoded images",
+            where="data.cache",
+            hint="name a folder in full",
+            code="E-WRITE",
+        ) from error
 
 
 def load(folder: Path, source: Source) -> tuple[Decoded, list[str]]:

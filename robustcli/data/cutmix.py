@@ -43,15 +43,22 @@ def cutmix(
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
     if num_classes < 1 or len(y) != len(x):
-        raise ValueError(f"cutmix needs K >= 1 classes and one label per image, got K = {num_classes}, {len(y)} labels and {len(x)} images")
+        raise ValueError(
+            f"cutmix needs K >= 1 classes and one label per image, got K = {num_classes}, {len(y)} labels and {len(x)} images"
+        )
     # Every draw is made whatever the parameters are, so that changing one of them leaves the others as they were.
     partner = _partners(rng)
     mixed = rng.uniform() < probability
     inside, area = _window(rng, x.shape[2], x.shape[3], alpha, mixed)
     pixels = x.shape[2] * x.shape[3]
-    weights = torch.stack((pixels - area, area)) / torch.full((), float(pixels), device=x.device)  # a tensor: see `split.unit`
+    weights = torch.stack((pixels - area, area)) / torch.full(
+        (), float(pixels), device=x.device
+    )  # a tensor: see `split.unit`
     classes = torch.arange(num_classes, device=y.device)
-    own, other = ((labels[:, None] == classes) * weight[:, None] for labels, weight in zip((y, y[partner]), weights, strict=True))
+    own, other = (
+        (labels[:, None] == classes) * weight[:, None]
+        for labels, weight in zip((y, y[partner]), weights, strict=True)
+    )
     return torch.where(inside[:, None], x[partner], x), own + other
 
 
@@ -92,6 +99,8 @@ def beta(rng: RowRandom, alpha: float) -> Tensor:
     if alpha == 1:
         return v.clone()
     # 1 - u is in (0, 1]; below 1e-30 float32 would divide zero by zero, and the answer is 0 or 1 long before.
-    s = torch.expm1(torch.log(1 - u).abs() / max(alpha, 1e-30))  # abs, not a minus: no -0, whose inverse is -inf
+    s = torch.expm1(
+        torch.log(1 - u).abs() / max(alpha, 1e-30)
+    )  # abs, not a minus: no -0, whose inverse is -inf
     c = torch.cos(v * (2 * math.pi))
     return (1 + c / torch.sqrt(c.square() + 1 / s)) / 2

@@ -29,11 +29,19 @@ def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle
     known = datasets.discover()
     if name not in known:
         names = ", ".join(n + ":PATH" if known.get(n).facts.get("path") else n for n in known.names())
-        raise ConfigError(f"unknown data set {config.name!r}", where="data.name", hint=f"{suggestion(name, known.names())}known: {names}")
+        raise ConfigError(
+            f"unknown data set {config.name!r}",
+            where="data.name",
+            hint=f"{suggestion(name, known.names())}known: {names}",
+        )
     takes_path = bool(known.get(name).facts.get("path"))
     if takes_path != bool(rest):
         fix = f"write {name}:PATH" if takes_path else f"write {name}; its files are looked for in data.root"
-        raise ConfigError(f"data set {config.name!r} {'needs' if takes_path else 'takes no'} path", where="data.name", hint=fix)
+        raise ConfigError(
+            f"data set {config.name!r} {'needs' if takes_path else 'takes no'} path",
+            where="data.name",
+            hint=fix,
+        )
     if allow_download and not config.download:
         config = config.model_copy(update={"download": True})
     try:
@@ -49,7 +57,11 @@ def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle
 def _no_memory(config: DataConfig) -> RobustCliError:
     from robustcli.errors import ResourceError
 
-    return ResourceError(f"no memory to load {config.name}", hint="data.storage=stream, or a smaller data.size", code="E-MEMORY")
+    return ResourceError(
+        f"no memory to load {config.name}",
+        hint="data.storage=stream, or a smaller data.size",
+        code="E-MEMORY",
+    )
 
 
 def source_path(config: DataConfig) -> Path:

@@ -107,12 +107,24 @@ def _about(found: dict[str, object], count: int) -> tuple[tuple[int, int, int, i
     Raises ValueError, TypeError or KeyError for anything that `build` would not have written.
     """
     shape, bad, digest, written = found["shape"], found["faults"], found["digest"], found["mtime_ns"]
-    if not (isinstance(shape, list) and isinstance(bad, list) and isinstance(digest, str) and isinstance(written, int)):
+    if not (
+        isinstance(shape, list)
+        and isinstance(bad, list)
+        and isinstance(digest, str)
+        and isinstance(written, int)
+    ):
         raise TypeError("not what was written")
     if not all(type(n) is int for n in [*shape, *bad]):
         raise TypeError("not what was written")
     n, channels, height, width = shape
-    if n != count or channels not in (1, 3) or height < 1 or width < 1 or len(digest) != 64 or not all(0 <= index < count for index in bad):
+    if (
+        n != count
+        or channels not in (1, 3)
+        or height < 1
+        or width < 1
+        or len(digest) != 64
+        or not all(0 <= index < count for index in bad)
+    ):
         raise ValueError("not what was written")
     return (n, channels, height, width), bad, digest, written
 
@@ -142,7 +154,12 @@ def build(place: Path, source: Source) -> Decoded:
     shape = (len(source.paths), channels, *side)
     pixels = _mapped(place / PIXELS, shape)
     digest = source.digest(pixels)
-    about = {"root": os.path.realpath(source.decoder.root), "shape": shape, "digest": digest, "faults": list(faults)}
+    about = {
+        "root": os.path.realpath(source.decoder.root),
+        "shape": shape,
+        "digest": digest,
+        "faults": list(faults),
+    }
     write_json(place / ABOUT, about | {"mtime_ns": os.stat(place / PIXELS).st_mtime_ns})
     return Decoded(Store(pixels, mapped=True), faults, digest)
 

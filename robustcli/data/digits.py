@@ -19,8 +19,17 @@ def digits(config: DataConfig) -> DataBundle:
 
     Source: Alpaydin & Kaynak, UCI Optical Recognition of Handwritten Digits, 1998, as shipped by scikit-learn.
     """
-    stored = importlib.import_module("sklearn.datasets").load_digits()  # late: it takes a second; scikit-learn has no types
+    stored = importlib.import_module(
+        "sklearn.datasets"
+    ).load_digits()  # late: it takes a second; scikit-learn has no types
     pixels = np.rint(np.asarray(stored.images) * 255.0 / 16.0).astype(np.uint8)[:, None]
     labels = torch.from_numpy(np.asarray(stored.target).astype(np.int64))
     classes = tuple(str(k) for k in range(10))
-    return bundle_arrays(config, "digits", name="digits", where="digits", stored={"train": (torch.from_numpy(pixels), labels)}, classes=classes)
+    return bundle_arrays(
+        config,
+        "digits",
+        name="digits",
+        where="digits",
+        stored={"train": (torch.from_numpy(pixels), labels)},
+        classes=classes,
+    )

@@ -28,29 +28,53 @@ def open_regular(path: str | Path, *, inside: str | None = None) -> BinaryIO:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"cannot open the file: {reason}", where=str(path), hint="check that it exists and may be read", code="E-FILE") from error
+        raise DataError(
+            f"cannot open the file: {reason}",
+            where=str(path),
+            hint="check that it exists and may be read",
+            code="E-FILE",
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataError("not a regular file (folder, FIFO, socket or device)", where=str(path), hint="remove it, or put a file there", code="E-FILE")
+        raise DataError(
+            "not a regular file (folder, FIFO, socket or device)",
+            where=str(path),
+            hint="remove it, or put a file there",
+            code="E-FILE",
+        )
     return os.fdopen(descriptor, "rb")
 
 
 def _check_link(path: str | Path, root: str) -> None:
     target = os.path.realpath(path)
     if not os.path.exists(target):
-        raise DataError("broken link", where=str(path), hint="remove it, or restore the file it points to", code="E-FILE")
+        raise DataError(
+            "broken link", where=str(path), hint="remove it, or restore the file it points to", code="E-FILE"
+        )
     base = os.path.realpath(root)
     if os.path.commonpath([base, target]) != base:
-        raise DataError("link leaves the data folder", where=str(path), hint="copy the file into the folder", code="E-FILE")
+        raise DataError(
+            "link leaves the data folder",
+            where=str(path),
+            hint="copy the file into the folder",
+            code="E-FILE",
+        )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """Entries that are not hidden, sorted by name."""
     try:
         with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"), key=lambda entry: entry.name)
+            return sorted(
+                (entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"),
+                key=lambda entry: entry.name,
+            )
     except OSError as error:
-        raise DataError(f"cannot list the folder: {error.strerror}", where=str(folder), hint="check the path and its permissions") from error
+        raise DataError(
+            f"cannot list the folder: {error.strerror}",
+            where=str(folder),
+            hint="check the path and its permissions",
+        ) from error
 
 
 def folders(folder: Path, root: Path) -> list[str]:
@@ -89,16 +113,28 @@ def list_images(root: Path, split: str) -> Listing:
     ignored = 0
     for label, name in enumerate(classes):
         if not name.isprintable():
-            raise DataError(f"class folder name {name!r} has control or undecodable characters", where=str(base), hint="rename it")
+            raise DataError(
+                f"class folder name {name!r} has control or undecodable characters",
+                where=str(base),
+                hint="rename it",
+            )
         before = len(paths)
         for entry in _entries(base / name):
             if entry.is_dir():
-                raise DataError("a folder inside a class folder", where=entry.path, hint="images lie directly in <split>/<class>/")
+                raise DataError(
+                    "a folder inside a class folder",
+                    where=entry.path,
+                    hint="images lie directly in <split>/<class>/",
+                )
             if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
                 ignored += 1
                 continue
             paths.append(os.path.join(split, name, entry.name))
         if len(paths) == before:
-            raise DataError(f"class {name!r} has no images", where=str(base / name), hint=f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder")
+            raise DataError(
+                f"class {name!r} has no images",
+                where=str(base / name),
+                hint=f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder",
+            )
         labels.extend([label] * (len(paths) - before))
     return Listing(tuple(classes), paths, labels, ignored)

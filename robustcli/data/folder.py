@@ -25,7 +25,15 @@ from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 
-_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 MEMORY_BYTES = 2 * 2**30  # above this many bytes of pixels, `storage: auto` streams
 _PROBES = 64  # images decoded to tell grey from colour before streaming
 Faults = Mapping[str, Mapping[int, DataError]]
@@ -36,11 +44,17 @@ def folder(config: DataConfig) -> DataBundle:
     """Images of PATH/{train,val,test}/<class>/, or PATH/<class>/ split by seed; classes are the sorted folder names."""
     root = source_path(config)
     if not root.is_dir():
-        raise DataError("no such folder", where=str(root), hint="folder:PATH needs PATH/<split>/<class>/<image> or PATH/<class>/<image>")
+        raise DataError(
+            "no such folder",
+            where=str(root),
+            hint="folder:PATH needs PATH/<split>/<class>/<image> or PATH/<class>/<image>",
+        )
     return bundle_folder(config, "folder", root, name=printable(f"folder:{root.resolve().name}"))
 
 
-def bundle_folder(config: DataConfig, entry: str, root: Path, *, name: str, size: int | None = None, ratio: float = 1.0) -> DataBundle:
+def bundle_folder(
+    config: DataConfig, entry: str, root: Path, *, name: str, size: int | None = None, ratio: float = 1.0
+) -> DataBundle:
     """List the images under `root` and build; `size` (pixels) holds when data.size says none, `ratio` as in `Decoder`."""
     listings, notes = _list(root)
     decoder = Decoder(str(root), config.size if config.size is not None else size, ratio)
@@ -62,7 +76,16 @@ def bundle_listings(
     stored: Mapping[str, Split]
     if config.storage == "cached":
         stored, faults, digest, said = _cached(config, listings, decoder)
-        return build(config, entry, name=name, where=decoder.root, stored=stored, digest=digest, notes=[*notes, *said], faults=faults)
+        return build(
+            config,
+            entry,
+            name=name,
+            where=decoder.root,
+            stored=stored,
+            digest=digest,
+            notes=[*notes, *said],
+            faults=faults,
+        )
     height, width = first_shape(_paths(listings), decoder)
     total = sum(len(listing.paths) for listing in listings.values())
     if config.storage == "stream" or (config.storage == "auto" and total * 3 * height * width > MEMORY_BYTES):
@@ -72,7 +95,16 @@ def bundle_listings(
         memory, faults = _in_memory(config, listings, decoder)
         stored, digest = memory, digest_memory(memory)
         said = [f"storage: memory, {total} images of {height}x{width}"]
-    return build(config, entry, name=name, where=decoder.root, stored=stored, digest=digest, notes=[*notes, *said], faults=faults)
+    return build(
+        config,
+        entry,
+        name=name,
+        where=decoder.root,
+        stored=stored,
+        digest=digest,
+        notes=[*notes, *said],
+        faults=faults,
+    )
 
 
 def _paths(listings: Mapping[str, Listing]) -> list[str]:
@@ -87,10 +119,21 @@ def _list(root: Path) -> tuple[dict[str, Listing], list[str]]:
     if not names or not ("train" in parts.values() or len(parts) == len(names)):
         parts = {"": "train"}
     if len(set(parts.values())) < len(parts):
-        raise DataError(f"two folders for one split: {', '.join(sorted(parts))}", where=str(root), hint="keep one of train, val, test each")
+        raise DataError(
+            f"two folders for one split: {', '.join(sorted(parts))}",
+            where=str(root),
+            hint="keep one of train, val, test each",
+        )
     if set(parts.values()) == {"val", "test"}:
-        raise DataError("no train folder", where=str(root), hint=f"found {', '.join(sorted(parts))}; add train, or name one of them as folder:PATH/NAME")
-    listings = {part: list_images(root, name) for name, part in sorted(parts.items(), key=lambda item: ("train", "val", "test").index(item[1]))}
+        raise DataError(
+            "no train folder",
+            where=str(root),
+            hint=f"found {', '.join(sorted(parts))}; add train, or name one of them as folder:PATH/NAME",
+        )
+    listings = {
+        part: list_images(root, name)
+        for name, part in sorted(parts.items(), key=lambda item: ("train", "val", "test").index(item[1]))
+    }
     first, *others = listings.items()
     for part, listing in others:
         check_classes(first[1].classes, listing.classes, where=f"{root}: {part}", against=first[0])
@@ -100,7 +143,9 @@ def _list(root: Path) -> tuple[dict[str, Listing], list[str]]:
     return listings, notes + ([printable(f"folders left aside: {', '.join(left)}")] if left else [])
 
 
-def _in_memory(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> tuple[dict[str, MemorySplit], Faults]:
+def _in_memory(
+    config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder
+) -> tuple[dict[str, MemorySplit], Faults]:
     """All files decoded once into one store, which the splits share."""
     paths = _paths(listings)
     pixels, faults = decode_all(paths, decoder, _threads(config, decoder))
@@ -108,17 +153,24 @@ def _in_memory(config: DataConfig, listings: Mapping[str, Listing], decoder: Dec
     return _parts(listings, Store(pixels)), _by_part(listings, faults)
 
 
-def _cached(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> tuple[dict[str, MemorySplit], Faults, str, list[str]]:
+def _cached(
+    config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder
+) -> tuple[dict[str, MemorySplit], Faults, str, list[str]]:
     """The same splits over a file of the decoded images, their digest and notes; nothing is decoded when the file is there."""
     paths = _paths(listings)
 
     def probe() -> tuple[int, int, int]:
-        return check_shape((_channels(paths, decoder), *first_shape(paths, decoder)), where=os.path.join(decoder.root, paths[0]))
+        return check_shape(
+            (_channels(paths, decoder), *first_shape(paths, decoder)),
+            where=os.path.join(decoder.root, paths[0]),
+        )
 
     def digest(pixels: Tensor) -> str:
         return digest_memory(_parts(listings, Store(pixels)))
 
-    found, notes = load(cache_folder(config.cache), Source(listings, decoder, _threads(config, decoder), probe, digest))
+    found, notes = load(
+        cache_folder(config.cache), Source(listings, decoder, _threads(config, decoder), probe, digest)
+    )
     return _parts(listings, found.store), _by_part(listings, found.faults), found.digest, notes
 
 
@@ -139,12 +191,16 @@ def _by_part(listings: Mapping[str, Listing], faults: Mapping[int, DataError]) -
     start = 0
     for part, listing in listings.items():
         count = len(listing.paths)
-        found[part] = {index - start: error for index, error in faults.items() if start <= index < start + count}
+        found[part] = {
+            index - start: error for index, error in faults.items() if start <= index < start + count
+        }
         start += count
     return found
 
 
-def _streamed(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder, side: tuple[int, int]) -> tuple[dict[str, StreamSplit], Faults, str]:
+def _streamed(
+    config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder, side: tuple[int, int]
+) -> tuple[dict[str, StreamSplit], Faults, str]:
     """Splits that decode on demand. `bad_image: skip` needs to know the bad ones now, so it decodes the training files once."""
     paths = _paths(listings)
     shape = check_shape((_channels(paths, decoder), *side), where=os.path.join(decoder.root, paths[0]))
@@ -152,7 +208,15 @@ def _streamed(config: DataConfig, listings: Mapping[str, Listing], decoder: Deco
     splits: dict[str, StreamSplit] = {}
     for part, listing in listings.items():
         encoded = np.array([os.fsencode(path) for path in listing.paths])
-        splits[part] = StreamSplit(encoded, decoder, torch.tensor(listing.labels), listing.classes, shape, workers=workers, timeout=float(config.timeout))
+        splits[part] = StreamSplit(
+            encoded,
+            decoder,
+            torch.tensor(listing.labels),
+            listing.classes,
+            shape,
+            workers=workers,
+            timeout=float(config.timeout),
+        )
     faults: dict[str, Mapping[int, DataError]] = {}
     if config.bad_image == "skip":
         source = "train" if "train" in listings else next(iter(listings))

@@ -22,10 +22,23 @@ from robustcli.errors import DataError
 from robustcli.registry import datasets
 
 _MAX_BYTES = 2**31
-_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
-@datasets.register("mnist", presets={"linf": 0.3, "l2": 2.0}, augment=(0, False), mean=(0.1307,), std=(0.3081,))
+@datasets.register(
+    "mnist", presets={"linf": 0.3, "l2": 2.0}, augment=(0, False), mean=(0.1307,), std=(0.3081,)
+)
 def mnist(config: DataConfig) -> DataBundle:
     """60,000 + 10,000 grey 28x28 digits. With only the t10k files, a seeded split of those.
 
@@ -34,7 +47,9 @@ def mnist(config: DataConfig) -> DataBundle:
     return _load(config, "mnist", "MNIST", tuple(str(k) for k in range(10)))
 
 
-@datasets.register("fashion-mnist", presets={"linf": 0.1, "l2": 1.5}, augment=(0, True), mean=(0.2860,), std=(0.3530,))
+@datasets.register(
+    "fashion-mnist", presets={"linf": 0.1, "l2": 1.5}, augment=(0, True), mean=(0.2860,), std=(0.3530,)
+)
 def fashion_mnist(config: DataConfig) -> DataBundle:
     """60,000 + 10,000 grey 28x28 pictures of clothes in the MNIST format.
 
@@ -54,7 +69,10 @@ def _load(config: DataConfig, name: str, vision: str, classes: tuple[str, ...]) 
         looked = ", ".join(str(place) for place in places)
         where = f"looked for train-images-idx3-ubyte(.gz) and t10k-… in {looked}"
         raise DataError(f"{name} is not on disk", where=where, hint="add --download, or set data.root")
-    stored = {part: (torch.from_numpy(read_idx(images)[:, None]), read_idx(labels)) for part, (images, labels) in found.items()}
+    stored = {
+        part: (torch.from_numpy(read_idx(images)[:, None]), read_idx(labels))
+        for part, (images, labels) in found.items()
+    }
     notes = ["t10k split: the 60,000 training images are not there"] if "train" not in stored else []
     where = str(next(iter(found.values()))[0].parent)
     return bundle_arrays(config, name, name=name, where=where, stored=stored, classes=classes, notes=notes)
@@ -100,7 +118,13 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
                 raise ValueError(f"announces {size} bytes")
             values = stream.read(size + 1)
         except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-            raise DataError(f"damaged IDX file: {error}", where=str(path), hint="download it again") from error
+            raise DataError(
+                f"damaged IDX file: {error}", where=str(path), hint="download it again"
+            ) from error
     if len(values) != size:
-        raise DataError(f"IDX file has {'more than' if len(values) > size else len(values)} of {size} bytes", where=str(path), hint="download it again")
+        raise DataError(
+            f"IDX file has {'more than' if len(values) > size else len(values)} of {size} bytes",
+            where=str(path),
+            hint="download it again",
+        )
     return np.array(np.frombuffer(values, dtype=np.uint8).reshape(shape), dtype=np.uint8)

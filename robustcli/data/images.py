@@ -54,7 +54,10 @@ class Decoder:
             try:
                 with Image.open(stream, formats=_FORMATS) as image:
                     if image.width * image.height > MAX_PIXELS:
-                        raise _bad(f"image of {image.width}x{image.height} pixels is larger than {MAX_PIXELS} (decompression bomb?)", path)
+                        raise _bad(
+                            f"image of {image.width}x{image.height} pixels is larger than {MAX_PIXELS} (decompression bomb?)",
+                            path,
+                        )
                     ImageOps.exif_transpose(image, in_place=True)
                     return np.asarray(self._fit(_eight_bit(image, path)), dtype=np.uint8)
             except (DataError, MemoryError):
@@ -79,7 +82,12 @@ class Decoder:
 
 
 def _bad(what: str, path: str) -> DataError:
-    return DataError(what, where=path, hint="remove or replace the file, or data.bad_image=skip (training images only)", code=BAD_IMAGE)
+    return DataError(
+        what,
+        where=path,
+        hint="remove or replace the file, or data.bad_image=skip (training images only)",
+        code=BAD_IMAGE,
+    )
 
 
 def _eight_bit(image: Image, path: str) -> Image:
@@ -93,7 +101,10 @@ def _eight_bit(image: Image, path: str) -> Image:
             raise _bad("integer pixels outside 0..65535", path)
         return pil.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     if mode in ("I", "F"):
-        raise _bad(f"{'32-bit integer' if mode == 'I' else 'float'} pixels: the scale is unknown, save 8-bit or 16-bit images", path)
+        raise _bad(
+            f"{'32-bit integer' if mode == 'I' else 'float'} pixels: the scale is unknown, save 8-bit or 16-bit images",
+            path,
+        )
     if mode in ("L", "RGB"):
         return image
     if mode in ("1", "LA", "La"):
@@ -107,9 +118,16 @@ def planes(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:
     channels, height, width = shape
     got = 1 if pixels.ndim == 2 else 3
     if pixels.shape[:2] != (height, width) or got > channels:
-        hint = "set data.size to resize all images" if pixels.shape[:2] != (height, width) else "convert the images to one mode"
+        hint = (
+            "set data.size to resize all images"
+            if pixels.shape[:2] != (height, width)
+            else "convert the images to one mode"
+        )
         raise DataError(
-            f"images differ: expected {channels}x{height}x{width}, got {got}x{pixels.shape[0]}x{pixels.shape[1]}", where=path, hint=hint, code="E-SHAPE"
+            f"images differ: expected {channels}x{height}x{width}, got {got}x{pixels.shape[0]}x{pixels.shape[1]}",
+            where=path,
+            hint=hint,
+            code="E-SHAPE",
         )
     stacked = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return np.broadcast_to(stacked, shape)
@@ -161,7 +179,11 @@ def decode_all(paths: Sequence[str], decoder: Decoder, threads: int) -> tuple[Te
     try:
         pixels = np.zeros((len(paths), *shape), dtype=np.uint8)
     except MemoryError as error:
-        raise ResourceError(f"no memory for {len(paths)} images of {shape}", where=decoder.root, hint="data.storage=stream, or a smaller data.size") from error
+        raise ResourceError(
+            f"no memory for {len(paths)} images of {shape}",
+            where=decoder.root,
+            hint="data.storage=stream, or a smaller data.size",
+        ) from error
     colour = np.zeros(len(paths), dtype=np.bool_)
 
     def job(index: int) -> None:

@@ -25,8 +25,15 @@ def check_fit(extra: Split, classes: Sequence[str], shape: Sequence[int], *, whe
         check_classes(classes, extra.classes, where=where, against="the training data")
     for k, (expected, got) in enumerate(zip(classes, extra.classes, strict=True)):
         if expected != got:
-            hint = "give the classes the names and the order of the training data; npz: classes=numpy.array([…])"
-            raise DataError(f"class {k} is {got!r}, in the training data {expected!r}", where=where, hint=hint, code="E-CLASS")
+            hint = (
+                "give the classes the names and the order of the training data; npz: classes=numpy.array([…])"
+            )
+            raise DataError(
+                f"class {k} is {got!r}, in the training data {expected!r}",
+                where=where,
+                hint=hint,
+                code="E-CLASS",
+            )
     check_shape(extra.shape, shape, where=where)
 
 
@@ -39,12 +46,24 @@ class JoinedSplit:
         where: what the later parts are, for messages.  digest: SHA-256 of the stored data, when known.
     """
 
-    def __init__(self, parts: Sequence[Split], *, rows: Tensor | None = None, where: str = "extra data", digest: str = "") -> None:
+    def __init__(
+        self,
+        parts: Sequence[Split],
+        *,
+        rows: Tensor | None = None,
+        where: str = "extra data",
+        digest: str = "",
+    ) -> None:
         if not parts:
             raise ValueError("a joined split needs at least one part")
         for part in parts[1:]:
             check_fit(part, parts[0].classes, parts[0].shape, where=where)
-        self.parts, self.classes, self.shape, self.digest = tuple(parts), parts[0].classes, parts[0].shape, digest
+        self.parts, self.classes, self.shape, self.digest = (
+            tuple(parts),
+            parts[0].classes,
+            parts[0].shape,
+            digest,
+        )
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         above = [int(part.ids.max()) + 1 if len(part) else 0 for part in parts]
         self._offsets = [sum(above[:k]) for k in range(len(above))]
@@ -64,7 +83,11 @@ class JoinedSplit:
         streams: list[Iterator[Batch]] = []
         for k, part in enumerate(self.parts):
             start = int(self._ends[k]) - len(part)
-            wanted = [row[owner == k] - start for row, owner, used in zip(rows, owners, present, strict=True) if k in used]
+            wanted = [
+                row[owner == k] - start
+                for row, owner, used in zip(rows, owners, present, strict=True)
+                if k in used
+            ]
             streams.append(part.stream(wanted, device))
         try:
             for owner, used in zip(owners, present, strict=True):
@@ -121,7 +144,9 @@ def epoch_batches(train: Split, batch_size: int, seed: int, epoch: int) -> list[
     return mixed_order(epoch_size(train), extra, batch_size, ratio, seed, epoch)
 
 
-def mixed_order(n_original: int, n_extra: int, batch_size: int, ratio: float, seed: int, epoch: int) -> list[Tensor]:
+def mixed_order(
+    n_original: int, n_extra: int, batch_size: int, ratio: float, seed: int, epoch: int
+) -> list[Tensor]:
     """S = floor(n / B) batches, each of round(ratio B) extra and B - round(ratio B) original samples: one epoch.
 
     With ratio 0 an epoch is the beginning of `train_order(n, seed, epoch)`. Otherwise each part is drawn from its own endless sequence of
@@ -141,18 +166,24 @@ def mixed_order(n_original: int, n_extra: int, batch_size: int, ratio: float, se
     Source: Gowal et al., NeurIPS 2021, arXiv:2110.09468.
     """
     if not 1 <= batch_size <= n_original or epoch < 0:
-        raise ValueError(f"batch_size must be in [1, {n_original}] and epoch >= 0, got {batch_size} and {epoch}")
+        raise ValueError(
+            f"batch_size must be in [1, {n_original}] and epoch >= 0, got {batch_size} and {epoch}"
+        )
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must be in [0, 1), got {ratio}")
     steps, count = n_original // batch_size, round(ratio * batch_size)
     if ratio == 0:
         return list(train_order(n_original, seed, epoch)[: steps * batch_size].split(batch_size))
     if not 0 < count < batch_size or n_extra < 1:
-        raise ValueError(f"ratio {ratio:g} of a batch of {batch_size} is {count} of {n_extra} extra images; both kinds need one at least")
+        raise ValueError(
+            f"ratio {ratio:g} of a batch of {batch_size} is {count} of {n_extra} extra images; both kinds need one at least"
+        )
     is_extra = (torch.arange(batch_size + 1) * count // batch_size).diff() > 0
     batches = torch.empty(steps, batch_size, dtype=torch.int64)
     batches[:, ~is_extra] = _endless(n_original, seed, epoch, steps * (batch_size - count)).reshape(steps, -1)
-    batches[:, is_extra] = n_original + _endless(n_extra, seed ^ _EXTRA_KEY, epoch, steps * count).reshape(steps, count)
+    batches[:, is_extra] = n_original + _endless(n_extra, seed ^ _EXTRA_KEY, epoch, steps * count).reshape(
+        steps, count
+    )
     return list(batches)
 
 
@@ -180,19 +211,39 @@ def extra_split(source: str, like: DataBundle, config: DataConfig) -> JoinedSpli
     """
     kind, _, path = source.partition(":")
     if kind not in ("npz", "folder") or not path:
-        raise ConfigError(f"extra data {source!r} is not a file or folder", where="data.extra", hint="write npz:PATH or folder:PATH")
+        raise ConfigError(
+            f"extra data {source!r} is not a file or folder",
+            where="data.extra",
+            hint="write npz:PATH or folder:PATH",
+        )
     # No carving is asked for, but `build` wants three splits with images: one of each class goes to val and test, and all come back below.
-    asked = {"name": source, "download": False, "augment": "none", "val_fraction": 1e-12, "test_fraction": 1e-12, "split_seed": 0}
-    asked["storage"] = config.storage if kind == "folder" else "auto"  # streaming the original files does not forbid arrays beside them
+    asked = {
+        "name": source,
+        "download": False,
+        "augment": "none",
+        "val_fraction": 1e-12,
+        "test_fraction": 1e-12,
+        "split_seed": 0,
+    }
+    asked["storage"] = (
+        config.storage if kind == "folder" else "auto"
+    )  # streaming the original files does not forbid arrays beside them
     try:
         bundle = load_data(config.model_copy(update=asked))
     except DataError as error:
         if error.code != "E-EMPTY":
             raise
         hint = "extra data needs three images of every class, and one in every split it holds"
-        raise DataError(f"too few extra images: {error.what}", where=error.where, hint=hint, code=error.code) from error
+        raise DataError(
+            f"too few extra images: {error.what}", where=error.where, hint=hint, code=error.code
+        ) from error
     if bundle.digest == like.digest:
-        raise DataError("the extra data is the data set itself, with its test images", where=source, hint="name other data", code="E-SPLIT")
+        raise DataError(
+            "the extra data is the data set itself, with its test images",
+            where=source,
+            hint="name other data",
+            code="E-SPLIT",
+        )
     check_fit(bundle.train, like.classes, like.shape, where=source)
     for part in (bundle.val, bundle.test):
         if isinstance(part, StreamSplit) and len(part) <= bundle.num_classes:

@@ -47,7 +47,9 @@ def largest_remainder(counts: Ints, n: int) -> Ints:
     return np.asarray(share, dtype=np.int64)
 
 
-def _draw(labels: Ints, quota: Ints, inverse: Ints, counts: Ints, seed: int, stream: int) -> npt.NDArray[np.bool_]:
+def _draw(
+    labels: Ints, quota: Ints, inverse: Ints, counts: Ints, seed: int, stream: int
+) -> npt.NDArray[np.bool_]:
     """bool [N]: the `quota[k]` members of class k with the smallest random keys."""
     order = np.lexsort((_keys(len(labels), seed, stream), inverse))  # by class, random inside a class
     starts = np.cumsum(counts) - counts
@@ -117,7 +119,9 @@ def split_by_seed(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
     return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
 
 
-def carve(labels: Mapping[str, Tensor], *, val_fraction: float, test_fraction: float, seed: int) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
+def carve(
+    labels: Mapping[str, Tensor], *, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
     """Where train, val and test come from: {part: (stored split, int64 positions in it)} and notes.
 
     `labels` maps the stored splits (some of train, val, test) to their labels. What lacks is carved by seed: the test

@@ -56,7 +56,11 @@ def free_bytes(device: torch.device) -> int | None:
     """Bytes that this process may still allocate on a CUDA device; None for other devices."""
     if device.type != "cuda":
         return None
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        + torch.cuda.memory_reserved(device)
+        - torch.cuda.memory_allocated(device)
+    )
 
 
 class Store:
@@ -101,13 +105,23 @@ class MemorySplit:
         ids: int64 [N], sample ids; None for 0 … N - 1.
     """
 
-    def __init__(self, pixels: Tensor | Store, labels: Tensor, classes: tuple[str, ...], *, rows: Tensor | None = None, ids: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        pixels: Tensor | Store,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        *,
+        rows: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> None:
         self.store = pixels if isinstance(pixels, Store) else Store(pixels)
         self.labels, self.classes = labels, classes
         self.ids = torch.arange(len(labels)) if ids is None else ids
         self._rows = torch.arange(len(labels)) if rows is None else rows
         if not len(self.labels) == len(self.ids) == len(self._rows):
-            raise ValueError(f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}")
+            raise ValueError(
+                f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}"
+            )
         self._moved: dict[torch.device, Batch] = {}
 
     @property
@@ -136,11 +150,19 @@ class MemorySplit:
         pinned = device.type == "cuda"
 
         def gather(positions: Tensor) -> Batch:
-            return _take(self.store.pixels, self._rows[positions], pinned), _take(self.labels, positions, pinned), _take(self.ids, positions, pinned)
+            return (
+                _take(self.store.pixels, self._rows[positions], pinned),
+                _take(self.labels, positions, pinned),
+                _take(self.ids, positions, pinned),
+            )
 
         with closing(ahead(gather, batches)) as ready:
             for pixels, labels, ids in ready:
-                yield unit(pixels, device), labels.to(device, non_blocking=pinned), ids.to(device, non_blocking=pinned)
+                yield (
+                    unit(pixels, device),
+                    labels.to(device, non_blocking=pinned),
+                    ids.to(device, non_blocking=pinned),
+                )
 
     def raw(self, positions: Tensor) -> Tensor:
         """Pixels as they are stored, [B, C, H, W], on the CPU."""
@@ -148,4 +170,10 @@ class MemorySplit:
 
     def subset(self, positions: Tensor) -> MemorySplit:
         """See `Split.subset`; the pixels are shared."""
-        return MemorySplit(self.store, self.labels[positions], self.classes, rows=self._rows[positions], ids=self.ids[positions])
+        return MemorySplit(
+            self.store,
+            self.labels[positions],
+            self.classes,
+            rows=self._rows[positions],
+            ids=self.ids[positions],
+        )

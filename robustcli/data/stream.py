@@ -48,7 +48,9 @@ class _Files(Dataset[Any]):
         for place, row in enumerate(rows):
             relative = os.fsdecode(self.paths[row])
             try:
-                out[place] = planes(self.decoder(relative), self.shape, os.path.join(self.decoder.root, relative))
+                out[place] = planes(
+                    self.decoder(relative), self.shape, os.path.join(self.decoder.root, relative)
+                )
             except DataError as error:
                 return _Fault(error.what, error.where, error.hint, error.code)
         return out
@@ -102,7 +104,9 @@ class StreamSplit:
         self.ids = torch.arange(len(labels)) if ids is None else ids
         self._rows = torch.arange(len(labels)) if rows is None else rows
         if not len(self.labels) == len(self.ids) == len(self._rows):
-            raise ValueError(f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}")
+            raise ValueError(
+                f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,11 +123,17 @@ class StreamSplit:
         try:
             for positions, chosen in zip(batches, rows, strict=True):
                 ids = self.ids[positions]
-                item = running.next(f"sample ids {_some(ids)}") if running is not None else self._files[chosen]
+                item = (
+                    running.next(f"sample ids {_some(ids)}") if running is not None else self._files[chosen]
+                )
                 if isinstance(item, _Fault):
                     raise DataError(item.what, where=item.where, hint=item.hint, code=item.code)
                 pixels = torch.from_numpy(item)
-                yield unit(pixels.pin_memory() if device.type == "cuda" else pixels, device), self.labels[positions].to(device), ids.to(device)
+                yield (
+                    unit(pixels.pin_memory() if device.type == "cuda" else pixels, device),
+                    self.labels[positions].to(device),
+                    ids.to(device),
+                )
         finally:
             if running is not None:
                 running.close()
@@ -137,7 +147,9 @@ class StreamSplit:
             collate_fn=_same,
             num_workers=workers,
             worker_init_fn=_start_worker,
-            generator=torch.Generator().manual_seed(0),  # otherwise the loader draws its base seed from the global state
+            generator=torch.Generator().manual_seed(
+                0
+            ),  # otherwise the loader draws its base seed from the global state
         )
 
     def subset(self, positions: Tensor) -> StreamSplit:

@@ -36,7 +36,12 @@ def import_torchvision(module: str = "torchvision.datasets") -> Any:
     """The module. Raises ResourceError (E-TORCHVISION) with the fix when torchvision is missing or does not match torch."""
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a mismatch shows in all of these ways
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        AttributeError,
+    ) as error:  # a mismatch shows in all of these ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ResourceError(
             f"import torchvision failed: {reason}", where=f"torch {torch.__version__}",
@@ -60,13 +65,24 @@ def fetch(vision: str, root: Path, name: str, *, download: bool, **options: Any)
         except _BROKEN as error:
             if not download:
                 # torchvision says "not found" for a damaged file too.
-                what = f"{name} is not on disk, or damaged" if "not found" in str(error) else f"{name} cannot be read: {error}"
-                raise DataError(what, where=f"looked in {root.absolute()}", hint="add --download, or set data.root") from error
+                what = (
+                    f"{name} is not on disk, or damaged"
+                    if "not found" in str(error)
+                    else f"{name} cannot be read: {error}"
+                )
+                raise DataError(
+                    what, where=f"looked in {root.absolute()}", hint="add --download, or set data.root"
+                ) from error
         try:
             return build(str(root), download=True, **options)
         except _BROKEN as error:
             hint = "check the network, or copy the files to data.root"
-            raise DataError(f"download of {name} failed: {error}", where=str(root.absolute()), hint=hint, code="E-DOWNLOAD") from error
+            raise DataError(
+                f"download of {name} failed: {error}",
+                where=str(root.absolute()),
+                hint=hint,
+                code="E-DOWNLOAD",
+            ) from error
 
 
 def download(vision: str, root: Path, name: str) -> None:
@@ -79,33 +95,71 @@ def _root(config: DataConfig) -> Path:
     return Path(config.root).expanduser()
 
 
-@datasets.register("cifar10", presets=_CIFAR, augment=(4, True), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+@datasets.register(
+    "cifar10", presets=_CIFAR, augment=(4, True), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
+)
 def cifar10(config: DataConfig) -> DataBundle:
     """50,000 + 10,000 RGB 32x32 photographs, 10 classes. Source: Krizhevsky, 2009."""
     return _cifar(config, "cifar10", "CIFAR10")
 
 
-@datasets.register("cifar100", presets=_CIFAR, augment=(4, True), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+@datasets.register(
+    "cifar100", presets=_CIFAR, augment=(4, True), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)
+)
 def cifar100(config: DataConfig) -> DataBundle:
     """50,000 + 10,000 RGB 32x32 photographs, 100 classes. Source: Krizhevsky, 2009."""
     return _cifar(config, "cifar100", "CIFAR100")
 
 
 def _cifar(config: DataConfig, name: str, vision: str) -> DataBundle:
-    found = {part: fetch(vision, _root(config), name, download=config.download, train=part == "train") for part in ("train", "test")}
-    stored = {part: (torch.from_numpy(np.ascontiguousarray(s.data.transpose(0, 3, 1, 2))), np.asarray(s.targets)) for part, s in found.items()}
-    return bundle_arrays(config, name, name=name, where=str(_root(config)), stored=stored, classes=tuple(found["train"].classes))
+    found = {
+        part: fetch(vision, _root(config), name, download=config.download, train=part == "train")
+        for part in ("train", "test")
+    }
+    stored = {
+        part: (torch.from_numpy(np.ascontiguousarray(s.data.transpose(0, 3, 1, 2))), np.asarray(s.targets))
+        for part, s in found.items()
+    }
+    return bundle_arrays(
+        config,
+        name,
+        name=name,
+        where=str(_root(config)),
+        stored=stored,
+        classes=tuple(found["train"].classes),
+    )
 
 
-@datasets.register("svhn", presets=_CIFAR, augment=(4, False), mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970))
+@datasets.register(
+    "svhn", presets=_CIFAR, augment=(4, False), mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)
+)
 def svhn(config: DataConfig) -> DataBundle:
     """73,257 + 26,032 RGB 32x32 house-number digits, 10 classes. Source: Netzer et al., NeurIPS workshop 2011."""
-    found = {part: fetch("SVHN", _root(config), "svhn", download=config.download, split=part) for part in ("train", "test")}
-    stored = {part: (torch.from_numpy(np.ascontiguousarray(s.data)), np.asarray(s.labels)) for part, s in found.items()}
-    return bundle_arrays(config, "svhn", name="svhn", where=str(_root(config)), stored=stored, classes=tuple(str(k) for k in range(10)))
+    found = {
+        part: fetch("SVHN", _root(config), "svhn", download=config.download, split=part)
+        for part in ("train", "test")
+    }
+    stored = {
+        part: (torch.from_numpy(np.ascontiguousarray(s.data)), np.asarray(s.labels))
+        for part, s in found.items()
+    }
+    return bundle_arrays(
+        config,
+        "svhn",
+        name="svhn",
+        where=str(_root(config)),
+        stored=stored,
+        classes=tuple(str(k) for k in range(10)),
+    )
 
 
-@datasets.register("gtsrb", presets={"linf": 8 / 255}, augment=(4, False), mean=(0.3403, 0.3121, 0.3214), std=(0.2724, 0.2608, 0.2669))
+@datasets.register(
+    "gtsrb",
+    presets={"linf": 8 / 255},
+    augment=(4, False),
+    mean=(0.3403, 0.3121, 0.3214),
+    std=(0.2724, 0.2608, 0.2669),
+)
 def gtsrb(config: DataConfig) -> DataBundle:
     """26,640 + 12,630 RGB traffic signs, 43 classes, resized to data.size (default 32). Source: Stallkamp et al., Neural Networks 2012."""
     base = _root(config) / "gtsrb"
@@ -124,16 +178,30 @@ def _signs_test(base: Path, classes: tuple[str, ...]) -> Listing:
     table = base / "GT-final_test.csv"
     try:
         with open_regular(table) as raw:
-            rows = list(csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8"), delimiter=";", skipinitialspace=True))
+            rows = list(
+                csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8"), delimiter=";", skipinitialspace=True)
+            )
         pairs = sorted((os.path.basename(row["Filename"]), int(row["ClassId"])) for row in rows)
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise DataError(f"damaged table: {error}", where=str(table), hint="needs columns Filename and ClassId; download it again") from error
+        raise DataError(
+            f"damaged table: {error}",
+            where=str(table),
+            hint="needs columns Filename and ClassId; download it again",
+        ) from error
     paths = [os.path.join("GTSRB", "Final_Test", "Images", name) for name, _ in pairs]
-    labels = check_labels(np.array([label for _, label in pairs], dtype=np.int64), len(classes), where=str(table), paths=paths)
+    labels = check_labels(
+        np.array([label for _, label in pairs], dtype=np.int64), len(classes), where=str(table), paths=paths
+    )
     return Listing(classes, paths, labels.tolist(), 0)
 
 
-@datasets.register("imagenet", presets={"linf": 4 / 255, "l2": 3.0}, augment=(0, True), mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+@datasets.register(
+    "imagenet",
+    presets={"linf": 4 / 255, "l2": 3.0},
+    augment=(0, True),
+    mean=_IMAGENET_MEAN,
+    std=_IMAGENET_STD,
+)
 def imagenet(config: DataConfig) -> DataBundle:
     """ImageNet-1k, 224 pixels: short side to size * 256/224, centre crop; data.root holds train/ and val/ by WordNet id, or the archives.
 
@@ -153,10 +221,16 @@ def _unpack(config: DataConfig, places: list[Path]) -> Path:
     looked = ", ".join(str(place.absolute()) for place in places)
     root = next((place for place in places if (place / "ILSVRC2012_devkit_t12.tar.gz").exists()), None)
     if root is None:
-        hint = "ImageNet cannot be downloaded: put train/ and val/, or the ILSVRC2012 archives, into data.root"
+        hint = (
+            "ImageNet cannot be downloaded: put train/ and val/, or the ILSVRC2012 archives, into data.root"
+        )
         raise DataError("imagenet is not on disk", where=f"looked for train/ and val/ in {looked}", hint=hint)
     if not config.download:
-        raise DataError("the ImageNet archives are not unpacked", where=str(root.absolute()), hint="add --download to unpack them there")
+        raise DataError(
+            "the ImageNet archives are not unpacked",
+            where=str(root.absolute()),
+            hint="add --download to unpack them there",
+        )
     for part in ("val", "train"):
         if (root / f"ILSVRC2012_img_{part}.tar").exists():
             fetch("ImageNet", root, "imagenet", download=False, split=part)

@@ -33,7 +33,9 @@ class Workers:
         self._items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
         self._stop, started = threading.Event(), threading.Event()
         self.processes: list[BaseProcess] = []
-        self._thread = threading.Thread(target=self._pump, args=(loader, started), name="robustcli-data", daemon=True)
+        self._thread = threading.Thread(
+            target=self._pump, args=(loader, started), name="robustcli-data", daemon=True
+        )
         self._thread.start()
         started.wait()  # nothing else runs here while the workers are forked
 
@@ -81,7 +83,12 @@ class Workers:
                         continue
                     self.kill()
                     hint = "check the disk, raise data.timeout, or use data.workers=0"
-                    raise DataError(f"data workers gave nothing for {self._timeout:g} s", where=what, hint=hint, code="E-WORKER") from None
+                    raise DataError(
+                        f"data workers gave nothing for {self._timeout:g} s",
+                        where=what,
+                        hint=hint,
+                        code="E-WORKER",
+                    ) from None
             else:
                 if error is None:
                     return item
@@ -97,10 +104,18 @@ class Workers:
             time.sleep(0.02)  # a broken pipe may be seen before the death that broke it
         self.kill()
         if dead or error is None:
-            fault, hint = f"a data worker died ({', '.join(dead)})", "check RAM and /dev/shm, or use fewer data.workers"
+            fault, hint = (
+                f"a data worker died ({', '.join(dead)})",
+                "check RAM and /dev/shm, or use fewer data.workers",
+            )
             return DataError(fault, where=what, hint=hint, code="E-WORKER")
         if isinstance(error, (OSError, EOFError)):  # no process, no semaphore, no pipe
-            return DataError(f"data workers failed: {error}", where=what, hint="check RAM and /dev/shm, or use data.workers=0", code="E-WORKER")
+            return DataError(
+                f"data workers failed: {error}",
+                where=what,
+                hint="check RAM and /dev/shm, or use data.workers=0",
+                code="E-WORKER",
+            )
         return error
 
     def kill(self) -> None:

@@ -52,7 +52,11 @@ class Rule:
 
     def alarm(self, count: int, of: int, more: str = "") -> list[Alarm]:
         """The alarm, or nothing where chance explains the count."""
-        return [Alarm(self.name, self.level, f"{count} of {of} {self.what}{more}", self.remedy)] if too_many(count, of, self.honest) else []
+        return (
+            [Alarm(self.name, self.level, f"{count} of {of} {self.what}{more}", self.remedy)]
+            if too_many(count, of, self.honest)
+            else []
+        )
 
 
 _SLOPE = "gradients lead nowhere here: read the number after the bpda and square stages, and give the model a differentiable surrogate"
@@ -67,24 +71,129 @@ _STEPS = "use more steps and restarts, or AutoAttack: the number still falls wit
 _NOISE = "return logits without the constant that drowns them; the square stage looks without gradients"
 
 _ALL = (
-    Rule("non-finite-logits", "invalid", 0, "images give NaN or Inf logits", "repair the model; no verdict is possible"),
-    Rule("batch-dependent", "invalid", 0, "images get other logits when half of the batch is left out", _BATCH),
-    Rule("model-mutated", "invalid", 0, "buffers were written by forward passes in eval mode", "a forward in eval mode must not write state"),
+    Rule(
+        "non-finite-logits",
+        "invalid",
+        0,
+        "images give NaN or Inf logits",
+        "repair the model; no verdict is possible",
+    ),
+    Rule(
+        "batch-dependent", "invalid", 0, "images get other logits when half of the batch is left out", _BATCH
+    ),
+    Rule(
+        "model-mutated",
+        "invalid",
+        0,
+        "buffers were written by forward passes in eval mode",
+        "a forward in eval mode must not write state",
+    ),
     Rule("random-forward", "suspect", 0, "images get other logits in another pass", _DRAWS, ("eot",)),
     Rule("softmax-output", "suspect", 0, "images give outputs in [0, 1] that sum to 1", _SCALE, ("rescale",)),
-    Rule("saturated-loss", "suspect", 0.01, "images lead by so much that cross-entropy has no gradient in float32", _SCALE, ("rescale",)),
-    Rule("loss-dependent", "suspect", 0.15, "images fall to 20 steps on the margin and not to 60 on cross-entropy", _LOSS, ("rescale",)),
-    Rule("zero-gradient", "suspect", 0.01, "images have a margin whose gradient is exactly zero", _SLOPE, ("bpda", "square")),
-    Rule("non-finite-gradient", "suspect", 0, "images have NaN or Inf in their gradient", _SLOPE, ("bpda", "square")),
-    Rule("exploding-gradient", "suspect", 0.01, "gradients promise 1e6 times the span of the logits within eps", _SLOPE, ("bpda", "square")),
-    Rule("gradient-mismatch", "suspect", 0.1, "images gain less than a tenth of what their gradient promises over eps / 32", _SLOPE, ("bpda", "square")),
-    Rule("survives-huge-eps", "suspect", 0.01, "images stand though every pixel may take any value", _SLOPE, ("bpda", "square")),
-    Rule("float-noise", "suspect", 0.01, "images have logits within 1000 units in the last place of each other", _NOISE, ("square",)),
-    Rule("optimisation-at-inference", "suspect", 0, "forward passes call autograd", _INNER, ("bpda", "square", "transfer")),
-    Rule("noise-beats-gradient", "suspect", 0.005, "images fall to 10 random points and not to gradients", _BLIND, ("minimal", "square", "transfer")),
-    Rule("fgsm-beats-pgd", "suspect", 0.5, "images on which FGSM and PGD-30 disagree fall to FGSM alone", _BLIND, ("minimal", "square", "transfer")),
-    Rule("black-box-beats-white-box", "suspect", 0.005, "images fall to 150 queries of Square and not to gradients", _BLIND, ("minimal", "square", "transfer")),
-    Rule("minimal-beats-fixed", "suspect", 0.1, "images that gradients in the ball left fall to a search from outside it", _BEYOND, ("minimal",)),
+    Rule(
+        "saturated-loss",
+        "suspect",
+        0.01,
+        "images lead by so much that cross-entropy has no gradient in float32",
+        _SCALE,
+        ("rescale",),
+    ),
+    Rule(
+        "loss-dependent",
+        "suspect",
+        0.15,
+        "images fall to 20 steps on the margin and not to 60 on cross-entropy",
+        _LOSS,
+        ("rescale",),
+    ),
+    Rule(
+        "zero-gradient",
+        "suspect",
+        0.01,
+        "images have a margin whose gradient is exactly zero",
+        _SLOPE,
+        ("bpda", "square"),
+    ),
+    Rule(
+        "non-finite-gradient",
+        "suspect",
+        0,
+        "images have NaN or Inf in their gradient",
+        _SLOPE,
+        ("bpda", "square"),
+    ),
+    Rule(
+        "exploding-gradient",
+        "suspect",
+        0.01,
+        "gradients promise 1e6 times the span of the logits within eps",
+        _SLOPE,
+        ("bpda", "square"),
+    ),
+    Rule(
+        "gradient-mismatch",
+        "suspect",
+        0.1,
+        "images gain less than a tenth of what their gradient promises over eps / 32",
+        _SLOPE,
+        ("bpda", "square"),
+    ),
+    Rule(
+        "survives-huge-eps",
+        "suspect",
+        0.01,
+        "images stand though every pixel may take any value",
+        _SLOPE,
+        ("bpda", "square"),
+    ),
+    Rule(
+        "float-noise",
+        "suspect",
+        0.01,
+        "images have logits within 1000 units in the last place of each other",
+        _NOISE,
+        ("square",),
+    ),
+    Rule(
+        "optimisation-at-inference",
+        "suspect",
+        0,
+        "forward passes call autograd",
+        _INNER,
+        ("bpda", "square", "transfer"),
+    ),
+    Rule(
+        "noise-beats-gradient",
+        "suspect",
+        0.005,
+        "images fall to 10 random points and not to gradients",
+        _BLIND,
+        ("minimal", "square", "transfer"),
+    ),
+    Rule(
+        "fgsm-beats-pgd",
+        "suspect",
+        0.5,
+        "images on which FGSM and PGD-30 disagree fall to FGSM alone",
+        _BLIND,
+        ("minimal", "square", "transfer"),
+    ),
+    Rule(
+        "black-box-beats-white-box",
+        "suspect",
+        0.005,
+        "images fall to 150 queries of Square and not to gradients",
+        _BLIND,
+        ("minimal", "square", "transfer"),
+    ),
+    Rule(
+        "minimal-beats-fixed",
+        "suspect",
+        0.1,
+        "images that gradients in the ball left fall to a search from outside it",
+        _BEYOND,
+        ("minimal",),
+    ),
     Rule("not-converged", "suspect", 0.05, "images fall only after step 30 of 60", _STEPS),
 )
 RULES: Mapping[str, Rule] = {rule.name: rule for rule in _ALL}
@@ -111,7 +220,11 @@ def state_digest(model: nn.Module) -> str:
         if not isinstance(tensor, Tensor):  # a module's extra state
             digest.update(repr(tensor).encode())
             continue
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            if tensor.numel()
+            else b""
+        )
     return digest.hexdigest()
 
 
@@ -133,7 +246,11 @@ def output_counts(logits: Tensor, again: Tensor) -> dict[str, int]:
 
 def check_model_output(logits: Tensor, again: Tensor) -> list[Alarm]:
     """Alarms from two forward passes [B, K] over the same clean images."""
-    return [alarm for name, count in output_counts(logits, again).items() for alarm in RULES[name].alarm(count, len(logits))]
+    return [
+        alarm
+        for name, count in output_counts(logits, again).items()
+        for alarm in RULES[name].alarm(count, len(logits))
+    ]
 
 
 def one_hot_rows(logits: Tensor) -> Tensor:
@@ -145,19 +262,41 @@ def check_setup(model: nn.Module, classes: int, was_training: bool) -> list[Alar
     """Notes: what the user should know, while the number stands."""
     notes = []
     if classes < 4:
-        lost = "no DLR loss, attacks use the margin" if classes < 3 else "no targeted DLR loss, attacks use z_t - z_y"
+        lost = (
+            "no DLR loss, attacks use the margin"
+            if classes < 3
+            else "no targeted DLR loss, attacks use z_t - z_y"
+        )
         notes.append(Alarm("too-few-classes", "note", f"{classes} classes: {lost}", "nothing to do"))
-    kinds = {type(module).__name__ for module in model.modules() if isinstance(module, (_BatchNorm, _DropoutNd))}
+    kinds = {
+        type(module).__name__ for module in model.modules() if isinstance(module, (_BatchNorm, _DropoutNd))
+    }
     if was_training and kinds:
-        notes.append(Alarm("train-mode", "note", f"handed over in train mode ({', '.join(sorted(kinds))}), measured in eval mode", "call model.eval() first"))
+        notes.append(
+            Alarm(
+                "train-mode",
+                "note",
+                f"handed over in train mode ({', '.join(sorted(kinds))}), measured in eval mode",
+                "call model.eval() first",
+            )
+        )
     return notes
 
 
-def check_search(zero_gradient_share: float, refused_rows: int, mutated: bool, broken_rows: int = 0) -> list[Alarm]:
+def check_search(
+    zero_gradient_share: float, refused_rows: int, mutated: bool, broken_rows: int = 0
+) -> list[Alarm]:
     """Alarms from a finished search: share of zero gradients, points outside the ball, whether the digest of the model changed, answers with NaN or Inf."""
     alarms = []
     if zero_gradient_share > 0.05:
-        alarms.append(Alarm("zero-gradient", "suspect", f"{zero_gradient_share:.1%} of gradient answers were exactly zero", _SLOPE))
+        alarms.append(
+            Alarm(
+                "zero-gradient",
+                "suspect",
+                f"{zero_gradient_share:.1%} of gradient answers were exactly zero",
+                _SLOPE,
+            )
+        )
     if refused_rows:
         evidence = f"{refused_rows} points left the ball or the pixel box and were not counted"
         alarms.append(Alarm("outside-ball", "suspect", evidence, "report it: the attack is wrong"))
@@ -165,7 +304,12 @@ def check_search(zero_gradient_share: float, refused_rows: int, mutated: bool, b
         alarms += RULES["non-finite-logits"].alarm(broken_rows, broken_rows, " while they were attacked")
     if mutated:
         alarms.append(
-            Alarm("model-mutated", "invalid", "parameters or buffers changed while they were measured", "a forward in eval mode must not write state")
+            Alarm(
+                "model-mutated",
+                "invalid",
+                "parameters or buffers changed while they were measured",
+                "a forward in eval mode must not write state",
+            )
         )
     return alarms
 
@@ -191,7 +335,14 @@ def final_checks(stages: Mapping[str, int], needs: Mapping[str, str], n: int) ->
         if needs.get(label) == "gradient":
             left = standing
         elif left is not None and left - standing >= 2 and left - standing > 0.002 * n:
-            return [Alarm("black-box-beats-white-box", "suspect", f"{label} broke {left - standing} of the {left} images that white-box attacks left", _BLIND)]
+            return [
+                Alarm(
+                    "black-box-beats-white-box",
+                    "suspect",
+                    f"{label} broke {left - standing} of the {left} images that white-box attacks left",
+                    _BLIND,
+                )
+            ]
     return []
 
 

@@ -33,7 +33,9 @@ class Asked(nn.Module):
         x = x.to(self.anchor)
         if x.requires_grad:
             x = x.view_as(x)
-            x.register_hook(lambda grad: grad.contiguous())  # other libraries `view` it; a channels-last twin's gradient refuses
+            x.register_hook(
+                lambda grad: grad.contiguous()
+            )  # other libraries `view` it; a channels-last twin's gradient refuses
         logits = self._oracle.ask(x)
         if logits.requires_grad:
             logits.register_hook(self._count)
@@ -58,9 +60,15 @@ def points_of(found: Any, x: Tensor, label: str) -> Tensor:
     try:
         points = torch.as_tensor(found).detach().to(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{label} returned {type(found).__name__}, not x_adv", hint="return the points alone, of the shape of x", code="E-PLUGIN") from error
+        raise UsageError(
+            f"{label} returned {type(found).__name__}, not x_adv",
+            hint="return the points alone, of the shape of x",
+            code="E-PLUGIN",
+        ) from error
     if points.shape != x.shape:
-        raise UsageError(f"{label} returned shape {tuple(points.shape)}, expected {tuple(x.shape)}", code="E-PLUGIN")
+        raise UsageError(
+            f"{label} returned shape {tuple(points.shape)}, expected {tuple(x.shape)}", code="E-PLUGIN"
+        )
     return points
 
 
@@ -69,7 +77,12 @@ def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
     """Global generators follow `seed` inside and are as before outside; prints go to stderr; a failure is one line that names the attack."""
     cuda = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda), seeded(seed), torch.enable_grad(), redirect_stdout(sys.stderr):
+        with (
+            torch.random.fork_rng(devices=cuda),
+            seeded(seed),
+            torch.enable_grad(),
+            redirect_stdout(sys.stderr),
+        ):
             with torch.cuda.device(device) if cuda else nullcontext():
                 if cuda:
                     torch.cuda.manual_seed(seed)

@@ -16,7 +16,9 @@ from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation
 
 PASSES = 25_000  # at most for the usual 64 samples, whatever n
-_SPARE = 8  # passes per sample beside the searches: the clean point, starts, candidates that are no hits, rulings
+_SPARE = (
+    8  # passes per sample beside the searches: the clean point, starts, candidates that are no hits, rulings
+)
 LABEL = "rapid:audit"
 
 #: (attacks, positions, name) -> their evaluation: the caller knows how to run it, and where its shards lie.
@@ -45,7 +47,9 @@ def depth(plan: AuditPlan, standing: int, *, part: bool, draws: int) -> tuple[in
     return (min(2 * first, standing) if part else first), passes
 
 
-def audited(plan: EvalPlan, result: Evaluation, positions: Tensor, again: Again, *, part: bool) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
+def audited(
+    plan: EvalPlan, result: Evaluation, positions: Tensor, again: Again, *, part: bool
+) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
     """(the evaluation after its audit, (ids looked at, ids that fell)).
 
     A sample that falls counts as broken. One fall doubles the audit; a second ends it, and the plan's escalation runs on all survivors.
@@ -77,12 +81,23 @@ def audited(plan: EvalPlan, result: Evaluation, positions: Tensor, again: Again,
         seconds += found.total_seconds
     standing = result.survivors.clone()
     standing[fallen] = False
-    result = _with_stage(result, LABEL, AttackCall(LABEL, "audit", _gone, {"samples": len(looked), "passes": passes}), standing, seconds, spent)
+    result = _with_stage(
+        result,
+        LABEL,
+        AttackCall(LABEL, "audit", _gone, {"samples": len(looked), "passes": passes}),
+        standing,
+        seconds,
+        spent,
+    )
     due = len(fallen) >= LIMIT
     if due and not part:
         result = escalated(result, again(list(plan.audit.escalation), positions[standing], "escalated"))
-    bound = None if due else (most(len(order), first, len(looked) - first, len(fallen)) - len(fallen)) / result.n
-    audit = Audit(len(looked), len(fallen), bound, escalated=due and not part, due=due and part, passes=round(spent))
+    bound = (
+        None if due else (most(len(order), first, len(looked) - first, len(fallen)) - len(fallen)) / result.n
+    )
+    audit = Audit(
+        len(looked), len(fallen), bound, escalated=due and not part, due=due and part, passes=round(spent)
+    )
     return replace(result, audit=audit), (result.ids[looked], result.ids[fallen])
 
 
@@ -104,7 +119,9 @@ def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy
     result = replace(result, audit=Audit(n_looked, falls, bound, due=due))
     if n_looked:
         result = _with_stage(result, LABEL, call, result.survivors & ~gone, 0.0, 0.0)
-    alarm = Alarm("escalation-due", "suspect", f"{falls} of {n_looked} audited survivors of rapid fell", remedy)
+    alarm = Alarm(
+        "escalation-due", "suspect", f"{falls} of {n_looked} audited survivors of rapid fell", remedy
+    )
     return replace(result, alarms=with_new(result.alarms, [alarm])) if due else result
 
 
@@ -114,11 +131,24 @@ def escalated(result: Evaluation, more: Evaluation) -> Evaluation:
     for call in more.calls:
         standing = torch.zeros_like(result.correct)
         standing[at] = more.stages[call.label]
-        result = _with_stage(result, call.label, call, standing, more.seconds[call.label], more.passes_per_sample[call.label] * more.n)
-    return replace(result, alarms=with_new(result.alarms, more.alarms), total_seconds=result.total_seconds + more.total_seconds)
+        result = _with_stage(
+            result,
+            call.label,
+            call,
+            standing,
+            more.seconds[call.label],
+            more.passes_per_sample[call.label] * more.n,
+        )
+    return replace(
+        result,
+        alarms=with_new(result.alarms, more.alarms),
+        total_seconds=result.total_seconds + more.total_seconds,
+    )
 
 
-def _with_stage(result: Evaluation, label: str, call: AttackCall, standing: Tensor, seconds: float, passes: float) -> Evaluation:
+def _with_stage(
+    result: Evaluation, label: str, call: AttackCall, standing: Tensor, seconds: float, passes: float
+) -> Evaluation:
     """One stage more, behind the others."""
     return replace(
         result,

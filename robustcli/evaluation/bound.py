@@ -62,7 +62,11 @@ def most(standing: int, first: int, more: int, fallen: int) -> int:
     level = 1 - Fraction(CONFIDENCE).limit_denominator(1000)
 
     def none_of(size: int, breakable: int, population: int) -> Fraction:
-        return Fraction(comb(population - breakable, size), comb(population, size)) if 0 <= breakable <= population else Fraction(0)
+        return (
+            Fraction(comb(population - breakable, size), comb(population, size))
+            if 0 <= breakable <= population
+            else Fraction(0)
+        )
 
     def chance(d: int) -> Fraction:
         found = none_of(first, d, standing)

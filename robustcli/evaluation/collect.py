@@ -13,10 +13,21 @@ from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evalua
 from robustcli.evaluation.shards import ShardResult, ShardStore, shards_of
 
 
-def concluded(alarms: Sequence[Alarm], tallies: Mapping[str, int], calls: Sequence[AttackCall], stages: Mapping[str, Tensor], n: int) -> list[Alarm]:
+def concluded(
+    alarms: Sequence[Alarm],
+    tallies: Mapping[str, int],
+    calls: Sequence[AttackCall],
+    stages: Mapping[str, Tensor],
+    n: int,
+) -> list[Alarm]:
     """The alarms of the first look at the model, and those that only the verdicts of all attacks give."""
     zero_share = tallies.get("zero", 0) / max(1, tallies.get("asked", 0))
-    alarms = with_new(alarms, check_search(zero_share, tallies.get("refused", 0), bool(tallies.get("mutated", 0)), tallies.get("broken", 0)))
+    alarms = with_new(
+        alarms,
+        check_search(
+            zero_share, tallies.get("refused", 0), bool(tallies.get("mutated", 0)), tallies.get("broken", 0)
+        ),
+    )
     needs = {call.label: call.needs for call in calls if call.bounded}
     return with_new(alarms, final_checks({label: int(stages[label].sum()) for label in needs}, needs, n))
 
@@ -33,7 +44,9 @@ class Collector:
         shards: numbers of the shards that this process measures; None = all.
     """
 
-    def __init__(self, plan: EvalPlan, ids: Tensor, store: ShardStore | None, shards: Sequence[int] | None) -> None:
+    def __init__(
+        self, plan: EvalPlan, ids: Tensor, store: ShardStore | None, shards: Sequence[int] | None
+    ) -> None:
         n = len(ids)
         self.plan, self._ids, self._store = plan, ids, store
         self._y, self._correct = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
@@ -46,7 +59,11 @@ class Collector:
         for number, rows in enumerate(self._parts):
             self._number[rows] = number
         wanted = set(range(len(self._parts)) if shards is None else shards)
-        mine = torch.isin(self._number, torch.tensor(sorted(wanted), dtype=torch.int64)) if store is not None else torch.ones(n, dtype=torch.bool)
+        mine = (
+            torch.isin(self._number, torch.tensor(sorted(wanted), dtype=torch.int64))
+            if store is not None
+            else torch.ones(n, dtype=torch.bool)
+        )
         for number in sorted(wanted) if store is not None else ():
             self._read(number)
         self.todo = (mine & ~self._done).nonzero()[:, 0]
@@ -73,7 +90,11 @@ class Collector:
     def proven(self) -> tuple[int, Tensor, Tensor]:
         """(samples known so far, who of them is right on the clean image, who survives)."""
         chain = [self._stages[call.label] for call in self.plan.attacks if call.bounded]
-        return int(self._done.sum()), self._correct[self._done], (chain[-1] if chain else self._correct)[self._done]
+        return (
+            int(self._done.sum()),
+            self._correct[self._done],
+            (chain[-1] if chain else self._correct)[self._done],
+        )
 
     @property
     def known(self) -> Tensor:
@@ -96,7 +117,9 @@ class Collector:
         if self._store is not None:
             self._write(rows, seconds, passes, tallies)
 
-    def _write(self, rows: Tensor, seconds: Counter[str], passes: Counter[str], tallies: Counter[str]) -> None:
+    def _write(
+        self, rows: Tensor, seconds: Counter[str], passes: Counter[str], tallies: Counter[str]
+    ) -> None:
         """Save every shard that this batch completed; its costs are booked on the first shard it touched."""
         assert self._store is not None
         numbers = self._number[rows].unique().tolist()
@@ -109,7 +132,16 @@ class Collector:
                 spent = self._pending.pop(number, (Counter[str](), Counter[str](), Counter[str]()))
                 stages = {label: standing[part] for label, standing in self._stages.items()}
                 self._store.write(
-                    number, ShardResult(self._ids[part], self._y[part], self._correct[part], stages, dict(spent[0]), dict(spent[1]), dict(spent[2]))
+                    number,
+                    ShardResult(
+                        self._ids[part],
+                        self._y[part],
+                        self._correct[part],
+                        stages,
+                        dict(spent[0]),
+                        dict(spent[1]),
+                        dict(spent[2]),
+                    ),
                 )
 
     def evaluation(self, alarms: list[Alarm], seconds: float) -> Evaluation:

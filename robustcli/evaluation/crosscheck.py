@@ -37,14 +37,30 @@ _PEERS = {
     "mi_fgsm": _Peer({"linf": "MIFGSM"}, _STEPS | {"decay": "decay"}),
     "deepfool": _Peer({"l2": "DeepFool"}, {"steps": "steps", "overshoot": "overshoot"}),
     "cw": _Peer({"l2": "CW"}, {"steps": "steps", "step_size": "lr", "confidence": "kappa"}),
-    "apgd": _Peer({"linf": "APGD", "l2": "APGD"}, {"steps": "steps", "restarts": "n_restarts", "loss": "loss", "rho": "rho"}),
+    "apgd": _Peer(
+        {"linf": "APGD", "l2": "APGD"},
+        {"steps": "steps", "restarts": "n_restarts", "loss": "loss", "rho": "rho"},
+    ),
     "fab": _Peer(
         {"linf": "FAB", "l2": "FAB"},
-        {"steps": "steps", "restarts": "n_restarts", "targeted": "multi_targeted", "alpha_max": "alpha_max", "eta": "eta", "beta": "beta"},
+        {
+            "steps": "steps",
+            "restarts": "n_restarts",
+            "targeted": "multi_targeted",
+            "alpha_max": "alpha_max",
+            "eta": "eta",
+            "beta": "beta",
+        },
     ),
     "square": _Peer(
         {"linf": "Square", "l2": "Square"},
-        {"queries": "n_queries", "p": "p_init", "restarts": "n_restarts", "loss": "loss", "rescale": "resc_schedule"},
+        {
+            "queries": "n_queries",
+            "p": "p_init",
+            "restarts": "n_restarts",
+            "loss": "loss",
+            "rescale": "resc_schedule",
+        },
     ),
 }
 
@@ -123,5 +139,12 @@ def cross_check(
         )  # fmt: skip
         if verdict == "ours weaker":
             counts = f"{peer.label} broke {only_peer} of {int(correct.sum())} samples that {call.label} left standing, the reverse {only_ours} (p = {p:.2g})"
-            alarms.append(Alarm("cross-check", "suspect", f"ours is weaker: {counts}", "give ours more steps or restarts; if it stays, report it"))
+            alarms.append(
+                Alarm(
+                    "cross-check",
+                    "suspect",
+                    f"ours is weaker: {counts}",
+                    "give ours more steps or restarts; if it stays, report it",
+                )
+            )
     return rows, alarms

@@ -16,7 +16,16 @@ from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
-from robustcli.evaluation.alarms import RULES, Alarm, autograd_calls, check_setup, differing, one_hot_rows, output_counts, too_many
+from robustcli.evaluation.alarms import (
+    RULES,
+    Alarm,
+    autograd_calls,
+    check_setup,
+    differing,
+    one_hot_rows,
+    output_counts,
+    too_many,
+)
 from robustcli.evaluation.judge import Judge
 
 _ORDER = ("rescale", "bpda", "eot", "minimal", "square", "transfer")
@@ -65,16 +74,42 @@ def diagnose(
     if len(x):
         probe.outputs(was_training)
         probe.gradients()
-        if ball.eps > 0 and not probe.randomised:  # one lucky draw would look like an attack that beats another
+        if (
+            ball.eps > 0 and not probe.randomised
+        ):  # one lucky draw would look like an attack that beats another
             probe.attacks()
-    return Diagnosis(probe.alarms, probe.evidence, tuple(name for name in _ORDER if name in probe.helps - probe.useless), probe.randomised)
+    return Diagnosis(
+        probe.alarms,
+        probe.evidence,
+        tuple(name for name in _ORDER if name in probe.helps - probe.useless),
+        probe.randomised,
+    )
 
 
 class _Probe:
     """Counts what `alarms.RULES` name. Gradients come from `search`, every verdict from the judge."""
 
-    def __init__(self, model: nn.Module, search: Classifier, x: Tensor, y: Tensor, ids: Tensor, ball: Ball, seed: int, stop: Callable[[], None] | None) -> None:
-        self.model, self.search, self.x, self.y, self.ids, self.ball, self.seed, self.stop = model, search, x, y, ids, ball, seed, stop
+    def __init__(
+        self,
+        model: nn.Module,
+        search: Classifier,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        ball: Ball,
+        seed: int,
+        stop: Callable[[], None] | None,
+    ) -> None:
+        self.model, self.search, self.x, self.y, self.ids, self.ball, self.seed, self.stop = (
+            model,
+            search,
+            x,
+            y,
+            ids,
+            ball,
+            seed,
+            stop,
+        )
         self.alarms: list[Alarm] = []
         self.evidence: dict[str, float] = {}
         self.helps, self.useless = set[str](), set[str]()
@@ -91,27 +126,50 @@ class _Probe:
 
     def outputs(self, was_training: bool) -> None:
         """Forward passes alone: finite, repeatable, of logits, the same in another batch, without writes or an inner optimisation."""
-        judge, x, n, before = Judge(self.model, self.ball), self.x, len(self.x), [buffer.clone() for buffer in self.model.buffers()]
+        judge, x, n, before = (
+            Judge(self.model, self.ball),
+            self.x,
+            len(self.x),
+            [buffer.clone() for buffer in self.model.buffers()],
+        )
         with autograd_calls() as calls, torch.enable_grad():
             self.model(x[:1])
         self.count("optimisation-at-inference", min(1, len(calls)), 1)
         logits, half, more = judge.logits(x), judge.logits(x[: n // 2]), [judge.logits(x) for _ in range(4)]
-        again = max(more, key=lambda other: differing(logits, other, 1e-4))  # a defence may draw once per batch, and now and then nothing
+        again = max(
+            more, key=lambda other: differing(logits, other, 1e-4)
+        )  # a defence may draw once per batch, and now and then nothing
         for name, cases in output_counts(logits, again).items():
-            wrong = Judge(self.model, self.ball, draws=5).success_rate(x, Criterion(self.y)) if name == "random-forward" and cases else None
-            self.count(name, cases, n, "" if wrong is None else f"; {float(wrong.mean()):.1%} of single passes over them are wrong")
+            wrong = (
+                Judge(self.model, self.ball, draws=5).success_rate(x, Criterion(self.y))
+                if name == "random-forward" and cases
+                else None
+            )
+            self.count(
+                name,
+                cases,
+                n,
+                "" if wrong is None else f"; {float(wrong.mean()):.1%} of single passes over them are wrong",
+            )
         self.randomised = self.evidence["random-forward"] > 0
         if one_hot_rows(logits).all():
             self.useless.add("rescale")  # no scale gives a step function a slope
         if not self.randomised:
             self.count("batch-dependent", differing(half, logits[: n // 2], 1e-3), n // 2)
-        self.count("model-mutated", sum(not torch.equal(old, new) for old, new in zip(before, self.model.buffers(), strict=True)), len(before))
+        self.count(
+            "model-mutated",
+            sum(not torch.equal(old, new) for old, new in zip(before, self.model.buffers(), strict=True)),
+            len(before),
+        )
         self.alarms += check_setup(self.model, logits.shape[1], was_training)
 
     def gradients(self) -> None:
         """Where a search begins: is there a slope, finite and true, of the margin and of cross-entropy?"""
         n, (logits, loss, slope) = len(self.x), _slopes(self.search, self.x, self.y)
-        zero, finite = (slope == 0).flatten(1).all(1), (torch.isfinite(slope) & torch.isfinite(loss)).flatten(1).all(1)
+        zero, finite = (
+            (slope == 0).flatten(1).all(1),
+            (torch.isfinite(slope) & torch.isfinite(loss)).flatten(1).all(1),
+        )
         if self.count("zero-gradient", zero, n):
             still = (_slopes(straight_through(self.search), self.x, self.y)[2] == 0).flatten(1).all(1)
             self.evidence["zero-gradient-straight-through"] = float(still.float().mean())
@@ -123,7 +181,11 @@ class _Probe:
         self.count("saturated-loss", flat | (-margin(logits, self.y) > _LEAD), n)
         self.evidence["cross-entropy-zero"] = float((ce(logits, self.y) == 0).float().mean())
         span = logits.amax(1) - logits.amin(1)
-        self.count("float-noise", (span < 1000 * torch.finfo(torch.float32).eps * logits.abs().amax(1)) & torch.isfinite(span), n)
+        self.count(
+            "float-noise",
+            (span < 1000 * torch.finfo(torch.float32).eps * logits.abs().amax(1)) & torch.isfinite(span),
+            n,
+        )
         rise = self.ball.eps * (slope * self.ball.steepest(slope, self.x)).flatten(1).sum(1)
         self.count("exploding-gradient", finite & (rise > 1e6 * span), n)
         if self.ball.eps > 0 and not self.randomised:
@@ -145,9 +207,13 @@ class _Probe:
         fgsm = self._fallen("fgsm", everyone) > 0
         at = self._fallen("pgd", everyone, steps=60, step_size=self.ball.eps / 8)
         early = (at > 0) & (at <= 32)  # call 1 scores the clean point, call 2 the start
-        self.evidence |= {f"pgd-{steps}": float(((at > 0) & (at <= steps + 2)).float().mean()) for steps in (10, 30, 60)} | {"fgsm": float(fgsm.float().mean())}
+        self.evidence |= {
+            f"pgd-{steps}": float(((at > 0) & (at <= steps + 2)).float().mean()) for steps in (10, 30, 60)
+        } | {"fgsm": float(fgsm.float().mean())}
         self.count("fgsm-beats-pgd", fgsm & ~early, int((fgsm ^ early).sum()))
-        if self.ball.norm != "l1":  # PGD is slow there on any model (Croce & Hein, ICML 2021, arXiv:2103.01208)
+        if (
+            self.ball.norm != "l1"
+        ):  # PGD is slow there on any model (Croce & Hein, ICML 2021, arXiv:2103.01208)
             self.count("not-converged", at > 32, n)
         stands = at == 0
         others: dict[str, tuple[str, dict[str, Any]]] = {
@@ -159,18 +225,24 @@ class _Probe:
             fell = self._fallen(name, stands, **params) > 0
             self.count(rule, fell, n)
             stands &= ~fell
-            if rule == "loss-dependent" and self.ball.norm == "l1":  # what PGD is too slow for there is no sign of masked gradients
+            if (
+                rule == "loss-dependent" and self.ball.norm == "l1"
+            ):  # what PGD is too slow for there is no sign of masked gradients
                 stands &= self._fallen("apgd", stands, steps=50) == 0
         self._beyond(stands)
         if too_many(round(self.evidence["loss-dependent"] * n), n, 0.05):
-            self.helps.add("rescale")  # honest logits of a very small span do this; another scale helps the search all the same
+            self.helps.add(
+                "rescale"
+            )  # honest logits of a very small span do this; another scale helps the search all the same
         box = Ball("linf", self.ball.high - self.ball.low, self.ball.low, self.ball.high)
         self.count("survives-huge-eps", self._fallen("pgd", everyone, box, steps=20, loss="margin") == 0, n)
 
     def _beyond(self, stands: Tensor) -> None:
         """Of the samples that still stand: does a search in a shrinking ball, or one without a radius, break what one inside the ball cannot?"""
         asked = torch.zeros_like(stands)
-        chance = RowRandom(self.seed, "diagnosis beyond", self.ids).uniform().masked_fill(~stands, 2.0)  # whatever the order of the samples
+        chance = (
+            RowRandom(self.seed, "diagnosis beyond", self.ids).uniform().masked_fill(~stands, 2.0)
+        )  # whatever the order of the samples
         asked[chance.argsort()[: min(_BEYOND, int(stands.sum()))]] = True
         left = asked & (self._fallen("apgd", asked, steps=50, loss="margin") == 0)
         wide = self._fallen("apgd", left, steps=50, loss="margin", widest=3.0) > 0
@@ -201,7 +273,9 @@ class _Probe:
             rng = RowRandom(self.seed, f"diagnosis {name} {sorted(params)}", self.ids[index])
             attack = registry.attacks.discover().get(name)
             keep: Literal["best", "closest"] = "closest" if attack.facts["kind"] == "minimal" else "best"
-            oracle = Oracle(counted, x, criterion, rng=rng, keep=keep, watch=confirm, stop=self.stop, ball=ball)
+            oracle = Oracle(
+                counted, x, criterion, rng=rng, keep=keep, watch=confirm, stop=self.stop, ball=ball
+            )
             attack.fn(oracle, x, ball, **params)
         if int(broken) and "non-finite-logits" not in {alarm.name for alarm in self.alarms}:
             self.count("non-finite-logits", min(int(broken), len(index)), len(index), f" under {name}")
@@ -219,5 +293,7 @@ def _slopes(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Te
                 raise
             logits = model(x).float()
         logits = logits + 0 * point.flatten(1).sum(1, keepdim=True)  # a model may answer without any graph
-        first, second = (torch.autograd.grad(loss(logits, y).sum(), point, retain_graph=True)[0] for loss in (ce, margin))
+        first, second = (
+            torch.autograd.grad(loss(logits, y).sum(), point, retain_graph=True)[0] for loss in (ce, margin)
+        )
     return logits.detach().float(), first, second

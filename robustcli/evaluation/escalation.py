@@ -27,41 +27,79 @@ _SHORT = {"steps": 20, "restarts": 1, "targets": 2, "queries": 200, "binary_sear
 
 
 def trusted(
-    plan: EvalPlan, model: nn.Module, twin_of: Callable[[Search, Tensor], Classifier], x: Tensor, y: Tensor, ids: Tensor, say: Callable[[str], None]
+    plan: EvalPlan,
+    model: nn.Module,
+    twin_of: Callable[[Search, Tensor], Classifier],
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    say: Callable[[str], None],
 ) -> list[AttackCall]:
     """The attacks of a plan, where a family's low-precision search misses hits that fp32 finds: on the plain fp32 model.
 
     A family is a kind and what it needs (fixed gradient, minimal gradient, scores); its first attack stands for it, in a short form,
     on the samples that the families before left standing. Attacks that bear no low precision are not asked.
     """
-    calls, standing, families = list(plan.attacks), torch.ones_like(y, dtype=torch.bool), dict[tuple[str, str], str]()
+    calls, standing, families = (
+        list(plan.attacks),
+        torch.ones_like(y, dtype=torch.bool),
+        dict[tuple[str, str], str](),
+    )
     for call in calls:
         family, search = (call.kind, call.needs), call.searching(plan.search)
-        if family in families or not call.bounded or search.dtype is torch.float32 or plan.ball.eps == 0 or not bool(standing.any()):
+        if (
+            family in families
+            or not call.bounded
+            or search.dtype is torch.float32
+            or plan.ball.eps == 0
+            or not bool(standing.any())
+        ):
             continue
         rows = standing.nonzero()[:, 0]
         low, exact = twin_of(search, x), twin_of(replace(search, dtype=torch.float32), x)
-        families[family], fell = ("", standing.new_zeros(len(rows))) if low is model else gap(low, exact, model, x[rows], y[rows], ids[rows], call, plan)
+        families[family], fell = (
+            ("", standing.new_zeros(len(rows)))
+            if low is model
+            else gap(low, exact, model, x[rows], y[rows], ids[rows], call, plan)
+        )
         standing[rows[fell]] = False
         if families[family]:
             say(f"{call.kind} attacks search on the plain fp32 model: {families[family]}")
     moved = {family for family, why in families.items() if why}
-    return [replace(call, search=call.searching(plan.search).exact()) if (call.kind, call.needs) in moved else call for call in calls]
+    return [
+        replace(call, search=call.searching(plan.search).exact())
+        if (call.kind, call.needs) in moved
+        else call
+        for call in calls
+    ]
 
 
 def gap(
-    low: Classifier, exact: Classifier, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, call: AttackCall, plan: EvalPlan
+    low: Classifier,
+    exact: Classifier,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    call: AttackCall,
+    plan: EvalPlan,
 ) -> tuple[str, Tensor]:
     """(why `low` must not be searched on, or ""; bool [n], who fell to either): its short attack misses hits, judged in fp32, that it finds on `exact`.
 
     Borderline samples flip both ways; two more missed than won, of at most 64, is no chance.
     """
     judge, criterion = Judge(model, plan.ball), Criterion(y)
-    short = {name: min(value, call.params.get(name, default)) for name, value in _SHORT.items() if (default := _default(call, name)) is not None}
+    short = {
+        name: min(value, call.params.get(name, default))
+        for name, value in _SHORT.items()
+        if (default := _default(call, name)) is not None
+    }
     hits = []
     for searched in (low, exact):
         keep: Literal["best", "closest"] = "closest" if call.kind == "minimal" else "best"
-        oracle = Oracle(searched, x, criterion, rng=RowRandom(plan.seed, "gap", ids), keep=keep, ball=plan.ball)
+        oracle = Oracle(
+            searched, x, criterion, rng=RowRandom(plan.seed, "gap", ids), keep=keep, ball=plan.ball
+        )
         found = call.fn(oracle, x, plan.ball, **{**call.params, **short})
         hits.append(judge.rule(x, plan.ball.or_origin(x, found), criterion).hit)
     missed, won = int((hits[1] & ~hits[0]).sum()), int((hits[0] & ~hits[1]).sum())
@@ -87,7 +125,11 @@ def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
     if "eot" in names:
         calls.append(_apgd("eot", replace(exact, rescale=rescale, bpda=bpda, draws=EOT_DRAWS)))
     if "minimal" in names:
-        calls += [registered_call(f"escalated:{label}", name, params, None) for label, name, params in _BEYOND if not _has(plan, name, params)]
+        calls += [
+            registered_call(f"escalated:{label}", name, params, None)
+            for label, name, params in _BEYOND
+            if not _has(plan, name, params)
+        ]
     if "square" in names and not _has(plan, "square", {}):
         calls.append(registered_call("escalated:square", "square", {"queries": 1000}, None))
     return calls
@@ -103,14 +145,26 @@ _BEYOND: tuple[tuple[str, str, dict[str, object]], ...] = (
 def _has(plan: EvalPlan, name: str, params: Mapping[str, object]) -> bool:
     """Whether the plan holds an attack of this name that does what these parameters do, at least half as long."""
     for call in plan.attacks:
-        given = {key: p.default for key, p in registry.parameters(call.fn).items()} | dict(call.params) if call.name == name else None
+        given = (
+            {key: p.default for key, p in registry.parameters(call.fn).items()} | dict(call.params)
+            if call.name == name
+            else None
+        )
         if given is not None and all(_enough(given.get(key), value) for key, value in params.items()):
             return True
     return False
 
 
 def _enough(given: Any, wanted: Any) -> bool:
-    return bool(given == wanted or (isinstance(wanted, int) and not isinstance(wanted, bool) and isinstance(given, int) and 2 * given >= wanted))
+    return bool(
+        given == wanted
+        or (
+            isinstance(wanted, int)
+            and not isinstance(wanted, bool)
+            and isinstance(given, int)
+            and 2 * given >= wanted
+        )
+    )
 
 
 def _apgd(prefix: str, search: Search) -> AttackCall:
@@ -120,4 +174,13 @@ def _apgd(prefix: str, search: Search) -> AttackCall:
 def registered_call(label: str, name: str, params: Mapping[str, Any], search: Search | None) -> AttackCall:
     """The call of a registered attack, with the facts of its registration."""
     entry = registry.attacks.discover().get(name)
-    return AttackCall(label, name, entry.fn, params, entry.facts["kind"], entry.facts["needs"], search, entry.facts["precision"])
+    return AttackCall(
+        label,
+        name,
+        entry.fn,
+        params,
+        entry.facts["kind"],
+        entry.facts["needs"],
+        search,
+        entry.facts["precision"],
+    )

@@ -19,7 +19,12 @@ SHARD = 256
 NAME = "header.json"
 _FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
-_FREE = ("batch_size", "fn", "compile", "short_forms")  # fields of a plan that decide no verdict; the functions are in the code hash
+_FREE = (
+    "batch_size",
+    "fn",
+    "compile",
+    "short_forms",
+)  # fields of a plan that decide no verdict; the functions are in the code hash
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,17 @@ class Header:
         alarms: Sequence[Mapping[str, Any]] = (),
     ) -> Header:
         """The header of a plan (a dataclass; its batch size does not count) over samples with these ids, int64 [n] in any order."""
-        return cls(model, data, code, _plain(plan), ids_digest(ids), len(ids), size, _plain(about or {}), _plain(alarms))
+        return cls(
+            model,
+            data,
+            code,
+            _plain(plan),
+            ids_digest(ids),
+            len(ids),
+            size,
+            _plain(about or {}),
+            _plain(alarms),
+        )
 
     @property
     def shards(self) -> int:
@@ -97,10 +112,22 @@ class Header:
             why = error.what
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             why = str(error)
-        raise DataError(f"the header of these shards is damaged ({why})", where=str(path), hint="`--resume` of that run writes it anew")
+        raise DataError(
+            f"the header of these shards is damaged ({why})",
+            where=str(path),
+            hint="`--resume` of that run writes it anew",
+        )
 
     def _compared(self) -> dict[str, Any]:
-        return {"model": self.model, "data": self.data, "code": self.code, "ids": self.ids, "n": self.n, "size": self.size, "plan": self.plan}
+        return {
+            "model": self.model,
+            "data": self.data,
+            "code": self.code,
+            "ids": self.ids,
+            "n": self.n,
+            "size": self.size,
+            "plan": self.plan,
+        }
 
 
 def ids_digest(ids: Tensor) -> str:
@@ -110,7 +137,9 @@ def ids_digest(ids: Tensor) -> str:
 
 def few(differing: Sequence[str], most: int = 3) -> str:
     """The first differences on one line."""
-    return ", ".join(differing[:most]) + (f", and {len(differing) - most} more" if len(differing) > most else "")
+    return ", ".join(differing[:most]) + (
+        f", and {len(differing) - most} more" if len(differing) > most else ""
+    )
 
 
 def _differences(there: Any, here: Any, path: str) -> Iterator[str]:

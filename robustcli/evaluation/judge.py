@@ -93,7 +93,9 @@ class Judge:
         if self._bounded:
             inside = self._ball.contains(x, x_adv)
         else:
-            inside = ((x_adv >= self._ball.low) & (x_adv <= self._ball.high)).flatten(1).all(1)  # a NaN is in no box
+            inside = (
+                ((x_adv >= self._ball.low) & (x_adv <= self._ball.high)).flatten(1).all(1)
+            )  # a NaN is in no box
         self.refused_rows += int((~inside).sum())
         return inside
 

@@ -51,7 +51,11 @@ def torchattacks_call(name: str, params: Mapping[str, Any], norm: str, path: str
         if not len(x):
             return oracle.result(x)
         seed = seed_of(oracle)
-        own = {"norm": _NORMS[ball.norm], "seed": seed, "n_classes": oracle.clean().shape[1] if "n_classes" in fills else 0}
+        own = {
+            "norm": _NORMS[ball.norm],
+            "seed": seed,
+            "n_classes": oracle.clean().shape[1] if "n_classes" in fills else 0,
+        }
         more = {key: own[key] for key in fills} | ({} if radius is None else {radius: ball.eps})
         with contained(name, seed, x.device):
             attack = cls(Asked(oracle, x), **params, **more)
@@ -62,13 +66,26 @@ def torchattacks_call(name: str, params: Mapping[str, Any], norm: str, path: str
 
     steps = values.get("steps", wanted.get("steps"))
     label = name if steps is None else f"{name}-{steps}"
-    kind, needs = "minimal" if radius is None else "fixed", "scores" if cls.__name__ in _SCORES else "gradient"
-    return AttackCall(label, name, run, values, kind, needs, precision="bf16" if (kind, needs) == ("fixed", "gradient") else "fp32")
+    kind, needs = (
+        "minimal" if radius is None else "fixed",
+        "scores" if cls.__name__ in _SCORES else "gradient",
+    )
+    return AttackCall(
+        label,
+        name,
+        run,
+        values,
+        kind,
+        needs,
+        precision="bf16" if (kind, needs) == ("fixed", "gradient") else "fp32",
+    )
 
 
 def _aim(attack: Any, name: str) -> None:
     """Labels are targets from here on. Raises UsageError for an attack that cannot aim."""
-    if "targeted" not in attack.supported_mode or name == f"{TORCHATTACKS}FAB":  # its FAB takes the target for the true label and does nothing
+    if (
+        "targeted" not in attack.supported_mode or name == f"{TORCHATTACKS}FAB"
+    ):  # its FAB takes the target for the true label and does nothing
         raise no_target(name)
     attack.set_mode_targeted_by_label(quiet=True)
 
@@ -76,7 +93,11 @@ def _aim(attack: Any, name: str) -> None:
 def torchattacks_parameters(cls: type) -> dict[str, Any]:
     """Name -> default (`inspect.Parameter.empty` when there is none) of a constructor's arguments after the model."""
     found = list(inspect.signature(cls).parameters.values())
-    return {p.name: p.default for p in found if p.name != "model" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {
+        p.name: p.default
+        for p in found
+        if p.name != "model" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
 
 
 def torchattacks_module(where: str) -> ModuleType:
@@ -87,20 +108,37 @@ def torchattacks_module(where: str) -> ModuleType:
         missing = (error.name or "torchattacks").partition(".")[0]
         more = "" if missing == "torchattacks" else f" {missing}"
         what = f"torchattacks cannot be imported: {error}" if more else "torchattacks is not installed"
-        raise ResourceError(what, where=where, hint=f"pip install --no-deps torchattacks{more}", code="E-EXTRA") from error
+        raise ResourceError(
+            what, where=where, hint=f"pip install --no-deps torchattacks{more}", code="E-EXTRA"
+        ) from error
 
 
 def _class_of(name: str, path: str) -> type[Any]:
     """The class that `torchattacks:CLASS` names. Raises ResourceError or ConfigError."""
     module = torchattacks_module(name)
-    known = [key for key, item in vars(module).items() if inspect.isclass(item) and callable(getattr(item, "set_mode_targeted_by_label", None))]
+    known = [
+        key
+        for key, item in vars(module).items()
+        if inspect.isclass(item) and callable(getattr(item, "set_mode_targeted_by_label", None))
+    ]
     wanted = name.removeprefix(TORCHATTACKS)
     if wanted not in known:
-        raise config_error([Fault(f"{path}.name", f"torchattacks has no attack {wanted[:80]!r}; {suggestion(wanted, known)}known: {', '.join(sorted(known))}")])
+        raise config_error(
+            [
+                Fault(
+                    f"{path}.name",
+                    f"torchattacks has no attack {wanted[:80]!r}; {suggestion(wanted, known)}known: {', '.join(sorted(known))}",
+                )
+            ]
+        )
     cls: type[Any] = getattr(module, wanted)
-    needed = [key for key, default in torchattacks_parameters(cls).items() if default is inspect.Parameter.empty]
+    needed = [
+        key for key, default in torchattacks_parameters(cls).items() if default is inspect.Parameter.empty
+    ]
     if needed:
-        raise config_error([Fault(f"{path}.name", f"{name} needs {', '.join(needed)}, which no config can give")])
+        raise config_error(
+            [Fault(f"{path}.name", f"{name} needs {', '.join(needed)}, which no config can give")]
+        )
     return cls
 
 
@@ -109,7 +147,9 @@ def _check_norm(cls: type, name: str, norm: str, path: str) -> None:
     stated = re.search(r"Distance Measure\s*:(.*)", cls.__doc__ or "")
     norms = [f"l{p}" for p in re.findall(r"L(inf|[0-9])", stated[1])] if stated else []
     if norms and norm not in norms:
-        raise config_error([Fault(f"{path}.name", f"{name} searches in {', '.join(norms)}, and ball.norm is {norm}")])
+        raise config_error(
+            [Fault(f"{path}.name", f"{name} searches in {', '.join(norms)}, and ball.norm is {norm}")]
+        )
 
 
 def _bound(name: str, wanted: Mapping[str, Any], params: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -119,9 +159,18 @@ def _bound(name: str, wanted: Mapping[str, Any], params: Mapping[str, Any], path
     free = [key for key in wanted if key not in _OURS]
     for key, value in params.items():
         if key in _OURS:
-            faults.append(Fault(f"{path}.{key}", f"comes from ball.{'norm' if key == 'norm' else 'eps'}; remove it here"))
+            faults.append(
+                Fault(
+                    f"{path}.{key}", f"comes from ball.{'norm' if key == 'norm' else 'eps'}; remove it here"
+                )
+            )
         elif key not in free:
-            faults.append(Fault(f"{path}.{key}", f"no such parameter of {name}; {suggestion(key, free)}it has: {', '.join(free) or 'none'}"))
+            faults.append(
+                Fault(
+                    f"{path}.{key}",
+                    f"no such parameter of {name}; {suggestion(key, free)}it has: {', '.join(free) or 'none'}",
+                )
+            )
         else:
             try:
                 values[key] = _converted(value, wanted[key])

@@ -60,7 +60,9 @@ def closest_errors(
             far = [torch.zeros(len(y), dtype=torch.float64) for _ in plan.attacks]
             for call, found in zip(plan.attacks, far, strict=True):
                 if len(right):
-                    found[right.cpu()] = _closest(model, judge, call, plan, x[right], y[right], ids[right], stop).cpu()
+                    found[right.cpu()] = _closest(
+                        model, judge, call, plan, x[right], y[right], ids[right], stop
+                    ).cpu()
             return ids.cpu(), y.cpu(), far
 
         for ids, y, far in in_batches(split, positions, device, plan.batch_size, work, say):
@@ -69,12 +71,25 @@ def closest_errors(
             ids_seen.append(ids)
             labels.append(y)
             done(len(y))
-    return Distances(torch.cat(ids_seen), torch.cat(labels), {label: torch.cat(parts) for label, parts in values.items()})
+    return Distances(
+        torch.cat(ids_seen), torch.cat(labels), {label: torch.cat(parts) for label, parts in values.items()}
+    )
 
 
-def _closest(model: nn.Module, judge: Judge, call: AttackCall, plan: EvalPlan, x: Tensor, y: Tensor, ids: Tensor, stop: Callable[[], None] | None) -> Tensor:
+def _closest(
+    model: nn.Module,
+    judge: Judge,
+    call: AttackCall,
+    plan: EvalPlan,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    stop: Callable[[], None] | None,
+) -> Tensor:
     """float64 [R]: distance of the closest confirmed error, or inf."""
     criterion, rng = Criterion(y), RowRandom(plan.seed, "start", ids)
-    oracle = Oracle(model, x, criterion, rng=rng, keep="closest", ball=plan.ball, stop=stop, draws=plan.search.draws or 1)
+    oracle = Oracle(
+        model, x, criterion, rng=rng, keep="closest", ball=plan.ball, stop=stop, draws=plan.search.draws or 1
+    )
     ruling = judge.rule(x, call.fn(oracle, x, plan.ball, **call.params), criterion)
     return torch.where(ruling.hit.to(ruling.distance.device), ruling.distance, float("inf"))

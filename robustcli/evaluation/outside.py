@@ -23,7 +23,14 @@ from robustcli.evaluation.plan import AttackCall
 from robustcli.models.plugin import run_plugin, split_plugin
 from robustcli.registry import suggestion
 
-__all__ = ["TORCHATTACKS", "callable_call", "cross_check", "load_outside", "torchattacks_call", "torchattacks_module"]
+__all__ = [
+    "TORCHATTACKS",
+    "callable_call",
+    "cross_check",
+    "load_outside",
+    "torchattacks_call",
+    "torchattacks_module",
+]
 
 #: What a user's attack is: atk(x, y) -> x_adv, all over the same rows.
 Outside = Callable[[Tensor, Tensor], Any]
@@ -55,7 +62,11 @@ def load_outside(plugin: str, *, kind: str = "fixed") -> AttackCall:
     module = run_plugin(path)
     factory = vars(module).get(name)
     if not callable(factory):
-        own = [key for key, item in vars(module).items() if callable(item) and getattr(item, "__module__", "") == module.__name__]
+        own = [
+            key
+            for key, item in vars(module).items()
+            if callable(item) and getattr(item, "__module__", "") == module.__name__
+        ]
         what = f"{path} has no attack {name!r}; {suggestion(name, own)}it defines: {', '.join(own) or 'none'}"
         raise UsageError(what, hint=f"write {path}:NAME", code="E-PLUGIN")
     takes = inspect.signature(factory).parameters
@@ -76,7 +87,9 @@ def _answer(fn: Any, oracle: Oracle, x: Tensor, label: str) -> Tensor:
     if not len(x):
         return oracle.result(x)
     if not callable(fn):
-        raise UsageError(f"{label} returned {type(fn).__name__}, not a function atk(x, y) -> x_adv", code="E-PLUGIN")
+        raise UsageError(
+            f"{label} returned {type(fn).__name__}, not a function atk(x, y) -> x_adv", code="E-PLUGIN"
+        )
     with contained(label, seed_of(oracle), x.device):
         found = fn(x.contiguous(), oracle.y)
     return oracle.result(points_of(found, x, label))

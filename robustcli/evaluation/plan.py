@@ -43,16 +43,26 @@ class Search:
     @property
     def plain(self) -> bool:
         """True when the search runs on the model itself."""
-        return self.dtype is torch.float32 and not self.fold_bn and not self.channels_last and not self.compile
+        return (
+            self.dtype is torch.float32 and not self.fold_bn and not self.channels_last and not self.compile
+        )
 
     def copy_of(self, model: nn.Module) -> SearchTwin:
         """The search twin, not yet compared with the model."""
-        return SearchTwin(model, dtype=self.dtype, fold_bn=self.fold_bn, channels_last=self.channels_last, compiled=self.compile)
+        return SearchTwin(
+            model,
+            dtype=self.dtype,
+            fold_bn=self.fold_bn,
+            channels_last=self.channels_last,
+            compiled=self.compile,
+        )
 
     def twin(self, model: nn.Module, x: Tensor, say: Callable[[str], None] = lambda text: None) -> Classifier:
         """The search twin of a frozen model, or the model itself when they disagree on x (said through `say`)."""
         found: Classifier = model
-        if not self.plain and not self.bpda:  # straight-through gradients look into the model's own operations
+        if (
+            not self.plain and not self.bpda
+        ):  # straight-through gradients look into the model's own operations
             twin = self.copy_of(model)
             why = twin.parity(x)
             if why:

@@ -34,7 +34,9 @@ OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
 __all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "OpenStore", "RobustEvaluation", "Search"]
 
 
-def _named(open_store: OpenStore, name: str, plan: EvalPlan, alarms: list[Alarm], ids: Tensor, whole: str) -> ShardStore:
+def _named(
+    open_store: OpenStore, name: str, plan: EvalPlan, alarms: list[Alarm], ids: Tensor, whole: str
+) -> ShardStore:
     """The store of a part of an evaluation, in a folder of its own."""
     return open_store(plan, alarms, ids, name)
 
@@ -63,7 +65,9 @@ class RobustEvaluation:
         self._alarms: list[Alarm] = []
         self._notes: list[str] = []
         self._ready = False
-        self._prepared: Tensor | None = None  # images on which twins are compared: the same for every part of an evaluation
+        self._prepared: Tensor | None = (
+            None  # images on which twins are compared: the same for every part of an evaluation
+        )
 
     def prepare(self, split: Split, positions: Tensor, device: torch.device) -> EvalPlan:
         """Look at the model on a few samples: free checks, diagnosis and gap test. The plan with the stages that it calls for.
@@ -84,13 +88,17 @@ class RobustEvaluation:
                 probe //= 2
 
     def _look(self, split: Split, positions: Tensor, device: torch.device, probe: int) -> None:
-        spread = torch.linspace(0, len(positions) - 1, min(probe, len(positions))).long()  # stored order is often by class
+        spread = torch.linspace(
+            0, len(positions) - 1, min(probe, len(positions))
+        ).long()  # stored order is often by class
         x, y, ids = next(iter(split.stream([positions[spread]], device)))
         with frozen(self.model):
             judge = Judge(self.model, self.plan.ball)
             clean = judge.logits(x)
             self._alarms = check_model_output(clean, judge.logits(x))
-            self.plan = replace(self.plan, randomised=any(alarm.name == "random-forward" for alarm in self._alarms))
+            self.plan = replace(
+                self.plan, randomised=any(alarm.name == "random-forward" for alarm in self._alarms)
+            )
             self._prepared = x
             right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[: self.plan.checks, 0]
             if self.plan.checks and len(right):
@@ -99,7 +107,9 @@ class RobustEvaluation:
     def _diagnose(self, x: Tensor, y: Tensor, ids: Tensor) -> None:
         """Alarms, escalations and the precision of the search, from initially correct samples."""
         plan = self.plan
-        found = diagnose(self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop)
+        found = diagnose(
+            self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop
+        )
         names = {alarm.name for alarm in found.alarms}  # the diagnosis has looked longer: its word counts
         self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + list(found.alarms)
         plan = replace(plan, randomised=plan.randomised or found.randomised)
@@ -126,7 +136,9 @@ class RobustEvaluation:
         if self._stop is not None:
             self._stop()
         clean = judge.logits(x)
-        correct = ((judge.label(x) if self.plan.randomised else clean.argmax(1)) == y) & torch.isfinite(clean).all(1)
+        correct = ((judge.label(x) if self.plan.randomised else clean.argmax(1)) == y) & torch.isfinite(
+            clean
+        ).all(1)
         goal = self._targets(clean, y, ids)
         x_adv, predicted, still = x.clone(), clean.argmax(1), correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
@@ -137,8 +149,12 @@ class RobustEvaluation:
             left, spent = eligible.clone(), 0
             if len(open_rows):
                 criterion = Criterion(y[open_rows], None if goal is None else goal[open_rows])
-                referee = judge if call.bounded else Judge(self.model, self.plan.ball, draws=draws, bounded=False)
-                found, spent, counts = self._run(call, referee, x[open_rows], criterion, ids[open_rows], clean[open_rows])
+                referee = (
+                    judge if call.bounded else Judge(self.model, self.plan.ball, draws=draws, bounded=False)
+                )
+                found, spent, counts = self._run(
+                    call, referee, x[open_rows], criterion, ids[open_rows], clean[open_rows]
+                )
                 asked = referee.forward_rows
                 ruling = referee.rule(x[open_rows], found, criterion)
                 spent += referee.forward_rows - asked
@@ -154,15 +170,34 @@ class RobustEvaluation:
             seconds.append(time.perf_counter() - began)
             passes.append(spent)
         tallies.update({"refused": judge.refused_rows, "broken": judge.broken_rows})
-        return BatchOutcome(ids, x, y, x_adv, clean.argmax(1), predicted, correct, standing, seconds, passes, dict(tallies), still, goal, draws)
+        return BatchOutcome(
+            ids,
+            x,
+            y,
+            x_adv,
+            clean.argmax(1),
+            predicted,
+            correct,
+            standing,
+            seconds,
+            passes,
+            dict(tallies),
+            still,
+            goal,
+            draws,
+        )
 
     def _twin(self, search: Search, x: Tensor) -> Classifier:
         search = search.exact() if self.plan.randomised else search  # tracing would freeze the draws
         if search not in self._twins:
-            self._twins[search] = search.twin(self.model, self._prepared if self._prepared is not None else x, self._say)
+            self._twins[search] = search.twin(
+                self.model, self._prepared if self._prepared is not None else x, self._say
+            )
         return self._twins[search]
 
-    def _run(self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor) -> tuple[Tensor, int, dict[str, int]]:
+    def _run(
+        self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor
+    ) -> tuple[Tensor, int, dict[str, int]]:
         """One attack on rows that still stand: (best points found, model passes spent, tallies)."""
         search = call.searching(self.plan.search)
         twin = self._twin(search, x)
@@ -202,7 +237,9 @@ class RobustEvaluation:
         if target == "random":
             return (y + RowRandom(self.plan.seed, "target", ids).integers(1, classes)) % classes
         if not isinstance(target, int) or not 0 <= target < classes:
-            raise ValueError(f"target must be random, least-likely or a class in 0..{classes - 1}, got {target!r}")
+            raise ValueError(
+                f"target must be random, least-likely or a class in 0..{classes - 1}, got {target!r}"
+            )
         return torch.full_like(y, target)
 
     def run(
@@ -243,9 +280,13 @@ class RobustEvaluation:
 
         def again(attacks: Sequence[AttackCall], where: Tensor, name: str) -> Evaluation:
             if name:
-                self._say(f"samples of the audit fell: {', '.join(call.label for call in attacks)} run on all {len(where)} survivors")
+                self._say(
+                    f"samples of the audit fell: {', '.join(call.label for call in attacks)} run on all {len(where)} survivors"
+                )
             inner = functools.partial(_named, open_store, name) if open_store is not None and name else None
-            stream = self.plan.stream if name else "audit"  # where rapid has begun, a second look finds nothing new
+            stream = (
+                self.plan.stream if name else "audit"
+            )  # where rapid has begun, a second look finds nothing new
             return self._beside(attacks, stream).run(split, where, device, open_store=inner)
 
         part = not result.complete

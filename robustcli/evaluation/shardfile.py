@@ -72,9 +72,17 @@ def encode(result: ShardResult, header: Header, number: int) -> bytes:
     """The bytes of shard `number` of an evaluation. Raises NumericsError: seconds are not finite."""
     labels = list(result.stages)
     costs = {"seconds": result.seconds, "passes": result.passes, "tallies": result.tallies}
-    rows: list[dict[str, Any]] = [{"header": header.digest, "shard": number, "rows": len(result.ids), "stages": labels, **costs}]
-    flags = zip(*(standing.tolist() for standing in result.stages.values()), strict=True) if labels else [()] * len(result.ids)
-    for i, y, correct, standing in zip(result.ids.tolist(), result.y.tolist(), result.correct.tolist(), flags, strict=True):
+    rows: list[dict[str, Any]] = [
+        {"header": header.digest, "shard": number, "rows": len(result.ids), "stages": labels, **costs}
+    ]
+    flags = (
+        zip(*(standing.tolist() for standing in result.stages.values()), strict=True)
+        if labels
+        else [()] * len(result.ids)
+    )
+    for i, y, correct, standing in zip(
+        result.ids.tolist(), result.y.tolist(), result.correct.tolist(), flags, strict=True
+    ):
         rows.append({"id": i, "y": y, "correct": correct, "stages": dict(zip(labels, standing, strict=True))})
     body = "".join(strict_json(row) + "\n" for row in rows).encode()
     return body + _seal(body)
@@ -95,13 +103,18 @@ def _decode(data: bytes, header: Header, number: int) -> ShardResult:
         raise ValueError("it is of another evaluation")
     if first["shard"] != number or not len(rows) == first["rows"] == header.rows(number):
         raise ValueError(f"it is shard {first['shard']} with {len(rows)} samples")
-    flags = {label: torch.tensor([row["stages"][label] for row in rows], dtype=torch.bool) for label in first["stages"]}
+    flags = {
+        label: torch.tensor([row["stages"][label] for row in rows], dtype=torch.bool)
+        for label in first["stages"]
+    }
     ids, y = (torch.tensor([row[name] for row in rows], dtype=torch.int64) for name in ("id", "y"))
     correct = torch.tensor([row["correct"] for row in rows], dtype=torch.bool)
     return ShardResult(ids, y, correct, flags, first["seconds"], first["passes"], first["tallies"])
 
 
-def load(folder: Path, header: Header, number: int, say: Callable[[str], None]) -> tuple[bytes, ShardResult] | None:
+def load(
+    folder: Path, header: Header, number: int, say: Callable[[str], None]
+) -> tuple[bytes, ShardResult] | None:
     """(bytes, result) of a proven file; None when it is missing, or does not count, which is said."""
     path = folder / file_name(number)
     try:
@@ -111,7 +124,13 @@ def load(folder: Path, header: Header, number: int, say: Callable[[str], None]) 
         if error.code == "E-CKPT-MISSING":
             return None
         why = error.what
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # RuntimeError: a number beyond int64, deep JSON
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a number beyond int64, deep JSON
         why = str(error)
     say(f"shard {number} does not count: {why}: {path}")
     return None

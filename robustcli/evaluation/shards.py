@@ -19,7 +19,17 @@ from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load,
 from robustcli.store.atomic import TMP_PREFIX, strict_json, write_atomic
 from robustcli.store.disk import explained
 
-__all__ = ["SHARD", "Header", "ShardResult", "ShardStore", "audits", "merge", "parse_part", "part", "shards_of"]
+__all__ = [
+    "SHARD",
+    "Header",
+    "ShardResult",
+    "ShardStore",
+    "audits",
+    "merge",
+    "parse_part",
+    "part",
+    "shards_of",
+]
 
 AUDIT = "audit.json"
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
@@ -52,13 +62,20 @@ class ShardStore:
             header.write(folder)
         elif differing := found.differences(header):
             hint = "the same command goes on; for another evaluation choose another --out, or --overwrite"
-            raise UsageError(f"cannot resume another evaluation: {few(differing)}", where=str(folder), hint=hint, code="E-RESUME")
+            raise UsageError(
+                f"cannot resume another evaluation: {few(differing)}",
+                where=str(folder),
+                hint=hint,
+                code="E-RESUME",
+            )
 
     def read(self, number: int, ids: Tensor) -> ShardResult | None:
         """The proven shard of the samples `ids`, int64 [R] sorted. None when it is missing, or does not count, which is said once."""
         found = load(self.folder, self.header, number, self._once)
         if found is not None and not torch.equal(found[1].ids, ids):
-            self._once(f"shard {number} does not count: it is about other samples: {self.folder / file_name(number)}")
+            self._once(
+                f"shard {number} does not count: it is about other samples: {self.folder / file_name(number)}"
+            )
             return None
         return None if found is None else found[1]
 
@@ -69,11 +86,18 @@ class ShardStore:
 
     def write_audit(self, looked: Tensor, fallen: Tensor) -> None:
         """Which survivors of this part were audited and which of them fell, ids int64; the whole is put together by `merge`. Raises ResourceError."""
-        write_sealed(self.folder / AUDIT, {"header": self.header.digest, "looked": looked.tolist(), "fallen": fallen.tolist()})
+        write_sealed(
+            self.folder / AUDIT,
+            {"header": self.header.digest, "looked": looked.tolist(), "fallen": fallen.tolist()},
+        )
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not proven."""
-        return [number for number in range(self.header.shards) if load(self.folder, self.header, number, self._once) is None]
+        return [
+            number
+            for number in range(self.header.shards)
+            if load(self.folder, self.header, number, self._once) is None
+        ]
 
     def _once(self, text: str) -> None:
         if text not in self._said:
@@ -81,7 +105,9 @@ class ShardStore:
             self._say(text)
 
 
-def merge(folders: Sequence[Path], say: Callable[[str], None] = lambda text: None) -> tuple[Header, list[ShardResult]]:
+def merge(
+    folders: Sequence[Path], say: Callable[[str], None] = lambda text: None
+) -> tuple[Header, list[ShardResult]]:
     """All shards that the folders hold together, by number; with fewer than `header.shards` the result is partial.
 
     The order of the folders changes nothing; where two hold one shard, the costs are those of the file with the smaller bytes.
@@ -91,11 +117,17 @@ def merge(folders: Sequence[Path], say: Callable[[str], None] = lambda text: Non
     for folder in folders:
         header = Header.read(folder)
         if header is None:
-            raise UsageError("no shards of an evaluation", where=str(folder), hint="name run directories of robustcli eval")
+            raise UsageError(
+                "no shards of an evaluation", where=str(folder), hint="name run directories of robustcli eval"
+            )
         headers.append(header)
         if differing := headers[0].differences(header):
             where = f"there: {folders[0]}, here: {folder}"
-            raise UsageError(f"not parts of one evaluation: {few(differing)}", where=where, hint="merge runs of one model, data set, code and plan")
+            raise UsageError(
+                f"not parts of one evaluation: {few(differing)}",
+                where=where,
+                hint="merge runs of one model, data set, code and plan",
+            )
     if not headers:
         raise UsageError("no run to merge")
     header, results = _common(headers), []
@@ -103,12 +135,22 @@ def merge(folders: Sequence[Path], say: Callable[[str], None] = lambda text: Non
         found = [(*loaded, folder) for folder in folders if (loaded := load(folder, header, number, say))]
         if found:
             results.append(_agreed(number, found))
-    if results and len(results) == header.shards and ids_digest(torch.cat([result.ids for result in results])) != header.ids:
-        raise DataError("the shards are not about the samples that their header names", where=str(folders[0]), hint="measure again")
+    if (
+        results
+        and len(results) == header.shards
+        and ids_digest(torch.cat([result.ids for result in results])) != header.ids
+    ):
+        raise DataError(
+            "the shards are not about the samples that their header names",
+            where=str(folders[0]),
+            hint="measure again",
+        )
     return header, results
 
 
-def audits(folders: Sequence[Path], header: Header, say: Callable[[str], None] = lambda text: None) -> tuple[Tensor, Tensor]:
+def audits(
+    folders: Sequence[Path], header: Header, say: Callable[[str], None] = lambda text: None
+) -> tuple[Tensor, Tensor]:
     """(ids looked at, ids that fell), int64 without repetition, over the audits of all parts; one that is damaged or of other shards does not count."""
     looked, fallen = set[int](), set[int]()
     for folder in folders:
@@ -144,7 +186,10 @@ def parse_part(text: str) -> tuple[int, int]:
 
 def _common(headers: Sequence[Header]) -> Header:
     """One header with the alarms of all, whatever their order: `about` and alarms may differ between machines."""
-    alarms = {alarm["name"]: alarm for alarm in sorted((alarm for header in headers for alarm in header.alarms), key=strict_json)}
+    alarms = {
+        alarm["name"]: alarm
+        for alarm in sorted((alarm for header in headers for alarm in header.alarms), key=strict_json)
+    }
     about = min((header.about for header in headers), key=strict_json)
     return replace(headers[0], about=about, alarms=list(alarms.values()))
 
@@ -155,5 +200,9 @@ def _agreed(number: int, found: Sequence[tuple[bytes, ShardResult, Path]]) -> Sh
         if ids := found[0][1].disagreement(other):
             named = ", ".join(str(i) for i in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
             hint = f"delete {file_name(number)} in one of them, and measure it again with --resume if unsure"
-            raise DataError(f"two runs disagree about shard {number}: sample ids {named}", where=f"{found[0][2]} and {folder}", hint=hint)
+            raise DataError(
+                f"two runs disagree about shard {number}: sample ids {named}",
+                where=f"{found[0][2]} and {folder}",
+                hint=hint,
+            )
     return min(found, key=lambda entry: entry[0])[1]

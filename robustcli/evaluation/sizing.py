@@ -35,7 +35,10 @@ class BatchSizer:
     def grow(self) -> None:
         """After a batch that fitted."""
         if self._growing and self.size < _LARGEST:
-            peak, total = torch.cuda.max_memory_allocated(self._device), torch.cuda.get_device_properties(self._device).total_memory
+            peak, total = (
+                torch.cuda.max_memory_allocated(self._device),
+                torch.cuda.get_device_properties(self._device).total_memory,
+            )
             self._growing = peak < 0.4 * total
             self.size *= 2 if self._growing else 1
 
@@ -67,7 +70,12 @@ def halving(sizer: BatchSizer, rows: int) -> Iterator[Attempt]:
 
 
 def in_batches(
-    split: Split, positions: Tensor, device: torch.device, size: int | None, work: Callable[[Tensor, Tensor, Tensor], T], say: Callable[[str], None]
+    split: Split,
+    positions: Tensor,
+    device: torch.device,
+    size: int | None,
+    work: Callable[[Tensor, Tensor, Tensor], T],
+    say: Callable[[str], None],
 ) -> Iterator[T]:
     """work(x, y, ids) of the samples at `positions` (int64 [n]), batch by batch; one that memory does not suffice for is worked on in halves.
 

@@ -17,20 +17,34 @@ from robustcli.evaluation.plan import AttackCall, Search
 
 
 def searched(
-    twin: Classifier, call: AttackCall, x: Tensor, criterion: Criterion, ball: Ball, rng: RowRandom, *, stop: Callable[[], None] | None = None, draws: int = 1
+    twin: Classifier,
+    call: AttackCall,
+    x: Tensor,
+    criterion: Criterion,
+    ball: Ball,
+    rng: RowRandom,
+    *,
+    stop: Callable[[], None] | None = None,
+    draws: int = 1,
 ) -> Tensor:
     """x_adv [B, C, H, W]: the worst point that one attack finds on a model; nothing leaves early, for a deeper point carries further.
 
     Of a minimal-norm attack the closest success; x where that lies outside the ball.
     """
     minimal = call.kind == "minimal"
-    oracle = Oracle(twin, x, criterion, rng=rng, keep="closest" if minimal else "best", ball=ball, stop=stop, draws=draws)
+    oracle = Oracle(
+        twin, x, criterion, rng=rng, keep="closest" if minimal else "best", ball=ball, stop=stop, draws=draws
+    )
     found = call.fn(oracle, x, ball, **call.params)
     return ball.or_origin(x, found) if minimal else found
 
 
 def transferred(
-    surrogate: nn.Module, call: AttackCall, search: Search | None = None, *, stop: Callable[[], None] | None = None
+    surrogate: nn.Module,
+    call: AttackCall,
+    search: Search | None = None,
+    *,
+    stop: Callable[[], None] | None = None,
 ) -> Callable[[Oracle, Tensor, Ball], Tensor]:
     """A black-box attack: x_adv = argmax of the loss on `surrogate` inside the ball, shown to the victim once.
 
@@ -54,7 +68,9 @@ def transferred(
             if not twins:
                 twins.append(chosen.twin(surrogate, x))
             criterion = Criterion(oracle.y, oracle.target)
-            found = searched(twins[0], call, x, criterion, ball, oracle.rng, stop=stop, draws=chosen.draws or 1)
+            found = searched(
+                twins[0], call, x, criterion, ball, oracle.rng, stop=stop, draws=chosen.draws or 1
+            )
         return oracle.result(found)
 
     return transfer

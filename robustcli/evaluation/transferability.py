@@ -95,7 +95,9 @@ def transfer_matrix(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(frozen(model))
-        shown = next(iter(split.stream([positions[:_SHOWN]], device)))[0] if len(positions) else torch.zeros(0)
+        shown = (
+            next(iter(split.stream([positions[:_SHOWN]], device)))[0] if len(positions) else torch.zeros(0)
+        )
         members = [_Member(model, plan, shown, stop, say) for model in models.values()]
 
         def work(x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +117,14 @@ def transfer_matrix(
 class _Member:
     """One model of the matrix, frozen: its judge, and its search twins, made once."""
 
-    def __init__(self, model: nn.Module, plan: EvalPlan, shown: Tensor, stop: Callable[[], None] | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: EvalPlan,
+        shown: Tensor,
+        stop: Callable[[], None] | None,
+        say: Callable[[str], None],
+    ) -> None:
         self._model, self._plan, self._shown, self._stop, self._say = model, plan, shown, stop, say
         self._twins: dict[Search, Classifier] = {}
         self.judge = Judge(model, plan.ball)
@@ -140,7 +149,16 @@ class _Member:
             search = call.searching(self._plan.search)
             part, criterion = x[still], Criterion(y[still])
             rng = RowRandom(self._plan.seed, "start", ids[still])
-            found = searched(self._twin(search), call, part, criterion, self._plan.ball, rng, stop=self._stop, draws=search.draws or 1)
+            found = searched(
+                self._twin(search),
+                call,
+                part,
+                criterion,
+                self._plan.ball,
+                rng,
+                stop=self._stop,
+                draws=search.draws or 1,
+            )
             ruling = self.judge.rule(part, found, criterion)
             value = margin(ruling.logits, y[still]).masked_fill(~ruling.inside, float("-inf"))
             better = ruling.hit | (value > worst[still])
@@ -153,7 +171,9 @@ def _batch(members: list[_Member], x: Tensor, y: Tensor, ids: Tensor) -> tuple[T
     """(right bool [M, B], jointly right bool [B], broken bool [M, M, R] over the R jointly right rows)."""
     clean = [member.judge.logits(x) for member in members]
     if len({logits.shape[1] for logits in clean}) > 1:
-        raise ValueError(f"the models have different numbers of classes: {', '.join(str(logits.shape[1]) for logits in clean)}")
+        raise ValueError(
+            f"the models have different numbers of classes: {', '.join(str(logits.shape[1]) for logits in clean)}"
+        )
     right = torch.stack([(logits.argmax(1) == y) & torch.isfinite(logits).all(1) for logits in clean])
     joint = right.all(0)
     x, y, ids = x[joint], y[joint], ids[joint]

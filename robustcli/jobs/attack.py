@@ -43,8 +43,14 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
         return evaluation_plan(setting, model, config.attacks, console)
     check_request(setting, [], None, False)
     if setting.data.shape[0] not in _MODES:
-        raise DataError(f"images of {setting.data.shape[0]} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can")
-    with open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
+        raise DataError(
+            f"images of {setting.data.shape[0]} channels cannot be written as PNG",
+            hint="1 (grey) and 3 (RGB) can",
+        )
+    with (
+        open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run,
+        StopFlag() as stop,
+    ):
         begin(run, config)
         writer = ImageWriter(setting, model, run)
         result, rows = measure(setting, model, console, stop.check, done=writer.take, audit=False)
@@ -80,7 +86,9 @@ class ImageWriter:
         x, y = outcome.x, outcome.y
         levels = to_lattice(x, outcome.x_adv, self.setting.ball)
         with frozen(self.model):
-            ruling = Judge(self.model, self.setting.ball, draws=outcome.draws).rule(x, from_lattice(levels), Criterion(y, outcome.goal))
+            ruling = Judge(self.model, self.setting.ball, draws=outcome.draws).rule(
+                x, from_lattice(levels), Criterion(y, outcome.goal)
+            )
         broken = outcome.correct & ruling.hit & (True if outcome.goal is None else outcome.goal != y)
         self._right_8bit += int((outcome.correct & ~broken).sum())
         self._right_float += int(outcome.survivors.sum())
@@ -91,17 +99,26 @@ class ImageWriter:
         if len(rows):
             self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
 
-    def _write(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor, distance: Tensor) -> None:
+    def _write(
+        self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor, distance: Tensor
+    ) -> None:
         """The chosen rows as PNG files, each compared with what it reads back as, and their lines."""
         classes = self.setting.data.classes
-        for k, image, label, far in zip(rows.tolist(), levels.cpu(), predicted.tolist(), distance.tolist(), strict=True):
+        for k, image, label, far in zip(
+            rows.tolist(), levels.cpu(), predicted.tolist(), distance.tolist(), strict=True
+        ):
             name = classes[int(outcome.y[k])]
             path = self._path(int(outcome.ids[k]), name)
             write_atomic(path, encode_png(image))
             if not torch.equal(read_png(path), image):
                 raise DataError("an adversarial image did not survive its file", where=str(path))
             row: dict[str, Any] = {"id": int(outcome.ids[k]), "file": path.name, "label": name}
-            row |= {"clean_predicted": classes[int(outcome.clean_predicted[k])], "predicted_8bit": classes[label], "distance_8bit": far, "broken_8bit": True}
+            row |= {
+                "clean_predicted": classes[int(outcome.clean_predicted[k])],
+                "predicted_8bit": classes[label],
+                "distance_8bit": far,
+                "broken_8bit": True,
+            }
             self.lines.write(row)
         self.written += len(rows)
 
@@ -116,7 +133,14 @@ class ImageWriter:
                 return
             clean = (x[k].cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             classes = self.setting.data.classes
-            self._shown.append((clean, levels[k].cpu().permute(1, 2, 0).numpy(), classes[int(y[k])], classes[int(predicted[k])]))
+            self._shown.append(
+                (
+                    clean,
+                    levels[k].cpu().permute(1, 2, 0).numpy(),
+                    classes[int(y[k])],
+                    classes[int(predicted[k])],
+                )
+            )
 
     def close(self, console: Console) -> dict[str, Any]:
         """The gallery picture and the two numbers; returns what the document says of the images."""
@@ -124,8 +148,18 @@ class ImageWriter:
         if self._shown:
             path = self.run.path / "plots" / "gallery.png"
             clean, adversarial, true, predicted = zip(*self._shown, strict=True)
-            ball = f"{self.setting.ball.norm}, eps {format_eps(self.setting.ball.eps, self.setting.ball.norm)}"
-            gallery(path, np.stack(clean), np.stack(adversarial), list(true), list(predicted), amplify=float(self.setting.config.attack.amplify), title=ball)
+            ball = (
+                f"{self.setting.ball.norm}, eps {format_eps(self.setting.ball.eps, self.setting.ball.norm)}"
+            )
+            gallery(
+                path,
+                np.stack(clean),
+                np.stack(adversarial),
+                list(true),
+                list(predicted),
+                amplify=float(self.setting.config.attack.amplify),
+                title=ball,
+            )
             console.info(f"gallery: {path}")
         else:
             console.info("no gallery: no image was broken")
@@ -144,7 +178,9 @@ def encode_png(image: Tensor) -> bytes:
 
     pixels = image.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, mode=_MODES[pixels.shape[2]]).save(buffer, format="PNG")
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, mode=_MODES[pixels.shape[2]]).save(
+        buffer, format="PNG"
+    )
     return buffer.getvalue()
 
 

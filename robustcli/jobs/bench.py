@@ -62,7 +62,12 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
         tables = _tables(found)
         for table in tables:
             console.table(table)
-        document = {"run": str(run.path), "seconds": round(time.perf_counter() - began, 3), "kind": "bench", **found}
+        document = {
+            "run": str(run.path),
+            "seconds": round(time.perf_counter() - began, 3),
+            "kind": "bench",
+            **found,
+        }
         for name in ("bench.json", "summary.json"):
             run.write_json(name, {"schema_version": 1, "ok": True, "verb": "bench", **document})
         run.write_text("summary.md", _summary(run, config.name, tables))
@@ -89,7 +94,12 @@ def _measured(subject: Bench, console: Console, flags: BenchFlags) -> dict[str, 
     sides = _PRODUCTS.get(device.type, _PRODUCTS["cpu"])[flags.smoke]
     console.info(f"measuring on {device} in {', '.join(kind.name for kind in kinds)}: matrix products")
     peaks = {kind.name: matmul_peak(device, kind, sides, subject.repeat, subject.stop) for kind in kinds}
-    found: dict[str, Any] = {"device": _device(device), "threads": torch.get_num_threads(), "peak": peaks, "batch_sizes": None}
+    found: dict[str, Any] = {
+        "device": _device(device),
+        "threads": torch.get_num_threads(),
+        "peak": peaks,
+        "batch_sizes": None,
+    }
     batch = min(subject.batch, max(1, epoch_size(setting.data.train)))
     if flags.auto_batch:
         console.info(f"training steps at growing batch sizes, {kinds[-1].name}")
@@ -107,13 +117,35 @@ def _measured(subject: Bench, console: Console, flags: BenchFlags) -> dict[str, 
         if not out_of_memory(error):
             raise
         hint = "--batch-size auto finds what fits"
-        raise ResourceError(f"{batch} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM") from None
+        raise ResourceError(
+            f"{batch} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM"
+        ) from None
     for row in rows:
         row["mfu"] = row["tflops"] / peaks[row["precision"]]["tflops"]
-    cost = {"gflop_per_forward": flops(subject.model, setting.data.shape) / 1e9, "passes_per_image": passes_per_image(setting)}
-    about = {"model": setting.config.model.name, "parameters": count_parameters(subject.model), "data": setting.data.name, "batch_size": batch}
-    work = {"objective": setting.config.objective.name, "adversary": _adversary(setting), "step": setting.config.train.step.name}
-    found |= {**about, **work, **cost, "steps": rows, "training_loop": data, "cpu": None, "gpu_over_cpu": None}
+    cost = {
+        "gflop_per_forward": flops(subject.model, setting.data.shape) / 1e9,
+        "passes_per_image": passes_per_image(setting),
+    }
+    about = {
+        "model": setting.config.model.name,
+        "parameters": count_parameters(subject.model),
+        "data": setting.data.name,
+        "batch_size": batch,
+    }
+    work = {
+        "objective": setting.config.objective.name,
+        "adversary": _adversary(setting),
+        "step": setting.config.train.step.name,
+    }
+    found |= {
+        **about,
+        **work,
+        **cost,
+        "steps": rows,
+        "training_loop": data,
+        "cpu": None,
+        "gpu_over_cpu": None,
+    }
     if device.type == "cuda":
         console.info("the same on the CPU")
         found |= _against_cpu(subject, rows)
@@ -123,7 +155,11 @@ def _measured(subject: Bench, console: Console, flags: BenchFlags) -> dict[str, 
 def _adversary(setting: Setting) -> str:
     """``pgd-10 on kl``: the attack of the step and the loss it ascends."""
     inner = registry.objectives.discover().get(setting.config.objective.name).facts["inner"]
-    return "none" if inner is None else f"{make_attacks([setting.config.adversary], setting.ball.norm, 'adversary')[0].label} on {inner}"
+    return (
+        "none"
+        if inner is None
+        else f"{make_attacks([setting.config.adversary], setting.ball.norm, 'adversary')[0].label} on {inner}"
+    )
 
 
 def _sizes(subject: Bench, device: torch.device, smoke: bool) -> dict[str, Any]:
@@ -132,9 +168,16 @@ def _sizes(subject: Bench, device: torch.device, smoke: bool) -> dict[str, Any]:
     candidates = [8, 16] if smoke else [first << k for k in range((last // first).bit_length())]
     rows, full = subject.sizes(precisions(device)[-1], candidates, _SLOWEST)
     if not rows:
-        raise ResourceError(f"{candidates[0]} images do not fit into memory", hint="choose a smaller model", code="E-OOM")
+        raise ResourceError(
+            f"{candidates[0]} images do not fit into memory", hint="choose a smaller model", code="E-OOM"
+        )
     fastest = max(rows, key=lambda row: float(row["images_per_second"]))
-    return {"rows": rows, "fastest": fastest["batch_size"], "largest": rows[-1]["batch_size"], "out_of_memory": full}
+    return {
+        "rows": rows,
+        "fastest": fastest["batch_size"],
+        "largest": rows[-1]["batch_size"],
+        "out_of_memory": full,
+    }
 
 
 def _against_cpu(subject: Bench, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,14 +186,21 @@ def _against_cpu(subject: Bench, rows: list[dict[str, Any]]) -> dict[str, Any]:
     other = subject.resized(min(subject.batch, _ON_CPU)).on(host)
     kind = precisions(host)[-1]
     on_cpu = [other.attack_step(kind, True), other.training_step(kind)]
-    best = [max(float(row["images_per_second"]) for row in rows if row["work"] == slow["work"]) for slow in on_cpu]
+    best = [
+        max(float(row["images_per_second"]) for row in rows if row["work"] == slow["work"]) for slow in on_cpu
+    ]
     ratios = {slow["work"]: fast / slow["images_per_second"] for fast, slow in zip(best, on_cpu, strict=True)}
     return {"cpu": on_cpu, "gpu_over_cpu": ratios}
 
 
 def _device(device: torch.device) -> dict[str, Any]:
     known = next((row for row in describe_devices() if row["device"] in (str(device), device.type)), {})
-    return {"device": str(device), "name": known.get("name"), "memory": known.get("memory"), "torch": str(torch.__version__)}
+    return {
+        "device": str(device),
+        "name": known.get("name"),
+        "memory": known.get("memory"),
+        "torch": str(torch.__version__),
+    }
 
 
 # ---- what people read ------------------------------------------------------------------------------------------
@@ -158,26 +208,85 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 def _tables(found: dict[str, Any]) -> list[Table]:
     """Steps, matrix products, batch sizes where they were tried, and the rest."""
-    steps = [*found["steps"], *({**row, "precision": f"{row['precision']} on the CPU", "mfu": None} for row in found["cpu"] or ())]
-    names = ("work", "precision", "search", "images_per_second", "low", "high", "tflops", "mfu", "peak_memory_mib")
-    shown = ("work", "precision", "search", "images/s", "slowest", "fastest", "TFLOP/s", "share of peak", "peak MiB")
+    steps = [
+        *found["steps"],
+        *({**row, "precision": f"{row['precision']} on the CPU", "mfu": None} for row in found["cpu"] or ()),
+    ]
+    names = (
+        "work",
+        "precision",
+        "search",
+        "images_per_second",
+        "low",
+        "high",
+        "tflops",
+        "mfu",
+        "peak_memory_mib",
+    )
+    shown = (
+        "work",
+        "precision",
+        "search",
+        "images/s",
+        "slowest",
+        "fastest",
+        "TFLOP/s",
+        "share of peak",
+        "peak MiB",
+    )
     many = min(row["repetitions"] for row in found["steps"])
-    notes = sorted({f"{row['search'] or row['work']} {row['precision']}: {row['note']}" for row in steps if row["note"]})
+    notes = sorted(
+        {f"{row['search'] or row['work']} {row['precision']}: {row['note']}" for row in steps if row["note"]}
+    )
     note = f"Medians of {many} repetitions or more. " + "; ".join(notes)
     title = f"{found['model']} on {found['data']}, {found['objective']}, {found['adversary']}, steps of {found['batch_size']} on {found['device']['device']}"
     made = [Table(title, shown, [[row.get(name) for name in names] for row in steps], note.strip())]
-    products = [[name, row["size"], row["tflops"], row["low"], row["high"]] for name, row in found["peak"].items()]
-    made.append(Table("matrix products (the peak)", ["precision", "side", "TFLOP/s", "slowest", "fastest"], products))
+    products = [
+        [name, row["size"], row["tflops"], row["low"], row["high"]] for name, row in found["peak"].items()
+    ]
+    made.append(
+        Table("matrix products (the peak)", ["precision", "side", "TFLOP/s", "slowest", "fastest"], products)
+    )
     if found["batch_sizes"]:
         tried = found["batch_sizes"]
-        rows = [[row["batch_size"], row["images_per_second"], row["low"], row["high"], row["peak_memory_mib"]] for row in tried["rows"]]
-        end = f"{tried['largest']} fits, {2 * tried['largest']} does not" if tried["out_of_memory"] else "memory was not the limit"
-        made.append(Table("batch sizes", ["images", "images/s", "slowest", "fastest", "peak MiB"], rows, f"Fastest: {tried['fastest']}; {end}."))
+        rows = [
+            [row["batch_size"], row["images_per_second"], row["low"], row["high"], row["peak_memory_mib"]]
+            for row in tried["rows"]
+        ]
+        end = (
+            f"{tried['largest']} fits, {2 * tried['largest']} does not"
+            if tried["out_of_memory"]
+            else "memory was not the limit"
+        )
+        made.append(
+            Table(
+                "batch sizes",
+                ["images", "images/s", "slowest", "fastest", "peak MiB"],
+                rows,
+                f"Fastest: {tried['fastest']}; {end}.",
+            )
+        )
     loop = found["training_loop"]
-    facts = [["forward pass", f"{found['gflop_per_forward']:.4g} GFLOP an image"], ["passes", f"{found['passes_per_image']} an image and training step"]]
-    facts.append(["training loop", f"{loop['images_per_second']:.4g} images/s ({loop['low']:.4g} to {loop['high']:.4g}), data and augmentation included"])
-    facts.append(["waiting for data", f"{loop['waiting_share']:.1%} of the loop ({loop['waiting_low']:.1%} to {loop['waiting_high']:.1%})"])
-    facts += [[f"GPU over CPU, {work}", f"{ratio:.3g} times"] for work, ratio in (found["gpu_over_cpu"] or {}).items()]
+    facts = [
+        ["forward pass", f"{found['gflop_per_forward']:.4g} GFLOP an image"],
+        ["passes", f"{found['passes_per_image']} an image and training step"],
+    ]
+    facts.append(
+        [
+            "training loop",
+            f"{loop['images_per_second']:.4g} images/s ({loop['low']:.4g} to {loop['high']:.4g}), data and augmentation included",
+        ]
+    )
+    facts.append(
+        [
+            "waiting for data",
+            f"{loop['waiting_share']:.1%} of the loop ({loop['waiting_low']:.1%} to {loop['waiting_high']:.1%})",
+        ]
+    )
+    facts += [
+        [f"GPU over CPU, {work}", f"{ratio:.3g} times"]
+        for work, ratio in (found["gpu_over_cpu"] or {}).items()
+    ]
     if found["process_memory_mib"]:
         facts.append(["peak memory of the process", f"{found['process_memory_mib']:.0f} MiB"])
     return [*made, Table("training as a whole", ["", "measured"], facts)]
@@ -185,4 +294,12 @@ def _tables(found: dict[str, Any]) -> list[Table]:
 
 def _summary(run: Run, name: str, tables: list[Table]) -> str:
     command = printable(f"robustcli bench {run.path / 'config.resolved.yaml'}").replace("`", " ")
-    return "\n".join([f"# Benchmark: {name}", "", f"The same again: `{command}`.", "", *(table.markdown() for table in tables)])
+    return "\n".join(
+        [
+            f"# Benchmark: {name}",
+            "",
+            f"The same again: `{command}`.",
+            "",
+            *(table.markdown() for table in tables),
+        ]
+    )

@@ -30,11 +30,25 @@ from robustcli.terminal.console import Console
 
 _CONFIG = "train/digits"
 _EPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2)
-_TINY = ("train.epochs=null", "train.steps=20", "train.batch_size=32", "train.val_n=32", "eval.n=48", "attacks.0.steps=4", "adversary.steps=3")
+_TINY = (
+    "train.epochs=null",
+    "train.steps=20",
+    "train.batch_size=32",
+    "train.val_n=32",
+    "eval.n=48",
+    "attacks.0.steps=4",
+    "adversary.steps=3",
+)
 
 
 def demo(
-    console: Console, *, settings: Sequence[str] = (), out: str | None = None, overwrite: bool = False, smoke: bool = False, dry_run: bool = False
+    console: Console,
+    *,
+    settings: Sequence[str] = (),
+    out: str | None = None,
+    overwrite: bool = False,
+    smoke: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train a natural and a robust model on `digits`, attack both with PGD-20, compare; returns the document."""
     began = time.perf_counter()
@@ -55,13 +69,30 @@ def demo(
         documents = {name: eval_document(results[name][1], rows[name]) for name in models}
         curves = _curves(run, models, console, smoke)
         console.info("4/4 writing the images that break the natural model")
-        shown = _load([*base, f"out={run.path / 'attack'}", f"model.name=run:{run.path / 'natural'}", "eval.n=64" if not smoke else "eval.n=8"])
+        shown = _load(
+            [
+                *base,
+                f"out={run.path / 'attack'}",
+                f"model.name=run:{run.path / 'natural'}",
+                "eval.n=64" if not smoke else "eval.n=8",
+            ]
+        )
         attack(shown, _muted(console), EvalFlags())
         setting = models["robust"]
         radius = format_eps(setting.ball.eps, setting.ball.norm)
-        table = _table(rows, f"{setting.data.name}, {setting.ball.norm} eps {radius}, {documents['robust']['n']} test images")
+        table = _table(
+            rows,
+            f"{setting.data.name}, {setting.ball.norm} eps {radius}, {documents['robust']['n']} test images",
+        )
         console.table(table)
-        summary = {"schema_version": 1, "ok": True, "verb": "demo", "run": str(run.path), "seconds": round(time.perf_counter() - began, 3), "models": documents}
+        summary = {
+            "schema_version": 1,
+            "ok": True,
+            "verb": "demo",
+            "run": str(run.path),
+            "seconds": round(time.perf_counter() - began, 3),
+            "models": documents,
+        }
         run.write_text("summary.md", table.markdown() + "\n")
         run.write_json("summary.json", {**summary, "curves": curves})
         _next_steps(run, console)
@@ -83,16 +114,23 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
     model = load_model(f"run:{run.path / name}").to(setting.device)
     plan = eval_plan(setting, setting.config.attacks)
     positions = choose(setting.data.test, n=setting.config.eval.n, first=None, seed=setting.config.seed)
-    with StopFlag() as stop, console.progress(len(positions), f"3/4 {plan.attacks[0].label} on the {name} model") as bar:
+    with (
+        StopFlag() as stop,
+        console.progress(len(positions), f"3/4 {plan.attacks[0].label} on the {name} model") as bar,
+    ):
 
         def tick(outcome: BatchOutcome) -> None:
             bar.advance(len(outcome.y))
 
-        result = RobustEvaluation(model, plan, stop=stop.check, say=console.warn).run(setting.data.test, positions, setting.device, done=tick)
+        result = RobustEvaluation(model, plan, stop=stop.check, say=console.warn).run(
+            setting.data.test, positions, setting.device, done=tick
+        )
     return model, result
 
 
-def _curves(run: Run, models: dict[str, Setting], console: Console, smoke: bool) -> dict[str, list[list[float]]]:
+def _curves(
+    run: Run, models: dict[str, Setting], console: Console, smoke: bool
+) -> dict[str, list[list[float]]]:
     """Accuracy against eps under PGD for both models: [eps, accuracy, low, high] with exact intervals, and the picture with Wilson's."""
     curves: dict[str, list[list[float]]] = {}
     points: dict[str, list[tuple[float, float, float, float]]] = {}
@@ -100,27 +138,43 @@ def _curves(run: Run, models: dict[str, Setting], console: Console, smoke: bool)
     with console.progress(len(models) * len(eps_list), "3/4 accuracy against eps") as bar:
         for name, setting in models.items():
             model = load_model(f"run:{run.path / name}").to(setting.device)
-            positions = choose(setting.data.test, n=min(200, setting.config.eval.n or 200), first=None, seed=setting.config.seed)
+            positions = choose(
+                setting.data.test,
+                n=min(200, setting.config.eval.n or 200),
+                first=None,
+                seed=setting.config.seed,
+            )
             calls = eval_plan(setting, setting.config.attacks).attacks
             curves[name], points[name] = [], []
             for eps in eps_list:
-                plan = EvalPlan(Ball(setting.ball.norm, eps), calls, setting.config.seed, search=make_search(setting.config, setting.device))
+                plan = EvalPlan(
+                    Ball(setting.ball.norm, eps),
+                    calls,
+                    setting.config.seed,
+                    search=make_search(setting.config, setting.device),
+                )
                 result = RobustEvaluation(model, plan).run(setting.data.test, positions, setting.device)
                 rate = Rate(int(result.survivors.sum()), result.n)
                 curves[name].append([eps, rate.value, *rate.exact])
                 points[name].append((eps, rate.value, *rate.display))
                 bar.advance()
     title = f"{models['robust'].data.name}: accuracy under {next(iter(calls)).label}"
-    eps_curve(run.path / "plots" / "accuracy_against_eps.png", points, title=title, norm=models["robust"].ball.norm)
+    eps_curve(
+        run.path / "plots" / "accuracy_against_eps.png", points, title=title, norm=models["robust"].ball.norm
+    )
     return curves
 
 
 def _table(models: Mapping[str, Sequence[EvalRow]], title: str) -> Table:
     """One line per model, from its records: clean, one attack, the worst case."""
-    body: list[list[Cell]] = [[name, rows[-1].clean, rows[-1].robust, rows[-1].success] for name, rows in models.items()]
+    body: list[list[Cell]] = [
+        [name, rows[-1].clean, rows[-1].robust, rows[-1].success] for name, rows in models.items()
+    ]
     attack = next(row.title for rows in models.values() for row in rows if row.kind == "attack")
     note = "Clean and robust accuracy: of all samples. Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
-    return Table(title, ["model", "clean accuracy", f"robust accuracy ({attack})", "attack success"], body, note)
+    return Table(
+        title, ["model", "clean accuracy", f"robust accuracy ({attack})", "attack success"], body, note
+    )
 
 
 def _next_steps(run: Run, console: Console) -> None:
@@ -136,5 +190,3 @@ def _next_steps(run: Run, console: Console) -> None:
     )
     for line in lines:
         console.info(line)
-
-

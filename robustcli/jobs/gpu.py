@@ -41,19 +41,37 @@ def check_gpu(console: Console, *, require_cuda: bool, measure: bool = True) -> 
     console.table(_table(devices))
     console.info(f"CUDA: {torch.version.cuda or 'none in this build of torch'}, torch {torch.__version__}")
     if missing:
-        fast = "bf16 runs natively here" if bf16_native(torch.device("cpu")) else "no native bf16: training runs in fp32"
+        fast = (
+            "bf16 runs natively here"
+            if bf16_native(torch.device("cpu"))
+            else "no native bf16: training runs in fp32"
+        )
         console.info(f"no CUDA device: {missing}")
         console.info(f"everything works on the CPU, slower ({fast}); start with: robustcli demo")
         if require_cuda:
-            raise ResourceError(f"no CUDA device: {missing}", hint="install a CUDA build of torch and a driver, or drop --require-cuda", code="E-DEVICE")
+            raise ResourceError(
+                f"no CUDA device: {missing}",
+                hint="install a CUDA build of torch and a driver, or drop --require-cuda",
+                code="E-DEVICE",
+            )
     seconds = round(time.perf_counter() - began, 3)
-    return {"run": None, "seconds": seconds, "devices": devices, "cuda": not missing, "missing": missing, "environment": environment()}
+    return {
+        "run": None,
+        "seconds": seconds,
+        "devices": devices,
+        "cuda": not missing,
+        "missing": missing,
+        "environment": environment(),
+    }
 
 
 def matmul_rates(device: torch.device) -> dict[str, Any]:
     """TFLOP/s of a square matrix product in every precision of the device; 2 n^3 operations."""
     n = 8192 if device.type == "cuda" else 1024
-    return {f"matmul_{kind.name}_tflops": round(matmul_peak(device, kind, [n], _BRIEF)["tflops"], 3) for kind in precisions(device)}
+    return {
+        f"matmul_{kind.name}_tflops": round(matmul_peak(device, kind, [n], _BRIEF)["tflops"], 3)
+        for kind in precisions(device)
+    }
 
 
 def pgd_rate(device: torch.device) -> dict[str, Any]:
@@ -61,7 +79,11 @@ def pgd_rate(device: torch.device) -> dict[str, Any]:
     batch = 512 if device.type == "cuda" else 16
     info = ModelInfo(num_classes=10, channels=3, size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
     model: nn.Module = build_model("resnet18", {}, info, seed=0).to(device).eval()
-    x, y, ids = torch.rand(batch, 3, 32, 32, device=device), torch.zeros(batch, dtype=torch.int64, device=device), torch.arange(batch, device=device)
+    x, y, ids = (
+        torch.rand(batch, 3, 32, 32, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+        torch.arange(batch, device=device),
+    )
     dtype = torch.bfloat16 if bf16_native(device) else torch.float32
     twin = SearchTwin(model, dtype=dtype)
 

@@ -31,7 +31,9 @@ from robustcli.terminal.console import Console
 _JUDGING = ("attacks", "core", "evaluation", "models")  # the source that a verdict depends on
 
 
-def header_of(setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, alarms: Sequence[Alarm]) -> Header:
+def header_of(
+    setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, alarms: Sequence[Alarm]
+) -> Header:
     """The header of an evaluation's shards: model, data, judging code, final plan and all chosen samples."""
     config, hashes = setting.config, hashes_of(setting, model)
     about = {
@@ -42,14 +44,27 @@ def header_of(setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, a
         "hashes": hashes,
     }
     code = "-".join(hash_tree(PACKAGE / name)[:16] for name in _JUDGING)
-    digests = {"model": f"{hashes['model']} {forward_digest(model)}", "data": f"{setting.data.digest} {config.eval.split}", "code": code}
-    return Header.of(plan, ids, size=config.eval.shard_size, about=about, alarms=[alarm.to_json() for alarm in alarms], **digests)
+    digests = {
+        "model": f"{hashes['model']} {forward_digest(model)}",
+        "data": f"{setting.data.digest} {config.eval.split}",
+        "code": code,
+    }
+    return Header.of(
+        plan,
+        ids,
+        size=config.eval.shard_size,
+        about=about,
+        alarms=[alarm.to_json() for alarm in alarms],
+        **digests,
+    )
 
 
 def forward_digest(model: nn.Module) -> str:
     """SHA-256 over the structure and the source of a model's own code: weights alone do not say what a forward pass does."""
     digest = hashlib.sha256(repr(model).encode())
-    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: (kind.__module__, kind.__qualname__)):
+    for kind in sorted(
+        {type(module) for module in model.modules()}, key=lambda kind: (kind.__module__, kind.__qualname__)
+    ):
         digest.update(f"{kind.__module__}.{kind.__qualname__}".encode())
         if kind.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "robustcli"):
             continue  # their versions are in env.json; ours is in the code hash
@@ -71,16 +86,32 @@ def merged(runs: Sequence[Path], console: Console) -> tuple[Evaluation, list[Eva
     header, results = merge_shards([folder / "shards" for folder in folders], console.warn)
     config = load_config(str(folders[0] / "config.resolved.yaml"), []).config
     if not results:
-        raise UsageError("no shard of these runs is complete", where=", ".join(map(str, folders)), hint="finish them with --resume first")
+        raise UsageError(
+            "no shard of these runs is complete",
+            where=", ".join(map(str, folders)),
+            hint="finish them with --resume first",
+        )
     result = _evaluation(header, results)
     if header.plan["audit"] is not None:
         looked, fallen = audits([folder / "shards" for folder in folders], header, console.warn)
         again = f"robustcli eval {folders[0] / 'config.resolved.yaml'} 'attacks=[autoattack]'"
-        result = joined(header.plan["seed"], result, looked, fallen, f"rapid is too weak here; run the whole of AutoAttack: {again}")
+        result = joined(
+            header.plan["seed"],
+            result,
+            looked,
+            fallen,
+            f"rapid is too weak here; run the whole of AutoAttack: {again}",
+        )
     about, plan = dict(header.about), header.plan
     hashes = {**about["hashes"], "ids": ids_digest(result.ids)}
     named = {key: about[key] for key in ("data", "split", "model")}
-    common = {**named, "norm": plan["ball"]["norm"], "eps": plan["ball"]["eps"], "seed": plan["seed"], "hashes": hashes}
+    common = {
+        **named,
+        "norm": plan["ball"]["norm"],
+        "eps": plan["ball"]["eps"],
+        "seed": plan["seed"],
+        "hashes": hashes,
+    }
     return result, rows_from(result, tuple(about["classes"]), common), config
 
 
@@ -92,7 +123,10 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
         seconds.update(part.seconds)
         passes.update(part.passes)
         tallies.update(part.tallies)
-    ids, stages = torch.cat([part.ids for part in results]), {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls}
+    ids, stages = (
+        torch.cat([part.ids for part in results]),
+        {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls},
+    )
     alarms = concluded([Alarm(**alarm) for alarm in header.alarms], tallies, calls, stages, len(ids))
     return Evaluation(
         ids,
@@ -116,4 +150,12 @@ def _call(stored: dict[str, Any]) -> AttackCall:
     def gone(*args: Any, **params: Any) -> Tensor:
         raise AssertionError("an attack read from a shard header is not run")
 
-    return AttackCall(stored["label"], stored["name"], gone, stored["params"], stored["kind"], stored["needs"], precision=stored["precision"])
+    return AttackCall(
+        stored["label"],
+        stored["name"],
+        gone,
+        stored["params"],
+        stored["kind"],
+        stored["needs"],
+        precision=stored["precision"],
+    )

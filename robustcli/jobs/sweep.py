@@ -38,7 +38,9 @@ def check_sweep(sweep: Sweep, setting: Setting) -> None:
     """Raises UsageError before any work is done: a radius in the wrong unit, or no attack with the swept parameter."""
     if sweep.key == "eps" and setting.ball.norm == "linf" and sweep.values[-1] > 1:
         last = sweep.values[-1]
-        raise UsageError(f"--sweep eps: {last:g} is not on the [0,1] scale; did you mean {last:g}/255?", where="eval.sweep")
+        raise UsageError(
+            f"--sweep eps: {last:g} is not on the [0,1] scale; did you mean {last:g}/255?", where="eval.sweep"
+        )
     calls = eval_plan(setting, setting.config.attacks).attacks
     if sweep.key == "distance":
         minimal_calls(calls, setting.config.eval.target)
@@ -58,7 +60,10 @@ def run_sweep(
     if sweep.key == "distance":
         return run_distances(setting, model, console, stop, run), []
     rows: list[dict[str, Any]] = []
-    with console.progress(len(sweep.values), f"sweep over {sweep.key}") as bar, JsonLines(run.path / "sweep.jsonl") as lines:
+    with (
+        console.progress(len(sweep.values), f"sweep over {sweep.key}") as bar,
+        JsonLines(run.path / "sweep.jsonl") as lines,
+    ):
         lines.truncate(0)
         for row in measured(setting, model, sweep, stop, console.warn):
             rows.append(row)
@@ -69,20 +74,35 @@ def run_sweep(
     title = f"{setting.data.name}: {last['label']}" + ("" if sweep.key == "eps" else f", {threat}")
     points = [(row["value"], Rate(row["correct"], row["n"])) for row in rows]
     clean = Rate(last["clean_correct"], last["n"])
-    sweep_curve(run.path / "plots" / f"sweep_{sweep.key}.png", sweep.key, points, clean=clean, title=title, norm=ball.norm)
+    sweep_curve(
+        run.path / "plots" / f"sweep_{sweep.key}.png",
+        sweep.key,
+        points,
+        clean=clean,
+        title=title,
+        norm=ball.norm,
+    )
     console.table(sweep_table(sweep.key, rows, f"sweep: {title}"))
     if sweep.key == "eps" and last["robust_acc"] > _NONE_LEFT and sweep.values[-1] < grey_radius(setting):
-        console.info(f"{last['robust_acc']:.1%} still stand at the largest radius; a sweep up to {grey_radius(setting):g} shows whether accuracy falls to 0")
+        console.info(
+            f"{last['robust_acc']:.1%} still stand at the largest radius; a sweep up to {grey_radius(setting):g} shows whether accuracy falls to 0"
+        )
     return rows, sweep_alarms(sweep, rows, grey_radius(setting))
 
 
 def grey_radius(setting: Setting) -> float:
     """0.5 * d^(1/p): within this distance every image of d pixels can be made uniformly grey, so no model is right on many."""
-    return 0.5 * float(math.prod(setting.data.shape) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[setting.ball.norm])
+    return 0.5 * float(
+        math.prod(setting.data.shape) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[setting.ball.norm]
+    )
 
 
 def measured(
-    setting: Setting, model: nn.Module, sweep: Sweep, stop: Callable[[], None] | None = None, say: Callable[[str], None] = lambda text: None
+    setting: Setting,
+    model: nn.Module,
+    sweep: Sweep,
+    stop: Callable[[], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
     """One row per value: an `EvalRow` of all attacks together, the value, and how the verdicts differ from those at half of it."""
     config, (split, positions) = setting.config, samples(setting)
@@ -107,9 +127,24 @@ def measured(
         standing[value] = left
         open_rows = left if sweep.key == "eps" else right
         label = ", ".join(call.label for call in at.attacks)
-        row = EvalRow(kind="worst", label=label, eps=at.ball.eps, correct=len(left), seconds=seconds, passes_per_sample=passes, **common)
+        row = EvalRow(
+            kind="worst",
+            label=label,
+            eps=at.ball.eps,
+            correct=len(left),
+            seconds=seconds,
+            passes_per_sample=passes,
+            **common,
+        )
         named = [{"name": call.name, "params": dict(call.params)} for call in at.attacks]
-        yield {**row.to_json(), "kind": "sweep", "key": sweep.key, "value": value, "attacks": named, "since_half": _since_half(standing, value)}
+        yield {
+            **row.to_json(),
+            "kind": "sweep",
+            "key": sweep.key,
+            "value": value,
+            "attacks": named,
+            "since_half": _since_half(standing, value),
+        }
 
 
 def _once(say: Callable[[str], None]) -> Callable[[str], None]:
@@ -132,7 +167,13 @@ def _kept(split: Split, positions: Tensor, ids: Tensor) -> Tensor:
 def _common(setting: Setting, model: nn.Module, clean: Evaluation) -> dict[str, Any]:
     """What all rows of a sweep share."""
     config = setting.config
-    names = {"data": setting.data.name, "split": config.eval.split, "model": config.model.name, "norm": setting.ball.norm, "seed": config.seed}
+    names = {
+        "data": setting.data.name,
+        "split": config.eval.split,
+        "model": config.model.name,
+        "norm": setting.ball.norm,
+        "seed": config.seed,
+    }
     hashes = {**hashes_of(setting, model), "ids": ids_digest(clean.ids)}
     return {**names, "n": clean.n, "clean_correct": int(clean.correct.sum()), "hashes": hashes}
 
@@ -141,20 +182,32 @@ def _swept(calls: Sequence[AttackCall], key: str) -> list[AttackCall]:
     """The attacks inside the ball that have the swept parameter, labelled without its value. Raises UsageError when there is none."""
     found = [call for call in calls if call.bounded and (key == "eps" or key in registry.parameters(call.fn))]
     if not found:
-        raise UsageError(f"--sweep {key}: none of the attacks {'stays inside the ball' if key == 'eps' else f'takes {key}'}", where="eval.sweep")
+        raise UsageError(
+            f"--sweep {key}: none of the attacks {'stays inside the ball' if key == 'eps' else f'takes {key}'}",
+            where="eval.sweep",
+        )
     if key == "eps":
         return found
-    return [replace(call, label=label) for call, label in zip(found, numbered([call.name for call in found]), strict=True)]
+    return [
+        replace(call, label=label)
+        for call, label in zip(found, numbered([call.name for call in found]), strict=True)
+    ]
 
 
 def _at(plan: EvalPlan, key: str, value: float) -> EvalPlan:
     """The plan at one value; a configured step_size keeps its share of the radius."""
     if key != "eps":
-        return replace(plan, attacks=[replace(call, params={**call.params, key: value}) for call in plan.attacks])
+        return replace(
+            plan, attacks=[replace(call, params={**call.params, key: value}) for call in plan.attacks]
+        )
     attacks = []
     for call in plan.attacks:
         size = call.params.get("step_size")
-        attacks.append(call if size is None else replace(call, params={**call.params, "step_size": size * value / plan.ball.eps}))
+        attacks.append(
+            call
+            if size is None
+            else replace(call, params={**call.params, "step_size": size * value / plan.ball.eps})
+        )
     return replace(plan, ball=replace(plan.ball, eps=value), attacks=attacks)
 
 
@@ -164,7 +217,11 @@ def _since_half(standing: Mapping[float, Tensor], value: float) -> dict[str, Any
     if not earlier:
         return None
     before, now = standing[max(earlier)], standing[value]
-    return {"value": max(earlier), "fell": int((~torch.isin(before, now)).sum()), "recovered": int((~torch.isin(now, before)).sum())}
+    return {
+        "value": max(earlier),
+        "fell": int((~torch.isin(before, now)).sum()),
+        "recovered": int((~torch.isin(now, before)).sum()),
+    }
 
 
 def sweep_alarms(sweep: Sweep, rows: Sequence[Mapping[str, Any]], grey: float) -> list[Alarm]:
@@ -177,12 +234,19 @@ def sweep_alarms(sweep: Sweep, rows: Sequence[Mapping[str, Any]], grey: float) -
     if sweep.key == "eps":
         if last["value"] < grey or last["robust_acc"] <= _NONE_LEFT:
             return []
-        evidence = (
-            f"{last['robust_acc']:.1%} of {last['n']} samples stand at {last['norm']} eps {last['value']:g}, where every image can be made uniformly grey"
-        )
-        return [Alarm("large-eps-survivors", "suspect", evidence, "the attack fails, not the radius: add apgd, more steps or a gradient-free attack")]
+        evidence = f"{last['robust_acc']:.1%} of {last['n']} samples stand at {last['norm']} eps {last['value']:g}, where every image can be made uniformly grey"
+        return [
+            Alarm(
+                "large-eps-survivors",
+                "suspect",
+                evidence,
+                "the attack fails, not the radius: add apgd, more steps or a gradient-free attack",
+            )
+        ]
     since = last["since_half"]
     if since is None or sign_test(since["fell"], since["recovered"]) > _CHANCE:
         return []
     evidence = f"going from {since['value']:g} to {last['value']:g} {sweep.key} broke {since['fell']} more samples and lost {since['recovered']}"
-    return [Alarm("not-converged", "suspect", evidence, f"give the attacks more {sweep.key} until accuracy stays")]
+    return [
+        Alarm("not-converged", "suspect", evidence, f"give the attacks more {sweep.key} until accuracy stays")
+    ]

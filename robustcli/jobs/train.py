@@ -58,7 +58,9 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
     if flags.dry_run:
         setting = prepare(pinned(config), console)
         model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
-        make_engine(setting, model, solo(), lambda: None, console.warn)  # what cannot be put together is found here too
+        make_engine(
+            setting, model, solo(), lambda: None, console.warn
+        )  # what cannot be put together is found here too
         return training_plan(setting, model, console)
     config = config.model_copy(update={"device": local_device(config.device)})
     with join(pick_device(config.device)) as ranks:
@@ -72,7 +74,10 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
                 raise
             training = TrainRun(setting, run, console, flags, stop.check, ranks)
             document = _document(training, training.go(), began)
-            run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "train", **document, "seed": config.seed})
+            run.write_json(
+                "summary.json",
+                {"schema_version": 1, "ok": True, "verb": "train", **document, "seed": config.seed},
+            )
             run.status(state="done", code=0, step=document["steps"])
             ranks.barrier()
     return document
@@ -84,7 +89,14 @@ def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
         path, resumed = ranks.broadcast(None)
         return Follower(Path(path), resumed=resumed)
     asked = opening(config.out, flags.resume, flags.overwrite)
-    run = open_run("train", config.name, out=asked.out, resume=asked.resume, overwrite=asked.overwrite, numbered=config.out is None)
+    run = open_run(
+        "train",
+        config.name,
+        out=asked.out,
+        resume=asked.resume,
+        overwrite=asked.overwrite,
+        numbered=config.out is None,
+    )
     note_run(run.path)
     if found_by_name():
         run.keep()
@@ -94,7 +106,11 @@ def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
 
 def _settled(config: Config, run: Run | Follower, ranks: Ranks, console: Console) -> Config:
     """The configuration with the model that rank 0 finds behind ``latest``, the same on all ranks."""
-    found = pinned(config, run.path if run.resumed else None, console.info).model.model_dump(mode="json") if ranks.main else None
+    found = (
+        pinned(config, run.path if run.resumed else None, console.info).model.model_dump(mode="json")
+        if ranks.main
+        else None
+    )
     return config.model_copy(update={"model": ModelConfig.model_validate(ranks.broadcast(found))})
 
 
@@ -116,7 +132,15 @@ def _document(training: TrainRun, result: Progress, began: float) -> dict[str, A
 class TrainRun:
     """Ties a `Trainer` to one run directory."""
 
-    def __init__(self, setting: Setting, run: Run | Follower, console: Console, flags: TrainFlags, stop: Callable[[], None], ranks: Ranks) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        run: Run | Follower,
+        console: Console,
+        flags: TrainFlags,
+        stop: Callable[[], None],
+        ranks: Ranks,
+    ) -> None:
         self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
         model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
         meta = model_meta(model, setting.data.classes)  # type: ignore[arg-type]
@@ -124,7 +148,11 @@ class TrainRun:
         engine = make_engine(setting, model, ranks, stop, console.warn)
         self.model, self.digest = engine.step.model, engine.digest
         about = _common(setting, engine)
-        self.log: TrainLog = Written(run, setting, self.config_tree, meta, self.digest, console, about) if isinstance(run, Run) else Silent()
+        self.log: TrainLog = (
+            Written(run, setting, self.config_tree, meta, self.digest, console, about)
+            if isinstance(run, Run)
+            else Silent()
+        )
         self.trainer = Trainer(
             engine.step,
             engine.train,
@@ -139,7 +167,9 @@ class TrainRun:
             say=self._say,
         )
         if engine.val is not None:
-            self.log.show(Examples(setting, lambda: self.trainer.published, engine.val, engine.plan.val_positions, stop))
+            self.log.show(
+                Examples(setting, lambda: self.trainer.published, engine.val, engine.plan.val_positions, stop)
+            )
 
     def _say(self, text: str) -> None:
         self.console.info(text)
@@ -149,7 +179,9 @@ class TrainRun:
         """Start or resume, train, write the results."""
         self._resume()
         self.ranks.barrier()  # all have read before one writes
-        self.run.write_text("config.resolved.yaml", dump_config(self.setting.config.model_copy(update={"out": None})))
+        self.run.write_text(
+            "config.resolved.yaml", dump_config(self.setting.config.model_copy(update={"out": None}))
+        )
         self.run.write_json("env.json", environment())
         trainer = self.trainer
         if not trainer.progress.max_steps:
@@ -157,22 +189,45 @@ class TrainRun:
             if trainer.progress.step > trainer.progress.max_steps:
                 done, asked = trainer.progress.step, trainer.progress.max_steps
                 hint = "ask for more, or start a new run"
-                raise UsageError(f"the run has made {done} steps already, and the budget is {asked}", where="train.steps", hint=hint)
+                raise UsageError(
+                    f"the run has made {done} steps already, and the budget is {asked}",
+                    where="train.steps",
+                    hint=hint,
+                )
         self._say(self._plan())
-        size = sum(t.numel() * t.element_size() for group in trainer.groups().values() for t in group.values())
+        size = sum(
+            t.numel() * t.element_size() for group in trainer.groups().values() for t in group.values()
+        )
         preflight(self.run.path, int(2.2 * size))
         try:
-            with self.console.progress(trainer.progress.max_steps, "training", done=trainer.progress.step) as bar:
-                trainer.tick = lambda progress, rate, waiting: bar.advance(1, **self._fields(progress, rate, waiting))
+            with self.console.progress(
+                trainer.progress.max_steps, "training", done=trainer.progress.step
+            ) as bar:
+                trainer.tick = lambda progress, rate, waiting: bar.advance(
+                    1, **self._fields(progress, rate, waiting)
+                )
                 result = trainer.run()
         except Interrupted as error:
             last = str(resolve_checkpoint(self.run.checkpoints, "last").relative_to(self.run.path))
-            self.run.status(state="preempted", code=error.exit_code, step=trainer.progress.step, last_checkpoint=last)
-            where = f"--out {self.run.path}" if self.setting.config.out else f"name={self.setting.config.name}"
-            raise Interrupted(error.what, signum=error.signum, where=str(self.run.path), hint=f"resume with the same command and --resume ({where})") from None
+            self.run.status(
+                state="preempted", code=error.exit_code, step=trainer.progress.step, last_checkpoint=last
+            )
+            where = (
+                f"--out {self.run.path}" if self.setting.config.out else f"name={self.setting.config.name}"
+            )
+            raise Interrupted(
+                error.what,
+                signum=error.signum,
+                where=str(self.run.path),
+                hint=f"resume with the same command and --resume ({where})",
+            ) from None
         except NumericsError:
             if trainer.offending:  # each rank the batch that it saw
-                name = "nan_batch.safetensors" if self.ranks.main else f"nan_batch.rank{self.ranks.rank}.safetensors"
+                name = (
+                    "nan_batch.safetensors"
+                    if self.ranks.main
+                    else f"nan_batch.rank{self.ranks.rank}.safetensors"
+                )
                 save_file(trainer.offending, self.run.path / name)
             raise
         self.log.finish(result)
@@ -194,7 +249,9 @@ class TrainRun:
         loss = progress.loss_sums.get("loss", 0.0) / progress.loss_count if progress.loss_count else 0.0
         fields = {"loss": f"{loss:.3f}", "img/s": f"{rate:.0f}", "waiting for data": f"{waiting:.0%}"}
         if progress.last.get("clean_acc") is not None:
-            fields["val"] = f"{progress.last['clean_acc']:.1%}" + (f"/{progress.last['robust_acc']:.1%}" if self.trainer.plan.robust_best else "")
+            fields["val"] = f"{progress.last['clean_acc']:.1%}" + (
+                f"/{progress.last['robust_acc']:.1%}" if self.trainer.plan.robust_best else ""
+            )
         return fields
 
     def _resume(self) -> None:
@@ -212,13 +269,24 @@ class TrainRun:
             return
         stored: Mapping[str, Any] = snapshot.meta
         if stored.get("data", {}).get("digest") != self.digest and "data" not in self.flags.override_resume:
-            raise UsageError("the data is not the data of this run (its digest differs)", hint="restore it, or add --override-resume data", code="E-RESUME")
-        check_resume(_completed(stored["config"]), self.config_tree, self.flags.override_resume, self.console.warn)
+            raise UsageError(
+                "the data is not the data of this run (its digest differs)",
+                hint="restore it, or add --override-resume data",
+                code="E-RESUME",
+            )
+        check_resume(
+            _completed(stored["config"]), self.config_tree, self.flags.override_resume, self.console.warn
+        )
         compare_state(self.model.state_dict(), snapshot.groups["model"], where=str(snapshot.path))
         progress = Progress(**stored["progress"])
         if progress.world != self.ranks.world:
-            self.console.warn(f"the run had {progress.world} processes and goes on with {self.ranks.world}: close to, but not bitwise, the same training")
-        if any(stored["config"]["train"].get(key) != self.config_tree["train"].get(key) for key in ("patience", "overfitting", "steps", "minutes", "epochs")):
+            self.console.warn(
+                f"the run had {progress.world} processes and goes on with {self.ranks.world}: close to, but not bitwise, the same training"
+            )
+        if any(
+            stored["config"]["train"].get(key) != self.config_tree["train"].get(key)
+            for key in ("patience", "overfitting", "steps", "minutes", "epochs")
+        ):
             progress.ended = ""  # what ended the run may no longer hold
         if self._budget(stored["config"]) != self._budget(self.config_tree):
             progress.max_steps = 0
@@ -230,7 +298,9 @@ class TrainRun:
     def _repoint(self, name: str, progress: Progress) -> None:
         """Move the pointers that a kill between the checkpoint and its pointers left behind: no save of this step comes again."""
         if self.ranks.main:
-            for tag in ("last", "best") if progress.best.get("step", progress.step) == progress.step else ("last",):
+            for tag in (
+                ("last", "best") if progress.best.get("step", progress.step) == progress.step else ("last",)
+            ):
                 point(self.run.checkpoints, tag, name)
 
     @staticmethod
@@ -254,4 +324,9 @@ def _common(setting: Setting, engine: Engine) -> dict[str, Any]:
     """Fields that all records of the run share: the validation's attack, and what a step costs."""
     calls = engine.plan.validation.attacks if engine.plan.validation is not None else []
     about = {"attack": calls[-1].name, "params": dict(calls[-1].params)} if calls else {}
-    return {**about, "data": setting.data.name, "model": setting.config.model.name, "passes_per_sample": float(passes_per_image(setting))}
+    return {
+        **about,
+        "data": setting.data.name,
+        "model": setting.config.model.name,
+        "passes_per_sample": float(passes_per_image(setting)),
+    }

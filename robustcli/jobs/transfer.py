@@ -43,14 +43,22 @@ def transfer(loaded: Loaded, references: Sequence[str], console: Console, flags:
     config, references = pinned(loaded.config), [followed(reference) for reference in references]
     began = time.perf_counter()
     if not 2 <= len(references) <= _MOST:
-        raise UsageError(f"transfer needs 2 to {_MOST} models, got {len(references)}", where="--models", hint="--models run:A,run:B")
+        raise UsageError(
+            f"transfer needs 2 to {_MOST} models, got {len(references)}",
+            where="--models",
+            hint="--models run:A,run:B",
+        )
     if config.eval.target is not None:
         raise UsageError("transfer is measured untargeted", where="eval.target", hint="set it to null")
     settings = [_setting_of(config, reference, k) for k, reference in enumerate(references)]
     setting = prepare(config, console)
     plan = eval_plan(setting, config.attacks)
     if apart := [call.label for call in plan.attacks if not call.bounded]:
-        raise UsageError(f"transfer is measured inside the ball, and {', '.join(apart)} leaves it", where="attacks", hint="choose another --attack")
+        raise UsageError(
+            f"transfer is measured inside the ball, and {', '.join(apart)} leaves it",
+            where="attacks",
+            hint="choose another --attack",
+        )
     models = dict(zip(short_names(references), _loaded(setting, settings, console, flags), strict=True))
     if flags.dry_run:
         plans = {
@@ -58,11 +66,25 @@ def transfer(loaded: Loaded, references: Sequence[str], console: Console, flags:
             for (name, model), of in zip(models.items(), settings, strict=True)
         }
         return {"plan": {name: each["plan"] for name, each in plans.items()}, "run": None, "seconds": 0.0}
-    with open_run("transfer", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
+    with (
+        open_run("transfer", config.name, out=config.out, overwrite=flags.overwrite) as run,
+        StopFlag() as stop,
+    ):
         begin(run, config)
         split, positions = samples(setting)
-        with console.progress(len(positions), f"{config.eval.split} images, {len(models)} models under {_attacks(plan)}") as bar:
-            result = transfer_matrix(models, plan, split, positions, setting.device, stop=stop.check, say=console.warn, done=bar.advance)
+        with console.progress(
+            len(positions), f"{config.eval.split} images, {len(models)} models under {_attacks(plan)}"
+        ) as bar:
+            result = transfer_matrix(
+                models,
+                plan,
+                split,
+                positions,
+                setting.device,
+                stop=stop.check,
+                say=console.warn,
+                done=bar.advance,
+            )
         document = _report(run, setting, models, references, plan, result, console)
         document = {"run": str(run.path), "seconds": round(time.perf_counter() - began, 3), **document}
         run.write_json("summary.json", {"schema_version": 1, "ok": True, "verb": "transfer", **document})
@@ -75,7 +97,9 @@ def _setting_of(config: Any, reference: str, k: int) -> Any:
     spec = (
         config.model
         if config.model.name == reference
-        else ModelConfig(name=reference, normalize=None if reference.startswith("run:") else config.model.normalize)
+        else ModelConfig(
+            name=reference, normalize=None if reference.startswith("run:") else config.model.normalize
+        )
     )
     if not is_reference(reference):
         bind_spec(registry.models.discover(), spec, f"--models.{k}")
@@ -100,7 +124,9 @@ def short_names(references: Sequence[str]) -> list[str]:
     names = []
     for k, own in enumerate(parts):
         others = [other for j, other in enumerate(parts) if j != k and other != own]
-        length = next((n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        length = next(
+            (n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own)
+        )
         names.append("/".join(own[-length:]))
     return numbered(names)
 
@@ -110,7 +136,13 @@ def _attacks(plan: EvalPlan) -> str:
 
 
 def _report(
-    run: Run, setting: Setting, models: Mapping[str, nn.Module], references: Sequence[str], plan: EvalPlan, result: Transfer, console: Console
+    run: Run,
+    setting: Setting,
+    models: Mapping[str, nn.Module],
+    references: Sequence[str],
+    plan: EvalPlan,
+    result: Transfer,
+    console: Console,
 ) -> dict[str, Any]:
     """Records, table, picture, alarms and summary; what the document adds to run and seconds."""
     ball, joint = setting.ball, result.jointly_correct
@@ -123,7 +155,9 @@ def _report(
     title = f"{setting.data.name} {setting.config.eval.split}: {_attacks(plan)}, {ball.norm} {format_eps(ball.eps, ball.norm)}"
     cells: list[list[Cell]] = [[name, *row] for name, row in zip(result.names, rates, strict=True)]
     note = f"Share broken of the {joint} samples (of {result.n}) that all models classify correctly. The diagonal is white-box. Brackets: 95 % Wilson interval."
-    table = Table(f"transfer: {title}", ["made on", *(f"shown to {name}" for name in result.names)], cells, note)
+    table = Table(
+        f"transfer: {title}", ["made on", *(f"shown to {name}" for name in result.names)], cells, note
+    )
     console.table(table)
     picture = run.path / "plots" / "transfer.png"
     heatmap(picture, result.names, rates, title=f"{title}; {joint} jointly correct samples")
@@ -131,14 +165,18 @@ def _report(
     for alarm in alarms:
         console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
     if not joint:
-        console.warn(f"no sample of {result.n} is classified correctly by all models: there is nothing to measure")
+        console.warn(
+            f"no sample of {result.n} is classified correctly by all models: there is nothing to measure"
+        )
     run.write_text("summary.md", _summary(run, setting, references, table, alarms))
     console.info(f"picture: {picture}")
     return {
         "models": list(result.names),
         "references": list(references),
         "n": result.n,
-        "clean_acc": {name: int(k) / max(1, result.n) for name, k in zip(result.names, result.correct, strict=True)},
+        "clean_acc": {
+            name: int(k) / max(1, result.n) for name, k in zip(result.names, result.correct, strict=True)
+        },
         "jointly_correct": joint,
         "matrix": result.matrix,
         "intervals": [[list(rate.exact) if rate else None for rate in row] for row in rates],
@@ -149,31 +187,77 @@ def _report(
     }
 
 
-def _rows(setting: Setting, models: Mapping[str, nn.Module], references: Sequence[str], plan: EvalPlan, result: Transfer) -> list[dict[str, Any]]:
+def _rows(
+    setting: Setting,
+    models: Mapping[str, nn.Module],
+    references: Sequence[str],
+    plan: EvalPlan,
+    result: Transfer,
+) -> list[dict[str, Any]]:
     """One record per pair; k of n jointly correct samples, of `samples` measured."""
     digests = [state_digest(model) for model in models.values()]
-    common: dict[str, Any] = {"schema_version": 1, "kind": "transfer", "data": setting.data.name, "split": setting.config.eval.split}
-    common |= {"attack": _attacks(plan), "params": [{"name": call.name, **call.params} for call in plan.attacks]}
-    common |= {"norm": setting.ball.norm, "eps": setting.ball.eps, "seed": setting.config.seed, "samples": result.n, "n": result.jointly_correct}
+    common: dict[str, Any] = {
+        "schema_version": 1,
+        "kind": "transfer",
+        "data": setting.data.name,
+        "split": setting.config.eval.split,
+    }
+    common |= {
+        "attack": _attacks(plan),
+        "params": [{"name": call.name, **call.params} for call in plan.attacks],
+    }
+    common |= {
+        "norm": setting.ball.norm,
+        "eps": setting.ball.eps,
+        "seed": setting.config.seed,
+        "samples": result.n,
+        "n": result.jointly_correct,
+    }
     hashes = {"data": setting.data.digest, "code": code_hash(), "ids": ids_digest(result.ids)}
     rows = []
     for s, source in enumerate(result.names):
         for t, target in enumerate(result.names):
             k = int(result.broken[s, t])
             rate = Rate(k, result.jointly_correct) if result.jointly_correct else None
-            row = {**common, "source": source, "target": target, "source_reference": references[s], "target_reference": references[t]}
-            row |= {"k": k, "rate": rate.value if rate else None, "intervals": {"rate": list(rate.exact if rate else (0.0, 1.0))}}
+            row = {
+                **common,
+                "source": source,
+                "target": target,
+                "source_reference": references[s],
+                "target_reference": references[t],
+            }
+            row |= {
+                "k": k,
+                "rate": rate.value if rate else None,
+                "intervals": {"rate": list(rate.exact if rate else (0.0, 1.0))},
+            }
             row |= {"gained": int(result.gained[s, t]), "lost": int(result.lost[s, t])}
             rows.append({**row, "hashes": {**hashes, "source": digests[s], "target": digests[t]}})
     return rows
 
 
-def _summary(run: Run, setting: Setting, references: Sequence[str], table: Table, alarms: Sequence[Alarm]) -> str:
+def _summary(
+    run: Run, setting: Setting, references: Sequence[str], table: Table, alarms: Sequence[Alarm]
+) -> str:
     """summary.md: the command, the matrix, the alarms, whom to cite."""
-    command = printable(f"robustcli transfer --models {','.join(references)} {run.path / 'config.resolved.yaml'}").replace("`", " ")
+    command = printable(
+        f"robustcli transfer --models {','.join(references)} {run.path / 'config.resolved.yaml'}"
+    ).replace("`", " ")
     lines = [f"# Transfer: {setting.config.name}", "", f"The same again: `{command}`.", "", table.markdown()]
-    lines += [f"- **{alarm.level}** `{alarm.name}`: {printable(alarm.evidence)}; {printable(alarm.remedy)}" for alarm in alarms]
+    lines += [
+        f"- **{alarm.level}** `{alarm.name}`: {printable(alarm.evidence)}; {printable(alarm.remedy)}"
+        for alarm in alarms
+    ]
     lines += [] if alarms else ["No alarm was raised about this matrix."]
     cited = sources(setting.config.model_dump(mode="json"), ("attacks",))
     lines += ["", "## Please cite", "", *(f"- `{name}`: {text}" for name, text in cited.items())]
-    return "\n".join([*lines, "- transferability: Papernot et al., 2016, arXiv:1605.07277.", "- intervals: Wilson, JASA 22, 1927."]) + "\n"
+    return (
+        "\n".join(
+            [
+                *lines,
+                "- transferability: Papernot et al., 2016, arXiv:1605.07277.",
+                "- intervals: Wilson, JASA 22, 1927.",
+            ]
+        )
+        + "\n"
+    )

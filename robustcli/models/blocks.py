@@ -44,7 +44,9 @@ def kaiming(net: M) -> M:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):  # no rectifier follows the head: gain 1
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear" if module is linear[-1] else "relu")
+            nn.init.kaiming_normal_(
+                module.weight, mode="fan_in", nonlinearity="linear" if module is linear[-1] else "relu"
+            )
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and module.bias is not None:

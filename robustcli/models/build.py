@@ -24,7 +24,9 @@ from robustcli.models.timm_zoo import build_timm
 from robustcli.models.torchvision_zoo import build_torchvision, one_size
 from robustcli.registry import models, parameters
 
-PLUGIN = "plugin:"  # arch of a user's factory: "plugin:factory"; the file itself is never taken from stored data
+PLUGIN = (
+    "plugin:"  # arch of a user's factory: "plugin:factory"; the file itself is never taken from stored data
+)
 
 
 def build_model(
@@ -63,13 +65,19 @@ def build_model(
     if plugin is not None:
         run_plugin(split_plugin(plugin)[0])
     if is_plugin(name):
-        raise PolicyError(f"model.name {name!r} is Python code", hint="user code runs only when it is given as --plugin FILE.py:factory", code="E-PLUGIN")
+        raise PolicyError(
+            f"model.name {name!r} is Python code",
+            hint="user code runs only when it is given as --plugin FILE.py:factory",
+            code="E-PLUGIN",
+        )
     with _construction(name), seeded(seed):
         make = partial(_make, name, params, info, normalize=normalize, download=download, meta=meta)
         try:
             with torch.device("meta" if meta else "cpu"):
                 model = make()
-        except NotImplementedError:  # an outside builder that computes with tensors (RegNet's widths) needs real ones
+        except (
+            NotImplementedError
+        ):  # an outside builder that computes with tensors (RegNet's widths) needs real ones
             if not meta:
                 raise
             with torch.device("cpu"):
@@ -79,13 +87,19 @@ def build_model(
     return model
 
 
-def build_plugin(plugin: str, params: Mapping[str, Any], info: ModelInfo, *, seed: int, normalize: str | None = None) -> NormalisedModel:
+def build_plugin(
+    plugin: str, params: Mapping[str, Any], info: ModelInfo, *, seed: int, normalize: str | None = None
+) -> NormalisedModel:
     """A user's ``file.py:factory`` for data of the shape `info`: runs the user's code.
 
     The module takes pixels in [0, 1] and normalises itself, or expects the normalisation that `normalize` names.
     Raises UsageError (E-PLUGIN, with file:line) when the code fails, ConfigError when its logits are not [B, K].
     """
-    mean, std = parse_normalize(normalize, info.channels) if normalize is not None else ((0.0,) * info.channels, (1.0,) * info.channels)
+    mean, std = (
+        parse_normalize(normalize, info.channels)
+        if normalize is not None
+        else ((0.0,) * info.channels, (1.0,) * info.channels)
+    )
     info = replace(info, mean=mean, std=std)
     with torch.device("cpu"):
         backbone = call_factory(plugin, num_classes=info.num_classes, params=params, seed=seed)
@@ -95,15 +109,27 @@ def build_plugin(plugin: str, params: Mapping[str, Any], info: ModelInfo, *, see
     return model
 
 
-def _make(name: str, params: Mapping[str, Any], info: ModelInfo, *, normalize: str | None, download: bool, meta: bool) -> NormalisedModel:
+def _make(
+    name: str,
+    params: Mapping[str, Any],
+    info: ModelInfo,
+    *,
+    normalize: str | None,
+    download: bool,
+    meta: bool,
+) -> NormalisedModel:
     backbone, arch, bound, info, fixed = _backbone(name, params, info, download=download, meta=meta)
     if normalize is not None:
         mean, std = parse_normalize(normalize, info.channels)
         info = replace(info, mean=mean, std=std)
-    return NormalisedModel(backbone, info.mean, info.std, arch=arch, params=bound, info=info, fixed_size=fixed)
+    return NormalisedModel(
+        backbone, info.mean, info.std, arch=arch, params=bound, info=info, fixed_size=fixed
+    )
 
 
-def _backbone(name: str, params: Mapping[str, Any], info: ModelInfo, *, download: bool, meta: bool) -> tuple[nn.Module, str, dict[str, Any], ModelInfo, bool]:
+def _backbone(
+    name: str, params: Mapping[str, Any], info: ModelInfo, *, download: bool, meta: bool
+) -> tuple[nn.Module, str, dict[str, Any], ModelInfo, bool]:
     """(backbone, arch, all parameters, info with the normalisation it needs, whether only info.size fits)."""
     prefix, _, rest = name.partition(":")
     if rest and prefix in {"torchvision", "timm"}:
@@ -111,7 +137,13 @@ def _backbone(name: str, params: Mapping[str, Any], info: ModelInfo, *, download
             raise ConfigError(f"model.{next(iter(params))}: {prefix} models take no parameters")
         build = build_torchvision if prefix == "torchvision" else build_timm
         backbone, info = build(rest, info, download=download, meta=meta)
-        return backbone, f"{prefix}:{rest.partition('@')[0]}", {}, info, prefix == "torchvision" and one_size(rest)
+        return (
+            backbone,
+            f"{prefix}:{rest.partition('@')[0]}",
+            {},
+            info,
+            prefix == "torchvision" and one_size(rest),
+        )
     found, faults = check_spec(models.discover(), name, params, "model")
     if found is None:
         raise config_error(faults)
@@ -143,4 +175,6 @@ def _construction(name: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise ResourceError(f"model {name} does not fit into memory", hint="a smaller width or depth", code="E-OOM") from error
+        raise ResourceError(
+            f"model {name} does not fit into memory", hint="a smaller width or depth", code="E-OOM"
+        ) from error

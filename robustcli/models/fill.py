@@ -37,9 +37,17 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str, *, strict_dt
     if isinstance(model, NormalisedModel) and _shared(model.backbone, state) > _shared(model, state):
         target = model.backbone
     compare_state(target.state_dict(), state, where=where, strict_dtype=strict_dtype)
-    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    bad = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
     if bad:
-        raise NumericsError(f"the weights hold NaN or Inf: {', '.join(bad[:5])}", where=where, hint="take an earlier checkpoint")
+        raise NumericsError(
+            f"the weights hold NaN or Inf: {', '.join(bad[:5])}",
+            where=where,
+            hint="take an earlier checkpoint",
+        )
     target.load_state_dict(dict(state), strict=True)
 
 

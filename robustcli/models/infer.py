@@ -34,7 +34,13 @@ class Shape:
         """The ModelInfo, when nothing is missing (normalisation: [0, 1] pixels as they are)."""
         if self.num_classes is None or self.channels is None or self.size is None:
             return None
-        return ModelInfo(self.num_classes, self.channels, self.size, self.mean or (0.0,) * self.channels, self.std or (1.0,) * self.channels)
+        return ModelInfo(
+            self.num_classes,
+            self.channels,
+            self.size,
+            self.mean or (0.0,) * self.channels,
+            self.std or (1.0,) * self.channels,
+        )
 
 
 def infer_info(name: str, state: Mapping[str, Tensor] | None, shape: Shape) -> ModelInfo:
@@ -51,14 +57,23 @@ def infer_info(name: str, state: Mapping[str, Tensor] | None, shape: Shape) -> M
         classes = head.shape[0]
     if classes is None and not zoo:
         _known(name)
-        raise UsageError(f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL")
+        raise UsageError(
+            f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL"
+        )
     if shape.size is None and name in models.discover() and models.get(name).facts.get("fixed_size"):
         raise UsageError(f"{name} is built for one image size", hint="give size", code="E-MODEL")
     known = state if state is not None and holds_normalisation(state) else {}
     mean = tuple(known["mean"].flatten().tolist()) if known else shape.mean
     std = tuple(known["std"].flatten().tolist()) if known else shape.std
     channels = shape.channels or len(mean or (0, 0, 0))
-    filled = replace(shape, num_classes=classes or 1000, channels=channels, size=shape.size or (224 if zoo else 32), mean=mean, std=std)
+    filled = replace(
+        shape,
+        num_classes=classes or 1000,
+        channels=channels,
+        size=shape.size or (224 if zoo else 32),
+        mean=mean,
+        std=std,
+    )
     info = filled.info()
     assert info is not None
     return info
@@ -70,7 +85,9 @@ def _pretrained_classes(name: str) -> int:
     if name.startswith(ZOOS) and "@" in rest:
         return (torchvision_classes if zoo == "torchvision" else timm_classes)(rest)
     _known(name)
-    hint = "give weights=FILE, run:PATH or torchvision:NAME@WEIGHTS; with num_classes an untrained one is built"
+    hint = (
+        "give weights=FILE, run:PATH or torchvision:NAME@WEIGHTS; with num_classes an untrained one is built"
+    )
     raise UsageError(f"{name} has no weights", hint=hint, code="E-MODEL")
 
 
@@ -80,4 +97,6 @@ def _known(name: str) -> None:
         return
     if Path(name).suffix or os.sep in name:
         raise CheckpointError(f"no such file: {name}", hint="a run is named run:PATH", code="E-CKPT-MISSING")
-    build_model(name, {}, ModelInfo(2, 1, 1, (0.0,), (1.0,)), seed=0, meta=True)  # its ConfigError names the nearest
+    build_model(
+        name, {}, ModelInfo(2, 1, 1, (0.0,), (1.0,)), seed=0, meta=True
+    )  # its ConfigError names the nearest

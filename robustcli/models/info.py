@@ -39,7 +39,9 @@ class ModelInfo:
                 raise ConfigError(f"model {name}={value!r} must be a whole number >= {least}")
         check_normalisation(self.mean, self.std)
         if len(self.mean) not in {self.channels, 3 if self.channels == 1 else self.channels}:
-            raise ConfigError(f"normalisation has {len(self.mean)} means for images of {self.channels} channels")
+            raise ConfigError(
+                f"normalisation has {len(self.mean)} means for images of {self.channels} channels"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,7 +55,9 @@ class ModelInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; ``ModelInfo(**info.as_dict()) == info``."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:

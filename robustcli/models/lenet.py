@@ -14,11 +14,23 @@ from robustcli.registry import models
 class LeNet(nn.Module):
     """conv5x5, activation, 2x2 max pooling, once per width; flatten; hidden layers; head. x [B, C, S, S] -> logits [B, K]."""
 
-    def __init__(self, channels: int, size: int, widths: tuple[int, ...], hidden: tuple[int, ...], num_classes: int, activation: Activation) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        widths: tuple[int, ...],
+        hidden: tuple[int, ...],
+        num_classes: int,
+        activation: Activation,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in pairwise((channels, *widths)):
-            layers += [nn.Conv2d(a, b, 5, padding=2), activation_layer(activation), nn.MaxPool2d(2, ceil_mode=True)]
+            layers += [
+                nn.Conv2d(a, b, 5, padding=2),
+                activation_layer(activation),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
             size = -(-size // 2)
         layers.append(nn.Flatten())
         units = ((channels, *widths)[-1] * size * size, *hidden)
@@ -33,7 +45,13 @@ class LeNet(nn.Module):
 
 
 @models.register("lenet", tiny={"widths": [4, 8], "hidden": [16]}, fixed_size=True)
-def lenet(info: ModelInfo, *, widths: tuple[Count, ...] = (32, 64), hidden: tuple[Count, ...] = (512,), activation: Activation = "relu") -> nn.Module:
+def lenet(
+    info: ModelInfo,
+    *,
+    widths: tuple[Count, ...] = (32, 64),
+    hidden: tuple[Count, ...] = (512,),
+    activation: Activation = "relu",
+) -> nn.Module:
     """W_2 a(W_1 vec(pool(a(conv(pool(a(conv(x)))))))): 5x5 convolutions, 2x2 max pooling, hidden layers; takes images of side info.size only.
 
     Without BatchNorm: the attacks of training see the same network as those of the test, and micro-batches change nothing.

@@ -26,10 +26,16 @@ def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]
     if len(classes) != model.info.num_classes:
         raise ValueError(f"{len(classes)} class names for {model.info.num_classes} classes")
     described = {"arch": model.arch, "params": model.params, "info": model.info.as_dict()}
-    return {"model": plain(described), "fingerprint": fingerprint(model), "classes": [str(name) for name in classes]}
+    return {
+        "model": plain(described),
+        "fingerprint": fingerprint(model),
+        "classes": [str(name) for name in classes],
+    }
 
 
-def model_from_meta(meta: Mapping[str, Any], *, plugin: str | None = None, where: str = "") -> NormalisedModel:
+def model_from_meta(
+    meta: Mapping[str, Any], *, plugin: str | None = None, where: str = ""
+) -> NormalisedModel:
     """The network that `model_meta` described, not yet trained, with its class names; its weights are the caller's to load.
 
     Args:
@@ -44,32 +50,49 @@ def model_from_meta(meta: Mapping[str, Any], *, plugin: str | None = None, where
     arch, params, info, classes = _read(meta, where)
     if arch.startswith(PLUGIN) and plugin is None:
         hint = f"pass --plugin FILE.py:{arch.removeprefix(PLUGIN)}"
-        raise CheckpointError(f"the checkpoint holds a user's model ({arch})", where=where, hint=hint, code="E-CKPT-ARCH")
+        raise CheckpointError(
+            f"the checkpoint holds a user's model ({arch})", where=where, hint=hint, code="E-CKPT-ARCH"
+        )
     if arch.startswith(PLUGIN) and plugin is not None:
         model = _restored(build_plugin(plugin, params, info, seed=0), info)
         _compare(meta, model, where)
     else:
-        _compare(meta, _restored(_build(arch, params, info, where, meta=True), info), where)  # before memory is taken for it
+        _compare(
+            meta, _restored(_build(arch, params, info, where, meta=True), info), where
+        )  # before memory is taken for it
         model = _restored(_build(arch, params, info, where), info)
     model.classes = classes
     return model
 
 
-def _build(arch: str, params: dict[str, Any], info: ModelInfo, where: str, *, meta: bool = False) -> NormalisedModel:
+def _build(
+    arch: str, params: dict[str, Any], info: ModelInfo, where: str, *, meta: bool = False
+) -> NormalisedModel:
     try:
         return build_model(arch, params, info, seed=0, meta=meta)
     except ConfigError as error:
-        raise CheckpointError(f"the checkpoint describes a model that cannot be built: {error.what}", where=where, code="E-CKPT-META") from error
+        raise CheckpointError(
+            f"the checkpoint describes a model that cannot be built: {error.what}",
+            where=where,
+            code="E-CKPT-META",
+        ) from error
 
 
 def _compare(meta: Mapping[str, Any], model: NormalisedModel, where: str) -> None:
     expected, got = meta.get("fingerprint"), fingerprint(model)
     if not isinstance(expected, Mapping):
-        raise CheckpointError("the checkpoint has no fingerprint of its model", where=where, code="E-CKPT-META")
+        raise CheckpointError(
+            "the checkpoint has no fingerprint of its model", where=where, code="E-CKPT-META"
+        )
     faults = differences(expected, got)
     if faults:
         hint = "its code or its file changed since it was saved"
-        raise CheckpointError(f"the checkpoint holds another network: {'; '.join(faults[:5])}", where=where, hint=hint, code="E-CKPT-ARCH")
+        raise CheckpointError(
+            f"the checkpoint holds another network: {'; '.join(faults[:5])}",
+            where=where,
+            hint=hint,
+            code="E-CKPT-ARCH",
+        )
 
 
 def _restored(model: NormalisedModel, info: ModelInfo) -> NormalisedModel:
@@ -84,9 +107,16 @@ def _read(meta: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], Mod
     try:
         described, classes = meta["model"], meta["classes"]
         arch, params, info = described["arch"], described["params"], ModelInfo(**described["info"])
-        if not (isinstance(arch, str) and isinstance(params, dict) and all(isinstance(name, str) for name in classes) and len(classes) == info.num_classes):
+        if not (
+            isinstance(arch, str)
+            and isinstance(params, dict)
+            and all(isinstance(name, str) for name in classes)
+            and len(classes) == info.num_classes
+        ):
             raise ValueError("a field has the wrong type or length")
     except (KeyError, TypeError, ValueError, RobustCliError) as error:
         fault = f"missing {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"the checkpoint does not say which model it holds: {fault}", where=where, code="E-CKPT-META") from error
+        raise CheckpointError(
+            f"the checkpoint does not say which model it holds: {fault}", where=where, code="E-CKPT-META"
+        ) from error
     return arch, params, info, tuple(classes)

@@ -14,7 +14,9 @@ from robustcli.registry import models
 class MLP(nn.Module):
     """logits = W_n a(... a(W_1 vec(x) + b_1)) + b_n; x [B, C, S, S] -> logits [B, K]."""
 
-    def __init__(self, inputs: int, hidden: tuple[int, ...], num_classes: int, activation: Activation) -> None:
+    def __init__(
+        self, inputs: int, hidden: tuple[int, ...], num_classes: int, activation: Activation
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for a, b in pairwise((inputs, *hidden)):
@@ -28,7 +30,9 @@ class MLP(nn.Module):
 
 
 @models.register("mlp", tiny={"hidden": [32]}, fixed_size=True)
-def mlp(info: ModelInfo, *, hidden: tuple[Count, ...] = (256, 256), activation: Activation = "relu") -> nn.Module:
+def mlp(
+    info: ModelInfo, *, hidden: tuple[Count, ...] = (256, 256), activation: Activation = "relu"
+) -> nn.Module:
     """W_n a(... a(W_1 vec(x) + b_1) ...) + b_n on the flattened image; takes images of side info.size only.
 
     Args:

@@ -62,12 +62,24 @@ class NormalisedModel(nn.Module):
 
     def _check(self, shape: tuple[int, ...]) -> None:
         given = self.mean.shape[1]
-        channels = self.info.channels if self.info is not None else given if given > 1 else shape[1] if len(shape) == 4 else "C"
+        channels = (
+            self.info.channels
+            if self.info is not None
+            else given
+            if given > 1
+            else shape[1]
+            if len(shape) == 4
+            else "C"
+        )
         side = self.info.size if self.info is not None and self.fixed_size else None
         if len(shape) == 4 and shape[1] == channels and (side is None or shape[2:] == (side, side)):
             return
         want = f"{channels}x{side or 'H'}x{side or 'W'}"
-        raise DataError(f"the model takes images {want}, got {'x'.join(map(str, shape[1:])) or 'a scalar'}", where=self.arch, code="E-SHAPE")
+        raise DataError(
+            f"the model takes images {want}, got {'x'.join(map(str, shape[1:])) or 'a scalar'}",
+            where=self.arch,
+            code="E-SHAPE",
+        )
 
 
 def parse_normalize(text: str, channels: int | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -84,5 +96,8 @@ def parse_normalize(text: str, channels: int | None = None) -> tuple[tuple[float
     except ValueError as error:
         raise ConfigError(f"normalize={text!r}: {error}", hint=hint) from None
     if max(abs(v) for v in mean) > 1:
-        raise ConfigError(f"normalize={text!r} has a mean outside [0, 1]: pixels are in [0, 1], not 0..255", hint="divide by 255")
+        raise ConfigError(
+            f"normalize={text!r} has a mean outside [0, 1]: pixels are in [0, 1], not 0..255",
+            hint="divide by 255",
+        )
     return (mean * channels, std * channels) if channels and len(mean) == 1 else (mean, std)

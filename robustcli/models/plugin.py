@@ -42,7 +42,9 @@ def run_plugin(path: Path) -> ModuleType:
     Raises UsageError E-PLUGIN naming file:line when the file is missing or its code raises.
     """
     if not path.is_file():
-        raise UsageError(f"no such plugin file: {path}", hint="write path/to/file.py:factory", code="E-PLUGIN")
+        raise UsageError(
+            f"no such plugin file: {path}", hint="write path/to/file.py:factory", code="E-PLUGIN"
+        )
     full = path.resolve()
     name = f"robustcli_plugin_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, full)
@@ -68,8 +70,16 @@ def call_factory(plugin: str, *, num_classes: int | None, params: Mapping[str, A
         module = run_plugin(path)
         made = _callables(module)
         if factory not in vars(module) or not (callable(vars(module)[factory])):
-            what = f"{path} has no factory {factory!r}; {suggestion(factory, made)}" if factory else f"which factory of {path}? "
-            raise UsageError(f"{what}it defines: {', '.join(made) or 'none'}", hint=f"write {path}:FACTORY", code="E-PLUGIN")
+            what = (
+                f"{path} has no factory {factory!r}; {suggestion(factory, made)}"
+                if factory
+                else f"which factory of {path}? "
+            )
+            raise UsageError(
+                f"{what}it defines: {', '.join(made) or 'none'}",
+                hint=f"write {path}:FACTORY",
+                code="E-PLUGIN",
+            )
         fn = vars(module)[factory]
         if isinstance(fn, nn.Module):
             return fn
@@ -77,7 +87,11 @@ def call_factory(plugin: str, *, num_classes: int | None, params: Mapping[str, A
         with user_code(path):
             net = fn(**arguments)
     if not isinstance(net, nn.Module):
-        raise UsageError(f"{plugin} returned {type(net).__name__}, not an nn.Module", hint="return the network itself", code="E-PLUGIN")
+        raise UsageError(
+            f"{plugin} returned {type(net).__name__}, not an nn.Module",
+            hint="return the network itself",
+            code="E-PLUGIN",
+        )
     return net
 
 
@@ -88,7 +102,11 @@ def factory_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _callables(module: ModuleType) -> list[str]:
     """Public functions and classes that the file itself defines."""
-    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__
+    }
     return [name for name, value in own.items() if callable(value) and not name.startswith("_")]
 
 
@@ -105,7 +123,10 @@ def _arguments(fn: Any, plugin: str, num_classes: int | None, params: Mapping[st
         arguments["num_classes"] = num_classes
     for key in arguments:
         if key not in named and not takes_all:
-            raise UsageError(f"{plugin} takes no parameter {key!r}; {suggestion(key, list(named))}known: {', '.join(named) or 'none'}", code="E-PLUGIN")
+            raise UsageError(
+                f"{plugin} takes no parameter {key!r}; {suggestion(key, list(named))}known: {', '.join(named) or 'none'}",
+                code="E-PLUGIN",
+            )
     missing = [name for name, p in named.items() if p.default is p.empty and name not in arguments]
     if missing:
         hint = "give the parameters a default, or set them in the config's model section"
@@ -126,7 +147,12 @@ def user_code(path: Path) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         text = (str(error).splitlines() or [""])[0][:300]
-        raise UsageError(f"{type(error).__name__}: {text}".rstrip(": "), where=_place(error, path), hint="fix the plugin file", code="E-PLUGIN") from error
+        raise UsageError(
+            f"{type(error).__name__}: {text}".rstrip(": "),
+            where=_place(error, path),
+            hint="fix the plugin file",
+            code="E-PLUGIN",
+        ) from error
     finally:
         sys.dont_write_bytecode = before
         if folder in sys.path:

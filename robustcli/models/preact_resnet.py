@@ -40,7 +40,11 @@ class PreActResNet(nn.Module):
         for stage, count in enumerate(blocks):
             outputs = width * 2**stage
             strides = [1 if stage == 0 else 2] + [1] * (count - 1)
-            stages.append(nn.Sequential(*(PreActBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))))
+            stages.append(
+                nn.Sequential(
+                    *(PreActBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))
+                )
+            )
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(inputs)

@@ -21,7 +21,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:  # option B of the paper
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,17 +35,28 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Stem, four stages of basic blocks (the first block of stages 2 to 4 halves H and W), pooling, linear head; [B, C, H, W] -> [B, K]."""
 
-    def __init__(self, channels: int, width: int, blocks: tuple[int, ...], num_classes: int, stem: Stem) -> None:
+    def __init__(
+        self, channels: int, width: int, blocks: tuple[int, ...], num_classes: int, stem: Stem
+    ) -> None:
         super().__init__()
         if stem == "cifar":
             self.stem = nn.Sequential(conv3x3(channels, width), nn.BatchNorm2d(width), nn.ReLU())
         else:
-            self.stem = nn.Sequential(nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+            self.stem = nn.Sequential(
+                nn.Conv2d(channels, width, 7, 2, 3, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2, 1),
+            )
         stages, inputs = [], width
         for stage, count in enumerate(blocks):
             outputs = width * 2**stage
             strides = [1 if stage == 0 else 2] + [1] * (count - 1)
-            stages.append(nn.Sequential(*(BasicBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))))
+            stages.append(
+                nn.Sequential(
+                    *(BasicBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))
+                )
+            )
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)

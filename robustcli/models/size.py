@@ -72,10 +72,16 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
     """``key: expected … got …`` for each entry of two fingerprints that differs."""
-    return [f"{key}: expected {expected.get(key)}, got {got.get(key)}" for key in sorted({*expected, *got}) if expected.get(key) != got.get(key)]
+    return [
+        f"{key}: expected {expected.get(key)}, got {got.get(key)}"
+        for key in sorted({*expected, *got})
+        if expected.get(key) != got.get(key)
+    ]
 
 
-def check_classes(model_num_classes: int, data_classes: int | Sequence[str], model_classes: Sequence[str] | None = None) -> None:
+def check_classes(
+    model_num_classes: int, data_classes: int | Sequence[str], model_classes: Sequence[str] | None = None
+) -> None:
     """DataError E-CLASSES (exit 3) unless the head fits the data: number of classes first, then names where both are known.
 
     Args:
@@ -88,13 +94,21 @@ def check_classes(model_num_classes: int, data_classes: int | Sequence[str], mod
     if count != model_num_classes:
         extra = f" ({', '.join(names[:5])}{', …' if count > 5 else ''})" if names else ""
         hint = "use the data set it was trained on, or train a new head"
-        raise DataError(f"the model has {model_num_classes} classes, the data have {count}{extra}", hint=hint, code="E-CLASSES")
+        raise DataError(
+            f"the model has {model_num_classes} classes, the data have {count}{extra}",
+            hint=hint,
+            code="E-CLASSES",
+        )
     if names is None or model_classes is None:
         return
     for label, (ours, theirs) in enumerate(zip(model_classes, names, strict=False)):
         if ours != theirs:
             hint = "labels must mean the same: rename or reorder the classes"
-            raise DataError(f"class {label} is {ours!r} in the model and {theirs!r} in the data", hint=hint, code="E-CLASSES")
+            raise DataError(
+                f"class {label} is {ours!r} in the model and {theirs!r} in the data",
+                hint=hint,
+                code="E-CLASSES",
+            )
 
 
 def probe(model: NormalisedModel, name: str, seed: int) -> None:
@@ -110,7 +124,12 @@ def probe(model: NormalisedModel, name: str, seed: int) -> None:
     except Exception as error:
         text = (str(error).splitlines() or [""])[0][:200]
         shape = "x".join(map(str, info.shape))
-        raise ConfigError(f"{name} cannot take images of {shape}: {type(error).__name__}: {text}", hint="set data.size, or choose another model") from error
+        raise ConfigError(
+            f"{name} cannot take images of {shape}: {type(error).__name__}: {text}",
+            hint="set data.size, or choose another model",
+        ) from error
     got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != [1, info.num_classes]:
-        raise ConfigError(f"{name} is not a classifier of {info.num_classes} classes: for one image it returns {got}, expected [1, {info.num_classes}]")
+        raise ConfigError(
+            f"{name} is not a classifier of {info.num_classes} classes: for one image it returns {got}, expected [1, {info.num_classes}]"
+        )

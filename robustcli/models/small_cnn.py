@@ -15,11 +15,22 @@ from robustcli.registry import models
 class SmallCNN(nn.Module):
     """logits = W mean_hw(block_n(... block_1(x))) + b, block = activation(BN(conv3x3)); x [B, C, H, W] -> logits [B, K]."""
 
-    def __init__(self, channels: int, widths: tuple[int, ...], strides: tuple[int, ...], num_classes: int, activation: Activation) -> None:
+    def __init__(
+        self,
+        channels: int,
+        widths: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        activation: Activation,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for (inputs, outputs), stride in zip(pairwise((channels, *widths)), strides, strict=True):
-            layers += [conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs), activation_layer(activation)]
+            layers += [
+                conv3x3(inputs, outputs, stride),
+                nn.BatchNorm2d(outputs),
+                activation_layer(activation),
+            ]
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
@@ -55,5 +66,8 @@ def small_cnn(
     if not strides:
         strides = (1, *(1 if a == b else 2 for a, b in pairwise(widths)))
     if len(strides) != len(widths):
-        raise ConfigError(f"model.strides: {len(strides)} strides for {len(widths)} widths", hint="give one stride for each width, or none at all")
+        raise ConfigError(
+            f"model.strides: {len(strides)} strides for {len(widths)} widths",
+            hint="give one stride for each width, or none at all",
+        )
     return kaiming(SmallCNN(info.inputs, tuple(widths), tuple(strides), info.num_classes, activation))

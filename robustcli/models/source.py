@@ -68,17 +68,31 @@ def load_model(
         return spec if normalize is None else _normalised(spec, normalize)
     text = os.fspath(spec)
     if text.lower().startswith(("http://", "https://", "ftp://", "file://")):
-        raise PolicyError("models are not fetched from addresses", where=text, hint="download the weights, check their hash, name the file")
+        raise PolicyError(
+            "models are not fetched from addresses",
+            where=text,
+            hint="download the weights, check their hash, name the file",
+        )
     if text.startswith("run:") or Path(text).is_dir():
         if weights is not None or normalize is not None:
-            raise UsageError(f"{text} holds its weights and its normalisation", hint="drop --normalize and weights", code="E-MODEL")
+            raise UsageError(
+                f"{text} holds its weights and its normalisation",
+                hint="drop --normalize and weights",
+                code="E-MODEL",
+            )
         return _from_checkpoint(resolve_run(Path(text.removeprefix("run:"))), plugin).eval().to(device)
     if Path(text).suffix.lower() in WEIGHT_FILES:
         text, weights = _architecture(text, weights, arch, plugin), text
     elif plugin is not None and split_plugin(plugin)[1]:
         text = plugin
     state = read_weights(Path(weights), allow_pickle=allow_pickle) if weights is not None else None
-    shape = Shape(num_classes, channels, size, tuple(mean) if mean is not None else None, tuple(std) if std is not None else None)
+    shape = Shape(
+        num_classes,
+        channels,
+        size,
+        tuple(mean) if mean is not None else None,
+        tuple(std) if std is not None else None,
+    )
     if is_plugin(text):
         model = _from_factory(text, state, params or {}, shape, normalize, str(weights), seed)
     else:
@@ -98,7 +112,11 @@ def _architecture(file: str, weights: str | Path | None, arch: str | None, plugi
         return arch
     if plugin is not None and split_plugin(plugin)[1]:
         return plugin
-    raise UsageError(f"{file} holds weights, not the network", hint="say which: model.name=NAME with weights, or --plugin FILE.py:factory", code="E-MODEL")
+    raise UsageError(
+        f"{file} holds weights, not the network",
+        hint="say which: model.name=NAME with weights, or --plugin FILE.py:factory",
+        code="E-MODEL",
+    )
 
 
 def _normalised(model: nn.Module, normalize: str) -> NormalisedModel:
@@ -114,12 +132,19 @@ def _normalised(model: nn.Module, normalize: str) -> NormalisedModel:
 def _from_checkpoint(path: Path, plugin: str | None) -> NormalisedModel:
     """A run directory, its checkpoints directory, or one checkpoint. The named one or nothing: no fallback to an older one."""
     if not path.is_dir():
-        raise CheckpointError(f"no such run: {path}", hint="a run is a directory with checkpoints/ in it", code="E-CKPT-MISSING")
+        raise CheckpointError(
+            f"no such run: {path}", hint="a run is a directory with checkpoints/ in it", code="E-CKPT-MISSING"
+        )
     if not (path / "manifest.json").exists():
         root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         tags = [tag for tag in ("best", "last") if os.path.lexists(root / tag)]
         if not tags:
-            raise CheckpointError("no checkpoint here", where=str(root), hint="name a run directory or one of its checkpoints", code="E-CKPT-MISSING")
+            raise CheckpointError(
+                "no checkpoint here",
+                where=str(root),
+                hint="name a run directory or one of its checkpoints",
+                code="E-CKPT-MISSING",
+            )
         path = resolve_checkpoint(root, tags[0])
     snapshot = load_checkpoint(path)
     if "model" not in snapshot.groups:
@@ -131,7 +156,13 @@ def _from_checkpoint(path: Path, plugin: str | None) -> NormalisedModel:
 
 
 def _from_factory(
-    factory: str, state: Mapping[str, Tensor] | None, params: Mapping[str, Any], shape: Shape, normalize: str | None, where: str, seed: int
+    factory: str,
+    state: Mapping[str, Tensor] | None,
+    params: Mapping[str, Any],
+    shape: Shape,
+    normalize: str | None,
+    where: str,
+    seed: int,
 ) -> nn.Module:
     """The user's network: fitted to the data when their shape is known (it can be trained then), else as the factory made it."""
     info = shape.info()
@@ -145,12 +176,21 @@ def _from_factory(
 
 
 def _from_name(
-    name: str, state: Mapping[str, Tensor] | None, params: Mapping[str, Any], shape: Shape, normalize: str | None, where: str, download: bool, seed: int
+    name: str,
+    state: Mapping[str, Tensor] | None,
+    params: Mapping[str, Any],
+    shape: Shape,
+    normalize: str | None,
+    where: str,
+    download: bool,
+    seed: int,
 ) -> nn.Module:
     """A registered, torchvision or timm network, with the weights of a file when there is one."""
     if state is not None and holds_normalisation(state) and normalize is not None:
         raise UsageError(f"{where} normalises inside", hint="drop --normalize", code="E-MODEL")
-    model = build_model(name, params, infer_info(name, state, shape), seed=seed, normalize=normalize, download=download)
+    model = build_model(
+        name, params, infer_info(name, state, shape), seed=seed, normalize=normalize, download=download
+    )
     if state is not None:
         fill(model, state, where, strict_dtype=False)
     return model

@@ -13,7 +13,9 @@ from robustcli.models.info import ModelInfo
 from robustcli.registry import suggestion
 
 
-def build_timm(spec: str, info: ModelInfo, *, download: bool, meta: bool = False) -> tuple[nn.Module, ModelInfo]:
+def build_timm(
+    spec: str, info: ModelInfo, *, download: bool, meta: bool = False
+) -> tuple[nn.Module, ModelInfo]:
     """(network on normalised images, `info` with the network's own mean and std) for ``NAME`` or ``NAME@pretrained``.
 
     The data's own normalisation stays when the network was made for another number of channels.
@@ -26,8 +28,14 @@ def build_timm(spec: str, info: ModelInfo, *, download: bool, meta: bool = False
     """
     timm, name, wanted = _known(spec)
     if wanted and not meta and not download:
-        raise CheckpointError(f"the weights of timm:{name} would be downloaded", hint="pass --download to fetch them", code="E-WEIGHTS")
-    net: nn.Module = timm.create_model(name, pretrained=bool(wanted) and not meta, num_classes=info.num_classes, in_chans=info.channels)
+        raise CheckpointError(
+            f"the weights of timm:{name} would be downloaded",
+            hint="pass --download to fetch them",
+            code="E-WEIGHTS",
+        )
+    net: nn.Module = timm.create_model(
+        name, pretrained=bool(wanted) and not meta, num_classes=info.num_classes, in_chans=info.channels
+    )
     defaults = getattr(net, "default_cfg", None) or {}
     mean, std = tuple(defaults.get("mean", info.mean)), tuple(defaults.get("std", info.std))
     return net, replace(info, mean=mean, std=std) if len(mean) == info.channels else info
@@ -45,9 +53,16 @@ def _known(spec: str) -> tuple[ModuleType, str, str]:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise ResourceError("timm is not installed", where=f"timm:{name}", hint="pip install 'robustcli[timm]'", code="E-EXTRA") from error
+        raise ResourceError(
+            "timm is not installed",
+            where=f"timm:{name}",
+            hint="pip install 'robustcli[timm]'",
+            code="E-EXTRA",
+        ) from error
     if wanted not in {"", "pretrained"}:
-        raise ConfigError(f"timm:{name} has no weights {wanted!r}", hint="write timm:NAME or timm:NAME@pretrained")
+        raise ConfigError(
+            f"timm:{name} has no weights {wanted!r}", hint="write timm:NAME or timm:NAME@pretrained"
+        )
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}; {suggestion(name, timm.list_models())}".rstrip("; "))
     return timm, name, wanted

@@ -23,7 +23,9 @@ from robustcli.models.normalised import IMAGENET_MEAN, IMAGENET_STD
 from robustcli.registry import suggestion
 
 
-def build_torchvision(spec: str, info: ModelInfo, *, download: bool, meta: bool = False) -> tuple[nn.Module, ModelInfo]:
+def build_torchvision(
+    spec: str, info: ModelInfo, *, download: bool, meta: bool = False
+) -> tuple[nn.Module, ModelInfo]:
     """(network on normalised images, `info` with the weights' mean and std) for ``NAME`` or ``NAME@WEIGHTS``.
 
     Without weights: torchvision's own initialisation and ImageNet's mean and std. With weights: they come from the cache, or
@@ -41,14 +43,18 @@ def build_torchvision(spec: str, info: ModelInfo, *, download: bool, meta: bool 
     weights = _weights(zoo, name, wanted) if wanted else None
     if weights is None or meta:
         with _message(f"torchvision:{name}"):
-            net: nn.Module = zoo.get_model(name, weights=None, num_classes=info.num_classes, **_extras(name), **sizes)
+            net: nn.Module = zoo.get_model(
+                name, weights=None, num_classes=info.num_classes, **_extras(name), **sizes
+            )
         return net, replace(info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     _fetch(weights, download=download)
     with _message(f"torchvision:{spec}"), _weights_only(spec):
         net = zoo.get_model(name, weights=weights, progress=False, **_extras(name), **sizes)
     preset = weights.transforms()
     mean, std = tuple(preset.mean), tuple(preset.std)
-    if getattr(net, "transform_input", False):  # Inception and GoogLeNet renormalise to 0.5, 0.5: we normalise so at once
+    if getattr(
+        net, "transform_input", False
+    ):  # Inception and GoogLeNet renormalise to 0.5, 0.5: we normalise so at once
         net.transform_input = False  # type: ignore[assignment]
         mean = std = (0.5, 0.5, 0.5)
     replace_head(net, len(weights.meta["categories"]), info.num_classes)
@@ -77,7 +83,9 @@ def replace_head(net: nn.Module, old: int, new: int) -> None:
         return
     heads = [(path, m) for path, m in net.named_modules() if _outputs(m) == old]
     if not heads:
-        raise ConfigError(f"{type(net).__name__} has no layer with {old} outputs that could be replaced by one with {new}")
+        raise ConfigError(
+            f"{type(net).__name__} has no layer with {old} outputs that could be replaced by one with {new}"
+        )
     path, head = heads[-1]
     parent = net.get_submodule(path.rpartition(".")[0])
     bias = head.bias is not None
@@ -99,9 +107,17 @@ def _outputs(module: nn.Module) -> int | None:
 def _import() -> ModuleType:
     try:
         return importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError, OSError) as error:  # a CPU-only torch beside a CUDA torchvision fails with RuntimeError
+    except (
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # a CPU-only torch beside a CUDA torchvision fails with RuntimeError
         text = (str(error).splitlines() or [""])[0][:160]
-        raise ResourceError(f"torchvision cannot be imported: {text}", hint="install the torchvision that matches this torch", code="E-EXTRA") from error
+        raise ResourceError(
+            f"torchvision cannot be imported: {text}",
+            hint="install the torchvision that matches this torch",
+            code="E-EXTRA",
+        ) from error
 
 
 def _check_name(zoo: ModuleType, name: str) -> None:
@@ -109,8 +125,12 @@ def _check_name(zoo: ModuleType, name: str) -> None:
     if name in known:
         return
     if name in zoo.list_models():
-        raise ConfigError(f"torchvision:{name} is not an image classifier (detection, segmentation, video and quantised models cannot be attacked here)")
-    raise ConfigError(f"torchvision has no classifier {name!r}; {suggestion(name, known)}known: {', '.join(known)}".strip())
+        raise ConfigError(
+            f"torchvision:{name} is not an image classifier (detection, segmentation, video and quantised models cannot be attacked here)"
+        )
+    raise ConfigError(
+        f"torchvision has no classifier {name!r}; {suggestion(name, known)}known: {', '.join(known)}".strip()
+    )
 
 
 def _extras(name: str) -> dict[str, Any]:
@@ -129,7 +149,9 @@ def _weights(zoo: ModuleType, name: str, wanted: str) -> Any:
     enum = zoo.get_model_weights(name)
     known = [*enum.__members__]
     if wanted not in known:
-        raise ConfigError(f"torchvision:{name} has no weights {wanted!r}; {suggestion(wanted, known)}known: {', '.join(known)}")
+        raise ConfigError(
+            f"torchvision:{name} has no weights {wanted!r}; {suggestion(wanted, known)}known: {', '.join(known)}"
+        )
     return enum[wanted]
 
 
@@ -140,13 +162,20 @@ def _fetch(weights: Any, *, download: bool) -> None:
     expected = name.rpartition(".")[0].rpartition("-")[2]
     if not path.is_file():
         if not download:
-            raise CheckpointError(f"the weights {name} are not on this machine", where=str(path), hint="pass --download to fetch them", code="E-WEIGHTS")
+            raise CheckpointError(
+                f"the weights {name} are not on this machine",
+                where=str(path),
+                hint="pass --download to fetch them",
+                code="E-WEIGHTS",
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(weights.url, str(path), expected, progress=False)
         except (URLError, OSError, RuntimeError) as error:
             hint = "check the network, or put the file there by hand"
-            raise ResourceError(f"cannot download {name}: {error}", hint=hint, where=str(path), code="E-NET") from error
+            raise ResourceError(
+                f"cannot download {name}: {error}", hint=hint, where=str(path), code="E-NET"
+            ) from error
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -154,7 +183,12 @@ def _fetch(weights: Any, *, download: bool) -> None:
     got = digest.hexdigest()
     if not got.startswith(expected):
         hint = "delete it and pass --download"
-        raise CheckpointError(f"{name} has another hash: expected {expected}…, got {got[:8]}…", where=str(path), hint=hint, code="E-CKPT-HASH")
+        raise CheckpointError(
+            f"{name} has another hash: expected {expected}…, got {got[:8]}…",
+            where=str(path),
+            hint=hint,
+            code="E-CKPT-HASH",
+        )
 
 
 @contextmanager
@@ -171,7 +205,9 @@ def _weights_only(spec: str) -> Iterator[None]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         text = (str(error).splitlines() or [""])[0][:200]
         what = f"the weights of torchvision:{spec} cannot be loaded: {text}"
-        raise CheckpointError(what, hint="delete the file and pass --download", code="E-CKPT-FORMAT") from error
+        raise CheckpointError(
+            what, hint="delete the file and pass --download", code="E-CKPT-FORMAT"
+        ) from error
     finally:
         if before is None:
             del os.environ[key]
@@ -185,4 +221,6 @@ def _message(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, AssertionError, ZeroDivisionError) as error:
-        raise ConfigError(f"{name} cannot be built: {(str(error).splitlines() or [''])[0][:200]}", hint="set data.size") from error
+        raise ConfigError(
+            f"{name} cannot be built: {(str(error).splitlines() or [''])[0][:200]}", hint="set data.size"
+        ) from error

@@ -27,7 +27,9 @@ Depth = Annotated[int, Field(strict=True, ge=1, le=1000), AfterValidator(check_d
 class WideBlock(nn.Module):
     """u = a(BN(x)); y = conv(drop(a(BN(conv(u))))) + s, s = x or conv1x1(u); [B, i, H, W] -> [B, o, H/stride, W/stride]."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, activation: Activation) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, dropout: float, activation: Activation
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.act1 = activation_layer(activation)
@@ -49,14 +51,19 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """conv3x3 to 16, three groups of n blocks with 16k, 32k, 64k channels, a(BN), pooling, linear head; [B, C, H, W] -> [B, K]."""
 
-    def __init__(self, channels: int, depth: int, width: int, num_classes: int, dropout: float, activation: Activation) -> None:
+    def __init__(
+        self, channels: int, depth: int, width: int, num_classes: int, dropout: float, activation: Activation
+    ) -> None:
         super().__init__()
         self.stem = conv3x3(channels, 16)
         groups, inputs = [], 16
         for group in range(3):
             outputs = 16 * width * 2**group
             strides = [1 if group == 0 else 2] + [1] * ((depth - 4) // 6 - 1)
-            blocks = (WideBlock(inputs if i == 0 else outputs, outputs, s, dropout, activation) for i, s in enumerate(strides))
+            blocks = (
+                WideBlock(inputs if i == 0 else outputs, outputs, s, dropout, activation)
+                for i, s in enumerate(strides)
+            )
             groups.append(nn.Sequential(*blocks))
             inputs = outputs
         self.groups = nn.Sequential(*groups)
@@ -72,7 +79,14 @@ class WideResNet(nn.Module):
 
 
 @models.register("wide_resnet", cite="arXiv:1605.07146", tiny={"depth": 10, "width": 1})
-def wide_resnet(info: ModelInfo, *, depth: Depth = 28, width: Count = 10, dropout: Rate = 0.0, activation: Activation = "relu") -> nn.Module:
+def wide_resnet(
+    info: ModelInfo,
+    *,
+    depth: Depth = 28,
+    width: Count = 10,
+    dropout: Rate = 0.0,
+    activation: Activation = "relu",
+) -> nn.Module:
     """WRN-depth-width: three groups of n = (depth - 4) / 6 pre-activation blocks with 16k, 32k, 64k channels, k = width; any image size.
 
     Args:

@@ -38,7 +38,10 @@ def gradalign(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)
     if weight == 0:
         return batch.x.new_zeros(())
     near = batch.ball.random_point(batch.x, batch.rng.restart(_RESTART))
-    here, there = _input_gradient(model, batch, batch.x, graph=False), _input_gradient(model, batch, near, graph=True)
+    here, there = (
+        _input_gradient(model, batch, batch.x, graph=False),
+        _input_gradient(model, batch, near, graph=True),
+    )
     angled = (here != 0).any(1) & (there != 0).any(1)
     cos = (_unit(here, angled) * _unit(there, angled)).sum(1)
     return weight * torch.where(angled, 1 - cos, torch.zeros_like(cos)).sum() / angled.sum().clamp_min(1)

@@ -12,7 +12,9 @@ from robustcli.registry import objectives
 
 
 @objectives.register("madry", inner="ce", passes=3)
-def madry(model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> LossTerms:
+def madry(
+    model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+) -> LossTerms:
     """mean CE(f(x_adv), y), x_adv = argmax over the ball of CE: min-max training; cost 2K + 3 passes for K attack steps.
 
     Args:

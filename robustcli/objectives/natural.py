@@ -12,7 +12,9 @@ from robustcli.registry import objectives
 
 
 @objectives.register("natural", inner=None, passes=3)
-def natural(model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> LossTerms:
+def natural(
+    model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+) -> LossTerms:
     """mean CE(f(x), y): no attack; cost 3 passes (forward, input gradient, weight gradient).
 
     Args:

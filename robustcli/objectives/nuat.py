@@ -13,7 +13,11 @@ from robustcli.registry import objectives
 
 @objectives.register("nuat", inner="nuclear", passes=7)
 def nuat(
-    model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 4.0, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    model: Classifier,
+    batch: Batch,
+    *,
+    weight: Annotated[float, Ge(0)] = 4.0,
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
 ) -> LossTerms:
     """mean CE(f(x), y) + weight * ||f(x_adv) - f(x)||_* / B on logits, ||D||_* the sum of singular values; cost 2K + 7 passes.
 

@@ -13,7 +13,11 @@ from robustcli.registry import objectives
 
 @objectives.register("trades", inner="kl", passes=7)
 def trades(
-    model: Classifier, batch: Batch, *, beta: Annotated[float, Ge(0)] = 6.0, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    model: Classifier,
+    batch: Batch,
+    *,
+    beta: Annotated[float, Ge(0)] = 6.0,
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
 ) -> LossTerms:
     """mean CE(f(x), y) + beta * mean KL(f(x) || f(x_adv)), gradients through both terms; cost 2K + 7 passes for K attack steps.
 

@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 from robustcli.errors import DataError
 from robustcli.proportions import Interval, Rate, clopper_pearson, wilson
 
-__all__ = ["EvalRow", "Interval", "Rate", "TrainRow", "clopper_pearson", "eval_rows", "read_rows", "train_rows", "wilson"]
+__all__ = [
+    "EvalRow",
+    "Interval",
+    "Rate",
+    "TrainRow",
+    "clopper_pearson",
+    "eval_rows",
+    "read_rows",
+    "train_rows",
+    "wilson",
+]
 
 SCHEMA_VERSION = 1
 #: A set is imbalanced when its largest class has more than this many times the samples of its smallest.
@@ -70,10 +80,14 @@ class EvalRow:
         if self.kind not in EVAL_KINDS:
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(EVAL_KINDS)}")
         if self.n < 1 or not 0 <= self.correct <= self.n or not 0 <= self.clean_correct <= self.n:
-            raise ValueError(f"counts correct={self.correct} and clean_correct={self.clean_correct} of n={self.n} samples")
+            raise ValueError(
+                f"counts correct={self.correct} and clean_correct={self.clean_correct} of n={self.n} samples"
+            )
         _finite({"eps": self.eps, "seconds": self.seconds, "passes_per_sample": self.passes_per_sample})
         if self.kind == "clean" and self.correct != self.clean_correct:
-            raise ValueError(f"a clean row has one count, got correct={self.correct} and clean_correct={self.clean_correct}")
+            raise ValueError(
+                f"a clean row has one count, got correct={self.correct} and clean_correct={self.clean_correct}"
+            )
         if self.broken is None:
             if self.correct > self.clean_correct:
                 raise ValueError(
@@ -81,11 +95,15 @@ class EvalRow:
                 )
         elif not 0 <= self.broken <= self.clean_correct:
             raise ValueError(f"broken={self.broken} of {self.clean_correct} initially correct samples")
-        object.__setattr__(self, "per_class", {name: (int(k), int(n)) for name, (k, n) in self.per_class.items()})  # lists, after JSON
+        object.__setattr__(
+            self, "per_class", {name: (int(k), int(n)) for name, (k, n) in self.per_class.items()}
+        )  # lists, after JSON
         if self.per_class:
             right, total = (sum(pair[i] for pair in self.per_class.values()) for i in (0, 1))
             if (right, total) != (self.correct, self.n):
-                raise ValueError(f"the classes sum to {right} of {total}, the row says {self.correct} of {self.n}")
+                raise ValueError(
+                    f"the classes sum to {right} of {total}, the row says {self.correct} of {self.n}"
+                )
 
     @property
     def title(self) -> str:
@@ -107,7 +125,9 @@ class EvalRow:
         """Broken, over the initially correct samples; None for a clean row, or when no sample was correct."""
         if self.kind == "clean" or not self.clean_correct:
             return None
-        return Rate(self.clean_correct - self.correct if self.broken is None else self.broken, self.clean_correct)
+        return Rate(
+            self.clean_correct - self.correct if self.broken is None else self.broken, self.clean_correct
+        )
 
     @property
     def balanced_acc(self) -> float | None:
@@ -127,7 +147,11 @@ class EvalRow:
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the fields, the derived fractions and their intervals."""
         rates = {name: None if rate is None else rate.value for name, rate in self._rates().items()}
-        derived = {**rates, "intervals": {name: list(pair) for name, pair in self.intervals().items()}, "balanced_acc": self.balanced_acc}
+        derived = {
+            **rates,
+            "intervals": {name: list(pair) for name, pair in self.intervals().items()},
+            "balanced_acc": self.balanced_acc,
+        }
         plain = {name: value for name, value in _plain(self).items() if name != "audit" or value}
         return {"schema_version": SCHEMA_VERSION, **plain, **derived}
 
@@ -178,10 +202,32 @@ class TrainRow:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("epoch", "lr", "loss", "eps", "images_per_second", "waiting_share", "seconds", "passes_per_sample")
-        _finite({**{f"parts.{name}": value for name, value in self.parts.items()}, **{name: getattr(self, name) for name in names}})
-        for name, value in (("clean_acc", self.clean_acc), ("robust_acc", self.robust_acc), ("fgsm_acc", self.fgsm_acc)):
-            if value is not None and (self.n < 1 or not 0 <= value <= 1 or abs(value * self.n - round(value * self.n)) > 1e-6 * self.n):
+        names = (
+            "epoch",
+            "lr",
+            "loss",
+            "eps",
+            "images_per_second",
+            "waiting_share",
+            "seconds",
+            "passes_per_sample",
+        )
+        _finite(
+            {
+                **{f"parts.{name}": value for name, value in self.parts.items()},
+                **{name: getattr(self, name) for name in names},
+            }
+        )
+        for name, value in (
+            ("clean_acc", self.clean_acc),
+            ("robust_acc", self.robust_acc),
+            ("fgsm_acc", self.fgsm_acc),
+        ):
+            if value is not None and (
+                self.n < 1
+                or not 0 <= value <= 1
+                or abs(value * self.n - round(value * self.n)) > 1e-6 * self.n
+            ):
                 raise ValueError(f"{name}={value} is not a count of n={self.n}")
 
     @property
@@ -196,14 +242,24 @@ class TrainRow:
 
     def intervals(self) -> dict[str, Interval]:
         """95 % Clopper-Pearson interval of each accuracy that was measured."""
-        return {name: rate.exact for name, rate in (("clean_acc", self.clean), ("robust_acc", self.robust)) if rate is not None}
+        return {
+            name: rate.exact
+            for name, rate in (("clean_acc", self.clean), ("robust_acc", self.robust))
+            if rate is not None
+        }
 
     @classmethod
     def of(cls, values: Mapping[str, Any], **common: Any) -> TrainRow:
         """A row from a flat mapping: names that are no fields are parts of the loss. `common`: fields all rows share."""
         known = {f.name for f in fields(cls)}
         parts = {name: float(value) for name, value in values.items() if name not in known}
-        return cls(**{**common, **{name: value for name, value in values.items() if name in known}, "parts": {**values.get("parts", {}), **parts}})
+        return cls(
+            **{
+                **common,
+                **{name: value for name, value in values.items() if name in known},
+                "parts": {**values.get("parts", {}), **parts},
+            }
+        )
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the fields and the intervals."""
@@ -233,9 +289,15 @@ def read_rows(path: Path) -> list[EvalRow | TrainRow]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append(TrainRow.from_json(row) if isinstance(row, dict) and row.get("kind") == "train" else EvalRow.from_json(row))
+            rows.append(
+                TrainRow.from_json(row)
+                if isinstance(row, dict) and row.get("kind") == "train"
+                else EvalRow.from_json(row)
+            )
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not a JSON object: {error}", where=f"{path}:{number}", code="E-RECORD") from error
+            raise DataError(
+                f"not a JSON object: {error}", where=f"{path}:{number}", code="E-RECORD"
+            ) from error
         except DataError as error:
             raise DataError(error.what, where=f"{path}:{number}", hint=error.hint, code=error.code) from error
     return rows
@@ -254,8 +316,16 @@ def train_rows(path: Path) -> list[TrainRow]:
 def _rebuild(cls: type[Row], row: Any, kinds: Sequence[str]) -> Row:
     """`row` as an object, checked: derived values must be what its counts give."""
     hint = "records are written by robustcli and not edited by hand; measure again"
-    if not isinstance(row, Mapping) or row.get("kind") not in kinds or row.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(f"not a row of kind {' or '.join(kinds)}, schema version {SCHEMA_VERSION}", hint=hint, code="E-RECORD")
+    if (
+        not isinstance(row, Mapping)
+        or row.get("kind") not in kinds
+        or row.get("schema_version") != SCHEMA_VERSION
+    ):
+        raise DataError(
+            f"not a row of kind {' or '.join(kinds)}, schema version {SCHEMA_VERSION}",
+            hint=hint,
+            code="E-RECORD",
+        )
     try:
         known = {name: value for name, value in row.items() if name in {f.name for f in fields(cls)}}
         for name in known.keys() & {"correct", "clean_correct", "n", "step", "seed"}:
@@ -265,8 +335,14 @@ def _rebuild(cls: type[Row], row: Any, kinds: Sequence[str]) -> Row:
         again = built.to_json()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"not a row of kind {row['kind']}: {error}", hint=hint, code="E-RECORD") from error
-    if differing := sorted(set(row) ^ set(again)) or [name for name in again if not _same(row[name], again[name])]:
-        raise DataError(f"{differing[0]} does not follow from the counts of this row of kind {row['kind']}", hint=hint, code="E-RECORD")
+    if differing := sorted(set(row) ^ set(again)) or [
+        name for name in again if not _same(row[name], again[name])
+    ]:
+        raise DataError(
+            f"{differing[0]} does not follow from the counts of this row of kind {row['kind']}",
+            hint=hint,
+            code="E-RECORD",
+        )
     return built
 
 

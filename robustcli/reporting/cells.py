@@ -36,7 +36,9 @@ def format_eps(eps: float, norm: str = "linf") -> str:
 def format_rate(rate: Rate, *, interval: bool = True) -> str:
     """``86.4 % [83.1, 89.2] of 450``: percent, the 95 % Wilson interval, n."""
     low, high = rate.display
-    return f"{percent(rate.value)} %" + (f" [{percent(low)}, {percent(high)}] of {rate.n}" if interval else "")
+    return f"{percent(rate.value)} %" + (
+        f" [{percent(low)}, {percent(high)}] of {rate.n}" if interval else ""
+    )
 
 
 def percent(fraction: float) -> str:

@@ -18,7 +18,9 @@ _GROWS = 10.0  # values that span more than this factor are drawn on a logarithm
 _MANY = 12  # more values than this are not all written below the axis
 
 
-def sweep_curve(path: Path, key: str, points: Sequence[tuple[float, Rate]], *, clean: Rate, title: str, norm: str = "linf") -> None:
+def sweep_curve(
+    path: Path, key: str, points: Sequence[tuple[float, Rate]], *, clean: Rate, title: str, norm: str = "linf"
+) -> None:
     """Accuracy with its 95 % Wilson band against the swept value; a dashed line for the clean accuracy.
 
     Args:
@@ -40,13 +42,24 @@ def sweep_curve(path: Path, key: str, points: Sequence[tuple[float, Rate]], *, c
         axes = figure.add_subplot()
         axes.axhline(100 * clean.value, color="#666666", linestyle="--", linewidth=1.2, label="clean")
         axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-        axes.plot(x, middle, color=COLOURS[0], marker="o", markersize=5, label="under attack, 95 % band", clip_on=False, zorder=3)
+        axes.plot(
+            x,
+            middle,
+            color=COLOURS[0],
+            marker="o",
+            markersize=5,
+            label="under attack, 95 % band",
+            clip_on=False,
+            zorder=3,
+        )
         _accuracy_axis(axes)
         if key == "eps":
             axes.set_xlim(left=0)
             axes.set_xlabel("eps x 255 (linf)" if levels else f"eps ({norm}, pixels in [0, 1])")
             if levels:
-                axes.secondary_xaxis("top", functions=(_unit, _levels)).set_xlabel("eps (linf, pixels in [0, 1])")
+                axes.secondary_xaxis("top", functions=(_unit, _levels)).set_xlabel(
+                    "eps (linf, pixels in [0, 1])"
+                )
         else:
             _counts(axes, x)
             axes.set_xlabel(key)
@@ -73,9 +86,32 @@ def sweep_table(key: str, rows: Sequence[Mapping[str, Any]], title: str) -> Tabl
     body: list[list[Cell]] = []
     for row in rows:
         value: Cell = Eps(row["value"], row["norm"]) if key == "eps" else int(row["value"])
-        success = Rate(row["clean_correct"] - row["correct"], row["clean_correct"]) if row["clean_correct"] else None
-        body.append([value, Rate(row["correct"], row["n"]), success, row["passes_per_sample"], round(row["seconds"], 3)])
+        success = (
+            Rate(row["clean_correct"] - row["correct"], row["clean_correct"])
+            if row["clean_correct"]
+            else None
+        )
+        body.append(
+            [
+                value,
+                Rate(row["correct"], row["n"]),
+                success,
+                row["passes_per_sample"],
+                round(row["seconds"], 3),
+            ]
+        )
     note = "Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
     if key == "eps":
         note += " Each radius is run on the samples that the smaller ones left standing."
-    return Table(title, ["ball" if key == "eps" else key, "robust accuracy", "attack success", "passes per sample", "seconds"], body, note)
+    return Table(
+        title,
+        [
+            "ball" if key == "eps" else key,
+            "robust accuracy",
+            "attack success",
+            "passes per sample",
+            "seconds",
+        ],
+        body,
+        note,
+    )

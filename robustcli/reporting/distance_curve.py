@@ -41,12 +41,28 @@ def distance_quantile(distances: Sequence[float], share: float) -> float:
     return ordered[math.ceil(share * len(ordered) - 1e-9) - 1]  # 0.07 * 100 is a little more than 7
 
 
-def distance_curve(path: Path, distances: Mapping[str, Sequence[float]], *, title: str = "accuracy against eps", norm: str = "linf") -> None:
+def distance_curve(
+    path: Path,
+    distances: Mapping[str, Sequence[float]],
+    *,
+    title: str = "accuracy against eps",
+    norm: str = "linf",
+) -> None:
     """PNG: robust accuracy against eps as stairs, one line per name. Errors as `distance_points` and `plots.eps_curve`."""
-    eps_curve(path, {name: _stairs(distance_points(of_name)) for name, of_name in distances.items()}, title=title, norm=norm)
+    eps_curve(
+        path,
+        {name: _stairs(distance_points(of_name)) for name, of_name in distances.items()},
+        title=title,
+        norm=norm,
+    )
 
 
-def distance_table(distances: Mapping[str, Sequence[float]], *, norm: str = "linf", title: str = "distance to the nearest error") -> Table:
+def distance_table(
+    distances: Mapping[str, Sequence[float]],
+    *,
+    norm: str = "linf",
+    title: str = "distance to the nearest error",
+) -> Table:
     """One line per name: the share that was broken at any distance, and quartiles over all samples. Errors as `distance_points`."""
     rows: list[list[Cell]] = []
     for name, of_name in distances.items():

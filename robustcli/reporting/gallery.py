@@ -53,8 +53,16 @@ def gallery(
 
     Raises ValueError for other shapes, types or lengths, ResourceError when `path` cannot be written.
     """
-    if clean.dtype != np.uint8 or adversarial.dtype != np.uint8 or clean.ndim != 4 or clean.shape != adversarial.shape or not clean.size:
-        raise ValueError(f"need two equal uint8 [n, H, W, C], got {clean.dtype} {clean.shape} and {adversarial.dtype} {adversarial.shape}")
+    if (
+        clean.dtype != np.uint8
+        or adversarial.dtype != np.uint8
+        or clean.ndim != 4
+        or clean.shape != adversarial.shape
+        or not clean.size
+    ):
+        raise ValueError(
+            f"need two equal uint8 [n, H, W, C], got {clean.dtype} {clean.shape} and {adversarial.dtype} {adversarial.shape}"
+        )
     before = true if clean_predicted is None else clean_predicted
     if {len(true), len(before), len(predicted)} != {len(clean)}:
         raise ValueError(f"{len(clean)} images, but {len(true)}, {len(before)} and {len(predicted)} names")
@@ -68,14 +76,23 @@ def gallery(
     row = height * scale + 2 * _LINE + 2 * _GAP
     across = 2 if len(clean) > 3 and column <= 256 + _GAP else 1
     top = _GAP + (_LINE + _GAP if title else 0)
-    sheet = Image.new("RGB", (across * (3 * column + 2 * _GAP) - _GAP, top - (-len(clean) // across) * row), "white")
+    sheet = Image.new(
+        "RGB", (across * (3 * column + 2 * _GAP) - _GAP, top - (-len(clean) // across) * row), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     _text(draw, (_GAP, _GAP), title, _INK, sheet.width - 2 * _GAP, 14)
-    for i, (a, b, difference) in enumerate(zip(clean, adversarial, amplified(clean, adversarial, amplify), strict=True)):
+    for i, (a, b, difference) in enumerate(
+        zip(clean, adversarial, amplified(clean, adversarial, amplify), strict=True)
+    ):
         left, upper = _GAP + (i % across) * (3 * column + 2 * _GAP), top + (i // across) * row
         labels = (
             (f"true: {true[i]}", _INK, f"predicted: {before[i]}", _RIGHT if before[i] == true[i] else _WRONG),
-            ("adversarial", _PALE, f"predicted: {predicted[i]}", _RIGHT if predicted[i] == true[i] else _WRONG),
+            (
+                "adversarial",
+                _PALE,
+                f"predicted: {predicted[i]}",
+                _RIGHT if predicted[i] == true[i] else _WRONG,
+            ),
             (f"difference x {amplify:g}", _PALE, "grey = no change", _PALE),
         )
         for k, (pixels, label) in enumerate(zip((a, b, difference), labels, strict=True)):
@@ -87,11 +104,20 @@ def gallery(
     write_atomic(path, png.getvalue())
 
 
-def _tile(sheet: Image, draw: ImageDraw, at: tuple[int, int], image: Image, label: tuple[str, str, str, str], width: int) -> None:
+def _tile(
+    sheet: Image,
+    draw: ImageDraw,
+    at: tuple[int, int],
+    image: Image,
+    label: tuple[str, str, str, str],
+    width: int,
+) -> None:
     """One framed picture with two lines below it; label = (text, ink, text, ink)."""
     x, y = at
     sheet.paste(image, at)
-    draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=_FRAME)  # around the pixels, not over them
+    draw.rectangle(
+        (x - 1, y - 1, x + image.width, y + image.height), outline=_FRAME
+    )  # around the pixels, not over them
     _text(draw, (x, y + image.height + 3), label[0], label[1], width)
     _text(draw, (x, y + image.height + 3 + _LINE), label[2], label[3], width)
 
@@ -122,4 +148,6 @@ def _font(size: int) -> Any:
     import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )

@@ -18,7 +18,15 @@ _LONG = 28  # longer names lose their beginning: the end tells paths apart
 _CELL, _LETTER = 1.05, 0.08  # inches: a square, a letter of a name
 
 
-def heatmap(path: Path, names: Sequence[str], rates: Sequence[Sequence[Rate | None]], *, title: str, rows: str = "made on", columns: str = "shown to") -> None:
+def heatmap(
+    path: Path,
+    names: Sequence[str],
+    rates: Sequence[Sequence[Rate | None]],
+    *,
+    title: str,
+    rows: str = "made on",
+    columns: str = "shown to",
+) -> None:
     """One square per pair: its share in percent above its 95 % Wilson interval; the diagonal is framed.
 
     Args:
@@ -31,7 +39,9 @@ def heatmap(path: Path, names: Sequence[str], rates: Sequence[Sequence[Rate | No
     """
     size = len(names)
     if not size or len(rates) != size or any(len(row) != size for row in rates):
-        raise ValueError(f"{size} names need {size} rows of {size} rates, got rows of {[len(row) for row in rates]}")
+        raise ValueError(
+            f"{size} names need {size} rows of {size} rates, got rows of {[len(row) for row in rates]}"
+        )
     shown = [_short(name) for name in names]
     longest = max(map(len, shown))
     slanted = longest > 9
@@ -42,7 +52,9 @@ def heatmap(path: Path, names: Sequence[str], rates: Sequence[Sequence[Rate | No
         image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=100, aspect="auto")
         bar = figure.colorbar(image, ax=axes, label="%", shrink=0.8)
         bar.outline.set_visible(False)
-        axes.set_xticks(range(size), shown, rotation=30 if slanted else 0, ha="right" if slanted else "center")
+        axes.set_xticks(
+            range(size), shown, rotation=30 if slanted else 0, ha="right" if slanted else "center"
+        )
         axes.set_yticks(range(size), shown)
         axes.set(xlabel=columns, ylabel=rows)
         axes.grid(False)
@@ -59,14 +71,25 @@ def _cell(axes: Axes, s: int, t: int, rate: Rate | None) -> None:
     from matplotlib.patches import Rectangle
 
     if s == t:
-        axes.add_patch(Rectangle((t - 0.47, s - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", linewidth=2))
+        axes.add_patch(
+            Rectangle((t - 0.47, s - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", linewidth=2)
+        )
     if rate is None:
         axes.text(t, s, "-", ha="center", va="center", color="#777777")
         return
     ink = "white" if rate.value > 0.5 else "#222222"
     low, high = (f"{100 * end:.0f}" for end in rate.display)
     for text, up, fontsize in ((f"{percent(rate.value)} %", 6, 11.0), (f"[{low}, {high}]", -9, 8.5)):
-        axes.annotate(text, (t, s), (0, up), textcoords="offset points", ha="center", va="center", color=ink, fontsize=fontsize)
+        axes.annotate(
+            text,
+            (t, s),
+            (0, up),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=fontsize,
+        )
 
 
 def _short(name: str) -> str:

@@ -50,14 +50,24 @@ def eps_points(rows: Sequence[EvalRow]) -> list[Point]:
     """(eps, accuracy, low, high) of rows of one model, by radius: the lowest robust accuracy, at 0 the clean one; Wilson."""
     rates: dict[float, Rate] = {}
     for row in rows:
-        if row.robust is not None and row.eps > 0 and (row.eps not in rates or row.robust.value < rates[row.eps].value):
+        if (
+            row.robust is not None
+            and row.eps > 0
+            and (row.eps not in rates or row.robust.value < rates[row.eps].value)
+        ):
             rates[row.eps] = row.robust
     if rows:
         rates[0.0] = rows[0].clean
     return [(eps, rate.value, *rate.display) for eps, rate in sorted(rates.items())]
 
 
-def eps_curve(path: Path, curves: Mapping[str, Sequence[Point]], *, title: str = "accuracy against eps", norm: str = "linf") -> None:
+def eps_curve(
+    path: Path,
+    curves: Mapping[str, Sequence[Point]],
+    *,
+    title: str = "accuracy against eps",
+    norm: str = "linf",
+) -> None:
     """Accuracy with its 95 % interval against eps, one line per name.
 
     curves: name -> points (eps, accuracy, low, high): the radius in pixel units of [0, 1], the rest fractions (`eps_points`
@@ -88,10 +98,18 @@ def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "train
         raise ValueError("no training rows to draw")
     measured = any(row.clean is not None or row.robust is not None for row in rows)
     with _figure(path, 9.6 if measured else 6.4, 4.8) as figure:
-        panels = figure.subplot_mosaic([["loss", "accuracy"], ["rate", "accuracy"]] if measured else [["loss"], ["rate"]], height_ratios=[5, 2])
+        panels = figure.subplot_mosaic(
+            [["loss", "accuracy"], ["rate", "accuracy"]] if measured else [["loss"], ["rate"]],
+            height_ratios=[5, 2],
+        )
         _losses(panels["loss"], rows)
         panels["loss"].set_title(_text(title))
-        panels["rate"].plot([row.epoch for row in rows], [row.lr for row in rows], color="#666666", marker="." if len(rows) <= _FEW else "")
+        panels["rate"].plot(
+            [row.epoch for row in rows],
+            [row.lr for row in rows],
+            color="#666666",
+            marker="." if len(rows) <= _FEW else "",
+        )
         panels["rate"].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
         panels["rate"].sharex(panels["loss"])
         if measured:
@@ -106,7 +124,14 @@ def _losses(axes: Axes, rows: Sequence[TrainRow]) -> None:
         series |= {name: [row.parts.get(name, float("nan")) for row in rows] for name in names}
     for i, (name, values) in enumerate(series.items()):
         marker = _MARKERS[i % len(_MARKERS)] if len(rows) <= _FEW else ""
-        axes.plot([row.epoch for row in rows], values, label=_text(name), color=COLOURS[i % len(COLOURS)], marker=marker, markersize=4)
+        axes.plot(
+            [row.epoch for row in rows],
+            values,
+            label=_text(name),
+            color=COLOURS[i % len(COLOURS)],
+            marker=marker,
+            markersize=4,
+        )
     axes.set_ylabel("mean training loss")
     if all(value >= 0 for values in series.values() for value in values):
         axes.set_ylim(bottom=0)
@@ -117,7 +142,14 @@ def _validation(axes: Axes, rows: Sequence[TrainRow]) -> None:
     drawn = [
         ("clean", [(row.epoch, row.clean) for row in rows if row.clean is not None]),
         (f"robust: {_threat(rows)}", [(row.epoch, row.robust) for row in rows if row.robust is not None]),
-        ("fgsm: one large step", [(row.epoch, Rate(round(row.fgsm_acc * row.n), row.n)) for row in rows if row.fgsm_acc is not None]),
+        (
+            "fgsm: one large step",
+            [
+                (row.epoch, Rate(round(row.fgsm_acc * row.n), row.n))
+                for row in rows
+                if row.fgsm_acc is not None
+            ],
+        ),
     ]
     for i, (name, points) in enumerate(drawn):
         if points:
@@ -125,14 +157,20 @@ def _validation(axes: Axes, rows: Sequence[TrainRow]) -> None:
     _accuracy_axis(axes)
     axes.set_xlabel("epoch")
     sizes = sorted({row.n for row in rows if row.n})
-    axes.set_title(f"validation, n = {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}, with 95 % interval")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.11), fontsize=9)  # below: a collapse may be anywhere in the panel
+    axes.set_title(
+        f"validation, n = {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}, with 95 % interval"
+    )
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.11), fontsize=9
+    )  # below: a collapse may be anywhere in the panel
 
 
 def _threat(rows: Sequence[TrainRow]) -> str:
     last = rows[-1]
     steps = last.params.get("steps")
-    return f"{last.attack}{'' if steps is None else f'-{steps}'}, {last.norm} {format_eps(last.eps, last.norm)}".strip(", ")
+    return f"{last.attack}{'' if steps is None else f'-{steps}'}, {last.norm} {format_eps(last.eps, last.norm)}".strip(
+        ", "
+    )
 
 
 def _line(axes: Axes, points: Sequence[Sequence[float]], name: str, i: int) -> None:
@@ -141,9 +179,21 @@ def _line(axes: Axes, points: Sequence[Sequence[float]], name: str, i: int) -> N
     x = [point[0] for point in points]
     value, low, high = ([100 * point[k] for point in points] for k in (1, 2, 3))
     if len(points) <= _FEW:
-        below, above = ([max(0.0, b - a) for a, b in zip(*pair, strict=True)] for pair in ((low, value), (value, high)))
+        below, above = (
+            [max(0.0, b - a) for a, b in zip(*pair, strict=True)] for pair in ((low, value), (value, high))
+        )
         marker = _MARKERS[i % len(_MARKERS)]
-        axes.errorbar(x, value, yerr=[below, above], label=_text(name), color=colour, marker=marker, markersize=5, capsize=3, clip_on=False)
+        axes.errorbar(
+            x,
+            value,
+            yerr=[below, above],
+            label=_text(name),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=3,
+            clip_on=False,
+        )
     else:
         axes.plot(x, value, label=_text(name), color=colour)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -170,7 +220,9 @@ def _text(text: str) -> str:
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` x `height` inches without global state, saved to `path` when the block ends well."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a missing HOME is no news for the user, nor a missing glyph below
+    logging.getLogger("matplotlib").setLevel(
+        logging.ERROR
+    )  # a missing HOME is no news for the user, nor a missing glyph below
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

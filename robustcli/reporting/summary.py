@@ -13,7 +13,9 @@ from robustcli.reporting.cells import format_eps, format_rate
 from robustcli.reporting.tables import class_table, eval_table, train_table
 
 
-def eval_summary(config: Mapping[str, Any], rows: Sequence[EvalRow], alarms: Sequence[Mapping[str, str]] = ()) -> str:
+def eval_summary(
+    config: Mapping[str, Any], rows: Sequence[EvalRow], alarms: Sequence[Mapping[str, str]] = ()
+) -> str:
     """The report of an evaluation or an attack, as markdown.
 
     config: the resolved configuration as a tree. rows: clean, attacks, worst case. alarms: name, level, evidence, remedy.
@@ -22,8 +24,15 @@ def eval_summary(config: Mapping[str, Any], rows: Sequence[EvalRow], alarms: Seq
     worst = rows[-1] if rows else None
     if worst is not None and worst.robust is not None:
         radius = f"{worst.norm}, eps {format_eps(worst.eps, worst.norm)}"
-        success = "no sample was right to begin with" if worst.success is None else f"attack success {format_rate(worst.success)} initially correct samples"
-        lines += [f"Clean accuracy {format_rate(worst.clean)}; robust accuracy {format_rate(worst.robust)} samples; {success} ({radius}).", ""]
+        success = (
+            "no sample was right to begin with"
+            if worst.success is None
+            else f"attack success {format_rate(worst.success)} initially correct samples"
+        )
+        lines += [
+            f"Clean accuracy {format_rate(worst.clean)}; robust accuracy {format_rate(worst.robust)} samples; {success} ({radius}).",
+            "",
+        ]
     lines += [eval_table(rows).markdown(), _alarms(alarms)]
     if any(row.per_class for row in rows):
         lines += ["## Per class", "", class_table([row for row in rows if row.kind != "attack"]).markdown()]
@@ -32,17 +41,29 @@ def eval_summary(config: Mapping[str, Any], rows: Sequence[EvalRow], alarms: Seq
 
 
 def train_summary(
-    config: Mapping[str, Any], best: Mapping[str, Any], last: Mapping[str, Any], rows: Sequence[TrainRow], alarms: Sequence[str] = ()
+    config: Mapping[str, Any],
+    best: Mapping[str, Any],
+    last: Mapping[str, Any],
+    rows: Sequence[TrainRow],
+    alarms: Sequence[str] = (),
 ) -> str:
     """The report of a training run, as markdown. best, last: {"step": ...} of the best and the last validation, or empty. alarms: one line each."""
     lines = [f"# Training: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
     lines += [train_table(rows, best_step=best.get("step")).markdown()]
     if best and last:
-        lines += [f"The best checkpoint is that of step {best['step']}, the last that of step {last['step']}.", ""]
+        lines += [
+            f"The best checkpoint is that of step {best['step']}, the last that of step {last['step']}.",
+            "",
+        ]
     if alarms:
         lines += ["## Alarms", "", *(f"- {printable(text)}" for text in alarms), ""]
-    lines += ["These are validation numbers, and validation chose the checkpoint: report the test split, measured with `robustcli eval`.", ""]
-    lines += _provenance(rows[-1:]) + _citations(config, ("objective", "adversary", "train.val_attack", "model"))
+    lines += [
+        "These are validation numbers, and validation chose the checkpoint: report the test split, measured with `robustcli eval`.",
+        "",
+    ]
+    lines += _provenance(rows[-1:]) + _citations(
+        config, ("objective", "adversary", "train.val_attack", "model")
+    )
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,26 +103,38 @@ _KINDS: dict[str, registry.Registry[Any]] = {
 def _setting(config: Mapping[str, Any]) -> list[str]:
     """Data and model in a sentence, and how to run it again."""
     data, model = config.get("data") or {}, config.get("model") or {}
-    lines = [f"Data {_code(data.get('name', '?'))}, model {_code(model.get('name', '?'))}, seed {config.get('seed', 0)}."]
-    return [*lines, "The same again: the resolved configuration `config.resolved.yaml` beside this file, with `env.json` for the versions."]
+    lines = [
+        f"Data {_code(data.get('name', '?'))}, model {_code(model.get('name', '?'))}, seed {config.get('seed', 0)}."
+    ]
+    return [
+        *lines,
+        "The same again: the resolved configuration `config.resolved.yaml` beside this file, with `env.json` for the versions.",
+    ]
 
 
 def _alarms(alarms: Sequence[Mapping[str, str]]) -> str:
     if not alarms:
         return "No alarm was raised about this evaluation.\n"
-    lines = [f"- **{printable(alarm['level'])}** {_code(alarm['name'])}: {printable(alarm['evidence'])}; {printable(alarm['remedy'])}" for alarm in alarms]
+    lines = [
+        f"- **{printable(alarm['level'])}** {_code(alarm['name'])}: {printable(alarm['evidence'])}; {printable(alarm['remedy'])}"
+        for alarm in alarms
+    ]
     return "\n".join(["## Alarms", "", *lines, ""])
 
 
 def _provenance(rows: Sequence[EvalRow | TrainRow]) -> list[str]:
     """Hashes of what the numbers belong to."""
-    hashes = [f"- {printable(name)}: {_code(value)}" for row in rows for name, value in row.hashes.items() if value]
+    hashes = [
+        f"- {printable(name)}: {_code(value)}" for row in rows for name, value in row.hashes.items() if value
+    ]
     return ["## What these numbers belong to (SHA-256)", "", *hashes, ""] if hashes else []
 
 
 def _citations(config: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     found = sources(config, paths)
-    intervals = "- intervals: Wilson, JASA 22, 1927 (here); Clopper and Pearson, Biometrika 26, 1934 (JSON and CSV)."
+    intervals = (
+        "- intervals: Wilson, JASA 22, 1927 (here); Clopper and Pearson, Biometrika 26, 1934 (JSON and CSV)."
+    )
     return ["## Please cite", "", *(f"- {_code(name)}: {text}" for name, text in found.items()), intervals]
 
 

@@ -60,8 +60,15 @@ class Table:
 
         widths = self._widths(width)
         caption = Text(shown(self.note)) if self.note else None
-        table = RichTable(title=Text(shown(self.title)), caption=caption, title_justify="left", caption_justify="left")
-        table.box, table.padding, table.pad_edge, table.show_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False, False
+        table = RichTable(
+            title=Text(shown(self.title)), caption=caption, title_justify="left", caption_justify="left"
+        )
+        table.box, table.padding, table.pad_edge, table.show_edge = (
+            box.SIMPLE_HEAD,
+            (0, 1, 0, 0),
+            False,
+            False,
+        )
         if widths is None:
             table.show_header = False
             table.add_column(overflow="fold", style="bold")
@@ -71,16 +78,26 @@ class Table:
                     table.add_row(Text(shown(name)), Text(shown(cell)))
                 table.add_row(*([] if k + 1 == len(self.rows) else ["", ""]))
             return table
-        table.leading = int(any("\n" in tall(cell) for row in self.rows for cell in row))  # cells of several lines need air
+        table.leading = int(
+            any("\n" in tall(cell) for row in self.rows for cell in row)
+        )  # cells of several lines need air
         for i, (name, size) in enumerate(zip(self.columns, widths, strict=True)):
-            table.add_column(Text(shown(name)), justify="right" if self._is_number(i) else "left", overflow="fold", width=size)
+            table.add_column(
+                Text(shown(name)),
+                justify="right" if self._is_number(i) else "left",
+                overflow="fold",
+                width=size,
+            )
         for row in self.rows:
             table.add_row(*(Text(tall(cell)) for cell in row))
         return table
 
     def _widths(self, width: int) -> list[int] | None:
         """Width of each column: whole headers if they fit, else wrapped ones, else shared room for text; None: does not fit."""
-        cells = [max((len(line) for row in self.rows for line in tall(row[i]).split("\n")), default=0) for i in range(len(self.columns))]
+        cells = [
+            max((len(line) for row in self.rows for line in tall(row[i]).split("\n")), default=0)
+            for i in range(len(self.columns))
+        ]
         names = [shown(name) for name in self.columns]
         room = width - 2 * (len(names) - 1)
         for header in (len, lambda name: max(map(len, name.split()), default=1)):
@@ -89,27 +106,52 @@ class Table:
                 return widths
         texts = [i for i in range(len(names)) if not self._is_number(i)]
         share = (room - sum(size for i, size in enumerate(widths) if i not in texts)) // max(1, len(texts))
-        return [min(size, share) if i in texts else size for i, size in enumerate(widths)] if texts and share >= _LEAST_TEXT else None
+        return (
+            [min(size, share) if i in texts else size for i, size in enumerate(widths)]
+            if texts and share >= _LEAST_TEXT
+            else None
+        )
 
     def markdown(self) -> str:
         """A GitHub table with aligned columns, of any width."""
         cells = [[_escaped(shown(cell)) for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.columns))]
         right = [self._is_number(i) for i in range(len(self.columns))]
-        ruler = [("-" * (width - 1) + ":") if number else "-" * width for width, number in zip(widths, right, strict=True)]
-        lines = [[cell.rjust(w) if number else cell.ljust(w) for cell, w, number in zip(row, widths, right, strict=True)] for row in cells]
+        ruler = [
+            ("-" * (width - 1) + ":") if number else "-" * width
+            for width, number in zip(widths, right, strict=True)
+        ]
+        lines = [
+            [
+                cell.rjust(w) if number else cell.ljust(w)
+                for cell, w, number in zip(row, widths, right, strict=True)
+            ]
+            for row in cells
+        ]
         body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ruler, *lines[1:]))
         title = f"**{_escaped(shown(self.title))}**\n\n" if self.title else ""
         return f"{title}{body}\n" + (f"\n{shown(self.note)}\n" if self.note else "")
 
     def flat(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows for programs: a rate becomes NAME, NAME_low, NAME_high and NAME_n, a radius norm and eps."""
-        kinds = [next((type(row[i]) for row in self.rows if isinstance(row[i], (Rate, Eps))), None) for i in range(len(self.columns))]
+        kinds = [
+            next((type(row[i]) for row in self.rows if isinstance(row[i], (Rate, Eps))), None)
+            for i in range(len(self.columns))
+        ]
         header: list[str] = []
         for name, kind in zip(self.columns, kinds, strict=True):
             key = _KEYS.get(name, name.replace(" ", "_"))
-            header += [key, f"{key}_low", f"{key}_high", f"{key}_n"] if kind is Rate else ["norm", "eps"] if kind is Eps else [key]
-        return header, [[text for cell, kind in zip(row, kinds, strict=True) for text in _spread(cell, kind)] for row in self.rows]
+            header += (
+                [key, f"{key}_low", f"{key}_high", f"{key}_n"]
+                if kind is Rate
+                else ["norm", "eps"]
+                if kind is Eps
+                else [key]
+            )
+        return header, [
+            [text for cell, kind in zip(row, kinds, strict=True) for text in _spread(cell, kind)]
+            for row in self.rows
+        ]
 
     def csv(self) -> str:
         """Comma-separated, RFC 4180 quoting, fractions in [0, 1]."""
@@ -133,14 +175,23 @@ def write_csv(path: Path, rows: Sequence[EvalRow | TrainRow | Mapping[str, Any]]
     """
     flat = [_flat(row if isinstance(row, Mapping) else row.to_json()) for row in rows]
     columns = list(dict.fromkeys(name for line in flat for name in line))
-    write_atomic(path, Table("", columns, [[line.get(name) for name in columns] for line in flat]).csv().encode("utf-8", "backslashreplace"))
+    write_atomic(
+        path,
+        Table("", columns, [[line.get(name) for name in columns] for line in flat])
+        .csv()
+        .encode("utf-8", "backslashreplace"),
+    )
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Cell]:
     line: dict[str, Cell] = {}
     for name, value in row.items():
         if name == "intervals":
-            line |= {f"{rate}_{end}": pair[k] for rate, pair in value.items() for k, end in enumerate(("low", "high"))}
+            line |= {
+                f"{rate}_{end}": pair[k]
+                for rate, pair in value.items()
+                for k, end in enumerate(("low", "high"))
+            }
         elif name == "hashes":
             line |= {f"hash_{what}": text for what, text in value.items()}
         else:
@@ -158,17 +209,29 @@ def compare_table(models: Mapping[str, Sequence[EvalRow]], title: str = "robustn
     rows = [(name, row) for name, of_model in models.items() for row in of_model]
     named = any(name for name, _ in rows)
     balanced = any(row.balanced_acc is not None for _, row in rows)
-    columns = [*(["model"] if named else []), "attack", "ball", "clean accuracy", "robust accuracy", "attack success"]
+    columns = [
+        *(["model"] if named else []),
+        "attack",
+        "ball",
+        "clean accuracy",
+        "robust accuracy",
+        "attack success",
+    ]
     columns += [*(["balanced accuracy"] if balanced else []), "passes per sample", "seconds"]
     cells: list[list[Cell]] = []
     for name, row in rows:
         ball = None if row.kind == "clean" or row.norm == "none" else Eps(row.eps, row.norm)
         line: list[Cell] = [*([name] if named else []), row.title, ball, row.clean, row.robust, row.success]
-        cells.append([*line, *([row.balanced_acc] if balanced else []), row.passes_per_sample, round(row.seconds, 3)])
+        cells.append(
+            [*line, *([row.balanced_acc] if balanced else []), row.passes_per_sample, round(row.seconds, 3)]
+        )
     note = "Clean and robust accuracy: of all samples. Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
     if any(row.norm == "none" for _, row in rows):
         note += " Transformations without a ball are each measured alone."
-    if any(sum(row.kind == "attack" and row.norm != "none" for row in of_model) > 1 for of_model in models.values()):
+    if any(
+        sum(row.kind == "attack" and row.norm != "none" for row in of_model) > 1
+        for of_model in models.values()
+    ):
         note += " Each attack runs on the samples that the attacks above it left standing."
     return Table(title, columns, cells, note)
 
@@ -177,7 +240,9 @@ def class_table(rows: EvalRow | Sequence[EvalRow], title: str = "accuracy per cl
     """One line per class, one column per row that has classes."""
     with_classes = [row for row in ([rows] if isinstance(rows, EvalRow) else rows) if row.per_class]
     names = list(dict.fromkeys(name for row in with_classes for name in row.per_class))
-    titles = ["clean accuracy" if row.kind == "clean" else f"accuracy under {row.title}" for row in with_classes]
+    titles = [
+        "clean accuracy" if row.kind == "clean" else f"accuracy under {row.title}" for row in with_classes
+    ]
     cells: list[list[Cell]] = []
     for name in names:
         pairs = [row.per_class.get(name, (0, 0)) for row in with_classes]
@@ -187,13 +252,40 @@ def class_table(rows: EvalRow | Sequence[EvalRow], title: str = "accuracy per cl
 
 def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None, title: str = "training") -> Table:
     """Where the run stood at its best (the row of `best_step`, when there is one) and at its end."""
-    chosen = [("best", row) for row in rows if row.step == best_step][-1:] + [("last", row) for row in rows[-1:]]
-    columns = ["", "step", "epoch", "loss", "clean accuracy", "robust accuracy", "attack", "ball", "images per second"]
+    chosen = [("best", row) for row in rows if row.step == best_step][-1:] + [
+        ("last", row) for row in rows[-1:]
+    ]
+    columns = [
+        "",
+        "step",
+        "epoch",
+        "loss",
+        "clean accuracy",
+        "robust accuracy",
+        "attack",
+        "ball",
+        "images per second",
+    ]
     cells: list[list[Cell]] = [
-        [name, row.step, row.epoch, row.loss, row.clean, row.robust, row.attack or None, Eps(row.eps, row.norm) if row.attack else None, row.images_per_second]
+        [
+            name,
+            row.step,
+            row.epoch,
+            row.loss,
+            row.clean,
+            row.robust,
+            row.attack or None,
+            Eps(row.eps, row.norm) if row.attack else None,
+            row.images_per_second,
+        ]
         for name, row in chosen
     ]
-    return Table(title, columns, cells, "Accuracies: of all validation samples, which also chose the best. Brackets: 95 % Wilson interval.")
+    return Table(
+        title,
+        columns,
+        cells,
+        "Accuracies: of all validation samples, which also chose the best. Brackets: 95 % Wilson interval.",
+    )
 
 
 def _spread(cell: Cell, kind: type | None) -> list[str]:

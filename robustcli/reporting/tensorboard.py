@@ -19,7 +19,12 @@ _EXTRA = 'pip install "robustcli[tensorboard]"'
 
 
 @trackers.register("tensorboard")
-def tensorboard(run_dir: Path, *, images: Annotated[int, Ge(0), Le(64)] = 8, flush: Annotated[float, Ge(0), Le(3600)] = 0.0) -> Tracker:
+def tensorboard(
+    run_dir: Path,
+    *,
+    images: Annotated[int, Ge(0), Le(64)] = 8,
+    flush: Annotated[float, Ge(0), Le(3600)] = 0.0,
+) -> Tracker:
     """Event files in RUN/tensorboard: the numbers of each validation record, and adversarial examples; `tensorboard --logdir runs` shows them.
 
     Args:
@@ -33,7 +38,12 @@ def tensorboard(run_dir: Path, *, images: Annotated[int, Ge(0), Le(64)] = 8, flu
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ResourceError("the tracker tensorboard needs a package that is not installed", where="train.trackers", hint=_EXTRA, code="E-EXTRA") from error
+        raise ResourceError(
+            "the tracker tensorboard needs a package that is not installed",
+            where="train.trackers",
+            hint=_EXTRA,
+            code="E-EXTRA",
+        ) from error
     except Exception as error:  # its protobuf fits no other version: TypeError, AttributeError
         what = f"tensorboard cannot be imported: {(str(error).splitlines() or [''])[0][:160]}"
         raise ResourceError(what, where="train.trackers", hint=_EXTRA, code="E-EXTRA") from error

@@ -57,7 +57,11 @@ def open_trackers(specs: Sequence[Spec], run_dir: Path, warn: Callable[[str], No
         except RobustCliError:
             raise
         except Exception as error:  # another library's: no login, no network
-            raise ResourceError(f"the tracker {spec.name} does not start: {said(error)}", where=where, hint="repair that, or remove it") from error
+            raise ResourceError(
+                f"the tracker {spec.name} does not start: {said(error)}",
+                where=where,
+                hint="repair that, or remove it",
+            ) from error
     return Trackers(opened, warn)
 
 
@@ -132,8 +136,15 @@ def panels_of(clean: Pixels, adversarial: Pixels, amplify: float) -> dict[str, P
     clean, adversarial: uint8 [N, H, W, C]; C = 3 is RGB, of other C the mean over channels is shown. amplify: > 0.
     Raises ValueError for other types or shapes.
     """
-    if clean.dtype != np.uint8 or adversarial.dtype != np.uint8 or clean.ndim != 4 or clean.shape != adversarial.shape:
-        raise ValueError(f"need two equal uint8 [N, H, W, C], got {clean.dtype} {clean.shape} and {adversarial.dtype} {adversarial.shape}")
+    if (
+        clean.dtype != np.uint8
+        or adversarial.dtype != np.uint8
+        or clean.ndim != 4
+        or clean.shape != adversarial.shape
+    ):
+        raise ValueError(
+            f"need two equal uint8 [N, H, W, C], got {clean.dtype} {clean.shape} and {adversarial.dtype} {adversarial.shape}"
+        )
     if not amplify > 0:
         raise ValueError(f"amplify must be > 0, got {amplify}")
     found = {"clean": clean, "adversarial": adversarial, "difference": amplified(clean, adversarial, amplify)}
@@ -146,14 +157,18 @@ def sheet(panels: Panels, *, tile: int = 96, gap: int = 4) -> Pixels:
     Images smaller than `tile` pixels are enlarged by a whole factor, each pixel a flat square. Raises ValueError without an image.
     """
     if len({pixels.shape for pixels in panels.values()}) != 1 or not next(iter(panels.values())).size:
-        raise ValueError(f"need panels of one shape [N, H, W, 3], got {', '.join(str(pixels.shape) for pixels in panels.values()) or 'none'}")
+        raise ValueError(
+            f"need panels of one shape [N, H, W, 3], got {', '.join(str(pixels.shape) for pixels in panels.values()) or 'none'}"
+        )
     count, height, width = next(iter(panels.values())).shape[:3]
     scale = max(1, tile // max(height, width))
     down, across = height * scale + gap, width * scale + gap
     picture = np.full((len(panels) * down - gap, count * across - gap, 3), 255, dtype=np.uint8)
     for i, pixels in enumerate(panels.values()):
         for k, image in enumerate(pixels):
-            picture[i * down : i * down + height * scale, k * across : k * across + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
+            picture[i * down : i * down + height * scale, k * across : k * across + width * scale] = (
+                image.repeat(scale, 0).repeat(scale, 1)
+            )
     return picture
 
 

@@ -24,7 +24,9 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises UsageError: not a device name; ResourceError E-DEVICE: not there or not working, saying what is there.
     """
     if not _NAMES.fullmatch(name):
-        raise UsageError(f"unknown device {name!r}", where="device", hint="use auto, cpu, mps, cuda or cuda:N")
+        raise UsageError(
+            f"unknown device {name!r}", where="device", hint="use auto, cpu, mps, cuda or cuda:N"
+        )
     if name == "auto":
         name = "cuda" if cuda_count() else "mps" if _mps() else "cpu"
     there = ", ".join(["cpu", *(["mps"] if _mps() else []), *(f"cuda:{i}" for i in range(cuda_count()))])
@@ -35,12 +37,19 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not _mps():
         missing = "this PyTorch or this machine has no MPS"
     if missing:
-        raise ResourceError(f"no device {name}: {missing}", where="device", hint=f"here: {there}", code="E-DEVICE")
+        raise ResourceError(
+            f"no device {name}: {missing}", where="device", hint=f"here: {there}", code="E-DEVICE"
+        )
     try:
         float(torch.ones(1, device=device).add(1).sum())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ResourceError(f"device {name} does not work: {reason}", where="device", hint="device=cpu works everywhere", code="E-DEVICE") from error
+        raise ResourceError(
+            f"device {name} does not work: {reason}",
+            where="device",
+            hint="device=cpu works everywhere",
+            code="E-DEVICE",
+        ) from error
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -79,7 +88,17 @@ def describe_devices() -> list[dict[str, Any]]:
     """
     found = [_describe_cpu()]
     if _mps():
-        found.append({"device": "mps", "name": "Apple GPU", "memory": None, "free": None, "bf16": False, "capability": None, "errors": []})
+        found.append(
+            {
+                "device": "mps",
+                "name": "Apple GPU",
+                "memory": None,
+                "free": None,
+                "bf16": False,
+                "capability": None,
+                "errors": [],
+            }
+        )
     return found + [_describe_cuda(index) for index in range(cuda_count())]
 
 
@@ -167,7 +186,11 @@ def driver_version() -> str | None:
 
 def _answers(device: str, questions: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     answers = {key: asked(question) for key, question in questions.items()}
-    return {"device": device, **{key: value for key, (value, _) in answers.items()}, "errors": [f"{key}: {why}" for key, (_, why) in answers.items() if why]}
+    return {
+        "device": device,
+        **{key: value for key, (value, _) in answers.items()},
+        "errors": [f"{key}: {why}" for key, (_, why) in answers.items() if why],
+    }
 
 
 def _mps() -> bool:

@@ -141,12 +141,19 @@ def join(device: torch.device) -> Ranks:
         what = f"{missing[0]} is not set" if missing else f"RANK={rank} is not below WORLD_SIZE={world}"
         raise UsageError(what, where="environment", hint="start with torchrun, or with --nproc")
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"no training with many processes on {device.type}", where="device", hint="use cpu or cuda")
+        raise UsageError(
+            f"no training with many processes on {device.type}", where="device", hint="use cpu or cuda"
+        )
     start, steady = _patience()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world, timeout=start)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world,
+            timeout=start,
+        )
         group = dist.new_group(timeout=steady)
     except (RuntimeError, ValueError) as error:
         raise _peer_error(rank, world, "joining", error) from error
@@ -171,14 +178,20 @@ def local_device(name: str) -> str:
 def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
-        raise UsageError(f"{name}={text!r} is not a number" if text else f"{name} is not set", where="environment", hint="start with torchrun, or with --nproc")
+        raise UsageError(
+            f"{name}={text!r} is not a number" if text else f"{name} is not set",
+            where="environment",
+            hint="start with torchrun, or with --nproc",
+        )
     return int(text)
 
 
 def _patience() -> list[timedelta]:
     text = os.environ.get("ROBUSTCLI_PG_TIMEOUT", "")
     if text and not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
-        raise UsageError(f"ROBUSTCLI_PG_TIMEOUT={text!r} is not a number of seconds from 1 to 99999", where="environment")
+        raise UsageError(
+            f"ROBUSTCLI_PG_TIMEOUT={text!r} is not a number of seconds from 1 to 99999", where="environment"
+        )
     return [timedelta(seconds=int(text or seconds)) for seconds in (START_SECONDS, STEADY_SECONDS)]
 
 
@@ -193,4 +206,7 @@ def _decode(data: Tensor) -> Any:
 def _peer_error(rank: int, world: int, what: str, error: Exception) -> PeerError:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     reason = re.sub(r"^\[\S+:\d+\]:?\s*", "", first.strip()).partition(". ")[0][:200].rstrip(".")
-    return PeerError(f"rank {rank} of {world} lost a peer in {what}: {reason}", hint="nothing was saved after the last checkpoint; go on with --resume")
+    return PeerError(
+        f"rank {rank} of {world} lost a peer in {what}: {reason}",
+        hint="nothing was saved after the last checkpoint; go on with --resume",
+    )

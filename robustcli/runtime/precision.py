@@ -33,11 +33,17 @@ def resolve(precision: str, device: torch.device, warn: Callable[[str], None] = 
     if precision == "auto":
         return torch.bfloat16 if bf16_native(device) else torch.float32
     if precision not in DTYPES:
-        raise UsageError(f"unknown precision {precision!r}", where="precision", hint="use auto, fp32, tf32, bf16 or fp16")
+        raise UsageError(
+            f"unknown precision {precision!r}", where="precision", hint="use auto, fp32, tf32, bf16 or fp16"
+        )
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 does not train on a CPU", where="precision", hint="use auto, bf16 or fp32")
     if precision == "tf32" and not tf32_native(device):
-        raise UsageError(f"{device} has no tf32", where="precision", hint="use auto or fp32; tf32 needs CUDA with compute capability 8.0")
+        raise UsageError(
+            f"{device} has no tf32",
+            where="precision",
+            hint="use auto or fp32; tf32 needs CUDA with compute capability 8.0",
+        )
     if precision == "bf16" and not bf16_native(device):
         warn(f"bf16 is emulated on {device}: slower than fp32; precision=auto picks the faster one")
     return DTYPES[precision]
@@ -45,7 +51,11 @@ def resolve(precision: str, device: torch.device, warn: Callable[[str], None] = 
 
 def tf32_native(device: torch.device) -> bool:
     """Whether `device` can round the factors of fp32 products to 10 bits: CUDA from compute capability 8.0 on."""
-    return device.type == "cuda" and getattr(torch.version, "hip", None) is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return (
+        device.type == "cuda"
+        and getattr(torch.version, "hip", None) is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _fp32_switches() -> tuple[Any, ...]:
@@ -82,7 +92,9 @@ def _bf16_native(kind: str, index: int) -> bool:
         return has_kernels() and "bf16" in cpu_features()
     if kind == "cuda" and torch.cuda.is_available():
         hip = getattr(torch.version, "hip", None) is not None
-        return bool(torch.cuda.is_bf16_supported()) if hip else torch.cuda.get_device_capability(index) >= (8, 0)
+        return (
+            bool(torch.cuda.is_bf16_supported()) if hip else torch.cuda.get_device_capability(index) >= (8, 0)
+        )
     return False
 
 
@@ -106,12 +118,22 @@ def _from_public() -> set[str] | None:
     table = getattr(torch.cpu, "get_capabilities", lambda: None)()
     if not table:
         return None
-    keys = {"avx2": ("avx2",), "avx512": ("avx512_f",), "amx": ("amx_tile",), "bf16": ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")}
+    keys = {
+        "avx2": ("avx2",),
+        "avx512": ("avx512_f",),
+        "amx": ("amx_tile",),
+        "bf16": ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
+    }
     return {name for name, aliases in keys.items() if any(table.get(alias) is True for alias in aliases)}
 
 
 def _from_private() -> set[str] | None:
-    tests = {"avx2": "_is_avx2_supported", "avx512": "_is_avx512_supported", "amx": "_is_amx_tile_supported", "bf16": "_is_avx512_bf16_supported"}
+    tests = {
+        "avx2": "_is_avx2_supported",
+        "avx512": "_is_avx512_supported",
+        "amx": "_is_amx_tile_supported",
+        "bf16": "_is_avx512_bf16_supported",
+    }
     found = {name: getattr(torch.cpu, test, None) for name, test in tests.items()}
     if any(test is None for test in found.values()):
         return None
@@ -124,5 +146,10 @@ def _from_system() -> set[str] | None:
         words = set(Path("/proc/cpuinfo").read_text("utf-8", "replace").split())
     except OSError:
         return None
-    keys = {"avx2": {"avx2"}, "avx512": {"avx512f"}, "amx": {"amx_tile"}, "bf16": {"amx_bf16", "avx512_bf16", "bf16"}}
+    keys = {
+        "avx2": {"avx2"},
+        "avx512": {"avx512f"},
+        "amx": {"amx_tile"},
+        "bf16": {"amx_bf16", "avx512_bf16", "bf16"},
+    }
     return {name for name, flags in keys.items() if flags & words}

@@ -35,7 +35,9 @@ def seed_all(seed: int, deterministic: bool = False) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: a second
+    if (
+        deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # the call imports torch's compiler: a second
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False  # it times kernels and may pick another one in the next run
@@ -75,7 +77,11 @@ def code_hash() -> str:
 def hash_tree(root: Path) -> str:
     """SHA-256 over (relative path, length, content) of the ``*.py`` files below `root`, in the order of their paths."""
     try:
-        files = sorted((path.relative_to(root).as_posix(), path.read_bytes()) for path in root.rglob("*.py") if path.is_file())
+        files = sorted(
+            (path.relative_to(root).as_posix(), path.read_bytes())
+            for path in root.rglob("*.py")
+            if path.is_file()
+        )
     except OSError:
         return "unknown"
     if not files:

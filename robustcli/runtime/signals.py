@@ -66,10 +66,14 @@ class StopFlag:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _active.remove(self)
         for number, before in self._before.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)  # None: installed by C code, cannot be put back
+            signal.signal(
+                number, signal.SIG_DFL if before is None else before
+            )  # None: installed by C code, cannot be put back
         self._before.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

@@ -16,7 +16,14 @@ from robustcli.errors import NumericsError
 from robustcli.store.disk import disk_error, explained
 
 TMP_PREFIX = ".tmp-"  # everything that a killed process may leave behind starts like this
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NEW_FILE = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_EXCL
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
 
 
 def tmp_name(label: str = "") -> str:
@@ -71,7 +78,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def overwrite(path: Path, data: bytes) -> None:
     """Replace the content of an existing file in place: not atomic, but needs no new space. Raises OSError; follows no link."""
-    fd = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    fd = os.open(
+        path,
+        os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0),
+    )
     try:
         write_all(fd, data)
         os.ftruncate(fd, len(data))
@@ -93,14 +103,29 @@ def strict_json(value: Any, *, indent: int | None = None, where: str = "") -> st
         found = _not_finite(value, "")
         if found is None:
             raise
-        raise NumericsError(f"{found} is not a finite number", where=where, hint="nothing was written") from error
+        raise NumericsError(
+            f"{found} is not a finite number", where=where, hint="nothing was written"
+        ) from error
 
 
 def _not_finite(value: Any, path: str) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return path or "the value"
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    return next((found for key, item in pairs if (found := _not_finite(item, f"{path}.{key}".lstrip("."))) is not None), None)
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else ()
+    )
+    return next(
+        (
+            found
+            for key, item in pairs
+            if (found := _not_finite(item, f"{path}.{key}".lstrip("."))) is not None
+        ),
+        None,
+    )
 
 
 @contextmanager
@@ -122,7 +147,13 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        flags = (
+            os.O_RDWR
+            | os.O_CREAT
+            | getattr(os, "O_NOFOLLOW", 0)
+            | getattr(os, "O_CLOEXEC", 0)
+            | getattr(os, "O_BINARY", 0)
+        )
         with explained(path):
             self._fd = os.open(path, flags, 0o600)
         self._offset = 0
@@ -168,7 +199,9 @@ class JsonLines:
     def __enter__(self) -> JsonLines:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _cut(self, offset: int) -> None:

@@ -24,18 +24,53 @@ from robustcli.store import tensorfile
 from robustcli.store.atomic import fsync_dir, tmp_name, write_new
 from robustcli.store.disk import DISK_FULL, explained, preflight
 from robustcli.store.manifest import Manifest
-from robustcli.store.retention import ASIDE, check_tag, point, prune, remove, resolve_checkpoint, step_name, sweep
+from robustcli.store.retention import (
+    ASIDE,
+    check_tag,
+    point,
+    prune,
+    remove,
+    resolve_checkpoint,
+    step_name,
+    sweep,
+)
 from robustcli.store.snapshot import Snapshot, latest_good, load_checkpoint, verify_checkpoint
 from robustcli.store.state import compare_state
 
-__all__ = ["FAIL_POINTS", "Snapshot", "compare_state", "latest_good", "load_checkpoint", "resolve_checkpoint", "save_checkpoint", "sweep", "verify_checkpoint"]
+__all__ = [
+    "FAIL_POINTS",
+    "Snapshot",
+    "compare_state",
+    "latest_good",
+    "load_checkpoint",
+    "resolve_checkpoint",
+    "save_checkpoint",
+    "sweep",
+    "verify_checkpoint",
+]
 
-FAIL_POINTS = ("after-tmp", "after-write", "after-fsync", "after-manifest", "after-aside", "after-replace", "after-pointer", "before-prune", "after-prune")
+FAIL_POINTS = (
+    "after-tmp",
+    "after-write",
+    "after-fsync",
+    "after-manifest",
+    "after-aside",
+    "after-replace",
+    "after-pointer",
+    "before-prune",
+    "after-prune",
+)
 fail_point: Callable[[str], None] = lambda name: None  # noqa: E731  (tests put a SIGKILL here)
 
 
 def save_checkpoint(
-    root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], *, tags: Sequence[str] = ("last",), keep: int = 2
+    root: Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    meta: Mapping[str, Any],
+    *,
+    tags: Sequence[str] = ("last",),
+    keep: int = 2,
 ) -> Path:
     """Write `groups` and `meta` as ROOT/step-N, verify it, point `tags` to it, prune; all or nothing.
 
@@ -70,7 +105,9 @@ def save_checkpoint(
     return final
 
 
-def _encode(step: int, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> tuple[dict[str, bytes], bytes]:
+def _encode(
+    step: int, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]
+) -> tuple[dict[str, bytes], bytes]:
     files: dict[str, bytes] = {}
     aliases: dict[str, dict[str, str]] = {}
     for group, tensors in groups.items():
@@ -79,7 +116,9 @@ def _encode(step: int, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping
     return files, manifests.encode(Manifest(step, proofs, aliases, dict(meta)))
 
 
-def _publish(final: Path, files: Mapping[str, bytes], document: bytes, tags: Sequence[str], need: int) -> None:
+def _publish(
+    final: Path, files: Mapping[str, bytes], document: bytes, tags: Sequence[str], need: int
+) -> None:
     root = final.parent
     with explained(root, need):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +127,12 @@ def _publish(final: Path, files: Mapping[str, bytes], document: bytes, tags: Seq
             _write(final, files, document)
             if not _holds(final, document):
                 _take_back(final)
-                raise ResourceError("the checkpoint just written reads back differently", where=str(final), hint="check the disk", code="E-VERIFY")
+                raise ResourceError(
+                    "the checkpoint just written reads back differently",
+                    where=str(final),
+                    hint="check the disk",
+                    code="E-VERIFY",
+                )
         for tag in tags:
             point(root, tag, final.name)
             fail_point("after-pointer")
@@ -130,7 +174,10 @@ def _take_back(final: Path) -> None:
 def _holds(path: Path, document: bytes) -> bool:
     """Whether `path` is an intact checkpoint with exactly this manifest, read back from the disk."""
     try:
-        return tensorfile.read_regular(path / manifests.NAME, manifests.MAX_BYTES) == document and verify_checkpoint(path) is not None
+        return (
+            tensorfile.read_regular(path / manifests.NAME, manifests.MAX_BYTES) == document
+            and verify_checkpoint(path) is not None
+        )
     except CheckpointError:
         return False
 

@@ -20,7 +20,19 @@ from typing import Any, BinaryIO
 
 MIB = 1 << 20
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.", "ctypes.", "os.remove", "os.rename")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.",
+    "ctypes.",
+    "os.remove",
+    "os.rename",
+)
 
 
 class Refused(Exception):
@@ -64,13 +76,23 @@ def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
     claimed = sum(value.numel() * value.element_size() for value in state.values())
     if claimed > 4 * size + MIB:  # stride-0 tensors claim terabytes of one number
         raise Refused(f"its tensors claim {claimed} bytes, the file has {size}")
-    safetensors.torch.save_file({name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}, "out.safetensors")
+    safetensors.torch.save_file(
+        {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()},
+        "out.safetensors",
+    )
 
 
 def unwrap(loaded: Any) -> dict[Any, Any]:
     """The state dict inside ``{"state_dict": {...}, "epoch": 3}`` and the like. Raises ValueError when there is none."""
     for _ in range(3):
-        inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
+        inner = next(
+            (
+                loaded[key]
+                for key in WRAPPERS
+                if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)
+            ),
+            None,
+        )
         if inner is None:
             break
         loaded = inner
@@ -86,7 +108,10 @@ def check_archive(file: BinaryIO, size: int) -> None:
             entries = archive.infolist()
         if any(os.path.basename(entry.filename) == "constants.pkl" for entry in entries):
             raise Refused("a TorchScript archive is a program")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        if (
+            any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            or sum(entry.file_size for entry in entries) > size
+        ):
             raise Refused("compressed or overlapping archive entries")
     file.seek(0)
 
@@ -96,11 +121,16 @@ def classify(error: Exception) -> tuple[str, str]:
     text = str(error)
     if "eights only load failed" in text or "weights_only" in text:
         named = re.search(r"GLOBAL:? [\w.]*\w", text)
-        return "refused", f"it names code: {named[0]}" if named else "it holds more than plain tensors, or is damaged"
+        return (
+            "refused",
+            f"it names code: {named[0]}" if named else "it holds more than plain tensors, or is damaged",
+        )
     if "alloc" in text and "memory" in text:
         return "limit", "it needs far more memory than its size"
     first = re.split(r"[\n:.](?:\s|$)", text.strip())[0][:200]
-    return "damaged", first if isinstance(error, ValueError) else f"not readable ({type(error).__name__}: {first})"
+    return "damaged", first if isinstance(
+        error, ValueError
+    ) else f"not readable ({type(error).__name__}: {first})"
 
 
 def confine(size: int) -> None:

@@ -10,9 +10,13 @@ from pathlib import Path
 
 from robustcli.errors import ResourceError
 
-DISK_FULL = "E-DISK"  # no space, file size limit, quota: freeing space helps, so a save prunes and retries once
+DISK_FULL = (
+    "E-DISK"  # no space, file size limit, quota: freeing space helps, so a save prunes and retries once
+)
 NOT_WRITTEN = "E-WRITE"  # read-only, no permission, other device, I/O error: a retry would not help
-FULL_ERRNOS = frozenset(code for name in ("ENOSPC", "EFBIG", "EDQUOT") if (code := getattr(errno, name, None)) is not None)
+FULL_ERRNOS = frozenset(
+    code for name in ("ENOSPC", "EFBIG", "EDQUOT") if (code := getattr(errno, name, None)) is not None
+)
 _FREE_SOME = "free some space, or choose another directory with --out"
 
 
@@ -41,8 +45,13 @@ def preflight(path: Path, need: int) -> None:
 def disk_error(error: OSError, path: Path, need: int = 0) -> ResourceError:
     """`error` as a ResourceError (exit 6). need: bytes that were to be written, 0 when unknown."""
     if error.errno in FULL_ERRNOS:
-        limit = {"EFBIG": "a file size limit was hit: see `ulimit -f`", "EDQUOT": "your disk quota is used up: see `quota`"}
-        return _full(need, free_bytes(path), path, limit.get(errno.errorcode.get(error.errno or 0, ""), _FREE_SOME))
+        limit = {
+            "EFBIG": "a file size limit was hit: see `ulimit -f`",
+            "EDQUOT": "your disk quota is used up: see `quota`",
+        }
+        return _full(
+            need, free_bytes(path), path, limit.get(errno.errorcode.get(error.errno or 0, ""), _FREE_SOME)
+        )
     reason = error.strerror or type(error).__name__
     hint = "check permissions and mounts, or choose another directory with --out"
     return ResourceError(f"could not write: {reason}", where=str(path), hint=hint, code=NOT_WRITTEN)
@@ -59,4 +68,6 @@ def explained(path: Path, need: int = 0) -> Iterator[None]:
 
 def _full(need: int, free: int | None, path: Path, hint: str) -> ResourceError:
     have = "an unknown amount" if free is None else f"{free / 1e6:.1f} MB"
-    return ResourceError(f"disk full: need {need / 1e6:.1f} MB, have {have} at {path}", hint=hint, code=DISK_FULL)
+    return ResourceError(
+        f"disk full: need {need / 1e6:.1f} MB, have {have} at {path}", hint=hint, code=DISK_FULL
+    )

@@ -23,7 +23,13 @@ else:
     import fcntl
 
 NAME = ".lock"
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = (
+    os.O_RDWR
+    | os.O_CREAT
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
 _BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
@@ -64,15 +70,26 @@ class RunLock:
     def __enter__(self) -> RunLock:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _explain(self, error: OSError) -> LockError | ResourceError:
         if error.errno in _BUSY:
             who = describe(holder(self.path))
-            return LockError(f"run directory is in use by {who}", where=str(self.path.parent), hint="wait for it, or choose another --out")
+            return LockError(
+                f"run directory is in use by {who}",
+                where=str(self.path.parent),
+                hint="wait for it, or choose another --out",
+            )
         if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}:
-            return ResourceError("this file system has no locks", where=str(self.path), hint="choose a local directory with --out", code="E-LOCK-FS")
+            return ResourceError(
+                "this file system has no locks",
+                where=str(self.path),
+                hint="choose a local directory with --out",
+                code="E-LOCK-FS",
+            )
         return disk_error(error, self.path)
 
 
@@ -127,7 +144,12 @@ def boot_id() -> str:
 
 
 def _write_holder(fd: int) -> None:
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot_id(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    me = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot_id": boot_id(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
     os.ftruncate(fd, 0)
     os.lseek(fd, 0, os.SEEK_SET)
     write_all(fd, json.dumps(me).encode() + b"\n")

@@ -66,7 +66,9 @@ def encode(manifest: Manifest) -> bytes:
     }
     data = _spell({**document, "sha256": _digest(document)})
     if len(data) > MAX_BYTES:
-        raise ValueError(f"the manifest would be {len(data)} bytes, more than {MAX_BYTES}; large state belongs into a tensor group")
+        raise ValueError(
+            f"the manifest would be {len(data)} bytes, more than {MAX_BYTES}; large state belongs into a tensor group"
+        )
     return data
 
 
@@ -90,11 +92,19 @@ def parse(data: bytes, where: str) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         _bad("not a robustcli checkpoint manifest", where)
     if document.get("schema_version") != SCHEMA_VERSION:
-        _bad(f"schema_version {document.get('schema_version')!r}; this version of robustcli reads {SCHEMA_VERSION}", where)
+        _bad(
+            f"schema_version {document.get('schema_version')!r}; this version of robustcli reads {SCHEMA_VERSION}",
+            where,
+        )
     recorded = document.pop("sha256", None)
     actual = _digest(document)
     if recorded != actual or spelled != data:
-        raise CheckpointError(f"manifest was changed: expected {recorded}, got {actual}", where=where, hint="the file is damaged", code="E-CKPT-HASH")
+        raise CheckpointError(
+            f"manifest was changed: expected {recorded}, got {actual}",
+            where=where,
+            hint="the file is damaged",
+            code="E-CKPT-HASH",
+        )
     return _checked(document, actual, where)
 
 
@@ -103,19 +113,34 @@ def _checked(document: dict[str, Any], sha256: str, where: str) -> Manifest:
     if set(document) != {"aliases", "files", "format", "meta", "schema_version", "step"}:
         _bad("unknown or missing keys", where)
     step, files, aliases, meta = (document[key] for key in ("step", "files", "aliases", "meta"))
-    if type(step) is not int or not 0 <= step < 10**18 or not all(isinstance(part, dict) for part in (files, aliases, meta)):
+    if (
+        type(step) is not int
+        or not 0 <= step < 10**18
+        or not all(isinstance(part, dict) for part in (files, aliases, meta))
+    ):
         _bad("a field has the wrong type", where)
     for name, entry in files.items():
         if not (name.endswith(_SUFFIX) and _GROUP.fullmatch(group_name(name))):
             _bad(f"file name {name!r} is not allowed", where)
         if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
             _bad(f"entry of {name} is malformed", where)
-        if type(entry["size"]) is not int or entry["size"] < 0 or not isinstance(entry["sha256"], str) or not _SHA.fullmatch(entry["sha256"]):
+        if (
+            type(entry["size"]) is not int
+            or entry["size"] < 0
+            or not isinstance(entry["sha256"], str)
+            or not _SHA.fullmatch(entry["sha256"])
+        ):
             _bad(f"entry of {name} is malformed", where)
     for group, names in aliases.items():
-        if group + _SUFFIX not in files or not isinstance(names, dict) or not all(isinstance(target, str) for target in names.values()):
+        if (
+            group + _SUFFIX not in files
+            or not isinstance(names, dict)
+            or not all(isinstance(target, str) for target in names.values())
+        ):
             _bad(f"tied tensors of {group!r} are malformed", where)
-    return Manifest(step, {name: (entry["sha256"], entry["size"]) for name, entry in files.items()}, aliases, meta, sha256)
+    return Manifest(
+        step, {name: (entry["sha256"], entry["size"]) for name, entry in files.items()}, aliases, meta, sha256
+    )
 
 
 def _spell(document: Mapping[str, Any]) -> bytes:
@@ -127,4 +152,6 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _bad(what: str, where: str) -> NoReturn:
-    raise CheckpointError(what, where=where, hint="the checkpoint is damaged or from another program", code="E-CKPT-FORMAT")
+    raise CheckpointError(
+        what, where=where, hint="the checkpoint is damaged or from another program", code="E-CKPT-FORMAT"
+    )

@@ -35,9 +35,15 @@ def step_of(path: Path) -> int:
 def candidates(root: Path) -> list[Path]:
     """The checkpoint directories in `root`, newest step first; one that waits aside counts where its place is empty. Links do not count."""
     with explained(root):
-        entries = [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)] if root.is_dir() else []
+        entries = (
+            [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
+            if root.is_dir()
+            else []
+        )
     names = {name.removeprefix(ASIDE) for name in entries if STEP_DIR.fullmatch(name.removeprefix(ASIDE))}
-    return sorted((root / (name if name in entries else ASIDE + name) for name in names), key=step_of, reverse=True)
+    return sorted(
+        (root / (name if name in entries else ASIDE + name) for name in names), key=step_of, reverse=True
+    )
 
 
 def check_tag(tag: str) -> str:
@@ -67,7 +73,12 @@ def pointed(root: Path, tag: str) -> str | None:
             return None
         raise
     if not STEP_DIR.fullmatch(text):
-        raise CheckpointError("not a pointer to a checkpoint", where=str(path), hint="write the name of a step directory into it", code="E-CKPT-FORMAT")
+        raise CheckpointError(
+            "not a pointer to a checkpoint",
+            where=str(path),
+            hint="write the name of a step directory into it",
+            code="E-CKPT-FORMAT",
+        )
     return text
 
 
@@ -75,17 +86,28 @@ def resolve_checkpoint(root: Path, tag: str = "last") -> Path:
     """The directory that `root`/`tag` points to. Raises CheckpointError: no pointer, a bad one, or nothing there."""
     name = pointed(root, tag)
     if name is None:
-        raise CheckpointError(f"there is no {tag!r} checkpoint", where=str(root), hint="train first, or name another run", code="E-CKPT-MISSING")
+        raise CheckpointError(
+            f"there is no {tag!r} checkpoint",
+            where=str(root),
+            hint="train first, or name another run",
+            code="E-CKPT-MISSING",
+        )
     found = {step_name(step_of(path)): path for path in candidates(root)}
     if name not in found:
-        raise CheckpointError(f"{tag!r} points to {name}, which is not there", where=str(root), code="E-CKPT-MISSING")
+        raise CheckpointError(
+            f"{tag!r} points to {name}, which is not there", where=str(root), code="E-CKPT-MISSING"
+        )
     return found[name]
 
 
 def tagged(root: Path) -> set[str] | None:
     """Names under any pointer; None when one of the pointers cannot be read, so that nothing may be called unused."""
     with explained(root):
-        files = [entry.name for entry in os.scandir(root) if not entry.is_dir(follow_symlinks=False) and _TAG.fullmatch(entry.name)]
+        files = [
+            entry.name
+            for entry in os.scandir(root)
+            if not entry.is_dir(follow_symlinks=False) and _TAG.fullmatch(entry.name)
+        ]
     try:
         return {name for file in files if (name := pointed(root, file)) is not None}
     except CheckpointError:
@@ -102,7 +124,9 @@ def prune(root: Path, step: int, keep: int) -> list[Path]:
     doomed = [path for path in doomed if step_name(step_of(path)) not in (kept or ())]
     with explained(root):
         for path in doomed:
-            grave = root / tmp_name("prune-")  # a rename first: a kill leaves rubbish that is known as rubbish, not half a checkpoint
+            grave = root / tmp_name(
+                "prune-"
+            )  # a rename first: a kill leaves rubbish that is known as rubbish, not half a checkpoint
             os.replace(path, grave)
             remove(grave)
     return doomed

@@ -19,7 +19,9 @@ from robustcli.store.lock import RunLock
 
 _REFUSED = (2, 3, 4)  # what was asked for is wrong: nobody will want to go on with it
 STATES = ("running", "done", "preempted", "failed")
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_LOG_FLAGS = (
+    os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+)
 
 
 class Run:
@@ -39,7 +41,13 @@ class Run:
         self.numbered = False
         before = read_status(path) if resumed else {}
         kept = {key: before.get(key) for key in ("step", "last_checkpoint", "resumable")}
-        self._status: dict[str, Any] = {"schema_version": 1, "state": "running", "code": None, **kept, "resumable": bool(kept["resumable"])}
+        self._status: dict[str, Any] = {
+            "schema_version": 1,
+            "state": "running",
+            "code": None,
+            **kept,
+            "resumable": bool(kept["resumable"]),
+        }
 
     @property
     def checkpoints(self) -> Path:
@@ -47,7 +55,13 @@ class Run:
         return self.path / "checkpoints"
 
     def status(
-        self, *, state: str | None = None, code: int | None = None, step: int | None = None, last_checkpoint: str | None = None, resumable: bool | None = None
+        self,
+        *,
+        state: str | None = None,
+        code: int | None = None,
+        step: int | None = None,
+        last_checkpoint: str | None = None,
+        resumable: bool | None = None,
     ) -> None:
         """Update the given fields of status.json, atomically; on a full disk in place, so that the last word is not lost.
 
@@ -56,7 +70,13 @@ class Run:
         """
         if state is not None and state not in STATES:
             raise ValueError(f"state {state!r} is not one of {', '.join(STATES)}")
-        given = {"state": state, "code": code, "step": step, "last_checkpoint": last_checkpoint, "resumable": resumable}
+        given = {
+            "state": state,
+            "code": code,
+            "step": step,
+            "last_checkpoint": last_checkpoint,
+            "resumable": resumable,
+        }
         self._status.update({key: value for key, value in given.items() if value is not None})
         if resumable is None and last_checkpoint is not None:
             self._status["resumable"] = True
@@ -75,7 +95,9 @@ class Run:
     def log(self, text: str) -> None:
         """Append to log.txt with the time; control characters (terminal escapes) become visible. Raises ResourceError."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        data = "".join(f"{stamp} {printable(line)}\n" for line in text.splitlines()).encode("utf-8", "backslashreplace")
+        data = "".join(f"{stamp} {printable(line)}\n" for line in text.splitlines()).encode(
+            "utf-8", "backslashreplace"
+        )
         path = self.path / "log.txt"
         with explained(path, len(data)):
             fd = os.open(path, _LOG_FLAGS, 0o600)
@@ -112,12 +134,16 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             code = exit_code_of(error) if isinstance(error, Exception) else None
             if code == 70 and error is not None:  # a bug: the user sees one line, this file the rest
                 self.write_text("crash.log", "".join(traceback.format_exception(error)))
-            refused = code in _REFUSED and getattr(error, "code", "") != "E-WORKER"  # a worker may live longer next time
+            refused = (
+                code in _REFUSED and getattr(error, "code", "") != "E-WORKER"
+            )  # a worker may live longer next time
             if self._status["state"] == "running" and not (self._made and refused and take_back(self.path)):
                 self.status(**_ending(error))
         except RobustCliError as second:

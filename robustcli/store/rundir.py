@@ -22,7 +22,14 @@ RUNS = Path("runs")
 
 
 def open_run(
-    verb: str, name: str, *, out: str | None = None, resume: bool = False, overwrite: bool = False, base: Path = RUNS, numbered: bool | None = None
+    verb: str,
+    name: str,
+    *,
+    out: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    base: Path = RUNS,
+    numbered: bool | None = None,
 ) -> Run:
     """The directory of a new or resumed run, locked, with status ``running``.
 
@@ -40,7 +47,11 @@ def open_run(
         raise UsageError(f"run name {printable(name)!r} is not [A-Za-z0-9._-]{{1,64}}", where="name")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    run = _open_exact(Path(out), resume, overwrite) if out is not None else _open_numbered(base / verb, name, resume)
+    run = (
+        _open_exact(Path(out), resume, overwrite)
+        if out is not None
+        else _open_numbered(base / verb, name, resume)
+    )
     run.numbered = out is None if numbered is None else numbered
     with explained(run.path):
         for entry in list(run.path.iterdir()):
@@ -55,7 +66,11 @@ def newest_run(verb: str, name: str, *, out: str | None = None, base: Path = RUN
     if out is not None:
         return Path(out) if Path(out).is_dir() else None
     parent = base / verb
-    last = max((number for number, is_dir in _numbers(parent, name).items() if is_dir), default=0) if parent.is_dir() else 0
+    last = (
+        max((number for number, is_dir in _numbers(parent, name).items() if is_dir), default=0)
+        if parent.is_dir()
+        else 0
+    )
     return parent / f"{name}-{last}" if last else None
 
 
@@ -65,8 +80,14 @@ def _open_exact(path: Path, resume: bool, overwrite: bool) -> Run:
     _make_dirs(path)
     with explained(path):
         ours = (path / LOCK_NAME).is_file()
-        if not ours and any(path.iterdir()):  # checked before the lock, which would leave a file in somebody else's directory
-            raise UsageError("directory is not empty and not a run of robustcli", where=str(path), hint="choose another --out")
+        if not ours and any(
+            path.iterdir()
+        ):  # checked before the lock, which would leave a file in somebody else's directory
+            raise UsageError(
+                "directory is not empty and not a run of robustcli",
+                where=str(path),
+                hint="choose another --out",
+            )
     lock = RunLock(path)
     try:
         entries = [entry for entry in path.iterdir() if entry.name != LOCK_NAME]
@@ -78,7 +99,11 @@ def _open_exact(path: Path, resume: bool, overwrite: bool) -> Run:
             with explained(path):
                 clear(path)
         elif entries and not resume:
-            raise UsageError("run directory is not empty", where=str(path), hint="--resume goes on, --overwrite starts anew")
+            raise UsageError(
+                "run directory is not empty",
+                where=str(path),
+                hint="--resume goes on, --overwrite starts anew",
+            )
     except BaseException:
         lock.close()
         raise
@@ -109,7 +134,11 @@ def _numbers(parent: Path, name: str) -> dict[int, bool]:
     """Each N for which there is a NAME-N, and whether that is a directory."""
     taken = re.compile(re.escape(name) + r"-([1-9]\d{0,8})", re.ASCII)
     with explained(parent):
-        return {int(found[1]): entry.is_dir(follow_symlinks=False) for entry in os.scandir(parent) if (found := taken.fullmatch(entry.name))}
+        return {
+            int(found[1]): entry.is_dir(follow_symlinks=False)
+            for entry in os.scandir(parent)
+            if (found := taken.fullmatch(entry.name))
+        }
 
 
 def _make_dirs(path: Path) -> None:

@@ -65,12 +65,17 @@ def latest_good(root: Path, warn: Callable[[str], None]) -> Snapshot | None:
             problems.append(str(error))
             continue
         if problems:
-            warn(f"falling back to {path.name}: {problems[0]}" + (f" (+{len(problems) - 1} more)" if len(problems) > 1 else ""))
+            warn(
+                f"falling back to {path.name}: {problems[0]}"
+                + (f" (+{len(problems) - 1} more)" if len(problems) > 1 else "")
+            )
         return snapshot
     if not problems:
         return None
     hint = "--overwrite starts anew"
-    raise CheckpointError(f"no checkpoint is intact: {problems[0]}", where=str(root), hint=hint, code="E-CKPT-HASH")
+    raise CheckpointError(
+        f"no checkpoint is intact: {problems[0]}", where=str(root), hint=hint, code="E-CKPT-HASH"
+    )
 
 
 def _proven(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
@@ -79,7 +84,12 @@ def _proven(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
         data = tensorfile.read_regular(path / name, size, exactly=size)
         got = hashlib.sha256(data).hexdigest()
         if got != expected:
-            raise CheckpointError(f"expected sha256 {expected}, got {got}", where=str(path / name), hint="the file is damaged", code="E-CKPT-HASH")
+            raise CheckpointError(
+                f"expected sha256 {expected}, got {got}",
+                where=str(path / name),
+                hint="the file is damaged",
+                code="E-CKPT-HASH",
+            )
         yield name, data
 
 

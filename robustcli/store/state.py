@@ -11,7 +11,9 @@ from robustcli.errors import CheckpointError
 _SHOWN = 5
 
 
-def compare_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, where: str, strict_dtype: bool = True) -> None:
+def compare_state(
+    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, where: str, strict_dtype: bool = True
+) -> None:
     """names(expected) = names(got), and shape and dtype of each tensor equal.
 
     Args:
@@ -26,13 +28,23 @@ def compare_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, 
     parts = {
         "missing": [name for name in expected if name not in got],
         "unexpected": [name for name in got if name not in expected],
-        "shape": [f"{n} expected {_shape(expected[n])} got {_shape(got[n])}" for n in both if expected[n].shape != got[n].shape],
-        "dtype": [f"{n} expected {_dtype(expected[n])} got {_dtype(got[n])}" for n in both if not _same_dtype(expected[n], got[n], strict_dtype)],
+        "shape": [
+            f"{n} expected {_shape(expected[n])} got {_shape(got[n])}"
+            for n in both
+            if expected[n].shape != got[n].shape
+        ],
+        "dtype": [
+            f"{n} expected {_dtype(expected[n])} got {_dtype(got[n])}"
+            for n in both
+            if not _same_dtype(expected[n], got[n], strict_dtype)
+        ],
     }
     text = "; ".join(f"{kind}: {_first(names)}" for kind, names in parts.items() if names)
     if text:
         hint = "build the model with the settings it was saved with"
-        raise CheckpointError(f"weights do not fit the model: {text}", where=where, hint=hint, code="E-CKPT-SHAPE")
+        raise CheckpointError(
+            f"weights do not fit the model: {text}", where=where, hint=hint, code="E-CKPT-SHAPE"
+        )
 
 
 def _first(names: list[str]) -> str:

@@ -44,7 +44,9 @@ def encode(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
             continue
         storage = (str(t.device), t.untyped_storage().data_ptr())
         shown = t.to("cpu").contiguous()
-        payload[name] = shown.clone() if storage in storages else shown  # a second view of one storage gets its own bytes
+        payload[name] = (
+            shown.clone() if storage in storages else shown
+        )  # a second view of one storage gets its own bytes
         storages.add(storage)
     try:
         return st.save(payload), aliases
@@ -111,7 +113,13 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
     Raises CheckpointError: E-CKPT-MISSING (no such file), E-CKPT-HASH (size differs from `exactly`), E-CKPT-FORMAT
     (link, directory, device, longer than `limit` bytes, unreadable).
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDONLY
+        | getattr(os, "O_NOFOLLOW", 0)
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_CLOEXEC", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     try:
         fd = os.open(path, flags)
         try:
@@ -119,7 +127,12 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
             if not stat.S_ISREG(found.st_mode):
                 _bad("not a regular file", str(path))
             if exactly is not None and found.st_size != exactly:
-                raise CheckpointError(f"expected {exactly} bytes, got {found.st_size}", where=str(path), hint="the file is damaged", code="E-CKPT-HASH")
+                raise CheckpointError(
+                    f"expected {exactly} bytes, got {found.st_size}",
+                    where=str(path),
+                    hint="the file is damaged",
+                    code="E-CKPT-HASH",
+                )
             if found.st_size > limit:
                 _bad(f"{found.st_size} bytes, more than the limit of {limit}", str(path))
             with os.fdopen(fd, "rb", closefd=False) as file:
@@ -136,7 +149,9 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise ValueError(f"tensor {name!r} is sparse, quantised or without data; a checkpoint holds plain tensors")
+        raise ValueError(
+            f"tensor {name!r} is sparse, quantised or without data; a checkpoint holds plain tensors"
+        )
     if name == "__metadata__":
         raise ValueError("the tensor name '__metadata__' is reserved by the safetensors format")
     return tensor.detach().resolve_conj().resolve_neg()
@@ -157,4 +172,6 @@ def _span(name: str, entry: Any, where: str) -> tuple[int, int, str]:
 
 
 def _bad(what: str, where: str, cause: BaseException | None = None) -> NoReturn:
-    raise CheckpointError(what, where=where, hint="the file is damaged or not what its name says", code="E-CKPT-FORMAT") from cause
+    raise CheckpointError(
+        what, where=where, hint="the file is damaged or not what its name says", code="E-CKPT-FORMAT"
+    ) from cause

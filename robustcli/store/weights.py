@@ -40,7 +40,11 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     Raises CheckpointError (exit 4): missing, damaged, no weights; PolicyError (exit 9): may run code, or tried to.
     """
     if re.match(r"https?:/", str(path)):
-        raise PolicyError("weights are not loaded from the network", where=str(path), hint="download the file and check its hash")
+        raise PolicyError(
+            "weights are not loaded from the network",
+            where=str(path),
+            hint="download the file and check its hash",
+        )
     path, suffix = Path(os.path.realpath(path)), path.suffix.lower()
     if path.is_dir():
         _refuse_directory(path)
@@ -77,7 +81,11 @@ def torch_version() -> tuple[int, int]:
 
 def _refuse_directory(path: Path) -> NoReturn:
     if (path / ".metadata").exists():
-        raise PolicyError("a torch.distributed checkpoint may run code when it is loaded", where=str(path), hint="save the state dict as .safetensors")
+        raise PolicyError(
+            "a torch.distributed checkpoint may run code when it is loaded",
+            where=str(path),
+            hint="save the state dict as .safetensors",
+        )
     _bad("is a directory", path, "name a weight file, or a run as run:PATH")
 
 
@@ -87,13 +95,20 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > 100 * len(data) + (64 << 20) or len({e.filename for e in entries}) != len(entries):
+            if sum(entry.file_size for entry in entries) > 100 * len(data) + (64 << 20) or len(
+                {e.filename for e in entries}
+            ) != len(entries):
                 _bad("compressed more than 100 times, or a name is repeated", path)
             return {entry.filename.removesuffix(".npy"): _read_npy(archive, entry, path) for entry in entries}
     except RobustCliError:
         raise
     except Exception as error:  # zipfile, zlib, ast and numpy raise a dozen kinds for damaged input
-        raise CheckpointError(f"not a readable npz file ({error})", where=str(path), hint="the file is damaged", code="E-CKPT-FORMAT") from error
+        raise CheckpointError(
+            f"not a readable npz file ({error})",
+            where=str(path),
+            hint="the file is damaged",
+            code="E-CKPT-FORMAT",
+        ) from error
 
 
 def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tensor:
@@ -101,7 +116,10 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> T
         _bad(f"entry {entry.filename!r} is not an array", path)
     with archive.open(entry) as file:
         version = numpy.lib.format.read_magic(file)
-        readers = {(1, 0): numpy.lib.format.read_array_header_1_0, (2, 0): numpy.lib.format.read_array_header_2_0}
+        readers = {
+            (1, 0): numpy.lib.format.read_array_header_1_0,
+            (2, 0): numpy.lib.format.read_array_header_2_0,
+        }
         if version not in readers:
             _bad(f"array {entry.filename!r} has format version {version}", path)
         shape, _, dtype = readers[version](file)
@@ -111,7 +129,10 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> T
         for side in shape:
             numel *= side
         if numel * dtype.itemsize != entry.file_size - file.tell():
-            _bad(f"array {entry.filename!r} of shape {shape} does not fit into its {entry.file_size} bytes", path)
+            _bad(
+                f"array {entry.filename!r} of shape {shape} does not fit into its {entry.file_size} bytes",
+                path,
+            )
     with archive.open(entry) as file:
         array = numpy.lib.format.read_array(file, allow_pickle=False)
     return torch.from_numpy(numpy.array(array, dtype=dtype.newbyteorder("="), order="C"))
@@ -123,17 +144,34 @@ def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
         _bad("not a regular file", path)
     if not allowed:
         hint = "convert it to .safetensors where it comes from, or accept it with --allow-pickle-weights"
-        raise PolicyError(f"a {path.suffix} file may run code when it is loaded", where=str(path), hint=hint, code="E-PICKLE")
+        raise PolicyError(
+            f"a {path.suffix} file may run code when it is loaded",
+            where=str(path),
+            hint=hint,
+            code="E-PICKLE",
+        )
     if version < SAFE_TORCH:
         what = f"torch {version[0]}.{version[1]} cannot load a {path.suffix} file safely (CVE-2025-32434, CVE-2026-24747)"
-        raise PolicyError(what, where=str(path), hint="update to torch >= 2.10, or convert the file to .safetensors", code="E-PICKLE")
+        raise PolicyError(
+            what,
+            where=str(path),
+            hint="update to torch >= 2.10, or convert the file to .safetensors",
+            code="E-PICKLE",
+        )
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
         outcome, detail = _convert(path, Path(folder))
         if outcome == "ok":
-            return tensorfile.decode(tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES), {}, str(path))
+            return tensorfile.decode(
+                tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES), {}, str(path)
+            )
     if outcome == "damaged":
         _bad(detail, path)
-    raise PolicyError(f"refused: {detail}", where=str(path), hint="only plain tensors are accepted; ask for a .safetensors file", code="E-PICKLE")
+    raise PolicyError(
+        f"refused: {detail}",
+        where=str(path),
+        hint="only plain tensors are accepted; ask for a .safetensors file",
+        code="E-PICKLE",
+    )
 
 
 def _convert(path: Path, folder: Path) -> tuple[str, str]:
@@ -146,7 +184,14 @@ def _convert(path: Path, folder: Path) -> tuple[str, str]:
         try:
             limit = 120 + path.stat().st_size / 5e6
             done = subprocess.run(
-                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, timeout=limit, check=False
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                timeout=limit,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return "limit", "it did not load in time"

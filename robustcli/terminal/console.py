@@ -91,7 +91,9 @@ class Console:
         """
         if not self.json or self._documents:
             return False
-        text = _json.dumps(_plain({"schema_version": SCHEMA_VERSION, **document}), allow_nan=False)  # ASCII only: safe in any locale
+        text = _json.dumps(
+            _plain({"schema_version": SCHEMA_VERSION, **document}), allow_nan=False
+        )  # ASCII only: safe in any locale
         self._documents += 1
         self._print(text + "\n")
         return True
@@ -128,7 +130,12 @@ class Console:
     def _print(self, text: str) -> None:
         error = write(sys.stdout, text)
         if error is not None and error.errno not in _GONE:
-            raise ResourceError(f"cannot write the result: {error.strerror}", where="stdout", hint="free some space, or send it elsewhere", code="E-DISK")
+            raise ResourceError(
+                f"cannot write the result: {error.strerror}",
+                where="stdout",
+                hint="free some space, or send it elsewhere",
+                code="E-DISK",
+            )
 
 
 def _rendered(table: Tabular) -> str:

@@ -48,7 +48,10 @@ class Pace:
         """``["12.3/s", "0:31 left"]``, as far as known."""
         if not rate:
             return []
-        return [f"{rate:.3g}/s", *([f"{clock((total - self.done) / rate)} left"] if total > self.done else [])]
+        return [
+            f"{rate:.3g}/s",
+            *([f"{clock((total - self.done) / rate)} left"] if total > self.done else []),
+        ]
 
 
 class RichBar:
@@ -69,8 +72,15 @@ def live_bar(stream: Any, total: int | None, description: str, done: int) -> Ite
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
-    terminal = Console(file=Forgiving(stream), force_terminal=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    terminal = Console(
+        file=Forgiving(stream), force_terminal=True, highlight=False, markup=False, emoji=False
+    )  # type: ignore[arg-type]
     # Redirecting sys.stdout would send results to stderr; redirecting sys.stderr hands data workers a lock at fork.
     with Progress(*columns, console=terminal, redirect_stdout=False, redirect_stderr=False) as shown:
         task = shown.add_task(clean(description), total=total, completed=done, text="")
@@ -97,7 +107,11 @@ class Heartbeat:
 
     def _line(self, rate: float | None, fields: Mapping[str, Any]) -> str:
         done, total = self._pace.done, self._total
-        parts = [f"{self._description}: {100 * done // total} % {done}/{total}" if total else f"{self._description}: {done}"]
+        parts = [
+            f"{self._description}: {100 * done // total} % {done}/{total}"
+            if total
+            else f"{self._description}: {done}"
+        ]
         return ", ".join([*parts, *self._pace.shown(rate, total), *_fields(fields)])
 
 
@@ -111,4 +125,7 @@ def clock(seconds: float) -> str:
 
 
 def _fields(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()]
+    return [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in fields.items()
+    ]

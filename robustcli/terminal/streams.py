@@ -18,7 +18,9 @@ def is_terminal(stream: Any) -> bool:
 
 def clean(text: str) -> str:
     """`text` with control characters as escapes; its line breaks and tabs stay."""
-    return "\n".join("\t".join(printable(cell) for cell in line.split("\t")) for line in str(text).split("\n"))
+    return "\n".join(
+        "\t".join(printable(cell) for cell in line.split("\t")) for line in str(text).split("\n")
+    )
 
 
 def write(stream: Any, text: str, *, flush: bool = True) -> OSError | None:

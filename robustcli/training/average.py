@@ -55,8 +55,14 @@ class WeightCopy:
 def take_over(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], hook: str) -> None:
     """Write `stored` into the tensors of `own`, in their memory format. Raises CheckpointError, nothing written, if names, shapes or dtypes differ."""
     for name in sorted(own.keys() | stored.keys()):
-        here, there = ("nothing" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (own.get(name), stored.get(name)))
+        here, there = (
+            "nothing" if t is None else f"{t.dtype} {tuple(t.shape)}"
+            for t in (own.get(name), stored.get(name))
+        )
         if here != there:
-            raise CheckpointError(f"{hook} state {name!r} is {there}, the model has {here}", hint="resume with the configuration of the run")
+            raise CheckpointError(
+                f"{hook} state {name!r} is {there}, the model has {here}",
+                hint="resume with the configuration of the run",
+            )
     for name, tensor in own.items():
         tensor.copy_(stored[name])

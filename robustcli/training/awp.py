@@ -22,7 +22,9 @@ class WeightPerturbation(Hook):
 
     def __init__(self, gamma: float, warmup: float) -> None:
         self.gamma, self.warmup = gamma, warmup
-        self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None  # weights, what they were, v
+        self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = (
+            None  # weights, what they were, v
+        )
 
     def before_loss(self, context: StepContext) -> None:
         """w <- w + v, v kept until the step is finished or undone."""
@@ -32,10 +34,15 @@ class WeightPerturbation(Hook):
             return
         grads, weights = context.gradients(wanted), list[Tensor](wanted)
         with torch.no_grad():
-            norms: list[float] = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(grads)]).tolist()
+            norms: list[float] = torch.stack(
+                [*torch._foreach_norm(weights), *torch._foreach_norm(grads)]
+            ).tolist()
             if not all(map(math.isfinite, norms)):  # the outer loss will say so
                 return
-            ratios = [weight / (grad + _TINY) for weight, grad in zip(norms[: len(weights)], norms[len(weights) :], strict=True)]
+            ratios = [
+                weight / (grad + _TINY)
+                for weight, grad in zip(norms[: len(weights)], norms[len(weights) :], strict=True)
+            ]
             added = list(torch._foreach_mul(grads, [self.gamma * ratio for ratio in ratios]))
             self._pending = weights, [w.clone() for w in weights], added
             torch._foreach_add_(weights, added)

@@ -54,9 +54,13 @@ class Curriculum:
         if self.steps_start is None:
             return
         if self.steps is None:
-            raise ValueError(f"steps_start needs an attack with the parameter steps; {getattr(self.fn, '__name__', 'this attack')} has none")
+            raise ValueError(
+                f"steps_start needs an attack with the parameter steps; {getattr(self.fn, '__name__', 'this attack')} has none"
+            )
         if not 1 <= self.steps_start <= self.steps:
-            raise ValueError(f"steps_start must be from 1 to the attack's steps {self.steps}, got {self.steps_start}")
+            raise ValueError(
+                f"steps_start must be from 1 to the attack's steps {self.steps}, got {self.steps_start}"
+            )
 
     @cached_property
     def steps(self) -> int | None:
@@ -75,7 +79,9 @@ class Curriculum:
         """
         risen, n = _risen(t, self.steps_until), self.steps
         if more_steps < 0 or (more_steps and n is None):
-            raise ValueError(f"cannot add {more_steps} steps to {getattr(self.fn, '__name__', 'the attack')}; use an attack with steps, such as pgd")
+            raise ValueError(
+                f"cannot add {more_steps} steps to {getattr(self.fn, '__name__', 'the attack')}; use an attack with steps, such as pgd"
+            )
         if n is None:
             return None
         first = n if self.steps_start is None else self.steps_start

@@ -88,7 +88,9 @@ class Descent:
                 hook.before_loss(context)
             terms = self._backward(batches)
             if not bool(torch.isfinite(terms.total)):
-                raise NumericsError("the loss is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+                raise NumericsError(
+                    "the loss is not finite", hint="lower the learning rate, or clip with train.grad_clip"
+                )
         settle(self.ranks, met.fault)
         with _final("averaging the gradients"):
             self._average()
@@ -154,7 +156,9 @@ class Descent:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         # fp16 gradients overflow now and then: the scaler skips such a step and lowers its scale.
         if self.scaler is None and not bool(torch.isfinite(norm)):
-            raise NumericsError("the gradient is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+            raise NumericsError(
+                "the gradient is not finite", hint="lower the learning rate, or clip with train.grad_clip"
+            )
         if self.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.grad_clip, norm)
 

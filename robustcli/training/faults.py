@@ -56,7 +56,9 @@ def settle(ranks: Ranks, fault: BaseException | None) -> None:
     met = ranks.agree(*(isinstance(fault, kind) for kind in FAULTS))
     if fault is not None and not isinstance(fault, FAULTS):
         raise fault
-    for kind, anywhere in zip(FAULTS, met, strict=True):  # the same kind on every rank, whatever else one of them met
+    for kind, anywhere in zip(
+        FAULTS, met, strict=True
+    ):  # the same kind on every rank, whatever else one of them met
         if anywhere:
             raise fault if fault is not None and isinstance(fault, kind) else _elsewhere(kind)
 
@@ -65,7 +67,10 @@ def _elsewhere(kind: type[BaseException]) -> BaseException:
     if kind is Interrupted:
         return Interrupted("another rank was asked to stop", signum=signal.SIGTERM)
     if kind is NumericsError:
-        error = NumericsError("the loss of another rank is not finite", hint="lower the learning rate, or clip with train.grad_clip")
+        error = NumericsError(
+            "the loss of another rank is not finite",
+            hint="lower the learning rate, or clip with train.grad_clip",
+        )
         error.elsewhere = True
         return error
     return torch.OutOfMemoryError("another rank ran out of memory")

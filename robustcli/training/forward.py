@@ -23,7 +23,14 @@ class Forward:
         compiled: run through torch.compile; a model that does not compile runs as it is, and `note` says why.
     """
 
-    def __init__(self, model: nn.Module, *, dtype: torch.dtype = torch.float32, parallel: nn.Module | None = None, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        dtype: torch.dtype = torch.float32,
+        parallel: nn.Module | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.dtype, self.note = dtype, ""
         self._plain: Callable[[Tensor], Tensor] = parallel if parallel is not None else model
         self._run = torch.compile(model) if compiled and parallel is None else self._plain
@@ -48,7 +55,9 @@ class Forward:
         return found
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
-        return nullcontext() if self.dtype is torch.float32 else torch.autocast(x.device.type, dtype=self.dtype)
+        return (
+            nullcontext() if self.dtype is torch.float32 else torch.autocast(x.device.type, dtype=self.dtype)
+        )
 
 
 class Shared:
@@ -101,14 +110,23 @@ class _Recomputed:
         if not self._block.training or not torch.is_grad_enabled():
             return self._forward(self._block, *inputs)
         return checkpoint(
-            self._forward, self._block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _still(self._block)), preserve_rng_state=True
+            self._forward,
+            self._block,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _still(self._block)),
+            preserve_rng_state=True,
         )
 
 
 @contextmanager
 def _still(block: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm uses the batch as before (the same tensors are saved for the backward pass) but moves nothing: momentum 0."""
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [
+        (m, m.momentum, m.num_batches_tracked)
+        for m in block.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats
+    ]
     counts = [None if count is None else count.clone() for _, _, count in norms]
     try:
         for norm, _, _ in norms:

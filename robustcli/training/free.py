@@ -48,23 +48,45 @@ class Free(MinMax):
     def load(self, state: dict[str, Tensor]) -> None:
         """Raises CheckpointError for anything but delta, or one that the ranks cannot share."""
         if set(state) - {"delta"}:
-            raise CheckpointError(f"unknown tensors {sorted(set(state) - {'delta'})} in the state of the free step")
+            raise CheckpointError(
+                f"unknown tensors {sorted(set(state) - {'delta'})} in the state of the free step"
+            )
         delta, world = state.get("delta"), self.ranks.world
         if delta is not None and len(delta) % world:
-            raise CheckpointError(f"the free step's delta of {len(delta)} places cannot be shared by {world} processes", hint="resume with as many as before")
+            raise CheckpointError(
+                f"the free step's delta of {len(delta)} places cannot be shared by {world} processes",
+                hint="resume with as many as before",
+            )
         self._delta = None if delta is None else delta.chunk(world)[self.ranks.rank].clone()
 
-    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, seed: int, epoch: int, y_soft: Tensor | None = None, progress: float = 0.5) -> LossTerms:
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        y_soft: Tensor | None = None,
+        progress: float = 0.5,
+    ) -> LossTerms:
         """See `MinMax.__call__`; the terms are those of the last replay. A stop request waits for the end of the step."""
         ball = self.threat(progress)[1]
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
         x = self.laid_out(x)
         delta = torch.zeros_like(x) if self._delta is None else self._delta.to(x.device)
         if delta.shape[1:] != x.shape[1:] or len(delta) < len(x):
-            raise CheckpointError(f"the free step's delta has shape {tuple(delta.shape)}, the batch {tuple(x.shape)}", hint="resume with the same batch size")
+            raise CheckpointError(
+                f"the free step's delta has shape {tuple(delta.shape)}, the batch {tuple(x.shape)}",
+                hint="resume with the same batch size",
+            )
         own = delta[: len(x)]
-        size = ball.eps if self.step_size is None else self.step_size * ball.eps / max(self.ball.eps, 1e-12)  # a length follows the radius
-        around = Ball(ball.norm, ball.eps, -1.0, 1.0)  # delta moves in the ball around 0; the box is that of the pixels
+        size = (
+            ball.eps if self.step_size is None else self.step_size * ball.eps / max(self.ball.eps, 1e-12)
+        )  # a length follows the radius
+        around = Ball(
+            ball.norm, ball.eps, -1.0, 1.0
+        )  # delta moves in the ball around 0; the box is that of the pixels
         terms = LossTerms(x.new_zeros(()))
         for _ in range(self.replays):
             point = (x + own).clamp_(ball.low, ball.high).requires_grad_(True)
@@ -81,7 +103,12 @@ class Free(MinMax):
 
 
 @steps.register("free", attacks=False)
-def free(settings: Mapping[str, Any], *, replays: Annotated[int, Ge(1)] = 4, step_size: Annotated[float, Gt(0)] | None = None) -> MinMax:
+def free(
+    settings: Mapping[str, Any],
+    *,
+    replays: Annotated[int, Ge(1)] = 4,
+    step_size: Annotated[float, Gt(0)] | None = None,
+) -> MinMax:
     """g = grad L(theta, x + delta);  theta <- theta - lr g_theta;  delta <- P(delta + a steepest(g_x)):  m times on each batch.
 
     Args:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustcli.training.guards import CatastrophicOverfitting, EarlyStopping, Guard, Mode, OverfittingWatch, StuckLoss
+from robustcli.training.guards import (
+    CatastrophicOverfitting,
+    EarlyStopping,
+    Guard,
+    Mode,
+    OverfittingWatch,
+    StuckLoss,
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,16 @@ class Guards:
 
     def __post_init__(self) -> None:
         self._early, self._watch = EarlyStopping(self.patience), OverfittingWatch(max(1, self.n))
-        self._collapse, self._stuck = CatastrophicOverfitting(self.overfitting, max(1, self.n)), StuckLoss(max(2, self.classes))
-        self._parts = {"early": self._early, "watch": self._watch, "collapse": self._collapse, "stuck": self._stuck}
+        self._collapse, self._stuck = (
+            CatastrophicOverfitting(self.overfitting, max(1, self.n)),
+            StuckLoss(max(2, self.classes)),
+        )
+        self._parts = {
+            "early": self._early,
+            "watch": self._watch,
+            "collapse": self._collapse,
+            "stuck": self._stuck,
+        }
 
     @property
     def more_steps(self) -> int:
@@ -54,7 +69,9 @@ class Guards:
         """
         alarms: list[str] = []
         stop, rollback = "", False
-        loss = next((row[name] for name in ("natural", "adversarial") if name in row), None)  # a weighted total may lie above ln K in a healthy run
+        loss = next(
+            (row[name] for name in ("natural", "adversarial") if name in row), None
+        )  # a weighted total may lie above ln K in a healthy run
         if loss is not None:
             alarms.append(self._stuck.update(float(loss), t))
         robust = row.get("robust_acc")
@@ -63,7 +80,10 @@ class Guards:
             if "fgsm_acc" in row and whole:
                 action = self._collapse.update(float(row["fgsm_acc"]), float(robust), newest_is_best=improved)
                 alarms.append(self._collapse.text)
-                stop, rollback = ("catastrophic overfitting" if action == "stop" else ""), action == "rollback"
+                stop, rollback = (
+                    ("catastrophic overfitting" if action == "stop" else ""),
+                    action == "rollback",
+                )
                 self._early.waited *= not rollback
         if row.get("n") and self._early.update(improved) and not stop:
             stop = f"no better model in {self.patience} validations"

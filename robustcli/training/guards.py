@@ -41,7 +41,9 @@ class Guard:
     def load(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`. Raises CheckpointError when the names are not those of this guard."""
         if set(state) != set(self.kept):
-            raise CheckpointError(f"the state of {type(self).__name__} holds {sorted(state)}, expected {sorted(self.kept)}")
+            raise CheckpointError(
+                f"the state of {type(self).__name__} holds {sorted(state)}, expected {sorted(self.kept)}"
+            )
         for name in self.kept:
             setattr(self, name, state[name])
 
@@ -99,7 +101,11 @@ class OverfittingWatch(Guard):
     @property
     def text(self) -> str:
         """The alarm in one line as of the last validation; "" when the gap may be chance."""
-        if self.best is None or self.last is None or self.best - self.last <= 2 * spread(self.best, self.last, self.n):
+        if (
+            self.best is None
+            or self.last is None
+            or self.best - self.last <= 2 * spread(self.best, self.last, self.n)
+        ):
             return ""
         where = f"best {100 * self.best:.1f} % at epoch {self.best_epoch:.4g}, last {100 * self.last:.1f} %"
         return f"robust overfitting: {where}: {self.gap:.1f} points lost"

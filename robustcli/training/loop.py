@@ -65,16 +65,28 @@ class Trainer:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.step, self.train, self.plan, self.device, self.guards = step, train, plan, device, guards
-        self._save, self._log, self._recall, self.tick, self._stop, self._say = save, log, recall, tick, stop, say
+        self._save, self._log, self._recall, self.tick, self._stop, self._say = (
+            save,
+            log,
+            recall,
+            tick,
+            stop,
+            say,
+        )
         self.batch_size = min(plan.batch_size, epoch_size(train))
         if not self.batch_size:
             raise DataError("the training split is empty")
         if self.batch_size % self.ranks.world:
-            raise DataError(f"a batch of {self.batch_size} images cannot be shared by {self.ranks.world} processes", hint="choose train.batch_size accordingly")
+            raise DataError(
+                f"a batch of {self.batch_size} images cannot be shared by {self.ranks.world} processes",
+                hint="choose train.batch_size accordingly",
+            )
         self.steps_per_epoch = epoch_size(train) // self.batch_size
         self.validation: Validation | None = None
         if plan.validation is not None and val is not None and len(plan.val_positions):
-            self.validation = Validation(val, plan.validation, plan.val_positions, device, self.ranks, stop, say)
+            self.validation = Validation(
+                val, plan.validation, plan.val_positions, device, self.ranks, stop, say
+            )
         self._base_lrs = [float(group["lr"]) for group in step.optimizer.param_groups]
         self.progress = Progress()
         self.offending: dict[str, Tensor] = {}
@@ -105,7 +117,9 @@ class Trainer:
         unpack_run(self.step, groups, where=where)
         self.step.micro_batch = progress.micro_batch or self.step.micro_batch
         self.guards.load(progress.guards)
-        if len(progress.rank_sums) == self.ranks.world:  # in another number of processes all go on from those of rank 0
+        if (
+            len(progress.rank_sums) == self.ranks.world
+        ):  # in another number of processes all go on from those of rank 0
             progress.loss_sums = dict(progress.rank_sums[self.ranks.rank])
         self.progress, self._saved = progress, progress.step
 
@@ -139,9 +153,15 @@ class Trainer:
         remembered.micro_batch = self.progress.micro_batch
         self.restore(before, remembered)
         self._saved = saved
-        rounds = self.validation.seconds(self.published) / self.plan.validate_every if self.validation is not None else 0.0
+        rounds = (
+            self.validation.seconds(self.published) / self.plan.validate_every
+            if self.validation is not None
+            else 0.0
+        )
         steps = int(seconds / (per_step + rounds))
-        self._say(f"{seconds / 60:g} minutes are {steps} steps of {self.batch_size} images ({per_step:.3g} s a step, {rounds:.2g} s of validation)")
+        self._say(
+            f"{seconds / 60:g} minutes are {steps} steps of {self.batch_size} images ({per_step:.3g} s a step, {rounds:.2g} s of validation)"
+        )
         return steps
 
     # ---- run ---------------------------------------------------------------------------------------------------
@@ -166,7 +186,11 @@ class Trainer:
         except Interrupted as error:
             if self._saved != progress.step:
                 self._checkpoint(("last",))
-            raise Interrupted(f"preempted at step {progress.step} of {progress.max_steps}", signum=error.signum, hint="resume with --resume") from None
+            raise Interrupted(
+                f"preempted at step {progress.step} of {progress.max_steps}",
+                signum=error.signum,
+                hint="resume with --resume",
+            ) from None
 
     def _advance(self, stream: Iterator[tuple[Tensor, Tensor, Tensor]], epoch: int) -> None:
         with self._meter.step(self.batch_size):
@@ -179,7 +203,9 @@ class Trainer:
     def _stream(self, epoch: int, position: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This rank's share of the batches of one epoch, from a position on; the order is a function of (seed, epoch)."""
         batches = epoch_batches(self.train, self.batch_size, self.plan.seed, epoch)[position:]
-        return self.train.stream([batch.chunk(self.ranks.world)[self.ranks.rank] for batch in batches], self.device)
+        return self.train.stream(
+            [batch.chunk(self.ranks.world)[self.ranks.rank] for batch in batches], self.device
+        )
 
     def _one(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int, t: float | None = None) -> None:
         """Augment, attack, descend, at the share t of the run; adds to the running loss means. A step that is stopped leaves no trace."""
@@ -196,7 +222,9 @@ class Trainer:
                 break
             except torch.OutOfMemoryError:
                 progress.micro_batch = less_memory(self.step, len(x), plan.oom)
-                self._say(f"out of memory: going on with {progress.micro_batch} images in a pass; gradients are added up to the same batch")
+                self._say(
+                    f"out of memory: going on with {progress.micro_batch} images in a pass; gradients are added up to the same batch"
+                )
             except NumericsError as error:
                 if not error.elsewhere:
                     self.offending = {"x": x.detach().cpu().contiguous(), "y": y.cpu(), "ids": ids.cpu()}
@@ -204,7 +232,14 @@ class Trainer:
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + float(value)
         progress.loss_count += 1
-        for note in {self.step.twin_note and f"the attack searches on the model itself: {self.step.twin_note}", self.step.forward.note} - self._noted - {""}:
+        for note in (
+            {
+                self.step.twin_note and f"the attack searches on the model itself: {self.step.twin_note}",
+                self.step.forward.note,
+            }
+            - self._noted
+            - {""}
+        ):
             self._noted.add(note)
             self._say(note)
 
@@ -228,7 +263,9 @@ class Trainer:
         if due and progress.validated != progress.step:
             improved = self._validate()
         regular = finished or bool(progress.ended) or progress.step % plan.save_every == 0
-        if improved or self._rolled_back or (self._saved != progress.step and regular):  # a step saved by an interrupted validation is saved again
+        if (
+            improved or self._rolled_back or (self._saved != progress.step and regular)
+        ):  # a step saved by an interrupted validation is saved again
             self._checkpoint(("last", "best") if improved or not progress.best else ("last",))
         self._rolled_back = False
 
@@ -247,10 +284,17 @@ class Trainer:
         row["peak_memory"] = max(self.ranks.gather(peak_memory(self.device)))
         progress.validated = progress.step
         progress.loss_sums, progress.loss_count = {}, 0
-        progress.last = {"step": progress.step, "epoch": row["epoch"], "clean_acc": row.get("clean_acc"), "robust_acc": row.get("robust_acc")}
+        progress.last = {
+            "step": progress.step,
+            "epoch": row["epoch"],
+            "clean_acc": row.get("clean_acc"),
+            "robust_acc": row.get("robust_acc"),
+        }
         self._log(row)
         self._meter.clear()
-        improved = bool(measured) and (not progress.best or self._score(progress.last) > self._score(progress.best))
+        improved = bool(measured) and (
+            not progress.best or self._score(progress.last) > self._score(progress.best)
+        )
         if improved:
             progress.best = dict(progress.last)
         self._guard(row, improved)
@@ -259,7 +303,11 @@ class Trainer:
 
     def _mean_losses(self) -> dict[str, float]:
         progress = self.progress
-        means = {name: total / progress.loss_count for name, total in progress.loss_sums.items() if progress.loss_count}
+        means = {
+            name: total / progress.loss_count
+            for name, total in progress.loss_sums.items()
+            if progress.loss_count
+        }
         parts = self.ranks.gather(means)
         return {name: sum(part[name] for part in parts) / len(parts) for name in means}
 

@@ -20,7 +20,11 @@ def groups(model: nn.Module, weight_decay: float, decay_norms: bool) -> list[dic
     named = [p for p in model.parameters() if p.requires_grad]
     flat = [p for p in named if p.dim() < 2 and not decay_norms]
     deep = [p for p in named if p.dim() >= 2 or decay_norms]
-    return [g for g in ({"params": deep, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0}) if g["params"]]
+    return [
+        g
+        for g in ({"params": deep, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0})
+        if g["params"]
+    ]
 
 
 def _check(lr: float, weight_decay: float) -> None:
@@ -30,7 +34,13 @@ def _check(lr: float, weight_decay: float) -> None:
 
 @optimizers.register("sgd")
 def sgd(
-    model: nn.Module, *, lr: Rate = 0.1, momentum: Momentum = 0.9, weight_decay: Decay = 5e-4, nesterov: bool = True, decay_norms: bool = False
+    model: nn.Module,
+    *,
+    lr: Rate = 0.1,
+    momentum: Momentum = 0.9,
+    weight_decay: Decay = 5e-4,
+    nesterov: bool = True,
+    decay_norms: bool = False,
 ) -> torch.optim.Optimizer:
     """v = m v + g + wd w;  w = w - lr (g + m v) with Nesterov, else w - lr v.
 
@@ -43,12 +53,20 @@ def sgd(
     _check(lr, weight_decay)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-    return torch.optim.SGD(groups(model, weight_decay, decay_norms), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    return torch.optim.SGD(
+        groups(model, weight_decay, decay_norms), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0
+    )
 
 
 @optimizers.register("adamw")
 def adamw(
-    model: nn.Module, *, lr: Rate = 1e-3, beta1: Momentum = 0.9, beta2: Momentum = 0.999, weight_decay: Decay = 0.01, decay_norms: bool = False
+    model: nn.Module,
+    *,
+    lr: Rate = 1e-3,
+    beta1: Momentum = 0.9,
+    beta2: Momentum = 0.999,
+    weight_decay: Decay = 0.01,
+    decay_norms: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay.
 

@@ -20,13 +20,28 @@ def less_memory(step: MinMax, rows: int, oom: Literal["auto", "halve", "fail"]) 
     """
     batch_norm = any(isinstance(module, _BatchNorm) for module in step.model.modules())
     if oom == "fail" or (oom == "auto" and batch_norm):
-        hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (" (BatchNorm then sees smaller batches)" if batch_norm else "")
-        raise ResourceError(f"{step.micro_batch or rows} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM")
+        hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (
+            " (BatchNorm then sees smaller batches)" if batch_norm else ""
+        )
+        raise ResourceError(
+            f"{step.micro_batch or rows} images do not fit into memory",
+            where="train.batch_size",
+            hint=hint,
+            code="E-OOM",
+        )
     size = step.halve(rows)
     if not size and rows > 1 and step.micro_batch is None:
-        raise ResourceError(f"{rows} images do not fit into memory, and this step cannot split them", hint="lower train.batch_size", code="E-OOM")
+        raise ResourceError(
+            f"{rows} images do not fit into memory, and this step cannot split them",
+            hint="lower train.batch_size",
+            code="E-OOM",
+        )
     if not size:
-        raise ResourceError("one image at a time does not fit into memory", hint="a smaller model, or train.recompute=true", code="E-OOM")
+        raise ResourceError(
+            "one image at a time does not fit into memory",
+            hint="a smaller model, or train.recompute=true",
+            code="E-OOM",
+        )
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     return size

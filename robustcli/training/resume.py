@@ -71,10 +71,16 @@ def classify(key: str) -> str:
 def changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (stored, now)} of all differing leaves; a missing one counts as None."""
     old, new = flatten(stored), flatten(now)
-    return {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)}
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
 
 
-def check_resume(stored: Mapping[str, Any], now: Mapping[str, Any], override: Sequence[str], warn: Callable[[str], None]) -> list[str]:
+def check_resume(
+    stored: Mapping[str, Any], now: Mapping[str, Any], override: Sequence[str], warn: Callable[[str], None]
+) -> list[str]:
     """Compare configurations; returns the identity keys that were overridden.
 
     Raises:
@@ -85,13 +91,19 @@ def check_resume(stored: Mapping[str, Any], now: Mapping[str, Any], override: Se
     for key, (old, new) in changed(stored, now).items():
         kind = classify(key)
         if kind == "compatible":
-            warn(f"resuming with {key}: {new!r} instead of {old!r}; results are no longer those of the uninterrupted run")
+            warn(
+                f"resuming with {key}: {new!r} instead of {old!r}; results are no longer those of the uninterrupted run"
+            )
         elif kind == "identity":
             allowed = any(key == word or key.startswith(f"{word}.") for word in override)
             (overridden if allowed else refused).append(f"{key}: {new!r} (the run has {old!r})")
     if refused:
         keys = " ".join(f"--override-resume {text.partition(':')[0]}" for text in refused)
-        raise UsageError(f"cannot resume another experiment: {'; '.join(refused)}", hint=f"start a new run, or add {keys}", code="E-RESUME")
+        raise UsageError(
+            f"cannot resume another experiment: {'; '.join(refused)}",
+            hint=f"start a new run, or add {keys}",
+            code="E-RESUME",
+        )
     for text in overridden:
         warn(f"resume overridden: {text}")
     return overridden

@@ -22,11 +22,15 @@ def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items():
             if value is not None:
-                packed[f"{names[parameter]}{_SEP}{slot}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                packed[f"{names[parameter]}{_SEP}{slot}"] = (
+                    value if isinstance(value, Tensor) else torch.tensor(value)
+                )
     return packed
 
 
-def unpack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor], *, where: str = "") -> None:
+def unpack_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor], *, where: str = ""
+) -> None:
     """Inverse of `pack_optimizer`. Raises CheckpointError for a parameter or shape the model does not have."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
@@ -34,8 +38,14 @@ def unpack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, packed:
         name, _, slot = key.partition(_SEP)
         parameter = parameters.get(name)
         if parameter is None or (value.dim() > 0 and value.shape != parameter.shape):
-            raise CheckpointError(f"optimizer state for {name!r} does not fit this model", where=where, hint="resume with the configuration of the run")
-        if value.dim() > 0:  # momentum follows its parameter's memory format, so that a resumed step runs the same kernels
+            raise CheckpointError(
+                f"optimizer state for {name!r} does not fit this model",
+                where=where,
+                hint="resume with the configuration of the run",
+            )
+        if (
+            value.dim() > 0
+        ):  # momentum follows its parameter's memory format, so that a resumed step runs the same kernels
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         optimizer.state[parameter][slot] = value
 
@@ -47,7 +57,10 @@ def step_seed(seed: int, step: int) -> int:
 
 def pack_run(step: MinMax, published: nn.Module) -> Groups:
     """All tensors of a run as named groups: `model` what an evaluation should load (averaged weights when there are any), then `live`."""
-    groups: Groups = {"model": dict(published.state_dict()), "optimizer": pack_optimizer(step.model, step.optimizer)}
+    groups: Groups = {
+        "model": dict(published.state_dict()),
+        "optimizer": pack_optimizer(step.model, step.optimizer),
+    }
     if published is not step.model:
         groups["live"] = dict(step.model.state_dict())
     if step.scaler is not None:

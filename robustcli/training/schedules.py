@@ -29,7 +29,12 @@ def constant(t: float) -> float:
 
 
 @schedules.register("step")
-def step(t: float, *, milestones: tuple[Annotated[float, Gt(0), Lt(1)], ...] = (0.5, 0.75), gamma: Annotated[float, Gt(0)] = 0.1) -> float:
+def step(
+    t: float,
+    *,
+    milestones: tuple[Annotated[float, Gt(0), Lt(1)], ...] = (0.5, 0.75),
+    gamma: Annotated[float, Gt(0)] = 0.1,
+) -> float:
     """factor = gamma^(number of milestones passed); milestones are shares of all steps in (0, 1).
 
     Raises ValueError if a milestone is outside (0, 1) or gamma <= 0. Source: Rice et al., ICML 2020, arXiv:2002.11569.

@@ -82,7 +82,9 @@ class MinMax:
         self.forward = Forward(self.model, dtype=self.dtype, parallel=self.parallel, compiled=self.compiled)
         self.descent = Descent(
             self.model,
-            lambda model, batch: self.objective(model, batch),  # looked up at each step: a test may replace it
+            lambda model, batch: self.objective(
+                model, batch
+            ),  # looked up at each step: a test may replace it
             self.optimizer,
             forward=self.forward,
             regularizers=self.regularizers,
@@ -113,7 +115,9 @@ class MinMax:
             self._twin_tried = True
         return self.forward if self._twin is None else self._twin
 
-    def adversarial(self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5) -> Tensor:
+    def adversarial(
+        self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5
+    ) -> Tensor:
         """x_adv [B, C, H, W]; the model's flags and buffers are as before. x itself without an inner loss."""
         if self.inner is None:
             return x
@@ -126,8 +130,16 @@ class MinMax:
             for rows in self._parts(len(x)):
                 part = x[rows]
                 soft = None if y_soft is None else y_soft[rows]
-                loss = bind_inner(self.inner, y[rows], y_soft=soft, clean=partial(_clean, searcher, part), **self.inner_params)
-                oracle = Oracle(searcher, part, Criterion(y[rows]), loss=loss, rng=rng.rows(rows), stop=self.stop)
+                loss = bind_inner(
+                    self.inner,
+                    y[rows],
+                    y_soft=soft,
+                    clean=partial(_clean, searcher, part),
+                    **self.inner_params,
+                )
+                oracle = Oracle(
+                    searcher, part, Criterion(y[rows]), loss=loss, rng=rng.rows(rows), stop=self.stop
+                )
                 parts.append(attack(oracle, part, ball))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -141,7 +153,17 @@ class MinMax:
 
     # ---- step --------------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Tensor, y: Tensor, ids: Tensor, *, seed: int, epoch: int, y_soft: Tensor | None = None, progress: float = 0.5) -> LossTerms:
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        y_soft: Tensor | None = None,
+        progress: float = 0.5,
+    ) -> LossTerms:
         """One step on x [B, C, H, W], y [B], at the share `progress` of the run.
 
         Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, parameters and state unchanged.
@@ -149,17 +171,39 @@ class MinMax:
         rng = RowRandom(seed, "start", ids, epoch=epoch)
         x = self.laid_out(x)
         x_adv = together(self.ranks, lambda: self.adversarial(x, y, rng, y_soft=y_soft, progress=progress))
-        drawn = RowRandom(seed, "objective", ids, epoch=epoch)  # a regulariser must not see the noise that the attack started from
-        return self.descent(self._batches(x, y, x_adv, ids, self.threat(progress)[1], drawn, y_soft), progress)
+        drawn = RowRandom(
+            seed, "objective", ids, epoch=epoch
+        )  # a regulariser must not see the noise that the attack started from
+        return self.descent(
+            self._batches(x, y, x_adv, ids, self.threat(progress)[1], drawn, y_soft), progress
+        )
 
     def laid_out(self, x: Tensor) -> Tensor:
         """The pixels in the memory format of training."""
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
-    def _batches(self, x: Tensor, y: Tensor, x_adv: Tensor, ids: Tensor, ball: Ball, rng: RowRandom, y_soft: Tensor | None) -> list[Batch]:
+    def _batches(
+        self,
+        x: Tensor,
+        y: Tensor,
+        x_adv: Tensor,
+        ids: Tensor,
+        ball: Ball,
+        rng: RowRandom,
+        y_soft: Tensor | None,
+    ) -> list[Batch]:
         parts = [(s, x[s]) for s in self._parts(len(x))]
         return [
-            Batch(part, y[s], part if x_adv is x else x_adv[s], ids[s], ball, rng.rows(s), None if y_soft is None else y_soft[s]) for s, part in parts
+            Batch(
+                part,
+                y[s],
+                part if x_adv is x else x_adv[s],
+                ids[s],
+                ball,
+                rng.rows(s),
+                None if y_soft is None else y_soft[s],
+            )
+            for s, part in parts
         ]
 
     def halve(self, rows: int) -> int:

@@ -68,7 +68,12 @@ class EqualMean(Hook):
         self._refreshed.copy_(self._count)
 
     def state(self) -> dict[str, Tensor]:
-        return {**self._copy.tensors(), "seen": self._seen, "count": self._count, "refreshed": self._refreshed}
+        return {
+            **self._copy.tensors(),
+            "seen": self._seen,
+            "count": self._count,
+            "refreshed": self._refreshed,
+        }
 
     def load(self, state: dict[str, Tensor]) -> None:
         take_over(self.state(), state, "swa")

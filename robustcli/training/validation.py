@@ -27,7 +27,14 @@ class Validation:
     """
 
     def __init__(
-        self, split: Split, plan: EvalPlan, positions: Tensor, device: torch.device, ranks: Ranks, stop: Callable[[], None], say: Callable[[str], None]
+        self,
+        split: Split,
+        plan: EvalPlan,
+        positions: Tensor,
+        device: torch.device,
+        ranks: Ranks,
+        stop: Callable[[], None],
+        say: Callable[[str], None],
     ) -> None:
         self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
         self._stop, self._say = stop, say
@@ -41,7 +48,10 @@ class Validation:
         self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
         settle(self.ranks, met.fault)
         gathered = self.ranks.gather(counts)
-        total = {name: sum(part.get(name, 0) for part in gathered) for name in dict.fromkeys(name for part in gathered for name in part)}
+        total = {
+            name: sum(part.get(name, 0) for part in gathered)
+            for name in dict.fromkeys(name for part in gathered for name in part)
+        }
         n = total["n"]
         robust = total["robust"] / n if self.plan.attacks else None
         row: dict[str, Any] = {"clean_acc": total["clean"] / n, "robust_acc": robust, "n": n}
@@ -50,9 +60,13 @@ class Validation:
     def _count(self, model: nn.Module, positions: Tensor) -> dict[str, int]:
         if not len(positions):
             return {"n": 0, "clean": 0, "robust": 0}
-        result = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say).run(self.split, positions, self.device)
+        result = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say).run(
+            self.split, positions, self.device
+        )
         counts = {"n": result.n, "clean": int(result.correct.sum()), "robust": int(result.survivors.sum())}
-        return counts | {label: int(standing.sum()) for label, standing in result.stages.items() if label == FGSM}
+        return counts | {
+            label: int(standing.sum()) for label, standing in result.stages.items() if label == FGSM
+        }
 
     def seconds(self, model: nn.Module) -> float:
         """Estimated seconds of one validation, from a sixteenth of it."""

@@ -14,7 +14,9 @@ MODELS = {"cifar_at": 8 / 255, "mnist_at": 0.3}
 #: A search in fp32 takes five times as long on the CIFAR-10 model; there the slow tests have the full count.
 SAMPLES = 40 if bf16_native(torch.device("cpu")) else 10
 
-pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference models here; ROBUSTCLI_REFERENCE names their directory")
+pytestmark = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="no reference models here; ROBUSTCLI_REFERENCE names their directory"
+)
 
 
 def verdicts(name, n, version, seed=0, search="auto", **more):
@@ -22,8 +24,22 @@ def verdicts(name, n, version, seed=0, search="auto", **more):
     stored = np.load(REFERENCE / f"{name}.survivors.npz")
     rows = np.linspace(0, len(stored["y"]) - 1, n).astype(int)
     x, y = torch.from_numpy(stored["x"][rows]).float() / 255, torch.from_numpy(stored["y"][rows]).long()
-    found = robustcli.evaluate(network(name), x, y, eps=MODELS[name], attack="autoattack", version=version, seed=seed, search=search, device="cpu", **more)
-    return found, {stage: torch.from_numpy(stored[stage][rows]) for stage in ("clean", "apgd-ce", "apgd-t", "fab-t", "square")}
+    found = robustcli.evaluate(
+        network(name),
+        x,
+        y,
+        eps=MODELS[name],
+        attack="autoattack",
+        version=version,
+        seed=seed,
+        search=search,
+        device="cpu",
+        **more,
+    )
+    return found, {
+        stage: torch.from_numpy(stored[stage][rows])
+        for stage in ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
+    }
 
 
 def check(name, n, version, **more):
@@ -69,4 +85,7 @@ def test_no_stage_is_above_the_reference_by_more_than_two_deviations_of_our_seed
         counts.append({stage: float(kept.sum()) for stage, kept in found.stages.items()})
     for stage in counts[0]:
         ours = torch.tensor([count[stage] for count in counts])
-        assert float(ours.mean()) <= int(reference[stage].sum()) + 2 * float(ours.std().clamp_min(0.5)), (stage, ours.tolist())
+        assert float(ours.mean()) <= int(reference[stage].sum()) + 2 * float(ours.std().clamp_min(0.5)), (
+            stage,
+            ours.tolist(),
+        )

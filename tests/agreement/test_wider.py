@@ -7,12 +7,26 @@ import wider
 import robustcli
 
 SEEDS = (0, 1, 2)
-CASES = [pytest.param(case, id=str(case), marks=() if case.here else pytest.mark.skip(reason="no reference models here")) for case in wider.cases()]
+CASES = [
+    pytest.param(
+        case, id=str(case), marks=() if case.here else pytest.mark.skip(reason="no reference models here")
+    )
+    for case in wider.cases()
+]
 
 
 def verdict(model, x, y, case, version, seed=0, **more):
     return robustcli.evaluate(
-        model, x, y, eps=case.eps, norm=case.norm, attack="autoattack", version=version, seed=seed, device="cpu", **({"search": "fp32"} | more)
+        model,
+        x,
+        y,
+        eps=case.eps,
+        norm=case.norm,
+        attack="autoattack",
+        version=version,
+        seed=seed,
+        device="cpu",
+        **({"search": "fp32"} | more),
     )
 
 
@@ -37,13 +51,18 @@ def test_the_reference_is_whole():
 @pytest.mark.parametrize(("name", "n"), [("digits_trades-l2-0.8", 16), ("digits_two-l2-0.8", 16)])
 def test_standard_on_a_few(name, n):
     model, x, y, stages = wider.case(name).some(n)
-    assert left(verdict(model, x, y, wider.case(name), "standard", checks=0)) <= int(stages["square"].sum()) + 1
+    assert (
+        left(verdict(model, x, y, wider.case(name), "standard", checks=0)) <= int(stages["square"].sum()) + 1
+    )
 
 
 @pytest.mark.parametrize("name", ["digits_trades-l2-0.8", "digits_two-l2-0.8"])
 def test_rapid_on_a_few(name):
     model, x, y, stages = wider.case(name).some(24)
-    assert left(verdict(model, x, y, wider.case(name), "rapid", checks=0, audit=8)) <= int(stages["square"].sum()) + 1
+    assert (
+        left(verdict(model, x, y, wider.case(name), "rapid", checks=0, audit=8))
+        <= int(stages["square"].sum()) + 1
+    )
 
 
 @pytest.mark.slow
@@ -52,8 +71,15 @@ def test_standard_is_never_more_than_one_sample_above_and_rapid_follows(case):
     model, x, y, stages = case.some(1000)
     for seed in SEEDS:
         standard, rapid = (verdict(model, x, y, case, version, seed) for version in ("standard", "rapid"))
-        assert left(standard) <= int(stages["square"].sum()) + allowed(len(x)), (seed, {k: int(v.sum()) for k, v in standard.stages.items()})
-        assert abs(left(rapid) - left(standard)) <= max(1, 0.005 * len(x)) or rapid.audit.escalated, (seed, left(rapid), left(standard))
+        assert left(standard) <= int(stages["square"].sum()) + allowed(len(x)), (
+            seed,
+            {k: int(v.sum()) for k, v in standard.stages.items()},
+        )
+        assert abs(left(rapid) - left(standard)) <= max(1, 0.005 * len(x)) or rapid.audit.escalated, (
+            seed,
+            left(rapid),
+            left(standard),
+        )
         assert rapid.audit.passes <= 25_000
 
 
@@ -62,10 +88,19 @@ def test_standard_is_never_more_than_one_sample_above_and_rapid_follows(case):
 def test_no_stage_is_above_by_more_than_two_deviations_of_our_seeds(case):
     """Each stage's count over five seeds against the authors' at seed 0, which is one draw as well: hence the deviation of a single seed."""
     model, x, y, stages = case.some(60)
-    counts = [{name: float(kept.sum()) for name, kept in verdict(model, x, y, case, "standard", seed, checks=0).stages.items()} for seed in range(5)]
+    counts = [
+        {
+            name: float(kept.sum())
+            for name, kept in verdict(model, x, y, case, "standard", seed, checks=0).stages.items()
+        }
+        for seed in range(5)
+    ]
     for name in wider.STAGES:
         ours = torch.tensor([count[name] for count in counts])
-        assert float(ours.mean()) <= int(stages[name].sum()) + 2 * float(ours.std().clamp_min(0.5)), (name, ours.tolist())
+        assert float(ours.mean()) <= int(stages[name].sum()) + 2 * float(ours.std().clamp_min(0.5)), (
+            name,
+            ours.tolist(),
+        )
 
 
 @pytest.mark.slow

@@ -54,10 +54,14 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
     monkeypatch.chdir(tmp_path)
     before = {number: signal.signal(number, caught) for number in SIGNALS}
 
-    def start(body: str, *argv: str, restarts: int = 0, console: Console | None = None, nproc: int = 2) -> int:
+    def start(
+        body: str, *argv: str, restarts: int = 0, console: Console | None = None, nproc: int = 2
+    ) -> int:
         script = tmp_path / "worker.py"
         script.write_text(HEAD + textwrap.dedent(body))
-        code = launch(argv, nproc, restarts, console or Console(), command=(sys.executable, "-I", "-S", str(script)))
+        code = launch(
+            argv, nproc, restarts, console or Console(), command=(sys.executable, "-I", "-S", str(script))
+        )
         assert all(signal.getsignal(number) is caught for number in SIGNALS)
         return code
 
@@ -69,14 +73,24 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
 # ---- exit codes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("code", "expected"), [*((code, code) for code in (2, 3, 4, 5, 6, 7, 9, 10, 70)), (1, 8), (99, 8)])
-def test_the_code_of_the_worker_that_failed_first(go: Callable[..., int], capfd: Any, code: int, expected: int) -> None:
-    assert go(f"fail({code}, 'noise\\nerror[E-X]: it broke; here\\nmore noise') if rank == 1 else wait()") == expected
+@pytest.mark.parametrize(
+    ("code", "expected"), [*((code, code) for code in (2, 3, 4, 5, 6, 7, 9, 10, 70)), (1, 8), (99, 8)]
+)
+def test_the_code_of_the_worker_that_failed_first(
+    go: Callable[..., int], capfd: Any, code: int, expected: int
+) -> None:
+    assert (
+        go(f"fail({code}, 'noise\\nerror[E-X]: it broke; here\\nmore noise') if rank == 1 else wait()")
+        == expected
+    )
     assert capfd.readouterr().err == "rank 1: error[E-X]: it broke; here\n"
 
 
 def test_all_well(go: Callable[..., int], capfd: Any) -> None:
-    assert go("print('rank', rank, sys.argv[1:]); print('progress', rank, file=sys.stderr)", "train", "a.b=c") == 0
+    assert (
+        go("print('rank', rank, sys.argv[1:]); print('progress', rank, file=sys.stderr)", "train", "a.b=c")
+        == 0
+    )
     assert capfd.readouterr() == ("rank 0 ['train', 'a.b=c']\n", "progress 0\n"), "only rank 0 is heard"
 
 
@@ -119,8 +133,13 @@ def test_what_is_told_to_a_worker(go: Callable[..., int], monkeypatch: pytest.Mo
     """
     assert go(body) == 0
     told = [json.loads(Path(f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert [[one[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] for one in told] == [["0", "0", "2"], ["1", "1", "2"]]
-    assert told[0][RUN_FILE] == told[1][RUN_FILE] and not Path(told[0][RUN_FILE]).parent.exists(), "scratch files are gone"
+    assert [[one[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] for one in told] == [
+        ["0", "0", "2"],
+        ["1", "1", "2"],
+    ]
+    assert told[0][RUN_FILE] == told[1][RUN_FILE] and not Path(told[0][RUN_FILE]).parent.exists(), (
+        "scratch files are gone"
+    )
     assert 1 <= int(told[0]["OMP_NUM_THREADS"]) <= max(1, (os.cpu_count() or 1) // 2)
     assert "TORCHELASTIC_SIGNALS_TO_HANDLE" not in os.environ
 
@@ -151,13 +170,22 @@ def test_workers_meet_over_the_launchers_port(go: Callable[..., int], capfd: Any
     script_file.write_text(HEAD + textwrap.dedent(script))
     assert launch([], 2, 0, Console(), command=(sys.executable, str(script_file))) == 8
     out, err = capfd.readouterr()
-    assert out == "(True,)\n" and err.startswith("error[E-PEER]: rank 0 of 2 lost a peer in agree: ") and err.endswith("rank 1: killed by SIGKILL\n")
+    assert (
+        out == "(True,)\n"
+        and err.startswith("error[E-PEER]: rank 0 of 2 lost a peer in agree: ")
+        and err.endswith("rank 1: killed by SIGKILL\n")
+    )
 
 
 @pytest.mark.parametrize(
     ("codes", "asked", "hung", "expected"),
     [
-        ((8, -9), None, True, (8, 1, "did not answer, and was killed")),  # a rank that hung: torch waited 30 s for it
+        (
+            (8, -9),
+            None,
+            True,
+            (8, 1, "did not answer, and was killed"),
+        ),  # a rank that hung: torch waited 30 s for it
         ((8, -9), None, False, (8, 1, "killed by SIGKILL")),
         ((-6, -9), None, False, (8, 1, "killed by SIGKILL")),  # nccl's watchdog aborts who lost a peer
         ((8, -6), None, False, (8, 1, "killed by SIGABRT")),
@@ -171,7 +199,9 @@ def test_workers_meet_over_the_launchers_port(go: Callable[..., int], capfd: Any
         ((130, 5), 2, False, (5, 1, "exit 5")),
     ],
 )
-def test_which_failure_was_the_first(codes: tuple[int, int], asked: int | None, hung: bool, expected: tuple[int, int, str]) -> None:
+def test_which_failure_was_the_first(
+    codes: tuple[int, int], asked: int | None, hung: bool, expected: tuple[int, int, str]
+) -> None:
     failures = {rank: ProcessFailure(rank, 1, code, "") for rank, code in enumerate(codes)}
     ending = _ending(failures, {}, asked, hung=hung)
     assert (ending.code, ending.rank, ending.reason) == expected
@@ -204,7 +234,9 @@ sys.exit(int(sys.argv[2]) if rank == 0 and len(sys.argv) > 2 else 128 + got[0])
         (signal.SIGQUIT, signal.SIGTERM, 143),
     ],
 )
-def test_a_stop_reaches_all_workers_and_is_no_failure(go: Callable[..., int], capfd: Any, sent: int, arrives: int, code: int) -> None:
+def test_a_stop_reaches_all_workers_and_is_no_failure(
+    go: Callable[..., int], capfd: Any, sent: int, arrives: int, code: int
+) -> None:
     assert go(SAVING, str(int(sent)), restarts=3) == code
     assert [Path(f"got-{rank}").read_text() for rank in (0, 1)] == [str(int(arrives))] * 2
     assert capfd.readouterr().err == ""
@@ -215,7 +247,13 @@ def test_a_save_that_fails_after_a_stop_is_a_failure(go: Callable[..., int]) -> 
 
 
 def test_a_stop_before_the_workers_listen(go: Callable[..., int], capfd: Any) -> None:
-    assert go("together('ready'); os.kill(os.getppid(), signal.SIGTERM) if rank == 0 else None; wait()", restarts=3) == 143
+    assert (
+        go(
+            "together('ready'); os.kill(os.getppid(), signal.SIGTERM) if rank == 0 else None; wait()",
+            restarts=3,
+        )
+        == 143
+    )
     assert capfd.readouterr().err == "rank 0: stopped by SIGTERM before it began to train\n"
 
 
@@ -241,7 +279,9 @@ def test_an_ignored_hangup_stays_ignored(go: Callable[..., int]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with pytest.raises(AssertionError):  # of `go`: the handler is not `caught`
-            go("together('ready'); os.kill(os.getppid(), signal.SIGHUP); time.sleep(0.2); Path(f'end-{rank}').touch()")
+            go(
+                "together('ready'); os.kill(os.getppid(), signal.SIGHUP); time.sleep(0.2); Path(f'end-{rank}').touch()"
+            )
     finally:
         signal.signal(signal.SIGHUP, before)
     assert Path("end-0").exists() and Path("end-1").exists()
@@ -263,9 +303,17 @@ if rank == 1 and attempt < int(sys.argv[1]):
 
 def test_a_restart_knows_what_rank_0_noted(go: Callable[..., int], capfd: Any) -> None:
     assert go(LOSING, "2", restarts=2) == 0
-    assert [Path(f"{attempt}-{rank}").read_text() for attempt in (0, 1, 2) for rank in (0, 1)] == ["", "", *["noted by 0"] * 2, *["noted by 1"] * 2]
+    assert [Path(f"{attempt}-{rank}").read_text() for attempt in (0, 1, 2) for rank in (0, 1)] == [
+        "",
+        "",
+        *["noted by 0"] * 2,
+        *["noted by 1"] * 2,
+    ]
     err = capfd.readouterr().err
-    assert err.splitlines() == [f"warning: rank 1: killed by SIGKILL; restart {number} of 2 from the last checkpoint" for number in (1, 2)]
+    assert err.splitlines() == [
+        f"warning: rank 1: killed by SIGKILL; restart {number} of 2 from the last checkpoint"
+        for number in (1, 2)
+    ]
 
 
 def test_restarts_come_to_an_end(go: Callable[..., int], capfd: Any) -> None:
@@ -279,7 +327,9 @@ def test_what_would_only_come_back_starts_nothing_again(go: Callable[..., int], 
     assert not Path("began-1").exists()
 
 
-def test_a_restart_goes_on_in_the_directory_that_the_job_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_restart_goes_on_in_the_directory_that_the_job_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("TORCHELASTIC_RESTART_COUNT", RUN_FILE):
         monkeypatch.delenv(name, raising=False)
     note_run(tmp_path)  # nobody listens
@@ -292,13 +342,19 @@ def test_a_restart_goes_on_in_the_directory_that_the_job_opened(monkeypatch: pyt
     assert opening("out", False, False) == ("out", True, False), "perhaps half opened"
     assert opening("out", False, True) == ("out", False, True)
     note_run(tmp_path / "a run")
-    assert opening(None, False, False) == opening("out", False, True) == (str(tmp_path / "a run"), True, False)
+    assert (
+        opening(None, False, False) == opening("out", False, True) == (str(tmp_path / "a run"), True, False)
+    )
 
 
 def test_a_restart_by_torchrun_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(RUN_FILE, raising=False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert opening("out", False, True) == ("out", True, False) and opening(None, False, False) == (None, True, False)
+    assert opening("out", False, True) == ("out", True, False) and opening(None, False, False) == (
+        None,
+        True,
+        False,
+    )
 
 
 # ---- --json ----------------------------------------------------------------------------------------------------
@@ -326,9 +382,14 @@ def test_one_document_also_after_a_restart(go: Callable[..., int], capfd: Any) -
 
 @pytest.mark.parametrize(
     ("how", "code", "name", "message"),
-    [("die()", 8, "E-PEER", "rank 1: killed by SIGKILL"), ("fail(5, 'error[E-NAN]: bad; here')", 5, "E-NAN", "rank 1: bad; here")],
+    [
+        ("die()", 8, "E-PEER", "rank 1: killed by SIGKILL"),
+        ("fail(5, 'error[E-NAN]: bad; here')", 5, "E-NAN", "rank 1: bad; here"),
+    ],
 )
-def test_the_document_of_a_failure_is_about_the_rank_that_failed(go: Callable[..., int], capfd: Any, how: str, code: int, name: str, message: str) -> None:
+def test_the_document_of_a_failure_is_about_the_rank_that_failed(
+    go: Callable[..., int], capfd: Any, how: str, code: int, name: str, message: str
+) -> None:
     body = f"""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     together("ready")
@@ -338,7 +399,11 @@ def test_the_document_of_a_failure_is_about_the_rank_that_failed(go: Callable[..
     fail(8)
     """
     assert go(body, console=Console(json=True)) == code
-    assert document(capfd) == {"schema_version": 1, "ok": False, "error": {"code": name, "exit": code, "message": message, "hint": ""}}
+    assert document(capfd) == {
+        "schema_version": 1,
+        "ok": False,
+        "error": {"code": name, "exit": code, "message": message, "hint": ""},
+    }
 
 
 # ---- the command line ------------------------------------------------------------------------------------------
@@ -346,20 +411,53 @@ def test_the_document_of_a_failure_is_about_the_rank_that_failed(go: Callable[..
 
 def test_workers_get_the_same_flags_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("robustcli.assembly.launch.launch", lambda argv, nproc, restarts, console: seen.append((argv, nproc, restarts)) or 143)
+    monkeypatch.setattr(
+        "robustcli.assembly.launch.launch",
+        lambda argv, nproc, restarts, console: seen.append((argv, nproc, restarts)) or 143,
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    flags = ["--nproc", "3", "--max-restarts", "1", "--eps", "4/255", "--resume", "--override-resume", "data", "--override-resume", "seed", "-q"]
+    flags = [
+        "--nproc",
+        "3",
+        "--max-restarts",
+        "1",
+        "--eps",
+        "4/255",
+        "--resume",
+        "--override-resume",
+        "data",
+        "--override-resume",
+        "seed",
+        "-q",
+    ]
     assert run(["train", "smoke/digits", *flags, "seed=3"]) == 143
     assert run(seen[0][0][:1] + ["--nproc=3", "--max-restarts=1"] + seen[0][0][1:]) == 143
-    expected = {"train", "--eps=4/255", "--resume", "--override-resume=data", "--override-resume=seed", "--quiet", "--", "smoke/digits", "seed=3"}
+    expected = {
+        "train",
+        "--eps=4/255",
+        "--resume",
+        "--override-resume=data",
+        "--override-resume=seed",
+        "--quiet",
+        "--",
+        "smoke/digits",
+        "seed=3",
+    }
     assert seen[0] == seen[1] and set(seen[0][0]) == expected and seen[0][1:] == (3, 1)
 
 
 def test_every_kind_of_flag_is_written_as_it_is_read() -> None:
-    values = {name: True if flag.type is bool else ["a", "b"] if flag.type == list[str] else "x y" for name, flag in FLAGS.items()}
+    values = {
+        name: True if flag.type is bool else ["a", "b"] if flag.type == list[str] else "x y"
+        for name, flag in FLAGS.items()
+    }
     found = as_argv("train", {**values, "words": ["c", "k=v"]}, without=("nproc",))
-    assert {"--json", "--set=a", "--set=b", "--n=x y"} <= set(found) and found[-3:] == ["--", "c", "k=v"] and not any("nproc" in text for text in found)
+    assert (
+        {"--json", "--set=a", "--set=b", "--n=x y"} <= set(found)
+        and found[-3:] == ["--", "c", "k=v"]
+        and not any("nproc" in text for text in found)
+    )
     assert as_argv("train", {"eps": None, "json": False, "set": [], "words": None}) == ["train", "--"]
 
 
@@ -372,7 +470,9 @@ def test_every_kind_of_flag_is_written_as_it_is_read() -> None:
         (["--nproc", "0"], {}, "--nproc 0"),
     ],
 )
-def test_refused_command_lines(capfd: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str], environment: dict[str, str], message: str) -> None:
+def test_refused_command_lines(
+    capfd: Any, monkeypatch: pytest.MonkeyPatch, flags: list[str], environment: dict[str, str], message: str
+) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -388,17 +488,40 @@ while [ -n "$WAITS" ] && [ ! -e told ]; do sleep 0.02; done
 [ -z "$STATE" ] || printf '{\\n "code": %s,\\n "state": "%s"\\n}\\n' "$CODE" "$STATE" > "$OUT/status.json"; exit 1"""
 
 
-def batch(tmp_path: Path, *, job: str = "4711", state: str = "done", code: str = "0", warn: bool = False) -> tuple[int, list[str]]:
+def batch(
+    tmp_path: Path, *, job: str = "4711", state: str = "done", code: str = "0", warn: bool = False
+) -> tuple[int, list[str]]:
     """Exit code of the batch file with stand-ins for Slurm's commands, and what it asked of scontrol and scancel."""
     folder = tmp_path / "bin"
     folder.mkdir()
     log = 'echo "$(basename "$0") $*" >> asked; '
-    for name, text in {"srun": SRUN, "scontrol": log + "echo node1; echo node2", "scancel": log + "touch told"}.items():
+    for name, text in {
+        "srun": SRUN,
+        "scontrol": log + "echo node1; echo node2",
+        "scancel": log + "touch told",
+    }.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
-    slurm = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "OUT": str(tmp_path / "run")}
-    env = {"PATH": f"{folder}:/usr/bin:/bin", **slurm, "STATE": state, "CODE": code, "WAITS": "1" if warn else ""}
-    process = subprocess.Popen(["bash", str(SBATCH), "train/digits", "a=b c"], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    slurm = {
+        "SLURM_JOB_ID": job,
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "OUT": str(tmp_path / "run"),
+    }
+    env = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        **slurm,
+        "STATE": state,
+        "CODE": code,
+        "WAITS": "1" if warn else "",
+    }
+    process = subprocess.Popen(
+        ["bash", str(SBATCH), "train/digits", "a=b c"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     if warn:
         while not (tmp_path / "began").exists():
             time.sleep(0.01)
@@ -423,7 +546,10 @@ def test_a_run_that_never_began_is_a_lost_peer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("state", "code"), [("preempted", "143"), ("running", "null")])
 def test_before_the_time_limit_the_job_saves_and_requeues(tmp_path: Path, state: str, code: str) -> None:
-    assert batch(tmp_path, state=state, code=code, warn=True) == (143, ["scancel --signal=TERM 4711.0", "scontrol requeue 4711"])
+    assert batch(tmp_path, state=state, code=code, warn=True) == (
+        143,
+        ["scancel --signal=TERM 4711.0", "scontrol requeue 4711"],
+    )
 
 
 def test_a_run_that_ended_just_in_time_is_not_requeued(tmp_path: Path) -> None:
@@ -432,4 +558,8 @@ def test_a_run_that_ended_just_in_time_is_not_requeued(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("job", ["", "1;touch x", "$(touch x)", "1 2", "-1", "1\n2"])
 def test_a_hostile_job_id_runs_nothing(tmp_path: Path, job: str) -> None:
-    assert batch(tmp_path, job=job) == (2, []) and not (tmp_path / "srun.txt").exists() and not (tmp_path / "x").exists()
+    assert (
+        batch(tmp_path, job=job) == (2, [])
+        and not (tmp_path / "srun.txt").exists()
+        and not (tmp_path / "x").exists()
+    )

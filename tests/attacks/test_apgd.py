@@ -30,7 +30,9 @@ class Net(nn.Module):
     def forward(self, x):
         self.seen.append(x.detach().clone())
         if x.dtype is torch.float64:
-            x = x + (x.detach().round(decimals=9) - x.detach())  # coming back to a corner gives the same loss, to the last bit
+            x = x + (
+                x.detach().round(decimals=9) - x.detach()
+            )  # coming back to a corner gives the same loss, to the last bit
         return 3 * self.head(torch.sin(4 * self.conv(x - 0.5)).flatten(1))
 
 
@@ -43,7 +45,9 @@ def setup(classes=5, rows=6, seed=0, dtype=torch.float32):
 
 
 def ask(net, x, y, keep="last", target=None, watch=None):
-    return Oracle(net, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(len(x))), keep=keep, watch=watch)
+    return Oracle(
+        net, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(len(x))), keep=keep, watch=watch
+    )
 
 
 def gradient(net, loss, x):
@@ -89,7 +93,15 @@ def test_every_point_is_that_of_a_slow_row_by_row_twin(norm, rho):
         assert len(seen) == steps + 1
         for row in range(len(x)):
             own = y[row : row + 1]
-            expected, best, cut = slow_climb(net, lambda z, own=own: F.cross_entropy(z, own), x[row : row + 1], seen[0, row : row + 1], ball, steps, rho)
+            expected, best, cut = slow_climb(
+                net,
+                lambda z, own=own: F.cross_entropy(z, own),
+                x[row : row + 1],
+                seen[0, row : row + 1],
+                ball,
+                steps,
+                rho,
+            )
             assert torch.allclose(seen[:, row], torch.cat(expected), atol=1e-9)
             assert torch.allclose(found[row], best[0], atol=1e-9)
             cuts.append(cut)
@@ -133,12 +145,24 @@ def test_l1_is_three_phases_in_shrinking_balls_as_in_the_slow_twin():
             one, at, x_best = x[row : row + 1], 0, seen[0, row : row + 1]
             for scale, count in ((3, 21), (2, 21), (1, 28)):
                 wide = Ball("l1", scale * ball.eps)
-                expected, x_best = slow_sparse(net, lambda z, row=row: F.cross_entropy(z, y[row : row + 1]), one, wide.project(one, x_best), wide, count)
+                expected, x_best = slow_sparse(
+                    net,
+                    lambda z, row=row: F.cross_entropy(z, y[row : row + 1]),
+                    one,
+                    wide.project(one, x_best),
+                    wide,
+                    count,
+                )
                 assert torch.allclose(seen[at : at + count + 1, row], torch.cat(expected), atol=1e-9)
-                assert (wide.distance(one.expand(count + 1, -1, -1, -1), seen[at : at + count + 1, row]) <= wide.eps * (1 + 1e-6)).all()
+                assert (
+                    wide.distance(one.expand(count + 1, -1, -1, -1), seen[at : at + count + 1, row])
+                    <= wide.eps * (1 + 1e-6)
+                ).all()
                 at += count + 1
             assert torch.allclose(found[row], x_best[0], atol=1e-9)
-        assert (ball.distance(x.repeat(22, 1, 1, 1), seen[:22].flatten(0, 1)) > ball.eps * 1.5).any()  # the wide balls were used
+        assert (
+            ball.distance(x.repeat(22, 1, 1, 1), seen[:22].flatten(0, 1)) > ball.eps * 1.5
+        ).any()  # the wide balls were used
 
 
 def test_points_of_the_wide_l1_balls_are_never_candidates():
@@ -162,7 +186,10 @@ def test_not_weaker_than_pgd_with_as_many_steps(norm):
         net, x, y = setup(rows=16, seed=seed)
         ball = Ball(norm, EPS[norm] / 3)
         with frozen(net):
-            for found in (pgd(ask(net, x, y, "best"), x, ball, steps=30, loss="ce"), apgd(ask(net, x, y, "best"), x, ball, steps=30)):
+            for found in (
+                pgd(ask(net, x, y, "best"), x, ball, steps=30, loss="ce"),
+                apgd(ask(net, x, y, "best"), x, ball, steps=30),
+            ):
                 losses.append(float(margin(net(found), y).sum()))
     assert sum(losses[1::2]) >= sum(losses[::2]) - 0.01 * abs(sum(losses[::2]))
 
@@ -181,7 +208,12 @@ def test_training_gets_the_worst_of_all_restarts():
     net, x, y = setup(rows=16)
     ball = Ball("linf", 0.05)
     with frozen(net):
-        losses = [F.cross_entropy(net(apgd(ask(net, x, y), x, ball, steps=2, restarts=restarts)), y, reduction="none") for restarts in (1, 2, 3)]
+        losses = [
+            F.cross_entropy(
+                net(apgd(ask(net, x, y), x, ball, steps=2, restarts=restarts)), y, reduction="none"
+            )
+            for restarts in (1, 2, 3)
+        ]
     assert (losses[1] >= losses[0]).all() and (losses[2] >= losses[1]).all() and (losses[2] > losses[0]).any()
 
 
@@ -203,14 +235,20 @@ def test_few_classes_change_the_loss_and_the_user_is_told(classes, loss, note, s
         net.seen.clear()
         apgd(oracle, x, ball, steps=3, loss=loss, targets=1)
         first, second = net.seen[1:3]
-        same = (lambda z, y: (dlr_targeted if classes > 3 else difference)(z, y, goal)) if same is None else same
+        same = (
+            (lambda z, y: (dlr_targeted if classes > 3 else difference)(z, y, goal)) if same is None else same
+        )
         point = first.clone().requires_grad_(True)
         (grad,) = torch.autograd.grad(same(net(point), y).sum(), point)
-    assert torch.allclose(second, ball.project(x, first + 0.2 * grad.sign()))  # the first step ascends that loss
+    assert torch.allclose(
+        second, ball.project(x, first + 0.2 * grad.sign())
+    )  # the first step ascends that loss
     assert len(oracle.notes) == (note is not None) and (note is None or note in oracle.notes[0])
 
 
-@pytest.mark.parametrize(("classes", "targets", "runs"), [(2, 9, 1), (3, 9, 2), (4, 9, 3), (5, 2, 2), (12, 9, 9)])
+@pytest.mark.parametrize(
+    ("classes", "targets", "runs"), [(2, 9, 1), (3, 9, 2), (4, 9, 3), (5, 2, 2), (12, 9, 9)]
+)
 def test_targets_are_at_most_the_wrong_classes_and_each_costs_one_run(classes, targets, runs):
     net, x, y = setup(classes=classes)
     oracle = ask(net, x, y)
@@ -230,7 +268,9 @@ def test_a_later_target_finds_what_the_first_cannot():
 
     x, y, found = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64), []
     for targets in (1, 2):
-        x_adv = apgd(ask(Trap(), x, y, "best"), x, Ball("linf", 0.2), steps=5, loss="dlr-targeted", targets=targets)
+        x_adv = apgd(
+            ask(Trap(), x, y, "best"), x, Ball("linf", 0.2), steps=5, loss="dlr-targeted", targets=targets
+        )
         found.append((Trap()(x_adv).argmax(1) == 2).tolist())
     assert found == [[False, False], [True, True]]
 
@@ -244,7 +284,9 @@ def test_skip_goes_on_where_a_stage_before_stopped():
         apgd(oracle, x, ball, steps=3, loss="dlr-targeted", targets=9, skip=2)
         assert oracle.backward_rows == 2 * 4 * len(x)  # five classes: two wrong ones are left
         for run in range(2):
-            first, second = net.seen[1 + 5 * run : 3 + 5 * run]  # after the clean points: four passes a run, one that scores its best point
+            first, second = net.seen[
+                1 + 5 * run : 3 + 5 * run
+            ]  # after the clean points: four passes a run, one that scores its best point
             point = first.clone().requires_grad_(True)
             (grad,) = torch.autograd.grad(dlr_targeted(net(point), y, ranked[:, 2 + run]).sum(), point)
             assert torch.allclose(second, ball.project(x, first + 0.2 * grad.sign()))
@@ -287,19 +329,25 @@ def test_a_fallen_row_leaves_at_once_and_the_others_go_on_unchanged(norm):
         rest = apgd(ask(net, x, y, "best"), x, ball, steps=steps, loss="dlr-targeted", targets=2)[4:]
     assert sorted(asked) == [0, 1, 2, 3] and oracle.alive == 4
     phases = 3 if norm == "l1" else 1
-    assert oracle.backward_rows == 8 + 4 * (2 * (steps + phases) - 1)  # all eight are asked once, then four have left
+    assert oracle.backward_rows == 8 + 4 * (
+        2 * (steps + phases) - 1
+    )  # all eight are asked once, then four have left
     assert torch.allclose(x_adv[4:], rest)
 
 
 def test_nothing_is_asked_once_all_rows_have_left():
     net, x, y = setup()
-    oracle = ask(net, x, (y + 1) % 5, "best", watch=lambda rows, candidates: torch.ones(len(rows), dtype=torch.bool))
+    oracle = ask(
+        net, x, (y + 1) % 5, "best", watch=lambda rows, candidates: torch.ones(len(rows), dtype=torch.bool)
+    )
     with frozen(net):
         x_adv = apgd(oracle, x, Ball("linf", 0.1), steps=50, restarts=3)
     assert oracle.alive == 0 and oracle.backward_rows == len(x) and torch.isfinite(x_adv).all()
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"skip": -1}, {"rho": 1.5}, {"rho": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"skip": -1}, {"rho": 1.5}, {"rho": float("nan")}]
+)
 def test_bad_parameters_are_named(bad):
     net, x, y = setup(rows=1)
     with pytest.raises(ValueError, match=f"{next(iter(bad))}.*{next(iter(bad.values()))}"):

@@ -24,7 +24,13 @@ SHORT = {"steps": 4, "restarts": 2, "queries": 30, "draws": 4}
 class Net(nn.Module):
     def __init__(self, channels, classes, linear=False):
         super().__init__()
-        self.body = nn.Identity() if linear else nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.body = (
+            nn.Identity()
+            if linear
+            else nn.Sequential(
+                nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5)
+            )
+        )
         self.head = nn.LazyLinear(classes)
 
     def forward(self, x):
@@ -96,7 +102,11 @@ def test_the_model_and_the_world_are_as_before(name, norm, fails):
     net, x, y = setup((4, 3, 4, 4), 3, 0)
     net.train()
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    flags, rng, grad_mode = [m.training for m in net.modules()], torch.get_rng_state(), torch.is_grad_enabled()
+    flags, rng, grad_mode = (
+        [m.training for m in net.modules()],
+        torch.get_rng_state(),
+        torch.is_grad_enabled(),
+    )
     hooks = sum(len(m._forward_hooks) for m in net.modules())
 
     class Bomb(nn.Module):
@@ -117,7 +127,9 @@ def test_the_model_and_the_world_are_as_before(name, norm, fails):
     except RuntimeError as error:
         assert fails and str(error) == "bomb"
     assert [m.training for m in net.modules()] == flags and torch.is_grad_enabled() == grad_mode
-    assert torch.equal(torch.get_rng_state(), rng) and hooks == sum(len(m._forward_hooks) for m in net.modules())
+    assert torch.equal(torch.get_rng_state(), rng) and hooks == sum(
+        len(m._forward_hooks) for m in net.modules()
+    )
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
@@ -129,7 +141,9 @@ def test_a_row_does_not_depend_on_its_batch(name, norm):
     with frozen(net):
         whole = run(entry, net, x, y, ball)
         turned = run(entry, net, x.flip(0), y.flip(0), ball, ids=torch.arange(6).flip(0)).flip(0)
-        halves = torch.cat([run(entry, net, x[k : k + 3], y[k : k + 3], ball, ids=torch.arange(k, k + 3)) for k in (0, 3)])
+        halves = torch.cat(
+            [run(entry, net, x[k : k + 3], y[k : k + 3], ball, ids=torch.arange(k, k + 3)) for k in (0, 3)]
+        )
     assert torch.allclose(whole, turned, atol=1e-6) and torch.allclose(whole, halves, atol=1e-6)
 
 
@@ -144,7 +158,10 @@ def test_same_seed_same_points_and_another_seed_others(name, norm):
             assert not torch.equal(first, run(entry, net, x, y, ball, seed=4, keep="last"))
 
 
-@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, norm in FIXED if registry.attacks.get(name).facts["needs"] == "gradient"])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [(name, norm) for name, norm in FIXED if registry.attacks.get(name).facts["needs"] == "gradient"],
+)
 def test_a_linear_model_is_solved_in_closed_form(name, norm):
     """max over the ball of the logit difference of two classes = eps * dual norm of the weight difference (no box in the way)."""
     entry, eps = registry.attacks.get(name), 0.01
@@ -201,9 +218,18 @@ def test_bad_parameters_are_named(name, bad):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 def test_registration_tells_what_contract_tests_select_on(entry):
-    assert entry.facts["kind"] in {"fixed", "minimal", "unbounded"} and set(entry.facts["norms"]) <= {"linf", "l2", "l1"}
-    assert entry.facts["needs"] in {"gradient", "scores", "decisions"} and {"deterministic", "keeps_best"} <= set(entry.facts)
-    assert entry.facts["precision"] in {"bf16", "fp32"} and (entry.facts["kind"] != "minimal" or entry.facts["precision"] == "fp32")
+    assert entry.facts["kind"] in {"fixed", "minimal", "unbounded"} and set(entry.facts["norms"]) <= {
+        "linf",
+        "l2",
+        "l1",
+    }
+    assert entry.facts["needs"] in {"gradient", "scores", "decisions"} and {
+        "deterministic",
+        "keeps_best",
+    } <= set(entry.facts)
+    assert entry.facts["precision"] in {"bf16", "fp32"} and (
+        entry.facts["kind"] != "minimal" or entry.facts["precision"] == "fp32"
+    )
     assert "arXiv" in entry.fn.__doc__ and "Source" in entry.fn.__doc__ and entry.summary
 
 
@@ -213,14 +239,25 @@ MINIMAL = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).fa
 @pytest.mark.parametrize(("name", "norm"), MINIMAL)
 @settings(max_examples=12, deadline=None)
 @given(**{key: value for key, value in CASES.items() if key != "eps"})
-def test_a_minimal_attack_answers_with_a_success_in_the_box_or_with_the_clean_point(name, norm, shape, classes, seed):
+def test_a_minimal_attack_answers_with_a_success_in_the_box_or_with_the_clean_point(
+    name, norm, shape, classes, seed
+):
     entry, ball = registry.attacks.get(name), Ball(norm, 0.1)
     net, x, y = setup(shape, classes, seed)
     with frozen(net):
-        oracle = Oracle(net, x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x))), keep="closest", ball=ball)
+        oracle = Oracle(
+            net,
+            x,
+            Criterion(y),
+            rng=RowRandom(seed, "start", torch.arange(len(x))),
+            keep="closest",
+            ball=ball,
+        )
         x_adv = entry.fn(oracle, x, ball, **params_for(entry))
         hit, wrong = Criterion(y).hit(net(x_adv)), Criterion(y).hit(net(x))
     assert torch.isfinite(x_adv).all() and float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
     unmoved = (x_adv == x).flatten(1).all(1)
     margin = Criterion(y).bind("margin")(net(x_adv)).detach()
-    assert (hit | unmoved | (margin.abs() < 1e-4)).all() and unmoved[wrong].all()  # the closest success lies on the boundary
+    assert (hit | unmoved | (margin.abs() < 1e-4)).all() and unmoved[
+        wrong
+    ].all()  # the closest success lies on the boundary

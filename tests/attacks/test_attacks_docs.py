@@ -10,7 +10,11 @@ import pytest
 from robustcli import registry
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "attacks.md").read_text(encoding="utf-8")
-ROWS = {cells[0].strip("`"): cells for line in PAGE.splitlines() if line.startswith("| `") and (cells := [cell.strip() for cell in line.strip("|").split("|")])}
+ROWS = {
+    cells[0].strip("`"): cells
+    for line in PAGE.splitlines()
+    if line.startswith("| `") and (cells := [cell.strip() for cell in line.strip("|").split("|")])
+}
 ATTACKS, ENSEMBLES = list(registry.attacks.discover()), list(registry.ensembles.discover())
 
 
@@ -27,7 +31,10 @@ def test_parameters_and_paper_are_those_of_the_code(entry: registry.Entry) -> No
     cells = ROWS[entry.name]
     expected = {f"{p.name}={as_yaml(p.default)}" for p in registry.parameters(entry.fn).values()}
     assert set(re.findall(r"`([^`]+)`", cells[-3])) == expected
-    assert re.findall(r"arXiv:\d{4}\.\d{4,5}", cells[-1])[0] == re.findall(r"arXiv:\d{4}\.\d{4,5}", entry.fn.__doc__)[0]
+    assert (
+        re.findall(r"arXiv:\d{4}\.\d{4,5}", cells[-1])[0]
+        == re.findall(r"arXiv:\d{4}\.\d{4,5}", entry.fn.__doc__)[0]
+    )
 
 
 @pytest.mark.parametrize("entry", ATTACKS, ids=lambda entry: entry.name)

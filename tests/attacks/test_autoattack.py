@@ -24,7 +24,9 @@ def test_standard_is_the_published_list_and_a_search_from_outside_the_ball():
         {"queries": 5000},
         {"steps": 100, "restarts": 1, "loss": "margin", "widest": 3.0},
     ]
-    assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed", "fixed"] and calls[3].needs == "scores"
+    assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed", "fixed"] and calls[
+        3
+    ].needs == "scores"
     assert planned_passes(calls) == 200 + 1800 + 2700 + 5000 + 200
 
 
@@ -36,8 +38,17 @@ def test_l1_takes_twelve_restarts_and_five_classes():
 
 def test_rand_averages_gradients_and_plus_restarts():
     assert [call.search.draws for call in stages(version="rand")] == [20, 20]
-    assert [call.label for call in stages(version="plus")] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
-    assert all(call.search is None for version in ("standard", "plus", "rapid") for call in stages(version=version))
+    assert [call.label for call in stages(version="plus")] == [
+        "apgd-ce",
+        "apgd-dlr",
+        "fab",
+        "square",
+        "apgd-t",
+        "fab-t",
+    ]
+    assert all(
+        call.search is None for version in ("standard", "plus", "rapid") for call in stages(version=version)
+    )
 
 
 #: What one round of the list cost before it got stages from outside the ball: 60 x 3 and 50 x 3 and 15 x 6 gradients.
@@ -48,7 +59,9 @@ EARLIER = 840
 def test_rapid_says_so_in_every_stage_and_costs_a_seventh(norm):
     calls = stages(norm, version="rapid")
     assert all(call.label.startswith("rapid:") for call in calls)
-    assert planned_passes(calls) <= 1.35 * EARLIER and planned_passes(calls) * 7 < planned_passes(stages(norm))
+    assert planned_passes(calls) <= 1.35 * EARLIER and planned_passes(calls) * 7 < planned_passes(
+        stages(norm)
+    )
 
 
 def test_rapid_heads_for_every_class_once_and_looks_from_outside():
@@ -57,7 +70,9 @@ def test_rapid_heads_for_every_class_once_and_looks_from_outside():
     assert [call.label[6:] for call in l2] == ["apgd-ce", "apgd-wide", "apgd-t3", "apgd-t6", "fab-1"]
     assert [call.label[6:] for call in l1] == ["apgd-ce", "apgd-t2", "fab-1"]
     for calls in (linf, l2):
-        near, far = (next(call.params for call in calls if call.label.endswith(name)) for name in ("t3", "t6"))
+        near, far = (
+            next(call.params for call in calls if call.label.endswith(name)) for name in ("t3", "t6")
+        )
         assert far["skip"] == near["targets"] and near["targets"] + far["targets"] == 9
     assert all(call.params["widest"] == 3 for calls in (linf, l2) for call in calls if "wide" in call.label)
 
@@ -74,8 +89,14 @@ def test_short_forms_cost_what_they_are_given(norm, passes):
 
 
 def test_only_rapid_is_audited_and_not_beside_the_long_list():
-    assert all(make_audit([Spec.of("autoattack", version=version)], "linf") is None for version in ("standard", "plus", "rand"))
-    assert make_audit([Spec.of("pgd")], "linf") is None and make_audit([Spec.of("pgd"), Spec.of("autoattack", version="rapid", audit=7)], "linf").samples == 7
+    assert all(
+        make_audit([Spec.of("autoattack", version=version)], "linf") is None
+        for version in ("standard", "plus", "rand")
+    )
+    assert (
+        make_audit([Spec.of("pgd")], "linf") is None
+        and make_audit([Spec.of("pgd"), Spec.of("autoattack", version="rapid", audit=7)], "linf").samples == 7
+    )
     assert make_audit([Spec.of("autoattack", version="rapid"), Spec.of("autoattack")], "linf") is None
 
 
@@ -89,5 +110,14 @@ def test_every_stage_binds_to_its_attack(version, norm):
 
 
 def test_an_ensemble_beside_a_single_attack_keeps_labels_apart():
-    calls = make_attacks([Spec.of("autoattack", version="rapid"), Spec.of("pgd", steps=5), Spec.of("autoattack", version="rapid")], "linf")
-    assert len({call.label for call in calls}) == len(calls) and "rapid:apgd-ce#2" in [call.label for call in calls]
+    calls = make_attacks(
+        [
+            Spec.of("autoattack", version="rapid"),
+            Spec.of("pgd", steps=5),
+            Spec.of("autoattack", version="rapid"),
+        ],
+        "linf",
+    )
+    assert len({call.label for call in calls}) == len(calls) and "rapid:apgd-ce#2" in [
+        call.label for call in calls
+    ]

@@ -25,7 +25,12 @@ TYPES = sorted(module._SMALL)
 
 def corrupt(x, type, severity, seed=0, ids=None, ball=None):
     y = torch.zeros(len(x), dtype=torch.int64)
-    oracle = Oracle(nn.Flatten(), x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids))
+    oracle = Oracle(
+        nn.Flatten(),
+        x,
+        Criterion(y),
+        rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids),
+    )
     x_adv = corruption(oracle, x, ball or Ball("linf", 0.0), type=type, severity=severity)
     assert oracle.forward_rows == 0  # nothing is searched for
     return x_adv
@@ -74,7 +79,9 @@ def test_photons_are_poisson_distributed(rate):
     n = 200_000
     count = module._poisson(torch.full((20, n // 20), rate), RowRandom(0, "start", torch.arange(20)))
     assert torch.equal(count, count.round()) and count.min() >= 0
-    assert abs(count.mean() - rate) < 5 * math.sqrt(rate / n) and math.isclose(count.var(), rate, rel_tol=0.05 if rate < 0.1 else 0.02)
+    assert abs(count.mean() - rate) < 5 * math.sqrt(rate / n) and math.isclose(
+        count.var(), rate, rel_tol=0.05 if rate < 0.1 else 0.02
+    )
     law = torch.distributions.Poisson(rate)
     for k in {0, int(rate), int(rate + math.sqrt(rate))}:
         expected = law.log_prob(torch.tensor(float(k))).exp()
@@ -91,7 +98,9 @@ def test_blur_keeps_a_flat_image_and_the_light_of_a_point():
     point = torch.zeros(1, 1, 21, 21)
     point[0, 0, 10, 10] = 1.0
     spread = corrupt(point, "gaussian_blur", 5)  # sigma 1
-    assert math.isclose(spread.sum(), 1.0, rel_tol=1e-5) and torch.allclose(spread, spread.transpose(2, 3), atol=1e-7)
+    assert math.isclose(spread.sum(), 1.0, rel_tol=1e-5) and torch.allclose(
+        spread, spread.transpose(2, 3), atol=1e-7
+    )
     offset = torch.arange(21.0) - 10
     assert math.isclose((spread.sum((0, 1, 2)) * offset**2).sum(), 1.0, rel_tol=0.01)
 
@@ -127,7 +136,9 @@ def test_pixelate_leaves_as_many_different_rows_as_the_resolution_kept():
 def test_pixelate_is_a_box_filter_down_and_up_again(height, width, severity):
     """Pillow's, which made the published data."""
     x, share = torch.rand(1, 1, height, width), module._SMALL["pixelate"][severity - 1]
-    image = Image.fromarray(x[0, 0].numpy()).resize((max(1, int(width * share)), max(1, int(height * share))), Image.Resampling.BOX)
+    image = Image.fromarray(x[0, 0].numpy()).resize(
+        (max(1, int(width * share)), max(1, int(height * share))), Image.Resampling.BOX
+    )
     expected = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BOX)))
     assert torch.allclose(corrupt(x, "pixelate", severity)[0, 0], expected, atol=1e-6)
 
@@ -148,7 +159,10 @@ def test_the_docstring_lists_the_numbers_of_both_tables():
 
 def test_yaml_names_type_and_severity():
     spec = Spec.of("corruption", type="pixelate", severity=2)
-    assert bind_spec(registry.attacks.discover(), spec, "attacks.0").params == {"type": "pixelate", "severity": 2}
+    assert bind_spec(registry.attacks.discover(), spec, "attacks.0").params == {
+        "type": "pixelate",
+        "severity": 2,
+    }
 
 
 @pytest.mark.parametrize("bad", [{"severity": 0}, {"severity": 6}, {"type": "snow"}])

@@ -16,7 +16,15 @@ BALL = Ball("l2", 0.0)
 
 
 def start(net, x, y, *, target=None, keep="closest", ball=BALL, **more):
-    return Oracle(net, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(len(x))), keep=keep, ball=ball, **more)
+    return Oracle(
+        net,
+        x,
+        Criterion(y, target),
+        rng=RowRandom(0, "start", torch.arange(len(x))),
+        keep=keep,
+        ball=ball,
+        **more,
+    )
 
 
 def linear(rows, classes=2, seed=0):
@@ -31,7 +39,10 @@ def linear(rows, classes=2, seed=0):
 
 def to_plane(net, x, y, k):
     w, z = net[1].weight, net(x)
-    return ((z.gather(1, y[:, None]) - z.gather(1, k[:, None]))[:, 0] / torch.linalg.vector_norm(w[y] - w[k], dim=1)).double()
+    return (
+        (z.gather(1, y[:, None]) - z.gather(1, k[:, None]))[:, 0]
+        / torch.linalg.vector_norm(w[y] - w[k], dim=1)
+    ).double()
 
 
 def test_the_distance_to_a_plane_is_found_within_two_percent_from_above():
@@ -61,23 +72,35 @@ def test_a_targeted_search_ends_at_its_target():
     net, x, y = linear(8, 4)
     target = (y + 1) % 4
     found = cw(start(net, x, y, target=target), x, BALL)
-    assert (net(found).argmax(1) == target).all() and (BALL.distance(x, found) >= to_plane(net, x, y, target) * (1 - 1e-4)).all()
+    assert (net(found).argmax(1) == target).all() and (
+        BALL.distance(x, found) >= to_plane(net, x, y, target) * (1 - 1e-4)
+    ).all()
 
 
 def test_confidence_moves_the_search_beyond_the_boundary():
     net, x, y = linear(8)
-    margins = [margin(net(cw(start(net, x, y, keep="last"), x, BALL, binary_search=1, initial_c=100.0, confidence=k)), y) for k in (0.0, 0.2)]
+    margins = [
+        margin(
+            net(cw(start(net, x, y, keep="last"), x, BALL, binary_search=1, initial_c=100.0, confidence=k)), y
+        )
+        for k in (0.0, 0.2)
+    ]
     assert margins[0].abs().max() < 0.1 and (margins[1] - 0.2).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_black_and_white_pixels_and_rows_that_are_wrong_from_the_start(classes):
     torch.manual_seed(1)
-    net, x = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).requires_grad_(False), (torch.rand(6, 1, 4, 4) > 0.5).float()
+    net, x = (
+        nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).requires_grad_(False),
+        (torch.rand(6, 1, 4, 4) > 0.5).float(),
+    )
     y = net(x).argmax(1)
     y[::2] = (y[::2] + 1) % classes
     found, last = (cw(start(net, x, y, keep=keep), x, BALL, steps=100) for keep in ("closest", "last"))
-    assert torch.equal(found[::2], x[::2]) and torch.isfinite(last).all() and ((last >= 0) & (last <= 1)).all()
+    assert (
+        torch.equal(found[::2], x[::2]) and torch.isfinite(last).all() and ((last >= 0) & (last <= 1)).all()
+    )
     assert (net(found).argmax(1) != y).all() and (BALL.distance(x, found)[1::2] > 0).all()
 
 
@@ -114,7 +137,17 @@ def test_the_passes_are_those_that_the_docstring_says():
     assert (oracle.forward_rows, oracle.backward_rows) == (4 * 22, 4 * 22)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"binary_search": 0}, {"step_size": 0.0}, {"initial_c": 0.0}, {"initial_c": math.nan}, {"confidence": -1.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0},
+        {"binary_search": 0},
+        {"step_size": 0.0},
+        {"initial_c": 0.0},
+        {"initial_c": math.nan},
+        {"confidence": -1.0},
+    ],
+)
 def test_bad_parameters_are_named(bad):
     net, x, y = linear(2)
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -26,19 +26,35 @@ def linear(classes):
 
 def conv(classes=4):
     torch.manual_seed(5)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(512, classes)).requires_grad_(False)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(512, classes)
+    ).requires_grad_(False)
     return net, torch.rand(16, 1, 8, 8)
 
 
 def ask(net, x, ball, *, y=None, target=None, keep="closest", watch=None):
     y = net(x).argmax(1) if y is None else y
-    return Oracle(net, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(len(x))), keep=keep, ball=ball, watch=watch)
+    return Oracle(
+        net,
+        x,
+        Criterion(y, target),
+        rng=RowRandom(0, "start", torch.arange(len(x))),
+        keep=keep,
+        ball=ball,
+        watch=watch,
+    )
 
 
 def boundaries(net, x, norm, y):
     """|z_y - z_k| / ||w_y - w_k||_q [B, K], infinite at k = y."""
     z, w = net(x), net[1].weight
-    away = torch.stack([(z.gather(1, y[:, None])[:, 0] - z[:, k]) / dual_length(w[y] - w[k], norm).clamp_min(1e-9) for k in range(z.shape[1])], 1)
+    away = torch.stack(
+        [
+            (z.gather(1, y[:, None])[:, 0] - z[:, k]) / dual_length(w[y] - w[k], norm).clamp_min(1e-9)
+            for k in range(z.shape[1])
+        ],
+        1,
+    )
     return away.scatter(1, y[:, None], float("inf"))
 
 
@@ -51,9 +67,13 @@ def test_a_linear_model_is_crossed_at_its_nearest_boundary_by_the_overshoot(norm
     oracle = ask(net, x, ball)
     found = DEEPFOOL(oracle, x, ball, overshoot=overshoot)
     ratio = ball.distance(x, found) / boundaries(net, x, norm, y).amin(1)
-    assert (net(found).argmax(1) != y).all() and torch.allclose(ratio.float(), torch.full((6,), 1 + overshoot), rtol=3e-3)
+    assert (net(found).argmax(1) != y).all() and torch.allclose(
+        ratio.float(), torch.full((6,), 1 + overshoot), rtol=3e-3
+    )
     # Clean point; one linearisation at it and one that sees all rows broken, K - 1 passes each; the final point.
-    assert oracle.backward_rows == 6 * 2 * (classes - 1) and oracle.forward_rows == 6 * (2 * (classes - 1) + 2)
+    assert oracle.backward_rows == 6 * 2 * (classes - 1) and oracle.forward_rows == 6 * (
+        2 * (classes - 1) + 2
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -65,7 +85,9 @@ def test_the_nearest_boundary_is_the_nearest(norm):
     nearest = boundaries(net, x, norm, y).argmin(1)
     w, z = net[1].weight, net(x)
     assert torch.allclose(got.normal.flatten(1), w[nearest] - w[y], atol=1e-6) and not got.hit.any()
-    assert torch.allclose(got.value, (z.gather(1, nearest[:, None]) - z.gather(1, y[:, None]))[:, 0], atol=1e-6)
+    assert torch.allclose(
+        got.value, (z.gather(1, nearest[:, None]) - z.gather(1, y[:, None]))[:, 0], atol=1e-6
+    )
 
 
 def test_only_the_classes_asked_for_are_linearised():
@@ -73,7 +95,9 @@ def test_only_the_classes_asked_for_are_linearised():
     ball = Ball("l2", 0.01)
     oracle = ask(net, x, ball)
     z = net(x)
-    assert torch.equal(rivals(oracle, 3), z.sort(1, descending=True).indices[:, 1:4]) and rivals(oracle, 99).shape == (6, 9)
+    assert torch.equal(rivals(oracle, 3), z.sort(1, descending=True).indices[:, 1:4]) and rivals(
+        oracle, 99
+    ).shape == (6, 9)
     DEEPFOOL(oracle, x, ball, classes=4, steps=1)
     assert oracle.backward_rows == 6 * 3
 
@@ -138,7 +162,9 @@ def test_rows_leave_when_a_point_inside_the_ball_is_confirmed_and_keep_it():
     assert oracle.alive == 16 - int(ball.contains(x, found).sum()) and 0 < oracle.alive < 16
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"overshoot": -0.1}, {"overshoot": float("nan")}, {"classes": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"overshoot": -0.1}, {"overshoot": float("nan")}, {"classes": 1}]
+)
 def test_bad_parameters_are_named(bad):
     net, x = linear(3)
     (name,) = bad

@@ -28,14 +28,29 @@ def linear(classes, seed=0, spread=0.02):
 
 def conv(classes=4, n=24):
     torch.manual_seed(5)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, classes))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, classes),
+    )
     return net, torch.rand(n, 1, 8, 8)
 
 
 def search(net, x, ball, *, attack=FAB, y=None, target=None, keep="closest", watch=None, **params):
     with frozen(net):
         y = net(x).argmax(1) if y is None else y
-        oracle = Oracle(net, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(len(x))), keep=keep, ball=ball, watch=watch)
+        oracle = Oracle(
+            net,
+            x,
+            Criterion(y, target),
+            rng=RowRandom(0, "start", torch.arange(len(x))),
+            keep=keep,
+            ball=ball,
+            watch=watch,
+        )
         return attack(oracle, x, ball, **params), oracle
 
 
@@ -43,7 +58,13 @@ def boundaries(net, x, norm, y):
     """|z_y - z_k| / ||w_y - w_k||_q [B, K], the distance to each boundary; 0 at k = y."""
     with torch.no_grad():
         z, w = net(x), net[1].weight
-        return torch.stack([(z.gather(1, y[:, None])[:, 0] - z[:, k]) / dual_length(w[y] - w[k], norm).clamp_min(1e-9) for k in range(z.shape[1])], 1)
+        return torch.stack(
+            [
+                (z.gather(1, y[:, None])[:, 0] - z[:, k]) / dual_length(w[y] - w[k], norm).clamp_min(1e-9)
+                for k in range(z.shape[1])
+            ],
+            1,
+        )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -64,7 +85,11 @@ def test_the_first_step_crosses_a_flat_boundary_by_the_overshoot(eta, kept):
     net, x = linear(2)
     y, ball = net(x).argmax(1), Ball("l2", 0.1)
     found, _ = search(net, x, ball, steps=1, eta=eta)
-    assert torch.allclose(ball.distance(x, found).float() / boundaries(net, x, "l2", y).amax(1), torch.full((6,), kept), rtol=3e-3)
+    assert torch.allclose(
+        ball.distance(x, found).float() / boundaries(net, x, "l2", y).amax(1),
+        torch.full((6,), kept),
+        rtol=3e-3,
+    )
 
 
 @pytest.mark.parametrize(("alpha_max", "share"), [(0.0, 0.0), (0.1, 0.1), (1.0, None)])
@@ -72,16 +97,22 @@ def test_a_step_by_hand(alpha_max, share):
     """Two pixels, boundary at p = 0.5, x = (0.2, 0.5): from (0.4, 0.9) the ways are 0.1 and 0.3, from (0.56, 0.86) 0.06 and 0.3."""
     x = torch.tensor([0.2, 0.5]).expand(2, 1, 1, 2)
     x_adv = torch.tensor([[0.4, 0.9], [0.56, 0.86]]).reshape(2, 1, 1, 2)
-    boundary = Boundary(torch.tensor([-0.1, 0.06]), torch.tensor([1.0, 0.0]).expand(2, 1, 1, 2), torch.tensor([False, True]))
+    boundary = Boundary(
+        torch.tensor([-0.1, 0.06]), torch.tensor([1.0, 0.0]).expand(2, 1, 1, 2), torch.tensor([False, True])
+    )
     a = torch.tensor([0.25, 0.06 / 0.36]) if share is None else torch.full((2,), share)
     wanted = torch.stack((torch.full((2,), 0.5), torch.stack((0.9 - 0.4 * a[0], 0.86 - 0.36 * a[1]))), 1)
-    assert torch.allclose(_step(x, x_adv, boundary, Ball("l2", 1.0), alpha_max, 1.0).reshape(2, 2), wanted, atol=1e-6)
+    assert torch.allclose(
+        _step(x, x_adv, boundary, Ball("l2", 1.0), alpha_max, 1.0).reshape(2, 2), wanted, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_box_in_the_way_lengthens_the_way_no_more_than_it_must(norm):
     net, _ = linear(2)
-    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)).round()  # each pixel can move one way only
+    x = torch.rand(
+        6, 1, 8, 8, generator=torch.Generator().manual_seed(1)
+    ).round()  # each pixel can move one way only
     ball, y = Ball(norm, 0.1), net(x).argmax(1)
     w, z = net[1].weight.detach(), net(x).detach()
     value, other = (z[:, 1] - z[:, 0]), (w[1] - w[0]).expand(6, -1).reshape(x.shape)
@@ -97,8 +128,15 @@ def test_the_box_in_the_way_lengthens_the_way_no_more_than_it_must(norm):
 def test_it_comes_nearer_than_deepfool(norm):
     net, x = conv()
     ball = Ball(norm, 0.1)
-    by = {name: ball.distance(x, search(net, x, ball, attack=fn, steps=20)[0]) for name, fn in (("fab", FAB), ("deepfool", DEEPFOOL))}
-    assert (by["fab"] > 0).all() and by["fab"].median() < by["deepfool"].median() and (by["fab"] <= by["deepfool"] * 1.02).float().mean() > 0.9
+    by = {
+        name: ball.distance(x, search(net, x, ball, attack=fn, steps=20)[0])
+        for name, fn in (("fab", FAB), ("deepfool", DEEPFOOL))
+    }
+    assert (
+        (by["fab"] > 0).all()
+        and by["fab"].median() < by["deepfool"].median()
+        and (by["fab"] <= by["deepfool"] * 1.02).float().mean() > 0.9
+    )
 
 
 def test_a_step_costs_two_forward_passes_and_a_backward_one():
@@ -135,9 +173,13 @@ def test_after_a_success_the_next_plane_is_that_of_the_point_it_went_back_to():
         return net(points)
 
     with frozen(net):
-        oracle = Oracle(spy, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(8)), keep="closest", ball=ball)
+        oracle = Oracle(
+            spy, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(8)), keep="closest", ball=ball
+        )
         FAB(oracle, x, ball, steps=12, targets=1)
-        candidates, linearised = ([points for points, graded in seen[1:] if graded is wanted] for wanted in (False, True))
+        candidates, linearised = (
+            [points for points, graded in seen[1:] if graded is wanted] for wanted in (False, True)
+        )
         hits = torch.zeros(0, dtype=torch.bool)
         for candidate, after in zip(candidates[:-1], linearised[1:], strict=False):
             hit = net(candidate).argmax(1) != y
@@ -210,12 +252,21 @@ def test_rows_leave_as_soon_as_a_point_inside_the_ball_is_confirmed():
     inside = ball.contains(x, found)
     assert len(seen) == len(set(seen)) == 24 - oracle.alive and 0 < oracle.alive < 24
     assert inside[seen].all() and int(inside.sum()) == len(seen) and oracle.backward_rows < 0.7 * 24 * 20 * 3
-    assert (net(found).argmax(1) != y).all()  # the others come back with their nearest success, outside the ball
+    assert (
+        net(found).argmax(1) != y
+    ).all()  # the others come back with their nearest success, outside the ball
 
 
 def test_it_stops_when_every_row_has_left():
     net, x = conv(n=6)
-    _, oracle = search(net, x, Ball("linf", 1.0), watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool), steps=50, restarts=5)
+    _, oracle = search(
+        net,
+        x,
+        Ball("linf", 1.0),
+        watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool),
+        steps=50,
+        restarts=5,
+    )
     assert oracle.alive == 0 and oracle.backward_rows < 6 * 50
 
 
@@ -224,8 +275,15 @@ def test_random_starts_are_half_as_far_as_the_nearest_success_or_the_radius(norm
     x, ball = torch.full((3, 1, 8, 8), 0.5), Ball(norm, 0.2)
     reach = torch.tensor([float("inf"), 0.1, 0.0])
     start = _random_start(x, reach, ball, RowRandom(0, "start", torch.arange(3)))
-    assert torch.allclose(ball.distance(x, start), torch.tensor([0.1, 0.05, 0.0], dtype=torch.float64), atol=1e-6)
-    assert _random_start(torch.ones_like(x), reach, Ball(norm, 50.0), RowRandom(0, "start", torch.arange(3))).amax() <= 1
+    assert torch.allclose(
+        ball.distance(x, start), torch.tensor([0.1, 0.05, 0.0], dtype=torch.float64), atol=1e-6
+    )
+    assert (
+        _random_start(
+            torch.ones_like(x), reach, Ball(norm, 50.0), RowRandom(0, "start", torch.arange(3))
+        ).amax()
+        <= 1
+    )
 
 
 def test_every_restart_and_class_starts_in_a_direction_of_its_own():
@@ -238,7 +296,9 @@ def test_every_restart_and_class_starts_in_a_direction_of_its_own():
         return net(points)
 
     y = net(x).argmax(1)
-    oracle = Oracle(spy, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(6)), keep="closest", ball=Ball("l2", 0.1))
+    oracle = Oracle(
+        spy, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(6)), keep="closest", ball=Ball("l2", 0.1)
+    )
     FAB(oracle, x, Ball("l2", 0.1), steps=1, restarts=3)
     assert len(seen) == 6 and not seen[0].any() and not seen[1].any()
     ways = torch.stack([way / way.norm(dim=1, keepdim=True) for way in seen[2:]])  # [4, 6, 64]
@@ -249,20 +309,39 @@ def test_every_restart_and_class_starts_in_a_direction_of_its_own():
 def test_overflowing_products_leave_the_point_finite(norm):
     x, huge = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 1e38)
     for hit in (True, False):
-        moved = _step(x, torch.full_like(x, 0.9), Boundary(torch.ones(1), huge, torch.tensor([hit])), Ball(norm, 0.1), 0.1, 1.05)
+        moved = _step(
+            x,
+            torch.full_like(x, 0.9),
+            Boundary(torch.ones(1), huge, torch.tensor([hit])),
+            Ball(norm, 0.1),
+            0.1,
+            1.05,
+        )
         assert torch.isfinite(moved).all()
 
 
 def test_more_restarts_never_find_a_farther_point():
     net, x = conv()
     ball = Ball("l2", 0.5)
-    first, second = (ball.distance(x, search(net, x, ball, steps=5, restarts=restarts)[0]) for restarts in (1, 3))
+    first, second = (
+        ball.distance(x, search(net, x, ball, steps=5, restarts=restarts)[0]) for restarts in (1, 3)
+    )
     assert (second <= first).all() and (second < first).any()
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"targets": 0}, {"skip": -1}, {"alpha_max": 1.5}, {"alpha_max": float("nan")}, {"eta": 0.9}, {"beta": 0.0}, {"beta": 1.1}, {"steps": 0}, {"restarts": 0}],
+    [
+        {"targets": 0},
+        {"skip": -1},
+        {"alpha_max": 1.5},
+        {"alpha_max": float("nan")},
+        {"eta": 0.9},
+        {"beta": 0.0},
+        {"beta": 1.1},
+        {"steps": 0},
+        {"restarts": 0},
+    ],
 )
 def test_bad_parameters_are_named(bad):
     net, x = linear(3)

@@ -20,7 +20,15 @@ DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 
 
 def start(net, x, y, ball, *, target=None, keep="closest", **more):
-    return Oracle(net, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(len(x))), keep=keep, ball=ball, **more)
+    return Oracle(
+        net,
+        x,
+        Criterion(y, target),
+        rng=RowRandom(0, "start", torch.arange(len(x))),
+        keep=keep,
+        ball=ball,
+        **more,
+    )
 
 
 def linear(rows, classes, seed=0):
@@ -41,7 +49,14 @@ def to_plane(net, x, y, k, norm):
 
 def conv(rows, classes=4, seed=1):
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, classes))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, classes),
+    )
     x = torch.rand(rows, 1, 6, 6)
     return net.requires_grad_(False), x, net(x).argmax(1)
 
@@ -63,7 +78,9 @@ def test_a_targeted_search_ends_at_its_target(norm):
     target, ball = (y + 1) % 3, Ball(norm, 0.0)
     found = fmn(start(net, x, y, ball, target=target), x, ball)
     needed, distance = to_plane(net, x, y, target, norm), ball.distance(x, found)
-    nearest = x + (1.01 * needed.float())[:, None, None, None] * ball.steepest((net[1].weight[target] - net[1].weight[y]).view_as(x))
+    nearest = x + (1.01 * needed.float())[:, None, None, None] * ball.steepest(
+        (net[1].weight[target] - net[1].weight[y]).view_as(x)
+    )
     free = net(nearest).argmax(1) == target
     assert margin(net(found), target).max() < 1e-5 and free.any() and not free.all()
     assert (distance >= needed * (1 - 1e-4)).all() and (distance <= needed * 1.02)[free].all()
@@ -76,15 +93,23 @@ def test_the_final_point_counts():
     oracle = start(net, x, y, ball)
     distance, exact = ball.distance(x, fmn(oracle, x, ball, steps=2)), to_plane(net, x, y, 1 - y, "l2")
     behind = 1 + (0.05 + 0.001) / 2  # gamma half way
-    assert all(any(math.isclose(ratio, known, rel_tol=1e-4) for known in (1.0, behind)) for ratio in (distance / exact).tolist())
-    assert (distance > 1.01 * exact).any() and (oracle.forward_rows, oracle.backward_rows) == (24, 12)  # clean, two gradients, final
+    assert all(
+        any(math.isclose(ratio, known, rel_tol=1e-4) for known in (1.0, behind))
+        for ratio in (distance / exact).tolist()
+    )
+    assert (distance > 1.01 * exact).any() and (oracle.forward_rows, oracle.backward_rows) == (
+        24,
+        12,
+    )  # clean, two gradients, final
 
 
 def test_a_radius_that_was_estimated_too_large_falls_to_the_first_success_at_once():
     """One pixel at 0.2, broken from 0.5 on: the slope at 0.2 promises 0.725, and small steps arrive long before the radius has shrunk."""
     ball, x = Ball("l2", 0.0), torch.full((1, 1, 1, 1), 0.2)
     model = lambda z: torch.cat((torch.ones(len(z), 1), 4 * z.flatten(1).square()), 1)  # noqa: E731
-    found = fmn(start(model, x, torch.tensor([0]), ball), x, ball, steps=16, step_size=0.12, step_size_final=0.12)
+    found = fmn(
+        start(model, x, torch.tensor([0]), ball), x, ball, steps=16, step_size=0.12, step_size_final=0.12
+    )
     assert 0.3 <= float(ball.distance(x, found)) < 0.31
 
 
@@ -162,7 +187,10 @@ def test_the_projection_of_each_row_is_that_of_a_ball_of_its_radius(norm, seed, 
     x = 0.4 + 0.2 * torch.rand(5, 2, 3, 3)
     z, eps = x + scale * torch.randn_like(x), torch.tensor([0.0, 0.05, 0.2, 1.0, math.inf])
     wide = Ball(norm, 0.0, -100.0, 100.0)  # no box in the way: one nearest point
-    rows = [Ball(norm, min(float(e), 1e6), -100.0, 100.0).project(x[k : k + 1], z[k : k + 1]) for k, e in enumerate(eps)]
+    rows = [
+        Ball(norm, min(float(e), 1e6), -100.0, 100.0).project(x[k : k + 1], z[k : k + 1])
+        for k, e in enumerate(eps)
+    ]
     assert torch.allclose(_project(x, z, eps, wide), torch.cat(rows), atol=2e-5)
     boxed = _project(x, z, eps, Ball(norm, 0.0))
     assert (boxed >= 0).all() and (boxed <= 1).all() and torch.equal(boxed[0], x[0])
@@ -170,7 +198,16 @@ def test_the_projection_of_each_row_is_that_of_a_ball_of_its_radius(norm, seed, 
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"step_size": 0.0}, {"step_size_final": 0.0}, {"gamma": 1.0}, {"gamma": math.nan}, {"gamma_final": 0.0}, {"gamma_final": 0.1}]
+    "bad",
+    [
+        {"steps": 0},
+        {"step_size": 0.0},
+        {"step_size_final": 0.0},
+        {"gamma": 1.0},
+        {"gamma": math.nan},
+        {"gamma_final": 0.0},
+        {"gamma_final": 0.1},
+    ],
 )
 def test_bad_parameters_are_named(bad):
     net, x, y = linear(2, 2)

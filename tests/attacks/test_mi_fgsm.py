@@ -46,7 +46,9 @@ def test_each_point_follows_the_formula(norm, decay):
                 point = z.clone().requires_grad_(True)
                 (grad,) = torch.autograd.grad(F.cross_entropy(net(point), y[row : row + 1]), point)
                 g = decay * g + grad / grad.abs().sum()  # the paper's l1 norm; ours is the mean
-                z = ball.project(x[row : row + 1], z + 0.2 / steps * (g.sign() if norm == "linf" else g / g.norm()))
+                z = ball.project(
+                    x[row : row + 1], z + 0.2 / steps * (g.sign() if norm == "linf" else g / g.norm())
+                )
             assert torch.allclose(found[row], z[0], atol=1e-5)
 
 
@@ -79,13 +81,17 @@ def test_tiny_gradients_count_and_vanished_ones_keep_the_row(norm):
 
     x, y = torch.full((2, 1, 3, 3), 0.5), torch.zeros(2, dtype=torch.int64)
     x_adv = mi_fgsm(ask(Faint(), x, y), x, Ball(norm, 0.3), steps=4)
-    assert torch.allclose(x_adv[0], torch.full((1, 3, 3), 0.8 if norm == "linf" else 0.6)) and torch.equal(x_adv[1], x[1])
+    assert torch.allclose(x_adv[0], torch.full((1, 3, 3), 0.8 if norm == "linf" else 0.6)) and torch.equal(
+        x_adv[1], x[1]
+    )
 
 
 def test_the_scale_of_the_gradient_does_not_matter():
     net, x, y = setup()
     with frozen(net):
-        found = [mi_fgsm(ask(lambda z, c=c: c * net(z), x, y), x, Ball("l2", 1.0), steps=8) for c in (1e-5, 1e-18)]
+        found = [
+            mi_fgsm(ask(lambda z, c=c: c * net(z), x, y), x, Ball("l2", 1.0), steps=8) for c in (1e-5, 1e-18)
+        ]
     assert torch.allclose(*found, atol=1e-4)
 
 

@@ -35,7 +35,9 @@ def ask(net, x, ball, keep="best", seed=0, watch=None, attack=noise, **params):
     with torch.no_grad():
         y = net(x).argmax(1)
     net.seen.clear()
-    oracle = Oracle(net, x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x))), keep=keep, watch=watch)
+    oracle = Oracle(
+        net, x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x))), keep=keep, watch=watch
+    )
     with frozen(net):
         return attack(oracle, x, ball, **params), oracle, y
 
@@ -98,11 +100,20 @@ def test_pgd_breaks_every_row_that_noise_breaks_and_more(norm, eps):
 
 def test_broken_rows_are_asked_no_more():
     x, net = data(60), Net()
-    _, oracle, _ = ask(net, x, Ball("linf", 0.1), draws=12, kind="corners", watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool))
+    _, oracle, _ = ask(
+        net,
+        x,
+        Ball("linf", 0.1),
+        draws=12,
+        kind="corners",
+        watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool),
+    )
     assert 0 < oracle.alive < 60 and oracle.forward_rows < 13 * 60
 
 
-@pytest.mark.parametrize(("params", "norm", "word"), [({"draws": 0}, "linf", "draws"), ({"kind": "corners"}, "l2", "corners")])
+@pytest.mark.parametrize(
+    ("params", "norm", "word"), [({"draws": 0}, "linf", "draws"), ({"kind": "corners"}, "l2", "corners")]
+)
 def test_bad_parameters_are_named(params, norm, word):
     with pytest.raises(ValueError, match=word):
         ask(Net(), data(1), Ball(norm, 0.1), **params)

@@ -28,7 +28,14 @@ class Net(nn.Module):
 def ask(x, keep="best", ball=None, watch=None, seed=0, ids=None, y=None, **params):
     net = Net()
     y = torch.zeros(len(x), dtype=torch.int64) if y is None else y
-    oracle = Oracle(net, x, Criterion(y), rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids), keep=keep, watch=watch)
+    oracle = Oracle(
+        net,
+        x,
+        Criterion(y),
+        rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids),
+        keep=keep,
+        watch=watch,
+    )
     with frozen(net):
         return spatial(oracle, x, ball or Ball("linf", 0.0), **params), net, oracle
 
@@ -54,7 +61,9 @@ def test_the_grid_asks_once_per_pose_and_returns_the_worst():
 
 def test_random_poses_stay_within_their_limits_and_differ_by_row(monkeypatch):
     poses, real = [], module.warp
-    monkeypatch.setattr(module, "warp", lambda x, *pose: (poses.append(torch.stack(pose, 1)), real(x, *pose))[1])
+    monkeypatch.setattr(
+        module, "warp", lambda x, *pose: (poses.append(torch.stack(pose, 1)), real(x, *pose))[1]
+    )
     ask(torch.rand(50, 1, 8, 8), rotation=20.0, translation=0.25, draws=20)
     angle, right, down = torch.cat(poses).unbind(1)
     limit = torch.pi / 9
@@ -78,12 +87,28 @@ def test_it_ignores_the_radius_but_not_the_box():
 
 def test_broken_rows_leave_and_the_search_ends_with_the_last():
     x = torch.rand(6, 1, 8, 8)
-    _, net, oracle = ask(x, grid=True, angles=5, shifts=5, watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool), rotation=180.0)
+    _, net, oracle = ask(
+        x,
+        grid=True,
+        angles=5,
+        shifts=5,
+        watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool),
+        rotation=180.0,
+    )
     assert oracle.alive == 0 and oracle.forward_rows < 126 * 6 / 2
 
 
 @pytest.mark.parametrize(
-    "bad", [{"rotation": -1.0}, {"rotation": 181.0}, {"translation": 1.5}, {"translation": -0.1}, {"draws": 0}, {"angles": 0}, {"shifts": 0}]
+    "bad",
+    [
+        {"rotation": -1.0},
+        {"rotation": 181.0},
+        {"translation": 1.5},
+        {"translation": -0.1},
+        {"draws": 0},
+        {"angles": 0},
+        {"shifts": 0},
+    ],
 )
 def test_bad_parameters_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

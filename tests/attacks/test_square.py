@@ -20,7 +20,13 @@ class Net(nn.Module):
     def __init__(self, channels=3, side=8, classes=4, seed=0, linear=False):
         super().__init__()
         torch.manual_seed(seed)
-        body = nn.Identity() if linear else nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        body = (
+            nn.Identity()
+            if linear
+            else nn.Sequential(
+                nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+            )
+        )
         self.body, self.head = body, nn.Linear((channels if linear else 8) * side * side, classes)
         self.seen = []
 
@@ -34,11 +40,20 @@ def images(n, channels=3, height=8, width=8, seed=0):
     return 0.2 + 0.6 * torch.rand(n, channels, height, width)
 
 
-def ask(net, x, ball, attack=square, keep="last", seed=0, ids=None, y=None, target=None, watch=None, **params):
+def ask(
+    net, x, ball, attack=square, keep="last", seed=0, ids=None, y=None, target=None, watch=None, **params
+):
     with torch.no_grad():
         y = net(x).argmax(1) if y is None else y
     net.seen.clear() if hasattr(net, "seen") else None
-    oracle = Oracle(net, x, Criterion(y, target), rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids), keep=keep, watch=watch)
+    oracle = Oracle(
+        net,
+        x,
+        Criterion(y, target),
+        rng=RowRandom(seed, "start", torch.arange(len(x)) if ids is None else ids),
+        keep=keep,
+        watch=watch,
+    )
     with frozen(net):
         return attack(oracle, x, ball, **params), oracle, y
 
@@ -48,14 +63,21 @@ def always(rows, points):
 
 
 def sides(queries=10000, p=0.8, height=32, width=32, bumps=False, rescale=False):
-    return [side for side, count in module._sides(queries, p, height, width, bumps, rescale) for _ in range(count)]
+    return [
+        side for side, count in module._sides(queries, p, height, width, bumps, rescale) for _ in range(count)
+    ]
 
 
 def planned(u, side, x, norm="l2"):
     """One query per row of u [R, 5 + C], planned as a block of one: places of its two windows, its bump, its signs."""
     into, source, lying, sign = module._plan(u[:, None], side, x)
     window = module._window(side, x)
-    return into[:, 0] + window, source[:, 0] + window, module._bumps(side, norm, x).flatten(1)[lying[:, 0]], sign[:, 0]
+    return (
+        into[:, 0] + window,
+        source[:, 0] + window,
+        module._bumps(side, norm, x).flatten(1)[lying[:, 0]],
+        sign[:, 0],
+    )
 
 
 def paint(x, x_adv, ball, side, u):
@@ -68,7 +90,10 @@ def move(x, x_adv, ball, side, u):
 
 
 def test_p_halves_after_the_published_queries():
-    published = [0.8 / 2 ** sum(k > last for last in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)) for k in range(10000)]
+    published = [
+        0.8 / 2 ** sum(k > last for last in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+        for k in range(10000)
+    ]
     assert sides() == [max(round(math.sqrt(p * 1024)), 1) for p in published]
     assert sides(queries=300) == sides()[:300]
 
@@ -76,14 +101,23 @@ def test_p_halves_after_the_published_queries():
 def test_a_rescaled_schedule_halves_at_the_same_shares_of_the_queries():
     whole = sides()
     for queries in (1, 7, 100, 1000, 5000, 20000):
-        assert sides(queries=queries, rescale=True) == [whole[int(k / queries * 10000)] for k in range(queries)]
+        assert sides(queries=queries, rescale=True) == [
+            whole[int(k / queries * 10000)] for k in range(queries)
+        ]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 3), (4, 4), (5, 28), (32, 32)])
 def test_windows_fit_and_bumps_are_odd_where_they_can_be(shape):
-    painted, bumped = sides(height=shape[0], width=shape[1]), sides(height=shape[0], width=shape[1], bumps=True)
-    assert len(painted) == len(bumped) == 10000 and min(painted) >= 1 and max(painted) <= max(1, min(shape) - 1)
-    assert all(side % 2 == 1 and side >= 3 or side == min(shape) for side in bumped) and max(bumped) <= min(shape)
+    painted, bumped = (
+        sides(height=shape[0], width=shape[1]),
+        sides(height=shape[0], width=shape[1], bumps=True),
+    )
+    assert (
+        len(painted) == len(bumped) == 10000 and min(painted) >= 1 and max(painted) <= max(1, min(shape) - 1)
+    )
+    assert all(side % 2 == 1 and side >= 3 or side == min(shape) for side in bumped) and max(bumped) <= min(
+        shape
+    )
 
 
 def test_windows_cover_all_positions_uniformly():
@@ -92,9 +126,14 @@ def test_windows_cover_all_positions_uniformly():
     for place in planned(u, side, torch.empty(n, 2, height, width))[:2]:
         assert place.shape == (n, 2, side * side) and torch.equal(place[:, 0], place[:, 1])
         corner = place[:, 0, 0]
-        assert torch.equal(place[0, 0].reshape(side, side) - corner[0], torch.arange(side)[:, None] * width + torch.arange(side))
+        assert torch.equal(
+            place[0, 0].reshape(side, side) - corner[0],
+            torch.arange(side)[:, None] * width + torch.arange(side),
+        )
         top, left = corner // width, corner % width
-        assert top.min() == 0 and top.max() == height - side and left.min() == 0 and left.max() == width - side
+        assert (
+            top.min() == 0 and top.max() == height - side and left.min() == 0 and left.max() == width - side
+        )
         expected = n / ((height - side + 1) * (width - side + 1))
         counts = torch.bincount(top * (width - side + 1) + left)
         assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
@@ -108,7 +147,11 @@ def test_a_block_planned_at_once_is_what_each_query_would_work_out_for_itself(mo
     x, ball, bumped, asked = images(n, *shape), Ball(norm, eps), norm != "linf", []
     name = "_move" if bumped else "_paint"
     real = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda x, x_adv, ball, *drawn: (asked.append((x, drawn)), real(x, x_adv, ball, *drawn))[1])
+    monkeypatch.setattr(
+        module,
+        name,
+        lambda x, x_adv, ball, *drawn: (asked.append((x, drawn)), real(x, x_adv, ball, *drawn))[1],
+    )
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4))
     _, oracle, _ = ask(net, x, ball, queries=queries, keep="best", watch=always)
@@ -136,7 +179,10 @@ def test_a_block_planned_at_once_is_what_each_query_would_work_out_for_itself(mo
                 bump = module._bumps(side, norm, x).flatten(1)[(u[:, 4] < 0.5).long()]
                 expected = (expected[0], window(u[:, 2], u[:, 3], side), bump, expected[1])
             assert len(u) == len(rows) and len(drawn) == len(expected)
-            assert all(torch.equal(got, old) and got.dtype == old.dtype for got, old in zip(drawn, expected, strict=True))
+            assert all(
+                torch.equal(got, old) and got.dtype == old.dtype
+                for got, old in zip(drawn, expected, strict=True)
+            )
 
 
 def test_linf_starts_from_vertical_stripes():
@@ -156,7 +202,9 @@ def test_a_painted_window_is_plus_or_minus_eps_and_never_idle(channels):
     assert (new - x).abs().eq(eps).all()
     changed = new != x_adv
     assert changed.flatten(1).any(1).all() and changed.any(1).flatten(1).sum(1).eq(side * side).all()
-    assert torch.isin(changed.flatten(2).sum(2), torch.tensor([0, side * side])).all()  # one colour per channel
+    assert torch.isin(
+        changed.flatten(2).sum(2), torch.tensor([0, side * side])
+    ).all()  # one colour per channel
 
 
 def test_painting_is_cut_by_the_box():
@@ -177,7 +225,9 @@ def test_bumps_are_the_published_ones(side, norm, power):
         bump = torch.zeros(height, width)
         for c in range(max(height, width) // 2 + 1):
             top, left = height // 2 - c, width // 2 - c
-            bump[max(top, 0) : max(height // 2 + c + 1, 0), max(left, 0) : width // 2 + c + 1] += 1 / (c + 1) ** power
+            bump[max(top, 0) : max(height // 2 + c + 1, 0), max(left, 0) : width // 2 + c + 1] += (
+                1 / (c + 1) ** power
+            )
         return unit(bump)
 
     expected = torch.cat((rectangles(side // 2, side), -rectangles(side - side // 2, side)))
@@ -198,7 +248,9 @@ def test_l2_starts_on_the_sphere_and_every_move_stays_on_it(shape):
     assert torch.allclose(ball.distance(x, x_adv), torch.tensor(0.7, dtype=torch.float64), atol=1e-5)
 
 
-@pytest.mark.parametrize(("corner", "emptied"), [(0.999, 9), (0.0, 0), (0.2, 5)], ids=["apart", "the same", "overlapping"])
+@pytest.mark.parametrize(
+    ("corner", "emptied"), [(0.999, 9), (0.0, 0), (0.2, 5)], ids=["apart", "the same", "overlapping"]
+)
 def test_a_move_takes_the_mass_of_both_windows_and_what_eps_leaves_unused(corner, emptied):
     """Windows of 9 of 81 pixels, two channels, half of eps^2 in use: the total becomes eps^2 and the pixels outside stay."""
     x, ball = torch.zeros(1, 2, 9, 9), Ball("l2", 1.0, -9.0, 9.0)
@@ -208,8 +260,13 @@ def test_a_move_takes_the_mass_of_both_windows_and_what_eps_leaves_unused(corner
     outside = new.clone()
     outside[:, :, :3, :3] = 0
     zeros = outside.eq(0).flatten(2).sum(2) - 9
-    assert zeros.eq(emptied).all() and torch.isclose(outside, x_adv, atol=1e-5).flatten(2).sum(2).eq(72 - emptied).all()
-    assert torch.allclose(new[:, :, :3, :3].square().sum((2, 3)), torch.tensor((9 + emptied) / 324 + 0.25), rtol=1e-4)
+    assert (
+        zeros.eq(emptied).all()
+        and torch.isclose(outside, x_adv, atol=1e-5).flatten(2).sum(2).eq(72 - emptied).all()
+    )
+    assert torch.allclose(
+        new[:, :, :3, :3].square().sum((2, 3)), torch.tensor((9 + emptied) / 324 + 0.25), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 5), (1, 28, 28)])
@@ -223,7 +280,9 @@ def test_l1_moves_use_the_whole_radius_and_stay_in_ball_and_box(shape):
             x_adv = move(x, x_adv, ball, side, rng.uniform((5 + shape[0],)))
             assert ball.contains(x, x_adv).all()
             if ball is far:
-                assert torch.allclose(ball.distance(x, x_adv), torch.tensor(3.0, dtype=torch.float64), rtol=1e-4)
+                assert torch.allclose(
+                    ball.distance(x, x_adv), torch.tensor(3.0, dtype=torch.float64), rtol=1e-4
+                )
 
 
 def test_an_l1_move_by_hand():
@@ -232,7 +291,11 @@ def test_an_l1_move_by_hand():
     x_adv = x.clone()
     x_adv[0, 0, :3, :3], x_adv[0, 0, 6:, 6:] = 0.2 / 9, 0.1 / 9
     new = move(x, x_adv, ball, 3, torch.tensor([[0.0, 0.0, 0.999, 0.999, 0.2, 0.8]]))
-    assert new[0, 0, 6:, 6:].eq(0).all() and math.isclose(new[:, :, :3, :3].abs().sum(), 1.0, rel_tol=1e-5) and new.ne(0).sum() <= 9
+    assert (
+        new[0, 0, 6:, 6:].eq(0).all()
+        and math.isclose(new[:, :, :3, :3].abs().sum(), 1.0, rel_tol=1e-5)
+        and new.ne(0).sum() <= 9
+    )
 
 
 def test_the_first_tiles_fill_the_middle_five_by_five():
@@ -270,7 +333,10 @@ def test_it_breaks_far_more_rows_than_noise_of_as_many_draws(norm, eps):
     found, _, y = ask(net, x, ball, queries=150, keep="best")
     noisy, _, _ = ask(net, x, ball, attack=noise, draws=150, keep="best")
     with torch.no_grad():
-        by_square, by_noise = (net(found).argmax(1) != y).float().mean(), (net(noisy).argmax(1) != y).float().mean()
+        by_square, by_noise = (
+            (net(found).argmax(1) != y).float().mean(),
+            (net(noisy).argmax(1) != y).float().mean(),
+        )
     assert by_square > by_noise + 0.2 and ball.contains(x, found).all()
 
 
@@ -305,7 +371,16 @@ def test_a_row_is_the_same_alone_with_others_and_after_others_left(norm):
     whole, oracle, y = ask(net, x, ball, queries=80, keep="best", watch=always)
     assert 0 < oracle.alive < 16
     for k in (0, 7, 15):
-        alone, _, _ = ask(net, x[k : k + 1], ball, queries=80, keep="best", watch=always, ids=torch.tensor([k]), y=y[k : k + 1])
+        alone, _, _ = ask(
+            net,
+            x[k : k + 1],
+            ball,
+            queries=80,
+            keep="best",
+            watch=always,
+            ids=torch.tensor([k]),
+            y=y[k : k + 1],
+        )
         assert torch.allclose(alone, whole[k : k + 1], atol=1e-6)
 
 
@@ -324,11 +399,17 @@ def test_restarts_search_elsewhere_and_keep_the_worst():
     with torch.no_grad():
         first, last = (torch.stack(((net(z).argmax(1) != y).float(), ce(net(z), y)), 1) for z in (one, three))
     worse = (last[:, 0] > first[:, 0]) | ((last[:, 0] == first[:, 0]) & (last[:, 1] > first[:, 1] + 1e-6))
-    assert oracle.forward_rows >= 10 * 63 and worse.any() and (worse | (last - first).abs().amax(1).lt(1e-6)).all()
+    assert (
+        oracle.forward_rows >= 10 * 63
+        and worse.any()
+        and (worse | (last - first).abs().amax(1).lt(1e-6)).all()
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 4), (1, 2, 2), (3, 3, 3), (1, 4, 4), (3, 6, 11), (2, 11, 6)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 1, 4), (1, 2, 2), (3, 3, 3), (1, 4, 4), (3, 6, 11), (2, 11, 6)]
+)
 def test_tiny_and_oblong_images_work(norm, shape):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
@@ -350,7 +431,10 @@ def test_logits_that_are_nan_win_nothing(norm):
     with torch.no_grad():
         able = torch.stack([torch.isfinite(net(point)).all(1) for point in asked])
         assert 0 < able.float().mean() < 1  # NaN was met on the way
-        assert torch.equal(torch.isfinite(net(x_adv)).all(1), able.any(0)) and Ball(norm, 0.1).contains(x, x_adv).all()
+        assert (
+            torch.equal(torch.isfinite(net(x_adv)).all(1), able.any(0))
+            and Ball(norm, 0.1).contains(x, x_adv).all()
+        )
 
 
 @pytest.mark.parametrize("bad", [{"queries": 0}, {"restarts": 0}, {"p": 0.0}, {"p": 1.5}])

@@ -13,10 +13,14 @@ VERBS = ["transfer", "check-gpu", "train", "attack", "eval", "bench", "demo", "c
 
 def start(*argv, cwd=None, env=None, **more):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ROBUSTCLI_")} | (env or {})
-    return subprocess.run([*PROGRAM, *argv], capture_output=True, text=True, timeout=60, cwd=cwd, env=environment, **more)
+    return subprocess.run(
+        [*PROGRAM, *argv], capture_output=True, text=True, timeout=60, cwd=cwd, env=environment, **more
+    )
 
 
-@pytest.mark.parametrize("argv", [["--help"], *[[verb, "--help"] for verb in VERBS], ["config", "show", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [["--help"], *[[verb, "--help"] for verb in VERBS], ["config", "show", "--help"]], ids=" ".join
+)
 def test_help_ends_with_two_examples(argv):
     answer = start(*argv)
     assert answer.returncode == 0 and answer.stderr == ""
@@ -58,24 +62,43 @@ def test_wrong_command_lines_are_one_line_and_exit_2(argv, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("env", [{"HOME": "/nonexistent"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"TERM": "dumb"}, {"PYTHONHASHSEED": "3"}], ids=str)
+@pytest.mark.parametrize(
+    "env",
+    [{"HOME": "/nonexistent"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"TERM": "dumb"}, {"PYTHONHASHSEED": "3"}],
+    ids=str,
+)
 def test_odd_environments(env, tmp_path):
     answer = start("config", "show", "smoke/digits", "--origin", cwd=tmp_path, env=env)
-    assert answer.returncode == 0 and "digits" in answer.stdout and "\x1b" not in answer.stdout + answer.stderr
+    assert (
+        answer.returncode == 0 and "digits" in answer.stdout and "\x1b" not in answer.stdout + answer.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_reader_that_goes_away_is_no_failure_and_a_full_disk_is():
-    gone = subprocess.run(f"{sys.executable} -m robustcli config schema | head -c 10", shell=True, capture_output=True, text=True)
+    gone = subprocess.run(
+        f"{sys.executable} -m robustcli config schema | head -c 10",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
     assert gone.stderr == "" and len(gone.stdout) == 10
     with open("/dev/full", "w") as full:
-        answer = subprocess.run([*PROGRAM, "config", "schema"], stdout=full, stderr=subprocess.PIPE, text=True)
+        answer = subprocess.run(
+            [*PROGRAM, "config", "schema"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert answer.returncode == 6 and "E-DISK" in answer.stderr
 
 
 def test_an_interrupt_during_import_is_one_line(tmp_path):
-    process = subprocess.Popen([*PROGRAM, "eval", "smoke/digits"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PROGRAM, "eval", "smoke/digits"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     time.sleep(0.5)
     process.send_signal(2)
     _, err = process.communicate(timeout=30)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from robustcli.config import shipped_configs
 
 CANARY = "canary-was-created"
-_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10))
+_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10)
+)
 CORPUS: dict[str, bytes] = {
     "alias bomb": _BOMB.encode(),
     "cyclic list": b"attacks: &a [*a]\n",
@@ -83,7 +85,11 @@ def _truncate(rng: random.Random, data: bytes) -> bytes:
 
 def _insert(rng: random.Random, data: bytes) -> bytes:
     at = rng.randrange(len(data))
-    return data[:at] + (rng.choice(_BYTES) if rng.random() < 0.7 else rng.randbytes(rng.randint(1, 20))) + data[at:]
+    return (
+        data[:at]
+        + (rng.choice(_BYTES) if rng.random() < 0.7 else rng.randbytes(rng.randint(1, 20)))
+        + data[at:]
+    )
 
 
 def _swap_lines(rng: random.Random, data: bytes) -> bytes:
@@ -128,7 +134,18 @@ def _shift(rng: random.Random, data: bytes) -> bytes:
     return b"".join(lines)
 
 
-MUTATORS: list[_Mutator] = [_flip, _truncate, _insert, _swap_lines, _repeat_line, _drop, _replace_value, _replace_value, _replace_key, _shift]
+MUTATORS: list[_Mutator] = [
+    _flip,
+    _truncate,
+    _insert,
+    _swap_lines,
+    _repeat_line,
+    _drop,
+    _replace_value,
+    _replace_value,
+    _replace_key,
+    _shift,
+]
 
 
 def fuzzed_configs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:

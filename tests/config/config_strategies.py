@@ -38,7 +38,10 @@ _PARAMS: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
         "torchvision:resnet50@IMAGENET1K_V2": {},
         "x.safetensors": {},
     },
-    "optimizers": {"sgd": {"lr": st.floats(1e-6, 10), "nesterov": st.booleans()}, "adamw": {"betas": st.lists(st.floats(0, 0.999), min_size=2, max_size=2)}},
+    "optimizers": {
+        "sgd": {"lr": st.floats(1e-6, 10), "nesterov": st.booleans()},
+        "adamw": {"betas": st.lists(st.floats(0, 0.999), min_size=2, max_size=2)},
+    },
     "schedules": {"cyclic": {}, "one_cycle": {}},
     "regularizers": {"gradalign": {}, "nuclear": {}},
     "steps": {"minmax": {}, "free": {}},
@@ -47,7 +50,9 @@ _PARAMS: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
 }
 _REQUIRED = {"depth"}
 _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
-    "name": st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(lambda name: set(name) != {"."}),
+    "name": st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9._-]{0,63}", fullmatch=True).filter(
+        lambda name: set(name) != {"."}
+    ),
     "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:3"]),
     "data.name": st.sampled_from(["digits", "fake", "mnist", "folder:a b/ü", "npz:~/x.npz"]),
     "model.normalize": st.sampled_from([None, "imagenet", "0.5,0.25", "1/2,0.5,.5,1,1,1e0"]),
@@ -58,7 +63,9 @@ _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
 def numbers(low: float, high: float) -> st.SearchStrategy[Any]:
     """Floats and fractions in [low, high]."""
     fractions = [f"{k}/255" for k in (1, 2, 4, 8, 16, 51, 128, 255) if low <= k / 255 <= high]
-    plain = st.floats(low, high, allow_subnormal=False) | st.integers(-(-int(low) // 1), int(high)).filter(lambda v: low <= v <= high)
+    plain = st.floats(low, high, allow_subnormal=False) | st.integers(-(-int(low) // 1), int(high)).filter(
+        lambda v: low <= v <= high
+    )
     return plain | st.sampled_from(fractions) if fractions else plain
 
 
@@ -70,7 +77,9 @@ def _value(info: FieldInfo, annotation: Any, path: str) -> st.SearchStrategy[Any
     if get_origin(annotation) is Literal:
         return st.sampled_from(get_args(annotation))
     if get_origin(annotation) is dict:
-        return st.dictionaries(st.sampled_from(["clean_acc", "robust_acc", "robust_acc@linf:8/255"]), numbers(0, 1), max_size=2)
+        return st.dictionaries(
+            st.sampled_from(["clean_acc", "robust_acc", "robust_acc@linf:8/255"]), numbers(0, 1), max_size=2
+        )
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return sections(annotation, f"{path}.")
     if annotation is types.NoneType:
@@ -79,10 +88,17 @@ def _value(info: FieldInfo, annotation: Any, path: str) -> st.SearchStrategy[Any
         return st.booleans()
     if annotation is str:
         return TEXT
-    bounds = {key: getattr(item, key) for item in info.metadata for key in ("ge", "gt", "le", "lt") if getattr(item, key, None) is not None}
+    bounds = {
+        key: getattr(item, key)
+        for item in info.metadata
+        for key in ("ge", "gt", "le", "lt")
+        if getattr(item, key, None) is not None
+    }
     low, high = bounds.get("ge", bounds.get("gt", 0)), bounds.get("le", bounds.get("lt", 10**6))
     if annotation is int:
-        return st.integers(low, high - ("lt" in bounds)) | st.integers(low, min(high - 1, 99) if high > low else low).map(str)
+        return st.integers(low, high - ("lt" in bounds)) | st.integers(
+            low, min(high - 1, 99) if high > low else low
+        ).map(str)
     return numbers(low + 1e-6 * ("gt" in bounds), high - 1e-6 * ("lt" in bounds))
 
 
@@ -90,7 +106,11 @@ def _value(info: FieldInfo, annotation: Any, path: str) -> st.SearchStrategy[Any
 def specs(draw: st.DrawFn, registry: str) -> Any:
     """A spec of one of the registry's entries with some of its parameters; sometimes the bare name."""
     name = draw(st.sampled_from(sorted(_PARAMS[registry])))
-    params = {key: draw(value) for key, value in _PARAMS[registry][name].items() if key in _REQUIRED or draw(st.booleans())}
+    params = {
+        key: draw(value)
+        for key, value in _PARAMS[registry][name].items()
+        if key in _REQUIRED or draw(st.booleans())
+    }
     return {"name": name, **params} if params or draw(st.booleans()) else name
 
 
@@ -104,7 +124,11 @@ def sections(draw: st.DrawFn, cls: type[BaseModel], path: str = "") -> dict[str,
     for group in (getattr(cls, "exclusive", ()),):
         for extra in [key for key in group if raw.get(key) is not None][1:]:
             del raw[extra]
-    if cls.__name__ == "BallConfig" and isinstance(raw.get("eps"), (int, float, str)) and raw.get("norm", "linf") == "linf":
+    if (
+        cls.__name__ == "BallConfig"
+        and isinstance(raw.get("eps"), (int, float, str))
+        and raw.get("norm", "linf") == "linf"
+    ):
         raw["eps"], raw["allow_large_eps"] = draw(numbers(1e-4, 1)), True
     return raw
 
@@ -117,8 +141,12 @@ def _field(info: FieldInfo, path: str) -> st.SearchStrategy[Any]:
     if registry is not None and get_origin(annotation) is list:
         return st.lists(specs(registry), min_size=1, max_size=3)
     if isinstance(annotation, type) and issubclass(annotation, ModelConfig):
-        extras = st.fixed_dictionaries({}, optional={"weights": TEXT | st.none(), "normalize": _SPECIAL["model.normalize"]})
-        return st.tuples(specs("models"), extras).map(lambda pair: {**({"name": pair[0]} if isinstance(pair[0], str) else pair[0]), **pair[1]})
+        extras = st.fixed_dictionaries(
+            {}, optional={"weights": TEXT | st.none(), "normalize": _SPECIAL["model.normalize"]}
+        )
+        return st.tuples(specs("models"), extras).map(
+            lambda pair: {**({"name": pair[0]} if isinstance(pair[0], str) else pair[0]), **pair[1]}
+        )
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return specs(registry or "")
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -52,7 +52,14 @@ def _models() -> _Registry:
     return models
 
 
-def _small_cnn(info: Any, *, widths: tuple[int, ...] = (8, 16), dropout: float = 0.0, label: str = "", options: dict[str, float | bool] | None = None) -> None:
+def _small_cnn(
+    info: Any,
+    *,
+    widths: tuple[int, ...] = (8, 16),
+    dropout: float = 0.0,
+    label: str = "",
+    options: dict[str, float | bool] | None = None,
+) -> None:
     """Parameters of every kind."""
 
 
@@ -60,11 +67,15 @@ def _wide_resnet(info: Any, *, depth: int, width: int = 10) -> None:
     """A required parameter."""
 
 
-def _sgd(model: Any, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = False) -> None:
+def _sgd(
+    model: Any, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = False
+) -> None:
     """SGD."""
 
 
-def _adamw(model: Any, *, lr: float = 1e-3, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+def _adamw(
+    model: Any, *, lr: float = 1e-3, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999)
+) -> None:
     """AdamW."""
 
 
@@ -87,12 +98,16 @@ def registries() -> Registries:
         objectives=_filled("objective", *((name, _nothing) for name in ("natural", "madry", "mixed"))),
         models=_models(),
         optimizers=_filled("optimizer", ("sgd", _sgd), ("adamw", _adamw)),
-        schedules=_filled("schedule", *((name, _nothing) for name in ("constant", "cyclic", "one_cycle", "step", "cosine"))),
+        schedules=_filled(
+            "schedule", *((name, _nothing) for name in ("constant", "cyclic", "one_cycle", "step", "cosine"))
+        ),
         regularizers=_filled("regularizer", ("gradalign", _nothing), ("nuclear", _nothing)),
         steps=_filled("training step", ("minmax", _nothing), ("free", _nothing)),
         hooks=_filled("training hook", *((name, _nothing) for name in ("awp", "ema", "swa"))),
         trackers=_filled("tracker", ("tensorboard", _nothing)),
-        datasets=_filled("data set", *((name, _nothing) for name in ("digits", "fake", "mnist", "folder", "npz"))),
+        datasets=_filled(
+            "data set", *((name, _nothing) for name in ("digits", "fake", "mnist", "folder", "npz"))
+        ),
     )
 
 

@@ -68,7 +68,12 @@ def things() -> Registry[Callable[..., Any]]:
 )  # fmt: skip
 def test_coercion(things: Any, key: str, raw: Any, value: Any) -> None:
     bound = bind_spec(things, Spec.of("t", **{key: raw}), "x")
-    assert bound.params == {key: value} and type(bound.params[key]) is type(value) and bound.name == "t" and bound.fn is things.get("t").fn
+    assert (
+        bound.params == {key: value}
+        and type(bound.params[key]) is type(value)
+        and bound.name == "t"
+        and bound.fn is things.get("t").fn
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,11 @@ def test_coercion(things: Any, key: str, raw: Any, value: Any) -> None:
 def test_wrong_values(things: Any, key: str, raw: Any, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         bind_spec(things, Spec.of("t", **{key: raw}), "a.b")
-    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(f"a.b.{key}: ") and why in caught.value.problems[0], caught.value.problems
+    assert (
+        len(caught.value.problems) == 1
+        and caught.value.problems[0].startswith(f"a.b.{key}: ")
+        and why in caught.value.problems[0]
+    ), caught.value.problems
 
 
 def test_every_mistake_of_a_spec_at_once(things: Any) -> None:
@@ -99,9 +108,9 @@ def test_every_mistake_of_a_spec_at_once(things: Any) -> None:
         "attacks.0.flag: expected true or false, got 'on'; write true",
         caught.value.problems[3],
     ]
-    assert caught.value.problems[3].startswith("attacks.0.x: no such parameter of thing 't'; it has: number, maybe"), (
-        "positional arguments belong to the caller"
-    )
+    assert caught.value.problems[3].startswith(
+        "attacks.0.x: no such parameter of thing 't'; it has: number, maybe"
+    ), "positional arguments belong to the caller"
 
 
 def test_required_and_unknown(things: Any) -> None:
@@ -112,23 +121,44 @@ def test_required_and_unknown(things: Any) -> None:
     ):
         with pytest.raises(ConfigError) as caught:
             bind_spec(things, spec, "x")
-        assert caught.value.problems == [problem] and caught.value.what == problem and caught.value.exit_code == 2
+        assert (
+            caught.value.problems == [problem]
+            and caught.value.what == problem
+            and caught.value.exit_code == 2
+        )
 
 
 def test_without_binding_nothing_heavy_is_imported() -> None:
     code = "import sys; from robustcli.config import load_config; load_config('smoke/digits', environ={}, bind=False); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert not {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "numpy"} & set(done.stdout.split())
 
 
 def test_the_real_registries_have_the_documented_names() -> None:
     real = Registries.discover()
-    assert {"fgsm", "pgd"} <= set(real.attacks.names()) and {"natural", "madry", "mixed"} <= set(real.objectives.names())
-    assert {"small_cnn", "mlp", "resnet18", "preact_resnet18", "wide_resnet"} <= set(real.models.names()) and {"sgd", "adamw"} <= set(real.optimizers.names())
-    assert {"constant", "cyclic", "one_cycle", "step", "cosine"} <= set(real.schedules.names()) and {"digits", "fake", "folder", "npz"} <= set(
-        real.datasets.names()
+    assert {"fgsm", "pgd"} <= set(real.attacks.names()) and {"natural", "madry", "mixed"} <= set(
+        real.objectives.names()
     )
-    assert bind_spec(real.attacks, Spec.of("pgd", steps=3, step_size="2/255"), "adversary").params == {"steps": 3, "step_size": 2 / 255}
+    assert {"small_cnn", "mlp", "resnet18", "preact_resnet18", "wide_resnet"} <= set(
+        real.models.names()
+    ) and {"sgd", "adamw"} <= set(real.optimizers.names())
+    assert {"constant", "cyclic", "one_cycle", "step", "cosine"} <= set(real.schedules.names()) and {
+        "digits",
+        "fake",
+        "folder",
+        "npz",
+    } <= set(real.datasets.names())
+    assert bind_spec(real.attacks, Spec.of("pgd", steps=3, step_size="2/255"), "adversary").params == {
+        "steps": 3,
+        "step_size": 2 / 255,
+    }
 
 
 @pytest.mark.parametrize("kind", ["attacks", "objectives", "models", "optimizers", "schedules"])
@@ -142,7 +172,9 @@ def test_every_default_of_the_real_registries_passes_its_own_check(kind: str) ->
     checked = 0
     for entry in registry:
         defaults = {
-            key: list(p.default) if isinstance(p.default, tuple) else p.default for key, p in parameters(entry.fn).items() if p.default is not Parameter.empty
+            key: list(p.default) if isinstance(p.default, tuple) else p.default
+            for key, p in parameters(entry.fn).items()
+            if p.default is not Parameter.empty
         }
         required = {key for key, p in parameters(entry.fn).items() if p.default is Parameter.empty}
         if not required:
@@ -177,10 +209,15 @@ def real() -> Registries:
         ("train.schedule={name: cosine, warmup: -1}", "train.schedule.warmup: must be >= 0, got -1"),
     ],
 )  # fmt: skip
-def test_numbers_out_of_range_die_at_load(real: Registries, tmp_path: Path, setting: str, problem: str) -> None:
+def test_numbers_out_of_range_die_at_load(
+    real: Registries, tmp_path: Path, setting: str, problem: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, [parse_assignment(setting, "command line")], environ={}, registries=real)
-    assert caught.value.problems == [f"command line: {problem}"] and (caught.value.exit_code, caught.value.code) == (2, "E-CONFIG")
+    assert caught.value.problems == [f"command line: {problem}"] and (
+        caught.value.exit_code,
+        caught.value.code,
+    ) == (2, "E-CONFIG")
     key, _, value = setting.partition("=")
     file = tmp_path / "c.yaml"
     lines = [f"{'  ' * depth}{part}:" for depth, part in enumerate(key.split("."))]
@@ -196,18 +233,32 @@ def test_the_ends_of_the_ranges_are_allowed(real: Registries) -> None:
     bind_spec(real.schedules, Spec.of("one_cycle", warmup=0, start=1, end=0), "x")
 
 
-def test_attacks_of_torchattacks_load_without_the_package(real: Registries, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks_of_torchattacks_load_without_the_package(
+    real: Registries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    setting = parse_assignment("attacks=[{name: 'torchattacks:PGD', alpha: 2/255}, 'torchattacks:XYZ']", "command line")
+    setting = parse_assignment(
+        "attacks=[{name: 'torchattacks:PGD', alpha: 2/255}, 'torchattacks:XYZ']", "command line"
+    )
     loaded = load_config(None, [setting], environ={}, registries=real)
-    assert [spec.name for spec in loaded.config.attacks] == ["torchattacks:PGD", "torchattacks:XYZ"] and loaded.config.attacks[0].params == {"alpha": "2/255"}
+    assert [spec.name for spec in loaded.config.attacks] == [
+        "torchattacks:PGD",
+        "torchattacks:XYZ",
+    ] and loaded.config.attacks[0].params == {"alpha": "2/255"}
 
 
 @pytest.mark.parametrize("path", ["adversary", "train.val_attack"])
 def test_nothing_is_trained_against_torchattacks(real: Registries, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, [parse_assignment(f"{path}={{name: 'torchattacks:PGD'}}", "command line")], environ={}, registries=real)
-    assert caught.value.problems == [f"command line: {path}.name: torchattacks:PGD only measures; write it into `attacks`"]
+        load_config(
+            None,
+            [parse_assignment(f"{path}={{name: 'torchattacks:PGD'}}", "command line")],
+            environ={},
+            registries=real,
+        )
+    assert caught.value.problems == [
+        f"command line: {path}.name: torchattacks:PGD only measures; write it into `attacks`"
+    ]
     with pytest.raises(ConfigError, match="evaluation.outside makes the call"):
         bind_spec(real.attacks, Spec.of("torchattacks:PGD"), "attacks.0")
     with pytest.raises(ConfigError, match="unknown model"):

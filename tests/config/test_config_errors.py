@@ -95,14 +95,24 @@ from robustcli.config.schema import Augment, BallConfig, DataConfig, EvalConfig,
 )  # fmt: skip
 def test_one_mistake(loader: Any, text: str, problem: str) -> None:
     problems = loader.problems(text + "\n")
-    assert any(found.startswith(problem) or (not problem.startswith("c.yaml") and problem in found) for found in problems), problems
+    assert any(
+        found.startswith(problem) or (not problem.startswith("c.yaml") and problem in found)
+        for found in problems
+    ), problems
     assert len(problems) <= 2
 
 
 def test_all_mistakes_in_one_pass_in_the_order_of_the_file(loader: Any) -> None:
-    text = "seed: 010\nball:\n  norm: linff\n  eps: 8/0\nadversary:\n  name: pgd\n  stpes: 4\n  restarts: no\n"
+    text = (
+        "seed: 010\nball:\n  norm: linff\n  eps: 8/0\nadversary:\n  name: pgd\n  stpes: 4\n  restarts: no\n"
+    )
     text += "trian: 1\ndata: {name: nothing, download: on}\nseed: 3\n"
-    problems = loader.problems(text, "train.epochs=x", "attacks.5=pgd", environ={"ROBUSTCLI_EVAL__N": "0", "ROBUSTCLI_SEDE": "1", "ROBUSTCLI_BALL__EPZ": "1"})
+    problems = loader.problems(
+        text,
+        "train.epochs=x",
+        "attacks.5=pgd",
+        environ={"ROBUSTCLI_EVAL__N": "0", "ROBUSTCLI_SEDE": "1", "ROBUSTCLI_BALL__EPZ": "1"},
+    )
     assert [problem.rsplit(": ", 1)[0].split(": ")[:2] if ": " in problem else problem for problem in problems[:9]] == [
         ["c.yaml:1", "seed"], ["c.yaml:3", "ball.norm"], ["c.yaml:4", "ball.eps"], ["c.yaml:7", "adversary.stpes"], ["c.yaml:8", "adversary.restarts"],
         ["c.yaml:9", "trian"], ["c.yaml:10", "data.download"], ["c.yaml:10", "data.name"], ["c.yaml:11", "seed"],
@@ -147,5 +157,9 @@ def test_sections_do_not_change_after_validation() -> None:
 
 
 def test_default_length_is_ten_epochs() -> None:
-    assert TrainConfig().epochs == 10 and TrainConfig(steps=3).epochs is None and TrainConfig(minutes=1).epochs is None
+    assert (
+        TrainConfig().epochs == 10
+        and TrainConfig(steps=3).epochs is None
+        and TrainConfig(minutes=1).epochs is None
+    )
     assert TrainConfig(epochs=None, steps=None).epochs == 10

@@ -29,7 +29,13 @@ def _outcome(path: Path, registries: Registries) -> Loaded | ConfigError:
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_any_bytes(count: int, fuzzed_configs: Generator, registries: Registries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_bytes(
+    count: int,
+    fuzzed_configs: Generator,
+    registries: Registries,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "c.yaml"
     loaded = 0
@@ -53,7 +59,13 @@ def test_any_bytes(count: int, fuzzed_configs: Generator, registries: Registries
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_without_libyaml_the_same(count: int, fuzzed_configs: Generator, registries: Registries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_libyaml_the_same(
+    count: int,
+    fuzzed_configs: Generator,
+    registries: Registries,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where PyYAML lacks its C parser, the same files load, to the same values."""
     if load_module._LOADER is yaml.SafeLoader:
         pytest.skip("this PyYAML has no C parser to compare with")
@@ -68,7 +80,11 @@ def test_without_libyaml_the_same(count: int, fuzzed_configs: Generator, registr
             patch.setattr(load_module, "_LOADER", yaml.SafeLoader)
             slow = _outcome(path, registries)
         same_kind = isinstance(fast, Loaded) == isinstance(slow, Loaded)
-        if not same_kind or (isinstance(fast, Loaded) and isinstance(slow, Loaded) and (fast.config, fast.origins) != (slow.config, slow.origins)):
+        if not same_kind or (
+            isinstance(fast, Loaded)
+            and isinstance(slow, Loaded)
+            and (fast.config, fast.origins) != (slow.config, slow.origins)
+        ):
             differ.append((made, data, str(fast)[:200], str(slow)[:200]))
     assert not differ
 

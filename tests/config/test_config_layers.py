@@ -29,12 +29,23 @@ def test_precedence_and_origins(loader: Any) -> None:
 
 
 def test_origin_names_the_flag_and_later_wins(registries: Any) -> None:
-    overrides = [Override("ball.eps", "4/255", "--eps"), Override("ball.eps", "8/255", "--eps"), Override("seed", "1", "--seed")]
+    overrides = [
+        Override("ball.eps", "4/255", "--eps"),
+        Override("ball.eps", "8/255", "--eps"),
+        Override("seed", "1", "--seed"),
+    ]
     loaded = load_config(None, overrides, environ={}, registries=registries)
-    assert loaded.config.ball.eps == 8 / 255 and loaded.origins["ball.eps"] == "--eps" and loaded.origins["seed"] == "--seed" and loaded.path is None
+    assert (
+        loaded.config.ball.eps == 8 / 255
+        and loaded.origins["ball.eps"] == "--eps"
+        and loaded.origins["seed"] == "--seed"
+        and loaded.path is None
+    )
 
 
-def test_files_are_named_relative_to_the_working_directory(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_named_relative_to_the_working_directory(
+    loader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(loader.folder)
     loader.write("seed: 1\nseeds: 2\n", "sub/c.yaml")
     with pytest.raises(ConfigError) as caught:
@@ -45,11 +56,19 @@ def test_files_are_named_relative_to_the_working_directory(loader: Any, monkeypa
 @pytest.mark.parametrize(
     ("base", "settings", "expected"),
     [
-        ("adversary: {name: pgd, steps: 7, clip: false}", ["adversary.steps=9"], ("pgd", {"steps": 9, "clip": False})),
+        (
+            "adversary: {name: pgd, steps: 7, clip: false}",
+            ["adversary.steps=9"],
+            ("pgd", {"steps": 9, "clip": False}),
+        ),
         ("adversary: {name: pgd, steps: 7}", ["adversary=fgsm"], ("fgsm", {})),
         ("adversary: {name: pgd, steps: 7}", ["adversary.name=fgsm"], ("fgsm", {})),
         ("adversary: {name: pgd, steps: 7}", ["adversary=pgd"], ("pgd", {"steps": 7})),
-        ("adversary: {name: pgd, steps: 7}", ["adversary={name: fgsm, step_size: 1/255}"], ("fgsm", {"step_size": "1/255"})),
+        (
+            "adversary: {name: pgd, steps: 7}",
+            ["adversary={name: fgsm, step_size: 1/255}"],
+            ("fgsm", {"step_size": "1/255"}),
+        ),
         ("adversary: fgsm", ["adversary.step_size=0.1"], ("fgsm", {"step_size": 0.1})),
         ("adversary: fgsm", ["adversary=pgd", "adversary.steps=3"], ("pgd", {"steps": 3})),
         ("adversary: fgsm", ["adversary.steps=3", "adversary=pgd"], ("pgd", {"steps": 3})),
@@ -59,14 +78,23 @@ def test_files_are_named_relative_to_the_working_directory(loader: Any, monkeypa
         ("seed: 1", ["adversary=pgd"], ("pgd", {})),
     ],
 )
-def test_specs_merge_by_name(loader: Any, base: str, settings: list[str], expected: tuple[str, dict[str, Any]]) -> None:
+def test_specs_merge_by_name(
+    loader: Any, base: str, settings: list[str], expected: tuple[str, dict[str, Any]]
+) -> None:
     spec = loader(base, *settings).config.adversary
     assert (spec.name, spec.params) == expected
 
 
 def test_a_new_model_inherits_nothing_of_the_old_one(loader: Any) -> None:
-    config = loader("model: {name: small_cnn, widths: [4], weights: w.npz, normalize: imagenet}", "model.name=mlp").config
-    assert (config.model.name, config.model.params, config.model.weights, config.model.normalize) == ("mlp", {}, None, None)
+    config = loader(
+        "model: {name: small_cnn, widths: [4], weights: w.npz, normalize: imagenet}", "model.name=mlp"
+    ).config
+    assert (config.model.name, config.model.params, config.model.weights, config.model.normalize) == (
+        "mlp",
+        {},
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +104,10 @@ def test_a_new_model_inherits_nothing_of_the_old_one(loader: Any) -> None:
         (["attacks.1=pgd", "attacks.1.steps=2"], [("pgd", {"steps": 20}), ("pgd", {"steps": 2})]),
         (["attacks.2.name=pgd"], [("pgd", {"steps": 20}), ("fgsm", {}), ("pgd", {})]),
         (["attacks=[fgsm]"], [("fgsm", {})]),
-        (["attacks=[fgsm, {name: pgd, steps: 3}]", "attacks.1.steps=4"], [("fgsm", {}), ("pgd", {"steps": 4})]),
+        (
+            ["attacks=[fgsm, {name: pgd, steps: 3}]", "attacks.1.steps=4"],
+            [("fgsm", {}), ("pgd", {"steps": 4})],
+        ),
     ],
 )
 def test_list_elements(loader: Any, settings: list[str], expected: Any) -> None:
@@ -85,7 +116,9 @@ def test_list_elements(loader: Any, settings: list[str], expected: Any) -> None:
 
 
 def test_list_elements_that_are_not_there(loader: Any) -> None:
-    assert loader.problems("seed: 1", "attacks.5=pgd") == ["command line: attacks.5: no such element; the list has 1 element, counted from 0"]
+    assert loader.problems("seed: 1", "attacks.5=pgd") == [
+        "command line: attacks.5: no such element; the list has 1 element, counted from 0"
+    ]
     for key in ("attacks.-1", "attacks.x", "attacks.99999999999999999999", "attacks.\u00b2"):
         assert loader.problems("seed: 1", f"{key}=pgd"), key
 
@@ -102,7 +135,9 @@ def test_list_elements_that_are_not_there(loader: Any) -> None:
         ("train: {steps: 5}", ["train.epochs=null", "train.minutes=1"], (None, None, 1.0)),
     ],
 )
-def test_a_length_from_above_replaces_one_from_below(loader: Any, base: str, settings: list[str], expected: Any) -> None:
+def test_a_length_from_above_replaces_one_from_below(
+    loader: Any, base: str, settings: list[str], expected: Any
+) -> None:
     train = loader(base, *settings).config.train
     assert (train.epochs, train.steps, train.minutes) == expected
 
@@ -129,7 +164,12 @@ def test_two_lengths_on_one_layer_are_an_error(loader: Any) -> None:
 def test_values_of_assignments(loader: Any, setting: str, path: str, value: Any) -> None:
     for found in (
         loader("seed: 1", setting).config,
-        loader(None, environ={"ROBUSTCLI_" + setting.partition("=")[0].upper().replace(".", "__"): setting.partition("=")[2]}).config,
+        loader(
+            None,
+            environ={
+                "ROBUSTCLI_" + setting.partition("=")[0].upper().replace(".", "__"): setting.partition("=")[2]
+            },
+        ).config,
     ):
         for part in path.split("."):
             found = getattr(found, part)
@@ -140,7 +180,10 @@ def test_values_of_assignments(loader: Any, setting: str, path: str, value: Any)
     ("setting", "problem"),
     [
         ("ball.epz=1", "command line: ball.epz: unknown key; did you mean 'eps'?"),
-        ("ball.eps.x=1", "command line: ball.eps: expected a number such as 8/255, 0.03 or 1e-3, got a mapping"),
+        (
+            "ball.eps.x=1",
+            "command line: ball.eps: expected a number such as 8/255, 0.03 or 1e-3, got a mapping",
+        ),
         ("seed=[1", "command line: seed: not YAML:"),
         ("seed={a: 1, a: 2}", "command line: seed.a: duplicate key"),
         ("attacks=[*x]", "command line: attacks: alias '*x' has no anchor"),
@@ -164,20 +207,31 @@ def test_what_is_no_assignment(text: str) -> None:
 
 def test_assignment_parts() -> None:
     assert parse_assignment("a.b=c=d", "--set") == Override("a.b", "c=d", "--set")
-    assert parse_assignment(" attacks.0.steps =40", "command line") == Override("attacks.0.steps", "40", "command line")
+    assert parse_assignment(" attacks.0.steps =40", "command line") == Override(
+        "attacks.0.steps", "40", "command line"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
         ("ROBUSTCLI_SEDE", "environment ROBUSTCLI_SEDE: no such setting; did you mean 'ROBUSTCLI_SEED'?"),
-        ("ROBUSTCLI_BALL__EPZ", "environment ROBUSTCLI_BALL__EPZ: ball.epz: unknown key; did you mean 'eps'?"),
-        ("ROBUSTCLI_BAL__EPS", "environment ROBUSTCLI_BAL__EPS: no such setting; did you mean 'ROBUSTCLI_BALL__EPS'?"),
+        (
+            "ROBUSTCLI_BALL__EPZ",
+            "environment ROBUSTCLI_BALL__EPZ: ball.epz: unknown key; did you mean 'eps'?",
+        ),
+        (
+            "ROBUSTCLI_BAL__EPS",
+            "environment ROBUSTCLI_BAL__EPS: no such setting; did you mean 'ROBUSTCLI_BALL__EPS'?",
+        ),
         ("ROBUSTCLI_", "environment ROBUSTCLI_: no such setting"),
         ("ROBUSTCLI___", "environment ROBUSTCLI___: no such setting"),
         ("ROBUSTCLI_BALL__", "environment ROBUSTCLI_BALL__: no such setting"),
         ("ROBUSTCLI_ATTACKS__9", "environment ROBUSTCLI_ATTACKS__9: attacks.9: no such element"),
-        ("ROBUSTCLI_ADVERSARY__STPES", "environment ROBUSTCLI_ADVERSARY__STPES: adversary.stpes: no such parameter of attack 'pgd'; did you mean 'steps'?"),
+        (
+            "ROBUSTCLI_ADVERSARY__STPES",
+            "environment ROBUSTCLI_ADVERSARY__STPES: adversary.stpes: no such parameter of attack 'pgd'; did you mean 'steps'?",
+        ),
     ],
 )
 def test_wrong_environment(loader: Any, name: str, problem: str) -> None:
@@ -202,13 +256,18 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, reg
 
 
 def test_extends_chain(loader: Any) -> None:
-    loader.write("seed: 1\nball: {norm: l2, eps: 0.5}\nattacks: [pgd, fgsm]\nadversary: {name: pgd, steps: 3, clip: false}\n", "lib/a.yaml")
+    loader.write(
+        "seed: 1\nball: {norm: l2, eps: 0.5}\nattacks: [pgd, fgsm]\nadversary: {name: pgd, steps: 3, clip: false}\n",
+        "lib/a.yaml",
+    )
     loader.write("extends: a.yaml\nthreads: 2\nball: {eps: 0.25}\nadversary: {steps: 4}\n", "lib/b.yaml")
     loaded = loader("extends: lib/b.yaml\nattacks: [pgd]\n")
     config = loaded.config
     assert (config.seed, config.threads, config.ball.norm, config.ball.eps) == (1, 2, "l2", 0.25)
     assert config.adversary.params == {"steps": 4, "clip": False} and len(config.attacks) == 1
-    assert loaded.origins["seed"].endswith("lib/a.yaml:1") and loaded.origins["adversary.steps"].endswith("lib/b.yaml:4")
+    assert loaded.origins["seed"].endswith("lib/a.yaml:1") and loaded.origins["adversary.steps"].endswith(
+        "lib/b.yaml:4"
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,12 +289,16 @@ def test_wrong_extends(loader: Any, value: str, problem: str) -> None:
         assert loader(text).config.seed == 1
         return
     problems = loader.problems(text)
-    assert len(problems) == 1 and problems[0].startswith("c.yaml:2: extends: ") and problem in problems[0], problems
+    assert len(problems) == 1 and problems[0].startswith("c.yaml:2: extends: ") and problem in problems[0], (
+        problems
+    )
 
 
 def test_extends_circle_over_two_files_and_depth(loader: Any) -> None:
     loader.write("extends: c.yaml\n", "b.yaml")
-    assert "in a circle" in loader.problems("extends: b.yaml\n")[0] and loader.problems("extends: b.yaml\n")[0].startswith("b.yaml:1: extends:")
+    assert "in a circle" in loader.problems("extends: b.yaml\n")[0] and loader.problems("extends: b.yaml\n")[
+        0
+    ].startswith("b.yaml:1: extends:")
     for k in range(12):
         loader.write(f"extends: d{k + 1}.yaml\n" if k < 11 else "seed: 1\n", f"d{k}.yaml")
     assert "more than 8 files" in loader.problems("extends: d0.yaml\n")[0]
@@ -244,7 +307,10 @@ def test_extends_circle_over_two_files_and_depth(loader: Any) -> None:
 
 def test_mistakes_of_both_files_and_a_broken_base(loader: Any) -> None:
     loader.write("seed: x\n", "base.yaml")
-    assert {p.partition(": ")[0] for p in loader.problems("extends: base.yaml\nthreads: y\n")} == {"base.yaml:1", "c.yaml:2"}
+    assert {p.partition(": ")[0] for p in loader.problems("extends: base.yaml\nthreads: y\n")} == {
+        "base.yaml:1",
+        "c.yaml:2",
+    }
     loader.write("seed: [\n", "base.yaml")
     problems = loader.problems("extends: base.yaml\nadversary.x: 3\n", "adversary.beta=3")
     assert len(problems) == 1 and problems[0].startswith("base.yaml:2: not YAML")
@@ -253,7 +319,10 @@ def test_mistakes_of_both_files_and_a_broken_base(loader: Any) -> None:
 def test_code_is_named_on_the_command_line_only(loader: Any) -> None:
     assert loader("seed: 1", "model.name=net.py:make").config.model.name == "net.py:make"
     refused = "a config never names code"
-    assert refused in loader.problems("model: net.py:make")[0] and refused in loader.problems("model: {name: net.py}")[0]
+    assert (
+        refused in loader.problems("model: net.py:make")[0]
+        and refused in loader.problems("model: {name: net.py}")[0]
+    )
     assert refused in loader.problems(None, environ={"ROBUSTCLI_MODEL": "net.py:make"})[0]
     loader.write("model: net.py:make\n", "base.yaml")
     assert refused in loader.problems("extends: base.yaml\nseed: 1\n")[0]

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from robustcli.config.number import INT_LIMIT, format_number, parse_flag, parse_int, parse_number, parse_text, resolve_plain, shown
+from robustcli.config.number import (
+    INT_LIMIT,
+    format_number,
+    parse_flag,
+    parse_int,
+    parse_number,
+    parse_text,
+    resolve_plain,
+    shown,
+)
 from robustcli.config.spec import normalize_numbers
 
 
@@ -43,7 +52,16 @@ def test_not_numbers(value: Any, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "number"), [(7, 7), ("7", 7), ("-7", -7), ("+7", 7), ("0", 0), (INT_LIMIT - 1, INT_LIMIT - 1), (-(INT_LIMIT - 1), 1 - INT_LIMIT)]
+    ("value", "number"),
+    [
+        (7, 7),
+        ("7", 7),
+        ("-7", -7),
+        ("+7", 7),
+        ("0", 0),
+        (INT_LIMIT - 1, INT_LIMIT - 1),
+        (-(INT_LIMIT - 1), 1 - INT_LIMIT),
+    ],
 )
 def test_ints(value: Any, number: int) -> None:
     assert parse_int(value) == number and type(parse_int(value)) is int
@@ -63,7 +81,16 @@ def test_not_ints(value: Any, why: str) -> None:
 
 def test_flags_are_true_and_false_only() -> None:
     assert parse_flag(True) is True and parse_flag(False) is False
-    for word, meant in {"yes": "true", "on": "true", "Y": "true", "1": "true", "NO": "false", "off": "false", "n": "false", "0": "false"}.items():
+    for word, meant in {
+        "yes": "true",
+        "on": "true",
+        "Y": "true",
+        "1": "true",
+        "NO": "false",
+        "off": "false",
+        "n": "false",
+        "0": "false",
+    }.items():
         with pytest.raises(ValueError, match=f"write {meant}$"):
             parse_flag(word)
     for value in (None, [], 2, 0.5, "maybe"):
@@ -96,7 +123,17 @@ def test_plain_words(word: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(8 / 255, "8/255"), (0.5 / 255, 0.5 / 255), (0.1, 0.1), (51 / 255, 0.2), (10.0, 10), (1e300, 1e300), (0.03, 0.03), (-8 / 255, "-8/255")]
+    ("value", "text"),
+    [
+        (8 / 255, "8/255"),
+        (0.5 / 255, 0.5 / 255),
+        (0.1, 0.1),
+        (51 / 255, 0.2),
+        (10.0, 10),
+        (1e300, 1e300),
+        (0.03, 0.03),
+        (-8 / 255, "-8/255"),
+    ],
 )
 def test_formatted(value: float, text: Any) -> None:
     assert format_number(value) == text and type(format_number(value)) is type(text)
@@ -112,5 +149,12 @@ def test_normalize_numbers() -> None:
 
 
 def test_shown_is_short_and_on_one_line() -> None:
-    assert [shown(v) for v in (None, True, [], {}, 3, "a")] == ["nothing", "true", "a list", "a mapping", "3", "'a'"]
+    assert [shown(v) for v in (None, True, [], {}, 3, "a")] == [
+        "nothing",
+        "true",
+        "a list",
+        "a mapping",
+        "3",
+        "'a'",
+    ]
     assert len(shown("x" * 10**6)) <= 60 and "\n" not in shown("a\nb")

@@ -22,7 +22,13 @@ COUNTS = [60, pytest.param(1000, marks=pytest.mark.slow)]
 
 
 def _settings(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def _load(path: Path, text: str, registries: Registries) -> Any:
@@ -31,7 +37,9 @@ def _load(path: Path, text: str, registries: Registries) -> Any:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_dump_then_load_is_equal(count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path) -> None:
+def test_dump_then_load_is_equal(
+    count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path
+) -> None:
     seen = 0
 
     @_settings(count)
@@ -44,7 +52,9 @@ def test_dump_then_load_is_equal(count: int, config_strategies: ModuleType, regi
         assert loaded.config == config
         assert dump_config(loaded.config) == text
         assert set(loaded.origins) == {".".join(path) for path, _ in leaves(config.model_dump(mode="json"))}
-        assert all(origin.startswith(str(tmp_path)) for origin in loaded.origins.values()), "a full dump leaves nothing to defaults"
+        assert all(origin.startswith(str(tmp_path)) for origin in loaded.origins.values()), (
+            "a full dump leaves nothing to defaults"
+        )
         seen += 1
 
     check()
@@ -52,7 +62,9 @@ def test_dump_then_load_is_equal(count: int, config_strategies: ModuleType, regi
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_partial_file_means_the_defaults_for_the_rest(count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path) -> None:
+def test_a_partial_file_means_the_defaults_for_the_rest(
+    count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path
+) -> None:
     @_settings(count)
     @given(raw=config_strategies.raw_configs().filter(bool))
     def check(raw: dict[str, Any]) -> None:
@@ -60,7 +72,9 @@ def test_a_partial_file_means_the_defaults_for_the_rest(count: int, config_strat
         assert loaded.config == Config.model_validate(raw)
         written = {key for key, origin in loaded.origins.items() if origin != "default"}
         assert all(
-            any(key == ".".join(path) or key.startswith(".".join(path) + ".") for key in written) for path, value in leaves(raw) if value not in ([], {})
+            any(key == ".".join(path) or key.startswith(".".join(path) + ".") for key in written)
+            for path, value in leaves(raw)
+            if value not in ([], {})
         )
 
     check()
@@ -80,7 +94,11 @@ def _set(data: Any, path: tuple[str, ...], value: Any, rename: str | None = None
 
 def _wrong(path: tuple[str, ...], value: Any) -> list[Any]:
     """Values of a kind or size that the place of `value` cannot take; only the schema's own numbers all have a lower bound."""
-    spec = path[0] in ("attacks", "adversary", "model", "objective") or path[1:2] in (("optimizer",), ("schedule",), ("val_attack",))
+    spec = path[0] in ("attacks", "adversary", "model", "objective") or path[1:2] in (
+        ("optimizer",),
+        ("schedule",),
+        ("val_attack",),
+    )
     if isinstance(value, bool):
         return ["no", 1, "on", None, {"x": 1}]
     if isinstance(value, (int, float)) or re.fullmatch(r"[\d.]+/[\d.]+", str(value)):  # 2/255 is a number
@@ -91,7 +109,9 @@ def _wrong(path: tuple[str, ...], value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_one_mutation_is_found_and_named(count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path) -> None:
+def test_one_mutation_is_found_and_named(
+    count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path
+) -> None:
     seen: set[str] = set()
 
     @_settings(count)
@@ -99,14 +119,24 @@ def test_one_mutation_is_found_and_named(count: int, config_strategies: ModuleTy
     def check(raw: dict[str, Any], data: st.DataObject) -> None:
         full = Config.model_validate(raw).model_dump(mode="json")
         skipped = ("model.options.", "model.label", "eval.fail_under")
-        places = [(path, value) for path, value in leaves(full) if not ".".join(path).startswith(skipped) and value not in ([], {})]
-        section = data.draw(st.sampled_from(sorted({path[0] for path, _ in places})))  # every section alike, however many keys it has
+        places = [
+            (path, value)
+            for path, value in leaves(full)
+            if not ".".join(path).startswith(skipped) and value not in ([], {})
+        ]
+        section = data.draw(
+            st.sampled_from(sorted({path[0] for path, _ in places}))
+        )  # every section alike, however many keys it has
         path, value = data.draw(st.sampled_from([place for place in places if place[0][0] == section]))
         reference = full["model"]["name"].startswith(("run:", "torchvision:", "x."))
         if data.draw(st.booleans()) and not path[-1].isdigit() and not (path[0] == "model" and reference):
             bad = path[-1] + "q"
             _set(full, path, None, rename=bad)
-            named = (*path[:-1], "name") if path[-1] == "name" and len(path) > 2 and path[-2].isdigit() else (*path[:-1], bad)
+            named = (
+                (*path[:-1], "name")
+                if path[-1] == "name" and len(path) > 2 and path[-2].isdigit()
+                else (*path[:-1], bad)
+            )
         else:
             _set(full, path, data.draw(st.sampled_from(_wrong(path, value))))
             named = path
@@ -114,7 +144,11 @@ def test_one_mutation_is_found_and_named(count: int, config_strategies: ModuleTy
         with pytest.raises(ConfigError) as caught:
             _load(tmp_path / "c.yaml", text, registries)
         dotted = ".".join(named)
-        hits = [problem for problem in caught.value.problems if re.search(rf"c\.yaml:\d+: {re.escape(dotted)}[.:]", problem) or _parent_named(problem, named)]
+        hits = [
+            problem
+            for problem in caught.value.problems
+            if re.search(rf"c\.yaml:\d+: {re.escape(dotted)}[.:]", problem) or _parent_named(problem, named)
+        ]
         assert hits, (dotted, caught.value.problems)
         line = int(re.search(r":(\d+): ", hits[0]).group(1))  # type: ignore[union-attr]
         assert line <= len(text.splitlines())

@@ -54,7 +54,11 @@ def test_shipped_config_style(name: str) -> None:
     lines = text.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 160
     words = shlex.split(lines[0].removeprefix("# "))
-    assert lines[0].startswith("# robustcli ") and words[2] == name and words[1] == ("train" if name.startswith("smoke/") else name.partition("/")[0])
+    assert (
+        lines[0].startswith("# robustcli ")
+        and words[2] == name
+        and words[1] == ("train" if name.startswith("smoke/") else name.partition("/")[0])
+    )
     assert lines[1].startswith("# ") and len(lines[1]) > 10, "the second line says what it is"
     assert not re.search(r"^extends:", text, re.M), "a copied config must stand alone"
     for eps in re.findall(r"\beps: ([^,}\s]+)", text):
@@ -64,17 +68,24 @@ def test_shipped_config_style(name: str) -> None:
 def test_list_has_command_and_summary() -> None:
     listed = list_shipped()
     assert [item.name for item in listed] == NAMES
-    assert all(item.command.startswith("robustcli ") and item.summary and item.path.is_file() for item in listed)
+    assert all(
+        item.command.startswith("robustcli ") and item.summary and item.path.is_file() for item in listed
+    )
 
 
-@pytest.mark.parametrize("source", ["smoke/digits", "smoke/digits.yaml", "configs/smoke/digits.yaml", "./configs/smoke/digits.yaml"])
+@pytest.mark.parametrize(
+    "source",
+    ["smoke/digits", "smoke/digits.yaml", "configs/smoke/digits.yaml", "./configs/smoke/digits.yaml"],
+)
 def test_shipped_names_work_anywhere(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_config(source) == shipped_configs()["smoke/digits"]
     assert cat_config(source).startswith("# robustcli train smoke/digits\n")
 
 
-def test_a_file_is_found_before_a_shipped_config_and_a_folder_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_found_before_a_shipped_config_and_a_folder_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smoke" / "digits").mkdir(parents=True)
     assert find_config("smoke/digits") == shipped_configs()["smoke/digits"]
@@ -84,13 +95,21 @@ def test_a_file_is_found_before_a_shipped_config_and_a_folder_is_not(tmp_path: P
 
 @pytest.mark.parametrize(
     ("source", "hint"),
-    [("smoke/digit", "did you mean 'smoke/digits'?"), ("train/digitz.yaml", "did you mean 'train/digits'?"), ("zzz", "`robustcli config ls` lists")],
+    [
+        ("smoke/digit", "did you mean 'smoke/digits'?"),
+        ("train/digitz.yaml", "did you mean 'train/digits'?"),
+        ("zzz", "`robustcli config ls` lists"),
+    ],
 )
-def test_unknown_names_get_the_closest(source: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_get_the_closest(
+    source: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         load_config(source, environ={}, bind=False)
-    assert caught.value.problems == [f"{source}: no such file and no shipped config of this name; {caught.value.problems[0].partition('; ')[2]}"]
+    assert caught.value.problems == [
+        f"{source}: no such file and no shipped config of this name; {caught.value.problems[0].partition('; ')[2]}"
+    ]
     assert hint in caught.value.problems[0] and caught.value.exit_code == 2
 
 
@@ -109,21 +128,30 @@ def test_validate_returns_every_problem(loader: Any) -> None:
     path = loader.write("seed: x\nball: {eps: 8}\n")
     problems = validate_config(path, environ={}, registries=loader.registries)
     assert [problem.rpartition("c.yaml")[2].split(": ")[1] for problem in problems] == ["seed", "ball.eps"]
-    assert validate_config(loader.folder / "gone.yaml") and validate_config(None, environ={}, registries=loader.registries) == []
+    assert (
+        validate_config(loader.folder / "gone.yaml")
+        and validate_config(None, environ={}, registries=loader.registries) == []
+    )
 
 
 def test_show_has_every_leaf_with_its_origin(loader: Any) -> None:
     rows = show_rows(loader("ball: {eps: 8/255}\n", "deterministic=true"))
     shown = {row.key: (row.value, row.origin.rpartition("/")[2]) for row in rows}
     assert shown["ball.eps"] == ("8/255", "c.yaml:1") and shown["deterministic"] == ("true", "command line")
-    assert shown["threads"] == ("null", "default") and shown["adversary.steps"] == ("10", "default") and shown["eval.fail_under"] == ("{}", "default")
+    assert (
+        shown["threads"] == ("null", "default")
+        and shown["adversary.steps"] == ("10", "default")
+        and shown["eval.fail_under"] == ("{}", "default")
+    )
     assert len(shown) == len(rows) > 50
 
 
 def test_json_schema_describes_every_key() -> None:
     schema = json_schema()
     json.dumps(schema, allow_nan=False)
-    assert schema["$schema"].startswith("https://json-schema.org/") and schema["additionalProperties"] is False
+    assert (
+        schema["$schema"].startswith("https://json-schema.org/") and schema["additionalProperties"] is False
+    )
     assert set(schema["properties"]) == {*Config.model_fields, "extends"}
     for name, definition in schema["$defs"].items():
         for key, value in definition.get("properties", {}).items():
@@ -131,11 +159,32 @@ def test_json_schema_describes_every_key() -> None:
     text = json.dumps(schema)
     assert '"ge"' not in text and '"lt"' not in text, "bounds are in JSON Schema's words"
     eps = schema["$defs"]["BallConfig"]["properties"]["eps"]
-    assert any(re.fullmatch(part["pattern"], "8/255") for option in eps["anyOf"] for part in option.get("anyOf", ()) if "pattern" in part)
+    assert any(
+        re.fullmatch(part["pattern"], "8/255")
+        for option in eps["anyOf"]
+        for part in option.get("anyOf", ())
+        if "pattern" in part
+    )
     adversary = schema["$defs"]["Spec"]["anyOf"]
     assert {"type": "string"} in adversary and any(part.get("type") == "object" for part in adversary)
 
 
 def test_dump_writes_radii_as_fractions_and_everything_else_plain() -> None:
-    text = dump_config(Config.model_validate({"ball": {"eps": 8 / 255}, "train": {"epochs": 30}, "data": {"val_fraction": 0.2}, "name": "010", "out": "no"}))
-    assert "eps: 8/255" in text and "epochs: 30\n" in text and "val_fraction: 0.2\n" in text and "name: '010'\n" in text and "out: 'no'\n" in text
+    text = dump_config(
+        Config.model_validate(
+            {
+                "ball": {"eps": 8 / 255},
+                "train": {"epochs": 30},
+                "data": {"val_fraction": 0.2},
+                "name": "010",
+                "out": "no",
+            }
+        )
+    )
+    assert (
+        "eps: 8/255" in text
+        and "epochs: 30\n" in text
+        and "val_fraction: 0.2\n" in text
+        and "name: '010'\n" in text
+        and "out: 'no'\n" in text
+    )

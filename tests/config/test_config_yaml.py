@@ -16,7 +16,9 @@ from robustcli.config import load_config
 from robustcli.config.parse import MAX_DEPTH, MAX_NODES
 from robustcli.errors import ConfigError
 
-BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10))
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 10)
+)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,9 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{k}: &a{k} [{', '.jo
     ],
 )  # fmt: skip
 def test_refused(loader: Any, text: str | bytes, problem: str) -> None:
-    assert any(found.startswith(problem) or problem in found for found in loader.problems(text)), loader.problems(text)
+    assert any(found.startswith(problem) or problem in found for found in loader.problems(text)), (
+        loader.problems(text)
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,9 @@ def test_limits_are_exact(loader: Any) -> None:
     deep = "[" * (MAX_DEPTH - 2) + "]" * (MAX_DEPTH - 2)  # inside the top mapping and the spec
     assert "deeper" not in str(loader.problems(f"model: {{name: small_cnn, widths: {deep}}}\n"))
     assert "deeper" in str(loader.problems(f"model: {{name: small_cnn, widths: [{deep}]}}\n"))
-    values = ", ".join("1" for _ in range(MAX_NODES - 8))  # 8: the two mappings, three keys, the name, the list and the label
+    values = ", ".join(
+        "1" for _ in range(MAX_NODES - 8)
+    )  # 8: the two mappings, three keys, the name, the list and the label
     assert loader(f"model: {{name: small_cnn, widths: [{values}]}}\n").config.model.params["widths"][-1] == 1
     assert "10,000" in str(loader.problems(f"model: {{name: small_cnn, widths: [{values}, 1, 1]}}\n"))
 
@@ -151,10 +157,22 @@ def test_only_load_imports_yaml_and_nothing_unsafe() -> None:
     for path in package.glob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             importers |= {path.name for name in names if name.split(".")[0] == "yaml"}
-            assert not {name.split(".")[0] for name in names} & {"torch", "numpy", "pickle", "subprocess"}, path.name
-            assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), path.name
+            assert not {name.split(".")[0] for name in names} & {"torch", "numpy", "pickle", "subprocess"}, (
+                path.name
+            )
+            assert not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("eval", "exec")
+            ), path.name
     assert importers == {"load.py"}
 
 

@@ -26,13 +26,29 @@ from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
 from robustcli.terminal.console import Console
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-RECIPES = {name: path.read_text(encoding="utf-8") for name, path in shipped_configs().items() if name.startswith("train/")}
+RECIPES = {
+    name: path.read_text(encoding="utf-8")
+    for name, path in shipped_configs().items()
+    if name.startswith("train/")
+}
 ON_DIGITS = {name for name in RECIPES if "digits" in name or name in ("train/finetune", "train/mnist")}
 MEASURED = (ON_DIGITS - {"train/mnist"}) | {"train/cifar10_cpu"}  # of these only numbers of our own are known
-TINY = ("threads=1", "device=cpu", "train.steps=3", "train.batch_size=16", "train.val_n=16", "train.val_attack.steps=1")
+TINY = (
+    "threads=1",
+    "device=cpu",
+    "train.steps=3",
+    "train.batch_size=16",
+    "train.val_n=16",
+    "train.val_attack.steps=1",
+)
 SMALL_MODEL = "model={name: small_cnn, widths: [4], strides: [2]}"
 PARTS = {
-    **{"natural": {"natural"}, "madry": {"adversarial"}, "trades": {"natural", "robust"}, "mart": {"boosted", "robust"}},
+    **{
+        "natural": {"natural"},
+        "madry": {"adversarial"},
+        "trades": {"natural", "robust"},
+        "mart": {"boosted", "robust"},
+    },
     "nuat": {"natural", "nuclear"},
 }
 
@@ -47,7 +63,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Registries) -> I
     """tiny(name, "key=value", …): the recipe for 3 steps on stand-in data in an empty directory; gives the run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "training_curves", lambda path, rows: None)
-    np.savez("generated.npz", x=images(60, 8, 0, 3), y=np.arange(60) % 10, classes=np.array([f"pattern-{k}" for k in range(10)]))
+    np.savez(
+        "generated.npz",
+        x=images(60, 8, 0, 3),
+        y=np.arange(60) % 10,
+        classes=np.array([f"pattern-{k}" for k in range(10)]),
+    )
     threads, rng = torch.get_num_threads(), torch.get_rng_state()
 
     def run(name: str, *settings: str) -> Path:
@@ -65,9 +86,20 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Registries) -> I
 
 def stand_in(name: str, registries: Registries, *settings: str) -> Loaded:
     """A recipe on data that is always there, and on a small model where its own is large."""
-    data = () if name in ON_DIGITS - {"train/mnist"} else ("data.name=digits",) if name == "train/mnist" else ("data.name=fake", "data.size=8")
+    data = (
+        ()
+        if name in ON_DIGITS - {"train/mnist"}
+        else ("data.name=digits",)
+        if name == "train/mnist"
+        else ("data.name=fake", "data.size=8")
+    )
     model = () if name == "train/finetune" else (SMALL_MODEL,)
-    return load_config(name, [parse_assignment(text, "test") for text in (*data, *model, *settings)], environ={}, registries=registries)
+    return load_config(
+        name,
+        [parse_assignment(text, "test") for text in (*data, *model, *settings)],
+        environ={},
+        registries=registries,
+    )
 
 
 def live(run: Path) -> dict[str, Tensor]:
@@ -83,8 +115,26 @@ def cost(text: str) -> int:
 
 
 def test_the_recipes_are_there() -> None:
-    cifar = {f"cifar10_{word}" for word in ("fast", "standard", "strong", "nuat", "free", "gradalign", "mart", "cutmix", "generated", "l2", "cpu")}
-    assert {f"train/{word}" for word in {*cifar, "mnist", "cifar100", "gtsrb", "imagenet", "finetune", "folder", "digits"}} <= set(RECIPES)
+    cifar = {
+        f"cifar10_{word}"
+        for word in (
+            "fast",
+            "standard",
+            "strong",
+            "nuat",
+            "free",
+            "gradalign",
+            "mart",
+            "cutmix",
+            "generated",
+            "l2",
+            "cpu",
+        )
+    }
+    assert {
+        f"train/{word}"
+        for word in {*cifar, "mnist", "cifar100", "gtsrb", "imagenet", "finetune", "folder", "digits"}
+    } <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -95,31 +145,54 @@ def test_comments_say_what_to_expect_and_whence(name: str, real: Registries) -> 
     assert not [word for word in wanted if word not in text]
     assert config.ball.eps is not None, "a recipe names its radius"
     if config.objective.name != "natural":
-        assert config.train.val_attack.params["steps"] >= 10, "one-step validation would choose collapsed networks"
+        assert config.train.val_attack.params["steps"] >= 10, (
+            "one-step validation would choose collapsed networks"
+        )
     if config.data.cutmix is not None:
         assert {spec.name for spec in config.train.hooks} & {"ema", "swa"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_cost_is_what_a_step_costs(name: str, real: Registries, tmp_path: Path) -> None:
-    assert passes_per_image(prepare(stand_in(name, real, "data.extra=null").config, Console(quiet=True))) == cost(RECIPES[name])
+    assert passes_per_image(
+        prepare(stand_in(name, real, "data.extra=null").config, Console(quiet=True))
+    ) == cost(RECIPES[name])
 
 
 def test_the_page_has_every_recipe_with_its_cost(real: Registries) -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    lines = [[cell.strip("` ") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `train/")]
+    lines = [
+        [cell.strip("` ") for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| `train/")
+    ]
     rows = {cells[0]: [cell.replace(",", "") for cell in cells[3:6]] for cells in lines}
     assert len(rows) == len(lines)
     for name, text in RECIPES.items():
         train = load_config(name, environ={}, registries=real).config.train
-        epochs = [] if train.epochs is None else [str(train.epochs).removesuffix(".0"), str(cost(text)), f"{float(train.epochs) * cost(text):.0f}"]
+        epochs = (
+            []
+            if train.epochs is None
+            else [
+                str(train.epochs).removesuffix(".0"),
+                str(cost(text)),
+                f"{float(train.epochs) * cost(text):.0f}",
+            ]
+        )
         assert rows.pop(name) == (epochs or ["", str(cost(text)), ""]), name
     assert not rows, "recipes that are not shipped"
 
 
 def test_the_pages_name_every_method(real: Registries) -> None:
     page = (DOCS / "training.md").read_text(encoding="utf-8")
-    for found in (registry.objectives, registry.regularizers, registry.steps, registry.hooks, registry.optimizers, registry.schedules):
+    for found in (
+        registry.objectives,
+        registry.regularizers,
+        registry.steps,
+        registry.hooks,
+        registry.optimizers,
+        registry.schedules,
+    ):
         missing = [name for name in found.names() if f"`{name}`" not in page]
         assert not missing, f"docs/training.md lacks {missing}"
 
@@ -131,7 +204,10 @@ def test_recipe_trains(name: str, tiny: Callable[..., Path], real: Registries) -
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["step"] == 3 and math.isfinite(row["loss"]) and row["passes_per_sample"] == cost(RECIPES[name])
     assert set(row["parts"]) == PARTS[config.objective.name] | {spec.name for spec in config.regularizers}
-    assert (row["robust_acc"] is None) == (config.objective.name == "natural") and (row["norm"], row["eps"]) == (config.ball.norm, config.ball.eps)
+    assert (row["robust_acc"] is None) == (config.objective.name == "natural") and (
+        row["norm"],
+        row["eps"],
+    ) == (config.ball.norm, config.ball.eps)
     groups = load_checkpoint(resolve_checkpoint(run / "checkpoints", "last")).groups
     averages = {spec.name for spec in config.train.hooks} & {"ema", "swa"}
     assert ("live" in groups) == bool(averages)
@@ -163,12 +239,23 @@ def test_what_makes_a_recipe_takes_part(name: str, without: str, tiny: Callable[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"train/finetune"}))
-def test_dry_run_with_the_own_network(name: str, real: Registries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_with_the_own_network(
+    name: str, real: Registries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On images of 32 pixels; published weights are left out, so that nothing is downloaded."""
     monkeypatch.chdir(tmp_path)
     config = load_config(name, environ={}, registries=real).config
-    settings = ["data.name=fake", "data.size=32", "data.extra=null", f"model.name={config.model.name.partition('@')[0]}"]
-    loaded = load_config(name, [parse_assignment(text, "test") for text in settings], environ={}, registries=real)
+    settings = [
+        "data.name=fake",
+        "data.size=32",
+        "data.extra=null",
+        f"model.name={config.model.name.partition('@')[0]}",
+    ]
+    loaded = load_config(
+        name, [parse_assignment(text, "test") for text in settings], environ={}, registries=real
+    )
     plan: dict[str, Any] = train(loaded, Console(quiet=True), TrainFlags(dry_run=True))["plan"]
-    assert plan["passes_per_image"] == cost(RECIPES[name]) and plan["parameters"] > 0 and plan["total_tflop"] > 0
+    assert (
+        plan["passes_per_image"] == cost(RECIPES[name]) and plan["parameters"] > 0 and plan["total_tflop"] > 0
+    )
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"

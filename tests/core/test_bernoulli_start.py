@@ -19,8 +19,13 @@ def test_bernoulli_start_is_a_corner_of_the_scaled_ball_cut_by_ball_and_box(scal
     size = min(scale, 1.0) * 0.1
     noise = ball.start(free, "bernoulli", rng.restart(0), scale=scale) - free
     assert torch.allclose(noise.abs(), torch.full_like(noise, size), atol=1e-6)
-    assert 0.4 < float((noise > 0).double().mean()) < 0.6 and len({tuple(row) for row in (noise > 0).flatten(1).tolist()}) > 30
-    assert torch.allclose(ball.start(x, "bernoulli", rng.restart(0), scale=scale), (x + noise).clamp(0, 1), atol=1e-6)
+    assert (
+        0.4 < float((noise > 0).double().mean()) < 0.6
+        and len({tuple(row) for row in (noise > 0).flatten(1).tolist()}) > 30
+    )
+    assert torch.allclose(
+        ball.start(x, "bernoulli", rng.restart(0), scale=scale), (x + noise).clamp(0, 1), atol=1e-6
+    )
     wide = ball.start(free, "bernoulli", rng.restart(0), scale=scale, clip=False) - free
     assert torch.allclose(wide, noise.sign() * scale * 0.1, atol=1e-6)
     assert torch.equal(Ball("linf", 0.0).start(x, "bernoulli", rng), x)

@@ -14,7 +14,11 @@ from robustcli.core.random import RowRandom
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
-radii = {"linf": st.sampled_from([0.0, 1 / 255, 8 / 255, 0.3, 1.0]), "l2": st.sampled_from([0.0, 0.01, 0.5, 3.0]), "l1": st.sampled_from([0.0, 0.1, 2.0, 12.0])}
+radii = {
+    "linf": st.sampled_from([0.0, 1 / 255, 8 / 255, 0.3, 1.0]),
+    "l2": st.sampled_from([0.0, 0.01, 0.5, 3.0]),
+    "l1": st.sampled_from([0.0, 0.1, 2.0, 12.0]),
+}
 
 
 def images(shape, seed):
@@ -26,7 +30,10 @@ def images(shape, seed):
 @given(data=st.data(), shape=shapes, seed=st.integers(0, 10**6), size=st.sampled_from([1e-6, 0.1, 1.0, 50.0]))
 def test_projection_lies_in_the_ball_and_box_and_is_idempotent(norm, data, shape, seed, size):
     ball = Ball(norm, data.draw(radii[norm]))
-    x, z = images(shape, seed), images(shape, seed) + size * torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1))
+    x, z = (
+        images(shape, seed),
+        images(shape, seed) + size * torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1)),
+    )
     x_copy = x.clone()
     p = ball.project(x, z)
     assert ball.contains(x, p).all() and torch.equal(x, x_copy)
@@ -47,7 +54,13 @@ def test_a_point_already_inside_stays(norm):
 def test_l1_projection_is_the_nearest_point_of_ball_and_box(seed, eps):
     rng = np.random.default_rng(seed)
     x, z = rng.random(5), rng.random(5) * 3 - 1
-    ours = Ball("l1", eps).project(torch.tensor(x).float().view(1, 1, 1, 5), torch.tensor(z).float().view(1, 1, 1, 5)).double().flatten().numpy()
+    ours = (
+        Ball("l1", eps)
+        .project(torch.tensor(x).float().view(1, 1, 1, 5), torch.tensor(z).float().view(1, 1, 1, 5))
+        .double()
+        .flatten()
+        .numpy()
+    )
     # u = x + a - b with a, b >= 0 makes the problem smooth.
     solved = minimize(
         lambda v: ((x + v[:5] - v[5:] - z) ** 2).sum(),
@@ -101,7 +114,9 @@ def test_steepest_has_unit_length_and_is_steepest(norm, shape, seed, scale):
     v = Ball(norm, 1.0).steepest(grad, share=1e-9)
     flat_v, flat_g = v.flatten(1).double(), grad.flatten(1).double()
     order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
-    assert torch.allclose(torch.linalg.vector_norm(flat_v, ord=order, dim=1), torch.ones(len(v), dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(
+        torch.linalg.vector_norm(flat_v, ord=order, dim=1), torch.ones(len(v), dtype=torch.float64), atol=1e-5
+    )
     best = torch.linalg.vector_norm(flat_g, ord=DUAL[norm], dim=1)
     assert torch.allclose((flat_v * flat_g).sum(1), best, rtol=1e-4)
 
@@ -113,7 +128,11 @@ def test_steepest_of_zero_is_zero(norm):
 
 def test_l1_steepest_spreads_over_a_share_of_the_coordinates():
     v = Ball("l1", 1.0).steepest(torch.arange(1.0, 101).view(1, 1, 10, 10), share=0.05)
-    assert int((v != 0).sum()) == 5 and float(v.sum()) == pytest.approx(1) and float(v.flatten()[-1]) == pytest.approx(0.2)
+    assert (
+        int((v != 0).sum()) == 5
+        and float(v.sum()) == pytest.approx(1)
+        and float(v.flatten()[-1]) == pytest.approx(0.2)
+    )
 
 
 def test_contains_refuses_nan_the_box_and_one_level_too_many():
@@ -142,7 +161,10 @@ def test_starts_lie_in_the_ball(kind, norm):
 
 def test_wide_start_without_clip_is_that_of_nfgsm():
     x = torch.full((50, 1, 4, 4), 0.5)
-    noise = Ball("linf", 0.1).start(x, "uniform", RowRandom(0, "start", torch.arange(50)), scale=2.0, clip=False) - x
+    noise = (
+        Ball("linf", 0.1).start(x, "uniform", RowRandom(0, "start", torch.arange(50)), scale=2.0, clip=False)
+        - x
+    )
     assert 0.19 < float(noise.abs().max()) <= 0.2 + 1e-6
 
 
@@ -155,7 +177,12 @@ def test_wide_start_without_clip_is_that_of_nfgsm():
         (lambda: Ball("linf", 0.1, 1.0, 0.0), "box"),
         (lambda: Ball("linf", 0.1).check_step(0, None), "steps"),
         (lambda: Ball("linf", 0.1).check_step(3, 0.0), "step_size"),
-        (lambda: Ball("linf", 0.1).start(torch.zeros(1, 1, 1, 1), "far", RowRandom(0, "s", torch.arange(1))), "start"),
+        (
+            lambda: Ball("linf", 0.1).start(
+                torch.zeros(1, 1, 1, 1), "far", RowRandom(0, "s", torch.arange(1))
+            ),
+            "start",
+        ),
     ],
 )
 def test_bad_values_are_named(make, words):

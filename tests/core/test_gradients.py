@@ -50,7 +50,11 @@ def test_piecewise_constant_operations_keep_their_values_and_get_a_gradient(name
     if plain.requires_grad and name not in ("heaviside", "//"):  # torch has no derivative of these
         assert not torch.autograd.grad(plain.sum(), x)[0].any()
     (grad,) = torch.autograd.grad(passed.sum(), x)
-    assert torch.allclose(grad, torch.full_like(grad, 4 * slope)) if slope is not None else bool((grad > 0).all())
+    assert (
+        torch.allclose(grad, torch.full_like(grad, 4 * slope))
+        if slope is not None
+        else bool((grad > 0).all())
+    )
 
 
 @pytest.mark.parametrize("write", ["less", "not"])
@@ -71,7 +75,9 @@ def test_falling_masks_have_falling_gradients(write):
 def test_one_hot_answers_pass_the_gradient_of_the_scores(one_hot):
     x = points()
     out = straight_through(one_hot)(x)
-    assert torch.equal(out, one_hot(x)) and torch.equal(torch.autograd.grad((out * torch.arange(3.0)).sum(), x)[0], torch.arange(3.0).expand(64, 3))
+    assert torch.equal(out, one_hot(x)) and torch.equal(
+        torch.autograd.grad((out * torch.arange(3.0)).sum(), x)[0], torch.arange(3.0).expand(64, 3)
+    )
 
 
 class Busy(nn.Module):
@@ -91,7 +97,9 @@ class Busy(nn.Module):
         order = z.flatten(1).argsort(1)
         z = z.clone()
         z[z < -2] = -2
-        z = torch.where(z > 0, z, 0.1 * z) + z.flatten(1).gather(1, order)[:, :1, None, None] * (z.shape[0] > 0)
+        z = torch.where(z > 0, z, 0.1 * z) + z.flatten(1).gather(1, order)[:, :1, None, None] * (
+            z.shape[0] > 0
+        )
         bits = (z > 0).int() & 1
         return self.head(z.flatten(1)) + 0.0 * bits.sum((1, 2, 3))[:, None] + 0.0 * int((x > 0.5).sum())
 
@@ -134,13 +142,20 @@ def test_without_gradients_nothing_is_intercepted():
 def test_a_surrogate_gives_the_gradient_and_the_model_the_value():
     x = points()
     out = backward_through(lambda x: x.round(), lambda x: 3 * x)(x)
-    assert torch.equal(out, x.round()) and torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.full_like(x, 3.0))
+    assert torch.equal(out, x.round()) and torch.equal(
+        torch.autograd.grad(out.sum(), x)[0], torch.full_like(x, 3.0)
+    )
     with torch.no_grad():
         assert torch.equal(backward_through(torch.round, torch.exp)(x), x.round())
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), classes=st.sampled_from([2, 3, 10]), scale=st.sampled_from([1e-6, 1e-2, 1.0, 1e4, 1e8]), softmax=st.booleans())
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.sampled_from([2, 3, 10]),
+    scale=st.sampled_from([1e-6, 1e-2, 1.0, 1e4, 1e8]),
+    softmax=st.booleans(),
+)
 def test_rescaled_logits_keep_the_class_and_give_cross_entropy_a_gradient(seed, classes, scale, softmax):
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(6, classes, generator=g) * (max(0.01, min(scale, 10.0)) if softmax else scale)
@@ -157,7 +172,16 @@ def test_rescaled_logits_keep_the_class_and_give_cross_entropy_a_gradient(seed, 
 def test_rescaling_is_exact_on_probabilities_and_harmless_on_the_rest():
     z = torch.tensor([[0.0, 1.0, 3.0]])
     same = [rescaled(lambda x: x)(part).log_softmax(1) for part in (z, z.softmax(1))]
-    assert torch.allclose(same[0], same[1], atol=1e-5) and torch.allclose(same[0], (z * 10 / 3).log_softmax(1), atol=1e-5)
+    assert torch.allclose(same[0], same[1], atol=1e-5) and torch.allclose(
+        same[0], (z * 10 / 3).log_softmax(1), atol=1e-5
+    )
     flat = torch.ones(2, 4)
-    assert torch.equal(rescaled(lambda x: x)(flat), flat) and rescaled(lambda x: x)(torch.zeros(0, 4)).shape == (0, 4)
-    assert distribution_rows(torch.tensor([[0.2, 0.8], [0.0, 1.0], [0.5, 0.6], [-0.1, 1.1]])).tolist() == [True, False, False, False]
+    assert torch.equal(rescaled(lambda x: x)(flat), flat) and rescaled(lambda x: x)(
+        torch.zeros(0, 4)
+    ).shape == (0, 4)
+    assert distribution_rows(torch.tensor([[0.2, 0.8], [0.0, 1.0], [0.5, 0.6], [-0.1, 1.1]])).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]

@@ -22,8 +22,14 @@ def problems(draw, rows=4):
     n = draw(st.integers(1, 7))
     x = [[draw(pixels) for _ in range(n)] for _ in range(rows)]
     w = [[draw(weights) for _ in range(n)] for _ in range(rows)]
-    share = [draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.999, 1.5, -0.1, -0.5, -0.9, -1.5])) for _ in range(rows)]
-    x, w, share = torch.tensor(x, dtype=torch.float32), torch.tensor(w, dtype=torch.float32), torch.tensor(share)
+    share = [
+        draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.999, 1.5, -0.1, -0.5, -0.9, -1.5])) for _ in range(rows)
+    ]
+    x, w, share = (
+        torch.tensor(x, dtype=torch.float32),
+        torch.tensor(w, dtype=torch.float32),
+        torch.tensor(share),
+    )
     return x, w, share * torch.where(share > 0, capacity(x, w, 1.0), capacity(x, w, -1.0))
 
 
@@ -90,12 +96,17 @@ def test_no_random_point_of_the_plane_is_nearer_in_many_dimensions(norm, share):
     value = share * capacity(x.flatten(1), w.flatten(1), 1.0)
     ball = Ball(norm, 1.0)
     d = to_plane(x, w, value, ball)
-    assert d.shape == x.shape and torch.allclose(value + dot(w, d), torch.zeros(8), atol=1e-5 * float(value.max()))
+    assert d.shape == x.shape and torch.allclose(
+        value + dot(w, d), torch.zeros(8), atol=1e-5 * float(value.max())
+    )
     for _ in range(10):
         mask = torch.rand(x.shape, generator=g) < 0.97  # another way to the plane: without some pixels
         step = 0.1 * length(d, norm).reshape(-1, 1, 1, 1) / x[0].numel() * torch.randn(x.shape, generator=g)
         near = (x + d + step).clamp(0, 1)  # and one beside ours, brought back to the plane
-        for other in (to_plane(x, w * mask, value, ball), near - x + to_plane(near, w, value + dot(w, near - x), ball)):
+        for other in (
+            to_plane(x, w * mask, value, ball),
+            near - x + to_plane(near, w, value + dot(w, near - x), ball),
+        ):
             met = (value + dot(w, other)).abs() <= 1e-4 * value
             assert met.any() and (length(d, norm)[met] <= length(other, norm)[met] * (1 + 1e-4)).all()
 

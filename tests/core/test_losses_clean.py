@@ -24,7 +24,9 @@ def draw(seed, rows=6, classes=3):
 def test_kl_by_hand():
     p, q = [0.5, 0.25, 0.25], [0.2, 0.3, 0.5]
     got = kl_rows(torch.tensor([q]).log() + 3, torch.tensor([p]).log() - 1)
-    assert got.tolist() == pytest.approx([sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))], rel=1e-5)
+    assert got.tolist() == pytest.approx(
+        [sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))], rel=1e-5
+    )
     assert torch.equal(kl_rows(draw(0), draw(0)), torch.zeros(6, dtype=torch.float64))
 
 
@@ -63,7 +65,9 @@ def test_nuclear_of_few_directions_has_a_finite_gradient_along_them():
     (grad,) = torch.autograd.grad(nuclear_rows(one, torch.zeros(3, 3)).sum(), one)
     assert torch.allclose(grad, one.detach() / 3, atol=1e-6)
     zero = torch.zeros(3, 3, requires_grad=True)
-    assert torch.equal(torch.autograd.grad(nuclear_rows(zero, torch.zeros(3, 3)).sum(), zero)[0], torch.zeros(3, 3))
+    assert torch.equal(
+        torch.autograd.grad(nuclear_rows(zero, torch.zeros(3, 3)).sum(), zero)[0], torch.zeros(3, 3)
+    )
     broken = torch.full((2, 3), float("nan"))
     assert nuclear_rows(broken, torch.zeros(2, 3)).isnan().all()
 
@@ -107,7 +111,10 @@ def test_mixed_labels_reach_the_losses_that_know_them():
     both = bind_inner("nuclear", Y, y_soft=MIXED, clean=clean, weight=2.0)(draw(0))
     assert torch.allclose(both, soft_ce(draw(0), MIXED) + 2 * nuclear_rows(draw(0), draw(1)))
     for name in ("margin", "kl"):
-        assert torch.equal(bind_inner(name, Y, y_soft=MIXED, clean=clean)(draw(0)), bind_inner(name, Y, y_soft=None, clean=clean)(draw(0)))
+        assert torch.equal(
+            bind_inner(name, Y, y_soft=MIXED, clean=clean)(draw(0)),
+            bind_inner(name, Y, y_soft=None, clean=clean)(draw(0)),
+        )
 
 
 def test_clean_logits_carry_no_graph():

@@ -8,7 +8,9 @@ from robustcli.core.modes import frozen
 
 
 def network():
-    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(48, 3))
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(48, 3)
+    )
     net.train()
     net[1].eval()  # mixed flags must come back one by one
     net[0].weight.requires_grad_(False)
@@ -16,7 +18,11 @@ def network():
 
 
 def flags(net):
-    return [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()], net[1].track_running_stats
+    return (
+        [m.training for m in net.modules()],
+        [p.requires_grad for p in net.parameters()],
+        net[1].track_running_stats,
+    )
 
 
 @pytest.mark.parametrize("bn", ["eval", "batch"])

@@ -101,7 +101,13 @@ class Explosive(nn.Module):
 def test_broken_gradients_become_zero_and_nan_never_wins():
     x = torch.full((2, 1, 1, 2), 0.5)
     x[1] = 0.7
-    o = Oracle(Explosive(), x, Criterion(torch.zeros(2, dtype=torch.int64)), rng=RowRandom(0, "start", torch.arange(2)), keep="best")
+    o = Oracle(
+        Explosive(),
+        x,
+        Criterion(torch.zeros(2, dtype=torch.int64)),
+        rng=RowRandom(0, "start", torch.arange(2)),
+        keep="best",
+    )
     answer = o.gradient(x)
     assert torch.isfinite(answer.grad).all() and torch.isfinite(o.result(x)).all()
 
@@ -162,7 +168,13 @@ def test_padding_reaches_the_model_but_no_answer():
             sizes.append(len(x))
             return NET(x)
 
-    o = Oracle(Counting(), X, Criterion(Y), rng=RowRandom(0, "start", torch.arange(6)), watch=lambda rows, z: torch.zeros(len(rows), dtype=torch.bool))
+    o = Oracle(
+        Counting(),
+        X,
+        Criterion(Y),
+        rng=RowRandom(0, "start", torch.arange(6)),
+        watch=lambda rows, z: torch.zeros(len(rows), dtype=torch.bool),
+    )
     answer = o.gradient(X)
     plain = oracle().gradient(X)
     assert set(sizes) == {8} and o.forward_rows == 12
@@ -176,7 +188,14 @@ def test_closest_keeps_the_nearest_success_and_the_clean_point_otherwise():
         return torch.stack((torch.zeros(len(p)), p.flatten(1)[:, 0] - 0.5), 1)
 
     x = torch.tensor([0.2, 0.4, 0.1]).reshape(3, 1, 1, 1)
-    oracle = Oracle(model, x, Criterion(torch.zeros(3, dtype=torch.int64)), rng=RowRandom(0, "start", torch.arange(3)), keep="closest", ball=Ball("l2", 0.0))
+    oracle = Oracle(
+        model,
+        x,
+        Criterion(torch.zeros(3, dtype=torch.int64)),
+        rng=RowRandom(0, "start", torch.arange(3)),
+        keep="closest",
+        ball=Ball("l2", 0.0),
+    )
     for points in ([0.9, 0.8, 0.3], [0.6, 0.9, 0.4], [0.7, 0.55, 0.2]):
         oracle.logits(torch.tensor(points).reshape(3, 1, 1, 1))
     assert torch.allclose(oracle.result(x).flatten(), torch.tensor([0.6, 0.55, 0.1]))
@@ -193,7 +212,10 @@ def test_draws_average_the_gradient_of_a_randomised_model():
     x, criterion = torch.full((4, 1, 2, 2), 0.5), Criterion(torch.zeros(4, dtype=torch.int64))
     oracle = Oracle(model, x, criterion, rng=RowRandom(0, "start", torch.arange(4)), draws=400)
     answer = oracle.gradient(x, lambda logits: logits[:, 1])
-    assert torch.allclose(answer.grad, torch.ones_like(x), atol=0.1) and oracle.forward_rows == oracle.backward_rows == 1600
+    assert (
+        torch.allclose(answer.grad, torch.ones_like(x), atol=0.1)
+        and oracle.forward_rows == oracle.backward_rows == 1600
+    )
     with pytest.raises(ValueError, match="draws"):
         Oracle(model, x, criterion, rng=RowRandom(0, "start", torch.arange(4)), draws=0)
 
@@ -202,26 +224,48 @@ def test_rows_in_play_carry_their_labels_targets_and_clean_logits():
     def model(p):
         return torch.stack((0.5 - p.flatten(1)[:, 0], p.flatten(1)[:, 0] - 0.5, -torch.ones(len(p))), 1)
 
-    x, y, target = torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
-    oracle = Oracle(model, x, Criterion(y, target), rng=RowRandom(0, "start", torch.arange(3)), watch=lambda rows, c: torch.ones(len(rows), dtype=torch.bool))
+    x, y, target = (
+        torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1, 1),
+        torch.zeros(3, dtype=torch.int64),
+        torch.ones(3, dtype=torch.int64),
+    )
+    oracle = Oracle(
+        model,
+        x,
+        Criterion(y, target),
+        rng=RowRandom(0, "start", torch.arange(3)),
+        watch=lambda rows, c: torch.ones(len(rows), dtype=torch.bool),
+    )
     oracle.logits(torch.tensor([0.9, 0.1, 0.1]).reshape(3, 1, 1, 1))
     (left,) = oracle.compact(x)
-    assert oracle.alive == 2 and torch.equal(left, x[1:]) and torch.equal(oracle.y, y[1:]) and torch.equal(oracle.target, target[1:])
-    assert torch.allclose(oracle.clean(), model(x[1:])) and oracle.hit(model(torch.full((2, 1, 1, 1), 0.9))).all()
+    assert (
+        oracle.alive == 2
+        and torch.equal(left, x[1:])
+        and torch.equal(oracle.y, y[1:])
+        and torch.equal(oracle.target, target[1:])
+    )
+    assert (
+        torch.allclose(oracle.clean(), model(x[1:]))
+        and oracle.hit(model(torch.full((2, 1, 1, 1), 0.9))).all()
+    )
 
 
 def test_a_confirmed_hit_counts_even_when_its_loss_overflows():
     """Logits of +-3e38 make cross-entropy infinite; the judge has confirmed the hit all the same."""
 
     def model(p):
-        return torch.stack((torch.full((len(p),), -3e38), torch.full((len(p),), 3e38)), 1) * torch.where(p.flatten(1)[:, :1] > 0.5, 1.0, -1.0)
+        return torch.stack((torch.full((len(p),), -3e38), torch.full((len(p),), 3e38)), 1) * torch.where(
+            p.flatten(1)[:, :1] > 0.5, 1.0, -1.0
+        )
 
     x, y = torch.full((2, 1, 1, 1), 0.2), torch.zeros(2, dtype=torch.int64)
 
     def agree(rows, candidates):
         return torch.ones(len(rows), dtype=torch.bool)
 
-    oracle = Oracle(model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(2)), keep="best", watch=agree)
+    oracle = Oracle(
+        model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(2)), keep="best", watch=agree
+    )
     oracle.logits(torch.full_like(x, 0.9))
     assert oracle.compact(x)[0].shape[0] == 0 and torch.equal(oracle.result(x[:0]), torch.full_like(x, 0.9))
 

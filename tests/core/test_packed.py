@@ -17,7 +17,9 @@ from robustcli.core.packed import PackedConv, PackedLinear, pack
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 
-needs_operators = pytest.mark.skipif(not packed.available(), reason="no bf16 operators of oneDNN in this build or on this CPU")
+needs_operators = pytest.mark.skipif(
+    not packed.available(), reason="no bf16 operators of oneDNN in this build or on this CPU"
+)
 
 
 def conv(i: int = 8, o: int = 8, k: Any = 3, **more: Any) -> nn.Conv2d:
@@ -30,7 +32,12 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm = conv(3, bias=False), nn.BatchNorm2d(8)
-        self.a, self.na, self.b, self.nb = conv(bias=False), nn.BatchNorm2d(8), conv(bias=False), nn.BatchNorm2d(8)
+        self.a, self.na, self.b, self.nb = (
+            conv(bias=False),
+            nn.BatchNorm2d(8),
+            conv(bias=False),
+            nn.BatchNorm2d(8),
+        )
         self.c, self.d, self.short = conv(8, 16, stride=2), conv(16, 16), conv(8, 16, 1, stride=2, bias=False)
         self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(16, 5)
 
@@ -70,7 +77,11 @@ def kinds(twin: SearchTwin) -> list[type]:
     """The packed modules that `scores` runs, in order; empty for the plain form."""
     twin.scores(torch.rand(2, 3, 8, 8))
     made: Any = twin._forward_only
-    return [type(m) for name, m in made.named_children() if name.startswith("packed_")] if isinstance(made, fx.GraphModule) else []
+    return (
+        [type(m) for name, m in made.named_children() if name.startswith("packed_")]
+        if isinstance(made, fx.GraphModule)
+        else []
+    )
 
 
 def agree(twin: SearchTwin, x: Tensor) -> None:
@@ -87,7 +98,12 @@ def test_residual_blocks_agree_and_their_sums_and_relus_vanish(channels_last: bo
     twin = shown(trained(Residual()), channels_last=channels_last)
     assert kinds(twin) == [PackedConv] * 6 + [PackedLinear]
     made: Any = twin._forward_only
-    left = [node for node in made.graph.nodes if node.op in ("call_function", "call_method") or (node.op == "call_module" and "packed" not in node.target)]
+    left = [
+        node
+        for node in made.graph.nodes
+        if node.op in ("call_function", "call_method")
+        or (node.op == "call_module" and "packed" not in node.target)
+    ]
     assert [node.target for node in left] == ["mean"]
     for rows in (1, 2, 9, 40):
         agree(twin, torch.rand(rows, 3, 8, 8))
@@ -119,7 +135,9 @@ def test_a_plain_network_is_equal_bit_by_bit() -> None:
     ],
 )
 def test_any_geometry_agrees_and_what_is_not_known_stays(layer: nn.Module, packs: bool) -> None:
-    net = nn.Sequential(conv(3, bias=False), layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+    net = nn.Sequential(
+        conv(3, bias=False), layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5)
+    )
     net(torch.rand(1, 3, 8, 8))
     twin = shown(net.eval())
     assert len(kinds(twin)) == 2 + packs
@@ -161,7 +179,10 @@ class Sums(nn.Module):
 
 
 @needs_operators
-@pytest.mark.parametrize("kind", ["itself", "alpha", "number", "broadcast", "float", "read twice", "into the other", "input written"])
+@pytest.mark.parametrize(
+    "kind",
+    ["itself", "alpha", "number", "broadcast", "float", "read twice", "into the other", "input written"],
+)
 def test_sums_that_are_no_shortcut_agree(kind: str) -> None:
     twin = shown(trained(Sums(kind)))
     assert kinds(twin) == [PackedConv, PackedConv, PackedLinear]
@@ -177,9 +198,15 @@ def test_gradient_passes_keep_the_plain_form() -> None:
         twin = shown(net)
         if used:
             assert kinds(twin)
-        oracle = Oracle(twin, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(5)), ball=Ball("linf", 0.1))
+        oracle = Oracle(
+            twin, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(5)), ball=Ball("linf", 0.1)
+        )
         asked.append(oracle.gradient(x))
-    assert torch.equal(asked[0].grad, asked[1].grad) and torch.equal(asked[0].logits, asked[1].logits) and bool(asked[0].grad.any())
+    assert (
+        torch.equal(asked[0].grad, asked[1].grad)
+        and torch.equal(asked[0].logits, asked[1].logits)
+        and bool(asked[0].grad.any())
+    )
 
 
 @needs_operators
@@ -212,9 +239,16 @@ class Untraceable(Residual):
 
 @pytest.mark.parametrize(
     ("net", "options"),
-    [(Residual(), {"dtype": torch.float32}), (Residual(), {"fold_bn": False}), (Untraceable(), {}), (nn.Sequential(nn.Flatten(), nn.Softmax(1)), {})],
+    [
+        (Residual(), {"dtype": torch.float32}),
+        (Residual(), {"fold_bn": False}),
+        (Untraceable(), {}),
+        (nn.Sequential(nn.Flatten(), nn.Softmax(1)), {}),
+    ],
 )
-def test_precision_tracing_and_an_empty_graph_mean_the_plain_form(net: nn.Module, options: dict[str, Any]) -> None:
+def test_precision_tracing_and_an_empty_graph_mean_the_plain_form(
+    net: nn.Module, options: dict[str, Any]
+) -> None:
     twin, x = shown(net.eval(), **options), torch.rand(5, 3, 8, 8)
     assert kinds(twin) == []
     with torch.no_grad():
@@ -243,7 +277,9 @@ def _refused(*_: object) -> Tensor:
 
 
 @pytest.mark.parametrize("fault", ["absent", "no bf16", "refused", "wrong"])
-def test_any_doubt_about_the_operators_means_the_plain_form(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_doubt_about_the_operators_means_the_plain_form(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if fault == "absent":
         monkeypatch.setattr(packed, "_OPERATORS", ("_no_such_operator",))
     elif fault == "no bf16":

@@ -12,7 +12,9 @@ from robustcli.core.random import RowRandom
 IDS = torch.tensor([3, 11, 4, 250, 0])
 
 
-@pytest.mark.parametrize("draw", [lambda r: r.uniform((3, 4)), lambda r: r.integers(-2, 9, (5,)), lambda r: r.normal((7,))])
+@pytest.mark.parametrize(
+    "draw", [lambda r: r.uniform((3, 4)), lambda r: r.integers(-2, 9, (5,)), lambda r: r.normal((7,))]
+)
 def test_rows_do_not_depend_on_the_batch(draw):
     whole = RowRandom(5, "start", IDS)
     first, second = draw(whole), draw(whole)
@@ -40,7 +42,9 @@ def test_each_part_of_the_key_matters(change):
 def test_restart_is_a_fresh_stream_of_the_same_rows():
     stream = RowRandom(5, "start", IDS, epoch=2)
     stream.uniform((9,))
-    assert torch.equal(stream.restart(3).uniform((4,)), RowRandom(5, "start", IDS, epoch=2, restart=3).uniform((4,)))
+    assert torch.equal(
+        stream.restart(3).uniform((4,)), RowRandom(5, "start", IDS, epoch=2, restart=3).uniform((4,))
+    )
 
 
 def test_moments_and_ranges():

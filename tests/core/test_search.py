@@ -10,7 +10,12 @@ from robustcli.core.search import checkpoints, stalled
 
 @pytest.mark.parametrize(
     ("steps", "expected"),
-    [(100, (22, 41, 57, 70, 80, 87, 93, 99)), (50, (11, 21, 30, 38, 45)), (10, (2, 3, 4, 5, 6, 7, 8, 9, 10)), (1, (1,))],
+    [
+        (100, (22, 41, 57, 70, 80, 87, 93, 99)),
+        (50, (11, 21, 30, 38, 45)),
+        (10, (2, 3, 4, 5, 6, 7, 8, 9, 10)),
+        (1, (1,)),
+    ],
 )
 def test_checkpoints_by_hand(steps, expected):
     assert checkpoints(steps) == expected

@@ -54,7 +54,9 @@ def test_refresh_follows_training_and_the_original_is_untouched():
     net, x = trained(Residual()), torch.rand(5, 3, 8, 8)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     twin = SearchTwin(net)
-    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and all(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and all(
+        p.requires_grad for p in net.parameters()
+    )
     trained(net, seed=1)
     assert twin.parity(x) != ""
     twin.refresh()
@@ -106,10 +108,14 @@ def test_doubt_means_the_plain_model(net):
     assert SearchTwin(net.eval()).parity(torch.rand(5, 3, 8, 8)) != ""
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("can't allocate memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("can't allocate memory"), MemoryError()]
+)
 def test_a_batch_too_large_for_the_copy_says_nothing_of_the_copy(error, monkeypatch):
     """The batch is halved then, and the copy is asked again."""
-    twin = SearchTwin(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval())
+    twin = SearchTwin(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval()
+    )
 
     def full(x):
         raise error

@@ -46,13 +46,17 @@ def test_turns_do_not_shear_an_image_that_is_not_square():
 
 
 def test_the_turn_is_about_the_centre_and_the_shift_comes_after_it():
-    assert torch.allclose(posed(image(5, 5, (2, 3)), angle=torch.pi / 2, right=1 / 5), image(5, 5, (3, 3)), atol=1e-4)
+    assert torch.allclose(
+        posed(image(5, 5, (2, 3)), angle=torch.pi / 2, right=1 / 5), image(5, 5, (3, 3)), atol=1e-4
+    )
 
 
 def test_growth_is_away_from_the_centre_and_the_shift_is_not_grown():
     """Twice as large, a pixel one to the right of the centre lies two to the right of it; then one down."""
     grown = posed(image(9, 9, (4, 5)), grow=2.0, down=1 / 9)
-    assert grown[0, 0, 5, 6] == pytest.approx(1.0, abs=1e-4) and grown[0, 0, 5, 4] == pytest.approx(0.0, abs=1e-4)
+    assert grown[0, 0, 5, 6] == pytest.approx(1.0, abs=1e-4) and grown[0, 0, 5, 4] == pytest.approx(
+        0.0, abs=1e-4
+    )
     assert grown.sum() == pytest.approx(4.0, abs=1e-3), "the area is four times as large"
     shrunk = posed(image(9, 9, (4, 6)), grow=0.5)
     assert shrunk[0, 0, 4, 5] == pytest.approx(1.0, abs=1e-4)

@@ -69,7 +69,11 @@ def write_idx() -> Callable[..., None]:
 
     def write(path: Path, array: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+        raw = (
+            struct.pack(">HBB", 0, 8, array.ndim)
+            + struct.pack(f">{array.ndim}I", *array.shape)
+            + array.astype(np.uint8).tobytes()
+        )
         path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
 
     return write

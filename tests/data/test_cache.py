@@ -72,7 +72,12 @@ def skipped(bundle: DataBundle) -> list[str]:
 
 def same(one: DataBundle, other: DataBundle) -> None:
     assert one.digest == other.digest and one.classes == other.classes and one.shape == other.shape
-    assert (one.mean, one.std, one.augment, skipped(one)) == (other.mean, other.std, other.augment, skipped(other))
+    assert (one.mean, one.std, one.augment, skipped(one)) == (
+        other.mean,
+        other.std,
+        other.augment,
+        skipped(other),
+    )
     for part in ("train", "val", "test"):
         a, b = one.split(part), other.split(part)
         assert torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
@@ -90,7 +95,9 @@ def how(bundle: DataBundle) -> str:
 # ---- the same as in memory --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"size": (10, 12)}], ids=["colour", "grey", "resized"])
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "L"}, {"size": (10, 12)}], ids=["colour", "grey", "resized"]
+)
 def test_bit_for_bit_what_memory_gives(make_folder, calls: list[str], options) -> None:
     root = make_folder(SPLITS, **options)
     size = 6 if "size" in options else None
@@ -106,7 +113,9 @@ def test_bit_for_bit_what_memory_gives(make_folder, calls: list[str], options) -
     same(memory, second)
     assert torch.equal(first.train.raw(torch.tensor([3, 1])), memory.train.raw(torch.tensor([3, 1])))
     assert first.train.store.mapped and second.test.store.mapped and second.train.store is second.test.store
-    assert os.path.getsize(place(root) / "pixels.u8") == 27 * memory.shape[0] * memory.shape[1] * memory.shape[2]
+    assert (
+        os.path.getsize(place(root) / "pixels.u8") == 27 * memory.shape[0] * memory.shape[1] * memory.shape[2]
+    )
 
 
 def test_colour_that_the_probes_missed(make_folder, picture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +130,19 @@ def test_colour_that_the_probes_missed(make_folder, picture, monkeypatch: pytest
 def test_extra_images_and_mixed_batches(make_folder, tmp_path: Path) -> None:
     root = make_folder(SPLITS)
     root.rename(tmp_path / "extra")
-    extra, root = tmp_path / "extra", make_folder({"train/cat": 9, "train/dog": 9, "test/cat": 1, "test/dog": 1})
+    extra, root = (
+        tmp_path / "extra",
+        make_folder({"train/cat": 9, "train/dog": 9, "test/cat": 1, "test/dog": 1}),
+    )
     (root / "train/cat/000.png").unlink()
     seen = []
     for storage in ("memory", "cached", "cached"):
         bundle = load(root, storage)
         config = DataConfig(name=f"folder:{root}", storage=storage, workers=0)
         train = MixedSplit(bundle.train, extra_split(f"folder:{extra}", bundle, config), 0.5)
-        seen.append([tensor for batch in train.stream(epoch_batches(train, 4, 0, 0), CPU) for tensor in batch])
+        seen.append(
+            [tensor for batch in train.stream(epoch_batches(train, 4, 0, 0), CPU) for tensor in batch]
+        )
     assert all(torch.equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other, strict=True))
 
 
@@ -138,7 +152,9 @@ def test_unreadable_images(make_folder, skip: bool) -> None:
     train = load(root, "memory").train.ids
     for k in (2, 5):
         index = int(train[k])
-        (root / (f"train/cat/{index:03d}.png" if index < 12 else f"train/dog/{index - 12:03d}.png")).write_bytes(b"broken")
+        (
+            root / (f"train/cat/{index:03d}.png" if index < 12 else f"train/dog/{index - 12:03d}.png")
+        ).write_bytes(b"broken")
     options = {"bad_image": "skip", "max_bad": 0.2} if skip else {}
     if skip:
         memory = load(root, "memory", **options)
@@ -200,10 +216,15 @@ def test_other_labels_of_the_same_files(make_folder) -> None:
     """A table gives them, as in GTSRB."""
     root = make_folder(SPLITS)
     listings, _ = module._list(root)
-    swapped = {part: replace(listing, labels=[1 - label for label in listing.labels]) for part, listing in listings.items()}
+    swapped = {
+        part: replace(listing, labels=[1 - label for label in listing.labels])
+        for part, listing in listings.items()
+    }
     options = {"name": f"folder:{root}", "workers": 0}
     made = [
-        module.bundle_listings(DataConfig(storage=storage, **options), "folder", Decoder(str(root)), given, name="x")
+        module.bundle_listings(
+            DataConfig(storage=storage, **options), "folder", Decoder(str(root)), given, name="x"
+        )
         for given in (listings, swapped)
         for storage in ("memory", "cached")
     ]
@@ -226,7 +247,9 @@ def about(**changes: object) -> Callable[[Path], object]:
     def act(folder: Path) -> None:
         found = json.loads((folder / "about.json").read_text())
         found.update(changes)
-        (folder / "about.json").write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+        (folder / "about.json").write_text(
+            json.dumps({key: value for key, value in found.items() if value is not None})
+        )
 
     return act
 
@@ -270,7 +293,9 @@ def test_an_image_that_can_be_read_again(make_folder, monkeypatch: pytest.Monkey
     victim = str(load(root, "memory").train.ids[0].item())
 
     def away(self, relative):
-        if relative.endswith(f"cat/{victim.zfill(3)}.png" if int(victim) < 12 else f"dog/{int(victim) - 12:03d}.png") and relative.startswith("train"):
+        if relative.endswith(
+            f"cat/{victim.zfill(3)}.png" if int(victim) < 12 else f"dog/{int(victim) - 12:03d}.png"
+        ) and relative.startswith("train"):
             raise DataError("away", where=relative, code="E-FILE")
         return original(self, relative)
 
@@ -303,7 +328,9 @@ def test_a_kill_leaves_nothing_that_is_taken_for_whole(make_folder, moment: str)
     def work() -> None:
         if moment == "decode":
             original = decoded.write_all
-            decoded.write_all = lambda fd, data: die() if os.lseek(fd, 0, os.SEEK_CUR) > 2000 else original(fd, data)
+            decoded.write_all = lambda fd, data: (
+                die() if os.lseek(fd, 0, os.SEEK_CUR) > 2000 else original(fd, data)
+            )
         elif moment == "digest":
             module.digest_memory = die
         elif moment == "about":
@@ -423,7 +450,11 @@ def test_no_room(make_folder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(SPLITS, size=64)
     monkeypatch.setattr(disk, "free_bytes", lambda path: 300_000)
     error = refused(root)
-    assert error.code == "E-DISK" and f"need 0.3 MB, have 0.3 MB at {place(root)}" in error.what and "data.storage=stream" in error.hint
+    assert (
+        error.code == "E-DISK"
+        and f"need 0.3 MB, have 0.3 MB at {place(root)}" in error.what
+        and "data.storage=stream" in error.hint
+    )
     assert names(root) == {".lock"}
 
 
@@ -461,7 +492,9 @@ def test_unwritable_folder(make_folder, tmp_path: Path, monkeypatch: pytest.Monk
         assert "Read-only file system" in refused(root, cache=str(tmp_path / "other")).what
 
 
-def test_a_folder_that_cannot_be_looked_at(make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_looked_at(
+    make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_folder(SPLITS)
     assert refused(root, cache=str(tmp_path / ("x" * 300))).code == "E-WRITE"
 
@@ -568,7 +601,11 @@ def test_no_thread_is_left() -> None:
 def test_a_subset_of_a_mapped_split() -> None:
     part = mapped().subset(torch.tensor([7, 3, 11]))
     ((x, y, ids),) = part.stream([torch.tensor([2, 0])], CPU)
-    assert ids.tolist() == [11, 7] and y.tolist() == [1, 1] and (x[:, 0, 0, 0] * 255).round().tolist() == [44, 28]
+    assert (
+        ids.tolist() == [11, 7]
+        and y.tolist() == [1, 1]
+        and (x[:, 0, 0, 0] * 255).round().tolist() == [44, 28]
+    )
 
 
 def test_pixels_in_memory_are_gathered_directly() -> None:
@@ -579,7 +616,9 @@ def test_pixels_in_memory_are_gathered_directly() -> None:
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2 * 96, True), (2 * 96 - 1, False), (None, True)])
-def test_what_does_not_fit_on_the_device_is_fed(monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool) -> None:
+def test_what_does_not_fit_on_the_device_is_fed(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool
+) -> None:
     split = mapped()
     split.store.mapped = False
     asked = []
@@ -588,6 +627,10 @@ def test_what_does_not_fit_on_the_device_is_fed(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(split_module, "ahead", lambda job, items: used.append(1) or ahead(job, items))
     for _ in range(2):
         for x, y, ids in split.stream(list(torch.arange(24).split(5)), META):
-            assert x.device == y.device == ids.device == META and x.dtype == torch.float32 and y.dtype == ids.dtype == torch.int64
+            assert (
+                x.device == y.device == ids.device == META
+                and x.dtype == torch.float32
+                and y.dtype == ids.dtype == torch.int64
+            )
     assert asked == [META] and bool(used) is not fits, "the answer is kept"
     assert (split.store.on(META) is not None) is fits

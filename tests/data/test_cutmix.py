@@ -23,7 +23,11 @@ def pictures(batch: int, classes: int = 3, side: int = 6) -> tuple[torch.Tensor,
     """Random pixels, so that an image tells where each of its pixels comes from; labels and ids in no order."""
     source = torch.Generator().manual_seed(batch)
     x = torch.rand(batch, 2, side, side, generator=source)
-    return x, torch.randint(0, classes, (batch,), generator=source), torch.randperm(10 * batch, generator=source)[:batch]
+    return (
+        x,
+        torch.randint(0, classes, (batch,), generator=source),
+        torch.randperm(10 * batch, generator=source)[:batch],
+    )
 
 
 def origins(mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -33,9 +37,17 @@ def origins(mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return same.int().argmax(1)
 
 
-@given(st.integers(1, 9), st.tuples(st.integers(1, 9), st.integers(1, 9)), alphas, st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+@given(
+    st.integers(1, 9),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    alphas,
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 99),
+)
 @settings(max_examples=80, deadline=None)
-def test_label_weight_is_the_share_of_pixels(batch: int, side: Shape, alpha: float, probability: float, epoch: int) -> None:
+def test_label_weight_is_the_share_of_pixels(
+    batch: int, side: Shape, alpha: float, probability: float, epoch: int
+) -> None:
     """Every image is constant and a class of its own, so a row's label can be counted from its pixels."""
     y = torch.arange(batch)
     x = (y.float() / batch)[:, None, None, None].expand(batch, 3, *side)
@@ -69,7 +81,9 @@ def test_equals_the_slow_reference() -> None:
         label = torch.zeros(3, dtype=torch.float64)
         label[y[i]] += (49 - area) / 49
         label[y[j]] += area / 49
-        assert torch.equal(mixed[i], expected) and torch.allclose(soft[i].double(), label, rtol=0, atol=1e-7), i
+        assert torch.equal(mixed[i], expected) and torch.allclose(
+            soft[i].double(), label, rtol=0, atol=1e-7
+        ), i
 
 
 def test_window_is_one_rectangle_from_one_partner() -> None:
@@ -151,13 +165,20 @@ def test_beta_has_its_distribution(alpha: float) -> None:
     # The tails of a small alpha end in 0 and 1 themselves (float32), which a test for continuous draws takes for a fault.
     middle = drawn[(drawn > 1e-3) & (drawn < 1 - 1e-3)]
     low, high = stats.beta.cdf([1e-3, 1 - 1e-3], alpha, alpha)
-    assert stats.kstest(middle, lambda v: (stats.beta.cdf(v, alpha, alpha) - low) / (high - low)).pvalue > 1e-4
+    assert (
+        stats.kstest(middle, lambda v: (stats.beta.cdf(v, alpha, alpha) - low) / (high - low)).pvalue > 1e-4
+    )
     for edge in (1e-3, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999):
         expected = stats.beta.cdf(edge, alpha, alpha)
-        assert abs(float((drawn < edge).mean()) - expected) < 5 * math.sqrt(expected * (1 - expected) / 20_000) + 1e-6, edge
+        assert (
+            abs(float((drawn < edge).mean()) - expected)
+            < 5 * math.sqrt(expected * (1 - expected) / 20_000) + 1e-6
+        ), edge
 
 
-@pytest.mark.parametrize(("alpha", "low", "high"), [(1e-300, 0.0, 0.0), (1e-6, 0.0, 1e-4), (1e6, 0.49, 0.5), (1e300, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("alpha", "low", "high"), [(1e-300, 0.0, 0.0), (1e-6, 0.0, 1e-4), (1e6, 0.49, 0.5), (1e300, 0.5, 0.5)]
+)
 def test_alpha_extremes(alpha: float, low: float, high: float) -> None:
     """Distance of the draws to the nearest of 0 and 1: none at all for tiny alpha, a half for a large one."""
     drawn = beta(rng(torch.arange(5000)), alpha)
@@ -169,7 +190,9 @@ def test_alpha_extremes(alpha: float, low: float, high: float) -> None:
 
 @pytest.mark.parametrize("zeros", [(0.0, 0.0), (0.0, 0.25), (1 - 2**-24, 0.25), (1 - 2**-24, 0.0)])
 @pytest.mark.parametrize("alpha", [1e-300, 1e-3, 0.5, 2.0, 1e300])
-def test_beta_at_the_ends_of_the_uniforms(zeros: tuple[float, float], alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beta_at_the_ends_of_the_uniforms(
+    zeros: tuple[float, float], alpha: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = rng(torch.arange(1))
     monkeypatch.setattr(source, "uniform", lambda tail: torch.tensor([zeros]))
     assert 0 <= float(beta(source, alpha)) <= 1
@@ -177,7 +200,15 @@ def test_beta_at_the_ends_of_the_uniforms(zeros: tuple[float, float], alpha: flo
 
 @pytest.mark.parametrize(
     "options",
-    [{"alpha": 0.0}, {"alpha": -1.0}, {"alpha": math.nan}, {"alpha": math.inf}, {"probability": -0.1}, {"probability": 1.1}, {"probability": math.nan}],
+    [
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"alpha": math.nan},
+        {"alpha": math.inf},
+        {"probability": -0.1},
+        {"probability": 1.1},
+        {"probability": math.nan},
+    ],
 )
 def test_bad_parameters(options: dict[str, float]) -> None:
     x, y, ids = pictures(4)

@@ -26,7 +26,13 @@ def images(n: int, shape: tuple[int, ...] = (3, 6, 6), seed: int = 0) -> np.ndar
 
 
 def whole(**changes: Any) -> dict[str, Any]:
-    arrays = {"x_train": images(20), "y_train": np.arange(20) % 2, "x_test": images(6, seed=1), "y_test": np.arange(6) % 2, **changes}
+    arrays = {
+        "x_train": images(20),
+        "y_train": np.arange(20) % 2,
+        "x_test": images(6, seed=1),
+        "y_test": np.arange(6) % 2,
+        **changes,
+    }
     return {key: value for key, value in arrays.items() if value is not None}
 
 
@@ -58,7 +64,12 @@ def pixels(split) -> torch.Tensor:
 
 def test_npz_uint8(saved) -> None:
     bundle = load(saved(**whole()))
-    assert bundle.name == "npz:set.npz" and bundle.classes == ("0", "1") and bundle.shape == (3, 6, 6) and bundle.presets == {}
+    assert (
+        bundle.name == "npz:set.npz"
+        and bundle.classes == ("0", "1")
+        and bundle.shape == (3, 6, 6)
+        and bundle.presets == {}
+    )
     assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (18, 2, 6)
     assert torch.equal(pixels(bundle.test), torch.from_numpy(images(6, seed=1)).float() / 255)
     assert bundle.test.labels.tolist() == [0, 1, 0, 1, 0, 1] and bundle.test.ids.tolist() == list(range(6))
@@ -72,7 +83,13 @@ def test_digest_sees_labels_and_pixels(saved) -> None:
 
 
 def test_npz_val_and_names(saved) -> None:
-    bundle = load(saved(**whole(x_val=images(4), y_val=np.arange(4) % 2, classes=np.array(["cat", "dog"]), extra=np.zeros(3))))
+    bundle = load(
+        saved(
+            **whole(
+                x_val=images(4), y_val=np.arange(4) % 2, classes=np.array(["cat", "dog"]), extra=np.zeros(3)
+            )
+        )
+    )
     assert (len(bundle.train), len(bundle.val)) == (20, 4) and bundle.classes == ("cat", "dog")
     assert "arrays left aside: extra" in bundle.notes
 
@@ -89,7 +106,9 @@ def test_npz_float(saved, dtype: str) -> None:
     x = (images(20) / np.float64(255)).astype(dtype)
     bundle = load(saved(**whole(x_train=x)))
     ids = bundle.train.ids
-    assert torch.equal(pixels(bundle.train), torch.from_numpy(x.astype(x.dtype.newbyteorder("="))).float()[ids])
+    assert torch.equal(
+        pixels(bundle.train), torch.from_numpy(x.astype(x.dtype.newbyteorder("="))).float()[ids]
+    )
 
 
 def test_float_rounding_outside_the_box_is_clamped(saved) -> None:
@@ -134,8 +153,14 @@ def test_float_rounding_outside_the_box_is_clamped(saved) -> None:
         ({"classes": np.arange(2)}, "`classes`"),
         ({"classes": np.array(["a", "b", "c"])}, "no image of class 'c'"),
         ({"y_test": None}, "no array y_test"),
-        ({"x_train": None, "y_train": None, "x_val": images(2), "y_val": np.arange(2)}, "no array x_train and y_train"),
-        ({"x_train": None, "y_train": None, "x_test": None, "y_test": None, "foo": np.zeros(1)}, "no array x and y"),
+        (
+            {"x_train": None, "y_train": None, "x_val": images(2), "y_val": np.arange(2)},
+            "no array x_train and y_train",
+        ),
+        (
+            {"x_train": None, "y_train": None, "x_test": None, "y_test": None, "foo": np.zeros(1)},
+            "no array x and y",
+        ),
     ],
 )
 def test_wrong_npz(saved, changes: dict[str, Any], text: str) -> None:
@@ -195,7 +220,14 @@ def test_damaged_npz_never_raises_anything_else(tmp_path: Path, data: st.DataObj
 
 
 @pytest.mark.parametrize(
-    "make", [Path.mkdir, lambda p: __import__("os").mkfifo(p), lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"x" * 99), lambda p: None]
+    "make",
+    [
+        Path.mkdir,
+        lambda p: __import__("os").mkfifo(p),
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(b"x" * 99),
+        lambda p: None,
+    ],
 )
 def test_not_a_file(tmp_path: Path, make) -> None:
     make(tmp_path / "a.npz")
@@ -224,19 +256,28 @@ def test_digits() -> None:
 
     stored = torch.from_numpy(load_digits().images).float() / 16
     assert float((pixels(bundle.test)[:, 0] - stored[bundle.test.ids]).abs().max()) <= 0.5 / 255 + 1e-6
-    shares = torch.bincount(bundle.test.labels).double() / torch.bincount(torch.from_numpy(load_digits().target)).double()
+    shares = (
+        torch.bincount(bundle.test.labels).double()
+        / torch.bincount(torch.from_numpy(load_digits().target)).double()
+    )
     assert float((shares - 0.25).abs().max()) < 0.01
 
 
 def test_split_seed_changes_the_digits_split_only() -> None:
-    first, again, other = (load_data(DataConfig(name="digits", split_seed=s), allow_download=False) for s in (0, 0, 1))
+    first, again, other = (
+        load_data(DataConfig(name="digits", split_seed=s), allow_download=False) for s in (0, 0, 1)
+    )
     assert torch.equal(first.test.ids, again.test.ids) and not torch.equal(first.test.ids, other.test.ids)
     assert first.digest == again.digest == other.digest, "the digest is of the stored data"
 
 
 def test_fake() -> None:
     bundle = load_data(DataConfig(name="fake"), allow_download=False)
-    assert bundle.shape == (3, 32, 32) and (len(bundle.train) + len(bundle.val), len(bundle.test), bundle.num_classes) == (1000, 200, 10)
+    assert bundle.shape == (3, 32, 32) and (
+        len(bundle.train) + len(bundle.val),
+        len(bundle.test),
+        bundle.num_classes,
+    ) == (1000, 200, 10)
     assert load_data(DataConfig(name="fake"), allow_download=False).digest == bundle.digest
     assert load_data(DataConfig(name="fake", split_seed=1), allow_download=False).digest != bundle.digest
     train, test = fake_images(20, 8, 0, 1), fake_images(20, 8, 0, 2)

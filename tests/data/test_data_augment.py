@@ -30,9 +30,17 @@ def reference(x: torch.Tensor, sample: int, spec: Augment, epoch: int) -> torch.
     return window.flip(-1) if mirror else window
 
 
-@given(st.integers(0, 4), st.booleans(), st.integers(1, 3), st.tuples(st.integers(1, 7), st.integers(1, 7)), st.integers(0, 9))
+@given(
+    st.integers(0, 4),
+    st.booleans(),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.integers(0, 9),
+)
 @settings(max_examples=40, deadline=None)
-def test_equals_the_slow_reference(crop: int, flip: bool, channels: int, side: tuple[int, int], epoch: int) -> None:
+def test_equals_the_slow_reference(
+    crop: int, flip: bool, channels: int, side: tuple[int, int], epoch: int
+) -> None:
     spec = Augment(crop=crop, flip=flip)
     x = torch.rand(5, channels, *side, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([3, 1, 40, 2**40, 0])
@@ -51,7 +59,10 @@ def test_row_does_not_depend_on_its_batch() -> None:
 
 def test_epochs_seeds_and_ids_differ() -> None:
     spec = Augment(crop=4, flip=True)
-    x, ids = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).expand(32, 3, 8, 8), torch.arange(32)
+    x, ids = (
+        torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).expand(32, 3, 8, 8),
+        torch.arange(32),
+    )
     first = augment(x, rng(ids), spec)
     assert not torch.equal(first, augment(x, rng(ids, epoch=1), spec))
     assert not torch.equal(first, augment(x, rng(ids, seed=6), spec))
@@ -96,7 +107,9 @@ def test_a_pose_leaves_the_windows_as_they_are() -> None:
     pose = (angle * math.radians(20), right * 1.5 / 8, down * 1.5 / 8, torch.exp(grow * math.log(1.2)))
     expected = warp(augment(x, rng(ids), window), *pose).clamp(0, 1)
     found = augment(x, rng(ids), POSED.model_copy(update={"crop": 2, "flip": True}))
-    assert torch.allclose(found, expected, atol=1e-6) and not torch.equal(found, augment(x, rng(ids, epoch=1), POSED))
+    assert torch.allclose(found, expected, atol=1e-6) and not torch.equal(
+        found, augment(x, rng(ids, epoch=1), POSED)
+    )
 
 
 def test_a_pose_does_not_depend_on_the_batch_and_stays_in_the_box() -> None:
@@ -111,7 +124,9 @@ def test_each_pose_alone(name: str, turned: bool, moved: bool) -> None:
     """The centre of mass of a dot beside the centre: a turn keeps its distance from the centre, a shift of all dots does not."""
     x, ids = torch.zeros(400, 1, 17, 17), torch.arange(400)
     x[:, :, 8, 12] = 1
-    y = augment(x, rng(ids), Augment(crop=0, flip=False, **{name: 2.0 if name == "translate" else 30.0}))[:, 0]
+    y = augment(x, rng(ids), Augment(crop=0, flip=False, **{name: 2.0 if name == "translate" else 30.0}))[
+        :, 0
+    ]
     places = torch.arange(17.0) - 8
     down, right = ((y.sum(axis) * places).sum(1) / y.sum((1, 2)) for axis in (2, 1))
     far = torch.hypot(down, right)

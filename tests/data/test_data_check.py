@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from robustcli.data.check import check_classes, check_head, check_labels, check_range, check_shape, check_split
+from robustcli.data.check import (
+    check_classes,
+    check_head,
+    check_labels,
+    check_range,
+    check_shape,
+    check_split,
+)
 from robustcli.errors import DataError
 
 
@@ -12,7 +19,9 @@ def message(call, *args, **options) -> str:
     with pytest.raises(DataError) as caught:
         call(*args, **options)
     error = caught.value
-    assert error.exit_code == 3 and error.what and error.where and error.hint, "an error says what, where and what to do"
+    assert error.exit_code == 3 and error.what and error.where and error.hint, (
+        "an error says what, where and what to do"
+    )
     return error.line()
 
 
@@ -44,7 +53,9 @@ def test_wrong_labels(labels: object, text: str) -> None:
 
 
 def test_label_error_names_the_file() -> None:
-    assert "label 10 at index 1 (b.png) not in [0,9]" in message(check_labels, int_labels(0, 10), 10, paths=["a.png", "b.png"])
+    assert "label 10 at index 1 (b.png) not in [0,9]" in message(
+        check_labels, int_labels(0, 10), 10, paths=["a.png", "b.png"]
+    )
 
 
 def test_label_count() -> None:
@@ -136,7 +147,9 @@ def test_classes_are_compared_by_name() -> None:
     check_classes(("cat", "dog"), ("cat", "dog"), where="test")
     renamed = message(check_classes, ("cat", "dog"), ("cat", "wolf"), where="test")
     assert "missing 'dog'" in renamed and "unexpected 'wolf'" in renamed
-    assert "3 classes, 2 in train: unexpected 'emu'" in message(check_classes, ("cat", "dog"), ("cat", "dog", "emu"), where="test")
+    assert "3 classes, 2 in train: unexpected 'emu'" in message(
+        check_classes, ("cat", "dog"), ("cat", "dog", "emu"), where="test"
+    )
     assert "another order" in message(check_classes, ("cat", "dog"), ("dog", "cat"), where="test")
 
 
@@ -147,7 +160,11 @@ def test_head() -> None:
 
 
 def test_empty_split_and_class() -> None:
-    assert "the val split is empty" in message(check_split, torch.tensor([], dtype=torch.int64), ("a",), "val", where="x")
-    assert "no image of class 'b' in the train split" in message(check_split, torch.tensor([0, 2]), ("a", "b", "c"), "train", where="x")
+    assert "the val split is empty" in message(
+        check_split, torch.tensor([], dtype=torch.int64), ("a",), "val", where="x"
+    )
+    assert "no image of class 'b' in the train split" in message(
+        check_split, torch.tensor([0, 2]), ("a", "b", "c"), "train", where="x"
+    )
     assert check_split(torch.tensor([0, 2]), ("a", "b", "c"), "val", where="x", every_class=False) == ["b"]
     assert check_split(torch.tensor([0, 1]), ("a", "b"), "train", where="x") == []

@@ -45,7 +45,12 @@ def everything(split) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_train_and_test(make_folder, picture, storage: str) -> None:
     bundle = load(make_folder(SPLITS), storage=storage)
     assert isinstance(bundle.train, StreamSplit if storage == "stream" else MemorySplit)
-    assert bundle.name == "folder:images" and bundle.classes == ("cat", "dog") and bundle.shape == (3, 8, 8) and bundle.num_classes == 2
+    assert (
+        bundle.name == "folder:images"
+        and bundle.classes == ("cat", "dog")
+        and bundle.shape == (3, 8, 8)
+        and bundle.num_classes == 2
+    )
     assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (18, 2, 7)
     assert bundle.presets == {} and len(bundle.digest) == 64
     x, y, ids = everything(bundle.test)
@@ -81,7 +86,19 @@ def test_auto_streams_what_does_not_fit(make_folder, monkeypatch: pytest.MonkeyP
 
 
 def test_three_splits_and_other_names(make_folder) -> None:
-    bundle = load(make_folder({"training/a": 3, "training/b": 3, "valid/a": 2, "valid/b": 2, "test/a": 1, "test/b": 1, "docs/c": 0}))
+    bundle = load(
+        make_folder(
+            {
+                "training/a": 3,
+                "training/b": 3,
+                "valid/a": 2,
+                "valid/b": 2,
+                "test/a": 1,
+                "test/b": 1,
+                "docs/c": 0,
+            }
+        )
+    )
     assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (6, 4, 2)
     assert any("folders left aside: docs" in note for note in bundle.notes)
 
@@ -139,7 +156,9 @@ def test_one_odd_size(make_folder, picture, storage: str) -> None:
         with pytest.raises(DataError) as caught:
             everything(load(root, storage=storage).test)
         error = caught.value
-    assert "expected 3x8x8, got 3x9x9" in error.what and "001.png" in error.where and "data.size" in error.hint
+    assert (
+        "expected 3x8x8, got 3x9x9" in error.what and "001.png" in error.where and "data.size" in error.hint
+    )
 
 
 def test_other_files_are_counted_hidden_ones_not_seen(make_folder) -> None:
@@ -242,7 +261,9 @@ def test_skip_drops_training_images_and_keeps_ids(make_folder, storage: str) -> 
 
 @STORAGES
 def test_notes_are_plain_text_whatever_the_file_names(make_folder, storage: str) -> None:
-    root = make_folder({"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1, "other\x1b[2J": 0})
+    root = make_folder(
+        {"train/a": 4, "train/b": 4, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1, "other\x1b[2J": 0}
+    )
     odd = os.fsdecode(os.fsencode(root / "train/a") + b"/\xff\x1b[2J.png")
     (root / "train/a/000.png").rename(odd)
     Path(odd).write_bytes(b"broken")

@@ -39,11 +39,17 @@ def load(root: Path, name: str = "mnist", **options):
 def test_mnist(tmp_path: Path, mnist_files, suffix: str, place: str) -> None:
     mnist_files(tmp_path / place, suffix=suffix)
     bundle = load(tmp_path)
-    assert bundle.name == "mnist" and bundle.shape == (1, 28, 28) and (len(bundle.train), len(bundle.val), len(bundle.test)) == (50, 10, 20)
+    assert (
+        bundle.name == "mnist"
+        and bundle.shape == (1, 28, 28)
+        and (len(bundle.train), len(bundle.val), len(bundle.test)) == (50, 10, 20)
+    )
     assert bundle.presets == {"linf": 0.3, "l2": 2.0} and bundle.mean == (0.1307,) and bundle.std == (0.3081,)
     assert bundle.augment == Augment(crop=0, flip=False)
     ((x, y, _),) = bundle.test.stream([torch.arange(20)], torch.device("cpu"))
-    assert torch.equal(x[:, 0], torch.from_numpy(pictures(20, 1)).float() / 255) and y.tolist() == [k % 10 for k in range(20)]
+    assert torch.equal(x[:, 0], torch.from_numpy(pictures(20, 1)).float() / 255) and y.tolist() == [
+        k % 10 for k in range(20)
+    ]
 
 
 def test_t10k_alone_is_split_by_seed(tmp_path: Path, mnist_files) -> None:
@@ -65,7 +71,9 @@ def test_not_on_disk(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(tmp_path)
     error = caught.value
-    assert error.exit_code == 3 and str(tmp_path / "MNIST" / "raw") in error.where and "--download" in error.hint
+    assert (
+        error.exit_code == 3 and str(tmp_path / "MNIST" / "raw") in error.where and "--download" in error.hint
+    )
 
 
 def header(kind: int, *shape: int) -> bytes:
@@ -121,7 +129,9 @@ def test_any_shape(tmp_path: Path, write_idx) -> None:
         (pictures(20), np.arange(20) % 9, "no image of class '9'"),
     ],
 )
-def test_wrong_content(tmp_path: Path, write_idx, mnist_files, images: np.ndarray, labels: np.ndarray, text: str) -> None:
+def test_wrong_content(
+    tmp_path: Path, write_idx, mnist_files, images: np.ndarray, labels: np.ndarray, text: str
+) -> None:
     mnist_files(tmp_path)
     write_idx(tmp_path / "t10k-images-idx3-ubyte", images)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte", labels)

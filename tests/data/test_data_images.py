@@ -69,12 +69,19 @@ def test_sixteen_bit_rgb_keeps_the_high_byte(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
     row = b"\0" + struct.pack(">3H", 0x1234, 0xFFFF, 0x0080)
     path = tmp_path / "deep.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(row))
+        + chunk(b"IEND", b"")
+    )
     assert decode(path).tolist() == [[[0x12, 0xFF, 0x00]]]
 
 
 def test_cmyk_has_the_right_colours(tmp_path: Path) -> None:
-    colours = np.repeat(np.array([[[220, 30, 30], [30, 200, 60]]], dtype=np.uint8), 8, axis=0).repeat(8, axis=1)
+    colours = np.repeat(np.array([[[220, 30, 30], [30, 200, 60]]], dtype=np.uint8), 8, axis=0).repeat(
+        8, axis=1
+    )
     path = tmp_path / "a.jpg"
     Image.fromarray(colours).convert("CMYK").save(path, quality=95)
     assert np.abs(decode(path).astype(int) - colours).max() < 12
@@ -192,7 +199,9 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, picture, data: 
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)  # 50 KB on disk, 400 million pixels: Pillow itself refuses
     assert path.stat().st_size < 100_000

@@ -85,7 +85,11 @@ print(b.digest, b.train.ids.sum().item(), stratified(b.test.labels, 33, 5).sum()
 def test_processes_agree_whatever_the_hash_seed() -> None:
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", SCRIPT], env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", SCRIPT],
+            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed, threads in (("1", "1"), ("2", "2"))
     }
@@ -95,7 +99,12 @@ def test_processes_agree_whatever_the_hash_seed() -> None:
 def test_loading_does_not_import_heavy_packages() -> None:
     code = "import sys; from robustcli.registry import datasets; datasets.discover(); print([m for m in HEAVY if m in sys.modules])"
     code = code.replace("HEAVY", "('torchvision', 'sklearn', 'PIL', 'scipy')")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_stack_of_batches_covers_a_split_once() -> None:
@@ -103,5 +112,12 @@ def test_stack_of_batches_covers_a_split_once() -> None:
 
     bundle = load_data(DataConfig(name="fake", size=4), allow_download=False)
     order = train_order(len(bundle.train), seed=0, epoch=0)
-    ids = torch.cat([i for _, _, i in bundle.train.stream([order[k : k + 64] for k in range(0, len(order), 64)], torch.device("cpu"))])
+    ids = torch.cat(
+        [
+            i
+            for _, _, i in bundle.train.stream(
+                [order[k : k + 64] for k in range(0, len(order), 64)], torch.device("cpu")
+            )
+        ]
+    )
     assert torch.equal(ids.sort().values, bundle.train.ids)

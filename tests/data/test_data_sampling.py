@@ -77,7 +77,14 @@ def test_sample_split_and_order_use_different_streams() -> None:
 
 
 def test_largest_remainder_is_hamiltons() -> None:
-    assert largest_remainder(np.array([47, 16, 158, 81, 138, 3]), 100).tolist() == [10, 4, 36, 18, 31, 1]  # floors sum to 97; remainders .68, .67, .61 get one
+    assert largest_remainder(np.array([47, 16, 158, 81, 138, 3]), 100).tolist() == [
+        10,
+        4,
+        36,
+        18,
+        31,
+        1,
+    ]  # floors sum to 97; remainders .68, .67, .61 get one
     assert largest_remainder(np.array([1, 1, 1]), 2).tolist() == [1, 1, 0]  # a tie goes to the lower class
     assert largest_remainder(np.array([0, 0]), 0).tolist() == [0, 0]
 

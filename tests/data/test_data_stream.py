@@ -29,7 +29,14 @@ def split(tmp_path: Path, picture) -> Callable[..., StreamSplit]:
     paths = np.array([os.fsencode(f"{k:02d}.png") for k in range(COUNT)])
 
     def make(decoder: Decoder | None = None, **options) -> StreamSplit:
-        return StreamSplit(paths, decoder or Decoder(str(tmp_path)), torch.arange(COUNT) % 3, ("a", "b", "c"), (3, 8, 8), **options)
+        return StreamSplit(
+            paths,
+            decoder or Decoder(str(tmp_path)),
+            torch.arange(COUNT) % 3,
+            ("a", "b", "c"),
+            (3, 8, 8),
+            **options,
+        )
 
     return make
 
@@ -102,7 +109,9 @@ def test_bad_file_is_a_data_error_with_its_path(split, tmp_path: Path, workers: 
 
 @pytest.mark.parametrize("act", ["kill", "exit"])
 def test_dead_worker(split, tmp_path: Path, act: str) -> None:
-    running = split(Trap(str(tmp_path), act=act), workers=2, timeout=30).stream([torch.tensor([k, k + 1]) for k in range(0, COUNT, 2)], CPU)
+    running = split(Trap(str(tmp_path), act=act), workers=2, timeout=30).stream(
+        [torch.tensor([k, k + 1]) for k in range(0, COUNT, 2)], CPU
+    )
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
         list(running)
@@ -117,7 +126,11 @@ def test_what_a_worker_raises_is_not_its_death(split, tmp_path: Path) -> None:
     """Workers end with the thread that forked them, and that thread has nothing left to do."""
     for _ in range(3):
         with pytest.raises(MemoryError, match="no room"):
-            list(split(Trap(str(tmp_path), act="raise"), workers=2, timeout=30).stream([torch.tensor([k, k + 1]) for k in range(0, COUNT, 2)], CPU))
+            list(
+                split(Trap(str(tmp_path), act="raise"), workers=2, timeout=30).stream(
+                    [torch.tensor([k, k + 1]) for k in range(0, COUNT, 2)], CPU
+                )
+            )
         assert not multiprocessing.active_children()
 
 
@@ -126,7 +139,12 @@ def test_silent_worker(split, tmp_path: Path, act: str) -> None:
     with pytest.raises(DataError) as caught:
         list(split(Trap(str(tmp_path), act=act), workers=1, timeout=1.5).stream([torch.tensor([8, 9])], CPU))
     error = caught.value
-    assert error.code == "E-WORKER" and "nothing for 1.5 s" in error.what and error.where == "sample ids 8, 9" and "data.timeout" in error.hint
+    assert (
+        error.code == "E-WORKER"
+        and "nothing for 1.5 s" in error.what
+        and error.where == "sample ids 8, 9"
+        and "data.timeout" in error.hint
+    )
     assert not multiprocessing.active_children()
 
 
@@ -195,7 +213,11 @@ def test_memory_split_is_exact_and_shares_pixels() -> None:
 
 
 def test_stream_does_not_change_the_stored_pixels() -> None:
-    memory = MemorySplit(torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.int64), ("a",))
+    memory = MemorySplit(
+        torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(3, dtype=torch.int64),
+        ("a",),
+    )
     before = memory.store.pixels.clone()
     ((x, _, _),) = memory.stream([torch.arange(3)], CPU)
     x.zero_()

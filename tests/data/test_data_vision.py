@@ -18,7 +18,9 @@ from robustcli.errors import DataError, ResourceError
 
 
 def load(root: Path, name: str, *, allow_download: bool = False, **options):
-    return load_data(DataConfig(name=name, root=str(root), workers=0, **options), allow_download=allow_download)
+    return load_data(
+        DataConfig(name=name, root=str(root), workers=0, **options), allow_download=allow_download
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "gtsrb", "imagenet"])
@@ -41,23 +43,37 @@ def fake_cifar(calls: list[dict], *, present: bool, fail: Exception | None = Non
             raise RuntimeError("Dataset not found or corrupted.")
         n = 40 if train else 20
         data = np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-        return SimpleNamespace(data=data, targets=[k % 10 for k in range(n)], classes=[f"class {k}" for k in range(10)])
+        return SimpleNamespace(
+            data=data, targets=[k % 10 for k in range(n)], classes=[f"class {k}" for k in range(10)]
+        )
 
     return build
 
 
-def test_cifar_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cifar_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torchvision
 
     calls: list[dict] = []
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake_cifar(calls, present=True))
     bundle = load(tmp_path, "cifar10")
     assert all(not call["download"] for call in calls)
-    assert bundle.shape == (3, 32, 32) and bundle.classes[3] == "class 3" and bundle.augment == Augment(crop=4, flip=True)
+    assert (
+        bundle.shape == (3, 32, 32)
+        and bundle.classes[3] == "class 3"
+        and bundle.augment == Augment(crop=4, flip=True)
+    )
     assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (30, 10, 20)
-    assert bundle.mean == (0.4914, 0.4822, 0.4465) and bundle.presets == {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+    assert bundle.mean == (0.4914, 0.4822, 0.4465) and bundle.presets == {
+        "linf": 8 / 255,
+        "l2": 0.5,
+        "l1": 12.0,
+    }
     assert capsys.readouterr().out == "", "stdout is for results"
-    stored = torch.from_numpy(fake_cifar([], present=True)("", train=False).data).permute(0, 3, 1, 2).float() / 255
+    stored = (
+        torch.from_numpy(fake_cifar([], present=True)("", train=False).data).permute(0, 3, 1, 2).float() / 255
+    )
     ((x, _, _),) = bundle.test.stream([torch.arange(20)], torch.device("cpu"))
     assert torch.equal(x, stored)
 
@@ -78,7 +94,9 @@ def test_download_only_when_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR100", fake_cifar([], present=False, fail=OSError("no route to host")))
+    monkeypatch.setattr(
+        torchvision.datasets, "CIFAR100", fake_cifar([], present=False, fail=OSError("no route to host"))
+    )
     with pytest.raises(DataError) as caught:
         load(tmp_path, "cifar100", allow_download=True)
     assert caught.value.code == "E-DOWNLOAD" and "no route to host" in caught.value.what and caught.value.hint
@@ -92,13 +110,24 @@ def test_svhn_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sums = {}
     for part, n in (("train", 40), ("test", 20)):
         data = np.random.default_rng(n).integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
-        savemat(tmp_path / f"{part}_32x32.mat", {"X": data, "y": np.array([[k % 10 + 1] for k in range(n)], dtype=np.uint8)})
-        sums[part] = hashlib.md5((tmp_path / f"{part}_32x32.mat").read_bytes(), usedforsecurity=False).hexdigest()
+        savemat(
+            tmp_path / f"{part}_32x32.mat",
+            {"X": data, "y": np.array([[k % 10 + 1] for k in range(n)], dtype=np.uint8)},
+        )
+        sums[part] = hashlib.md5(
+            (tmp_path / f"{part}_32x32.mat").read_bytes(), usedforsecurity=False
+        ).hexdigest()
     listed = {part: [f"no-host://{part}", f"{part}_32x32.mat", sums[part]] for part in sums}
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", listed)
     bundle = load(tmp_path, "svhn")
-    assert bundle.shape == (3, 32, 32) and len(bundle.test) == 20 and bundle.augment == Augment(crop=4, flip=False)
-    assert bundle.test.labels.tolist() == [(k % 10 + 1) % 10 for k in range(20)]  # class 10 of the file is digit 0
+    assert (
+        bundle.shape == (3, 32, 32)
+        and len(bundle.test) == 20
+        and bundle.augment == Augment(crop=4, flip=False)
+    )
+    assert bundle.test.labels.tolist() == [
+        (k % 10 + 1) % 10 for k in range(20)
+    ]  # class 10 of the file is digit 0
 
 
 @pytest.fixture
@@ -121,7 +150,11 @@ def gtsrb(tmp_path: Path, picture) -> Path:
 
 def test_gtsrb(gtsrb: Path, picture) -> None:
     bundle = load(gtsrb, "gtsrb")
-    assert bundle.shape == (3, 32, 32) and bundle.augment == Augment(crop=4, flip=False) and bundle.presets == {"linf": 8 / 255}
+    assert (
+        bundle.shape == (3, 32, 32)
+        and bundle.augment == Augment(crop=4, flip=False)
+        and bundle.presets == {"linf": 8 / 255}
+    )
     assert (len(bundle.train) + len(bundle.val), bundle.test.labels.tolist()) == (12, [0, 1, 2, 0, 1, 2])
     ((x, _, _),) = bundle.test.stream([torch.tensor([3])], torch.device("cpu"))
     expected = np.asarray(picture(103, 25).resize((32, 32), 2)).transpose(2, 0, 1)
@@ -157,13 +190,20 @@ def test_imagenet_folders(tmp_path: Path, picture) -> None:
             for i in range(count):
                 picture(i, (60, 40)).save(tmp_path / part / wnid / f"{i}.JPEG")
     bundle = load(tmp_path, "imagenet", storage="stream")
-    assert bundle.name == "imagenet" and bundle.shape == (3, 224, 224) and isinstance(bundle.test, StreamSplit)
-    assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (6, 2, 4) and bundle.presets == {"linf": 4 / 255, "l2": 3.0}
+    assert (
+        bundle.name == "imagenet" and bundle.shape == (3, 224, 224) and isinstance(bundle.test, StreamSplit)
+    )
+    assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (6, 2, 4) and bundle.presets == {
+        "linf": 4 / 255,
+        "l2": 3.0,
+    }
     assert bundle.augment == Augment(crop=0, flip=True) and bundle.mean == (0.485, 0.456, 0.406)
     assert load(tmp_path, "imagenet", size=28).shape == (3, 28, 28)
 
 
-def test_imagenet_archives_are_unpacked_only_when_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture) -> None:
+def test_imagenet_archives_are_unpacked_only_when_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture
+) -> None:
     import torchvision
 
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"")
@@ -201,9 +241,17 @@ def test_mnist_download_asks_torchvision(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no libcudart"), OSError("undefined symbol"), AttributeError("x")]
+    "error",
+    [
+        RuntimeError("operator torchvision::nms does not exist"),
+        ImportError("no libcudart"),
+        OSError("undefined symbol"),
+        AttributeError("x"),
+    ],
 )
-def test_torchvision_that_does_not_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_torchvision_that_does_not_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def broken(module: str) -> None:
         raise error
 
@@ -211,7 +259,10 @@ def test_torchvision_that_does_not_match(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ResourceError) as caught:
         vision.import_torchvision()
     assert caught.value.code == "E-TORCHVISION" and caught.value.exit_code == 6
-    assert "pip install torchvision in a fresh environment resolves both" in caught.value.hint and str(error) in caught.value.what
+    assert (
+        "pip install torchvision in a fresh environment resolves both" in caught.value.hint
+        and str(error) in caught.value.what
+    )
 
 
 def test_torchvision_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,14 @@ from robustcli.config.schema import DataConfig
 from robustcli.data import load_data, train_order
 from robustcli.data.bundle import DataBundle
 from robustcli.data.images import Decoder
-from robustcli.data.mixture import JoinedSplit, MixedSplit, epoch_batches, epoch_size, extra_split, mixed_order
+from robustcli.data.mixture import (
+    JoinedSplit,
+    MixedSplit,
+    epoch_batches,
+    epoch_size,
+    extra_split,
+    mixed_order,
+)
 from robustcli.data.split import MemorySplit, Split
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import ConfigError, DataError
@@ -24,8 +31,17 @@ CPU = torch.device("cpu")
 NAMES = ("a", "b", "c")
 
 
-def memory(count: int, key: int = 0, *, classes: tuple[str, ...] = NAMES, side: int = 8, ids: torch.Tensor | None = None) -> MemorySplit:
-    pixels = torch.from_numpy(np.random.default_rng(key).integers(0, 256, (count, 3, side, side), dtype=np.uint8))
+def memory(
+    count: int,
+    key: int = 0,
+    *,
+    classes: tuple[str, ...] = NAMES,
+    side: int = 8,
+    ids: torch.Tensor | None = None,
+) -> MemorySplit:
+    pixels = torch.from_numpy(
+        np.random.default_rng(key).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+    )
     return MemorySplit(pixels, (torch.arange(count) + key) % len(classes), classes, ids=ids)
 
 
@@ -37,7 +53,9 @@ def streamed(tmp_path: Path, picture) -> Callable[..., StreamSplit]:
         for k in range(count):
             picture(key + k).save(tmp_path / f"{key + k:04d}.png")
         paths = np.array([os.fsencode(f"{key + k:04d}.png") for k in range(count)])
-        return StreamSplit(paths, Decoder(str(tmp_path)), (torch.arange(count) + key) % 3, NAMES, (3, 8, 8), **options)
+        return StreamSplit(
+            paths, Decoder(str(tmp_path)), (torch.arange(count) + key) % 3, NAMES, (3, 8, 8), **options
+        )
 
     return make
 
@@ -54,14 +72,25 @@ def check_stream(mixed: JoinedSplit, parts: list[Split], batches: list[torch.Ten
     got = list(mixed.stream(batches, CPU))
     assert len(got) == len(batches)
     for positions, (bx, by, bids) in zip(batches, got, strict=True):
-        assert torch.equal(bx, x[positions]) and torch.equal(by, y[positions]) and torch.equal(bids, mixed.ids[positions])
+        assert (
+            torch.equal(bx, x[positions])
+            and torch.equal(by, y[positions])
+            and torch.equal(bids, mixed.ids[positions])
+        )
         assert bx.dtype == torch.float32 and by.dtype == bids.dtype == torch.int64
 
 
 def some_batches(total: int, first: int) -> list[torch.Tensor]:
     """Both parts in disorder, one part alone each, a repeated row, none at all."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    return [order[:5], torch.tensor([first - 1, first - 2]), torch.tensor([total - 1, first]), torch.tensor([0, first, 0]), order[5:], order[:0]]
+    return [
+        order[:5],
+        torch.tensor([first - 1, first - 2]),
+        torch.tensor([total - 1, first]),
+        torch.tensor([0, first, 0]),
+        order[5:],
+        order[:0],
+    ]
 
 
 # ---- the split ---------------------------------------------------------------------------------------------------
@@ -98,7 +127,9 @@ def test_files_beside_memory(streamed) -> None:
 
 def test_leaving_early_leaves_no_process(streamed) -> None:
     before = set(multiprocessing.active_children())
-    stream = MixedSplit(streamed(6, 0, workers=1), streamed(6, 300, workers=1), 0.5).stream([torch.tensor([k, 6 + k]) for k in range(6)], CPU)
+    stream = MixedSplit(streamed(6, 0, workers=1), streamed(6, 300, workers=1), 0.5).stream(
+        [torch.tensor([k, 6 + k]) for k in range(6)], CPU
+    )
     next(stream)
     assert len(set(multiprocessing.active_children()) - before) == 2
     stream.close()
@@ -109,7 +140,11 @@ def test_an_unreadable_extra_image_ends_both_streams(streamed, tmp_path: Path) -
     mixed = MixedSplit(streamed(6, 0, workers=1), streamed(6, 300, workers=0), 0.5)
     (tmp_path / "0302.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"0302\.png") as caught:
-        list(mixed.stream([torch.tensor([0, 6]), torch.tensor([1, 8]), *torch.arange(6).repeat(8).split(1)], CPU))  # the worker is far from its end
+        list(
+            mixed.stream(
+                [torch.tensor([0, 6]), torch.tensor([1, 8]), *torch.arange(6).repeat(8).split(1)], CPU
+            )
+        )  # the worker is far from its end
     # The kept traceback keeps the frames alive: the other part's worker must have been ended, not left to the garbage collector.
     assert not multiprocessing.active_children() and caught.traceback
 
@@ -131,7 +166,9 @@ def test_subset_keeps_ids_and_pixels(chosen: list[int], data: st.DataObject) -> 
     positions = torch.tensor(chosen)[torch.tensor(again)]
     x, y, ids = everything(mixed)
     px, py, pids = everything(part)
-    assert torch.equal(px, x[positions]) and torch.equal(py, y[positions]) and torch.equal(pids, ids[positions])
+    assert (
+        torch.equal(px, x[positions]) and torch.equal(py, y[positions]) and torch.equal(pids, ids[positions])
+    )
     assert torch.equal(part.ids, pids) and torch.equal(part.labels, py) and len(part) == len(again)
 
 
@@ -149,7 +186,11 @@ def test_empty_parts() -> None:
         (memory(4, classes=("a", "x", "y")), "E-CLASS", "class 1 is 'x', in the training data 'b'"),
         (memory(4, classes=("a", "c", "b")), "E-CLASS", "class 1 is 'c', in the training data 'b'"),
         (memory(4, classes=("a", "b")), "E-CLASS", "2 classes, 3 in the training data: missing 'c'"),
-        (memory(4, classes=("a", "b", "c", "d")), "E-CLASS", "4 classes, 3 in the training data: unexpected 'd'"),
+        (
+            memory(4, classes=("a", "b", "c", "d")),
+            "E-CLASS",
+            "4 classes, 3 in the training data: unexpected 'd'",
+        ),
         (memory(4, side=4), "E-SHAPE", "expected 3x8x8, got 3x4x4"),
     ],
 )
@@ -181,7 +222,9 @@ def test_ratio_zero_is_the_order_of_plain_training(n: int, batch: int, n_extra: 
     plain = list(train_order(n, 3, epoch)[: n // batch * batch].split(batch))
     assert same(mixed_order(n, n_extra, batch, 0.0, 3, epoch), plain)
     alone, mixed = memory(n, side=1), MixedSplit(memory(n, side=1), memory(n_extra, side=1), 0.0)
-    assert same(epoch_batches(alone, batch, 3, epoch), plain) and same(epoch_batches(mixed, batch, 3, epoch), plain)
+    assert same(epoch_batches(alone, batch, 3, epoch), plain) and same(
+        epoch_batches(mixed, batch, 3, epoch), plain
+    )
     assert epoch_size(alone) == epoch_size(mixed) == n
 
 
@@ -207,10 +250,14 @@ def test_epochs_continue_the_permutation() -> None:
     """24 originals, 6 batches of 2 extra and 2 original: one permutation of 24 lasts for two epochs, the next begins with the third."""
     draws = [torch.stack(mixed_order(24, 12, 4, 0.5, 3, epoch)) for epoch in range(4)]
     originals = [d[d < 24] for d in draws]
-    assert torch.equal(torch.cat(originals[:2]), train_order(24, 3, 0)) and torch.equal(torch.cat(originals[2:]), train_order(24, 3, 1))
+    assert torch.equal(torch.cat(originals[:2]), train_order(24, 3, 0)) and torch.equal(
+        torch.cat(originals[2:]), train_order(24, 3, 1)
+    )
     extras = [d[d >= 24] - 24 for d in draws]
     assert all(sorted(part.tolist()) == list(range(12)) for part in extras)
-    assert len({tuple(part.tolist()) for part in extras}) == 4, "each pass over the extra images has its own order"
+    assert len({tuple(part.tolist()) for part in extras}) == 4, (
+        "each pass over the extra images has its own order"
+    )
 
 
 def test_extra_order_is_not_that_of_the_originals() -> None:
@@ -266,10 +313,20 @@ def training(tmp_path: Path) -> tuple[DataBundle, DataConfig]:
 
 
 def arrays(count: int, key: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    return np.random.default_rng(key).integers(0, 256, (count, 3, side, side), dtype=np.uint8), np.arange(count) % 3
+    return np.random.default_rng(key).integers(0, 256, (count, 3, side, side), dtype=np.uint8), np.arange(
+        count
+    ) % 3
 
 
-def save(path: Path, count: int, key: int, *, classes: tuple[str, ...] = NAMES, side: int = 8, parts: tuple[str, ...] = ()) -> Path:
+def save(
+    path: Path,
+    count: int,
+    key: int,
+    *,
+    classes: tuple[str, ...] = NAMES,
+    side: int = 8,
+    parts: tuple[str, ...] = (),
+) -> Path:
     held = {"classes": np.array(classes)}
     for number, part in enumerate(parts or ("",)):
         held["x" + part], held["y" + part] = arrays(count, key + number, side)
@@ -289,7 +346,11 @@ def test_every_image_of_an_npz(training, tmp_path: Path, parts: tuple[str, ...])
     stored = [arrays(12, 50 + number) for number in range(max(1, len(parts)))]
     assert len(extra) == 12 * len(stored) and len(set(ids.tolist())) == len(extra)
     assert rows(x) == sorted(image.tobytes() for pixels, _ in stored for image in pixels)
-    labels = {image.tobytes(): int(label) for pixels, known in stored for image, label in zip(pixels, known, strict=True)}
+    labels = {
+        image.tobytes(): int(label)
+        for pixels, known in stored
+        for image, label in zip(pixels, known, strict=True)
+    }
     assert all(labels[rows(image[None])[0]] == int(label) for image, label in zip(x, y, strict=True))
     mixed = MixedSplit(bundle.train, extra, 0.5)
     assert len(set(mixed.ids.tolist())) == len(mixed)
@@ -300,7 +361,13 @@ def test_an_extra_set_is_the_same_whatever_the_splits_of_the_run(training, tmp_p
     bundle, config = training
     source = f"npz:{save(tmp_path / 'extra.npz', 12, 50)}"
     first = extra_split(source, bundle, config)
-    other = extra_split(source, bundle, config.model_copy(update={"split_seed": 5, "val_fraction": 0.4, "test_fraction": 0.5, "storage": "stream"}))
+    other = extra_split(
+        source,
+        bundle,
+        config.model_copy(
+            update={"split_seed": 5, "val_fraction": 0.4, "test_fraction": 0.5, "storage": "stream"}
+        ),
+    )
     assert all(torch.equal(a, b) for a, b in zip(everything(first), everything(other), strict=True))
     assert first.digest == other.digest and len(first.digest) == 64 and first.digest != bundle.digest
     assert first.subset(torch.tensor([1])).digest == first.digest
@@ -310,9 +377,15 @@ def test_an_extra_set_is_the_same_whatever_the_splits_of_the_run(training, tmp_p
 def test_every_image_of_a_folder(training, make_folder, picture, storage: str) -> None:
     bundle, config = training
     root = make_folder({"a": 4, "b": 3, "c": 5})
-    extra = extra_split(f"folder:{root}", bundle, config.model_copy(update={"storage": storage, "workers": 1}))
+    extra = extra_split(
+        f"folder:{root}", bundle, config.model_copy(update={"storage": storage, "workers": 1})
+    )
     x, y, _ = everything(extra)
-    wanted = [np.asarray(picture(1000 * k + i)).transpose(2, 0, 1).tobytes() for k, count in enumerate((4, 3, 5)) for i in range(count)]
+    wanted = [
+        np.asarray(picture(1000 * k + i)).transpose(2, 0, 1).tobytes()
+        for k, count in enumerate((4, 3, 5))
+        for i in range(count)
+    ]
     assert rows(x) == sorted(wanted) and torch.bincount(y).tolist() == [4, 3, 5]
     if storage == "stream":
         assert [part.workers for part in extra.parts if isinstance(part, StreamSplit)] == [1, 0, 0]
@@ -339,7 +412,12 @@ def test_extra_data_that_does_not_fit(training, tmp_path: Path, options, code: s
     path = save(tmp_path / "extra.npz", **{"count": 12, "key": 50, **options})
     with pytest.raises(DataError) as caught:
         extra_split(f"npz:{path}", *training)
-    assert caught.value.code == code and text in caught.value.what and str(path) in caught.value.where and caught.value.hint
+    assert (
+        caught.value.code == code
+        and text in caught.value.what
+        and str(path) in caught.value.where
+        and caught.value.hint
+    )
 
 
 def test_fewer_classes_and_a_missing_file(training, tmp_path: Path) -> None:

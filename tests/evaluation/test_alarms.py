@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustcli.evaluation.alarms import RULES, Alarm, check_model_output, check_search, final_checks, reliability, too_many
+from robustcli.evaluation.alarms import (
+    RULES,
+    Alarm,
+    check_model_output,
+    check_search,
+    final_checks,
+    reliability,
+    too_many,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +54,12 @@ def test_more_cases_never_silence_a_rule():
 
 def test_notes_leave_the_reliability_alone():
     note, suspect, invalid = (Alarm("x", level, "e", "r") for level in ("note", "suspect", "invalid"))
-    assert [reliability(found) for found in ([], [note], [note, suspect], [suspect, invalid])] == ["ok", "ok", "suspect", "invalid"]
+    assert [reliability(found) for found in ([], [note], [note, suspect], [suspect, invalid])] == [
+        "ok",
+        "ok",
+        "suspect",
+        "invalid",
+    ]
 
 
 def test_outputs():
@@ -58,7 +71,9 @@ def test_outputs():
     half = torch.cat((logits, logits.softmax(1)))
     assert check_model_output(half, half) == []
     logits[1, 1] = float("nan")
-    assert [(a.name, a.level, a.evidence[:6]) for a in check_model_output(logits, logits)] == [("non-finite-logits", "invalid", "1 of 2")]
+    assert [(a.name, a.level, a.evidence[:6]) for a in check_model_output(logits, logits)] == [
+        ("non-finite-logits", "invalid", "1 of 2")
+    ]
     assert check_model_output(torch.zeros(0, 3), torch.zeros(0, 3)) == []
 
 
@@ -74,10 +89,25 @@ def test_searches():
         ({"apgd-ce": 50, "square": 48}, ("gradient", "scores"), 1000, False),  # 0.2 % is allowed
         ({"apgd-ce": 50, "square": 48}, ("gradient", "scores"), 64, True),
         ({"apgd-ce": 50, "square": 49}, ("gradient", "scores"), 64, False),  # one sample is chance
-        ({"apgd-ce": 50, "noise": 49, "square": 48}, ("gradient", "decisions", "scores"), 64, True),  # together two
+        (
+            {"apgd-ce": 50, "noise": 49, "square": 48},
+            ("gradient", "decisions", "scores"),
+            64,
+            True,
+        ),  # together two
         ({"square": 47, "apgd-ce": 20}, ("scores", "gradient"), 64, False),
-        ({"square": 47, "apgd-ce": 40, "replay": 30, "fab": 30}, ("scores", "gradient", "transfer", "gradient"), 64, True),
-        ({"noise": 60, "square": 40}, ("decisions", "scores"), 64, False),  # no white-box stage to compare with
+        (
+            {"square": 47, "apgd-ce": 40, "replay": 30, "fab": 30},
+            ("scores", "gradient", "transfer", "gradient"),
+            64,
+            True,
+        ),
+        (
+            {"noise": 60, "square": 40},
+            ("decisions", "scores"),
+            64,
+            False,
+        ),  # no white-box stage to compare with
         ({}, (), 0, False),
     ],
 )
@@ -91,7 +121,12 @@ def emitted():
     found = set()
     for path in (ROOT / "robustcli").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Alarm", "Rule") and node.args:
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("Alarm", "Rule")
+                and node.args
+            ):
                 found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
     return found
 
@@ -105,4 +140,6 @@ def test_every_alarm_is_documented_with_its_level():
     assert len(emitted()) > 15
     assert set(rows) == emitted()
     assert all(rows[name][1] == rule.level for name, rule in RULES.items())
-    assert all(set(re.findall(r"`([a-z]+)`", rows[name][4])) == set(rule.helps) for name, rule in RULES.items())
+    assert all(
+        set(re.findall(r"`([a-z]+)`", rows[name][4])) == set(rule.helps) for name, rule in RULES.items()
+    )

@@ -28,7 +28,9 @@ def evaluation(ids, standing, calls=(CALL,), clean=None):
     clean = torch.ones_like(standing) if clean is None else clean
     stages = {call.label: standing for call in calls}
     costs = dict.fromkeys(stages, 1.0)
-    return Evaluation(ids, torch.zeros_like(ids), clean, stages, costs, costs, [], 1.0, calls=tuple(calls), total=len(ids))
+    return Evaluation(
+        ids, torch.zeros_like(ids), clean, stages, costs, costs, [], 1.0, calls=tuple(calls), total=len(ids)
+    )
 
 
 def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
@@ -42,27 +44,50 @@ def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
     def again(attacks, where, name):
         asked.append(([call.label for call in attacks], ids[where].tolist()))
         falls = long_weak if name else weak
-        return evaluation(ids[where], torch.tensor([int(i) not in falls for i in ids[where]], dtype=torch.bool), tuple(attacks))
+        return evaluation(
+            ids[where],
+            torch.tensor([int(i) not in falls for i in ids[where]], dtype=torch.bool),
+            tuple(attacks),
+        )
 
     plan = EvalPlan(Ball("linf", 0.1), [CALL], seed, audit=AuditPlan(samples, lambda passes: [SHORT], [LONG]))
-    found, (looked, fallen) = audited(plan, evaluation(ids, torch.arange(n) < standing), torch.arange(n), again, part=part)
+    found, (looked, fallen) = audited(
+        plan, evaluation(ids, torch.arange(n) < standing), torch.arange(n), again, part=part
+    )
     return found, set(looked.tolist()), set(fallen.tolist()), asked
 
 
 def test_none_falls_and_the_record_bounds_what_the_attacks_could_still_break():
     found, looked, fallen, asked = audit_of(1000, 621, ())
     audit = found.audit
-    assert (audit.n, audit.fallen, audit.escalated, audit.confidence) == (64, 0, False, 0.95) and len(looked) == 64 and not fallen and len(asked) == 1
+    assert (
+        (audit.n, audit.fallen, audit.escalated, audit.confidence) == (64, 0, False, 0.95)
+        and len(looked) == 64
+        and not fallen
+        and len(asked) == 1
+    )
     assert audit.words() == "audit 0 of 64: its attacks would break at most 2.6 points more, 95 %"
     assert found.survivors.sum() == 621 and list(found.stages) == ["rapid:all", "rapid:audit"]
-    assert audit.to_json() == {"n": 64, "fallen": 0, "bound": audit.bound, "confidence": 0.95, "escalated": False}
+    assert audit.to_json() == {
+        "n": 64,
+        "fallen": 0,
+        "bound": audit.bound,
+        "confidence": 0.95,
+        "escalated": False,
+    }
 
 
 def test_one_fall_counts_and_doubles_the_audit():
     first = in_order(0, torch.arange(200) * 3)[:64].tolist()
     found, looked, fallen, asked = audit_of(200, 200, {first[10]})
-    assert (found.audit.n, found.audit.fallen, found.audit.escalated) == (128, 1, False) and fallen == {3 * first[10]}
-    assert found.survivors.sum() == 199 and [len(ids) for _, ids in asked] == [64, 64] and not set(asked[0][1]) & set(asked[1][1])
+    assert (found.audit.n, found.audit.fallen, found.audit.escalated) == (128, 1, False) and fallen == {
+        3 * first[10]
+    }
+    assert (
+        found.survivors.sum() == 199
+        and [len(ids) for _, ids in asked] == [64, 64]
+        and not set(asked[0][1]) & set(asked[1][1])
+    )
 
 
 @pytest.mark.parametrize("places", [(0, 1), (3, 100)], ids=["both at once", "one, then another"])
@@ -70,7 +95,11 @@ def test_two_falls_run_the_long_list_on_all_survivors(places):
     order = in_order(0, torch.arange(200) * 3).tolist()
     weak = {order[k] for k in places}
     found, _, fallen, asked = audit_of(200, 200, weak, long_weak={order[150], order[199]})
-    assert found.audit.escalated and found.audit.bound is None and found.audit.words().startswith("escalated: 2 of ")
+    assert (
+        found.audit.escalated
+        and found.audit.bound is None
+        and found.audit.words().startswith("escalated: 2 of ")
+    )
     assert asked[-1][0] == ["long"] and set(asked[-1][1]) == {3 * k for k in range(200)} - fallen
     assert list(found.stages) == ["rapid:all", "rapid:audit", "long"] and found.survivors.sum() == 200 - 4
     assert (found.stages["long"] <= found.stages["rapid:audit"]).all()  # never up again
@@ -78,14 +107,18 @@ def test_two_falls_run_the_long_list_on_all_survivors(places):
 
 def test_all_are_looked_at_when_there_are_fewer_and_nothing_is_left_to_bound():
     found, looked, _, _ = audit_of(100, 30, {5})
-    assert (found.audit.n, found.audit.fallen, found.audit.bound) == (30, 1, 0.0) and looked == {3 * k for k in range(30)}
+    assert (found.audit.n, found.audit.fallen, found.audit.bound) == (30, 1, 0.0) and looked == {
+        3 * k for k in range(30)
+    }
     nobody, _, _, asked = audit_of(50, 0, ())
     assert (nobody.audit.n, nobody.audit.bound) == (0, 0.0) and not asked
 
 
 def test_zero_means_not_audited_and_says_so():
     found, looked, _, asked = audit_of(100, 60, {1, 2, 3}, samples=0)
-    assert found.audit == Audit(0, 0, 0.6) and found.audit.words() == "not audited" and not looked and not asked
+    assert (
+        found.audit == Audit(0, 0, 0.6) and found.audit.words() == "not audited" and not looked and not asked
+    )
 
 
 def test_the_order_is_a_function_of_seed_and_id_alone():
@@ -108,7 +141,9 @@ def test_the_passes_stay_below_25000_whatever_stands(standing, draws, part):
 
 
 def test_more_samples_cost_more_passes_and_fewer_less():
-    few, usual, wide = (depth(AuditPlan(k, lambda passes: [SHORT]), 5000, part=False, draws=1) for k in (4, 64, 640))
+    few, usual, wide = (
+        depth(AuditPlan(k, lambda passes: [SHORT]), 5000, part=False, draws=1) for k in (4, 64, 640)
+    )
     assert (few[0], wide[0]) == (4, 640) and abs(wide[1] - usual[1]) <= 1 and abs(few[1] - usual[1]) <= 1
 
 
@@ -122,7 +157,13 @@ def test_the_bound_covers_at_95_percent_by_enumeration(standing, first, seed):
         wrong = total = 0
         for breakable in itertools.islice(itertools.combinations(range(standing), d), 400):
             one, two = sum(k < first for k in breakable), sum(first <= k < first + more for k in breakable)
-            bound = most(standing, first, 0, 0) if one == 0 else most(standing, first, more, 1) if one == 1 and two == 0 else standing
+            bound = (
+                most(standing, first, 0, 0)
+                if one == 0
+                else most(standing, first, more, 1)
+                if one == 1 and two == 0
+                else standing
+            )
             wrong, total = wrong + (bound < d), total + 1
         if comb(standing, d) <= 400:
             assert wrong / total <= 0.05
@@ -152,12 +193,20 @@ def test_the_rule_errs_as_seldom_as_promised(n):
     assert sum(large) / 4000 >= 0.98 and sum(small) / 4000 <= 0.15
     # The same rule by the code itself, on one order.
     order = in_order(0, torch.arange(standing) * 3).tolist()
-    assert audit_of(n, standing, set(order[60:66]))[0].audit.escalated and not audit_of(n, standing, set(order[63:64]))[0].audit.escalated
+    assert (
+        audit_of(n, standing, set(order[60:66]))[0].audit.escalated
+        and not audit_of(n, standing, set(order[63:64]))[0].audit.escalated
+    )
 
 
 def test_a_part_looks_at_what_a_doubled_audit_would_and_never_escalates():
     found, looked, fallen, asked = audit_of(1000, 600, set(range(600)), part=True)
-    assert len(looked) == len(fallen) == 128 and found.audit.due and not found.audit.escalated and len(asked) == 1
+    assert (
+        len(looked) == len(fallen) == 128
+        and found.audit.due
+        and not found.audit.escalated
+        and len(asked) == 1
+    )
 
 
 def test_parts_put_together_say_what_the_whole_would():
@@ -166,26 +215,50 @@ def test_parts_put_together_say_what_the_whole_would():
     halves = [ids[k::2] for k in (0, 1)]
     looked = torch.cat([half[in_order(0, half)][:128] for half in halves])
     quiet = joined(0, whole, looked, ids[:0], "run it")
-    run = next((k for k, i in enumerate(ids[in_order(0, ids)].tolist()) if i not in set(looked.tolist())), 256)
-    assert quiet.audit.n == 256 and quiet.audit.bound == most_of_one_draw(400, run, 0) / 400 and run >= 128 and quiet.alarms == []
+    run = next(
+        (k for k, i in enumerate(ids[in_order(0, ids)].tolist()) if i not in set(looked.tolist())), 256
+    )
+    assert (
+        quiet.audit.n == 256
+        and quiet.audit.bound == most_of_one_draw(400, run, 0) / 400
+        and run >= 128
+        and quiet.alarms == []
+    )
     one = joined(0, whole, looked, looked[:1], "run it")
     assert (one.audit.fallen, one.audit.due) == (1, False) and one.survivors.sum() == 399 and one.alarms == []
     two = joined(0, whole, looked, looked[:2], "run it")
     (alarm,) = two.alarms
-    assert two.audit.due and two.audit.bound is None and (alarm.name, alarm.level, alarm.remedy) == ("escalation-due", "suspect", "run it")
+    assert (
+        two.audit.due
+        and two.audit.bound is None
+        and (alarm.name, alarm.level, alarm.remedy) == ("escalation-due", "suspect", "run it")
+    )
     assert joined(0, whole, ids[:0], ids[:0], "").audit.words() == "not audited"
 
 
 def measure(model, n=24, **more):
     x, y = (part[1400 : 1400 + n] for part in zoo.digits())
     options = {"attack": "autoattack", "version": "rapid", "device": "cpu", "search": "fp32", "checks": 0}
-    return robustcli.evaluate(model, x, y, eps=zoo.EPS, **{key: value for key, value in (options | more).items() if value is not None})
+    return robustcli.evaluate(
+        model,
+        x,
+        y,
+        eps=zoo.EPS,
+        **{key: value for key, value in (options | more).items() if value is not None},
+    )
 
 
 def test_an_honest_model_passes_its_audit():
     found = measure(zoo.honest("robust"), audit=4)
-    assert (found.audit.n, found.audit.fallen, found.audit.escalated) == (4, 0, False) and 0 < found.audit.bound < 1
-    assert list(found.stages)[-1] == "rapid:audit" and found.audit.passes == round(found.passes_per_sample["rapid:audit"] * 24) <= PASSES / 16
+    assert (found.audit.n, found.audit.fallen, found.audit.escalated) == (
+        4,
+        0,
+        False,
+    ) and 0 < found.audit.bound < 1
+    assert (
+        list(found.stages)[-1] == "rapid:audit"
+        and found.audit.passes == round(found.passes_per_sample["rapid:audit"] * 24) <= PASSES / 16
+    )
     assert measure(zoo.honest("robust"), attack="pgd", version=None, steps=2).audit is None
 
 
@@ -201,4 +274,6 @@ def test_a_model_without_gradients_escalates_and_ends_below_what_rapid_says():
 def test_the_plan_of_an_audit_comes_from_the_configuration():
     audit = make_audit([Spec.of("autoattack", version="rapid", audit=3)], "l2")
     assert audit.samples == 3 and replace(audit, samples=4).samples == 4
-    assert [call.label for call in audit.escalation] == [call.label for call in make_attacks([Spec.of("autoattack")], "l2")]
+    assert [call.label for call in audit.escalation] == [
+        call.label for call in make_attacks([Spec.of("autoattack")], "l2")
+    ]

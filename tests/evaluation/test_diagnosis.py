@@ -45,8 +45,12 @@ def test_fakes_raise_their_alarm_and_ask_for_what_breaks_them(name):
     assert alarm in names(found) and helps <= set(found.escalations)
     assert set(found.escalations) & {"rescale", "bpda", "eot"} <= helps
     assert found.randomised == (name == "resized") and found.evidence[alarm] > 0.5
-    assert name != "scaled" or "black-box-beats-white-box" not in names(found)  # what the margin broke is not counted again
-    assert all(alarm.level in ("suspect", "invalid") and alarm.evidence and alarm.remedy for alarm in found.alarms)
+    assert name != "scaled" or "black-box-beats-white-box" not in names(
+        found
+    )  # what the margin broke is not counted again
+    assert all(
+        alarm.level in ("suspect", "invalid") and alarm.evidence and alarm.remedy for alarm in found.alarms
+    )
 
 
 @pytest.mark.parametrize("name", marked(zoo.HONEST, ("bn",)))
@@ -58,7 +62,11 @@ def test_honest_models_raise_none(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.HONEST)
-@pytest.mark.parametrize("ball", [Ball("linf", 0.02), Ball("linf", 0.3), Ball("l2", 0.5), Ball("l2", 1.5), Ball("l1", 3.0)], ids=str)
+@pytest.mark.parametrize(
+    "ball",
+    [Ball("linf", 0.02), Ball("linf", 0.3), Ball("l2", 0.5), Ball("l2", 1.5), Ball("l1", 3.0)],
+    ids=str,
+)
 @pytest.mark.parametrize("n", [64, 8])
 def test_honest_models_raise_none_in_any_ball(name, ball, n):
     assert look(zoo.honest(name), ball, n).alarms == []
@@ -104,7 +112,9 @@ def test_what_only_a_search_from_outside_breaks_is_counted(monkeypatch, beyond, 
     x, y, ids = torch.rand(64, 1, 4, 4), torch.zeros(64, dtype=torch.int64), torch.arange(64)
     probe = _Probe(nn.Identity(), nn.Identity(), x, y, ids, BALL, 0, None)
     probe._beyond(torch.arange(64) < 40)
-    assert [count for _, count in asked] == [24, 24, 24 - (beyond + 1) // 2] and probe.evidence["minimal-beats-fixed"] == pytest.approx(beyond / 24)
+    assert [count for _, count in asked] == [24, 24, 24 - (beyond + 1) // 2] and probe.evidence[
+        "minimal-beats-fixed"
+    ] == pytest.approx(beyond / 24)
     assert bool(probe.alarms) == raised and probe.helps == ({"minimal"} if raised else set())
 
 
@@ -119,7 +129,10 @@ def broken(model, search, ball=BALL):
 @pytest.mark.parametrize("name", marked(("scaled", "quantised", "signs", "one-hot"), ("scaled", "quantised")))
 def test_what_it_asks_for_breaks_the_fake(name):
     model = zoo.FAKES[name][0]()
-    plain, helped = broken(model, model), broken(model, (rescaled if name == "scaled" else straight_through)(model))
+    plain, helped = (
+        broken(model, model),
+        broken(model, (rescaled if name == "scaled" else straight_through)(model)),
+    )
     assert helped >= plain + 10, (plain, helped)
 
 
@@ -183,8 +196,13 @@ def test_notes_do_not_make_a_model_suspect():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.BatchNorm1d(2)).eval()
     x = torch.rand(8, 1, 8, 8)
     with frozen(net):
-        found = diagnose(net, x, net(x).argmax(1), torch.arange(8), Ball("linf", 0.01), seed=0, was_training=True)
-    assert [(a.name, a.level) for a in found.alarms] == [("too-few-classes", "note"), ("train-mode", "note")] and found.escalations == ()
+        found = diagnose(
+            net, x, net(x).argmax(1), torch.arange(8), Ball("linf", 0.01), seed=0, was_training=True
+        )
+    assert [(a.name, a.level) for a in found.alarms] == [
+        ("too-few-classes", "note"),
+        ("train-mode", "note"),
+    ] and found.escalations == ()
 
 
 def test_the_number_of_samples_may_be_anything():
@@ -202,7 +220,9 @@ def test_it_repeats_itself_and_does_not_depend_on_the_order_of_the_samples():
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     first = diagnose(net, x, y, ids, BALL, seed=0)
     torch.rand(3)
-    assert first == diagnose(net, x, y, ids, BALL, seed=0) and first == diagnose(net, x[order], y[order], ids[order], BALL, seed=0)
+    assert first == diagnose(net, x, y, ids, BALL, seed=0) and first == diagnose(
+        net, x[order], y[order], ids[order], BALL, seed=0
+    )
 
 
 def test_the_world_is_as_before():
@@ -213,7 +233,12 @@ def test_the_world_is_as_before():
     x, y, ids = zoo.correct(net, 8)
     x_before = x.clone()
     diagnose(net, x, y, ids, BALL, seed=0, stop=lambda: seen.append(1))
-    assert sys.getprofile() is profile and torch.is_grad_enabled() == grad and torch.equal(x, x_before) and not x.requires_grad
+    assert (
+        sys.getprofile() is profile
+        and torch.is_grad_enabled() == grad
+        and torch.equal(x, x_before)
+        and not x.requires_grad
+    )
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
 
     def stop():
@@ -228,4 +253,7 @@ def test_gradients_come_from_the_search_and_verdicts_from_the_model():
     net = zoo.honest("mlp")
     found = look(net, n=32, search=lambda x: net((x * 2).round() / 2))
     assert "zero-gradient" in names(found)
-    assert look(zoo.Fake(lambda x: (x * 2).round() / 2, net="mlp"), n=32, search=net).evidence["zero-gradient"] == 0
+    assert (
+        look(zoo.Fake(lambda x: (x * 2).round() / 2, net="mlp"), n=32, search=net).evidence["zero-gradient"]
+        == 0
+    )

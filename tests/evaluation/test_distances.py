@@ -28,7 +28,11 @@ def far_then_near_then_far(oracle, x, ball):
 
 def measure(fn, **more):
     """Images of brightness 0.2, 0.3, 0.4 and 0.6, all labelled 0: the last is wrong from the start."""
-    split = MemorySplit(torch.tensor([0.2, 0.3, 0.4, 0.6]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous(), torch.zeros(4, dtype=torch.int64), ("a", "b"))
+    split = MemorySplit(
+        torch.tensor([0.2, 0.3, 0.4, 0.6]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous(),
+        torch.zeros(4, dtype=torch.int64),
+        ("a", "b"),
+    )
     plan = EvalPlan(Ball("linf", 0.01), [AttackCall("m", "m", fn, {}, more.pop("kind", "minimal"))], **more)
     return closest_errors(Brightness(), plan, split, torch.arange(4), torch.device("cpu"))
 
@@ -37,7 +41,10 @@ def measure(fn, **more):
 def test_the_closest_success_counts_wherever_it_is(size):
     """0.2 falls only at + 0.4, the others at + 0.25 already: all far outside the ball of 0.01, which bounds nothing here."""
     found = measure(far_then_near_then_far, batch_size=size)
-    assert found.values["m"].tolist() == pytest.approx([0.4, 0.25, 0.25, 0.0]) and found.values["m"].dtype is torch.float64
+    assert (
+        found.values["m"].tolist() == pytest.approx([0.4, 0.25, 0.25, 0.0])
+        and found.values["m"].dtype is torch.float64
+    )
     assert found.ids.tolist() == [0, 1, 2, 3] and found.labels.tolist() == [0, 0, 0, 0]
 
 
@@ -56,7 +63,13 @@ def test_other_attacks_and_targets_are_refused():
         measure(far_then_near_then_far, target=1)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_distance(error):
     """Two attacks; the limit is met in the second one only, when the batch has a distance from the first already."""
 
@@ -69,10 +82,24 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_distance(error):
     split, said, seen = MemorySplit(pixels, torch.zeros(24, dtype=torch.int64), ("a", "b")), [], []
 
     def distances(fn, **more):
-        calls = [AttackCall("one", "one", far_then_near_then_far, {}, "minimal"), AttackCall("two", "two", fn, {}, "minimal")]
-        return closest_errors(Brightness(), EvalPlan(Ball("linf", 0.01), calls, batch_size=12), split, torch.arange(24), torch.device("cpu"), **more)
+        calls = [
+            AttackCall("one", "one", far_then_near_then_far, {}, "minimal"),
+            AttackCall("two", "two", fn, {}, "minimal"),
+        ]
+        return closest_errors(
+            Brightness(),
+            EvalPlan(Ball("linf", 0.01), calls, batch_size=12),
+            split,
+            torch.arange(24),
+            torch.device("cpu"),
+            **more,
+        )
 
     found, expected = distances(greedy, say=said.append, done=seen.append), distances(far_then_near_then_far)
     assert all(torch.equal(found.values[name], expected.values[name]) for name in ("one", "two"))
-    assert torch.equal(found.ids, torch.arange(24)) and torch.equal(found.labels, expected.labels) and sum(seen) == 24
+    assert (
+        torch.equal(found.ids, torch.arange(24))
+        and torch.equal(found.labels, expected.labels)
+        and sum(seen) == 24
+    )
     assert said == [f"out of memory with {k} images: going on with {k // 2}" for k in (12, 6)]

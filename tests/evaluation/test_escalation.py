@@ -20,7 +20,15 @@ N = 64
 
 def measure(model, **more):
     x, y = (part[1400 : 1400 + N] for part in zoo.digits())
-    return robustcli.evaluate(model, x, y, eps=zoo.EPS, device="cpu", search="fp32", **({"attack": "pgd", "steps": 10, "checks": 48} | more))
+    return robustcli.evaluate(
+        model,
+        x,
+        y,
+        eps=zoo.EPS,
+        device="cpu",
+        search="fp32",
+        **({"attack": "pgd", "steps": 10, "checks": 48} | more),
+    )
 
 
 @pytest.mark.parametrize("name", ["scaled", "quantised"])
@@ -28,7 +36,9 @@ def test_a_fake_falls_to_the_stage_that_its_diagnosis_asked_for(name):
     """Scaling changes no label, so the number must come down to that of the undefended network; quantising costs the attack something."""
     fake = zoo.FAKES[name][0]()
     naive, found = measure(fake, checks=0), measure(fake)
-    assert found.reliability != "ok" and found.robust_acc < naive.robust_acc - 0.2, "without escalation the defence looks better than it is"
+    assert found.reliability != "ok" and found.robust_acc < naive.robust_acc - 0.2, (
+        "without escalation the defence looks better than it is"
+    )
     if name == "scaled":
         assert found.robust_acc <= measure(zoo.honest("conv"), steps=40, checks=0).robust_acc + 0.05
     assert any(stage.startswith(("rescaled:", "bpda:", "escalated:")) for stage in found.stages)
@@ -55,10 +65,17 @@ def test_stages_follow_the_names_and_square_is_not_run_twice():
     ]
     assert not escalations((), plan)
     once = escalations(("square",), plan)
-    assert not escalations(("square",), EvalPlan(Ball("linf", 0.1), once)) and escalations(("square",), EvalPlan(Ball("l1", 1.0), []))
+    assert not escalations(("square",), EvalPlan(Ball("linf", 0.1), once)) and escalations(
+        ("square",), EvalPlan(Ball("l1", 1.0), [])
+    )
     beyond = escalations(("minimal",), plan)
-    assert [call.label for call in beyond] == ["escalated:apgd-wide", "escalated:fab-t"] and not escalations(("minimal",), EvalPlan(plan.ball, beyond))
-    standard, rapid = (EvalPlan(Ball("l2", 1.0), make_attacks([Spec.of("autoattack", version=version)], "l2")) for version in ("standard", "rapid"))
+    assert [call.label for call in beyond] == ["escalated:apgd-wide", "escalated:fab-t"] and not escalations(
+        ("minimal",), EvalPlan(plan.ball, beyond)
+    )
+    standard, rapid = (
+        EvalPlan(Ball("l2", 1.0), make_attacks([Spec.of("autoattack", version=version)], "l2"))
+        for version in ("standard", "rapid")
+    )
     assert not escalations(("minimal",), standard)
     assert [call.label for call in escalations(("minimal",), rapid)] == ["escalated:fab-t"]
 
@@ -84,7 +101,15 @@ def test_a_family_that_misses_hits_goes_to_fp32_and_the_others_stay():
     """Of four attacks the two that climb gradients of the ball search on a coarse twin; one that bears no low precision is not asked."""
     x, y = (part[1400:1448] for part in zoo.digits())
     model, said, asked = zoo.honest("conv"), [], []
-    calls = make_attacks([Spec.of("pgd", steps=20), Spec.of("noise", draws=3), Spec.of("apgd", steps=20), Spec.of("fab", steps=5)], "linf")
+    calls = make_attacks(
+        [
+            Spec.of("pgd", steps=20),
+            Spec.of("noise", draws=3),
+            Spec.of("apgd", steps=20),
+            Spec.of("fab", steps=5),
+        ],
+        "linf",
+    )
     plan = EvalPlan(Ball("linf", zoo.EPS), calls, search=Search(torch.bfloat16))
 
     def twin_of(search, shown):
@@ -92,15 +117,26 @@ def test_a_family_that_misses_hits_goes_to_fp32_and_the_others_stay():
         return Coarse() if search.dtype is torch.bfloat16 else model
 
     found = trusted(plan, model, twin_of, x, y, torch.arange(48), said.append)
-    assert [call.searching(plan.search).dtype for call in found] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    assert [call.searching(plan.search).dtype for call in found] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    ]
     assert found[0].search.plain and found[1].search is None and found[3].search is None
-    assert len(said) == 1 and said[0].startswith("fixed attacks search on the plain fp32 model: pgd-20") and len(asked) == 4
+    assert (
+        len(said) == 1
+        and said[0].startswith("fixed attacks search on the plain fp32 model: pgd-20")
+        and len(asked) == 4
+    )
 
 
 def test_a_minimal_norm_search_runs_in_fp32_whatever_the_plan_says():
     seen = []
     x, y = (part[1400:1416] for part in zoo.digits())
-    calls = make_attacks([Spec.of("apgd", steps=2), Spec.of("fab", steps=2), Spec.of("square", queries=2)], "l2")
+    calls = make_attacks(
+        [Spec.of("apgd", steps=2), Spec.of("fab", steps=2), Spec.of("square", queries=2)], "l2"
+    )
 
     class Spied(RobustEvaluation):
         def _twin(self, search, x):
@@ -108,7 +144,9 @@ def test_a_minimal_norm_search_runs_in_fp32_whatever_the_plan_says():
             return self.model
 
     plan = EvalPlan(Ball("l2", 0.3), calls, search=Search(torch.bfloat16))
-    Spied(zoo.honest("conv"), plan).run(MemorySplit(x, y, tuple("0123456789")), torch.arange(16), torch.device("cpu"))
+    Spied(zoo.honest("conv"), plan).run(
+        MemorySplit(x, y, tuple("0123456789")), torch.arange(16), torch.device("cpu")
+    )
     assert seen == [torch.bfloat16, torch.float32, torch.float32]
 
 
@@ -128,7 +166,9 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_verdict():
     model = Greedy()
     found = measure(model, batch_size=64, checks=8, say=said.append)
     assert torch.equal(found.survivors, measure(zoo.honest("conv"), checks=8).survivors)
-    assert model.largest <= 20 and any("out of memory with 64 images: going on with 32" in line for line in said)
+    assert model.largest <= 20 and any(
+        "out of memory with 64 images: going on with 32" in line for line in said
+    )
 
 
 def test_a_batch_that_the_device_cannot_take_is_halved_too():
@@ -142,7 +182,16 @@ def test_a_batch_that_the_device_cannot_take_is_halved_too():
                 yield from super().stream([batch], device)
 
     said = []
-    got = list(in_batches(Tight(x, y, tuple("0123456789")), torch.arange(10), torch.device("cpu"), 8, lambda x, y, ids: ids.tolist(), said.append))
+    got = list(
+        in_batches(
+            Tight(x, y, tuple("0123456789")),
+            torch.arange(10),
+            torch.device("cpu"),
+            8,
+            lambda x, y, ids: ids.tolist(),
+            said.append,
+        )
+    )
     assert sum(got, []) == list(range(10)) and max(map(len, got)) == 2 and len(said) == 2
 
 

@@ -34,12 +34,16 @@ peer = pytest.mark.skipif(find_spec("torchattacks") is None, reason="torchattack
 def net():
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)
+        ).eval()
 
 
 @pytest.fixture(scope="module")
 def split(net):
-    pixels = torch.randint(0, 256, (40, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (40, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     with torch.no_grad():
         return MemorySplit(pixels, net(pixels.float() / 255).argmax(1), tuple("abcd"))
 
@@ -68,15 +72,26 @@ def ask(net, split):
 
 def state():
     numpy_state = np.random.get_state()
-    return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state[1].tobytes(), numpy_state[2]
+    return (
+        torch.random.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        numpy_state[1].tobytes(),
+        numpy_state[2],
+    )
 
 
 @peer
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_pgd_without_a_random_start_breaks_exactly_the_samples_that_ours_breaks(measure, norm):
     eps = 0.03 if norm == "linf" else 0.25
-    ours = AttackCall("pgd", "pgd", registry.attacks.get("pgd").fn, {"steps": 6, "step_size": eps / 4, "start": "zero"})
-    theirs = torchattacks_call("torchattacks:PGD" if norm == "linf" else "torchattacks:PGDL2", {"steps": 6, "alpha": eps / 4, "random_start": False}, norm)
+    ours = AttackCall(
+        "pgd", "pgd", registry.attacks.get("pgd").fn, {"steps": 6, "step_size": eps / 4, "start": "zero"}
+    )
+    theirs = torchattacks_call(
+        "torchattacks:PGD" if norm == "linf" else "torchattacks:PGDL2",
+        {"steps": 6, "alpha": eps / 4, "random_start": False},
+        norm,
+    )
     first, second = measure(ours, norm, eps), measure(theirs, norm, eps)
     assert torch.equal(first.survivors, second.survivors) and 0 < int(first.survivors.sum()) < 40
     assert second.reliability == "ok" and list(second.stages) == [f"{theirs.name}-6"]
@@ -99,12 +114,19 @@ def test_a_run_repeats_and_leaves_the_global_generators_alone(ask, name):
     assert all(a == b for a, b in zip(state(), before, strict=True))
     torch.rand(3), np.random.rand(3), random.random()
     assert torch.equal(ask(call)[0], first)
-    assert name == "FAB" or not torch.equal(ask(call, seed=1)[0], first), "the plan's seed reaches it (one FAB run has no chance in it)"
+    assert name == "FAB" or not torch.equal(ask(call, seed=1)[0], first), (
+        "the plan's seed reaches it (one FAB run has no chance in it)"
+    )
 
 
 @peer
 def test_a_channels_last_twin_serves_attacks_that_view_its_gradient(measure):
-    result = measure(torchattacks_call("torchattacks:PGDL2", {"steps": 3, "alpha": 0.1}, "l2"), "l2", 0.25, Search(torch.float32, True, True))
+    result = measure(
+        torchattacks_call("torchattacks:PGDL2", {"steps": 3, "alpha": 0.1}, "l2"),
+        "l2",
+        0.25,
+        Search(torch.float32, True, True),
+    )
     assert result.robust_acc < 1
 
 
@@ -125,18 +147,30 @@ def test_kind_follows_from_the_constructor(name, norm, kind, needs):
 def test_a_minimal_attack_counts_where_its_closest_success_lies_in_the_ball(measure):
     call = torchattacks_call("torchattacks:DeepFool", {"steps": 20}, "l2")
     near, far = measure(call, "l2", 0.05), measure(call, "l2", 2.0)
-    assert near.robust_acc > far.robust_acc and near.reliability == "ok" and "outside-ball" not in [a.name for a in near.alarms]
+    assert (
+        near.robust_acc > far.robust_acc
+        and near.reliability == "ok"
+        and "outside-ball" not in [a.name for a in near.alarms]
+    )
 
 
 @peer
 def test_the_number_of_classes_is_the_models(measure):
-    assert measure(torchattacks_call("torchattacks:APGDT", {"steps": 5}, "linf")).robust_acc < 1  # with its default of 10 it fails
+    assert (
+        measure(torchattacks_call("torchattacks:APGDT", {"steps": 5}, "linf")).robust_acc < 1
+    )  # with its default of 10 it fails
 
 
 @peer
 def test_yaml_values_become_numbers_of_the_right_kind():
-    call = torchattacks_call("torchattacks:PGD", {"alpha": "2/255", "steps": "10", "random_start": False}, "linf")
-    assert call.params == {"alpha": 2 / 255, "steps": 10, "random_start": False} and type(call.params["steps"]) is int and call.label == "torchattacks:PGD-10"
+    call = torchattacks_call(
+        "torchattacks:PGD", {"alpha": "2/255", "steps": "10", "random_start": False}, "linf"
+    )
+    assert (
+        call.params == {"alpha": 2 / 255, "steps": 10, "random_start": False}
+        and type(call.params["steps"]) is int
+        and call.label == "torchattacks:PGD-10"
+    )
 
 
 @peer
@@ -158,10 +192,14 @@ def test_mistakes_in_a_spec_are_named_all_at_once(name, params, norm, problems):
     with pytest.raises(ConfigError) as caught:
         torchattacks_call(f"torchattacks:{name}", params, norm, "attacks.0")
     assert len(caught.value.problems) == len(problems), caught.value.problems
-    assert all(got.startswith(start) for got, start in zip(caught.value.problems, problems, strict=True)), caught.value.problems
+    assert all(got.startswith(start) for got, start in zip(caught.value.problems, problems, strict=True)), (
+        caught.value.problems
+    )
 
 
-@pytest.mark.parametrize(("missing", "words"), [("torchattacks", "torchattacks is not installed"), ("tqdm", "cannot be imported")])
+@pytest.mark.parametrize(
+    ("missing", "words"), [("torchattacks", "torchattacks is not installed"), ("tqdm", "cannot be imported")]
+)
 def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, missing, words):
     if missing == "torchattacks":
         monkeypatch.setitem(sys.modules, "torchattacks", None)
@@ -174,15 +212,24 @@ def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, missin
     with pytest.raises(ResourceError) as caught:
         torchattacks_call("torchattacks:PGD", {}, "linf")
     error = caught.value
-    assert (error.exit_code, error.code) == (6, "E-EXTRA") and words in error.what and error.hint.startswith("pip install --no-deps torchattacks")
+    assert (
+        (error.exit_code, error.code) == (6, "E-EXTRA")
+        and words in error.what
+        and error.hint.startswith("pip install --no-deps torchattacks")
+    )
     assert missing == "torchattacks" or error.hint.endswith(missing)
 
 
 @peer
 def test_a_target_reaches_attacks_that_can_aim_and_is_refused_by_the_others(measure):
-    aimed = measure(torchattacks_call("torchattacks:BIM", {"steps": 10, "alpha": 0.02}, "linf"), eps=0.2, target="random")
+    aimed = measure(
+        torchattacks_call("torchattacks:BIM", {"steps": 10, "alpha": 0.02}, "linf"), eps=0.2, target="random"
+    )
     assert aimed.robust_acc < 1
-    for call in (torchattacks_call("torchattacks:APGD", {"steps": 3}, "linf"), torchattacks_call("torchattacks:FAB", {"steps": 3}, "linf")):
+    for call in (
+        torchattacks_call("torchattacks:APGD", {"steps": 3}, "linf"),
+        torchattacks_call("torchattacks:FAB", {"steps": 3}, "linf"),
+    ):
         with pytest.raises(UsageError, match="no targeted search"):
             measure(call, target="random")
     with pytest.raises(UsageError, match="no targeted search"):
@@ -190,12 +237,24 @@ def test_a_target_reaches_attacks_that_can_aim_and_is_refused_by_the_others(meas
 
 
 def test_no_library_can_reach_the_weights(net, split):
-    oracle = Oracle(net, torch.rand(2, 3, 6, 6), Criterion(torch.zeros(2, dtype=torch.int64)), rng=RowRandom(0, "start", torch.arange(2)))
+    oracle = Oracle(
+        net,
+        torch.rand(2, 3, 6, 6),
+        Criterion(torch.zeros(2, dtype=torch.int64)),
+        rng=RowRandom(0, "start", torch.arange(2)),
+    )
     seen = Asked(oracle, torch.rand(2, 3, 6, 6))
-    assert sum(p.numel() for p in seen.parameters()) == 0 and list(seen.buffers()) == [] and not seen.training and net not in list(seen.modules())
+    assert (
+        sum(p.numel() for p in seen.parameters()) == 0
+        and list(seen.buffers()) == []
+        and not seen.training
+        and net not in list(seen.modules())
+    )
     x = torch.rand(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(seen(x).sum(), x)
-    assert grad.dtype is torch.float64 and torch.allclose(grad.float(), torch.autograd.functional.jacobian(lambda z: net(z).sum(), x.detach().float()))
+    assert grad.dtype is torch.float64 and torch.allclose(
+        grad.float(), torch.autograd.functional.jacobian(lambda z: net(z).sum(), x.detach().float())
+    )
 
 
 def test_what_the_attack_claims_does_not_count(measure, split):
@@ -203,9 +262,17 @@ def test_what_the_attack_claims_does_not_count(measure, split):
     assert same.robust_acc == same.clean_acc == 1
     cheat = measure(callable_call(lambda x, y: 1 - x, "cheat"))
     assert cheat.robust_acc == 1 and [a.name for a in cheat.alarms] == ["outside-ball"]
-    array = measure(callable_call(lambda x, y: (x + 0.03 * torch.sign(torch.randn_like(x))).clamp(0, 1).double().numpy(), "array"))
+    array = measure(
+        callable_call(
+            lambda x, y: (x + 0.03 * torch.sign(torch.randn_like(x))).clamp(0, 1).double().numpy(), "array"
+        )
+    )
     assert array.robust_acc < 1 and array.reliability == "ok"
-    repeated = measure(callable_call(lambda x, y: (x + 0.03 * torch.sign(torch.randn_like(x))).clamp(0, 1).double().numpy(), "array"))
+    repeated = measure(
+        callable_call(
+            lambda x, y: (x + 0.03 * torch.sign(torch.randn_like(x))).clamp(0, 1).double().numpy(), "array"
+        )
+    )
     assert torch.equal(array.survivors, repeated.survivors)
 
 
@@ -231,7 +298,14 @@ def test_what_an_attack_prints_stays_out_of_the_results(measure, capsys):
     assert said.out == "" and "chatter" in said.err
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 3 bytes"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory: 3 bytes"),
+        MemoryError(),
+    ],
+)
 def test_running_out_of_memory_is_not_blamed_on_the_attack(ask, error):
     def hungry(x, y):
         raise error
@@ -274,7 +348,11 @@ def test_a_plugin_gets_the_model_and_the_ball_it_asks_for(measure, tmp_path):
     )
     ours = measure(AttackCall("fgsm", "fgsm", registry.attacks.get("fgsm").fn, {}))
     theirs = measure(load_outside(f"{file}:fgsm"))
-    assert torch.equal(ours.survivors, theirs.survivors) and theirs.passes_per_sample["fgsm"] >= 2 and theirs.robust_acc < 1
+    assert (
+        torch.equal(ours.survivors, theirs.survivors)
+        and theirs.passes_per_sample["fgsm"] >= 2
+        and theirs.robust_acc < 1
+    )
     assert measure(load_outside(f"{file}:plain")).robust_acc == 1
     for name, words in (("lazy", "failed: AttributeError"), ("odd", "returned int, not a function")):
         with pytest.raises(UsageError, match=words):

@@ -23,14 +23,21 @@ class Net(nn.Module):
     def __init__(self, scale=1.0):
         super().__init__()
         torch.manual_seed(3)
-        self.conv, self.bn, self.head, self.scale = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(128, 4), scale
+        self.conv, self.bn, self.head, self.scale = (
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Linear(128, 4),
+            scale,
+        )
 
     def forward(self, x):
         return self.head(torch.relu(self.bn(self.conv(x))).flatten(1)) * self.scale
 
 
 def data(n=60):
-    pixels = torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     with torch.no_grad():
         y = Net().eval()(pixels.float() / 255).argmax(1)
     y[::7] = (y[::7] + 1) % 4  # some are wrong from the start
@@ -50,9 +57,14 @@ def measure(net, attacks, eps=0.05, norm="linf", split=None, **more):
 def test_the_three_numbers_agree_with_each_other():
     result = measure(Net(), [call("fgsm"), call(steps=5)])
     right, standing = int(result.correct.sum()), int(result.survivors.sum())
-    assert (result.clean_acc, result.robust_acc) == (right / 60, standing / 60) and result.attack_success == pytest.approx((right - standing) / right)
+    assert (result.clean_acc, result.robust_acc) == (
+        right / 60,
+        standing / 60,
+    ) and result.attack_success == pytest.approx((right - standing) / right)
     assert result.n == 60 and list(result.stages) == ["fgsm", "pgd"]
-    assert (result.stages["pgd"] <= result.stages["fgsm"]).all() and (result.stages["fgsm"] <= result.correct).all()
+    assert (result.stages["pgd"] <= result.stages["fgsm"]).all() and (
+        result.stages["fgsm"] <= result.correct
+    ).all()
     assert result.reliability == "ok" and 0 < standing < right
 
 
@@ -61,7 +73,9 @@ def test_batch_size_never_changes_a_verdict(search):
     first = measure(Net(), [call(steps=4)], batch_size=60, search=search)
     for size in (7, 1):
         again = measure(Net(), [call(steps=4)], batch_size=size, search=search)
-        assert torch.equal(again.ids, first.ids) and int((again.survivors != first.survivors).sum()) <= (0 if search is PLAIN else 1)
+        assert torch.equal(again.ids, first.ids) and int((again.survivors != first.survivors).sum()) <= (
+            0 if search is PLAIN else 1
+        )
 
 
 def test_eps_zero_is_clean_accuracy_and_a_huge_eps_breaks_everything():
@@ -79,7 +93,9 @@ def test_memory_holds_one_batch_at_a_time():
                 yield item
 
     source = data()
-    measure(Net(), [call(steps=1)], split=Watching(source.store, source.labels, source.classes), batch_size=16)
+    measure(
+        Net(), [call(steps=1)], split=Watching(source.store, source.labels, source.classes), batch_size=16
+    )
     assert alive == [32, 16, 16, 16, 12]  # the first is the look at the model
 
 
@@ -93,7 +109,9 @@ def test_the_model_is_as_before_even_when_a_batch_fails():
 
     with pytest.raises(RuntimeError, match="bomb"):
         measure(net, [AttackCall("bomb", "bomb", bomb, {})])
-    assert net.training and net.bn.training and all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert (
+        net.training and net.bn.training and all(p.requires_grad and p.grad is None for p in net.parameters())
+    )
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
@@ -136,7 +154,9 @@ class Alarming(nn.Module):
         return z
 
 
-@pytest.mark.parametrize("kind", ["random-forward", "softmax-output", "non-finite-logits", "model-mutated", "zero-gradient"])
+@pytest.mark.parametrize(
+    "kind", ["random-forward", "softmax-output", "non-finite-logits", "model-mutated", "zero-gradient"]
+)
 def test_alarms(kind):
     result = measure(Alarming(kind), [call(steps=2)])
     assert kind in [alarm.name for alarm in result.alarms] and result.reliability != "ok"
@@ -153,7 +173,12 @@ def test_targets(target):
 
 def test_the_least_likely_wrong_class_and_a_random_wrong_class():
     logits, y = torch.tensor([[0.0, 3.0, 1.0], [5.0, 9.0, 8.0]]), torch.tensor([0, 0])
-    goals = {t: RobustEvaluation(Net(), EvalPlan(Ball("linf", 0.1), [], target=t))._targets(logits, y, torch.arange(2)) for t in ("least-likely", "random")}
+    goals = {
+        t: RobustEvaluation(Net(), EvalPlan(Ball("linf", 0.1), [], target=t))._targets(
+            logits, y, torch.arange(2)
+        )
+        for t in ("least-likely", "random")
+    }
     assert goals["least-likely"].tolist() == [2, 2] and (goals["random"] != y).all()
 
 
@@ -163,7 +188,11 @@ def test_a_bad_target_is_named():
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), norm=st.sampled_from(["linf", "l2", "l1"]), levels=st.sampled_from([0.5, 1.0, 4.0, 8.0, 100.0]))
+@given(
+    seed=st.integers(0, 10**6),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
+    levels=st.sampled_from([0.5, 1.0, 4.0, 8.0, 100.0]),
+)
 def test_the_lattice_stays_inside_the_ball(seed, norm, levels):
     """Trap: truncating to uint8 on save, so that 8/255 becomes 9/255."""
     g = torch.Generator().manual_seed(seed)

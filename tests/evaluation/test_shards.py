@@ -15,7 +15,16 @@ from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.errors import DataError, ResourceError, UsageError
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.shards import SHARD, Header, ShardResult, ShardStore, merge, parse_part, part, shards_of
+from robustcli.evaluation.shards import (
+    SHARD,
+    Header,
+    ShardResult,
+    ShardStore,
+    merge,
+    parse_part,
+    part,
+    shards_of,
+)
 from robustcli.store import atomic
 
 registry.attacks.discover()
@@ -32,7 +41,9 @@ def call(label="pgd-20", **params):
 
 
 def plan(**more):
-    return EvalPlan(**{"ball": Ball("linf", 8 / 255), "attacks": [call(), call("square", restarts=2)], **more})
+    return EvalPlan(
+        **{"ball": Ball("linf", 8 / 255), "attacks": [call(), call("square", restarts=2)], **more}
+    )
 
 
 def header(ids, size=4, the_plan=None, **more):
@@ -49,7 +60,15 @@ def result_of(ids, labels=LABELS, seed=0):
     bits = (ids * 2654435761 + seed * 40503) >> 3
     correct = bits % 4 > 0
     stages = {label: correct & (bits // (k + 2) % 3 > 0) for k, label in enumerate(labels)}
-    return ShardResult(ids, bits % 10, correct, stages, dict.fromkeys(labels, 0.1), dict.fromkeys(labels, 7), {"refused": 0, "asked": len(ids)})
+    return ShardResult(
+        ids,
+        bits % 10,
+        correct,
+        stages,
+        dict.fromkeys(labels, 0.1),
+        dict.fromkeys(labels, 7),
+        {"refused": 0, "asked": len(ids)},
+    )
 
 
 def fill(folder, ids, numbers=None, seed=0, **more):
@@ -63,13 +82,17 @@ def fill(folder, ids, numbers=None, seed=0, **more):
 
 def same(a, b):
     tensors = all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("ids", "y", "correct"))
-    stages = list(a.stages) == list(b.stages) and all(torch.equal(a.stages[label], b.stages[label]) for label in a.stages)
+    stages = list(a.stages) == list(b.stages) and all(
+        torch.equal(a.stages[label], b.stages[label]) for label in a.stages
+    )
     return tensors and stages and (a.seconds, a.passes, a.tallies) == (b.seconds, b.passes, b.tallies)
 
 
 # ---- one shard ---------------------------------------------------------------------------------------------------
 
-labels_of = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=4, unique=True)
+labels_of = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=4, unique=True
+)
 
 
 @given(data=st.data(), rows=st.integers(1, 9), labels=labels_of)
@@ -93,8 +116,18 @@ def test_a_shard_reads_back_as_it_was_written(tmp_path_factory, data, rows, labe
 def test_the_file_is_one_line_per_sample_between_a_head_and_its_hash(tmp_path):
     _, groups = fill(tmp_path, sample_ids(6))
     lines = [json.loads(line) for line in (tmp_path / "0001.jsonl").read_text().splitlines()]
-    assert lines[0]["stages"] == list(LABELS) and lines[0]["shard"] == 1 and lines[0]["rows"] == 2 and lines[0]["header"] == header(sample_ids(6)).digest
-    assert [line["id"] for line in lines[1:-1]] == groups[1].tolist() and set(lines[1]) == {"id", "y", "correct", "stages"}
+    assert (
+        lines[0]["stages"] == list(LABELS)
+        and lines[0]["shard"] == 1
+        and lines[0]["rows"] == 2
+        and lines[0]["header"] == header(sample_ids(6)).digest
+    )
+    assert [line["id"] for line in lines[1:-1]] == groups[1].tolist() and set(lines[1]) == {
+        "id",
+        "y",
+        "correct",
+        "stages",
+    }
     assert set(lines[-1]) == {"sha256"} and (tmp_path / "0001.jsonl").stat().st_mode & 0o77 == 0
 
 
@@ -103,7 +136,9 @@ def test_a_result_that_contradicts_itself_is_refused():
     with pytest.raises(ValueError, match="correct has shape"):
         ShardResult(three, three, torch.ones(2, dtype=torch.bool), {}, {}, {})
     with pytest.raises(ValueError, match="'pgd' is right where"):
-        ShardResult(three, three, torch.tensor([True, False, True]), {"pgd": torch.ones(3, dtype=torch.bool)}, {}, {})
+        ShardResult(
+            three, three, torch.tensor([True, False, True]), {"pgd": torch.ones(3, dtype=torch.bool)}, {}, {}
+        )
 
 
 # ---- damage ------------------------------------------------------------------------------------------------------
@@ -113,7 +148,11 @@ def is_refused(folder, ids, group, number=0):
     """The file does not count, which is said once however often it is asked for; other shards do."""
     said = []
     store = ShardStore(folder, header(ids), said.append)
-    assert store.read(number, group) is None and store.read(number, group) is None and store.missing() == [number]
+    assert (
+        store.read(number, group) is None
+        and store.read(number, group) is None
+        and store.missing() == [number]
+    )
     return len(said) == 1 and f"shard {number} does not count" in said[0]
 
 
@@ -123,7 +162,10 @@ def test_every_changed_byte_and_every_cut_is_noticed(tmp_path):
     path, draw = tmp_path / "0000.jsonl", random.Random(0)
     whole = path.read_bytes()
     for place in range(len(whole)):
-        for damaged in (whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :], whole[:place]):
+        for damaged in (
+            whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :],
+            whole[:place],
+        ):
             path.write_bytes(damaged)
             assert is_refused(tmp_path, ids, group), (place, len(damaged))
     path.write_bytes(whole)
@@ -152,7 +194,10 @@ def test_a_hundred_mutants_are_noticed_and_written_anew(tmp_path):
     store, _ = fill(tmp_path / "ours", ids)
     path = tmp_path / "ours" / "0001.jsonl"
     whole = path.read_bytes()
-    others = [(tmp_path / name).read_bytes() for name in ("ours/0000.jsonl", "ours/0002.jsonl", "foreign/0001.jsonl")]
+    others = [
+        (tmp_path / name).read_bytes()
+        for name in ("ours/0000.jsonl", "ours/0002.jsonl", "foreign/0001.jsonl")
+    ]
     for _ in range(100):
         path.write_bytes(mutant(draw, whole, others))
         assert is_refused(tmp_path / "ours", ids, groups[1], 1)
@@ -193,11 +238,19 @@ OTHERS = {
     "target: null there, random here": {"the_plan": plan(target="random")},
     "ball.eps: 0.03": {"the_plan": plan(ball=Ball("linf", 4 / 255))},
     "ball.norm: linf there, l2 here": {"the_plan": plan(ball=Ball("l2", 8 / 255))},
-    "search.dtype: torch.float32 there, torch.bfloat16 here": {"the_plan": plan(search=Search(torch.bfloat16))},
-    "attacks.0.params.steps: 20 there, 21 here": {"the_plan": plan(attacks=[call(steps=21), call("square", restarts=2)])},
-    "attacks.0.params.loss: null there, ce here": {"the_plan": plan(attacks=[call(loss="ce"), call("square", restarts=2)])},
+    "search.dtype: torch.float32 there, torch.bfloat16 here": {
+        "the_plan": plan(search=Search(torch.bfloat16))
+    },
+    "attacks.0.params.steps: 20 there, 21 here": {
+        "the_plan": plan(attacks=[call(steps=21), call("square", restarts=2)])
+    },
+    "attacks.0.params.loss: null there, ce here": {
+        "the_plan": plan(attacks=[call(loss="ce"), call("square", restarts=2)])
+    },
     "attacks: [pgd-20, square] there, [pgd-20] here": {"the_plan": plan(attacks=[call()])},
-    "attacks.0.label: pgd-20 there, square here": {"the_plan": plan(attacks=[call("square", restarts=2), call()])},
+    "attacks.0.label: pgd-20 there, square here": {
+        "the_plan": plan(attacks=[call("square", restarts=2), call()])
+    },
 }
 
 
@@ -234,18 +287,31 @@ def test_a_damaged_header_is_written_anew_and_the_shards_still_count(tmp_path):
     ids, path = sample_ids(6), tmp_path / "header.json"
     fill(tmp_path, ids, about={"classes": ["cat", "dog"]})
     whole = path.read_text()
-    for damaged in (whole.replace("cat", "cut"), whole[:-20], "", "[]", "null", whole.replace('"n": 6', '"n": 7'), whole.replace("robustcli-shards-1", "x")):
+    for damaged in (
+        whole.replace("cat", "cut"),
+        whole[:-20],
+        "",
+        "[]",
+        "null",
+        whole.replace('"n": 6', '"n": 7'),
+        whole.replace("robustcli-shards-1", "x"),
+    ):
         path.write_text(damaged)
         with pytest.raises(DataError, match="header of these shards is damaged"):
             merge([tmp_path])
         said = []
-        assert ShardStore(tmp_path, header(ids, about={"classes": ["cat", "dog"]}), said.append).missing() == []
+        assert (
+            ShardStore(tmp_path, header(ids, about={"classes": ["cat", "dog"]}), said.append).missing() == []
+        )
         assert len(said) == 1 and path.read_text() == whole
     path.unlink()
     assert ShardStore(tmp_path, header(ids), silent).missing() == []
     path.write_text("")
     said = []
-    assert ShardStore(tmp_path, header(ids, the_plan=plan(seed=1)), said.append).missing() == [0, 1] and len(said) == 3
+    assert (
+        ShardStore(tmp_path, header(ids, the_plan=plan(seed=1)), said.append).missing() == [0, 1]
+        and len(said) == 3
+    )
 
 
 # ---- killed ------------------------------------------------------------------------------------------------------
@@ -297,7 +363,11 @@ def test_machines_share_an_evaluation_and_the_order_of_merging_does_not_matter(t
     expected, everything = merge([tmp_path / "all"])
     for order in (folders, folders[::-1], [*folders, folders[1]]):
         found, results = merge(order, silent)
-        assert found.digest == expected.digest and found.about == {"device": "a"} and [alarm["evidence"] for alarm in found.alarms] == ["2"]
+        assert (
+            found.digest == expected.digest
+            and found.about == {"device": "a"}
+            and [alarm["evidence"] for alarm in found.alarms] == ["2"]
+        )
         assert len(results) == 8 and all(same(a, b) for a, b in zip(results, everything, strict=True))
     assert torch.equal(torch.cat([result.ids for result in everything]), ids.sort().values)
 
@@ -325,7 +395,11 @@ def flipped(result, name):
     if name == "y":
         return replace(result, y=torch.where(last, result.y + 1, result.y))
     wrong = {label: standing & ~last for label, standing in result.stages.items()}
-    return replace(result, correct=result.correct & ~last, stages=wrong) if name == "correct" else replace(result, stages={**result.stages, name: wrong[name]})
+    return (
+        replace(result, correct=result.correct & ~last, stages=wrong)
+        if name == "correct"
+        else replace(result, stages={**result.stages, name: wrong[name]})
+    )
 
 
 @pytest.mark.parametrize("column", ["y", "correct", "pgd-20", "square"])
@@ -334,12 +408,18 @@ def test_two_machines_that_disagree_are_named_with_the_sample(tmp_path, column):
     fill(tmp_path / "a", ids)
     store, groups = fill(tmp_path / "b", ids, [0])
     ones = torch.ones(4, dtype=torch.bool)
-    always = replace(result_of(groups[1]), correct=ones, stages={label: ~ones if column == "correct" else ones for label in LABELS})
+    always = replace(
+        result_of(groups[1]),
+        correct=ones,
+        stages={label: ~ones if column == "correct" else ones for label in LABELS},
+    )
     ShardStore(tmp_path / "a", header(ids), silent).write(1, always)
     store.write(1, flipped(always, column))
     with pytest.raises(DataError, match="two runs disagree about shard 1") as caught:
         merge([tmp_path / "a", tmp_path / "b"])
-    assert caught.value.what.endswith(f"sample ids {int(groups[1][-1])}") and all(str(tmp_path / name) in caught.value.where for name in "ab")
+    assert caught.value.what.endswith(f"sample ids {int(groups[1][-1])}") and all(
+        str(tmp_path / name) in caught.value.where for name in "ab"
+    )
     assert caught.value.exit_code == 3
 
 
@@ -347,7 +427,10 @@ def test_only_parts_of_one_evaluation_are_merged(tmp_path):
     ids = sample_ids(8)
     fill(tmp_path / "a", ids)
     fill(tmp_path / "b", ids, the_plan=plan(seed=1, ball=Ball("l2", 0.5)))
-    with pytest.raises(UsageError, match="not parts of one evaluation.*ball.eps: .*, ball.norm: linf there, l2 here, seed: 0 there, 1 here"):
+    with pytest.raises(
+        UsageError,
+        match="not parts of one evaluation.*ball.eps: .*, ball.norm: linf there, l2 here, seed: 0 there, 1 here",
+    ):
         merge([tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UsageError, match="no shards of an evaluation"):
         merge([tmp_path / "a", tmp_path / "nowhere"])
@@ -372,7 +455,10 @@ def test_shards_cut_the_sorted_ids(n, size, seed):
     ids = sample_ids(n, seed)
     groups = shards_of(ids, size)
     assert torch.equal(torch.cat([ids[group] for group in groups]) if groups else ids, ids.sort().values)
-    assert all(len(group) == size for group in groups[:-1]) and len(groups) == -(-n // size) == header(ids, size).shards
+    assert (
+        all(len(group) == size for group in groups[:-1])
+        and len(groups) == -(-n // size) == header(ids, size).shards
+    )
     assert [len(group) for group in groups] == [header(ids, size).rows(k) for k in range(len(groups))]
 
 
@@ -385,7 +471,10 @@ def test_a_shard_has_256_samples_and_ids_are_different():
 @given(shards=st.integers(0, 60), n=st.integers(1, 70))
 def test_the_parts_of_all_machines_are_all_shards_once(shards, n):
     parts = [part(shards, i, n) for i in range(1, n + 1)]
-    assert sorted(k for one in parts for k in one) == list(range(shards)) and max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert (
+        sorted(k for one in parts for k in one) == list(range(shards))
+        and max(map(len, parts)) - min(map(len, parts)) <= 1
+    )
     assert all(k % n == i for i, one in enumerate(parts) for k in one)
 
 
@@ -397,7 +486,22 @@ def test_a_part_that_does_not_exist_is_refused(i, n):
 
 def test_a_part_is_written_i_slash_n():
     assert parse_part("2/4") == (2, 4) and parse_part("1/1") == (1, 1)
-    for text in ("", "2", "2/", "/4", "0/4", "5/4", "2/4/8", "-1/4", "1.0/4", "a/b", " 1/2", "1/2\n", "1/0", "١/٢"):
+    for text in (
+        "",
+        "2",
+        "2/",
+        "/4",
+        "0/4",
+        "5/4",
+        "2/4/8",
+        "-1/4",
+        "1.0/4",
+        "a/b",
+        " 1/2",
+        "1/2\n",
+        "1/0",
+        "١/٢",
+    ):
         with pytest.raises(UsageError, match="--shard") as caught:
             parse_part(text)
         assert caught.value.exit_code == 2 and "\n" not in caught.value.line()

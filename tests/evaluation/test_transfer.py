@@ -16,7 +16,13 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import MemorySplit
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.transferability import Transfer, sign_test, transfer_alarms, transfer_matrix, transferred
+from robustcli.evaluation.transferability import (
+    Transfer,
+    sign_test,
+    transfer_alarms,
+    transfer_matrix,
+    transferred,
+)
 
 registry.attacks.discover()
 CPU = torch.device("cpu")
@@ -53,7 +59,9 @@ def weights(seed):
 
 def data(model, n=80, seed=0):
     """Images away from the pixel limits, labelled by the model."""
-    pixels = torch.randint(60, 196, (n, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    pixels = torch.randint(
+        60, 196, (n, *SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     with torch.no_grad():
         y = model(pixels.float() / 255).argmax(1)
     return MemorySplit(pixels, y, ("a", "b"))
@@ -85,7 +93,11 @@ def test_a_linear_pair_gives_the_closed_form():
         scores = torch.stack([m(x)[:, 0] for m in (a, b)])
     y = torch.where(split.labels == 0, 1.0, -1.0)
     joint = (scores * y > 0).all(0)
-    assert result.jointly_correct == int(joint.sum()) and torch.equal(result.ids, joint.nonzero()[:, 0]) and result.n == 300
+    assert (
+        result.jointly_correct == int(joint.sum())
+        and torch.equal(result.ids, joint.nonzero()[:, 0])
+        and result.n == 300
+    )
     assert result.correct.tolist() == [300, int((scores[1] * y > 0).sum())]
     for s, source in enumerate((a, b)):
         for t, target in enumerate((a, b)):
@@ -105,7 +117,10 @@ def test_a_model_and_its_twin_carry_everything_over():
 def test_batch_size_never_changes_the_matrix(size):
     models = {"a": centred(weights(1)), "b": centred(weights(1) + weights(2))}
     first, again = matrix(models, [call(steps=4)]), matrix(models, [call(steps=4)], batch_size=size)
-    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("correct", "ids", "broken", "gained", "lost"))
+    assert all(
+        torch.equal(getattr(first, name), getattr(again, name))
+        for name in ("correct", "ids", "broken", "gained", "lost")
+    )
 
 
 def test_the_diagonal_is_the_worst_of_the_list():
@@ -130,24 +145,34 @@ def test_counts_agree_with_each_other():
     models = {"a": centred(weights(1)), "b": centred(weights(2)), "c": centred(weights(1) + weights(2))}
     result = matrix(models, [call(steps=3)])
     own = result.broken.diagonal()[None]
-    assert torch.equal(result.broken - own, result.gained - result.lost) and not result.gained.diagonal().any()
+    assert (
+        torch.equal(result.broken - own, result.gained - result.lost) and not result.gained.diagonal().any()
+    )
     assert result.matrix[0][1] == int(result.broken[0, 1]) / result.jointly_correct
 
 
 def test_no_jointly_correct_sample_gives_no_rate():
     model = centred(weights(1))
     result = matrix({"a": model, "not a": Linear(-model.weight.detach(), -model.bias)})
-    assert result.jointly_correct == 0 and result.matrix == [[None, None], [None, None]] and transfer_alarms(result) == []
+    assert (
+        result.jointly_correct == 0
+        and result.matrix == [[None, None], [None, None]]
+        and transfer_alarms(result) == []
+    )
 
 
 def test_eps_zero_breaks_nothing():
-    assert not matrix({"a": centred(weights(1)), "b": centred(weights(2))}, [call(steps=2)], eps=0.0).broken.any()
+    assert not matrix(
+        {"a": centred(weights(1)), "b": centred(weights(2))}, [call(steps=2)], eps=0.0
+    ).broken.any()
 
 
 def test_nothing_of_a_model_changes():
     models = {"a": centred(weights(1)).train(), "b": centred(weights(2))}
     matrix(models, [call(steps=2)])
-    assert models["a"].training and all(p.requires_grad and p.grad is None for m in models.values() for p in m.parameters())
+    assert models["a"].training and all(
+        p.requires_grad and p.grad is None for m in models.values() for p in m.parameters()
+    )
 
 
 def test_wrong_calls_are_refused_by_name():
@@ -181,21 +206,38 @@ def test_the_alarm_fires_where_chance_ends():
     """Two models, level 0.025 / 2: 7 against 0 (p = 2^-7) is more than chance, 6 against 0 (2^-6) is not."""
     for gained, fires in ((6, False), (7, True)):
         pair = torch.tensor([[0, gained], [0, 0]])
-        assert bool(transfer_alarms(Transfer(("a", "b"), 90, pair[0], torch.arange(90), pair, pair, torch.zeros_like(pair)))) is fires
+        assert (
+            bool(
+                transfer_alarms(
+                    Transfer(("a", "b"), 90, pair[0], torch.arange(90), pair, pair, torch.zeros_like(pair))
+                )
+            )
+            is fires
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_the_sign_test_sums_the_binomial_tail(gained, lost):
     n = gained + lost
-    assert sign_test(gained, lost) == pytest.approx(sum(math.comb(n, k) for k in range(gained, n + 1)) / 2**n, rel=1e-9)
+    assert sign_test(gained, lost) == pytest.approx(
+        sum(math.comb(n, k) for k in range(gained, n + 1)) / 2**n, rel=1e-9
+    )
 
 
 # ---- black box by surrogate ----------------------------------------------------------------------------------------
 
 
 def victim_oracle(model, x, y, ball, **more):
-    return Oracle(model, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(len(x))), keep="best", ball=ball, **more)
+    return Oracle(
+        model,
+        x,
+        Criterion(y),
+        rng=RowRandom(0, "start", torch.arange(len(x))),
+        keep="best",
+        ball=ball,
+        **more,
+    )
 
 
 def test_a_surrogate_that_is_the_victim_finds_what_the_attack_finds():
@@ -223,7 +265,10 @@ def test_a_surrogate_in_train_mode_is_searched_on_as_it_predicts():
     split = data(model)
     x, y = split.store.pixels.float() / 255, split.labels
     noisy = nn.Sequential(nn.Dropout(0.5), model).train()
-    found = [transferred(noisy, call("fgsm"), search)(victim_oracle(model, x, y, ball), x, ball) for search in (PLAIN, Search())]
+    found = [
+        transferred(noisy, call("fgsm"), search)(victim_oracle(model, x, y, ball), x, ball)
+        for search in (PLAIN, Search())
+    ]
     expected = transferred(model, call("fgsm"), PLAIN)(victim_oracle(model, x, y, ball), x, ball)
     assert all(torch.equal(part, expected) for part in found) and noisy.training and noisy[0].training
     assert all(p.requires_grad and p.grad is None for p in noisy.parameters())
@@ -236,7 +281,13 @@ def test_confirmed_rows_and_no_rows_at_all_are_no_trouble():
     y[::2] = 1 - y[::2]  # wrong from the start: confirmed at the clean point
     judge = Judge(victim, ball)
     attack = transferred(victim, call(steps=2), PLAIN)
-    found = attack(victim_oracle(victim, x, y, ball, watch=lambda rows, z: judge.rule(x[rows], z, Criterion(y), rows).hit), x, ball)
+    found = attack(
+        victim_oracle(
+            victim, x, y, ball, watch=lambda rows, z: judge.rule(x[rows], z, Criterion(y), rows).hit
+        ),
+        x,
+        ball,
+    )
     assert found.shape == x.shape and torch.equal(found[::2], x[::2]) and bool(torch.isfinite(found).all())
     assert attack(victim_oracle(victim, x[:0], y[:0], ball), x[:0], ball).shape == x[:0].shape
 
@@ -249,7 +300,9 @@ def test_a_minimal_attack_on_the_surrogate_stays_in_the_ball():
     victim, ball = centred(weights(1)), Ball("linf", 0.01)
     split = data(victim)
     x, y = split.store.pixels.float() / 255, split.labels
-    found = transferred(victim, AttackCall("far", "far", far, {}, "minimal"), PLAIN)(victim_oracle(victim, x, y, ball), x, ball)
+    found = transferred(victim, AttackCall("far", "far", far, {}, "minimal"), PLAIN)(
+        victim_oracle(victim, x, y, ball), x, ball
+    )
     assert torch.equal(found, x)
 
 
@@ -278,7 +331,14 @@ class Greedy(Linear):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
 @pytest.mark.parametrize("search", [PLAIN, Search(torch.float32)])
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_number(error, search):
     """The second model meets its limit where the first one has already found its points."""
@@ -287,16 +347,32 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_number(error, sear
     models = {"a": first, "b": centred(weights(1) + weights(2))}
     expected = transfer_matrix(models, plan, split, torch.arange(len(split)), CPU)
     greedy, seen = Greedy(weights(1) + weights(2), error), []
-    found = transfer_matrix({"a": first, "b": greedy}, plan, split, torch.arange(len(split)), CPU, say=said.append, done=seen.append)
-    assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("correct", "ids", "broken", "gained", "lost"))
+    found = transfer_matrix(
+        {"a": first, "b": greedy},
+        plan,
+        split,
+        torch.arange(len(split)),
+        CPU,
+        say=said.append,
+        done=seen.append,
+    )
+    assert all(
+        torch.equal(getattr(found, name), getattr(expected, name))
+        for name in ("correct", "ids", "broken", "gained", "lost")
+    )
     assert sum(seen) == found.n == 80 and max(seen) <= 20 and greedy.refused and int(expected.broken.sum())
-    assert [line for line in said if "out of memory" in line] == [f"out of memory with {k} images: going on with {k // 2}" for k in (64, 32)]
+    assert [line for line in said if "out of memory" in line] == [
+        f"out of memory with {k} images: going on with {k // 2}" for k in (64, 32)
+    ]
 
 
 def test_an_image_that_does_not_fit_and_any_other_fault_pass_on():
     first, split = centred(weights(1)), data(centred(weights(1)))
     plan = EvalPlan(Ball("linf", 0.05), [call(steps=2)], search=PLAIN, batch_size=64)
-    for error in (torch.OutOfMemoryError("no room"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+    for error in (
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    ):
         greedy = Greedy(weights(2), error)
         greedy.forward = lambda x, greedy=greedy: (_ for _ in ()).throw(greedy.error)
         with pytest.raises(type(error), match=str(error)):

@@ -19,13 +19,18 @@ from robustcli.training.steps import MinMax
 
 STORED = Path(__file__).with_name("objective_curves.json")
 STEPS, ROWS, CLASSES = 10, 12, 3
-CASES = [*(f"objective {name}" for name in registry.objectives.discover().names()), *(f"regularizer {name}" for name in registry.regularizers.names())]
+CASES = [
+    *(f"objective {name}" for name in registry.objectives.discover().names()),
+    *(f"regularizer {name}" for name in registry.regularizers.names()),
+]
 
 
 def network():
     """Convolution, BatchNorm and a smooth activation: no kink where one rounding more moves a gradient's sign."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, CLASSES))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, CLASSES)
+    )
 
 
 def with_term(term):
@@ -53,11 +58,23 @@ def curve(case):
     torch.set_num_threads(1)
     try:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-        step = MinMax(net, objective, entry.facts["inner"], lambda oracle, x, ball: pgd(oracle, x, ball, steps=3), Ball("linf", 0.1), optimizer)
+        step = MinMax(
+            net,
+            objective,
+            entry.facts["inner"],
+            lambda oracle, x, ball: pgd(oracle, x, ball, steps=3),
+            Ball("linf", 0.1),
+            optimizer,
+        )
         rows = []
         for number in range(STEPS):
             terms = step(x, y, torch.arange(ROWS), seed=0, epoch=number)
-            rows.append({"total": float(terms.total.detach()), **{part: float(value.detach()) for part, value in sorted(terms.parts.items())}})
+            rows.append(
+                {
+                    "total": float(terms.total.detach()),
+                    **{part: float(value.detach()) for part, value in sorted(terms.parts.items())},
+                }
+            )
     finally:
         torch.set_num_threads(threads)
     return rows

@@ -16,33 +16,101 @@ def model(cli):
 
 
 def test_rapid_says_rapid_wherever_its_number_stands(cli, model):
-    answer = cli("eval", "--model", model, *SMALL, "--attack", "autoattack:rapid", "--eps", "2/255", "--out", "out", "--json")
-    assert answer.code == 0 and all(attack["name"].startswith("rapid:") for attack in answer.document["attacks"])
+    answer = cli(
+        "eval",
+        "--model",
+        model,
+        *SMALL,
+        "--attack",
+        "autoattack:rapid",
+        "--eps",
+        "2/255",
+        "--out",
+        "out",
+        "--json",
+    )
+    assert answer.code == 0 and all(
+        attack["name"].startswith("rapid:") for attack in answer.document["attacks"]
+    )
     rows = [json.loads(line) for line in open("out/metrics.jsonl")]
     audit = answer.document["audit"]
-    assert set(audit) == {"n", "fallen", "bound", "confidence", "escalated"} and audit == rows[-1]["audit"] and audit["n"] > 0
-    assert rows[-1]["label"] == f"all attacks (rapid, audit {audit['fallen']} of {audit['n']})" and "rapid" in open("out/summary.md").read()
+    assert (
+        set(audit) == {"n", "fallen", "bound", "confidence", "escalated"}
+        and audit == rows[-1]["audit"]
+        and audit["n"] > 0
+    )
+    assert (
+        rows[-1]["label"] == f"all attacks (rapid, audit {audit['fallen']} of {audit['n']})"
+        and "rapid" in open("out/summary.md").read()
+    )
     assert answer.document["attacks"][-1]["name"] == "rapid:audit"
-    assert answer.document["robust_acc"] == rows[-1]["robust_acc"] == answer.document["attacks"][-1]["robust_acc"]
+    assert (
+        answer.document["robust_acc"]
+        == rows[-1]["robust_acc"]
+        == answer.document["attacks"][-1]["robust_acc"]
+    )
 
 
 RAPID = ("attacks=[{name: autoattack, version: rapid, audit: 2}]", "--eps", "1/255", "eval.checks=0")
 
 
 def test_an_audit_that_is_turned_off_says_so(cli, model):
-    answer = cli("eval", "--model", model, *SMALL, "attacks=[{name: autoattack, version: rapid, audit: 0}]", "--eps", "1/255", "--out", "out")
+    answer = cli(
+        "eval",
+        "--model",
+        model,
+        *SMALL,
+        "attacks=[{name: autoattack, version: rapid, audit: 0}]",
+        "--eps",
+        "1/255",
+        "--out",
+        "out",
+    )
     assert answer.code == 0 and "rapid, not audited" in answer.out and "rapid:audit" not in answer.out
-    again = cli("eval", "--model", model, *SMALL, "attacks=[{name: autoattack, version: rapid, audit: 0}]", "--eps", "1/255", "--json")
-    assert again.document["audit"] == {"n": 0, "fallen": 0, "bound": again.document["robust_acc"], "confidence": 0.95, "escalated": False}
+    again = cli(
+        "eval",
+        "--model",
+        model,
+        *SMALL,
+        "attacks=[{name: autoattack, version: rapid, audit: 0}]",
+        "--eps",
+        "1/255",
+        "--json",
+    )
+    assert again.document["audit"] == {
+        "n": 0,
+        "fallen": 0,
+        "bound": again.document["robust_acc"],
+        "confidence": 0.95,
+        "escalated": False,
+    }
 
 
 def test_parts_are_audited_and_their_merger_adds_them_up(cli, model):
     whole = cli("eval", "--model", model, *SMALL, *RAPID, "eval.shard_size=12", "--json").document
     for k in (1, 2):
-        part = cli("eval", "--model", model, *SMALL, *RAPID, "eval.shard_size=12", "--shard", f"{k}/2", "--out", f"part{k}", "--json")
-        assert part.code == 0 and part.document["audit"]["n"] >= min(2, round(12 * part.document["robust_acc"]))
+        part = cli(
+            "eval",
+            "--model",
+            model,
+            *SMALL,
+            *RAPID,
+            "eval.shard_size=12",
+            "--shard",
+            f"{k}/2",
+            "--out",
+            f"part{k}",
+            "--json",
+        )
+        assert part.code == 0 and part.document["audit"]["n"] >= min(
+            2, round(12 * part.document["robust_acc"])
+        )
     merged = cli("eval", "--merge", "part1,part2", "--out", "both", "--json").document
-    assert merged["n"] == whole["n"] and merged["audit"]["n"] >= whole["audit"]["n"] and not merged["audit"]["escalated"]
+    assert (
+        merged["n"] == whole["n"]
+        and merged["audit"]["n"] >= whole["audit"]["n"]
+        and not merged["audit"]["escalated"]
+    )
     assert merged["robust_acc"] <= whole["robust_acc"] + 1e-9
     os.remove("part2/shards/audit.json")
     less = cli("eval", "--merge", "part1,part2", "--out", "less", "--json").document
@@ -55,17 +123,38 @@ def test_an_evaluation_that_escalated_goes_on_where_it_was_killed(cli, model, mo
     command = ("eval", "--model", model, *SMALL, *RAPID, "--out", "out", "--json")
     first = cli(*command)
     names = [attack["name"] for attack in first.document["attacks"]]
-    assert first.code == 0 and names[-5:] == ["rapid:audit", "apgd-ce", "apgd-t", "fab-t", "square"] and first.document["audit"]["escalated"]
-    assert "all attacks (rapid, escalated)" in open("out/summary.md").read() and os.path.exists("out/shards/escalated/0000.jsonl")
+    assert (
+        first.code == 0
+        and names[-5:] == ["rapid:audit", "apgd-ce", "apgd-t", "fab-t", "square"]
+        and first.document["audit"]["escalated"]
+    )
+    assert "all attacks (rapid, escalated)" in open("out/summary.md").read() and os.path.exists(
+        "out/shards/escalated/0000.jsonl"
+    )
     began = os.stat("out/shards/escalated/0000.jsonl").st_mtime_ns
     again = cli(*command, "--resume")
-    assert again.document["robust_acc"] == first.document["robust_acc"] and os.stat("out/shards/escalated/0000.jsonl").st_mtime_ns == began
+    assert (
+        again.document["robust_acc"] == first.document["robust_acc"]
+        and os.stat("out/shards/escalated/0000.jsonl").st_mtime_ns == began
+    )
 
 
 def test_corruptions_stand_beside_the_ball(cli, model):
-    answer = cli("eval", "--model", model, *SMALL, "attacks=[{name: corruption, type: contrast, severity: 5}, pgd]", "--eps", "1/255", "--json")
+    answer = cli(
+        "eval",
+        "--model",
+        model,
+        *SMALL,
+        "attacks=[{name: corruption, type: contrast, severity: 5}, pgd]",
+        "--eps",
+        "1/255",
+        "--json",
+    )
     labels = [attack["name"] for attack in answer.document["attacks"]]
-    assert labels == ["corruption-contrast-5", "pgd-10"] and answer.document["robust_acc"] == answer.document["attacks"][1]["robust_acc"]
+    assert (
+        labels == ["corruption-contrast-5", "pgd-10"]
+        and answer.document["robust_acc"] == answer.document["attacks"][1]["robust_acc"]
+    )
 
 
 def test_strict_exits_10_and_keeps_the_run(cli, model, tmp_path):
@@ -75,8 +164,16 @@ def test_strict_exits_10_and_keeps_the_run(cli, model, tmp_path):
     )
     argv = ("eval", "--plugin", "soft.py:soft", "--data", "digits", "--eps", "0.1", *SMALL, "--steps", "3")
     lax, strict = cli(*argv, "--json"), cli(*argv, "--strict", "--out", "kept")
-    assert lax.code == 0 and lax.document["reliability"] == "suspect" and "softmax-output" in [a["name"] for a in lax.document["alarms"]]
-    assert strict.code == 10 and "error[E-UNRELIABLE]" in strict.err and json.load(open("kept/summary.json"))["reliability"] == "suspect"
+    assert (
+        lax.code == 0
+        and lax.document["reliability"] == "suspect"
+        and "softmax-output" in [a["name"] for a in lax.document["alarms"]]
+    )
+    assert (
+        strict.code == 10
+        and "error[E-UNRELIABLE]" in strict.err
+        and json.load(open("kept/summary.json"))["reliability"] == "suspect"
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,8 +197,27 @@ def test_one_line_for_what_cannot_be(cli, model, argv, words):
 
 
 def test_a_targeted_attack_is_scored_as_targeted_after_the_round_trip_too(cli, model):
-    answer = cli("attack", "--model", model, "--n", "16", "--search", "fp32", "eval.checks=0", "--target", "random", "--steps", "3", "--eps", "1/255", "--json")
-    assert answer.code == 0 and abs(answer.document["robust_acc_8bit"] - answer.document["robust_acc_float"]) <= 1 / 16
+    answer = cli(
+        "attack",
+        "--model",
+        model,
+        "--n",
+        "16",
+        "--search",
+        "fp32",
+        "eval.checks=0",
+        "--target",
+        "random",
+        "--steps",
+        "3",
+        "--eps",
+        "1/255",
+        "--json",
+    )
+    assert (
+        answer.code == 0
+        and abs(answer.document["robust_acc_8bit"] - answer.document["robust_acc_float"]) <= 1 / 16
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +234,22 @@ def test_what_cannot_be_is_found_before_the_run_directory_is_made(cli, model, ar
 
 
 def test_a_merge_takes_its_gate_from_the_command_line_and_nothing_else(cli, model):
-    parts = [("eval", "--model", model, *SMALL, "eval.shard_size=12", "--shard", f"{k}/2", "--out", f"part{k}", "--fail-under", "clean_acc=0") for k in (1, 2)]
+    parts = [
+        (
+            "eval",
+            "--model",
+            model,
+            *SMALL,
+            "eval.shard_size=12",
+            "--shard",
+            f"{k}/2",
+            "--out",
+            f"part{k}",
+            "--fail-under",
+            "clean_acc=0",
+        )
+        for k in (1, 2)
+    ]
     assert [cli(*part).code for part in parts] == [0, 0]
     assert cli("eval", "--merge", "part1,part2", "--out", "whole").code == 0
     failed = cli("eval", "--merge", "part2,part1", "--out", "strict", "--fail-under", "robust_acc=1")

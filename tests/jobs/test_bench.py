@@ -10,7 +10,17 @@ from jobs_support import TINY
 from robustcli.assembly import throughput, timing
 from robustcli.assembly.compose import fresh_model, prepare
 from robustcli.assembly.throughput import Bench
-from robustcli.assembly.timing import BF16, FP32, TF32, Repeat, Timing, interleaved, matmul_peak, precisions, timed
+from robustcli.assembly.timing import (
+    BF16,
+    FP32,
+    TF32,
+    Repeat,
+    Timing,
+    interleaved,
+    matmul_peak,
+    precisions,
+    timed,
+)
 from robustcli.config.load import load_config, parse_assignment
 from robustcli.errors import Interrupted
 from robustcli.jobs import bench as job
@@ -33,8 +43,15 @@ def subject(*settings, repeat=FEW, **more):
 
 def test_document_files_and_arithmetic(cli, tmp_path):
     document = cli("bench", *TINY, "--smoke", "--json").document
-    assert document["verb"] == "bench" and document["kind"] == "bench" and document["schema_version"] == 1 and document["batch_size"] == 16
-    assert document["batch_sizes"] is None and document["cpu"] is None and document["adversary"] == "pgd-2 on ce"
+    assert (
+        document["verb"] == "bench"
+        and document["kind"] == "bench"
+        and document["schema_version"] == 1
+        and document["batch_size"] == 16
+    )
+    assert (
+        document["batch_sizes"] is None and document["cpu"] is None and document["adversary"] == "pgd-2 on ce"
+    )
     names = [kind.name for kind in precisions(CPU)]
     steps = document["steps"]
     assert [(row["work"], row["precision"], row["search"]) for row in steps] == [
@@ -46,20 +63,41 @@ def test_document_files_and_arithmetic(cli, tmp_path):
         assert row["repetitions"] >= 5 and 0 < row["low"] <= row["images_per_second"] <= row["high"]
         assert row["images_per_second"] == pytest.approx(16 / row["seconds"])
         assert row["passes_per_image"] == (2 if row["work"] == "attack step" else 7)
-        assert row["tflops"] == pytest.approx(row["images_per_second"] * row["passes_per_image"] * document["gflop_per_forward"] / 1e3)
+        assert row["tflops"] == pytest.approx(
+            row["images_per_second"] * row["passes_per_image"] * document["gflop_per_forward"] / 1e3
+        )
         assert row["mfu"] == pytest.approx(row["tflops"] / document["peak"][row["precision"]]["tflops"])
     assert 0 <= document["training_loop"]["waiting_low"] <= document["training_loop"]["waiting_share"] < 1
     run = tmp_path / document["run"]
-    assert json.loads((run / "bench.json").read_text()) == document == json.loads((run / "summary.json").read_text())
-    assert read_status(run)["state"] == "done" and "share of peak" in (run / "summary.md").read_text() and (run / "env.json").is_file()
+    assert (
+        json.loads((run / "bench.json").read_text())
+        == document
+        == json.loads((run / "summary.json").read_text())
+    )
+    assert (
+        read_status(run)["state"] == "done"
+        and "share of peak" in (run / "summary.md").read_text()
+        and (run / "env.json").is_file()
+    )
 
 
 def test_the_resolved_config_runs_again_with_growing_batches(cli, tmp_path):
     first = cli("bench", *TINY, "--smoke", "--out", "first")
-    assert first.code == 0 and first.out.rstrip().splitlines()[-1] == "first" and "| training step" in first.out and "waiting for data" in first.out
-    document = cli("bench", "first/config.resolved.yaml", "--smoke", "--batch-size", "auto", "--json").document
+    assert (
+        first.code == 0
+        and first.out.rstrip().splitlines()[-1] == "first"
+        and "| training step" in first.out
+        and "waiting for data" in first.out
+    )
+    document = cli(
+        "bench", "first/config.resolved.yaml", "--smoke", "--batch-size", "auto", "--json"
+    ).document
     tried = document["batch_sizes"]
-    assert [row["batch_size"] for row in tried["rows"]] == [8, 16] and tried["largest"] == 16 and tried["out_of_memory"] is False
+    assert (
+        [row["batch_size"] for row in tried["rows"]] == [8, 16]
+        and tried["largest"] == 16
+        and tried["out_of_memory"] is False
+    )
     best = max(tried["rows"], key=lambda row: row["images_per_second"])["batch_size"]
     assert tried["fastest"] == best == document["batch_size"]
 
@@ -87,7 +125,12 @@ def test_bad_input_is_one_line_with_its_code(cli, tmp_path, argv, code, words):
     "settings",
     [
         (),
-        ("objective.name=trades", "adversary.start=gaussian", "adversary.start_scale=0.001", "train.hooks=[{name: awp}, {name: ema}]"),
+        (
+            "objective.name=trades",
+            "adversary.start=gaussian",
+            "adversary.start_scale=0.001",
+            "train.hooks=[{name: awp}, {name: ema}]",
+        ),
         ("objective.name=natural", "train.optimizer={name: adamw, lr: 0.1}"),
         ("train.step.name=free",),
     ],
@@ -118,7 +161,12 @@ def test_every_repetition_trains_on_the_same_weights(monkeypatch):
 def test_a_batch_larger_than_the_split_repeats_its_images():
     bench = subject().resized(950)
     x, y, ids = bench.pixels()
-    assert x.shape == (950, 3, 8, 8) and torch.equal(ids[900:], ids[:50]) and torch.equal(x[900:], x[:50]) and len(y) == 950
+    assert (
+        x.shape == (950, 3, 8, 8)
+        and torch.equal(ids[900:], ids[:50])
+        and torch.equal(x[900:], x[:50])
+        and len(y) == 950
+    )
 
 
 def test_flops_of_a_row_are_rate_times_passes_times_forward():
@@ -166,12 +214,20 @@ def test_sizes_grow_until_memory_runs_out(monkeypatch):
         asked.append((self.batch, self.setting.config.train.compile, self.setting.config.search.compile))
         if self.batch > 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return {"batch_size": self.batch, "seconds": 0.1, "images_per_second": {8: 80.0, 16: 160.0, 32: 120.0}[self.batch]}
+        return {
+            "batch_size": self.batch,
+            "seconds": 0.1,
+            "images_per_second": {8: 80.0, 16: 160.0, 32: 120.0}[self.batch],
+        }
 
     monkeypatch.setattr(Bench, "training_step", step)
     bench = subject("train.compile=on", "search.compile=on")
     rows, full = bench.sizes(FP32, [8, 16, 32, 64, 128], 15.0)
-    assert full and [row["batch_size"] for row in rows] == [8, 16, 32] and asked == [(n, "off", "off") for n in (8, 16, 32, 64)]
+    assert (
+        full
+        and [row["batch_size"] for row in rows] == [8, 16, 32]
+        and asked == [(n, "off", "off") for n in (8, 16, 32, 64)]
+    )
     rows, full = bench.sizes(FP32, [8, 16, 32], 0.15)
     assert not full and [row["batch_size"] for row in rows] == [8]
     monkeypatch.setattr(job, "_LARGEST", 128)
@@ -190,9 +246,16 @@ def test_memory_that_does_not_suffice_is_a_resource_error(cli, monkeypatch):
 
 
 def test_gpu_over_cpu_is_a_ratio_of_rates(monkeypatch):
-    monkeypatch.setattr(Bench, "attack_step", lambda self, kind, twin: {"work": "attack step", "images_per_second": 10.0})
-    monkeypatch.setattr(Bench, "training_step", lambda self, kind: {"work": "training step", "images_per_second": 4.0})
-    rows = [{"work": work, "images_per_second": rate} for work, rate in (("attack step", 20.0), ("attack step", 50.0), ("training step", 12.0))]
+    monkeypatch.setattr(
+        Bench, "attack_step", lambda self, kind, twin: {"work": "attack step", "images_per_second": 10.0}
+    )
+    monkeypatch.setattr(
+        Bench, "training_step", lambda self, kind: {"work": "training step", "images_per_second": 4.0}
+    )
+    rows = [
+        {"work": work, "images_per_second": rate}
+        for work, rate in (("attack step", 20.0), ("attack step", 50.0), ("training step", 12.0))
+    ]
     assert job._against_cpu(subject(), rows)["gpu_over_cpu"] == {"attack step": 5.0, "training step": 3.0}
 
 
@@ -224,7 +287,10 @@ def test_warm_up_does_not_count_and_a_stop_is_heeded():
 def test_rounds_run_all_jobs_in_turn():
     order = []
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, 3)
-    assert order == ["a", "b"] * 4 and {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    assert order == ["a", "b"] * 4 and {name: len(times) for name, times in seconds.items()} == {
+        "a": 3,
+        "b": 3,
+    }
 
 
 def test_the_peak_is_the_fastest_product(monkeypatch):

@@ -8,13 +8,18 @@ from robustcli.assembly.cost import _flop, _time
 
 UNITS = r"(?:[kMGTP]?FLOP|[KMG]iB|bytes|s|min|h|images?|steps?)"
 RUNS = (
-    "train smoke/digits", "train smoke/fake train.steps=null train.minutes=3",
+    "train smoke/digits",
+    "train smoke/fake train.steps=null train.minutes=3",
     *(f"{verb} smoke/{data}" for verb in ("eval", "attack") for data in ("digits", "fake")),
 )
 
 
 def rows(text):
-    return dict([cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line.startswith("|"))
+    return dict(
+        [cell.strip() for cell in line.strip("| ").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    )
 
 
 @pytest.mark.parametrize("command", RUNS)
@@ -27,11 +32,30 @@ def test_no_unit_is_said_twice(cli, command):
         assert not re.search(rf"\b({UNITS})\b(?:\W+\w+)*?\W+\1\b", value), f"{label}: {value}"
     assert re.fullmatch(r"\d+(\.\d+)? [MG]FLOP an image", found["forward pass"])
     evaluates = not command.startswith("train")
-    assert all(found[label].startswith("at most ") == evaluates for label in ("passes an image", "work in all", "time"))
-    assert re.fullmatch(r"(at most )?about [\d.]+ (s|min|h)", found["time"]) and re.fullmatch(r"about [\d,]+ MiB", found["memory"])
+    assert all(
+        found[label].startswith("at most ") == evaluates
+        for label in ("passes an image", "work in all", "time")
+    )
+    assert re.fullmatch(r"(at most )?about [\d.]+ (s|min|h)", found["time"]) and re.fullmatch(
+        r"about [\d,]+ MiB", found["memory"]
+    )
     assert ("precision of the search" in found) == evaluates
 
 
 def test_numbers_are_shown_in_a_unit_that_suits_them():
-    assert [_flop(amount) for amount in (2399e3, 12e9, 1.879e12, 4e15, 900)] == ["2.399 MFLOP", "12 GFLOP", "1.879 TFLOP", "4 PFLOP", "0.9 kFLOP"]
-    assert [_time(seconds) for seconds in (0.0, 0.44, 9.4, 17.4, 119, 180, 9000)] == ["0.1 s", "0.4 s", "9.4 s", "17 s", "119 s", "3.0 min", "2.5 h"]
+    assert [_flop(amount) for amount in (2399e3, 12e9, 1.879e12, 4e15, 900)] == [
+        "2.399 MFLOP",
+        "12 GFLOP",
+        "1.879 TFLOP",
+        "4 PFLOP",
+        "0.9 kFLOP",
+    ]
+    assert [_time(seconds) for seconds in (0.0, 0.44, 9.4, 17.4, 119, 180, 9000)] == [
+        "0.1 s",
+        "0.4 s",
+        "9.4 s",
+        "17 s",
+        "119 s",
+        "3.0 min",
+        "2.5 h",
+    ]

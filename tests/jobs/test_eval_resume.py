@@ -19,7 +19,14 @@ from robustcli.records.rows import clopper_pearson
 from robustcli.store.run import read_status
 
 KILLS, SLOW_KILLS = 5, 20
-LEARNED = ("objective=natural", "train.steps=150", "train.save_every=150", "train.validate_every=1", "train.optimizer.lr=0.1", "precision=fp32")
+LEARNED = (
+    "objective=natural",
+    "train.steps=150",
+    "train.save_every=150",
+    "train.validate_every=1",
+    "train.optimizer.lr=0.1",
+    "precision=fp32",
+)
 SHARDS = 13  # of 16 samples: 200 test images
 
 
@@ -50,7 +57,19 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def command(model):
     """The evaluation of this file; what is said later wins."""
-    small = ("--attack", "fgsm,pgd", "--steps", "20", "--search", "fp32", "--batch-size", "16", "eval.shard_size=16", "eval.checks=0", "threads=1")
+    small = (
+        "--attack",
+        "fgsm,pgd",
+        "--steps",
+        "20",
+        "--search",
+        "fp32",
+        "--batch-size",
+        "16",
+        "eval.shard_size=16",
+        "eval.checks=0",
+        "threads=1",
+    )
     return ("eval", "--model", model, *small)
 
 
@@ -76,7 +95,9 @@ def verdicts(path):
 
 def files(path):
     """{name: when it was written} of the shards that are there."""
-    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in (path / "shards").glob("*.jsonl")}
+    return {
+        file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in (path / "shards").glob("*.jsonl")
+    }
 
 
 def summary(path):
@@ -138,12 +159,16 @@ def kill_and_resume(forked, tmp_path, command, reference, count, seed):
         before, text = files(out), {name: (out / "shards" / name).read_bytes() for name in files(out)}
         finish(forked, tmp_path, *command, "--out", out, "--resume")
         assert final(out) == expected and not list((out / "shards").glob(".tmp-*"))
-        assert {name: files(out)[name] for name in before} == before and all((out / "shards" / name).read_bytes() == text[name] for name in text)
+        assert {name: files(out)[name] for name in before} == before and all(
+            (out / "shards" / name).read_bytes() == text[name] for name in text
+        )
     return killed
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_kill_9_at_random_points_then_resume_gives_the_same_verdicts(forked, tmp_path, command, reference, seed):
+def test_kill_9_at_random_points_then_resume_gives_the_same_verdicts(
+    forked, tmp_path, command, reference, seed
+):
     assert kill_and_resume(forked, tmp_path, command, reference, 1, seed) >= 1
 
 
@@ -161,11 +186,17 @@ def test_a_signal_stops_soon_and_the_newest_run_of_the_name_goes_on(forked, tmp_
     code, path = wait(), tmp_path / "runs" / "eval" / "mine-1"
     assert time.monotonic() - began < 5
     if code != 0:  # it may have finished first
-        assert code == 143 and read_status(path)["state"] == "preempted" and "--resume" in (tmp_path / "err.txt").read_text()
+        assert (
+            code == 143
+            and read_status(path)["state"] == "preempted"
+            and "--resume" in (tmp_path / "err.txt").read_text()
+        )
     before = files(path)
     finish(forked, tmp_path, *command, "--name", "mine", "--resume")
     assert final(path) == final(reference) and before.items() <= files(path).items()
-    assert [entry.name for entry in path.parent.iterdir() if entry.is_dir() and not entry.is_symlink()] == ["mine-1"]
+    assert [entry.name for entry in path.parent.iterdir() if entry.is_dir() and not entry.is_symlink()] == [
+        "mine-1"
+    ]
 
 
 def test_other_batch_sizes_go_on_to_the_same_plan_and_verdicts(forked, tmp_path, command):
@@ -175,14 +206,21 @@ def test_other_batch_sizes_go_on_to_the_same_plan_and_verdicts(forked, tmp_path,
     kill_after(forked, 7, 0, tmp_path / "run", *command, "--batch-size", 7, "--resume")
     before = files(tmp_path / "run")
     finish(forked, tmp_path, *command, "--batch-size", 64, "--out", "run", "--resume")
-    assert final(tmp_path / "run") == final(tmp_path / "reference") and before.items() <= files(tmp_path / "run").items()
+    assert (
+        final(tmp_path / "run") == final(tmp_path / "reference")
+        and before.items() <= files(tmp_path / "run").items()
+    )
     assert 3 <= len(before) < SHARDS
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "swapped"])
 def test_a_damaged_shard_alone_is_measured_again(forked, tmp_path, command, reference, damage):
     shutil.copytree(reference, tmp_path / "run")
-    expected, before, path = final(tmp_path / "run"), files(tmp_path / "run"), tmp_path / "run" / "shards" / "0007.jsonl"
+    expected, before, path = (
+        final(tmp_path / "run"),
+        files(tmp_path / "run"),
+        tmp_path / "run" / "shards" / "0007.jsonl",
+    )
     whole = path.read_bytes()
     {
         "flip": lambda: path.write_bytes(whole.replace(b'"correct": true', b'"correct": false', 1)),
@@ -214,7 +252,11 @@ def two_machines(tmp_path, halves):
 
 def test_what_verdicts_depend_on_may_not_change(two_machines, cli, command, reference):
     path = two_machines / "part1"
-    before = {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name not in ("status.json", "log.txt", ".lock")}
+    before = {
+        str(file): file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in ("status.json", "log.txt", ".lock")
+    }
     more = {
         ("seed=1",): "seed: 0 there, 1 here",
         ("--eps", "4/255"): "ball.eps: 0.0313",
@@ -233,38 +275,69 @@ def test_what_verdicts_depend_on_may_not_change(two_machines, cli, command, refe
     for changed, named in more.items():
         answer = cli(*command, *changed, "--out", path, "--resume")
         line = answer.err.splitlines()[-1]
-        assert answer.code == 2 and line.startswith("error[E-RESUME]: cannot resume another evaluation") and named in line, (changed, answer.err)
+        assert (
+            answer.code == 2
+            and line.startswith("error[E-RESUME]: cannot resume another evaluation")
+            and named in line
+        ), (changed, answer.err)
     assert cli("train", *TINY, "--out", "other").code == 0
     answer = cli(*command, "--model", "run:other", "--out", path, "--resume")
     assert answer.code == 2 and "model: " in answer.err
-    assert {str(file): file.read_bytes() for file in path.rglob("*") if str(file) in before} == before, "a refused resume changed the run"
+    assert {str(file): file.read_bytes() for file in path.rglob("*") if str(file) in before} == before, (
+        "a refused resume changed the run"
+    )
     assert cli(*command, "--out", path, "--resume").code == 0 and final(path) == final(reference)
 
 
 def test_machines_share_an_evaluation_and_merge_to_the_single_run(two_machines, cli, reference):
     parts = [two_machines / f"part{i}" for i in (1, 2)]
     assert [len(files(path)) for path in parts] == [7, 6]
-    assert verdicts(parts[0]) | verdicts(parts[1]) == verdicts(reference) and not verdicts(parts[0]).keys() & verdicts(parts[1]).keys()
+    assert (
+        verdicts(parts[0]) | verdicts(parts[1]) == verdicts(reference)
+        and not verdicts(parts[0]).keys() & verdicts(parts[1]).keys()
+    )
     for out, order in (("ab", parts), ("ba", parts[::-1]), ("aab", [parts[0], *parts])):
         answer = cli("eval", "--merge", ",".join(map(str, order)), "--out", out, "--json")
         assert answer.code == 0 and "partial" not in answer.document, answer.err
         merged = two_machines / out
         assert summary(merged) == summary(reference)
-        names = {"config.resolved.yaml", "env.json", "metrics.jsonl", "results.csv", "summary.json", "summary.md", "status.json"}
+        names = {
+            "config.resolved.yaml",
+            "env.json",
+            "metrics.jsonl",
+            "results.csv",
+            "summary.json",
+            "summary.md",
+            "status.json",
+        }
         assert names <= {file.name for file in merged.iterdir()}
-        rows, expected = ([json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (merged, reference))
+        rows, expected = (
+            [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+            for path in (merged, reference)
+        )
         timing = {"seconds", "passes_per_sample"}
-        assert [{k: v for k, v in row.items() if k not in timing} for row in rows] == [{k: v for k, v in row.items() if k not in timing} for row in expected]
+        assert [{k: v for k, v in row.items() if k not in timing} for row in rows] == [
+            {k: v for k, v in row.items() if k not in timing} for row in expected
+        ]
 
 
 def test_a_part_is_never_a_final_number(two_machines, cli, command, reference):
     answer = cli(*command, "--out", "again", "--shard", "1/2", "--fail-under", "robust_acc=0", "--json")
-    assert answer.code == 0 and answer.document["partial"] == {"shards": 7, "of": 13} and not answer.document.get("gate")
-    assert json.loads((two_machines / "again" / "summary.json").read_text())["partial"] == {"shards": 7, "of": 13}
+    assert (
+        answer.code == 0
+        and answer.document["partial"] == {"shards": 7, "of": 13}
+        and not answer.document.get("gate")
+    )
+    assert json.loads((two_machines / "again" / "summary.json").read_text())["partial"] == {
+        "shards": 7,
+        "of": 13,
+    }
     assert "partial 7/13" in (two_machines / "again" / "summary.md").read_text()
     merged = cli("eval", "--merge", "part2", "--out", "merged")
     assert merged.code == 0 and "partial 6/13" in merged.out
-    assert cli(*command, "--out", "part1", "--resume").code == 0 and final(two_machines / "part1") == final(reference)
+    assert cli(*command, "--out", "part1", "--resume").code == 0 and final(two_machines / "part1") == final(
+        reference
+    )
     assert "partial" not in (two_machines / "part1" / "summary.md").read_text()
 
 

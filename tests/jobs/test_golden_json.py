@@ -14,7 +14,9 @@ from jobs_support import TINY
 from robustcli.proportions import clopper_pearson
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-OPTIONAL = {"": {"gate", "partial", "sweep", "cross_check", "notes"}}  # path of the mapping -> keys that are there only when asked for
+OPTIONAL = {
+    "": {"gate", "partial", "sweep", "cross_check", "notes"}
+}  # path of the mapping -> keys that are there only when asked for
 FRACTIONS = ("clean_acc", "robust_acc", "attack_success", "robust_acc_8bit", "robust_acc_float", "value")
 LEVELS = ("ok", "suspect", "invalid")
 PINNED = ("search.precision=fp32", "--json")
@@ -27,23 +29,44 @@ def differences(stored, got, samples, path=""):
     if stored == "<number>":
         return [] if type(got) in (int, float) and got >= 0 else [f"{path}: expected a number, got {got!r}"]
     if stored == "<interval>":
-        return [] if isinstance(got, list) and len(got) == 2 and 0 <= got[0] <= got[1] <= 1 else [f"{path}: expected an interval, got {got!r}"]
+        return (
+            []
+            if isinstance(got, list) and len(got) == 2 and 0 <= got[0] <= got[1] <= 1
+            else [f"{path}: expected an interval, got {got!r}"]
+        )
     if stored == "<alarms>":
-        fit = isinstance(got, list) and all(set(alarm) == {"name", "level", "evidence", "remedy"} and alarm["level"] in LEVELS[1:] for alarm in got)
+        fit = isinstance(got, list) and all(
+            set(alarm) == {"name", "level", "evidence", "remedy"} and alarm["level"] in LEVELS[1:]
+            for alarm in got
+        )
         return [] if fit else [f"{path}: expected alarms, got {got!r}"]
     if type(stored) is not type(got):
         return [f"{path}: expected {type(stored).__name__} {stored!r}, got {type(got).__name__} {got!r}"]
     if isinstance(stored, dict):
         unknown = set(got) - set(stored) - OPTIONAL.get(path, set())
         at = {key: f"{path}.{key}".lstrip(".") for key in set(stored) | set(got)}
-        found = [f"{at[key]}: missing" for key in set(stored) - set(got)] + [f"{at[key]}: unknown" for key in unknown]
-        return found + [item for key in set(stored) & set(got) for item in differences(stored[key], got[key], samples, at[key])]
+        found = [f"{at[key]}: missing" for key in set(stored) - set(got)] + [
+            f"{at[key]}: unknown" for key in unknown
+        ]
+        return found + [
+            item
+            for key in set(stored) & set(got)
+            for item in differences(stored[key], got[key], samples, at[key])
+        ]
     if isinstance(stored, list):
         if len(stored) != len(got):
             return [f"{path}: expected {len(stored)} entries, got {len(got)}"]
-        return [item for k, (a, b) in enumerate(zip(stored, got, strict=True)) for item in differences(a, b, samples, f"{path}.{k}")]
+        return [
+            item
+            for k, (a, b) in enumerate(zip(stored, got, strict=True))
+            for item in differences(a, b, samples, f"{path}.{k}")
+        ]
     if path.rpartition(".")[2] in FRACTIONS:
-        return [] if abs(stored - got) <= 1.2 / samples + 1e-9 else [f"{path}: expected {stored} within one of {samples}, got {got}"]
+        return (
+            []
+            if abs(stored - got) <= 1.2 / samples + 1e-9
+            else [f"{path}: expected {stored} within one of {samples}, got {got}"]
+        )
     return [] if stored == got else [f"{path}: expected {stored!r}, got {got!r}"]
 
 
@@ -68,9 +91,13 @@ def consistent(document):
     assert document["attack_success"] == ((right - standing) / right if right else 0.0)
     assert document["intervals"]["clean_acc"] == pytest.approx(list(clopper_pearson(right, n)))
     assert document["intervals"]["robust_acc"] == pytest.approx(list(clopper_pearson(standing, n)))
-    assert document["intervals"]["attack_success"] == pytest.approx(list(clopper_pearson(right - standing, right)))
+    assert document["intervals"]["attack_success"] == pytest.approx(
+        list(clopper_pearson(right - standing, right))
+    )
     assert document["attacks"][-1]["robust_acc"] == robust
-    assert document["reliability"] == max((alarm["level"] for alarm in document["alarms"]), key=LEVELS.index, default="ok")
+    assert document["reliability"] == max(
+        (alarm["level"] for alarm in document["alarms"]), key=LEVELS.index, default="ok"
+    )
 
 
 def test_the_documents_of_train_eval_and_attack(cli):
@@ -78,7 +105,21 @@ def test_the_documents_of_train_eval_and_attack(cli):
     assert trained.code == 0 and differences(golden("train"), trained.document, 16) == []
 
     gates = ("--fail-under", "clean_acc=0.05", "--fail-under", "robust_acc=1.0")
-    measured = cli("eval", "--model", "run:model", "--n", "60", "--eps", "1/255", "--attack", "fgsm,pgd", "--steps", "20", *gates, *PINNED)
+    measured = cli(
+        "eval",
+        "--model",
+        "run:model",
+        "--n",
+        "60",
+        "--eps",
+        "1/255",
+        "--attack",
+        "fgsm,pgd",
+        "--steps",
+        "20",
+        *gates,
+        *PINNED,
+    )
     stored = golden("eval")
     right = round(stored["clean_acc"] * 60)
     document = copy.deepcopy(measured.document)
@@ -87,7 +128,19 @@ def test_the_documents_of_train_eval_and_attack(cli):
     consistent(measured.document)
     assert "gate" not in cli("eval", "--model", "run:model", "--n", "8", "--attack", "fgsm", *PINNED).document
 
-    attacked = cli("attack", "--model", "run:model", "--n", "12", "--eps", "0.2", "--steps", "3", "attack.save=10", *PINNED)
+    attacked = cli(
+        "attack",
+        "--model",
+        "run:model",
+        "--n",
+        "12",
+        "--eps",
+        "0.2",
+        "--steps",
+        "3",
+        "attack.save=10",
+        *PINNED,
+    )
     assert attacked.code == 0 and differences(golden("attack"), attacked.document, 10) == []
     consistent(attacked.document)
 
@@ -118,6 +171,14 @@ def test_every_change_of_a_document_is_seen(verb):
 
 
 def test_one_sample_more_or_less_is_no_difference_and_two_are():
-    assert differences({"clean_acc": 0.5}, {"clean_acc": 0.525}, 40) == [] and differences({"clean_acc": 0.5}, {"clean_acc": 0.55}, 40)
-    assert differences({"n": 40}, {"n": 41}, 40) and differences({"n": 40}, {"n": 40.0}, 40) and differences({"ok": True}, {"ok": 1}, 40)
-    assert differences("<alarms>", [{"name": "x", "level": "bad", "evidence": "", "remedy": ""}], 40) and differences("<interval>", [0.2, 0.1], 40)
+    assert differences({"clean_acc": 0.5}, {"clean_acc": 0.525}, 40) == [] and differences(
+        {"clean_acc": 0.5}, {"clean_acc": 0.55}, 40
+    )
+    assert (
+        differences({"n": 40}, {"n": 41}, 40)
+        and differences({"n": 40}, {"n": 40.0}, 40)
+        and differences({"ok": True}, {"ok": 1}, 40)
+    )
+    assert differences(
+        "<alarms>", [{"name": "x", "level": "bad", "evidence": "", "remedy": ""}], 40
+    ) and differences("<interval>", [0.2, 0.1], 40)

@@ -11,8 +11,23 @@ from robustcli.store.run import read_status
 
 QUICK = (*TINY, "train.steps=4", "train.validate_every=100", "train.save_every=2")
 LATEST = ("--model", "run:runs/train/latest")
-BERNOULLI = ("adversary.start=bernoulli", "ball.norm=l2", "ball.eps=0.5")  # refused by the attack, at the first step
-CORNERS = ("--attack", "noise", "attacks.0.kind=corners", "--norm", "l2", "--eps", "0.5", "--n", "40", "eval.checks=0")
+BERNOULLI = (
+    "adversary.start=bernoulli",
+    "ball.norm=l2",
+    "ball.eps=0.5",
+)  # refused by the attack, at the first step
+CORNERS = (
+    "--attack",
+    "noise",
+    "attacks.0.kind=corners",
+    "--norm",
+    "l2",
+    "--eps",
+    "0.5",
+    "--n",
+    "40",
+    "eval.checks=0",
+)
 
 REFUSED = {
     "a value": (("train", *QUICK, *BERNOULLI), 2, "bernoulli"),
@@ -55,7 +70,9 @@ def good(template, cli, tmp_path):
 
 def left(folder):
     """Everything below a folder but empty parents of runs."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or path.is_file()
+    )
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -65,13 +82,22 @@ def test_a_refused_command_leaves_nothing(good, cli, what):
     answer = cli(*argv)
     assert answer.code == code and words in answer.err and answer.err.count("error[") == 1, answer.err
     assert left(good) == before and os.readlink(good / "train" / "latest") == "good-1"
-    assert not any(path.is_dir() for verb in good.iterdir() for path in verb.iterdir() if path.name not in ("good-1", "latest"))
+    assert not any(
+        path.is_dir()
+        for verb in good.iterdir()
+        for path in verb.iterdir()
+        if path.name not in ("good-1", "latest")
+    )
 
 
 def test_the_next_resume_goes_on_with_the_run_before(good, cli):
     assert cli("train", *QUICK, "name=good", *BERNOULLI).code == 2
     answer = cli("train", *QUICK, "name=good", "train.steps=6", "--resume")
-    assert answer.code == 0 and "resuming at step 4" in answer.err and answer.out.splitlines()[-1] == "runs/train/good-1"
+    assert (
+        answer.code == 0
+        and "resuming at step 4" in answer.err
+        and answer.out.splitlines()[-1] == "runs/train/good-1"
+    )
     assert cli("eval", *LATEST, "--n", "8", "eval.checks=0").code == 0
 
 
@@ -80,14 +106,22 @@ def test_what_may_work_the_next_time_keeps_its_directory(good, cli, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("robustcli.store.disk.free_bytes", lambda path: 10)
         assert cli("train", *QUICK, "name=good", "train.steps=6").code == 6
-    for error in (PeerError("rank 0 of 2 lost a peer"), DataError("a data worker died", code="E-WORKER"), NumericsError("the loss is not finite")):
+    for error in (
+        PeerError("rank 0 of 2 lost a peer"),
+        DataError("a data worker died", code="E-WORKER"),
+        NumericsError("the loss is not finite"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr("robustcli.jobs.train.prepare", raising(error))
             assert cli("train", *QUICK, "name=good", "train.steps=6", "--resume").code == error.exit_code
         status = read_status(good / "train" / "good-2")
         assert (status["state"], status["code"], status["resumable"]) == ("failed", error.exit_code, False)
     answer = cli("train", *QUICK, "name=good", "train.steps=6", "--resume")
-    assert answer.code == 0 and "resuming" not in answer.err and answer.out.splitlines()[-1] == "runs/train/good-2"
+    assert (
+        answer.code == 0
+        and "resuming" not in answer.err
+        and answer.out.splitlines()[-1] == "runs/train/good-2"
+    )
     assert read_status(good / "train" / "good-1")["step"] == 4
 
 
@@ -105,7 +139,10 @@ def test_torchrun_finds_a_refused_run_by_its_name(good, cli, monkeypatch):
     assert (good / "train" / "good-2").is_dir() and os.readlink(good / "train" / "latest") == "good-1"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert cli("train", *QUICK, "name=good", *BERNOULLI).code == 2
-    assert read_status(good / "train" / "good-1")["state"] == "done" and read_status(good / "train" / "good-2")["state"] == "failed"
+    assert (
+        read_status(good / "train" / "good-1")["state"] == "done"
+        and read_status(good / "train" / "good-2")["state"] == "failed"
+    )
 
 
 def test_what_comes_during_the_removal_stays(tmp_path, monkeypatch):
@@ -130,7 +167,9 @@ def test_a_directory_of_the_user_stays_and_takes_the_corrected_command(good, cli
     (tmp_path / "mine").mkdir()
     assert cli("train", *QUICK, *BERNOULLI, "--out", "mine").code == 2
     status = read_status(tmp_path / "mine")
-    assert (status["state"], status["code"], status["resumable"]) == ("failed", 2, False), "for launchers that answer 1 whatever happened"
+    assert (status["state"], status["code"], status["resumable"]) == ("failed", 2, False), (
+        "for launchers that answer 1 whatever happened"
+    )
     assert cli("train", *QUICK, "--out", "mine").code == 0
     assert os.readlink(good / "train" / "latest") == "good-1"
     again = cli("train", *QUICK, "--out", "mine", "seed=3", "--resume")
@@ -160,7 +199,9 @@ def test_latest_moves_with_the_first_checkpoint(good, cli, monkeypatch):
     assert seen[:3] == ["good-1", "next-1", "next-1"]
 
 
-@pytest.mark.parametrize(("words", "code", "says"), [(("train.batch_size=15",), 3, "15"), (BERNOULLI, 2, "bernoulli")])
+@pytest.mark.parametrize(
+    ("words", "code", "says"), [(("train.batch_size=15",), 3, "15"), (BERNOULLI, 2, "bernoulli")]
+)
 def test_two_ranks_that_refuse_leave_nothing(good, forked, tmp_path, words, code, says):
     """One of them may hear of the other's end before it comes to refuse by itself: it has lost a peer, and keeps the directory."""
     before, port = left(good), free_port()
@@ -171,7 +212,11 @@ def test_two_ranks_that_refuse_leave_nothing(good, forked, tmp_path, words, code
         for rank in range(2)
     ]  # fmt: skip
     codes = [wait() for wait in waits]
-    assert code in codes and set(codes) <= {code, 8} and any(says in (tmp_path / f"{rank}.err").read_text() for rank in range(2))
+    assert (
+        code in codes
+        and set(codes) <= {code, 8}
+        and any(says in (tmp_path / f"{rank}.err").read_text() for rank in range(2))
+    )
     assert left(good) == before or (codes[0] == 8 and os.readlink(good / "train" / "latest") == "good-1")
 
 
@@ -181,4 +226,7 @@ def test_a_run_that_its_launcher_starts_again_moves_latest_too(good, cli, tmp_pa
     monkeypatch.setenv("ROBUSTCLI_RUN_FILE", str(tmp_path / "note"))
     (tmp_path / "note").write_text(str(good / "train" / "again-1"))
     assert cli("train", *QUICK, "name=again").code == 0
-    assert os.readlink(good / "train" / "latest") == "again-1" and read_status(good / "train" / "again-1")["state"] == "done"
+    assert (
+        os.readlink(good / "train" / "latest") == "again-1"
+        and read_status(good / "train" / "again-1")["state"] == "done"
+    )

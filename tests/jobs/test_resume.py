@@ -33,14 +33,20 @@ def _kill_and_resume(forked, tmp_path, count, seed, *more):
         os.kill(pid, signal.SIGKILL)
         killed += wait() == -signal.SIGKILL
         warnings = []
-        before = latest_good(tmp_path / out / "checkpoints", warnings.append) if (tmp_path / out / "checkpoints").exists() else None
+        before = (
+            latest_good(tmp_path / out / "checkpoints", warnings.append)
+            if (tmp_path / out / "checkpoints").exists()
+            else None
+        )
         resumed = ("--resume",) if (tmp_path / out / ".lock").exists() else ()
         wait, _ = forked("train", *TINY, "--out", out, *resumed, *more)
         assert wait() == 0, (tmp_path / "err.txt").read_text()
         text = (tmp_path / "err.txt").read_text()
         if before is not None:
             assert f"resuming at step {before.step}" in text
-            assert all("there is no pointer" in said for said in warnings)  # killed between the first save and its pointer: nothing is lost
+            assert all(
+                "there is no pointer" in said for said in warnings
+            )  # killed between the first save and its pointer: nothing is lost
         same(final_state(tmp_path / out), expected)
     return killed
 
@@ -62,7 +68,12 @@ def test_kill_9_at_200_random_points(forked, tmp_path, part):
         ("precision=bf16", "search.precision=bf16"),
         ("precision=fp32", "search.precision=fp32", "train.attack_bn=train"),
         ("objective=natural", "train.optimizer.name=adamw", "train.optimizer.lr=0.01"),
-        ("objective=mixed", "train.schedule=cyclic", "data.augment={crop: 1, flip: true}", "train.grad_clip=0.5"),
+        (
+            "objective=mixed",
+            "train.schedule=cyclic",
+            "data.augment={crop: 1, flip: true}",
+            "train.grad_clip=0.5",
+        ),
         ("model={name: wide_resnet, depth: 10, width: 1, dropout: 0.3}", "train.steps=9"),
         ("train.parallel=dp",),
     ],
@@ -105,12 +116,28 @@ train._completed = older
 """
     words = ("train", *TINY, "--out", "run", "--resume", "train.steps=9")
     assert forked(*words, augment, prepare=lambda: exec(script, {}))[0]() == 0
-    assert forked(*words, "data.augment={crop: 1, flip: false, rotate: 3}", prepare=lambda: exec(script, {}), err="err.txt")[0]() == 2
+    assert (
+        forked(
+            *words,
+            "data.augment={crop: 1, flip: false, rotate: 3}",
+            prepare=lambda: exec(script, {}),
+            err="err.txt",
+        )[0]()
+        == 2
+    )
     assert "data.augment.rotate" in (tmp_path / "err.txt").read_text()
 
 
 def test_two_interrupts_end_at_once(forked, tmp_path):
-    wait, pid = forked("train", *TINY, "--out", "run", "train.steps=100000", "train.save_every=100000", "train.validate_every=100000")
+    wait, pid = forked(
+        "train",
+        *TINY,
+        "--out",
+        "run",
+        "train.steps=100000",
+        "train.save_every=100000",
+        "train.validate_every=100000",
+    )
     end = time.monotonic() + 30
     while not (tmp_path / "err.txt").exists() or "training " not in (tmp_path / "err.txt").read_text():
         assert time.monotonic() < end
@@ -147,7 +174,9 @@ def test_log_lines_are_those_of_the_uninterrupted_run(forked, tmp_path):
     assert wait() == 0
     timing = {"images_per_second", "waiting_share", "seconds", "peak_memory"}
     texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("reference", "run")]
-    rows = [[{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines] for lines in texts]
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines] for lines in texts
+    ]
     assert rows[0] == rows[1] and len(rows[0]) >= 2
 
 

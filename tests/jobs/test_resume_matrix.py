@@ -122,7 +122,9 @@ def interrupted(work: Job, out: str, draw: random.Random) -> bool:
     first = pick(names[at], draw)
     assert work.run(out, hits={first: signal.SIGKILL}, at=at) == lost(work, at)
     rest, at = 1 - first / len(names[at]), draw.randrange(work.ranks)
-    codes = work.run(out, "--resume", hits={draw.randrange(1 + int(rest * len(names[at]))): signal.SIGKILL}, at=at)
+    codes = work.run(
+        out, "--resume", hits={draw.randrange(1 + int(rest * len(names[at]))): signal.SIGKILL}, at=at
+    )
     assert codes in (lost(work, at), [0] * work.ranks), (codes, work.texts)
     work.finish(out)
     return codes[at] != 0
@@ -137,7 +139,9 @@ def test_the_table_has_every_value_and_every_possible_pair() -> None:
     assert len(CELLS) == len({tuple(cell.split()) for cell in CELLS}) == 40
     every = {((a, x), (b, y)) for a, b in combinations(VALUES, 2) for x in VALUES[a] for y in VALUES[b]}
     assert every - pairs(CELLS) == {(("method", "free"), ("micro", "micro"))} and pairs(CELLS) <= every
-    assert {item for pair in pairs(CELLS[:SAMPLED]) for item in pair} == {(name, value) for name, values in VALUES.items() for value in values}
+    assert {item for pair in pairs(CELLS[:SAMPLED]) for item in pair} == {
+        (name, value) for name, values in VALUES.items() for value in values
+    }
 
 
 @pytest.mark.parametrize("cell", CELLS[:SAMPLED], ids=lambda cell: "-".join(cell.replace("- ", "").split()))
@@ -171,7 +175,11 @@ def test_free_training_saves_the_perturbations_of_all_ranks(forked: Any, tmp_pat
     work.words += (f"ball.norm={norm}", "ball.eps=0.3")
     expected = work.finish("reference")
     delta = load_checkpoint(resolve_checkpoint(expected / "checkpoints")).groups["step"]["delta"]
-    assert len(delta) == 12 and all(bool(half.any()) for half in delta.chunk(2)) and not torch.equal(*delta.chunk(2))
+    assert (
+        len(delta) == 12
+        and all(bool(half.any()) for half in delta.chunk(2))
+        and not torch.equal(*delta.chunk(2))
+    )
     names = moments(work.said("reference"))
     fifth = [k for k, name in enumerate(names) if name == "feed"][4]  # after the first checkpoint, at step 3
     assert work.run("run", hits={fifth: signal.SIGKILL}) == [-signal.SIGKILL, 8]
@@ -184,7 +192,9 @@ def test_free_training_goes_on_in_another_number_of_processes(forked: Any, tmp_p
     work.ranks, work.words = 1, (*work.words, "train.steps=9")
     after = load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints"))
     one, other = before.groups["step"]["delta"], after.groups["step"]["delta"]
-    assert (before.step, after.step) == (8, 9) and len(one) == len(other) == 12 and not torch.equal(one, other)
+    assert (
+        (before.step, after.step) == (8, 9) and len(one) == len(other) == 12 and not torch.equal(one, other)
+    )
 
 
 def test_a_kill_between_the_last_checkpoint_and_its_pointers(forked: Any, tmp_path: Path) -> None:
@@ -211,7 +221,9 @@ def test_a_kill_between_the_pointers_of_the_best_checkpoint(forked: Any, tmp_pat
 
 def _collapse(rank: int) -> None:
     """In the process of a rank: the guard takes the first two validations without a better model for a collapse."""
-    CatastrophicOverfitting._collapsed = lambda self, fgsm, robust: self.rollbacks < 2 and self.best_robust is not None and robust <= self.best_robust
+    CatastrophicOverfitting._collapsed = lambda self, fgsm, robust: (
+        self.rollbacks < 2 and self.best_robust is not None and robust <= self.best_robust
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -23,8 +23,16 @@ from robustcli.terminal.console import Console
 
 pytestmark = pytest.mark.usefixtures("warm")
 
-STRONG = ("objective=trades", "adversary={name: pgd, steps: 2}", "train.hooks=[{name: ema, decay: 0.9}, {name: awp, gamma: 0.02}]")
-FEEDS = {"memory": ("data.storage=memory",), "workers": ("data.storage=stream", "data.workers=2"), "cached": ("data.storage=cached", "data.cache=cache")}
+STRONG = (
+    "objective=trades",
+    "adversary={name: pgd, steps: 2}",
+    "train.hooks=[{name: ema, decay: 0.9}, {name: awp, gamma: 0.02}]",
+)
+FEEDS = {
+    "memory": ("data.storage=memory",),
+    "workers": ("data.storage=stream", "data.workers=2"),
+    "cached": ("data.storage=cached", "data.cache=cache"),
+}
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 SECONDS = 5.0  # from a signal to the end of the process
 
@@ -44,7 +52,12 @@ def preempted(work: Job, out: str, codes: list[int], *, at: int = 0, seconds: fl
         return False
     assert codes == [143] * work.ranks, (codes, work.texts)
     last = load_checkpoint(resolve_checkpoint(work.folder / out / "checkpoints"))
-    assert (status["state"], status["code"], status["resumable"], status["step"]) == ("preempted", 143, True, last.step)
+    assert (status["state"], status["code"], status["resumable"], status["step"]) == (
+        "preempted",
+        143,
+        True,
+        last.step,
+    )
     assert f"preempted at step {last.step} of 8" in work.texts[0] and "--resume" in work.texts[0]
     return True
 
@@ -62,7 +75,10 @@ def test_a_termination_at_any_moment_is_saved_and_resumed_to_the_bit(forked: Any
     work = job(forked, tmp_path)
     expected, draw = work.finish("reference"), random.Random(0)
     names = moments(work.said("reference"))
-    stopped = [stop_and_resume(work, kind, pick(names[: -len(names) // 8], draw, kind), expected) for kind in ("start", "attack", "validate", "save")]
+    stopped = [
+        stop_and_resume(work, kind, pick(names[: -len(names) // 8], draw, kind), expected)
+        for kind in ("start", "attack", "validate", "save")
+    ]
     assert all(stopped)
 
 
@@ -75,8 +91,12 @@ def test_a_termination_at_20_moments(forked: Any, tmp_path: Path, feed: str) -> 
     assert sum(stop_and_resume(work, f"run{k}", pick(names, draw), expected) for k in range(10)) >= 7
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.02, *(pytest.param(0.05 * k, marks=pytest.mark.slow) for k in range(1, 10))])
-def test_a_termination_before_anything_was_begun_leaves_nothing_in_the_way(forked: Any, tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize(
+    "seconds", [0.0, 0.02, *(pytest.param(0.05 * k, marks=pytest.mark.slow) for k in range(1, 10))]
+)
+def test_a_termination_before_anything_was_begun_leaves_nothing_in_the_way(
+    forked: Any, tmp_path: Path, seconds: float
+) -> None:
     work = job(forked, tmp_path, "train.steps=3")
     ((wait, pid),) = work.start("run")
     time.sleep(seconds)
@@ -86,7 +106,9 @@ def test_a_termination_before_anything_was_begun_leaves_nothing_in_the_way(forke
     assert time.monotonic() - sent < SECONDS and code in (-TERM, 143, 0)
     status = read_status(tmp_path / "run")
     if code == -TERM:
-        assert status.get("state") in (None, "running") and not (tmp_path / "run" / "checkpoints").exists(), "not even a run that could stop"
+        assert status.get("state") in (None, "running") and not (tmp_path / "run" / "checkpoints").exists(), (
+            "not even a run that could stop"
+        )
     else:
         assert (status["state"], status["resumable"]) == ("preempted" if code else "done", True)
     assert load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints")).step == 3
@@ -97,9 +119,18 @@ def test_a_termination_before_anything_was_begun_leaves_nothing_in_the_way(forke
 
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [("attack", 1), *(pytest.param(kind, at, marks=pytest.mark.slow) for kind in ("start", "feed", "descend", "average", "validate") for at in (0, 1))],
+    [
+        ("attack", 1),
+        *(
+            pytest.param(kind, at, marks=pytest.mark.slow)
+            for kind in ("start", "feed", "descend", "average", "validate")
+            for at in (0, 1)
+        ),
+    ],
 )
-def test_a_termination_of_one_rank_stops_both_at_the_same_step(forked: Any, tmp_path: Path, kind: str, at: int) -> None:
+def test_a_termination_of_one_rank_stops_both_at_the_same_step(
+    forked: Any, tmp_path: Path, kind: str, at: int
+) -> None:
     work = job(forked, tmp_path, ranks=2)
     expected = work.finish("reference")
     names = moments(work.said("reference", at))
@@ -107,7 +138,18 @@ def test_a_termination_of_one_rank_stops_both_at_the_same_step(forked: Any, tmp_
     assert stop_and_resume(work, "run", moment, expected, at=at)
 
 
-@pytest.mark.parametrize("words", [(), ("train.hooks=[{name: swa, start: 0.2}]", "train.micro_batch=5", "precision=bf16", "data.cutmix={alpha: 1.0}")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        (
+            "train.hooks=[{name: swa, start: 0.2}]",
+            "train.micro_batch=5",
+            "precision=bf16",
+            "data.cutmix={alpha: 1.0}",
+        ),
+    ],
+)
 def test_ranks_end_with_the_same_bits(forked: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
     """small_cnn: BatchNorm's buffers are shared too."""
     assert len(set(digests(job(forked, tmp_path, *words, ranks=2), "run"))) == 1
@@ -128,14 +170,26 @@ TOLERANCE = 1.3e-5
 
 def test_two_ranks_are_one_process_with_the_same_batch(forked: Any, tmp_path: Path) -> None:
     """Each rank multiplies half of the rows, which rounds otherwise. linf: an l2 step divides the small gradient of the KL, and its rounding, by its length."""
-    words = ("model={name: mlp, hidden: [16], activation: silu}", "train.steps=10", "train.schedule=cosine", "train.optimizer.lr=0.01")
+    words = (
+        "model={name: mlp, hidden: [16], activation: silu}",
+        "train.steps=10",
+        "train.schedule=cosine",
+        "train.optimizer.lr=0.01",
+    )
     words += ("precision=fp32", "search.precision=fp32")
     two = job(forked, tmp_path, *words, ranks=2)
     alone = Job(forked, tmp_path, two.words)
     assert len(set(digests(two, "two"))) == 1
-    groups = [load_checkpoint(resolve_checkpoint(path / "checkpoints")).groups for path in (alone.finish("alone"), tmp_path / "two")]
+    groups = [
+        load_checkpoint(resolve_checkpoint(path / "checkpoints")).groups
+        for path in (alone.finish("alone"), tmp_path / "two")
+    ]
     assert groups[0].keys() == groups[1].keys() >= {"model", "live", "optimizer"}
-    apart = [(tensor - groups[1][name][key]).abs().max() for name, group in groups[0].items() for key, tensor in group.items()]
+    apart = [
+        (tensor - groups[1][name][key]).abs().max()
+        for name, group in groups[0].items()
+        for key, tensor in group.items()
+    ]
     assert 0 < float(torch.stack([t.float() for t in apart]).max()) <= TOLERANCE
 
 
@@ -168,19 +222,33 @@ def reference(forked: Any, tmp_path: Path, rank: int, kind: str, seed: int) -> t
 
 
 @pytest.mark.parametrize(
-    ("kind", "seed"), [("attack", 0), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("feed", "descend", "average", "validate"))]
+    ("kind", "seed"),
+    [
+        ("attack", 0),
+        *(
+            pytest.param(kind, 1, marks=pytest.mark.slow)
+            for kind in ("feed", "descend", "average", "validate")
+        ),
+    ],
 )
-def test_a_restart_after_a_lost_rank_ends_in_the_same_bits(forked: Any, launched: Launched, tmp_path: Path, capfd: Any, kind: str, seed: int) -> None:
+def test_a_restart_after_a_lost_rank_ends_in_the_same_bits(
+    forked: Any, launched: Launched, tmp_path: Path, capfd: Any, kind: str, seed: int
+) -> None:
     work, expected, moment = reference(forked, tmp_path, 1, kind, seed)
     assert launched(work, 1, moment, KILL, restarts=1) == 0
     err = capfd.readouterr().err
-    assert "warning: rank 1: killed by SIGKILL; restart 1 of 1 from the last checkpoint" in err and "resuming at step" in err
+    assert (
+        "warning: rank 1: killed by SIGKILL; restart 1 of 1 from the last checkpoint" in err
+        and "resuming at step" in err
+    )
     all_same(tmp_path / "run", expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["start", "attack", "descend", "validate"])
-def test_without_restarts_the_lost_rank_is_named(forked: Any, launched: Launched, tmp_path: Path, capfd: Any, kind: str) -> None:
+def test_without_restarts_the_lost_rank_is_named(
+    forked: Any, launched: Launched, tmp_path: Path, capfd: Any, kind: str
+) -> None:
     work, expected, moment = reference(forked, tmp_path, 1, "feed" if kind == "start" else kind, 2)
     assert launched(work, 1, 0 if kind == "start" else moment, KILL) == 8
     assert capfd.readouterr().err.splitlines()[-1] == "rank 1: killed by SIGKILL"
@@ -191,7 +259,9 @@ def test_without_restarts_the_lost_rank_is_named(forked: Any, launched: Launched
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "signum"), [(0, -TERM), (1, TERM)], ids=["launcher", "one rank"])
-def test_a_termination_under_the_launcher(forked: Any, launched: Launched, tmp_path: Path, capfd: Any, rank: int, signum: int) -> None:
+def test_a_termination_under_the_launcher(
+    forked: Any, launched: Launched, tmp_path: Path, capfd: Any, rank: int, signum: int
+) -> None:
     work, expected, moment = reference(forked, tmp_path, rank, "attack", 3)
     assert launched(work, rank, moment, signum) == 143
     sent = hit_at(tmp_path / f"worker-{rank}-0.moments")

@@ -16,11 +16,22 @@ from robustcli.errors import UsageError
 from robustcli.jobs.sweep import Sweep, check_sweep, grey_radius, measured, parse_sweep, sweep_alarms
 from robustcli.terminal.console import Console
 
-BASE = ("data.name=fake", "data.size=8", "threads=1", "eval.n=60", "search.precision=fp32", "search.fold_bn=false", "search.channels_last=false")
+BASE = (
+    "data.name=fake",
+    "data.size=8",
+    "threads=1",
+    "eval.n=60",
+    "search.precision=fp32",
+    "search.fold_bn=false",
+    "search.channels_last=false",
+)
 
 
 def setting_of(*settings):
-    return prepare(load_config(None, [parse_assignment(text, "test") for text in (*BASE, *settings)], environ={}).config, Console(quiet=True))
+    return prepare(
+        load_config(None, [parse_assignment(text, "test") for text in (*BASE, *settings)], environ={}).config,
+        Console(quiet=True),
+    )
 
 
 class Means(nn.Module):
@@ -80,7 +91,11 @@ def test_values(text, values):
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_a_range_of_counts_holds_both_ends_and_ascends(low, more):
     values = parse_sweep(f"steps={low}..{low + more}").values
-    assert values[0] == low and values[-1] == low + more and all(a < b <= 2.5 * a + 1 for a, b in zip(values, values[1:], strict=False))
+    assert (
+        values[0] == low
+        and values[-1] == low + more
+        and all(a < b <= 2.5 * a + 1 for a, b in zip(values, values[1:], strict=False))
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,14 +119,23 @@ def test_a_range_of_counts_holds_both_ends_and_ascends(low, more):
 def test_a_wrong_sweep_is_one_clear_line(text, words):
     with pytest.raises(UsageError) as error:
         parse_sweep(text)
-    assert words in error.value.what and error.value.where == "eval.sweep" and error.value.exit_code == 2 and "\n" not in error.value.line()
+    assert (
+        words in error.value.what
+        and error.value.where == "eval.sweep"
+        and error.value.exit_code == 2
+        and "\n" not in error.value.line()
+    )
 
 
 def test_what_cannot_be_swept_is_refused_before_any_work():
     linf, l2 = setting_of("attacks=[fgsm]"), setting_of("ball.norm=l2", "ball.eps=1")
     check_sweep(parse_sweep("eps=0..3"), l2)
     check_sweep(parse_sweep("eps=0..1"), linf)
-    for sweep, setting, words in (("eps=0,8", linf, "did you mean 8/255"), ("steps=1,2", linf, "takes steps"), ("distance", l2, "minimal-norm")):
+    for sweep, setting, words in (
+        ("eps=0,8", linf, "did you mean 8/255"),
+        ("steps=1,2", linf, "takes steps"),
+        ("distance", l2, "minimal-norm"),
+    ):
         with pytest.raises(UsageError, match=words):
             check_sweep(parse_sweep(sweep), setting)
     with pytest.raises(UsageError, match="untargeted"):
@@ -124,12 +148,22 @@ def test_what_cannot_be_swept_is_refused_before_any_work():
 def test_radii_are_cumulative_and_only_survivors_are_attacked():
     _, _, rows = rows_of("eps=0,0.01,0.02,0.04,0.5", "attacks.0.steps=5")
     correct = [row["correct"] for row in rows]
-    assert rows[0]["correct"] == rows[0]["clean_correct"] == rows[0]["n"] == 60 and rows[0]["passes_per_sample"] == 0
+    assert (
+        rows[0]["correct"] == rows[0]["clean_correct"] == rows[0]["n"] == 60
+        and rows[0]["passes_per_sample"] == 0
+    )
     assert correct == sorted(correct, reverse=True) and 0 < correct[1] < 60 and correct[-1] == 0
-    assert rows[-1]["passes_per_sample"] <= 3 + 15 * correct[-2] / 60, "samples that fell at a smaller radius were attacked again"
+    assert rows[-1]["passes_per_sample"] <= 3 + 15 * correct[-2] / 60, (
+        "samples that fell at a smaller radius were attacked again"
+    )
     assert [row["eps"] for row in rows] == [row["value"] for row in rows] == [0, 0.01, 0.02, 0.04, 0.5]
-    assert all(row["since_half"]["recovered"] == 0 for row in rows[2:]) and rows[2]["since_half"]["fell"] == correct[1] - correct[2]
-    assert rows[1]["intervals"]["robust_acc"][0] < rows[1]["robust_acc"] < rows[1]["intervals"]["robust_acc"][1]
+    assert (
+        all(row["since_half"]["recovered"] == 0 for row in rows[2:])
+        and rows[2]["since_half"]["fell"] == correct[1] - correct[2]
+    )
+    assert (
+        rows[1]["intervals"]["robust_acc"][0] < rows[1]["robust_acc"] < rows[1]["intervals"]["robust_acc"][1]
+    )
 
 
 def test_a_point_found_at_a_smaller_radius_stays_valid():
@@ -146,7 +180,10 @@ def test_a_point_found_at_a_smaller_radius_stays_valid():
 
     setting = labelled(setting_of("attacks=[fgsm]"), Means())
     original = jobs.eval_plan
-    jobs.eval_plan = lambda *a, **k: (plan := original(*a, **k)) and jobs.replace(plan, attacks=[jobs.replace(c, fn=once) for c in plan.attacks])
+    jobs.eval_plan = lambda *a, **k: (
+        (plan := original(*a, **k))
+        and jobs.replace(plan, attacks=[jobs.replace(c, fn=once) for c in plan.attacks])
+    )
     try:
         rows = list(measured(setting, Means(), parse_sweep("eps=0.02,0.05")))
     finally:
@@ -155,19 +192,32 @@ def test_a_point_found_at_a_smaller_radius_stays_valid():
 
 
 def test_steps_run_anew_at_every_value_and_more_of_them_find_more():
-    setting, sweep, rows = rows_of("steps=1..50", "attacks=[{name: pgd, step_size: 0.002, start: zero}]", "ball.eps=0.05")
+    setting, sweep, rows = rows_of(
+        "steps=1..50", "attacks=[{name: pgd, step_size: 0.002, start: zero}]", "ball.eps=0.05"
+    )
     correct = [row["correct"] for row in rows]
     assert correct[0] > correct[-1] and all(row["eps"] == 0.05 for row in rows)
     assert [row["attacks"][0]["params"]["steps"] for row in rows] == [1, 2, 5, 10, 20, 50]
-    assert rows[-1]["since_half"]["value"] == 20 and rows[-1]["since_half"]["fell"] - rows[-1]["since_half"]["recovered"] == correct[-2] - correct[-1]
+    assert (
+        rows[-1]["since_half"]["value"] == 20
+        and rows[-1]["since_half"]["fell"] - rows[-1]["since_half"]["recovered"] == correct[-2] - correct[-1]
+    )
     (alarm,) = sweep_alarms(sweep, rows[:4], grey_radius(setting))
     assert (alarm.name, alarm.level) == ("not-converged", "suspect") and "5 to 10 steps" in alarm.evidence
-    assert sweep_alarms(sweep, rows, grey_radius(setting)) == sweep_alarms(sweep, rows[:1], grey_radius(setting)) == []
+    assert (
+        sweep_alarms(sweep, rows, grey_radius(setting))
+        == sweep_alarms(sweep, rows[:1], grey_radius(setting))
+        == []
+    )
 
 
 def test_attacks_without_the_parameter_are_left_out_and_two_of_a_name_are_told_apart():
-    _, _, rows = rows_of("restarts=1,2", "attacks=[fgsm, {name: pgd, steps: 2}, {name: pgd, steps: 2, loss: margin}]")
-    assert rows[0]["label"] == "pgd, pgd#2" and [call["params"]["restarts"] for call in rows[1]["attacks"]] == [2, 2]
+    _, _, rows = rows_of(
+        "restarts=1,2", "attacks=[fgsm, {name: pgd, steps: 2}, {name: pgd, steps: 2, loss: margin}]"
+    )
+    assert rows[0]["label"] == "pgd, pgd#2" and [
+        call["params"]["restarts"] for call in rows[1]["attacks"]
+    ] == [2, 2]
     with pytest.raises(UsageError, match="takes steps"):
         rows_of("steps=1,2", "attacks=[fgsm]")
 
@@ -184,18 +234,24 @@ def test_a_sweep_agrees_with_the_evaluation_at_its_own_radius():
     setting, _, rows = rows_of("steps=6", "ball.eps=0.03", "attacks.0.steps=6")
     plan = eval_plan(setting, setting.config.attacks)
     positions = choose(setting.data.test, n=60, first=None, seed=0)
-    assert rows[0]["correct"] == int(RobustEvaluation(Means(), plan).run(setting.data.test, positions, torch.device("cpu")).survivors.sum())
+    assert rows[0]["correct"] == int(
+        RobustEvaluation(Means(), plan).run(setting.data.test, positions, torch.device("cpu")).survivors.sum()
+    )
 
 
 # ---- alarms ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_masked_model_stands_where_every_image_can_be_grey_and_an_honest_one_does_not():
-    setting, sweep, rows = rows_of("eps=0.1,0.5", "attacks=[{name: pgd, steps: 20, start: zero}]", model=Means(masked=True))
+    setting, sweep, rows = rows_of(
+        "eps=0.1,0.5", "attacks=[{name: pgd, steps: 20, start: zero}]", model=Means(masked=True)
+    )
     assert rows[-1]["correct"] == 60, "the model masks nothing"
     (alarm,) = sweep_alarms(sweep, rows, grey_radius(setting))
     assert (alarm.name, alarm.level) == ("large-eps-survivors", "suspect") and "0.5" in alarm.evidence
-    assert sweep_alarms(Sweep("eps", (0.1,)), rows[:1], grey_radius(setting)) == [], "0.1 is not large: a robust model may stand there"
+    assert sweep_alarms(Sweep("eps", (0.1,)), rows[:1], grey_radius(setting)) == [], (
+        "0.1 is not large: a robust model may stand there"
+    )
     setting, sweep, rows = rows_of("eps=0.1,0.5", "attacks=[{name: pgd, steps: 20, start: zero}]")
     assert sweep_alarms(sweep, rows, grey_radius(setting)) == []
 
@@ -206,7 +262,10 @@ def test_the_radius_that_makes_any_image_grey():
     assert grey_radius(setting_of("ball.norm=l1", "ball.eps=1")) == pytest.approx(96)
 
 
-@pytest.mark.parametrize(("fell", "recovered", "fires"), [(0, 0, False), (5, 0, False), (6, 0, True), (10, 9, False), (30, 10, True), (0, 30, False)])
+@pytest.mark.parametrize(
+    ("fell", "recovered", "fires"),
+    [(0, 0, False), (5, 0, False), (6, 0, True), (10, 9, False), (30, 10, True), (0, 30, False)],
+)
 def test_convergence_is_judged_against_chance(fell, recovered, fires):
     row = {"value": 40, "since_half": {"value": 20, "fell": fell, "recovered": recovered}}
     assert bool(sweep_alarms(Sweep("steps", (20, 40)), [row], 0.5)) is fires
@@ -227,17 +286,32 @@ def test_distances_are_those_to_the_boundary(tmp_path):
     with open_run("eval", "x", out=str(tmp_path / "run")) as run:
         rows = run_distances(setting, model, Console(quiet=True, json=True), lambda: None, run)
     lines = [json.loads(line) for line in (tmp_path / "run" / "distances.jsonl").read_text().splitlines()]
-    x, y, _ = next(iter(setting.data.test.stream([torch.tensor([line["id"] for line in lines])], torch.device("cpu"))))
+    x, y, _ = next(
+        iter(setting.data.test.stream([torch.tensor([line["id"] for line in lines])], torch.device("cpu")))
+    )
     with torch.no_grad():
         z, w = model(x), model.head.weight
     gap = z.gather(1, y[:, None]) - z
-    nearest = (gap / (w[y][:, None] - w[None]).norm(dim=2).clamp_min(1e-9)).scatter(1, y[:, None], float("inf")).amin(1).clamp_min(0)
+    nearest = (
+        (gap / (w[y][:, None] - w[None]).norm(dim=2).clamp_min(1e-9))
+        .scatter(1, y[:, None], float("inf"))
+        .amin(1)
+        .clamp_min(0)
+    )
     assert [row["attack"] for row in rows] == ["deepfool", "fmn"]
     for row in rows:
         got = torch.tensor([line["distance"][row["label"]] for line in lines])
-        assert int((got == 0).sum()) == int((z.argmax(1) != y).sum()) > 5 and row["clean_correct"] == int((z.argmax(1) == y).sum())
-        assert (got >= nearest - 1e-5).all() and (got <= 1.2 * nearest + 1e-3).all(), "a point beyond the radius counts: distances have none"
-        assert row["broken"] == row["n"] == 60 and row["quartiles"] == sorted(row["quartiles"]) and setting.ball.eps < row["quartiles"][2]
+        assert int((got == 0).sum()) == int((z.argmax(1) != y).sum()) > 5 and row["clean_correct"] == int(
+            (z.argmax(1) == y).sum()
+        )
+        assert (got >= nearest - 1e-5).all() and (got <= 1.2 * nearest + 1e-3).all(), (
+            "a point beyond the radius counts: distances have none"
+        )
+        assert (
+            row["broken"] == row["n"] == 60
+            and row["quartiles"] == sorted(row["quartiles"])
+            and setting.ball.eps < row["quartiles"][2]
+        )
     assert Image.open(tmp_path / "run" / "plots" / "distances.png").size[0] > 300
 
 
@@ -246,12 +320,25 @@ def test_distances_are_those_to_the_boundary(tmp_path):
 
 def test_eval_with_a_sweep_adds_rows_a_table_and_a_picture(cli, tmp_path):
     assert cli("train", *TINY, "--out", "model").code == 0
-    argv = ("eval", "--model", "run:model", "--n", "40", "--steps", "2", "--sweep", "eps=0..16/255:3", "eval.checks=0")
+    argv = (
+        "eval",
+        "--model",
+        "run:model",
+        "--n",
+        "40",
+        "--steps",
+        "2",
+        "--sweep",
+        "eps=0..16/255:3",
+        "eval.checks=0",
+    )
     document = cli(*argv, "--json").document
     assert [row["value"] for row in document["sweep"]] == pytest.approx([0, 8 / 255, 16 / 255])
     assert document["sweep"][0]["correct"] == round(document["clean_acc"] * 40)
     run = tmp_path / document["run"]
-    assert [json.loads(line)["correct"] for line in (run / "sweep.jsonl").read_text().splitlines()] == [row["correct"] for row in document["sweep"]]
+    assert [json.loads(line)["correct"] for line in (run / "sweep.jsonl").read_text().splitlines()] == [
+        row["correct"] for row in document["sweep"]
+    ]
     assert Image.open(run / "plots" / "sweep_eps.png").size[0] > 300
     plain = cli(*argv)
     assert plain.code == 0 and "sweep: fake" in plain.out and "16/255" in plain.out

@@ -24,45 +24,96 @@ def pair(cli):
 
 
 def test_document_records_and_files(pair, cli, tmp_path):
-    answer = cli("transfer", "--models", "run:models/one,run:models/two", "--n", "60", "--steps", "3", "--json")
+    answer = cli(
+        "transfer", "--models", "run:models/one,run:models/two", "--n", "60", "--steps", "3", "--json"
+    )
     document = answer.document
     assert answer.code == 0 and set(document) == KEYS and document["verb"] == "transfer"
-    assert document["models"] == ["one", "two"] and document["references"] == ["run:models/one", "run:models/two"]
-    assert document["n"] == 60 and document["attacks"] == ["pgd-3"] and set(document["clean_acc"]) == {"one", "two"}
+    assert document["models"] == ["one", "two"] and document["references"] == [
+        "run:models/one",
+        "run:models/two",
+    ]
+    assert (
+        document["n"] == 60
+        and document["attacks"] == ["pgd-3"]
+        and set(document["clean_acc"]) == {"one", "two"}
+    )
     run = tmp_path / document["run"]
     rows = [json.loads(line) for line in (run / "transfer.jsonl").read_text().splitlines()]
-    assert [(row["source"], row["target"]) for row in rows] == [("one", "one"), ("one", "two"), ("two", "one"), ("two", "two")]
-    for row, rate, interval in zip(rows, sum(document["matrix"], []), sum(document["intervals"], []), strict=True):
-        assert row["n"] == document["jointly_correct"] > 0 and row["rate"] == rate == row["k"] / row["n"] and row["samples"] == 60
+    assert [(row["source"], row["target"]) for row in rows] == [
+        ("one", "one"),
+        ("one", "two"),
+        ("two", "one"),
+        ("two", "two"),
+    ]
+    for row, rate, interval in zip(
+        rows, sum(document["matrix"], []), sum(document["intervals"], []), strict=True
+    ):
+        assert (
+            row["n"] == document["jointly_correct"] > 0
+            and row["rate"] == rate == row["k"] / row["n"]
+            and row["samples"] == 60
+        )
         assert interval == row["intervals"]["rate"] and interval[0] <= rate <= interval[1]
-        assert {"source", "target", "data", "code", "ids"} == set(row["hashes"]) and row["eps"] == document["ball"]["eps"]
+        assert {"source", "target", "data", "code", "ids"} == set(row["hashes"]) and row["eps"] == document[
+            "ball"
+        ]["eps"]
     assert rows[0]["hashes"]["source"] == rows[1]["hashes"]["source"] != rows[3]["hashes"]["source"]
     assert Image.open(run / "plots" / "transfer.png").size[0] > 300 and read_status(run)["state"] == "done"
     assert json.loads((run / "summary.json").read_text())["matrix"] == document["matrix"]
     summary = (run / "summary.md").read_text()
     assert "shown to two" in summary and "robustcli transfer --models" in summary and "1706.06083" in summary
     assert (run / "results.csv").read_text().count("\n") == 5
-    again = cli("transfer", "--models", "run:models/one,run:models/two", run / "config.resolved.yaml", "--json")
+    again = cli(
+        "transfer", "--models", "run:models/one,run:models/two", run / "config.resolved.yaml", "--json"
+    )
     assert again.document["matrix"] == document["matrix"]
 
 
 def test_the_diagonal_is_what_eval_says(pair, cli):
     """A model and itself: the jointly correct samples are the correct ones, and white-box is `eval`."""
-    both = cli("transfer", "--models", "run:models/one,run:models/one", "--n", "80", "--steps", "4", "--json", "search.precision=fp32").document
-    alone = cli("eval", "--model", "run:models/one", "--n", "80", "--steps", "4", "--json", "search.precision=fp32", "eval.checks=0").document
+    both = cli(
+        "transfer",
+        "--models",
+        "run:models/one,run:models/one",
+        "--n",
+        "80",
+        "--steps",
+        "4",
+        "--json",
+        "search.precision=fp32",
+    ).document
+    alone = cli(
+        "eval",
+        "--model",
+        "run:models/one",
+        "--n",
+        "80",
+        "--steps",
+        "4",
+        "--json",
+        "search.precision=fp32",
+        "eval.checks=0",
+    ).document
     assert both["models"] == ["one", "one#2"] and both["jointly_correct"] == round(alone["clean_acc"] * 80)
     assert sum(both["matrix"], []) == pytest.approx([alone["attack_success"]] * 4)
 
 
 def test_the_table_is_shown_and_a_smoke_run_is_small(pair, cli):
     plain = cli("transfer", "--models", "run:models/one,run:models/two", "--smoke")
-    assert plain.code == 0 and "| made on" in plain.out and "white-box" in plain.out and "(of 32)" in plain.out
+    assert (
+        plain.code == 0 and "| made on" in plain.out and "white-box" in plain.out and "(of 32)" in plain.out
+    )
     assert plain.out.rstrip().splitlines()[-1].startswith("runs/transfer/")
 
 
 def test_dry_run_writes_nothing(pair, cli, tmp_path):
     answer = cli("transfer", "--models", "run:models/one,run:models/two", "--dry-run", "--json")
-    assert answer.code == 0 and set(answer.document["plan"]) == {"one", "two"} and not (tmp_path / "runs").exists()
+    assert (
+        answer.code == 0
+        and set(answer.document["plan"]) == {"one", "two"}
+        and not (tmp_path / "runs").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +124,11 @@ def test_dry_run_writes_nothing(pair, cli, tmp_path):
         (("--models", "run:nowhere,run:nothing"), 4, "nowhere"),
         (("--models", "small_cnn,smal_cnn"), 2, "small_cnn"),
         (("--models", "small_cnn,run:nowhere", "data.name=fake", "data.size=8"), 4, "nowhere"),
-        (("--models", "small_cnn,small_cnn", "eval.target=1", "data.name=fake", "data.size=8"), 2, "untargeted"),
+        (
+            ("--models", "small_cnn,small_cnn", "eval.target=1", "data.name=fake", "data.size=8"),
+            2,
+            "untargeted",
+        ),
     ],
 )
 def test_bad_input_is_one_line_with_its_code(cli, tmp_path, argv, code, words):

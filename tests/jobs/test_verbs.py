@@ -13,7 +13,16 @@ from robustcli.reporting.cells import format_rate
 from robustcli.store.run import read_status
 
 COMMON = {"schema_version", "ok", "verb", "run", "seconds"}
-EVAL_KEYS = {"n", "clean_acc", "robust_acc", "attack_success", "intervals", "attacks", "reliability", "alarms"}
+EVAL_KEYS = {
+    "n",
+    "clean_acc",
+    "robust_acc",
+    "attack_success",
+    "intervals",
+    "attacks",
+    "reliability",
+    "alarms",
+}
 
 
 @pytest.fixture
@@ -24,11 +33,31 @@ def trained(cli):
 
 
 def test_train_document_and_files(trained, tmp_path):
-    assert set(trained) == COMMON | {"best", "last", "checkpoint", "steps", "ended", "robust_overfitting", "alarms"}
+    assert set(trained) == COMMON | {
+        "best",
+        "last",
+        "checkpoint",
+        "steps",
+        "ended",
+        "robust_overfitting",
+        "alarms",
+    }
     assert trained["verb"] == "train" and trained["ok"] is True and trained["ended"] == "budget"
-    assert set(trained["best"]) == set(trained["last"]) == {"epoch", "clean_acc", "robust_acc"} and 0 <= trained["best"]["clean_acc"] <= 1
+    assert (
+        set(trained["best"]) == set(trained["last"]) == {"epoch", "clean_acc", "robust_acc"}
+        and 0 <= trained["best"]["clean_acc"] <= 1
+    )
     names = {p.name for p in (tmp_path / "model").iterdir()}
-    assert {"config.resolved.yaml", "env.json", "metrics.jsonl", "results.csv", "summary.json", "summary.md", "status.json", "log.txt"} <= names
+    assert {
+        "config.resolved.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "results.csv",
+        "summary.json",
+        "summary.md",
+        "status.json",
+        "log.txt",
+    } <= names
     assert {"checkpoints", "plots"} <= names
     assert read_status(tmp_path / "model")["state"] == "done"
     assert Image.open(tmp_path / "model" / "plots" / "training.png").size[0] > 300
@@ -45,26 +74,59 @@ def test_the_resolved_config_runs_again_to_the_same_bits(trained, cli, tmp_path)
 def test_eval_document_table_and_gate(trained, cli, tmp_path):
     answer = cli("eval", "--model", "run:model", "--n", "40", "--json")
     document = answer.document
-    assert answer.code == 0 and set(document) == COMMON | EVAL_KEYS and document["n"] == 40 and document["reliability"] == "ok"
+    assert (
+        answer.code == 0
+        and set(document) == COMMON | EVAL_KEYS
+        and document["n"] == 40
+        and document["reliability"] == "ok"
+    )
     assert set(document["intervals"]) == {"clean_acc", "robust_acc", "attack_success"}
     assert set(document["attacks"][0]) == {"name", "robust_acc", "passes_per_sample", "seconds"}
     for name in ("clean_acc", "robust_acc", "attack_success"):
         low, high = document["intervals"][name]
         assert low <= document[name] <= high
-    again = cli("eval", "--model", "run:model", "--n", "40", "--fail-under", "clean_acc=1.0", "--fail-under", "robust_acc=0.0", "--json")
+    again = cli(
+        "eval",
+        "--model",
+        "run:model",
+        "--n",
+        "40",
+        "--fail-under",
+        "clean_acc=1.0",
+        "--fail-under",
+        "robust_acc=0.0",
+        "--json",
+    )
     passed = document["clean_acc"] >= 1
-    assert again.code == (0 if passed else 1) and [g["passed"] for g in again.document["gate"]] == [passed, True]
+    assert again.code == (0 if passed else 1) and [g["passed"] for g in again.document["gate"]] == [
+        passed,
+        True,
+    ]
     plain = cli("eval", "--model", "run:model", "--n", "40")
-    assert plain.out.rstrip().splitlines()[-1].startswith("runs/eval/") and "| attack" in plain.out and "\x1b" not in plain.out
+    assert (
+        plain.out.rstrip().splitlines()[-1].startswith("runs/eval/")
+        and "| attack" in plain.out
+        and "\x1b" not in plain.out
+    )
     for column in ("clean accuracy", "robust accuracy", "attack success"):
         assert column in plain.out
-    records = [json.loads(line) for line in (tmp_path / again.document["run"] / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / again.document["run"] / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r["kind"] for r in records] == ["clean", "attack", "worst"] and records[0]["n"] == 40
 
 
 def test_eval_is_repeatable_and_batches_do_not_matter(trained, cli):
-    documents = [cli("eval", "--model", "run:model", "--n", "60", "--json", *more).document for more in ((), ("--batch-size", "7"), ("--search", "fp32"))]
-    assert documents[0]["robust_acc"] == documents[1]["robust_acc"] == pytest.approx(documents[2]["robust_acc"], abs=2 / 60)
+    documents = [
+        cli("eval", "--model", "run:model", "--n", "60", "--json", *more).document
+        for more in ((), ("--batch-size", "7"), ("--search", "fp32"))
+    ]
+    assert (
+        documents[0]["robust_acc"]
+        == documents[1]["robust_acc"]
+        == pytest.approx(documents[2]["robust_acc"], abs=2 / 60)
+    )
 
 
 def test_attack_writes_images_that_survive_their_files(trained, cli, tmp_path):
@@ -74,9 +136,16 @@ def test_attack_writes_images_that_survive_their_files(trained, cli, tmp_path):
     files = sorted((tmp_path / document["images"]).iterdir())
     assert 1 <= len(files) == document["images_written"] <= 10
     assert np.asarray(Image.open(files[0])).dtype == np.uint8
-    rows = [json.loads(line) for line in (tmp_path / document["run"] / "images.jsonl").read_text().splitlines()]
-    assert all(r["distance_8bit"] <= 0.2 + 1e-6 and r["broken_8bit"] for r in rows) and len(rows) == len(files)
-    assert document["robust_acc_float"] == document["robust_acc"] and abs(document["robust_acc_8bit"] - document["robust_acc"]) <= 2 / 12
+    rows = [
+        json.loads(line) for line in (tmp_path / document["run"] / "images.jsonl").read_text().splitlines()
+    ]
+    assert all(r["distance_8bit"] <= 0.2 + 1e-6 and r["broken_8bit"] for r in rows) and len(rows) == len(
+        files
+    )
+    assert (
+        document["robust_acc_float"] == document["robust_acc"]
+        and abs(document["robust_acc_8bit"] - document["robust_acc"]) <= 2 / 12
+    )
     plain = cli("attack", "--model", "run:model", "--n", "4", "--attack", "fgsm", "--eps", "0.2")
     assert plain.code == 0 and "8-bit" in plain.err
 
@@ -85,7 +154,13 @@ def test_attack_writes_images_that_survive_their_files(trained, cli, tmp_path):
 def test_dry_run_says_what_it_costs_and_writes_nothing(cli, tmp_path, verb):
     answer = cli(verb, *TINY, "--dry-run", "--json")
     plan = answer.document["plan"]
-    assert answer.code == 0 and {"parameters", "passes_per_image", "memory_bytes", "seconds", "total_tflop"} <= set(plan)
+    assert answer.code == 0 and {
+        "parameters",
+        "passes_per_image",
+        "memory_bytes",
+        "seconds",
+        "total_tflop",
+    } <= set(plan)
     assert list(tmp_path.iterdir()) == []
     assert plan["passes_per_image"] == (7 if verb == "train" else 43)
 
@@ -109,8 +184,13 @@ def test_demo_smoke(cli, tmp_path):
     for name, model in document["models"].items():
         n, right = model["n"], round(model["clean_acc"] * model["n"])
         assert f"| {name} " in shown and format_rate(Rate(right, n)) in shown, "Wilson's interval for eyes"
-        assert model["intervals"]["clean_acc"] == list(clopper_pearson(right, n)), "the exact one for programs"
-        assert all([low, high] == list(clopper_pearson(round(acc * 48), 48)) for _, acc, low, high in summary["curves"][name])
+        assert model["intervals"]["clean_acc"] == list(clopper_pearson(right, n)), (
+            "the exact one for programs"
+        )
+        assert all(
+            [low, high] == list(clopper_pearson(round(acc * 48), 48))
+            for _, acc, low, high in summary["curves"][name]
+        )
 
 
 def test_seeds(cli):
@@ -148,13 +228,19 @@ def test_bad_input_is_one_line_with_its_code(cli, tmp_path, argv, code, words):
     errors = [line for line in answer.err.splitlines() if line.startswith("error[")]
     assert len(errors) >= 1 and words in errors[0] and answer.out == ""
     as_json = cli(*argv, "--json")
-    assert as_json.code == code and as_json.document["ok"] is False and as_json.document["error"]["exit"] == code
+    assert (
+        as_json.code == code and as_json.document["ok"] is False and as_json.document["error"]["exit"] == code
+    )
 
 
 def test_out_is_exact_and_never_overwritten_silently(cli, trained, tmp_path):
     before = (tmp_path / "model" / "summary.json").read_bytes()
     refused = cli("train", *TINY, "--out", "model")
-    assert refused.code == 2 and "--resume" in refused.err and (tmp_path / "model" / "summary.json").read_bytes() == before
+    assert (
+        refused.code == 2
+        and "--resume" in refused.err
+        and (tmp_path / "model" / "summary.json").read_bytes() == before
+    )
     assert cli("train", *TINY, "--out", "model", "--overwrite").code == 0
 
 
@@ -172,9 +258,13 @@ def test_a_locked_run_is_refused(cli, trained, tmp_path):
 
 
 def test_nan_stops_with_the_batch_saved(cli, tmp_path):
-    answer = cli("train", *TINY, "--out", "model", "train.optimizer.lr=1e30", "precision=fp32", "search.precision=fp32")
+    answer = cli(
+        "train", *TINY, "--out", "model", "train.optimizer.lr=1e30", "precision=fp32", "search.precision=fp32"
+    )
     assert answer.code == 5 and "not finite" in answer.err and "sample ids" in answer.err
-    assert (tmp_path / "model" / "nan_batch.safetensors").is_file() and read_status(tmp_path / "model")["code"] == 5
+    assert (tmp_path / "model" / "nan_batch.safetensors").is_file() and read_status(tmp_path / "model")[
+        "code"
+    ] == 5
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(cli, trained, tmp_path):
@@ -203,10 +293,30 @@ def test_a_crash_inside_a_run_leaves_its_traceback_in_the_run(cli, monkeypatch, 
     assert read_status(tmp_path / "model")["state"] == "failed"
 
 
-def test_a_step_beyond_the_ball_is_warned_about_and_a_refused_value_is_no_bug(trained, cli, monkeypatch, tmp_path):
-    wide = cli("eval", "--model", "run:model", "--n", "4", "--eps", "0.1", "attacks=[{name: pgd, steps: 2, step_size: 0.3}]")
+def test_a_step_beyond_the_ball_is_warned_about_and_a_refused_value_is_no_bug(
+    trained, cli, monkeypatch, tmp_path
+):
+    wide = cli(
+        "eval",
+        "--model",
+        "run:model",
+        "--n",
+        "4",
+        "--eps",
+        "0.1",
+        "attacks=[{name: pgd, steps: 2, step_size: 0.3}]",
+    )
     assert wide.code == 0 and "attacks.0.step_size 0.3 is more than twice eps 0.1" in wide.err
-    narrow = cli("eval", "--model", "run:model", "--n", "4", "--eps", "0.1", "attacks=[{name: pgd, steps: 2, step_size: 0.2}]")
+    narrow = cli(
+        "eval",
+        "--model",
+        "run:model",
+        "--n",
+        "4",
+        "--eps",
+        "0.1",
+        "attacks=[{name: pgd, steps: 2, step_size: 0.2}]",
+    )
     assert "twice eps" not in narrow.err
     corners = ("--attack", "noise", "attacks.0.kind=corners", "--norm", "l2", "--eps", "0.5")
     refused = cli("eval", "--model", "run:model", "--n", "40", *corners, "--out", "refused")
@@ -222,7 +332,12 @@ def test_python_api(trained, tmp_path):
     with torch.no_grad():
         y = model(x).argmax(1)
     verdict = robustcli.evaluate(model, x, y, eps=8 / 255, attack="pgd", steps=3, device="cpu")
-    assert verdict.clean_acc == 1 and verdict.survivors.shape == (12,) and set(verdict.stages) == {"pgd-3"} and verdict.reliability == "ok"
+    assert (
+        verdict.clean_acc == 1
+        and verdict.survivors.shape == (12,)
+        and set(verdict.stages) == {"pgd-3"}
+        and verdict.reliability == "ok"
+    )
     x_adv = robustcli.attack(model, x, y, name="pgd", eps=8 / 255, steps=3, step_size=2 / 255, device="cpu")
     assert x_adv.shape == x.shape and float((x_adv - x).abs().max()) <= 8 / 255 + 1e-6
     with pytest.raises(ValueError, match="pgd"):
@@ -252,5 +367,13 @@ def test_what_cannot_be_trained_together_is_found_by_a_dry_run(cli, settings, sa
 
 def test_a_smaller_budget_than_the_run_has_made_is_refused(trained, cli):
     steps = trained["steps"]
-    answer = cli("train", "model/config.resolved.yaml", "--out", "model", "--resume", f"train.steps={steps - 1}", "train.epochs=null")
+    answer = cli(
+        "train",
+        "model/config.resolved.yaml",
+        "--out",
+        "model",
+        "--resume",
+        f"train.steps={steps - 1}",
+        "train.epochs=null",
+    )
     assert answer.code == 2 and f"has made {steps} steps already" in answer.err

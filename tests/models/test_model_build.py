@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from robustcli.errors import ConfigError, DataError, PolicyError, ResourceError
-from robustcli.models import ModelInfo, NormalisedModel, build_model, check_classes, fingerprint, parse_normalize
+from robustcli.models import (
+    ModelInfo,
+    NormalisedModel,
+    build_model,
+    check_classes,
+    fingerprint,
+    parse_normalize,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,9 @@ def test_parse_normalize() -> None:
     assert parse_normalize("0.1,0.2,0.3,1,2,3") == ((0.1, 0.2, 0.3), (1, 2, 3))
 
 
-@pytest.mark.parametrize("text", ["", "x", "0.5", "0.1,0.2,0.3", "0.5,0", "0.5,-1", "nan,1", "123.7,58.4", "0.5,inf"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "0.5", "0.1,0.2,0.3", "0.5,0", "0.5,-1", "nan,1", "123.7,58.4", "0.5,inf"]
+)
 def test_parse_normalize_refuses(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_normalize(text)
@@ -134,7 +143,10 @@ def test_classes_must_fit() -> None:
     check_classes(3, 3)
     check_classes(3, ["a", "b", "c"], ("a", "b", "c"))
     check_classes(3, ["a", "b", "c"])
-    for data, words in ((9, "has 10 classes, the data have 9"), ([str(i) for i in range(11)], "has 10 classes, the data have 11")):
+    for data, words in (
+        (9, "has 10 classes, the data have 9"),
+        ([str(i) for i in range(11)], "has 10 classes, the data have 11"),
+    ):
         with pytest.raises(DataError, match=words) as caught:
             check_classes(10, data)
         assert caught.value.exit_code == 3

@@ -22,7 +22,9 @@ def tiny(name: str) -> dict[str, Any]:
 
 
 def make(name: str, *, channels: int = 3, size: int = 8, classes: int = 3, seed: int = 0) -> NormalisedModel:
-    return build_model(name, tiny(name), ModelInfo(classes, channels, size, (0.5,) * channels, (0.25,) * channels), seed=seed)
+    return build_model(
+        name, tiny(name), ModelInfo(classes, channels, size, (0.5,) * channels, (0.25,) * channels), seed=seed
+    )
 
 
 def test_the_registry_holds_ours() -> None:
@@ -44,7 +46,9 @@ def test_shapes_dtype_and_gradient(name: str, size: int, channels: int, classes:
     model = make(name, channels=channels, size=size, classes=classes).eval()
     x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_()
     logits = model(x)
-    assert logits.shape == (2, classes) and logits.dtype == torch.float32 and bool(torch.isfinite(logits).all())
+    assert (
+        logits.shape == (2, classes) and logits.dtype == torch.float32 and bool(torch.isfinite(logits).all())
+    )
     (grad,) = torch.autograd.grad(logits[:, 0].sum(), x)
     assert bool((grad.flatten(1).abs().sum(1) > 0).all()) and bool(torch.isfinite(grad).all())
 
@@ -58,7 +62,11 @@ def test_weights_are_a_function_of_the_seed_alone(name: str) -> None:
     b, c = make(name, seed=5).state_dict(), make(name, seed=6).state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], c[key]) for key in a)
-    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate() and (before[2] == np.random.get_state()[1]).all()
+    assert (
+        torch.equal(before[0], torch.get_rng_state())
+        and before[1] == random.getstate()
+        and (before[2] == np.random.get_state()[1]).all()
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,4 +166,6 @@ def test_meta_build_has_the_same_shapes_and_no_memory(name: str) -> None:
     info = ModelInfo(3, 3, 8, (0.5,) * 3, (0.25,) * 3)
     plan, real = build_model(name, tiny(name), info, seed=0, meta=True), make(name)
     assert {p.device.type for p in plan.parameters()} == {"meta"}
-    assert [(k, v.shape, v.dtype) for k, v in plan.state_dict().items()] == [(k, v.shape, v.dtype) for k, v in real.state_dict().items()]
+    assert [(k, v.shape, v.dtype) for k, v in plan.state_dict().items()] == [
+        (k, v.shape, v.dtype) for k, v in real.state_dict().items()
+    ]

@@ -28,7 +28,9 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(("name", "params", "info", "count", "gmac"), PUBLISHED)
-def test_published_parameters_and_flops(name: str, params: dict[str, Any], info: ModelInfo, count: int, gmac: float) -> None:
+def test_published_parameters_and_flops(
+    name: str, params: dict[str, Any], info: ModelInfo, count: int, gmac: float
+) -> None:
     model = build_model(name, params, info, seed=0, meta=True)
     assert count_parameters(model) == count
     assert flops(model, info.shape) / 2e9 == pytest.approx(gmac, abs=0.006 if gmac > 10 else 0.0006)
@@ -70,14 +72,19 @@ def test_small_cnn_by_hand() -> None:
 
 
 def test_small_cnn_default_strides_halve_where_the_width_changes() -> None:
-    assert [m.stride[0] for m in build_model("small_cnn", {}, CIFAR, seed=0).modules() if isinstance(m, nn.Conv2d)] == [1, 2, 1, 2]
+    assert [
+        m.stride[0] for m in build_model("small_cnn", {}, CIFAR, seed=0).modules() if isinstance(m, nn.Conv2d)
+    ] == [1, 2, 1, 2]
 
 
 def test_mlp_by_hand() -> None:
     model = build_model("mlp", {"hidden": [7, 5]}, ModelInfo(3, 1, 8, (0.5,), (0.5,)), seed=0)
     assert count_parameters(model) == 65 * 7 + 8 * 5 + 6 * 3
     assert flops(model, (1, 8, 8)) == 2 * (64 * 7 + 7 * 5 + 5 * 3)
-    assert count_parameters(build_model("mlp", {"hidden": []}, ModelInfo(3, 1, 8, (0.5,), (0.5,)), seed=0)) == 65 * 3
+    assert (
+        count_parameters(build_model("mlp", {"hidden": []}, ModelInfo(3, 1, 8, (0.5,), (0.5,)), seed=0))
+        == 65 * 3
+    )
 
 
 def test_flops_do_not_change_the_model_and_count_attention() -> None:
@@ -88,7 +95,9 @@ def test_flops_do_not_change_the_model_and_count_attention() -> None:
     assert model.training and not model.backbone.stages.training  # type: ignore[union-attr]
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    products = 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16) + 2 * (5 * 5 * 8)  # projections and feed-forward, then q k and a v
+    products = 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16) + 2 * (
+        5 * 5 * 8
+    )  # projections and feed-forward, then q k and a v
     assert flops(attention, (5, 8)) == 2 * products
 
 
@@ -104,18 +113,30 @@ def test_resnet18_equals_torchvisions_with_the_same_weights(training: bool) -> N
     assert torch.allclose(ours.train(training)(x), theirs.train(training)(x), atol=1e-4, rtol=1e-4)
 
 
-def wide_by_hand(x: Tensor, s: dict[str, Tensor], prefix: str, groups: list[list[tuple[str, int]]], act: Any) -> Tensor:
+def wide_by_hand(
+    x: Tensor, s: dict[str, Tensor], prefix: str, groups: list[list[tuple[str, int]]], act: Any
+) -> Tensor:
     """Forward pass of a pre-activation network straight from the papers' figure, in eval mode, on a state dict."""
 
     def bn(u: Tensor, name: str) -> Tensor:
-        return F.batch_norm(u, s[f"{name}.running_mean"], s[f"{name}.running_var"], s[f"{name}.weight"], s[f"{name}.bias"])
+        return F.batch_norm(
+            u, s[f"{name}.running_mean"], s[f"{name}.running_var"], s[f"{name}.weight"], s[f"{name}.bias"]
+        )
 
     x = F.conv2d(x, s["stem.weight"], padding=1)
     for group in groups:
         for name, stride in group:
             u = act(bn(x, f"{name}.bn1"))
-            y = F.conv2d(act(bn(F.conv2d(u, s[f"{name}.conv1.weight"], stride=stride, padding=1), f"{name}.bn2")), s[f"{name}.conv2.weight"], padding=1)
-            x = y + (F.conv2d(u, s[f"{name}.shortcut.weight"], stride=stride) if f"{name}.shortcut.weight" in s else x)
+            y = F.conv2d(
+                act(bn(F.conv2d(u, s[f"{name}.conv1.weight"], stride=stride, padding=1), f"{name}.bn2")),
+                s[f"{name}.conv2.weight"],
+                padding=1,
+            )
+            x = y + (
+                F.conv2d(u, s[f"{name}.shortcut.weight"], stride=stride)
+                if f"{name}.shortcut.weight" in s
+                else x
+            )
     return act(bn(x, "bn")).mean((2, 3)) @ s["head.weight"].T + s["head.bias"]
 
 
@@ -127,11 +148,16 @@ def wide_by_hand(x: Tensor, s: dict[str, Tensor], prefix: str, groups: list[list
         ("wide_resnet", {"depth": 10, "width": 1, "activation": "silu"}, (1, 1, 1), "groups", F.silu),
     ],
 )
-def test_preactivation_nets_equal_the_papers_formula(name: str, params: dict[str, Any], blocks: tuple[int, ...], folder: str, act: Any) -> None:
+def test_preactivation_nets_equal_the_papers_formula(
+    name: str, params: dict[str, Any], blocks: tuple[int, ...], folder: str, act: Any
+) -> None:
     model = build_model(name, params, ModelInfo(4, 3, 16, (0.0,) * 3, (1.0,) * 3), seed=0)
     x = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     model.train()(x)  # statistics that are not 0 and 1
-    groups = [[(f"{folder}.{g}.{b}", 2 if g and not b else 1) for b in range(count)] for g, count in enumerate(blocks)]
+    groups = [
+        [(f"{folder}.{g}.{b}", 2 if g and not b else 1) for b in range(count)]
+        for g, count in enumerate(blocks)
+    ]
     by_hand = wide_by_hand(x, model.backbone.state_dict(), "", groups, act)
     assert torch.allclose(model.eval()(x), by_hand, atol=1e-5, rtol=1e-4)
 
@@ -141,7 +167,9 @@ def test_kaiming_scale() -> None:
     conv = model.backbone.groups[2][0].conv1  # type: ignore[index,union-attr]
     assert conv.weight.shape[:2] == (256, 128)
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)  # fan-out
-    hidden = build_model("mlp", {"hidden": [600]}, ModelInfo(10, 1, 16, (0.5,), (0.5,)), seed=0).backbone.body[1]  # type: ignore[index,union-attr]
+    hidden = build_model(
+        "mlp", {"hidden": [600]}, ModelInfo(10, 1, 16, (0.5,), (0.5,)), seed=0
+    ).backbone.body[1]  # type: ignore[index,union-attr]
     assert hidden.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)  # fan-in
     assert model.backbone.head.weight.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.05)  # type: ignore[union-attr]
     assert bool((model.backbone.head.bias == 0).all())  # type: ignore[union-attr]

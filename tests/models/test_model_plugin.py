@@ -61,7 +61,12 @@ def file(tmp_path: Path) -> Path:
 
 def test_names() -> None:
     assert is_plugin("a/b.py:f") and is_plugin("b.py") and is_plugin("C:\\x\\b.py:f")
-    assert not any(map(is_plugin, ["resnet18", "run:x", "torchvision:resnet18", "a.pyc:f", "a.py:f:g", "a.npz", "a.py:f g"]))
+    assert not any(
+        map(
+            is_plugin,
+            ["resnet18", "run:x", "torchvision:resnet18", "a.pyc:f", "a.py:f:g", "a.npz", "a.py:f g"],
+        )
+    )
     assert split_plugin("C:\\x\\b.py:f") == (Path("C:\\x\\b.py"), "f") and split_plugin("b.py")[1] == ""
     with pytest.raises(UsageError):
         split_plugin("resnet18")
@@ -83,7 +88,11 @@ def test_num_classes_and_parameters_reach_the_factory(file: Path) -> None:
 def test_no_bytecode_no_path_left_and_no_generator_moved(file: Path) -> None:
     before = torch.get_rng_state(), random.getstate(), list(sys.path), sys.dont_write_bytecode
     first, second = (load_model(f"{file}:counted", num_classes=4) for _ in range(2))
-    assert torch.equal(before[0], torch.get_rng_state()) and before[1:] == (random.getstate(), sys.path, sys.dont_write_bytecode)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1:] == (
+        random.getstate(),
+        sys.path,
+        sys.dont_write_bytecode,
+    )
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not (file.parent / "__pycache__").exists()
 
@@ -149,7 +158,10 @@ def test_a_factory_can_be_trained(file: Path, info: ModelInfo) -> None:
     assert not torch.equal(told(x), model(x))
 
 
-@pytest.mark.parametrize(("factory", "words"), [("detector", r"not a classifier of 3 classes.*\[1, 192\]"), ("plain", "cannot take images of 3x16x16")])
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [("detector", r"not a classifier of 3 classes.*\[1, 192\]"), ("plain", "cannot take images of 3x16x16")],
+)
 def test_a_net_that_does_not_fit_the_data_dies_at_the_start(file: Path, factory: str, words: str) -> None:
     size = 16 if factory == "plain" else 8
     with pytest.raises(ConfigError, match=words):

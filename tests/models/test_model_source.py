@@ -16,8 +16,23 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robustcli.errors import CheckpointError, ConfigError, NumericsError, PolicyError, RobustCliError, UsageError
-from robustcli.models import ModelInfo, NormalisedModel, build_model, fingerprint, load_model, model_from_meta, model_meta
+from robustcli.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericsError,
+    PolicyError,
+    RobustCliError,
+    UsageError,
+)
+from robustcli.models import (
+    ModelInfo,
+    NormalisedModel,
+    build_model,
+    fingerprint,
+    load_model,
+    model_from_meta,
+    model_meta,
+)
 from robustcli.models.fill import load_weights
 from robustcli.registry import models
 from robustcli.store.checkpoint import save_checkpoint
@@ -32,7 +47,13 @@ def tiny(name: str, info: ModelInfo, seed: int = 0) -> NormalisedModel:
 
 def known(info: ModelInfo) -> dict[str, Any]:
     """What a verb knows of its data, as load_model takes it."""
-    return {"num_classes": info.num_classes, "channels": info.channels, "size": info.size, "mean": info.mean, "std": info.std}
+    return {
+        "num_classes": info.num_classes,
+        "channels": info.channels,
+        "size": info.size,
+        "mean": info.mean,
+        "std": info.std,
+    }
 
 
 def saved(folder: Path, model: NormalisedModel, step: int = 1, tags: tuple[str, ...] = ("last",)) -> Path:
@@ -43,7 +64,9 @@ def saved(folder: Path, model: NormalisedModel, step: int = 1, tags: tuple[str, 
 
 def assert_same(a: nn.Module, b: nn.Module) -> None:
     assert [*a.state_dict()] == [*b.state_dict()]
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -69,7 +92,9 @@ def test_best_before_last(tmp_path: Path, info: ModelInfo) -> None:
 
 
 def test_fine_tuned_torchvision_nets_keep_their_normalisation(tmp_path: Path, info: ModelInfo) -> None:
-    model = build_model("torchvision:mobilenet_v3_small", {}, info, seed=0, normalize="0.5,0.5,0.5,0.5,0.5,0.5")
+    model = build_model(
+        "torchvision:mobilenet_v3_small", {}, info, seed=0, normalize="0.5,0.5,0.5,0.5,0.5,0.5"
+    )
     saved(tmp_path, model)
     back = load_model(f"run:{tmp_path}")
     assert_same(back, model)
@@ -103,7 +128,11 @@ def test_architectures_refuse_each_others_weights(tmp_path: Path, info: ModelInf
     before = copy.deepcopy(target.state_dict())
     with pytest.raises(CheckpointError) as caught:
         load_weights(target, file)
-    assert caught.value.exit_code == 4 and caught.value.code == "E-CKPT-SHAPE" and "missing" in caught.value.what + "missing"
+    assert (
+        caught.value.exit_code == 4
+        and caught.value.code == "E-CKPT-SHAPE"
+        and "missing" in caught.value.what + "missing"
+    )
     assert all(torch.equal(before[k], v) for k, v in target.state_dict().items())
     with pytest.raises(CheckpointError):
         load_model(file, arch=b, params=TINY[b], **known(info))
@@ -140,7 +169,9 @@ def test_never_a_partial_load(tmp_path: Path, info: ModelInfo, how: str) -> None
 def test_the_first_five_faults_are_named(tmp_path: Path, info: ModelInfo) -> None:
     file = tmp_path / "w.safetensors"
     state = tiny("resnet18", info).state_dict()
-    save_file({f"x.{i}": torch.zeros(1) for i in range(9)} | {"backbone.head.weight": torch.zeros(7, 7)}, file)
+    save_file(
+        {f"x.{i}": torch.zeros(1) for i in range(9)} | {"backbone.head.weight": torch.zeros(7, 7)}, file
+    )
     with pytest.raises(CheckpointError) as caught:
         load_weights(tiny("resnet18", info), file)
     text = caught.value.what
@@ -162,7 +193,9 @@ def test_half_precision_weights_are_widened(tmp_path: Path, info: ModelInfo) -> 
     save_file({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, file)
     back = load_model(file, arch="small_cnn", params=TINY["small_cnn"])
     assert {p.dtype for p in back.parameters()} == {torch.float32}
-    assert torch.equal(back.get_parameter("backbone.head.weight"), model.get_parameter("backbone.head.weight").half().float())
+    assert torch.equal(
+        back.get_parameter("backbone.head.weight"), model.get_parameter("backbone.head.weight").half().float()
+    )
 
 
 def test_nan_weights_are_refused(tmp_path: Path, info: ModelInfo) -> None:
@@ -186,9 +219,13 @@ def test_bare_files_with_an_architecture(tmp_path: Path, info: ModelInfo, suffix
         save_file(state, file)
     params = TINY["resnet18"]
     for back in (
-        load_model(file, arch="resnet18", params=params),  # classes, channels and normalisation are in the file
+        load_model(
+            file, arch="resnet18", params=params
+        ),  # classes, channels and normalisation are in the file
         load_model("resnet18", weights=file, params=params, **known(info)),
-        load_model("resnet18", weights=file, params=params, **known(ModelInfo(3, 3, 8, (0.0,) * 3, (1.0,) * 3))),  # the file's normalisation wins
+        load_model(
+            "resnet18", weights=file, params=params, **known(ModelInfo(3, 3, 8, (0.0,) * 3, (1.0,) * 3))
+        ),  # the file's normalisation wins
     ):
         assert_same(back, model)
         assert isinstance(back, NormalisedModel) and back.info is not None and back.info.num_classes == 3
@@ -214,7 +251,12 @@ def test_what_to_load_must_be_clear(tmp_path: Path, info: ModelInfo) -> None:
     cases: list[tuple[Any, dict[str, Any], type[RobustCliError], str]] = [
         (file, {}, UsageError, "holds weights, not the network"),
         (file, {"weights": file, "arch": "small_cnn"}, UsageError, "two weight files"),
-        (file, {"arch": "small_cnn", "params": params, "normalize": "imagenet"}, UsageError, "normalises inside"),
+        (
+            file,
+            {"arch": "small_cnn", "params": params, "normalize": "imagenet"},
+            UsageError,
+            "normalises inside",
+        ),
         (file, {"arch": "small_cn", "params": params}, ConfigError, "did you mean 'small_cnn'"),
         (f"run:{tmp_path}", {"normalize": "imagenet"}, UsageError, "drop --normalize"),
         ("small_cnn", {}, UsageError, "small_cnn has no weights"),
@@ -238,11 +280,15 @@ def test_pickles_are_refused_by_default(tmp_path: Path, info: ModelInfo) -> None
     assert caught.value.exit_code == 9
 
 
-@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10), reason="refused before torch 2.10")
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10), reason="refused before torch 2.10"
+)
 def test_pickles_load_when_allowed(tmp_path: Path, info: ModelInfo) -> None:
     model, file = tiny("small_cnn", info), tmp_path / "w.pt"
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, file)
-    assert_same(load_model(file, arch="small_cnn", params=TINY["small_cnn"], **known(info), allow_pickle=True), model)
+    assert_same(
+        load_model(file, arch="small_cnn", params=TINY["small_cnn"], **known(info), allow_pickle=True), model
+    )
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "torchvision:mobilenet_v3_small"])
@@ -265,18 +311,38 @@ def test_modules_pass_through() -> None:
 
 
 def test_factories_with_weights(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text("from torch import nn\ndef f():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef f():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))\n"
+    )
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     np.savez(tmp_path / "w.npz", **{k: v.numpy() for k, v in net.state_dict().items()})
     factory = f"{tmp_path / 'net.py'}:f"
     assert_same(load_model(factory, weights=tmp_path / "w.npz"), net)
     assert_same(load_model(tmp_path / "w.npz", plugin=factory), net)
     x = torch.rand(3, 3, 2, 2)
-    assert torch.allclose(load_model(factory, weights=tmp_path / "w.npz", normalize="0.5,0.5,0.5,2,2,2")(x), net((x - 0.5) / 2))
-    trainable = load_model(factory, weights=tmp_path / "w.npz", num_classes=2, channels=3, size=2, mean=(0.1,) * 3, std=(0.2,) * 3)
-    assert isinstance(trainable, NormalisedModel) and trainable.info is not None and trainable.info.mean == (0.0,) * 3
-    assert torch.equal(trainable(x), net(x)) and model_meta(trainable, ("a", "b"))["model"]["arch"] == "plugin:f"
-    assert_same(load_model("small_cnn", weights=tmp_path / "w.npz", plugin=factory), net)  # a factory replaces the config's name
+    assert torch.allclose(
+        load_model(factory, weights=tmp_path / "w.npz", normalize="0.5,0.5,0.5,2,2,2")(x), net((x - 0.5) / 2)
+    )
+    trainable = load_model(
+        factory,
+        weights=tmp_path / "w.npz",
+        num_classes=2,
+        channels=3,
+        size=2,
+        mean=(0.1,) * 3,
+        std=(0.2,) * 3,
+    )
+    assert (
+        isinstance(trainable, NormalisedModel)
+        and trainable.info is not None
+        and trainable.info.mean == (0.0,) * 3
+    )
+    assert (
+        torch.equal(trainable(x), net(x)) and model_meta(trainable, ("a", "b"))["model"]["arch"] == "plugin:f"
+    )
+    assert_same(
+        load_model("small_cnn", weights=tmp_path / "w.npz", plugin=factory), net
+    )  # a factory replaces the config's name
     np.savez(tmp_path / "v.npz", other=np.zeros(3))
     with pytest.raises(CheckpointError, match="missing: 1.weight, 1.bias; unexpected: other"):
         load_model(factory, weights=tmp_path / "v.npz")
@@ -293,7 +359,9 @@ def test_a_checkpoint_of_a_users_model_needs_the_users_file(tmp_path: Path, info
         load_model(f"run:{tmp_path}")
     with pytest.raises(CheckpointError, match="another network: arch"):
         load_model(f"run:{tmp_path}", plugin=f"{tmp_path / 'net.py'}:g")
-    (tmp_path / "net.py").write_text(text.replace("bias=bias))", "bias=bias), nn.Flatten(), nn.Linear(num_classes, num_classes))"))
+    (tmp_path / "net.py").write_text(
+        text.replace("bias=bias))", "bias=bias), nn.Flatten(), nn.Linear(num_classes, num_classes))")
+    )
     with pytest.raises(CheckpointError, match="another network: shapes"):
         load_model(f"run:{tmp_path}", plugin=factory)
 

@@ -28,7 +28,10 @@ def test_without_weights(name: str) -> None:
     model = build_model(f"torchvision:{name}", {}, INFO, seed=1)
     same = build_model(f"torchvision:{name}", {}, INFO, seed=1)
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True)
+    )
     assert model.info is not None and (model.info.mean, model.info.std) == IMAGENET
     assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 4) and model.arch == f"torchvision:{name}"
 
@@ -108,7 +111,11 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch, weights: Any, content: 
 def test_cached_weights_load_with_their_normalisation(cached: tuple[Any, torch.nn.Module]) -> None:
     model = load_model("torchvision:squeezenet1_1@IMAGENET1K_V1")
     assert isinstance(model, NormalisedModel) and model.info is not None
-    assert (model.info.mean, model.info.std) == IMAGENET and model.info.num_classes == 1000 and not model.training
+    assert (
+        (model.info.mean, model.info.std) == IMAGENET
+        and model.info.num_classes == 1000
+        and not model.training
+    )
     x = torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
     assert torch.equal(model(x), cached[1].eval()((x - mean) / std))
@@ -121,11 +128,16 @@ def test_the_head_is_replaced_for_other_classes(cached: tuple[Any, torch.nn.Modu
     body = {k: v for k, v in cached[1].state_dict().items() if not k.startswith(head)}
     assert all(torch.equal(model.backbone.state_dict()[k], v) for k, v in body.items())
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 4) and model.arch == "torchvision:squeezenet1_1"
-    tuned = load_model("torchvision:squeezenet1_1@IMAGENET1K_V1", num_classes=7)  # to fine-tune; without num_classes it keeps its 1000
+    tuned = load_model(
+        "torchvision:squeezenet1_1@IMAGENET1K_V1", num_classes=7
+    )  # to fine-tune; without num_classes it keeps its 1000
     assert tuned(torch.rand(2, 3, 32, 32)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "swin_t", "densenet121", "squeezenet1_0", "mnasnet0_5", "maxvit_t", "vgg11"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "vit_b_16", "swin_t", "densenet121", "squeezenet1_0", "mnasnet0_5", "maxvit_t", "vgg11"],
+)
 def test_heads_of_all_families(name: str) -> None:
     with torch.device("meta"):
         net = torchvision.models.get_model(name)
@@ -137,7 +149,9 @@ def test_heads_of_all_families(name: str) -> None:
 
 def test_a_plan_of_a_builder_that_computes() -> None:
     model = build_model("torchvision:regnet_y_400mf", {}, INFO, seed=0, meta=True)
-    assert {p.device.type for p in model.parameters()} == {"meta"} and model.eval()(torch.rand(1, 3, 32, 32, device="meta")).shape == (1, 4)
+    assert {p.device.type for p in model.parameters()} == {"meta"} and model.eval()(
+        torch.rand(1, 3, 32, 32, device="meta")
+    ).shape == (1, 4)
 
 
 def test_nothing_is_downloaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +169,9 @@ def test_nothing_is_downloaded_unasked(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ResourceError, match="no network"):
         load_model("torchvision:resnet18@IMAGENET1K_V1", download=True)
     assert calls[0][0].endswith("resnet18-f37072fd.pth") and calls[0][2] == "f37072fd"
-    assert build_model("torchvision:resnet18@IMAGENET1K_V1", {}, INFO, seed=0, meta=True).info is not None  # a plan needs no weights
+    assert (
+        build_model("torchvision:resnet18@IMAGENET1K_V1", {}, INFO, seed=0, meta=True).info is not None
+    )  # a plan needs no weights
 
 
 def test_a_changed_cache_is_refused(cached: tuple[Any, torch.nn.Module], tmp_path: Path) -> None:
@@ -175,14 +191,18 @@ class Evil:
         return (os.mkdir, (self.canary,))
 
 
-def test_code_in_cached_weights_does_not_run(cached: tuple[Any, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_cached_weights_does_not_run(
+    cached: tuple[Any, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place(tmp_path, monkeypatch, cached[0], {"classifier.1.bias": Evil(str(tmp_path / "ran"))})
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model("torchvision:squeezenet1_1@IMAGENET1K_V1")
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_weights_are_refused(cached: tuple[Any, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_are_refused(
+    cached: tuple[Any, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place(tmp_path, monkeypatch, cached[0], torch.nn.Linear(2, 2).state_dict())
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model("torchvision:squeezenet1_1@IMAGENET1K_V1")
@@ -194,7 +214,11 @@ def test_inception_renormalises_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     net = zoo.googlenet(aux_logits=False, init_weights=False, transform_input=True).eval()
     monkeypatch.setattr("robustcli.models.torchvision_zoo._fetch", lambda weights, download: None)
     real = zoo.get_model
-    monkeypatch.setattr(zoo, "get_model", lambda name, weights=None, **kw: net if weights is not None else real(name, weights=None, **kw))
+    monkeypatch.setattr(
+        zoo,
+        "get_model",
+        lambda name, weights=None, **kw: net if weights is not None else real(name, weights=None, **kw),
+    )
     x = torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
     expected = net((x - mean) / std)

@@ -19,7 +19,9 @@ NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
 def batch(y_soft=None):
     g = torch.Generator().manual_seed(0)
     x, ids = torch.rand(6, 1, 2, 2, generator=g), torch.arange(6)
-    return Batch(x, ids % 3, (x + 0.2).clamp(0, 1), ids, Ball("linf", 0.2), RowRandom(0, "start", ids), y_soft)
+    return Batch(
+        x, ids % 3, (x + 0.2).clamp(0, 1), ids, Ball("linf", 0.2), RowRandom(0, "start", ids), y_soft
+    )
 
 
 def ce(x):
@@ -37,7 +39,9 @@ def test_contract(entry):
     assert torch.allclose(entry.fn(NET, batch(soft)).total, terms.total)
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if "label_smoothing" in registry.parameters(e.fn)], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "entry", [e for e in ENTRIES if "label_smoothing" in registry.parameters(e.fn)], ids=lambda e: e.name
+)
 def test_label_smoothing_out_of_range_is_named(entry):
     with pytest.raises(ValueError, match="label_smoothing"):
         entry.fn(NET, batch(), label_smoothing=1.0)

@@ -52,7 +52,9 @@ def test_contract(entry):
     assert off.shape == () and float(off) == 0 and off.dtype == torch.float32
     with pytest.raises(ValueError, match="weight must be >= 0"):
         entry.fn(net, b, weight=-1.0)
-    assert entry.facts["passes"] > 0 and not b.x.requires_grad and all(p.grad is None for p in net.parameters())
+    assert (
+        entry.facts["passes"] > 0 and not b.x.requires_grad and all(p.grad is None for p in net.parameters())
+    )
     assert re.search(r"Source: .*(arXiv:\d{4}\.\d{5}|openreview\.net/forum)", entry.fn.__doc__, re.DOTALL)
 
 
@@ -63,9 +65,15 @@ def test_nuclear_by_hand_and_its_gradient():
     names = [n for n, _ in net.named_parameters()]
 
     def term(*parameters):
-        return nuclear(lambda x: torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x), b, weight=1.0)
+        return nuclear(
+            lambda x: torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x),
+            b,
+            weight=1.0,
+        )
 
-    assert torch.autograd.gradcheck(term, tuple(p.detach().clone().requires_grad_() for p in net.parameters()))
+    assert torch.autograd.gradcheck(
+        term, tuple(p.detach().clone().requires_grad_() for p in net.parameters())
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -122,7 +130,11 @@ def test_rows_without_a_gradient_leave_the_mean():
     assert torch.allclose(gradalign(partly, b, weight=1.0), gradalign(net, part, weight=1.0))
     none = gradalign(lambda x: 0 * net(x), b, weight=1.0)
     assert float(none.detach()) == 0
-    assert all(g.isfinite().all() for g in torch.autograd.grad(none, list(net.parameters()), allow_unused=True) if g is not None)
+    assert all(
+        g.isfinite().all()
+        for g in torch.autograd.grad(none, list(net.parameters()), allow_unused=True)
+        if g is not None
+    )
 
 
 def test_gradients_that_underflow_when_squared_have_a_direction():
@@ -132,7 +144,13 @@ def test_gradients_that_underflow_when_squared_have_a_direction():
     def tiny(x):
         return 1e-25 * net(x)
 
-    plain = [g / g.norm(dim=1, keepdim=True) for g in (gradients(lambda x: 1e-6 * net(x), b, at) for at in (b.x, b.ball.random_point(b.x, b.rng.restart(-1))))]
+    plain = [
+        g / g.norm(dim=1, keepdim=True)
+        for g in (
+            gradients(lambda x: 1e-6 * net(x), b, at)
+            for at in (b.x, b.ball.random_point(b.x, b.rng.restart(-1)))
+        )
+    ]
     expected = 1 - (plain[0] * plain[1]).sum(1).mean()
     assert float(gradalign(tiny, b, weight=1.0).detach()) == pytest.approx(float(expected), rel=1e-3)
 
@@ -153,4 +171,7 @@ def test_gradalign_with_mixed_labels():
     net = network()
     hot = F.one_hot(batch().y, 3).double()
     assert torch.allclose(gradalign(net, batch(y_soft=hot), weight=1.0), gradalign(net, batch(), weight=1.0))
-    assert not torch.allclose(gradalign(net, batch(y_soft=hot.roll(1, 1) * 0.4 + hot * 0.6), weight=1.0), gradalign(net, batch(), weight=1.0))
+    assert not torch.allclose(
+        gradalign(net, batch(y_soft=hot.roll(1, 1) * 0.4 + hot * 0.6), weight=1.0),
+        gradalign(net, batch(), weight=1.0),
+    )

@@ -56,8 +56,13 @@ def test_trades_by_hand():
     p, q, _ = probabilities(net, batch())
     label = 0.9 * np.eye(3)[Y] + 0.1 / 3
     got = trades(net, batch(), beta=2.5, label_smoothing=0.1)
-    assert float(got.total.detach()) == pytest.approx(-(label * np.log(p)).sum(1).mean() + 2.5 * kl(p, q).mean(), rel=1e-12)
-    assert float(got.parts["robust"]) == pytest.approx(kl(p, q).mean(), rel=1e-12) and float(got.parts["robust"]) > 1e-3
+    assert float(got.total.detach()) == pytest.approx(
+        -(label * np.log(p)).sum(1).mean() + 2.5 * kl(p, q).mean(), rel=1e-12
+    )
+    assert (
+        float(got.parts["robust"]) == pytest.approx(kl(p, q).mean(), rel=1e-12)
+        and float(got.parts["robust"]) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -68,10 +73,15 @@ def test_mart_by_hand(classes):
     b = Batch(b.x, torch.tensor(y), b.x_adv, b.ids, b.ball, b.rng)
     p, q, _ = probabilities(net, b)
     rows = range(6)
-    boosted = [-np.log(q[i, y[i]]) - np.log(1.0001 - max(q[i, k] for k in range(classes) if k != y[i]) + 1e-12) for i in rows]
+    boosted = [
+        -np.log(q[i, y[i]]) - np.log(1.0001 - max(q[i, k] for k in range(classes) if k != y[i]) + 1e-12)
+        for i in rows
+    ]
     doubt = [1.0000001 - p[i, y[i]] for i in rows]
     got = mart(net, b, beta=3.0)
-    assert float(got.total.detach()) == pytest.approx(np.mean(boosted) + 3 * np.mean(kl(p, q) * doubt), rel=1e-10)
+    assert float(got.total.detach()) == pytest.approx(
+        np.mean(boosted) + 3 * np.mean(kl(p, q) * doubt), rel=1e-10
+    )
     assert float(mart(net, b, beta=0.0).total.detach()) == pytest.approx(np.mean(boosted), rel=1e-12)
 
 
@@ -97,7 +107,10 @@ def test_without_its_second_term_it_is_natural_training_bitwise(fn, weight, smoo
     net, answers = network().float(), []
     b = batch()
     b = Batch(b.x.float(), b.y, b.x_adv.float(), b.ids, b.ball, b.rng)
-    for loss in (fn(net, b, **{weight: 0.0}, label_smoothing=smoothing), natural(net, b, label_smoothing=smoothing)):
+    for loss in (
+        fn(net, b, **{weight: 0.0}, label_smoothing=smoothing),
+        natural(net, b, label_smoothing=smoothing),
+    ):
         answers.append([loss.total.detach(), *torch.autograd.grad(loss.total, list(net.parameters()))])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*answers, strict=True))
 
@@ -111,7 +124,9 @@ def test_mixed_labels(name):
     off = {"weight": 0.0} if name == "nuat" else {"beta": 0.0}
     turned = hot.roll(1, 1)
     mixed = fn(net, batch(0.7 * hot + 0.3 * turned), **off).total
-    assert torch.allclose(mixed, 0.7 * fn(net, batch(hot), **off).total + 0.3 * fn(net, batch(turned), **off).total, rtol=1e-12)
+    assert torch.allclose(
+        mixed, 0.7 * fn(net, batch(hot), **off).total + 0.3 * fn(net, batch(turned), **off).total, rtol=1e-12
+    )
     assert not torch.allclose(mixed, fn(net, batch(hot), **off).total)
 
 
@@ -130,12 +145,19 @@ def test_gradients(name):
     names = [n for n, _ in net.named_parameters()]
 
     def loss(*parameters):
-        return fn(lambda x: torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x), b).total
+        return fn(
+            lambda x: torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x), b
+        ).total
 
-    assert torch.autograd.gradcheck(loss, tuple(p.detach().clone().requires_grad_() for p in net.parameters()))
+    assert torch.autograd.gradcheck(
+        loss, tuple(p.detach().clone().requires_grad_() for p in net.parameters())
+    )
 
 
-@pytest.mark.parametrize(("name", "key", "value"), [("trades", "beta", -1.0), ("mart", "beta", -0.1), ("nuat", "weight", -1.0), ("trades", "beta", np.nan)])
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("trades", "beta", -1.0), ("mart", "beta", -0.1), ("nuat", "weight", -1.0), ("trades", "beta", np.nan)],
+)
 def test_bad_weights_are_named(name, key, value):
     with pytest.raises(ValueError, match=f"{key} must be >= 0"):
         ROBUST[name](network(), batch(), **{key: value})
@@ -156,12 +178,24 @@ def test_half_precision_logits_are_widened():
 
 def step(name, net, attack, **more):
     entry = registry.objectives.discover().get(name)
-    return MinMax(net, entry.fn, entry.facts["inner"], attack, Ball("linf", 0.3), torch.optim.SGD(net.parameters(), lr=0.1), **more)
+    return MinMax(
+        net,
+        entry.fn,
+        entry.facts["inner"],
+        attack,
+        Ball("linf", 0.3),
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        **more,
+    )
 
 
 def attacked(name, net, b, attack=None):
-    attack = attack or (lambda oracle, x, ball: pgd(oracle, x, ball, steps=5, start="gaussian", start_scale=0.001))
-    return step(name, net, attack, search=Search().exact()).adversarial(b.x.float(), b.y, RowRandom(0, "start", b.ids))
+    attack = attack or (
+        lambda oracle, x, ball: pgd(oracle, x, ball, steps=5, start="gaussian", start_scale=0.001)
+    )
+    return step(name, net, attack, search=Search().exact()).adversarial(
+        b.x.float(), b.y, RowRandom(0, "start", b.ids)
+    )
 
 
 def test_the_trades_attack_ascends_kl_and_not_cross_entropy():
@@ -212,7 +246,10 @@ def test_the_nuat_attack_ascends_cross_entropy_and_the_norm():
     seen = []
     attacked("nuat", net, b, first)
     near = (x + 0.1).clamp(0, 1).requires_grad_()
-    batch_loss = F.cross_entropy(net(near), b.y) + 4.0 * torch.linalg.matrix_norm(net(near) - net(x).detach(), "nuc") / 6
+    batch_loss = (
+        F.cross_entropy(net(near), b.y)
+        + 4.0 * torch.linalg.matrix_norm(net(near) - net(x).detach(), "nuc") / 6
+    )
     (expected,) = torch.autograd.grad(batch_loss * 6, near)
     assert torch.allclose(seen[0], expected, atol=1e-6)
 
@@ -221,6 +258,12 @@ def test_the_nuat_attack_ascends_cross_entropy_and_the_norm():
 def test_the_attack_by_name_is_the_attack_of_the_step(name):
     net, b = network().float().requires_grad_(False), batch()
     x = b.x.float()
-    oracle = Oracle(net, x, Criterion(b.y), loss=registry.objectives.get(name).facts["inner"], rng=RowRandom(0, "start", b.ids))
+    oracle = Oracle(
+        net,
+        x,
+        Criterion(b.y),
+        loss=registry.objectives.get(name).facts["inner"],
+        rng=RowRandom(0, "start", b.ids),
+    )
     alone = pgd(oracle, x, Ball("linf", 0.3), steps=5, start="gaussian", start_scale=0.001)
     assert torch.equal(alone, attacked(name, network().float(), b))

@@ -32,9 +32,27 @@ def pixels(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def train_rows(count: int, **changes: Any) -> list[TrainRow]:
-    common: dict[str, Any] = {"norm": "linf", "eps": 8 / 255, "n": 200, "attack": "pgd", "params": {"steps": 10}, "clean_acc": 0.75, "robust_acc": 0.5}
+    common: dict[str, Any] = {
+        "norm": "linf",
+        "eps": 8 / 255,
+        "n": 200,
+        "attack": "pgd",
+        "params": {"steps": 10},
+        "clean_acc": 0.75,
+        "robust_acc": 0.5,
+    }
     common |= changes
-    return [TrainRow(step=10 * i, epoch=float(i), lr=0.1 / i, loss=2.0 / i, parts={"ce": 1.0 / i, ODD: 1.0 / i}, **common) for i in range(1, count + 1)]
+    return [
+        TrainRow(
+            step=10 * i,
+            epoch=float(i),
+            lr=0.1 / i,
+            loss=2.0 / i,
+            parts={"ce": 1.0 / i, ODD: 1.0 / i},
+            **common,
+        )
+        for i in range(1, count + 1)
+    ]
 
 
 def row(kind: str, eps: float, correct: int) -> EvalRow:
@@ -58,12 +76,19 @@ def test_the_curve_is_drawn_where_the_numbers_are(tmp_path: Path, monkeypatch: p
     original = plots._accuracy_axis
     monkeypatch.setattr(plots, "_accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
     path = tmp_path / "plots" / "curve.png"
-    eps_curve(path, {"natural": [(0, 0.9, 0.85, 0.95), (8 / 255, 0.1, 0.05, 0.2)], ODD: [(8 / 255, 0.5, 0.4, 0.6)]}, title=ODD)
+    eps_curve(
+        path,
+        {"natural": [(0, 0.9, 0.85, 0.95), (8 / 255, 0.1, 0.05, 0.2)], ODD: [(8 / 255, 0.5, 0.4, 0.6)]},
+        title=ODD,
+    )
     (axes,) = drawn
     line = axes.containers[0].lines[0]
     assert list(line.get_xdata()) == [0, pytest.approx(8)] and list(line.get_ydata()) == [90, 10]
     bars = axes.containers[0].lines[2][0].get_segments()
-    assert [(segment[0][1], segment[1][1]) for segment in bars] == [pytest.approx((85, 95)), pytest.approx((5, 20))]
+    assert [(segment[0][1], segment[1][1]) for segment in bars] == [
+        pytest.approx((85, 95)),
+        pytest.approx((5, 20)),
+    ]
     assert axes.get_ylim() == (0, 100) and "255" in axes.get_xlabel() and "%" in axes.get_ylabel()
     image = pixels(path)
     assert image.shape == (630, 960, 3) and (image == 255).all(axis=2).mean() > 0.5
@@ -72,7 +97,9 @@ def test_the_curve_is_drawn_where_the_numbers_are(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_other_norms_have_one_axis_in_their_own_unit(norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_norms_have_one_axis_in_their_own_unit(
+    norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(plots, "_accuracy_axis", drawn.append)
     eps_curve(tmp_path / "curve.png", {"a": [(0, 1, 0.9, 1), (0.5, 0.5, 0.4, 0.6)]}, norm=norm)
@@ -95,7 +122,11 @@ def test_training_without_validation_has_no_accuracy_panel(tmp_path: Path) -> No
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
-    for call in (lambda: eps_curve(tmp_path / "a.png", {}), lambda: eps_curve(tmp_path / "a.png", {"a": []}), lambda: training_curves(tmp_path / "a.png", [])):
+    for call in (
+        lambda: eps_curve(tmp_path / "a.png", {}),
+        lambda: eps_curve(tmp_path / "a.png", {"a": []}),
+        lambda: training_curves(tmp_path / "a.png", []),
+    ):
         with pytest.raises(ValueError):
             call()
     assert list(tmp_path.iterdir()) == []
@@ -117,8 +148,21 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 
 def test_without_home_nothing_is_said(tmp_path: Path) -> None:
     code = "from pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\neps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})"
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "LC_ALL": "C", "HOME": "/nonexistent"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "LC_ALL": "C",
+        "HOME": "/nonexistent",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -150,22 +194,45 @@ def test_small_images_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
         assert np.array_equal(tile, np.repeat(expected[0].repeat(19, 0).repeat(19, 1), 3, axis=2))
 
 
-@pytest.mark.parametrize(("n", "side", "channels"), [(1, 8, 1), (3, 32, 3), (5, 28, 1), (8, 32, 3), (2, 224, 3), (2, 3, 4), (1, 1, 2)])
+@pytest.mark.parametrize(
+    ("n", "side", "channels"),
+    [(1, 8, 1), (3, 32, 3), (5, 28, 1), (8, 32, 3), (2, 224, 3), (2, 3, 4), (1, 1, 2)],
+)
 def test_every_shape(n: int, side: int, channels: int, tmp_path: Path) -> None:
     path = tmp_path / "gallery.png"
     names = [ODD * (k + 1) for k in range(n)]
-    gallery(path, images(n, side, channels), images(n, side, channels, 1), names, names[::-1], clean_predicted=names, title=ODD * 20)
+    gallery(
+        path,
+        images(n, side, channels),
+        images(n, side, channels, 1),
+        names,
+        names[::-1],
+        clean_predicted=names,
+        title=ODD * 20,
+    )
     sheet = pixels(path)
     across = 2 if n > 3 and side <= 256 else 1
-    assert sheet.shape[1] < across * 3 * max(side + 150, 160) + 100 and sheet.shape[0] > math.ceil(n / across) * side
+    assert (
+        sheet.shape[1] < across * 3 * max(side + 150, 160) + 100
+        and sheet.shape[0] > math.ceil(n / across) * side
+    )
 
 
 def test_right_and_wrong_answers_have_their_colours(tmp_path: Path) -> None:
     def colours(predicted: str) -> tuple[int, int]:
         path = tmp_path / f"{predicted}.png"
-        gallery(path, np.zeros((1, 8, 8, 1), np.uint8), np.zeros((1, 8, 8, 1), np.uint8), ["cat"], [predicted], clean_predicted=[predicted])
+        gallery(
+            path,
+            np.zeros((1, 8, 8, 1), np.uint8),
+            np.zeros((1, 8, 8, 1), np.uint8),
+            ["cat"],
+            [predicted],
+            clean_predicted=[predicted],
+        )
         sheet = pixels(path).reshape(-1, 3)
-        return tuple(int((sheet == colour).all(axis=1).sum()) for colour in ((0x00, 0x71, 0x4F), (0xB8, 0x43, 0x0C)))  # type: ignore[return-value]
+        return tuple(
+            int((sheet == colour).all(axis=1).sum()) for colour in ((0x00, 0x71, 0x4F), (0xB8, 0x43, 0x0C))
+        )  # type: ignore[return-value]
 
     right, wrong = colours("cat"), colours("dog")
     assert right[0] > 50 and right[1] == 0 and wrong[0] == 0 and wrong[1] > 50
@@ -177,7 +244,12 @@ def test_right_and_wrong_answers_have_their_colours(tmp_path: Path) -> None:
         {"clean": np.zeros((1, 8, 8, 1), np.float32)},
         {"clean": np.zeros((8, 8, 1), np.uint8)},
         {"clean": np.zeros((2, 8, 8, 1), np.uint8)},
-        {"clean": np.zeros((0, 8, 8, 1), np.uint8), "adversarial": np.zeros((0, 8, 8, 1), np.uint8), "true": [], "predicted": []},
+        {
+            "clean": np.zeros((0, 8, 8, 1), np.uint8),
+            "adversarial": np.zeros((0, 8, 8, 1), np.uint8),
+            "true": [],
+            "predicted": [],
+        },
         {"true": ["a", "b"]},
         {"predicted": []},
         {"clean_predicted": []},
@@ -186,7 +258,12 @@ def test_right_and_wrong_answers_have_their_colours(tmp_path: Path) -> None:
     ],
 )
 def test_other_inputs_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    fine: dict[str, Any] = {"clean": np.zeros((1, 8, 8, 1), np.uint8), "adversarial": np.zeros((1, 8, 8, 1), np.uint8), "true": ["a"], "predicted": ["b"]}
+    fine: dict[str, Any] = {
+        "clean": np.zeros((1, 8, 8, 1), np.uint8),
+        "adversarial": np.zeros((1, 8, 8, 1), np.uint8),
+        "true": ["a"],
+        "predicted": ["b"],
+    }
     with pytest.raises(ValueError):
         gallery(tmp_path / "g.png", **{**fine, **changes})
     assert list(tmp_path.iterdir()) == []

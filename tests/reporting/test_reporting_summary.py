@@ -19,7 +19,13 @@ CONFIG: dict[str, Any] = {
     "adversary": {"name": "fgsm"},
     "train": {"val_attack": "pgd"},
 }
-COMMON: dict[str, Any] = {"norm": "linf", "eps": 8 / 255, "n": 450, "clean_correct": 400, "hashes": {"model": "abc", "config": ""}}
+COMMON: dict[str, Any] = {
+    "norm": "linf",
+    "eps": 8 / 255,
+    "n": 450,
+    "clean_correct": 400,
+    "hashes": {"model": "abc", "config": ""},
+}
 ROWS = [
     EvalRow(kind="clean", correct=400, per_class={"a|b": (400, 450)}, **COMMON),
     EvalRow(kind="attack", attack="pgd-20", correct=200, **COMMON),
@@ -65,9 +71,17 @@ def test_an_evaluation_says_three_numbers_apart() -> None:
 
 
 def test_alarms_come_with_evidence_and_remedy() -> None:
-    alarm = {"name": "zero-gradient", "level": "suspect", "evidence": "7 % of answers were 0", "remedy": "use loss: margin"}
+    alarm = {
+        "name": "zero-gradient",
+        "level": "suspect",
+        "evidence": "7 % of answers were 0",
+        "remedy": "use loss: margin",
+    }
     text = eval_summary(CONFIG, ROWS, [alarm])
-    assert "- **suspect** `zero-gradient`: 7 % of answers were 0; use loss: margin" in text and "No alarm" not in text
+    assert (
+        "- **suspect** `zero-gradient`: 7 % of answers were 0; use loss: margin" in text
+        and "No alarm" not in text
+    )
 
 
 def test_a_clean_evaluation_and_a_hopeless_model() -> None:
@@ -77,7 +91,21 @@ def test_a_clean_evaluation_and_a_hopeless_model() -> None:
 
 
 def test_a_training_says_that_validation_chose() -> None:
-    rows = [TrainRow(step=s, epoch=s / 10, lr=0.1, loss=1.0, norm="linf", eps=0.1, n=100, clean_acc=0.9, robust_acc=0.5, attack="pgd") for s in (10, 20)]
+    rows = [
+        TrainRow(
+            step=s,
+            epoch=s / 10,
+            lr=0.1,
+            loss=1.0,
+            norm="linf",
+            eps=0.1,
+            n=100,
+            clean_acc=0.9,
+            robust_acc=0.5,
+            attack="pgd",
+        )
+        for s in (10, 20)
+    ]
     text = train_summary(CONFIG, {"step": 10}, {"step": 20}, rows)
     assert "The best checkpoint is that of step 10, the last that of step 20." in text
     assert "50.0 % [40.4, 59.6] of 100" in text and "report the test split" in text

@@ -17,15 +17,49 @@ from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import Eps, format_eps, format_rate, percent, raw, shown, tall
 from robustcli.reporting.tables import Table, class_table, compare_table, eval_table, train_table, write_csv
 
-COMMON: dict[str, Any] = {"norm": "linf", "eps": 8 / 255, "n": 450, "clean_correct": 400, "seed": 1, "hashes": {"model": "ab"}}
+COMMON: dict[str, Any] = {
+    "norm": "linf",
+    "eps": 8 / 255,
+    "n": 450,
+    "clean_correct": 400,
+    "seed": 1,
+    "hashes": {"model": "ab"},
+}
 ROWS = [
     EvalRow(kind="clean", correct=400, per_class={"cat": (200, 225), "dog": (200, 225)}, **COMMON),
     EvalRow(kind="attack", attack="fgsm", correct=260, seconds=0.5, passes_per_sample=2, **COMMON),
-    EvalRow(kind="attack", attack="pgd", label="pgd-20", correct=200, seconds=2.25, passes_per_sample=41.5, **COMMON),
-    EvalRow(kind="worst", correct=200, seconds=2.75, passes_per_sample=43.5, per_class={"cat": (150, 225), "dog": (50, 225)}, **COMMON),
+    EvalRow(
+        kind="attack",
+        attack="pgd",
+        label="pgd-20",
+        correct=200,
+        seconds=2.25,
+        passes_per_sample=41.5,
+        **COMMON,
+    ),
+    EvalRow(
+        kind="worst",
+        correct=200,
+        seconds=2.75,
+        passes_per_sample=43.5,
+        per_class={"cat": (150, 225), "dog": (50, 225)},
+        **COMMON,
+    ),
 ]
 TRAIN = [
-    TrainRow(step=step, epoch=step / 10, lr=0.1, loss=1.0, norm="linf", eps=0.1, n=100, clean_acc=0.9, robust_acc=robust, attack="pgd-10", parts={"kl": 0.5})
+    TrainRow(
+        step=step,
+        epoch=step / 10,
+        lr=0.1,
+        loss=1.0,
+        norm="linf",
+        eps=0.1,
+        n=100,
+        clean_acc=0.9,
+        robust_acc=robust,
+        attack="pgd-10",
+        parts={"kl": 0.5},
+    )
     for step, robust in ((10, 0.5), (20, 0.6), (30, 0.55))
 ]
 
@@ -54,7 +88,16 @@ def test_eps(eps: float, norm: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "expected"), [(0, "0.0"), (1, "100.0"), (0.5, "50.0"), (0.99999, ">99.9"), (0.0001, "<0.1"), (0.99949, "99.9"), (0.001, "0.1")]
+    ("fraction", "expected"),
+    [
+        (0, "0.0"),
+        (1, "100.0"),
+        (0.5, "50.0"),
+        (0.99999, ">99.9"),
+        (0.0001, "<0.1"),
+        (0.99949, "99.9"),
+        (0.001, "0.1"),
+    ],
 )
 def test_percent_never_rounds_to_all_or_nothing(fraction: float, expected: str) -> None:
     assert percent(fraction) == expected
@@ -64,15 +107,38 @@ def test_a_rate_names_its_interval_and_n() -> None:
     low, high = wilson(400, 450)
     assert format_rate(Rate(400, 450)) == f"88.9 % [{100 * low:.1f}, {100 * high:.1f}] of 450"
     assert format_rate(Rate(400, 450), interval=False) == "88.9 %"
-    assert tall(Rate(400, 450)).splitlines()[0] == "88.9 %" and tall(Rate(400, 450)).splitlines()[2] == "of 450"
+    assert (
+        tall(Rate(400, 450)).splitlines()[0] == "88.9 %" and tall(Rate(400, 450)).splitlines()[2] == "of 450"
+    )
 
 
 def test_shown_and_raw() -> None:
     import numpy as np
 
-    assert [shown(cell) for cell in (None, 0.123456, 3, "a\x1bb", float("nan"), Eps(0.5, "l2"))] == ["-", "0.1235", "3", "a\\x1bb", "nan", "l2 0.5"]
-    assert [raw(cell) for cell in (None, 0.1, 3, Rate(1, 3), Eps(0.5, "l2"), np.float64(0.1))] == ["", "0.1", "3", repr(1 / 3), "0.5", "0.1"]
-    assert [raw(text) for text in ("=1+1", "+x", "-x", "@x", "x=1", "")] == ["'=1+1", "'+x", "'-x", "'@x", "x=1", ""]
+    assert [shown(cell) for cell in (None, 0.123456, 3, "a\x1bb", float("nan"), Eps(0.5, "l2"))] == [
+        "-",
+        "0.1235",
+        "3",
+        "a\\x1bb",
+        "nan",
+        "l2 0.5",
+    ]
+    assert [raw(cell) for cell in (None, 0.1, 3, Rate(1, 3), Eps(0.5, "l2"), np.float64(0.1))] == [
+        "",
+        "0.1",
+        "3",
+        repr(1 / 3),
+        "0.5",
+        "0.1",
+    ]
+    assert [raw(text) for text in ("=1+1", "+x", "-x", "@x", "x=1", "")] == [
+        "'=1+1",
+        "'+x",
+        "'-x",
+        "'@x",
+        "x=1",
+        "",
+    ]
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------
@@ -80,10 +146,22 @@ def test_shown_and_raw() -> None:
 
 def test_three_rates_apart_with_n_and_interval() -> None:
     table = eval_table(ROWS)
-    assert [name for name in table.columns if "acc" in name or "success" in name] == ["clean accuracy", "robust accuracy", "attack success"]
+    assert [name for name in table.columns if "acc" in name or "success" in name] == [
+        "clean accuracy",
+        "robust accuracy",
+        "attack success",
+    ]
     line = next(line for line in table.markdown().splitlines() if line.startswith("| pgd-20"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["pgd-20", "linf 8/255 (0.03137)", format_rate(Rate(400, 450)), format_rate(Rate(200, 450)), format_rate(Rate(200, 400)), "41.5", "2.25"]
+    assert cells == [
+        "pgd-20",
+        "linf 8/255 (0.03137)",
+        format_rate(Rate(400, 450)),
+        format_rate(Rate(200, 450)),
+        format_rate(Rate(200, 400)),
+        "41.5",
+        "2.25",
+    ]
     clean = next(line for line in table.markdown().splitlines() if line.startswith("| none"))
     assert [cell.strip() for cell in clean.strip("|").split("|")][3:5] == ["-", "-"]
     assert "Wilson" in table.note and "left standing" in table.note
@@ -111,7 +189,9 @@ def test_markdown_is_one_table_whatever_the_names_are() -> None:
     assert "&lt;script>" in body[4] and "<0.1" in body[6] and body[1].rstrip(" |").endswith(":")
 
 
-text_cells = st.one_of(st.text(max_size=30), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.none())
+text_cells = st.one_of(
+    st.text(max_size=30), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.none()
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -120,7 +200,11 @@ def test_any_cells_survive_csv(rows: list[list[Any]], delimiter: str) -> None:
     table = Table("t", ["a", "b"], rows)
     text = table.csv() if delimiter == "," else table.tsv()
     assert text.count("\n") == len(rows) + 1
-    found = [[row["a"], row["b"]] for row in read(text, delimiter)] if all(any(raw(c) for c in row) for row in rows) else None
+    found = (
+        [[row["a"], row["b"]] for row in read(text, delimiter)]
+        if all(any(raw(c) for c in row) for row in rows)
+        else None
+    )
     assert found is None or found == [[raw(cell) for cell in row] for row in rows]
 
 
@@ -155,7 +239,15 @@ def test_compare_names_the_models() -> None:
 
 
 def test_balanced_accuracy_appears_when_classes_are_imbalanced() -> None:
-    odd = EvalRow(kind="clean", norm="linf", eps=0.1, correct=91, clean_correct=91, n=100, per_class={"a": (90, 90), "b": (1, 10)})
+    odd = EvalRow(
+        kind="clean",
+        norm="linf",
+        eps=0.1,
+        correct=91,
+        clean_correct=91,
+        n=100,
+        per_class={"a": (90, 90), "b": (1, 10)},
+    )
     assert read(eval_table([odd]).csv())[0]["balanced_acc"] == "0.55"
     assert "balanced accuracy" not in eval_table(ROWS).columns
 
@@ -163,7 +255,10 @@ def test_balanced_accuracy_appears_when_classes_are_imbalanced() -> None:
 def test_class_table() -> None:
     table = class_table(ROWS)
     assert list(table.columns) == ["class", "clean accuracy", "accuracy under all attacks"]
-    assert [list(row) for row in table.rows] == [["cat", Rate(200, 225), Rate(150, 225)], ["dog", Rate(200, 225), Rate(50, 225)]]
+    assert [list(row) for row in table.rows] == [
+        ["cat", Rate(200, 225), Rate(150, 225)],
+        ["dog", Rate(200, 225), Rate(50, 225)],
+    ]
     assert class_table(ROWS[3]).rows[1][1] == Rate(50, 225)
     assert class_table(ROWS[1]).rows == []
 
@@ -180,8 +275,15 @@ def test_write_csv_holds_every_field(tmp_path: Path) -> None:
     write_csv(path, [*ROWS, *TRAIN])
     rows = read(path.read_text())
     assert len(rows) == 7
-    assert float(rows[2]["robust_acc"]) == 200 / 450 and float(rows[2]["robust_acc_low"]) == clopper_pearson(200, 450)[0]
-    assert rows[2]["hash_model"] == "ab" and rows[0]["per_class"] == '{"cat": [200, 225], "dog": [200, 225]}' and rows[2]["label"] == "pgd-20"
+    assert (
+        float(rows[2]["robust_acc"]) == 200 / 450
+        and float(rows[2]["robust_acc_low"]) == clopper_pearson(200, 450)[0]
+    )
+    assert (
+        rows[2]["hash_model"] == "ab"
+        and rows[0]["per_class"] == '{"cat": [200, 225], "dog": [200, 225]}'
+        and rows[2]["label"] == "pgd-20"
+    )
     assert rows[4]["kind"] == "train" and rows[4]["parts"] == '{"kl": 0.5}' and rows[4]["robust_acc"] == "0.5"
     write_csv(path, [ROWS[0].to_json()])
     assert len(read(path.read_text())) == 1

@@ -87,7 +87,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
 
 
 def row(step: int, **changes: Any) -> TrainRow:
-    values: dict[str, Any] = {"n": 100, "clean_acc": 0.75, "robust_acc": 0.5, "parts": {"ce": 1.0}, "images_per_second": 9.0, "peak_memory": 7} | changes
+    values: dict[str, Any] = {
+        "n": 100,
+        "clean_acc": 0.75,
+        "robust_acc": 0.5,
+        "parts": {"ce": 1.0},
+        "images_per_second": 9.0,
+        "peak_memory": 7,
+    } | changes
     return TrainRow(step=step, epoch=step / 10, lr=0.1, loss=2.0 / step, norm="linf", eps=8 / 255, **values)
 
 
@@ -99,7 +106,9 @@ def test_only_what_was_measured_has_a_number() -> None:
         "train/loss": 0.5, "train/ce": 1.0, "val/clean_acc": 0.75, "val/robust_acc": 0.5, "val/fgsm_acc": 0.6,
         "lr": 0.1, "images_per_second": 9.0, "waiting_share": 0.0, "peak_memory": 7.0,
     }  # fmt: skip
-    assert not {name for name in scalars(row(4, n=0, clean_acc=None, robust_acc=None)) if name.startswith("val/")}
+    assert not {
+        name for name in scalars(row(4, n=0, clean_acc=None, robust_acc=None)) if name.startswith("val/")
+    }
 
 
 def pixels(channels: int, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -110,13 +119,21 @@ def pixels(channels: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 def test_panels_and_their_sheet_show_the_pixels(channels: int) -> None:
     clean, adversarial = pixels(channels), pixels(channels, 1)
     panels = panels_of(clean, adversarial, 2.0)
-    assert list(panels) == ["clean", "adversarial", "difference"] and {p.shape for p in panels.values()} == {(3, 4, 5, 3)}
-    assert np.array_equal(panels["clean"][..., 1], clean[..., 1] if channels == 3 else np.rint(clean.mean(axis=3)))
+    assert list(panels) == ["clean", "adversarial", "difference"] and {p.shape for p in panels.values()} == {
+        (3, 4, 5, 3)
+    }
+    assert np.array_equal(
+        panels["clean"][..., 1], clean[..., 1] if channels == 3 else np.rint(clean.mean(axis=3))
+    )
     expected = np.clip(np.rint(127.5 + 2.0 * (adversarial[..., 0].astype(float) - clean[..., 0])), 0, 255)
     if channels != 2:
         assert np.array_equal(panels["difference"][..., 0], expected)
     picture = sheet(panels, tile=10, gap=1)
-    assert picture.shape == (3 * 8 + 2, 3 * 10 + 2, 3) and (picture[8] == 255).all() and (picture[:, 10] == 255).all()
+    assert (
+        picture.shape == (3 * 8 + 2, 3 * 10 + 2, 3)
+        and (picture[8] == 255).all()
+        and (picture[:, 10] == 255).all()
+    )
     for i, panel in enumerate(panels.values()):
         for k in range(3):
             assert np.array_equal(picture[9 * i : 9 * i + 8 : 2, 11 * k + 1 : 11 * k + 11 : 2], panel[k])
@@ -124,7 +141,12 @@ def test_panels_and_their_sheet_show_the_pixels(channels: int) -> None:
 
 def test_other_pictures_are_refused() -> None:
     fine = pixels(3)
-    for clean, adversarial, amplify in ((fine.astype(float), fine, 1.0), (fine, fine[:2], 1.0), (fine[0], fine[0], 1.0), (fine, fine, 0.0)):
+    for clean, adversarial, amplify in (
+        (fine.astype(float), fine, 1.0),
+        (fine, fine[:2], 1.0),
+        (fine[0], fine[0], 1.0),
+        (fine, fine, 0.0),
+    ):
         with pytest.raises(ValueError, match="uint8|amplify"):
             panels_of(clean, adversarial, amplify)  # type: ignore[arg-type]
     empty: list[Mapping[str, Any]] = [{}, {"a": fine, "b": fine[:2]}, {"a": fine[:0]}]
@@ -141,7 +163,10 @@ def test_the_curves_show_fgsm_where_it_was_watched(tmp_path: Path, monkeypatch: 
     plots.training_curves(tmp_path / "without.png", [row(1), row(2)])
     lines = [{box.get_label().partition(":")[0]: box.lines[0] for box in axes.containers} for axes in drawn]
     assert [list(found) for found in lines] == [["clean", "robust", "fgsm"], ["clean", "robust"]]
-    assert list(lines[0]["fgsm"].get_xdata()) == [0.1, 0.3] and list(lines[0]["fgsm"].get_ydata()) == [60.0, 70.0]
+    assert list(lines[0]["fgsm"].get_xdata()) == [0.1, 0.3] and list(lines[0]["fgsm"].get_ydata()) == [
+        60.0,
+        70.0,
+    ]
 
 
 # ---- a group of trackers -----------------------------------------------------------------------------------------
@@ -161,7 +186,9 @@ def test_a_tracker_that_raises_is_dropped_with_one_line_and_the_others_go_on(bro
     assert said == ["the tracker bad failed and gets nothing more from this run: OSError: no route to host"]
     assert bad.calls[-1][0] == broken and len(bad.of(broken)) == 1
     assert [name for name, _ in good.calls] == ["resume", "row", "images", "row", "images", "close"]
-    assert [len(panels["clean"]) for _, panels in good.of("images")] == [1, 1], "each gets as many as it wants"
+    assert [len(panels["clean"]) for _, panels in good.of("images")] == [1, 1], (
+        "each gets as many as it wants"
+    )
     both.close()
     assert len(good.of("close")) == 1 and both.examples == 0
 
@@ -181,16 +208,24 @@ def test_who_wants_no_examples_gets_none() -> None:
         ([Spec.of("tensorboard", images=65)], ConfigError, "train.trackers.0.images"),
         ([Spec.of("tensorboard", flush=-1)], ConfigError, "train.trackers.0.flush"),
         ([Spec.of("recorder"), Spec.of("recorder")], UsageError, "twice"),
-        ([Spec.of("recorder"), Spec.of("unable")], ResourceError, "RuntimeError: log in first; train.trackers.1"),
+        (
+            [Spec.of("recorder"), Spec.of("unable")],
+            ResourceError,
+            "RuntimeError: log in first; train.trackers.1",
+        ),
     ],
 )
-def test_what_cannot_start_is_said_before_the_training(made: list[Recorder], specs: list[Spec], kind: type[Exception], words: str, tmp_path: Path) -> None:
+def test_what_cannot_start_is_said_before_the_training(
+    made: list[Recorder], specs: list[Spec], kind: type[Exception], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(kind) as caught:
         open_trackers(specs, tmp_path, lambda text: None)
     assert words in "\n".join([str(caught.value), *getattr(caught.value, "problems", [])])
 
 
-def test_the_documented_example_is_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_example_is_a_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
     monkeypatch.setattr(registry.trackers, "_entries", dict(registry.trackers._entries))
     exec(page.split("```python\n")[1].split("```")[0], {"__name__": "example"})
@@ -209,7 +244,10 @@ def test_the_key_round_trips_and_may_change_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("train: {trackers: [tensorboard, {name: tensorboard, images: 0, flush: 1/2}]}\n")
     config = load_config(path, [], environ={}).config
-    assert [(spec.name, spec.params) for spec in config.train.trackers] == [("tensorboard", {}), ("tensorboard", {"images": 0, "flush": "1/2"})]
+    assert [(spec.name, spec.params) for spec in config.train.trackers] == [
+        ("tensorboard", {}),
+        ("tensorboard", {"images": 0, "flush": "1/2"}),
+    ]
     path.write_text(dump_config(config))
     assert load_config(path, [], environ={}).config == config
     assert load_config(None, [], environ={}).config.train.trackers == []
@@ -224,7 +262,9 @@ class Papers:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *trackers: str) -> None:
         words = [*TINY, f"train.trackers=[{', '.join(trackers)}]", "attack.amplify=1"]
-        config = load_config(None, [parse_assignment(word, "command line") for word in words], environ={}).config
+        config = load_config(
+            None, [parse_assignment(word, "command line") for word in words], environ={}
+        ).config
         console = Console(quiet=True)
         self.said: Warnings = []
         monkeypatch.setattr(console, "warn", self.said.append)
@@ -238,7 +278,18 @@ class Papers:
 
     def record(self, *steps: int) -> None:
         for step in steps:
-            self.log.row({"step": step, "epoch": step / 4, "lr": 0.1, "loss": 2.0, "ce": 1.0, "n": 4, "clean_acc": 0.75, "robust_acc": 0.5})
+            self.log.row(
+                {
+                    "step": step,
+                    "epoch": step / 4,
+                    "lr": 0.1,
+                    "loss": 2.0,
+                    "ce": 1.0,
+                    "n": 4,
+                    "clean_acc": 0.75,
+                    "robust_acc": 0.5,
+                }
+            )
 
     def steps(self) -> list[int]:
         return [row.step for row in train_rows(self.run.path / "metrics.jsonl")]
@@ -276,10 +327,14 @@ def test_written_hands_on_rows_and_images(papers: Make, made: list[Recorder]) ->
     (first, panels), (second, again) = tracker.of("images")
     assert (first, second) == (2, 3) and run.said == []
     x, _, ids = next(iter(run.setting.data.val.stream([torch.arange(3, 7)], run.setting.device)))
-    assert np.array_equal(panels["clean"], (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy())
+    assert np.array_equal(
+        panels["clean"], (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    )
     moved = np.abs(panels["adversarial"].astype(int) - panels["clean"]).max(axis=(1, 2, 3))
     assert (moved > 0).all() and (moved <= run.setting.ball.eps * 255 + 1e-3).all() and len(ids) == 4
-    assert all(np.array_equal(again[name], panels[name]) for name in panels), "the same model, images and draws"
+    assert all(np.array_equal(again[name], panels[name]) for name in panels), (
+        "the same model, images and draws"
+    )
 
 
 def test_examples_leave_the_model_as_it_was(papers: Make) -> None:
@@ -289,15 +344,26 @@ def test_examples_leave_the_model_as_it_was(papers: Make) -> None:
     rng = torch.get_rng_state()
     panels = run.examples()(100)
     assert len(panels["clean"]) == 6, "no more than there are"
-    assert all(module.training for module in run.model.modules()) and all(p.requires_grad and p.grad is None for p in run.model.parameters())
+    assert all(module.training for module in run.model.modules()) and all(
+        p.requires_grad and p.grad is None for p in run.model.parameters()
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in run.model.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("adversary", ["{name: deepfool, steps: 3}", "{name: noise, draws: 2}", "{name: corruption, type: gaussian_noise, severity: 5}"])
+@pytest.mark.parametrize(
+    "adversary",
+    [
+        "{name: deepfool, steps: 3}",
+        "{name: noise, draws: 2}",
+        "{name: corruption, type: gaussian_noise, severity: 5}",
+    ],
+)
 def test_every_kind_of_attack_can_be_shown(papers: Make, adversary: str) -> None:
     run = papers()
-    config = load_config(None, [parse_assignment(f"adversary={adversary}", "command line")], environ={}).config
+    config = load_config(
+        None, [parse_assignment(f"adversary={adversary}", "command line")], environ={}
+    ).config
     run.setting = replace(run.setting, config=config, ball=Ball("linf", 0.25))
     panels = run.examples()(4)
     bounded = "corruption" not in adversary
@@ -305,7 +371,9 @@ def test_every_kind_of_attack_can_be_shown(papers: Make, adversary: str) -> None
     assert moved > 0 and bounded == bool(moved <= run.setting.ball.eps * 255)
 
 
-def test_a_stop_request_only_costs_the_picture_and_a_fault_ends_the_pictures_once(papers: Make, made: list[Recorder]) -> None:
+def test_a_stop_request_only_costs_the_picture_and_a_fault_ends_the_pictures_once(
+    papers: Make, made: list[Recorder]
+) -> None:
     run = papers("recorder")
 
     def stop() -> None:
@@ -320,7 +388,9 @@ def test_a_stop_request_only_costs_the_picture_and_a_fault_ends_the_pictures_onc
 
     run.log.show(full)
     run.record(2, 3)
-    assert run.said == ["no adversarial examples for the trackers any more: OutOfMemoryError: CUDA out of memory"]
+    assert run.said == [
+        "no adversarial examples for the trackers any more: OutOfMemoryError: CUDA out of memory"
+    ]
     assert run.steps() == [each.step for each in made[0].of("row")] == [1, 2, 3]
 
 
@@ -328,7 +398,11 @@ def test_metrics_are_complete_when_a_tracker_fails(papers: Make, made: list[Reco
     run = papers("{name: recorder, broken: row}")
     run.record(1, 2)
     run.log.finish(Progress(step=2))
-    assert len(run.said) == 1 and "recorder" in run.said[0] and "recorder" in (run.run.path / "log.txt").read_text()
+    assert (
+        len(run.said) == 1
+        and "recorder" in run.said[0]
+        and "recorder" in (run.run.path / "log.txt").read_text()
+    )
     assert run.steps() == [1, 2] and (run.run.path / "results.csv").read_text().count("\n") == 3
 
 
@@ -361,14 +435,23 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     torch.set_num_threads(threads)
 
 
-def test_without_the_package_nothing_is_trained(cli: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_nothing_is_trained(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     code, said = cli("train", *TINY, "--out", "run", "train.trackers=[tensorboard]")
     assert code == 6
     (line,) = [line for line in said.splitlines() if line.startswith("error")]
-    assert line.startswith("error[E-EXTRA]: ") and 'pip install "robustcli[tensorboard]"' in line and "training small_cnn" not in said
-    assert not (tmp_path / "run" / "checkpoints").exists() and (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""
+    assert (
+        line.startswith("error[E-EXTRA]: ")
+        and 'pip install "robustcli[tensorboard]"' in line
+        and "training small_cnn" not in said
+    )
+    assert (
+        not (tmp_path / "run" / "checkpoints").exists()
+        and (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""
+    )
 
 
 def shown(folder: Path) -> Any:
@@ -390,7 +473,9 @@ def events(folder: Path, **params: Any) -> Any:
 
 
 @pytest.mark.parametrize("flush", [0, 30])
-def test_tensorboard_shows_what_was_recorded(tmp_path: Path, flush: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_shows_what_was_recorded(
+    tmp_path: Path, flush: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without `close`: a preempted process only ends."""
     pytest.importorskip("tensorboard")
     from PIL import Image
@@ -407,7 +492,9 @@ def test_tensorboard_shows_what_was_recorded(tmp_path: Path, flush: int, monkeyp
     for step in (5, 10):
         tracker.row(row(step))
         tracker.images(step, panels)
-    assert (len(flushed), len(at_exit)) == ((0, 1) if flush else (4, 0)), "after every record, or by the clock and at the end"
+    assert (len(flushed), len(at_exit)) == ((0, 1) if flush else (4, 0)), (
+        "after every record, or by the clock and at the end"
+    )
     for close in at_exit:
         close()
     found = shown(tmp_path / "tensorboard")
@@ -450,4 +537,6 @@ def test_a_tracked_training_has_the_same_bits(cli: Callable[..., tuple[int, str]
         assert code == 0 and "warning" not in said, said
     same(final_state(tmp_path / "tracked"), final_state(tmp_path / "plain"))
     records = [json.loads(line) for line in (tmp_path / "tracked" / "metrics.jsonl").read_text().splitlines()]
-    assert steps_of(tmp_path / "tracked" / "tensorboard", "val/robust_acc") == [(each["step"], pytest.approx(each["robust_acc"], abs=1e-6)) for each in records]
+    assert steps_of(tmp_path / "tracked" / "tensorboard", "val/robust_acc") == [
+        (each["step"], pytest.approx(each["robust_acc"], abs=1e-6)) for each in records
+    ]

@@ -22,7 +22,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two CUDA devices that describe themselves and cannot compute."""
-    properties = SimpleNamespace(name="Test GPU", total_memory=8 << 30, major=9, minor=0, multi_processor_count=132)
+    properties = SimpleNamespace(
+        name="Test GPU", total_memory=8 << 30, major=9, minor=0, multi_processor_count=132
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
@@ -75,7 +77,12 @@ def test_auto_prefers_cuda_then_mps(two_gpus: None, monkeypatch: pytest.MonkeyPa
 
 def test_description_of_this_cpu() -> None:
     cpu = describe_devices()[0]
-    assert cpu["device"] == "cpu" and cpu["name"] and cpu["cores"] >= 1 and cpu["threads"] == torch.get_num_threads()
+    assert (
+        cpu["device"] == "cpu"
+        and cpu["name"]
+        and cpu["cores"] >= 1
+        and cpu["threads"] == torch.get_num_threads()
+    )
     assert isinstance(cpu["bf16"], bool) and cpu["errors"] == []
     assert 1 << 28 < cpu["free"] + (1 << 28) <= cpu["memory"] + (1 << 28)
 
@@ -143,9 +150,19 @@ def test_asked_and_cpu_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Path, "read_text", gone)
     assert cpu_name()
     assert device.driver_version() is None
-    monkeypatch.setattr(Path, "read_text", lambda self, *args: "processor : 0\nmodel name\t: Some CPU @ 2 GHz \n")
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *args: "processor : 0\nmodel name\t: Some CPU @ 2 GHz \n"
+    )
     assert cpu_name() == "Some CPU @ 2 GHz"
-    monkeypatch.setattr(Path, "read_text", lambda self, *args: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue\n")
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda self, *args: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue\n",
+    )
     assert device.driver_version() == "550.54.15"
-    monkeypatch.setattr(Path, "read_text", lambda self, *args: "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.1.2  Release\n")
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda self, *args: "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.1.2  Release\n",
+    )
     assert device.driver_version() == "570.1.2"

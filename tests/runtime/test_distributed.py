@@ -27,7 +27,13 @@ class Pair:
     def __init__(self, forked: Any, folder: Path, body: Body, seconds: int = 10) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ROBUSTCLI_PG_TIMEOUT": str(seconds), "GLOO_SOCKET_IFNAME": "lo"}
+        common = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ROBUSTCLI_PG_TIMEOUT": str(seconds),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
         self.forked, self.folder = forked, folder
 
         def run(rank: int) -> int:
@@ -57,7 +63,13 @@ class Pair:
 def inputs(rank: int) -> list[torch.Tensor]:
     """Dtypes mixed on purpose, and not in contiguous order."""
     single = (torch.arange(6.0).reshape(2, 3) * 0.1 + rank).t()
-    return [single, torch.full((2,), 1e-9 + rank, dtype=torch.float64), torch.tensor(3.0 * rank), torch.ones(0), torch.ones(1, 2, dtype=torch.bfloat16) * rank]
+    return [
+        single,
+        torch.full((2,), 1e-9 + rank, dtype=torch.float64),
+        torch.tensor(3.0 * rank),
+        torch.ones(0),
+        torch.ones(1, 2, dtype=torch.bfloat16) * rank,
+    ]
 
 
 def numbers(tensors: list[torch.Tensor]) -> list[Any]:
@@ -73,14 +85,22 @@ def test_a_process_alone_asks_nobody() -> None:
     assert ranks.agree(True, False) == (True, False) and ranks.agree() == ()
     ranks.mean(tensors)
     assert numbers(tensors) == numbers(inputs(1))
-    assert ranks.gather({"a": (1, 2)}) == [{"a": [1, 2]}] and ranks.broadcast([1, None, "x"]) == [1, None, "x"]
+    assert ranks.gather({"a": (1, 2)}) == [{"a": [1, 2]}] and ranks.broadcast([1, None, "x"]) == [
+        1,
+        None,
+        "x",
+    ]
     ranks.barrier()
     ranks.close()
     assert not torch.distributed.is_initialized()
 
 
 def test_agree_is_true_where_any_rank_is(forked: Any, tmp_path: Path) -> None:
-    both = Pair(forked, tmp_path, lambda ranks: [ranks.agree(ranks.rank == 0, ranks.rank == 1, False, True), ranks.agree()]).answers()
+    both = Pair(
+        forked,
+        tmp_path,
+        lambda ranks: [ranks.agree(ranks.rank == 0, ranks.rank == 1, False, True), ranks.agree()],
+    ).answers()
     assert both == [[[True, True, False, True], []]] * 2
 
 
@@ -145,8 +165,14 @@ def test_a_killed_peer_is_one_line_with_exit_8(forked: Any, tmp_path: Path, call
     pair = Pair(forked, tmp_path, body)
     assert pair.wait(dead) == (-signal.SIGKILL, None)
     code, line = pair.wait(1 - dead)
-    assert code == 8 and line.startswith(f"error[E-PEER]: rank {1 - dead} of 2 lost a peer in {call}: ") and "\n" not in line
-    assert "onnection" in line and ".cc" not in line and "Check the logs" not in line, "torch's reason, without its place and its advice"
+    assert (
+        code == 8
+        and line.startswith(f"error[E-PEER]: rank {1 - dead} of 2 lost a peer in {call}: ")
+        and "\n" not in line
+    )
+    assert "onnection" in line and ".cc" not in line and "Check the logs" not in line, (
+        "torch's reason, without its place and its advice"
+    )
 
 
 def test_a_peer_that_raised_leaves_the_group(forked: Any, tmp_path: Path) -> None:
@@ -189,7 +215,13 @@ def test_after_a_loss_every_call_is_refused_without_asking(forked: Any, tmp_path
 def test_a_peer_that_never_comes(monkeypatch: pytest.MonkeyPatch, forked: Any) -> None:
     def body() -> int:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            os.environ.update(RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(server.getsockname()[1]), ROBUSTCLI_PG_TIMEOUT="1")
+            os.environ.update(
+                RANK="0",
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(server.getsockname()[1]),
+                ROBUSTCLI_PG_TIMEOUT="1",
+            )
         try:
             join(CPU)
         except PeerError as error:
@@ -230,7 +262,9 @@ WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
         ({"ROBUSTCLI_PG_TIMEOUT": "nan"}, "ROBUSTCLI_PG_TIMEOUT='nan'"),
     ],
 )
-def test_an_impossible_environment_is_named(environment: Callable[..., None], change: dict[str, str], message: str) -> None:
+def test_an_impossible_environment_is_named(
+    environment: Callable[..., None], change: dict[str, str], message: str
+) -> None:
     environment(**{**WHOLE, **change})
     with pytest.raises(UsageError) as caught:
         join(CPU)
@@ -247,6 +281,13 @@ def test_each_rank_has_its_own_gpu(environment: Callable[..., None], monkeypatch
     assert [local_device(name) for name in ("auto", "cuda", "cpu")] == ["auto", "cuda", "cpu"]
     environment(**WHOLE, LOCAL_RANK="3")
     monkeypatch.setattr(distributed, "cuda_count", lambda: 4)
-    assert [local_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:3", "cuda:1", "cpu"]
+    assert [local_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]
     monkeypatch.setattr(distributed, "cuda_count", lambda: 0)
-    assert [local_device(name) for name in ("auto", "cuda")] == ["cpu", "cuda"], "a GPU that was asked for and is missing is not the CPU"
+    assert [local_device(name) for name in ("auto", "cuda")] == ["cpu", "cuda"], (
+        "a GPU that was asked for and is missing is not the CPU"
+    )

@@ -19,7 +19,12 @@ from robustcli.runtime.seed import code_hash, environment, hash_tree, seed_all
 
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
-    python, numpy_state, torch_state, backend = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.backends.cudnn
+    python, numpy_state, torch_state, backend = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        torch.backends.cudnn,
+    )
     flags = torch.are_deterministic_algorithms_enabled(), backend.deterministic, backend.benchmark
     yield
     random.setstate(python)
@@ -53,7 +58,11 @@ def test_seeds_out_of_range(value: int) -> None:
 def test_deterministic_is_set_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     seed_all(0, deterministic=True)
-    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert (
+        torch.are_deterministic_algorithms_enabled()
+        and torch.backends.cudnn.deterministic
+        and not torch.backends.cudnn.benchmark
+    )
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     seed_all(0, deterministic=True)
@@ -67,7 +76,11 @@ def test_environment_is_complete_json() -> None:
     assert set(found) == {
         "robustcli", "code", "python", "platform", "cpu", "threads", "torch", "torchvision", "numpy", "safetensors", "cuda", "cudnn", "driver", "gpus",
     }  # fmt: skip
-    assert found["torch"] == str(torch.__version__) and found["code"] == code_hash() and found["threads"] == torch.get_num_threads()
+    assert (
+        found["torch"] == str(torch.__version__)
+        and found["code"] == code_hash()
+        and found["threads"] == torch.get_num_threads()
+    )
     assert json.loads(json.dumps(found)) == found
 
 
@@ -86,7 +99,12 @@ def test_environment_without_home_proc_or_packages(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(seed.platform, "platform", gone)
     monkeypatch.setattr(torch.cuda, "device_count", gone)
     found = environment()
-    assert found["robustcli"] is None and found["torchvision"] is None and found["platform"] is None and found["gpus"] is None
+    assert (
+        found["robustcli"] is None
+        and found["torchvision"] is None
+        and found["platform"] is None
+        and found["gpus"] is None
+    )
     assert found["cpu"] and found["torch"]
 
 
@@ -100,7 +118,12 @@ def test_the_code_hash_sees_content_and_names(tmp_path: Path) -> None:
 
     base = tree({"a.py": "x", "b/c.py": "y"})
     assert base == tree({"b/c.py": "y", "a.py": "x", "notes.txt": "not code"}) and len(base) == 64
-    variants = [{"a.py": "x", "b/c.py": "z"}, {"a.py": "x", "b/d.py": "y"}, {"a.py": "xy", "b/c.py": ""}, {"a.py": "x"}]
+    variants = [
+        {"a.py": "x", "b/c.py": "z"},
+        {"a.py": "x", "b/d.py": "y"},
+        {"a.py": "xy", "b/c.py": ""},
+        {"a.py": "x"},
+    ]
     assert len({base, *map(tree, variants)}) == 5
     assert hash_tree(tmp_path / "none") == "unknown"
 

@@ -10,7 +10,15 @@ import torch
 
 from robustcli.errors import UsageError
 from robustcli.runtime import precision
-from robustcli.runtime.precision import allow_tf32, bf16_native, cpu_capability, cpu_features, resolve, tf32_native, tf32_products
+from robustcli.runtime.precision import (
+    allow_tf32,
+    bf16_native,
+    cpu_capability,
+    cpu_features,
+    resolve,
+    tf32_native,
+    tf32_products,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -44,7 +52,9 @@ def test_auto_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -
     assert resolve("auto", CPU, no_warning) is torch.float32, "without oneDNN nobody uses the instruction"
 
 
-@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
+@pytest.mark.parametrize(
+    ("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)]
+)
 def test_cuda_capability(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], native: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
@@ -55,7 +65,9 @@ def test_cuda_capability(monkeypatch: pytest.MonkeyPatch, capability: tuple[int,
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True)])
-def test_tf32_is_float32_where_there_is_tf32(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], native: bool) -> None:
+def test_tf32_is_float32_where_there_is_tf32(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], native: bool
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.version, "hip", None, raising=False)
     assert tf32_native(CUDA) is native and not tf32_native(CPU)
@@ -93,7 +105,9 @@ loaded = load_config(None, [parse_assignment(text, "test") for text in ("data.na
 prepare(loaded.config, Console(quiet=True))
 print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert found.stdout == "ieee ieee\n"
 
 
@@ -124,7 +138,11 @@ def test_named_types_and_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_three_sources_agree_on_this_machine() -> None:
-    found = [flags for flags in (precision._from_public(), precision._from_private(), precision._from_system()) if flags is not None]
+    found = [
+        flags
+        for flags in (precision._from_public(), precision._from_private(), precision._from_system())
+        if flags is not None
+    ]
     assert found and cpu_features() == found[0]
     x86 = [flags & {"avx2", "avx512", "amx"} for flags in found]
     assert all(flags == x86[0] for flags in x86)
@@ -134,8 +152,18 @@ def test_the_three_sources_agree_on_this_machine() -> None:
 def test_older_torch_and_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert precision._from_public() is None
-    for name in ("_is_avx2_supported", "_is_avx512_supported", "_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in ("_is_avx2_supported", "_is_amx_tile_supported"), raising=False)
+    for name in (
+        "_is_avx2_supported",
+        "_is_avx512_supported",
+        "_is_amx_tile_supported",
+        "_is_avx512_bf16_supported",
+    ):
+        monkeypatch.setattr(
+            torch.cpu,
+            name,
+            lambda name=name: name in ("_is_avx2_supported", "_is_amx_tile_supported"),
+            raising=False,
+        )
     assert cpu_features() == {"avx2", "amx", "bf16"}
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     precision.cpu_features.cache_clear()
@@ -151,5 +179,10 @@ def test_older_torch_and_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_public_table_knows_arm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64", "neon": True, "bf16": True, "sve_max_length": 16}, raising=False)
+    monkeypatch.setattr(
+        torch.cpu,
+        "get_capabilities",
+        lambda: {"architecture": "aarch64", "neon": True, "bf16": True, "sve_max_length": 16},
+        raising=False,
+    )
     assert cpu_features() == {"bf16"}

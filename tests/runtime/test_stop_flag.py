@@ -132,7 +132,11 @@ def test_a_forked_worker_dies_of_sigterm_and_leaves_sigint_to_its_parent(forked:
         time.sleep(0.05)
         alive = os.waitpid(pids[1], os.WNOHANG) == (0, 0)
         os.kill(pids[1], signal.SIGKILL)
-        return 0 if os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 143 and alive and not stop.requested else 1
+        return (
+            0
+            if os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 143 and alive and not stop.requested
+            else 1
+        )
 
     assert forked.wait(child(forked, body)) == 0
 

@@ -38,8 +38,13 @@ def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "a").read_bytes() == bytes(range(256))
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "E-DISK"), (errno.EFBIG, "E-DISK"), (errno.EDQUOT, "E-DISK"), (errno.EIO, "E-WRITE")])
-def test_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, "E-DISK"), (errno.EFBIG, "E-DISK"), (errno.EDQUOT, "E-DISK"), (errno.EIO, "E-WRITE")],
+)
+def test_failed_write_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
     path = tmp_path / "a"
     write_atomic(path, b"old")
 

@@ -25,7 +25,10 @@ from robustcli.store.checkpoint import (
 
 def state(step: int) -> dict[str, dict[str, Tensor]]:
     weight = torch.full((3, 2), float(step))
-    return {"model": {"w": weight, "tied": weight, "n": torch.tensor(step)}, "optimizer": {"0.momentum": torch.full((3, 2), -float(step)).t()}}
+    return {
+        "model": {"w": weight, "tied": weight, "n": torch.tensor(step)},
+        "optimizer": {"0.momentum": torch.full((3, 2), -float(step)).t()},
+    }
 
 
 def save(root: Path, *steps: int, tags: tuple[str, ...] = ("last",)) -> None:
@@ -53,7 +56,9 @@ def test_round_trip_and_layout(tmp_path: Path) -> None:
     assert (got.step, got.meta, got.path) == (1200, meta, path)
     assert got.groups["model"]["tied"] is got.groups["model"]["w"]
     for group, tensors in state(1200).items():
-        assert list(got.groups[group]) and all(torch.equal(got.groups[group][name], t) for name, t in tensors.items())
+        assert list(got.groups[group]) and all(
+            torch.equal(got.groups[group][name], t) for name, t in tensors.items()
+        )
     manifest = json.loads((path / "manifest.json").read_text())
     proof = manifest["files"]["model.safetensors"]
     assert proof["sha256"] == hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
@@ -109,8 +114,15 @@ def test_latest_good_falls_back_once_and_explicit_does_not(tmp_path: Path) -> No
     warnings: list[str] = []
     got = latest_good(tmp_path, warnings.append)
     assert got is not None and got.step == 2
-    assert len(warnings) == 1 and "step-00000002" in warnings[0] and str(file) in warnings[0] and "expected sha256" in warnings[0]
-    with pytest.raises(CheckpointError, match=r"expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}; .*model\.safetensors") as caught:
+    assert (
+        len(warnings) == 1
+        and "step-00000002" in warnings[0]
+        and str(file) in warnings[0]
+        and "expected sha256" in warnings[0]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}; .*model\.safetensors"
+    ) as caught:
         load_checkpoint(resolve_checkpoint(tmp_path, "last"))
     assert (caught.value.code, caught.value.exit_code) == ("E-CKPT-HASH", 4)
     with pytest.raises(CheckpointError):
@@ -134,7 +146,18 @@ def test_older_ones_come_before_later_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "step-1", "../step-00000001", "step-00000001/..", "/etc", "step-00000002\nstep-00000001\n", "step-00000001\0", "\xff\xfe", "x" * 100]
+    "text",
+    [
+        "",
+        "step-1",
+        "../step-00000001",
+        "step-00000001/..",
+        "/etc",
+        "step-00000002\nstep-00000001\n",
+        "step-00000001\0",
+        "\xff\xfe",
+        "x" * 100,
+    ],
 )
 def test_pointers_hold_only_names(tmp_path: Path, text: str) -> None:
     save(tmp_path, 1, 2)
@@ -221,14 +244,18 @@ def test_sweep_removes_only_rubbish(tmp_path: Path) -> None:
     assert sweep(tmp_path / "nothing") == []
 
 
-def test_every_file_is_synced_before_the_rename_and_the_directory_before_the_pointer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_file_is_synced_before_the_rename_and_the_directory_before_the_pointer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log: list[str] = []
     fsync, replace = os.fsync, os.replace
     name = lambda fd: os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split("-")[0]  # noqa: E731
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("needs /proc to name descriptors")
     monkeypatch.setattr(atomic.os, "fsync", lambda fd: (log.append("sync " + name(fd)), fsync(fd))[1])
-    monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: (log.append("replace " + Path(b).name), replace(a, b))[1])
+    monkeypatch.setattr(
+        checkpoint.os, "replace", lambda a, b: (log.append("replace " + Path(b).name), replace(a, b))[1]
+    )
     save(tmp_path / "root", 5)
     monkeypatch.undo()
     assert log == [
@@ -255,7 +282,9 @@ def test_a_disk_that_lies_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(tmp_path) == ["last", "step-00000001"]
 
 
-def test_an_interrupt_during_a_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_during_a_save_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 1)
     for point in checkpoint.FAIL_POINTS[:5]:
 
@@ -271,18 +300,35 @@ def test_an_interrupt_during_a_save_leaves_nothing_behind(tmp_path: Path, monkey
 
 
 def test_compare_state_lists_the_first_five() -> None:
-    expected = {f"m{i}": torch.zeros(1) for i in range(7)} | {"w": torch.zeros(2, 3), "h": torch.zeros(1), "same": torch.zeros(2)}
-    got = {"x": torch.zeros(1), "w": torch.zeros(3, 2), "h": torch.zeros(1, dtype=torch.half), "same": torch.zeros(2)}
+    expected = {f"m{i}": torch.zeros(1) for i in range(7)} | {
+        "w": torch.zeros(2, 3),
+        "h": torch.zeros(1),
+        "same": torch.zeros(2),
+    }
+    got = {
+        "x": torch.zeros(1),
+        "w": torch.zeros(3, 2),
+        "h": torch.zeros(1, dtype=torch.half),
+        "same": torch.zeros(2),
+    }
     with pytest.raises(CheckpointError) as caught:
         compare_state(expected, got, where="a.safetensors")
     text = str(caught.value)
     assert (caught.value.code, caught.value.exit_code) == ("E-CKPT-SHAPE", 4)
     assert "missing: m0, m1, m2, m3, m4 (+2 more)" in text and "unexpected: x" in text
-    assert "w expected 2x3 got 3x2" in text and "h expected float32 got float16" in text and "same" not in text.replace("settings it was saved", "")
+    assert (
+        "w expected 2x3 got 3x2" in text
+        and "h expected float32 got float16" in text
+        and "same" not in text.replace("settings it was saved", "")
+    )
     shuffled = {name: expected[name] for name in reversed(expected)}
     compare_state(expected, shuffled, where="f")
-    compare_state({"h": torch.zeros(1)}, {"h": torch.zeros(1, dtype=torch.bfloat16)}, where="f", strict_dtype=False)
+    compare_state(
+        {"h": torch.zeros(1)}, {"h": torch.zeros(1, dtype=torch.bfloat16)}, where="f", strict_dtype=False
+    )
     with pytest.raises(CheckpointError, match="int64"):
-        compare_state({"h": torch.zeros(1)}, {"h": torch.zeros(1, dtype=torch.int64)}, where="f", strict_dtype=False)
+        compare_state(
+            {"h": torch.zeros(1)}, {"h": torch.zeros(1, dtype=torch.int64)}, where="f", strict_dtype=False
+        )
     with pytest.raises(CheckpointError, match="scalar"):
         compare_state({"h": torch.zeros(())}, {"h": torch.zeros(1)}, where="f")

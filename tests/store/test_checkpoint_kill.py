@@ -22,7 +22,10 @@ BEFORE_THE_POINTER = FAIL_POINTS[: FAIL_POINTS.index("after-pointer")]
 
 
 def state(value: int) -> dict[str, dict[str, Tensor]]:
-    return {"model": {"w": torch.full((5,), float(value))}, "rng": {"cpu": torch.full((9,), value, dtype=torch.uint8)}}
+    return {
+        "model": {"w": torch.full((5,), float(value))},
+        "rng": {"cpu": torch.full((9,), value, dtype=torch.uint8)},
+    }
 
 
 def save(root: Path, step: int, value: int, tags: tuple[str, ...] = ("last", "best")) -> None:
@@ -57,7 +60,9 @@ def value_of(root: Path) -> int:
     got = latest_good(root, lambda text: pytest.fail(text))
     assert got is not None
     value = got.meta["value"]
-    assert all(torch.equal(got.groups[g][n], t) for g, tensors in state(value).items() for n, t in tensors.items())
+    assert all(
+        torch.equal(got.groups[g][n], t) for g, tensors in state(value).items() for n, t in tensors.items()
+    )
     return int(value)
 
 
@@ -74,7 +79,9 @@ def check_after(root: Path, expected: set[int], leftovers: Callable[..., list[st
 
 
 @pytest.mark.parametrize("point", FAIL_POINTS)
-def test_named_fail_points(tmp_path: Path, two_saves: Path, point: str, forked: Any, leftovers: Callable[..., list[str]]) -> None:
+def test_named_fail_points(
+    tmp_path: Path, two_saves: Path, point: str, forked: Any, leftovers: Callable[..., list[str]]
+) -> None:
     killed = 0
     for nth in (1, 2):  # files and pointers come twice
         root = tmp_path / str(nth)
@@ -151,7 +158,9 @@ def test_before_every_system_call_and_after_half_of_every_write(
             break
         assert code == -signal.SIGKILL
     assert nth > 25, "the harness saw too few system calls"
-    assert values == sorted(values) and values[0] == 2 and values[-1] == 9, "the switch from old to new happens once"
+    assert values == sorted(values) and values[0] == 2 and values[-1] == 9, (
+        "the switch from old to new happens once"
+    )
 
 
 def test_random_moments(tmp_path: Path, forked: Any, leftovers: Callable[..., list[str]]) -> None:

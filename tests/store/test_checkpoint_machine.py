@@ -47,7 +47,9 @@ class Checkpoints(RuleBasedStateMachine):
         if pid == 0:
             code = 9
             try:
-                checkpoint.fail_point = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == point else None
+                checkpoint.fail_point = lambda name: (
+                    os.kill(os.getpid(), signal.SIGKILL) if name == point else None
+                )
                 save(self.root, step, ("last",))
                 code = 0
             finally:
@@ -95,7 +97,11 @@ class Checkpoints(RuleBasedStateMachine):
         except CheckpointError as error:
             raise AssertionError(f"everything is lost: {error}") from error
         if self.proven:
-            assert got is not None and torch.equal(got.groups["model"]["w"], torch.full((3,), float(got.step))) and got.meta == {"step": got.step}
+            assert (
+                got is not None
+                and torch.equal(got.groups["model"]["w"], torch.full((3,), float(got.step)))
+                and got.meta == {"step": got.step}
+            )
             assert got.step >= (self.proven if not self.damaged else 1)
 
     def teardown(self) -> None:

@@ -28,8 +28,20 @@ Mutation = Callable[[Path, Path, random.Random], None]
 def state(seed: int) -> dict[str, dict[str, Tensor]]:
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 8, generator=g)
-    model = {"w": weight, "tied": weight, "half": torch.randn(7, generator=g).bfloat16(), "n": torch.tensor(seed), "none": torch.empty(0, 2)}
-    return {"model": model, "optimizer": {"m": torch.randn(30, generator=g, dtype=torch.float64), "on": torch.tensor([True, False])}}
+    model = {
+        "w": weight,
+        "tied": weight,
+        "half": torch.randn(7, generator=g).bfloat16(),
+        "n": torch.tensor(seed),
+        "none": torch.empty(0, 2),
+    }
+    return {
+        "model": model,
+        "optimizer": {
+            "m": torch.randn(30, generator=g, dtype=torch.float64),
+            "on": torch.tensor([True, False]),
+        },
+    }
 
 
 def rewrite(path: Path, change: Callable[[bytearray], None]) -> None:
@@ -114,7 +126,9 @@ def zero_block(at: Path, other: Path, r: random.Random) -> None:
 
 def header_bomb(at: Path, other: Path, r: random.Random) -> None:
     def change(data: bytearray) -> None:
-        data[:8] = struct.pack("<Q", r.choice([0, 1, 2**63, 2**40, 99_999_999, len(data), len(data) - 8, 2**64 - 1]))
+        data[:8] = struct.pack(
+            "<Q", r.choice([0, 1, 2**63, 2**40, 99_999_999, len(data), len(data) - 8, 2**64 - 1])
+        )
 
     name = r.choice(FILES[:2])
     rewrite(at / name, change)
@@ -124,22 +138,48 @@ def header_bomb(at: Path, other: Path, r: random.Random) -> None:
 
 def edit(document: dict[str, Any], r: random.Random) -> None:
     """One wrong field; every kind of value that a hand or a bug may write."""
-    values = [None, -1, 2**70, 1.5, True, "", "x" * 64, [], {}, "../../etc/passwd", "model.safetensors\0", [[]] * 3]
+    values = [
+        None,
+        -1,
+        2**70,
+        1.5,
+        True,
+        "",
+        "x" * 64,
+        [],
+        {},
+        "../../etc/passwd",
+        "model.safetensors\0",
+        [[]] * 3,
+    ]
     entry = document["files"]["model.safetensors"]
     name = r.choice(
-        ["../model.safetensors", "/etc/passwd.safetensors", "a/b.safetensors", "a\nb.safetensors", ".safetensors", "con\0.safetensors", "x.safetensors"]
+        [
+            "../model.safetensors",
+            "/etc/passwd.safetensors",
+            "a/b.safetensors",
+            "a\nb.safetensors",
+            ".safetensors",
+            "con\0.safetensors",
+            "x.safetensors",
+        ]
     )
     edits: list[Callable[[], Any]] = [
         lambda: entry.__setitem__("sha256", r.choice([*values, entry["sha256"].upper(), "0" * 64])),
         lambda: entry.__setitem__("size", r.choice([*values, entry["size"] + 1, entry["size"] - 1, 10**15])),
         lambda: document.__setitem__("step", r.choice([*values, 2])),
-        lambda: document.__setitem__(r.choice(["aliases", "files", "format", "schema_version", "meta"]), r.choice([v for v in values if v is not True])),
+        lambda: document.__setitem__(
+            r.choice(["aliases", "files", "format", "schema_version", "meta"]),
+            r.choice([v for v in values if v is not True]),
+        ),
         lambda: document["meta"].__setitem__("shapes", {"w": [9, 9]}),
         lambda: document["files"].__setitem__(name, document["files"].pop("model.safetensors")),
         lambda: document["files"].__setitem__(name, dict(entry)),
         lambda: document.__setitem__("extra", 1),
         lambda: document.pop(r.choice(sorted(document))),
-        lambda: document["aliases"].__setitem__("model", r.choice([{"tied": "none such"}, {"tied": 1}, {"w": "n"}, {}, [], {"tied": "n"}])),
+        lambda: document["aliases"].__setitem__(
+            "model", r.choice([{"tied": "none such"}, {"tied": 1}, {"w": "n"}, {}, [], {"tied": "n"}])
+        ),
         lambda: document["aliases"].__setitem__("ghost", {}),
     ]
     r.choice(edits)()
@@ -193,17 +233,28 @@ def judge(at: Path, expected: dict[str, dict[str, Tensor]], meta: dict[str, Any]
     try:
         got = load_checkpoint(at)
     except CheckpointError as error:
-        outcome = "refused" if error.code in ("E-CKPT-HASH", "E-CKPT-MISSING", "E-CKPT-FORMAT") and error.exit_code == 4 else f"code {error.code}"
+        outcome = (
+            "refused"
+            if error.code in ("E-CKPT-HASH", "E-CKPT-MISSING", "E-CKPT-FORMAT") and error.exit_code == 4
+            else f"code {error.code}"
+        )
     except BaseException:
         return traceback.format_exc()
     else:
-        outcome = "identical" if got.meta == meta and same_state(got.groups, expected) else "silently different"
+        outcome = (
+            "identical" if got.meta == meta and same_state(got.groups, expected) else "silently different"
+        )
     return outcome if time.monotonic() - start < 2 else "hang"
 
 
 def same_state(a: dict[str, dict[str, Tensor]], b: dict[str, dict[str, Tensor]]) -> bool:
-    flat_a, flat_b = ({(group, name): t for group, tensors in state.items() for name, t in tensors.items()} for state in (a, b))
-    return flat_a.keys() == flat_b.keys() and all(t.dtype == flat_b[key].dtype and torch.equal(t, flat_b[key]) for key, t in flat_a.items())
+    flat_a, flat_b = (
+        {(group, name): t for group, tensors in state.items() for name, t in tensors.items()}
+        for state in (a, b)
+    )
+    return flat_a.keys() == flat_b.keys() and all(
+        t.dtype == flat_b[key].dtype and torch.equal(t, flat_b[key]) for key, t in flat_a.items()
+    )
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
@@ -260,7 +311,12 @@ def test_forged_manifests_never_leave_the_directory(tmp_path: Path) -> None:
         refused += outcome == "refused"
         shutil.rmtree(work)
     assert refused > 40
-    forge(source, lambda document: document["files"].__setitem__("../secret.safetensors", document["files"]["model.safetensors"]))
+    forge(
+        source,
+        lambda document: document["files"].__setitem__(
+            "../secret.safetensors", document["files"]["model.safetensors"]
+        ),
+    )
     with pytest.raises(CheckpointError, match="not allowed"):
         load_checkpoint(source)
 
@@ -268,7 +324,9 @@ def test_forged_manifests_never_leave_the_directory(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from /proc")
 def test_memory_stays_below_three_times_the_file(tmp_path: Path, forked: Any) -> None:
     size = 48 << 20
-    path = save_checkpoint(tmp_path, 1, {"model": {"a": torch.zeros(size // 8), "b": torch.ones(size // 8)}}, {})
+    path = save_checkpoint(
+        tmp_path, 1, {"model": {"a": torch.zeros(size // 8), "b": torch.ones(size // 8)}}, {}
+    )
 
     def kilobytes(key: str) -> int:
         with open("/proc/self/status") as file:

@@ -44,7 +44,10 @@ def test_preflight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         preflight(tmp_path, 10**18)
     error = caught.value
     assert (error.code, error.exit_code) == ("E-DISK", 6)
-    assert error.line().startswith("error[E-DISK]: disk full: need 1000000000000.0 MB, have ") and f"MB at {tmp_path}" in error.line()
+    assert (
+        error.line().startswith("error[E-DISK]: disk full: need 1000000000000.0 MB, have ")
+        and f"MB at {tmp_path}" in error.line()
+    )
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
     preflight(tmp_path, 100)
     with pytest.raises(ResourceError):
@@ -65,7 +68,9 @@ def test_dev_full() -> None:
     assert error.code == "E-DISK" and "need 1.5 MB" in error.what and "/dev/full" in error.what
 
 
-def test_no_space_deletes_the_half_prunes_and_retries_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Callable[..., list[str]]) -> None:
+def test_no_space_deletes_the_half_prunes_and_retries_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Callable[..., list[str]]
+) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     real, tries = atomic.write_all, [0]
@@ -85,7 +90,9 @@ def test_no_space_deletes_the_half_prunes_and_retries_once(tmp_path: Path, monke
     assert leftovers(tmp_path) == []
 
 
-def test_no_space_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Callable[..., list[str]]) -> None:
+def test_no_space_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Callable[..., list[str]]
+) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     calls: list[int] = []
@@ -121,7 +128,13 @@ def test_room_is_not_made_with_the_only_good_one(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("function", ["replace", "mkdir", "fsync"])
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EROFS, errno.EIO])
-def test_other_errors_are_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Callable[..., list[str]], function: str, number: int) -> None:
+def test_other_errors_are_loud(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    leftovers: Callable[..., list[str]],
+    function: str,
+    number: int,
+) -> None:
     save(tmp_path, 1)
 
     def fails(*args: Any, **kwargs: Any) -> None:
@@ -147,7 +160,9 @@ def test_file_size_limit(tmp_path: Path, forked: Any, leftovers: Callable[..., l
         try:
             save(tmp_path, 3, numel=100_000)
         except ResourceError as error:
-            return 0 if error.code == "E-DISK" and "ulimit" in error.hint and "need 0.4 MB" in error.what else 1
+            return (
+                0 if error.code == "E-DISK" and "ulimit" in error.hint and "need 0.4 MB" in error.what else 1
+            )
         return 2
 
     assert forked.run(body) == 0
@@ -186,7 +201,9 @@ def test_a_really_full_disk(tmp_path: Path, forked: Any, leftovers: Callable[...
                 checkpoint.preflight = lambda path, need: None
             with pytest.raises(ResourceError) as caught:
                 save(root, 4, numel=40_000)
-            assert caught.value.code == "E-DISK" and "need 0.2 MB, have 0.0 MB" in caught.value.what, caught.value.what
+            assert caught.value.code == "E-DISK" and "need 0.2 MB, have 0.0 MB" in caught.value.what, (
+                caught.value.what
+            )
             assert leftovers(place) == [] and last_step(root) == 3
         with open(place / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
             while True:
@@ -228,4 +245,6 @@ def test_a_read_only_directory_as_a_normal_user(forked: Any) -> None:
 
 
 def test_file_size_signal_is_an_error_not_a_death() -> None:
-    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN, "Python ignores SIGXFSZ; the limit then shows as EFBIG"
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN, (
+        "Python ignores SIGXFSZ; the limit then shows as EFBIG"
+    )

@@ -26,8 +26,14 @@ from robustcli.errors import CheckpointError, PolicyError
 from robustcli.store import convert, weights
 from robustcli.store.weights import read_weights, without_prefixes
 
-needs_safe_torch = pytest.mark.skipif(weights.torch_version() < weights.SAFE_TORCH, reason="foreign files need torch >= 2.10")
-STATE = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3), "half": torch.ones(2, dtype=torch.bfloat16)}
+needs_safe_torch = pytest.mark.skipif(
+    weights.torch_version() < weights.SAFE_TORCH, reason="foreign files need torch >= 2.10"
+)
+STATE = {
+    "w": torch.arange(6.0).reshape(2, 3),
+    "n": torch.tensor(3),
+    "half": torch.ones(2, dtype=torch.bfloat16),
+}
 
 
 @pytest.fixture
@@ -45,7 +51,9 @@ def caged(monkeypatch: pytest.MonkeyPatch, forked: Any) -> None:
 
 
 def equal(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return got.keys() == expected.keys() and all(got[n].dtype == t.dtype and torch.equal(got[n], t) for n, t in expected.items())
+    return got.keys() == expected.keys() and all(
+        got[n].dtype == t.dtype and torch.equal(got[n], t) for n, t in expected.items()
+    )
 
 
 def test_safetensors_and_prefixes(tmp_path: Path) -> None:
@@ -61,7 +69,14 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(STATE, path)
     data = path.read_bytes()
-    for bad in (data[:-1], data + b"\0", b"", b"PK\3\4" + data, b"\xff" * 8 + data[8:], pickle.dumps({"w": 1})):
+    for bad in (
+        data[:-1],
+        data + b"\0",
+        b"",
+        b"PK\3\4" + data,
+        b"\xff" * 8 + data[8:],
+        pickle.dumps({"w": 1}),
+    ):
         path.write_bytes(bad)
         with pytest.raises(CheckpointError) as caught:
             read_weights(path)
@@ -75,11 +90,26 @@ def npz(path: Path, compressed: bool = False, **arrays: Any) -> Path:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_npz(tmp_path: Path, compressed: bool) -> None:
-    arrays = {"module.w": np.arange(6.0, dtype=">f8").reshape(2, 3), "module.f": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3))}
-    arrays |= {"module.s": np.float32(2.5), "module.e": np.zeros((0, 2), np.uint8), "module.b": np.array([True, False]), "module.h": np.ones(1, np.float16)}
+    arrays = {
+        "module.w": np.arange(6.0, dtype=">f8").reshape(2, 3),
+        "module.f": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+    }
+    arrays |= {
+        "module.s": np.float32(2.5),
+        "module.e": np.zeros((0, 2), np.uint8),
+        "module.b": np.array([True, False]),
+        "module.h": np.ones(1, np.float16),
+    }
     got = read_weights(npz(tmp_path / "a.npz", compressed, **arrays))
-    assert {name: t.tolist() for name, t in got.items()} == {name.removeprefix("module."): a.tolist() for name, a in arrays.items()}
-    assert got["w"].dtype is torch.float64 and got["s"].shape == () and got["h"].dtype is torch.float16 and got["f"].is_contiguous()
+    assert {name: t.tolist() for name, t in got.items()} == {
+        name.removeprefix("module."): a.tolist() for name, a in arrays.items()
+    }
+    assert (
+        got["w"].dtype is torch.float64
+        and got["s"].shape == ()
+        and got["h"].dtype is torch.float16
+        and got["f"].is_contiguous()
+    )
 
 
 class Touch:
@@ -102,8 +132,12 @@ def test_hostile_npz(tmp_path: Path) -> None:
     good = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", b"1234")
     bodies = {
         "object array": None,
-        "shape bomb": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999,), }", b"12345678"),
-        "shape overflow": npy(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({2**62}, {2**62}), }}", b"12345678"),
+        "shape bomb": npy(
+            "{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999,), }", b"12345678"
+        ),
+        "shape overflow": npy(
+            f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({2**62}, {2**62}), }}", b"12345678"
+        ),
         "negative": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }", b"12345678"),
         "code in header": npy(f"__import__('os').system('touch {canary}')"),
         "nested header": npy("(" * 9000),
@@ -135,7 +169,10 @@ def test_hostile_npz(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not an array"):
         read_weights(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("w.npy", npy("{'descr': '|u1', 'fortran_order': False, 'shape': (80000000,), }") + bytes(80_000_000))
+        archive.writestr(
+            "w.npy",
+            npy("{'descr': '|u1', 'fortran_order': False, 'shape': (80000000,), }") + bytes(80_000_000),
+        )
     with pytest.raises(CheckpointError, match="100 times"):
         read_weights(path)
     assert not canary.exists()
@@ -144,7 +181,12 @@ def test_hostile_npz(tmp_path: Path) -> None:
 def test_what_is_no_weight_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "dcp").mkdir()
-    for name, match in (("none.safetensors", "no such file"), ("none.pt", "no such file"), ("a.txt", "unknown weight format"), ("dcp", "run:PATH")):
+    for name, match in (
+        ("none.safetensors", "no such file"),
+        ("none.pt", "no such file"),
+        ("a.txt", "unknown weight format"),
+        ("dcp", "run:PATH"),
+    ):
         with pytest.raises(CheckpointError, match=match) as caught:
             read_weights(tmp_path / name)
         assert caught.value.exit_code == 4
@@ -163,7 +205,9 @@ def test_what_is_no_weight_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", weights.CODE_FORMATS)
-def test_refused_by_default_and_on_old_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_refused_by_default_and_on_old_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     path = tmp_path / f"a{suffix}"
     torch.save(STATE, path)
     monkeypatch.setattr(weights.subprocess, "run", lambda *a, **k: pytest.fail("something was started"))
@@ -231,7 +275,14 @@ class Legacy(Touch):
 def global_call(module: str, name: str, argument: str) -> bytes:
     """Protocol 2, as torch writes it: module.name(argument)."""
     text = argument.encode()
-    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"X" + len(text).to_bytes(4, "little") + text + b"\x85R."
+    return (
+        b"\x80\x02c"
+        + f"{module}\n{name}\n".encode()
+        + b"X"
+        + len(text).to_bytes(4, "little")
+        + text
+        + b"\x85R."
+    )
 
 
 def torch_zip(path: Path, program: bytes, **extra: bytes) -> None:
@@ -258,14 +309,26 @@ HOSTILE: dict[str, Callable[[Path, Path], object]] = {
     "open for writing": lambda path, canary: torch.save({"w": Write(canary)}, path),
     "torch.load inside": lambda path, canary: torch.save({"w": Legacy(canary)}, path),
     "raw pickle": lambda path, canary: path.write_bytes(pickle.dumps(Touch(canary), protocol=2)),
-    "old format": lambda path, canary: torch.save({"w": Touch(canary)}, path, _use_new_zipfile_serialization=False),
-    "posix.system by opcode": lambda path, canary: torch_zip(path, global_call("posix", "system", f"touch {canary}")),
-    "builtins.exec by opcode": lambda path, canary: torch_zip(path, global_call("builtins", "exec", f"open({str(canary)!r}, 'w')")),
-    "torch.hub by opcode": lambda path, canary: torch_zip(path, global_call("torch.hub", "load_state_dict_from_url", f"file://{canary}")),
-    "torch.jit by opcode": lambda path, canary: torch_zip(path, global_call("torch.jit", "load", str(canary))),
+    "old format": lambda path, canary: torch.save(
+        {"w": Touch(canary)}, path, _use_new_zipfile_serialization=False
+    ),
+    "posix.system by opcode": lambda path, canary: torch_zip(
+        path, global_call("posix", "system", f"touch {canary}")
+    ),
+    "builtins.exec by opcode": lambda path, canary: torch_zip(
+        path, global_call("builtins", "exec", f"open({str(canary)!r}, 'w')")
+    ),
+    "torch.hub by opcode": lambda path, canary: torch_zip(
+        path, global_call("torch.hub", "load_state_dict_from_url", f"file://{canary}")
+    ),
+    "torch.jit by opcode": lambda path, canary: torch_zip(
+        path, global_call("torch.jit", "load", str(canary))
+    ),
     "numpy.load by opcode": lambda path, canary: torch_zip(path, global_call("numpy", "load", str(canary))),
     "whole module": lambda path, canary: torch.save(torch.nn.Linear(2, 2), path),
-    "namespace beside the weights": lambda path, canary: torch.save({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, path),
+    "namespace beside the weights": lambda path, canary: torch.save(
+        {"state_dict": STATE, "args": argparse.Namespace(lr=1)}, path
+    ),
     "TorchScript": lambda path, canary: torch_zip(path, b"\x80\x02}.", constants_pkl=b"\x80\x02)."),
     "stride bomb": lambda path, canary: torch.save({"w": torch.zeros(1).expand(10**12)}, path),
     "SETITEM on a tensor": lambda path, canary: set_item_on_a_tensor(path),
@@ -281,12 +344,16 @@ def test_hostile_corpus(tmp_path: Path, caged: None, name: str, capfd: pytest.Ca
     with pytest.raises((PolicyError, CheckpointError)) as caught:
         read_weights(path, allow_pickle=True)
     assert isinstance(caught.value, PolicyError) or name == "SETITEM on a tensor"
-    assert ("its tensors claim 4000000000000 bytes" in caught.value.what) == (name == "stride bomb"), "refused before anything is allocated"
+    assert ("its tensors claim 4000000000000 bytes" in caught.value.what) == (name == "stride bomb"), (
+        "refused before anything is allocated"
+    )
     assert ("a TorchScript archive is a program" in caught.value.what) == (name == "TorchScript")
     assert caught.value.exit_code in (4, 9)
     assert not canary.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == before
-    assert "forbidden" not in capfd.readouterr().err, "weights_only itself must refuse; the audit hook is the second wall"
+    assert "forbidden" not in capfd.readouterr().err, (
+        "weights_only itself must refuse; the audit hook is the second wall"
+    )
 
 
 @needs_safe_torch
@@ -302,7 +369,9 @@ def test_deflated_zip_bomb(tmp_path: Path, caged: None) -> None:
 
 
 @needs_safe_torch
-@pytest.mark.parametrize("body", [b"", b"hello world, this is text", b"\x80\x02", b"PK\x03\x04" + b"\0" * 100, b"\x80\x02}q\0."])
+@pytest.mark.parametrize(
+    "body", [b"", b"hello world, this is text", b"\x80\x02", b"PK\x03\x04" + b"\0" * 100, b"\x80\x02}q\0."]
+)
 def test_damaged_foreign_files(tmp_path: Path, caged: None, body: bytes) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(body)
@@ -322,7 +391,9 @@ def test_truncated_and_mixed_files_are_damaged_not_dangerous(tmp_path: Path, cag
         read_weights(path, allow_pickle=True)
 
 
-def test_the_cage_holds_without_weights_only(tmp_path: Path, forked: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_cage_holds_without_weights_only(
+    tmp_path: Path, forked: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Were weights_only broken again: no program, no socket, no endless memory or file."""
     canary = tmp_path / "canary"
 
@@ -343,7 +414,9 @@ def test_the_cage_holds_without_weights_only(tmp_path: Path, forked: Any, capfd:
     assert attempt(lambda: (tmp_path / "long").write_bytes(bytes(64 << 20))) == 99
     assert attempt(lambda: sum(range(10))) == 0
     said = capfd.readouterr().err
-    assert "forbidden: os.system" in said and "forbidden: subprocess.Popen" in said and "File too large" in said
+    assert (
+        "forbidden: os.system" in said and "forbidden: subprocess.Popen" in said and "File too large" in said
+    )
     assert not canary.exists()
 
 

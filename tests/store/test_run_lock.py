@@ -73,7 +73,10 @@ def test_the_message_names_the_holder_and_a_killed_holder_frees_it(tmp_path: Pat
     with pytest.raises(LockError) as caught:
         RunLock(tmp_path)
     assert (caught.value.code, caught.value.exit_code) == ("E-LOCK", 7)
-    assert f"pid {pid} on host {socket.gethostname()} since 2" in caught.value.what and str(tmp_path) in caught.value.where
+    assert (
+        f"pid {pid} on host {socket.gethostname()} since 2" in caught.value.what
+        and str(tmp_path) in caught.value.where
+    )
     os.kill(pid, signal.SIGKILL)
     forked.wait(pid)
     with RunLock(tmp_path):

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from robustcli.core.geometry import Ball
-from robustcli.errors import CheckpointError, DataError, Interrupted, LockError, NumericsError, PeerError, ResourceError, UsageError, exit_code_of
+from robustcli.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    LockError,
+    NumericsError,
+    PeerError,
+    ResourceError,
+    UsageError,
+    exit_code_of,
+)
 from robustcli.store import latest as latest_module
 from robustcli.store import leftovers, lock
 from robustcli.store.lock import RunLock
@@ -171,7 +181,14 @@ def test_status_is_kept_across_a_kill(tmp_path: Path, forked: Any) -> None:
 
     assert forked.run(body) == -signal.SIGKILL
     path = tmp_path / "train" / "x-1"
-    expected = {"schema_version": 1, "state": "running", "code": None, "step": 7, "last_checkpoint": "checkpoints/step-00000007", "resumable": True}
+    expected = {
+        "schema_version": 1,
+        "state": "running",
+        "code": None,
+        "step": 7,
+        "last_checkpoint": "checkpoints/step-00000007",
+        "resumable": True,
+    }
     assert read_status(path) == expected
     with start(tmp_path, resume=True) as run:
         assert read_status(path) == expected, "known before the first new step"
@@ -220,9 +237,13 @@ def test_the_first_failure_is_the_one_reported(tmp_path: Path, monkeypatch: pyte
         raise CheckpointError("first")
     monkeypatch.undo()
     with pytest.raises(ResourceError, match="full"), start(tmp_path):
-        monkeypatch.setattr("robustcli.store.run.write_json", full)  # a failure to write the last word of a good run is not hidden
+        monkeypatch.setattr(
+            "robustcli.store.run.write_json", full
+        )  # a failure to write the last word of a good run is not hidden
     monkeypatch.undo()
-    open_run("train", "x", out=str(run.path), resume=True).close()  # the lock was given back in spite of the failure
+    open_run(
+        "train", "x", out=str(run.path), resume=True
+    ).close()  # the lock was given back in spite of the failure
 
 
 def test_log_is_appended_dated_and_harmless(tmp_path: Path) -> None:
@@ -255,7 +276,10 @@ def test_latest_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert not latest.exists() and resolve_run(latest) == latest
         run.status(last_checkpoint="checkpoints/step-00000001")
         assert latest.read_text() == "x-1\n" and not latest.is_symlink()
-        assert resolve_run(latest) == run.path and resolve_run(latest / "checkpoints") == run.path / "checkpoints"
+        assert (
+            resolve_run(latest) == run.path
+            and resolve_run(latest / "checkpoints") == run.path / "checkpoints"
+        )
     monkeypatch.undo()
     with start(tmp_path) as run:
         run.status(last_checkpoint="checkpoints/step-00000001")
@@ -311,12 +335,20 @@ def test_latest_is_followed_wherever_it_stands(tmp_path: Path, monkeypatch: pyte
     assert resolve_run(Path("runs/demo/latest/natural")) == Path("runs/demo/digits-3/natural")
     latest.unlink()
     latest.symlink_to("gone-1")
-    assert resolve_run(Path("runs/demo/latest")) == Path("runs/demo/gone-1"), "the message then names what is missing"
+    assert resolve_run(Path("runs/demo/latest")) == Path("runs/demo/gone-1"), (
+        "the message then names what is missing"
+    )
     assert resolve_run(Path("latest")) == Path("latest") and resolve_run(Path("a/b")) == Path("a/b")
 
 
 REFUSALS = (UsageError("x"), DataError("x"), CheckpointError("x"), "a refused value")
-MISHAPS = (NumericsError("x"), ResourceError("x"), PeerError("x"), MemoryError(), DataError("x", code="E-WORKER"))
+MISHAPS = (
+    NumericsError("x"),
+    ResourceError("x"),
+    PeerError("x"),
+    MemoryError(),
+    DataError("x", code="E-WORKER"),
+)
 
 
 def refuse(run: Run, error: BaseException | str) -> None:
@@ -347,7 +379,9 @@ def test_what_may_work_the_next_time_keeps_its_directory(tmp_path: Path, error: 
     with pytest.raises(type(error)), start(tmp_path) as run:
         refuse(run, error)
     status = read_status(run.path)
-    assert (status["state"], status["code"]) == ("failed", exit_code_of(error)) and not (tmp_path / "train" / "latest").exists()
+    assert (status["state"], status["code"]) == ("failed", exit_code_of(error)) and not (
+        tmp_path / "train" / "latest"
+    ).exists()
 
 
 def test_a_run_that_is_looked_for_by_name_keeps_its_directory(tmp_path: Path) -> None:
@@ -358,14 +392,27 @@ def test_a_run_that_is_looked_for_by_name_keeps_its_directory(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "nan_batch.safetensors", "checkpoints/step-00000001/manifest.json", "shards/0000.jsonl", "images/1.png", "notes.txt", "own/.lock"]
+    "name",
+    [
+        "metrics.jsonl",
+        "nan_batch.safetensors",
+        "checkpoints/step-00000001/manifest.json",
+        "shards/0000.jsonl",
+        "images/1.png",
+        "notes.txt",
+        "own/.lock",
+    ],
 )
 def test_a_refused_run_with_a_result_or_anything_unknown_stays(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError), start(tmp_path) as run:
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("1\n")
         raise UsageError("x")
-    assert (run.path / name).read_text() == "1\n" and read_status(run.path)["code"] == 2 and not (tmp_path / "train" / "latest").exists()
+    assert (
+        (run.path / name).read_text() == "1\n"
+        and read_status(run.path)["code"] == 2
+        and not (tmp_path / "train" / "latest").exists()
+    )
 
 
 def test_neither_a_link_nor_what_it_points_to_is_taken_back(tmp_path: Path) -> None:
@@ -379,11 +426,15 @@ def test_neither_a_link_nor_what_it_points_to_is_taken_back(tmp_path: Path) -> N
     assert (tmp_path / "log.txt").read_text() == "keep"
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), Interrupted("x", signum=15), KeyboardInterrupt(), SystemExit(2)], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), Interrupted("x", signum=15), KeyboardInterrupt(), SystemExit(2)], ids=repr
+)
 def test_a_crash_and_a_stop_leave_their_record(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), start(tmp_path) as run:
         raise error
-    assert read_status(run.path)["state"] in ("failed", "preempted") and (run.path / "crash.log").exists() == isinstance(error, ZeroDivisionError)
+    assert read_status(run.path)["state"] in ("failed", "preempted") and (
+        run.path / "crash.log"
+    ).exists() == isinstance(error, ZeroDivisionError)
 
 
 def test_a_refused_run_in_a_named_directory_stays_and_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -403,7 +454,9 @@ def test_a_refused_run_in_a_named_directory_stays_and_is_in_nobodys_way(tmp_path
 
 
 @pytest.mark.parametrize("kills", range(10))
-def test_a_kill_while_a_directory_is_taken_back(tmp_path: Path, forked: Any, monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+def test_a_kill_while_a_directory_is_taken_back(
+    tmp_path: Path, forked: Any, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
     """Whatever is left holds no result, blocks no name and moves no pointer."""
     with start(tmp_path) as good:
         good.status(last_checkpoint="c")
@@ -426,7 +479,10 @@ def test_a_kill_while_a_directory_is_taken_back(tmp_path: Path, forked: Any, mon
             refuse(run, UsageError("x"))
 
     assert (forked.run(body) == -signal.SIGKILL) == (kills < 9), "six files, two folders, the directory"
-    assert os.readlink(tmp_path / "train" / "latest") == "x-1" and (tmp_path / "train" / "x-1" / "status.json").exists()
+    assert (
+        os.readlink(tmp_path / "train" / "latest") == "x-1"
+        and (tmp_path / "train" / "x-1" / "status.json").exists()
+    )
     left = tmp_path / "train" / "x-2"
     assert not left.exists() or leftovers.holds_no_result(left)
     with open_run("train", "x", out=str(left)) as run:

@@ -14,7 +14,18 @@ from torch import Tensor
 from robustcli.errors import CheckpointError
 from robustcli.store.tensorfile import check_header, decode, encode, read_regular
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+DTYPES = [
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -52,7 +63,11 @@ def test_every_dtype_shape_and_view(dtype: torch.dtype, shape: list[int], view: 
 
 
 def test_zero_dim_empty_and_no_tensor() -> None:
-    state = {"scalar": torch.tensor(3.5, dtype=torch.float64), "empty": torch.empty(0, 3, dtype=torch.int64), "nan": torch.tensor([float("nan"), -0.0])}
+    state = {
+        "scalar": torch.tensor(3.5, dtype=torch.float64),
+        "empty": torch.empty(0, 3, dtype=torch.int64),
+        "nan": torch.tensor([float("nan"), -0.0]),
+    }
     got = round_trip(state)
     assert all(same_bits(got[name], state[name]) for name in state)
     assert got["scalar"].shape == ()
@@ -61,7 +76,13 @@ def test_zero_dim_empty_and_no_tensor() -> None:
 
 def test_tied_tensors_stay_tied_and_overlapping_views_get_their_own_bytes() -> None:
     weight = torch.randn(4, 4)
-    state = {"embed": weight, "head": weight, "row": weight[1], "transposed": weight.t(), "flat": weight.view(-1)}
+    state = {
+        "embed": weight,
+        "head": weight,
+        "row": weight[1],
+        "transposed": weight.t(),
+        "flat": weight.view(-1),
+    }
     data, aliases = encode(state)
     assert aliases == {"head": "embed"}
     got = decode(data, aliases, "test")
@@ -79,7 +100,12 @@ def test_parameters_and_gradients_are_not_dragged_along() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"s": torch.eye(2).to_sparse()}, {"m": torch.empty(2, device="meta")}, {"__metadata__": torch.zeros(1)}, {"c": torch.zeros(1, dtype=torch.complex128)}],
+    [
+        {"s": torch.eye(2).to_sparse()},
+        {"m": torch.empty(2, device="meta")},
+        {"__metadata__": torch.zeros(1)},
+        {"c": torch.zeros(1, dtype=torch.complex128)},
+    ],
 )
 def test_what_the_format_cannot_hold_is_refused(bad: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="sparse|reserved|cannot hold"):
@@ -107,7 +133,10 @@ BAD_HEADERS = {
     "a list": file([]),
     "a number": file(b"12"),
     "depth bomb": file(b"[" * 100_000),
-    "repeated key": file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+    "repeated key": file(
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b"1234",
+    ),
     "NaN": file(b'{"a": NaN}'),
     "entry not a mapping": file({"a": 1}),
     "unknown dtype": file({"a": entry("F31")}, b"1234"),
@@ -138,7 +167,9 @@ def test_bad_headers_are_refused_before_parsing(name: str) -> None:
 
 
 def test_good_header_of_the_library_passes_with_metadata() -> None:
-    assert decode(file({"__metadata__": {"a": "b"}, "a": entry()}, b"\0\0\x80?"), {}, "f")["a"].tolist() == [1.0]
+    assert decode(file({"__metadata__": {"a": "b"}, "a": entry()}, b"\0\0\x80?"), {}, "f")["a"].tolist() == [
+        1.0
+    ]
 
 
 def test_aliases_must_fit() -> None:
@@ -154,7 +185,13 @@ def test_read_regular_refuses_links_fifos_directories_and_long_files(tmp_path: P
     assert read_regular(path, 5) == b"12345"
     (tmp_path / "link").symlink_to("f")
     os.mkfifo(tmp_path / "fifo")
-    for name, code in (("link", "E-CKPT-FORMAT"), ("fifo", "E-CKPT-FORMAT"), (".", "E-CKPT-FORMAT"), ("none", "E-CKPT-MISSING"), ("a\0b", "E-CKPT-FORMAT")):
+    for name, code in (
+        ("link", "E-CKPT-FORMAT"),
+        ("fifo", "E-CKPT-FORMAT"),
+        (".", "E-CKPT-FORMAT"),
+        ("none", "E-CKPT-MISSING"),
+        ("a\0b", "E-CKPT-FORMAT"),
+    ):
         with pytest.raises(CheckpointError) as caught:
             read_regular(tmp_path / name, 100)
         assert caught.value.code == code, name

@@ -60,7 +60,10 @@ def forked(tmp_path, monkeypatch):
             try:
                 for number, name in ((1, out), (2, err)):
                     os.dup2(os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-                sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+                sys.stdout, sys.stderr = (
+                    open(1, "w", buffering=1, closefd=False),
+                    open(2, "w", buffering=1, closefd=False),
+                )
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 if prepare is not None:

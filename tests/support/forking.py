@@ -70,4 +70,6 @@ def forked() -> Iterator[Forked]:
 @pytest.fixture
 def leftovers() -> Callable[..., list[str]]:
     """Names below a directory that only a killed or failed write leaves behind."""
-    return lambda root: sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name.startswith((".tmp-", ".old-")))
+    return lambda root: sorted(
+        str(path.relative_to(root)) for path in root.rglob("*") if path.name.startswith((".tmp-", ".old-"))
+    )

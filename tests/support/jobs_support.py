@@ -22,7 +22,10 @@ TIMING = {"images_per_second", "waiting_share", "seconds", "peak_memory"}
 def final_state(path):
     """All tensors of the last checkpoint, the best step and the step."""
     snapshot = load_checkpoint(resolve_checkpoint(path / "checkpoints"))
-    return {**snapshot.groups, "progress": {k: v for k, v in snapshot.meta["progress"].items() if k != "log_offset"}}
+    return {
+        **snapshot.groups,
+        "progress": {k: v for k, v in snapshot.meta["progress"].items() if k != "log_offset"},
+    }
 
 
 def same(got, expected):
@@ -30,7 +33,9 @@ def same(got, expected):
     assert got["progress"] == expected["progress"]
     for group in ("model", "optimizer"):
         assert got[group].keys() == expected[group].keys()
-        differing = [name for name in expected[group] if not torch.equal(got[group][name], expected[group][name])]
+        differing = [
+            name for name in expected[group] if not torch.equal(got[group][name], expected[group][name])
+        ]
         assert not differing, differing[:5]
 
 
@@ -119,22 +124,43 @@ def pick(names, draw, kind=None):
 def all_same(got, expected):
     """Two run directories end in the same bits: every group of the last and the best checkpoint, their progress, the records."""
     for tag in ("last", "best"):
-        one, other = (load_checkpoint(resolve_checkpoint(path / "checkpoints", tag)) for path in (got, expected))
+        one, other = (
+            load_checkpoint(resolve_checkpoint(path / "checkpoints", tag)) for path in (got, expected)
+        )
         assert one.step == other.step, (tag, one.step, other.step)
-        progress = [{k: v for k, v in found.meta["progress"].items() if k != "log_offset"} for found in (one, other)]
+        progress = [
+            {k: v for k, v in found.meta["progress"].items() if k != "log_offset"} for found in (one, other)
+        ]
         assert progress[0] == progress[1], tag
         assert one.groups.keys() == other.groups.keys()
         for group, tensors in other.groups.items():
             assert one.groups[group].keys() == tensors.keys()
-            unlike = [k for k, t in tensors.items() if t.dtype != one.groups[group][k].dtype or not torch.equal(t, one.groups[group][k])]
+            unlike = [
+                k
+                for k, t in tensors.items()
+                if t.dtype != one.groups[group][k].dtype or not torch.equal(t, one.groups[group][k])
+            ]
             assert not unlike, (tag, group, unlike[:5])
-    rows = [[{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in (path / "metrics.jsonl").open()] for path in (got, expected)]
+    rows = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in TIMING}
+            for line in (path / "metrics.jsonl").open()
+        ]
+        for path in (got, expected)
+    ]
     assert rows[0] == rows[1] and rows[0]
 
 
 def environment(rank, port, attempt=0):
     """What a launcher tells the worker `rank` of two; none for a process alone."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     names |= {"TORCHELASTIC_RESTART_COUNT": attempt, "ROBUSTCLI_PG_TIMEOUT": 20, "GLOO_SOCKET_IFNAME": "lo"}
     return {name: str(value) for name, value in names.items()}
 
@@ -161,7 +187,12 @@ def write_images(folder):
         (folder / "images" / name).mkdir(parents=True)
         for number in np.flatnonzero(labels[:72] == k):
             Image.fromarray(pixels[number]).save(folder / "images" / name / f"{number:03d}.png")
-    np.savez(folder / "extra.npz", x=pixels[72:].transpose(0, 3, 1, 2), y=labels[72:], classes=np.array(list("abc")))
+    np.savez(
+        folder / "extra.npz",
+        x=pixels[72:].transpose(0, 3, 1, 2),
+        y=labels[72:],
+        classes=np.array(list("abc")),
+    )
 
 
 class Job:
@@ -191,7 +222,16 @@ class Job:
             self.prepare(rank)
 
         return [
-            self.forked("train", *self.words, "--out", out, *flags, err=f"{out}-{rank}.err", out=f"{out}-{rank}.out", prepare=lambda rank=rank: prepare(rank))
+            self.forked(
+                "train",
+                *self.words,
+                "--out",
+                out,
+                *flags,
+                err=f"{out}-{rank}.err",
+                out=f"{out}-{rank}.out",
+                prepare=lambda rank=rank: prepare(rank),
+            )
             for rank in range(self.ranks)
         ]
 
@@ -218,10 +258,15 @@ def leave_digest(path):
 
     def run(self):
         result = original(self)
-        groups = {name: group for name, group in self.groups().items() if name != "step"}  # each rank has places of its own in that one
+        groups = {
+            name: group for name, group in self.groups().items() if name != "step"
+        }  # each rank has places of its own in that one
         digest = hashlib.sha256()
         for name, key in sorted((name, key) for name, group in groups.items() for key in group):
-            digest.update(f"{name} {key} {groups[name][key].dtype}".encode() + groups[name][key].detach().contiguous().numpy().tobytes())
+            digest.update(
+                f"{name} {key} {groups[name][key].dtype}".encode()
+                + groups[name][key].detach().contiguous().numpy().tobytes()
+            )
         path.write_text(digest.hexdigest())
         return result
 

@@ -13,7 +13,9 @@ from torch import nn
 import robustcli
 
 FOLDER = Path(__file__).resolve().parents[1] / "agreement" / "wider"
-REFERENCE = Path(os.environ.get("ROBUSTCLI_REFERENCE", Path(__file__).resolve().parents[3] / "shared" / "reference"))
+REFERENCE = Path(
+    os.environ.get("ROBUSTCLI_REFERENCE", Path(__file__).resolve().parents[3] / "shared" / "reference")
+)
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 CLASSES = {"digits_two": [3, 8], "digits_three": [3, 8, 9]}
 STORED = {"mnist_at": "mnist_cnn", "cifar_at": "cifar_vgg"}
@@ -23,10 +25,17 @@ class Case:
     """One network under one threat: `stages[name]` bool [n], who stands in the authors' code after each stage."""
 
     def __init__(self, line):
-        self.model, self.norm, self.text, self.rows = line["model"], line["norm"], line["eps"], torch.tensor(line["rows"])
+        self.model, self.norm, self.text, self.rows = (
+            line["model"],
+            line["norm"],
+            line["eps"],
+            torch.tensor(line["rows"]),
+        )
         top, _, bottom = self.text.partition("/")
         self.eps = float(top) / float(bottom or 1)
-        self.stages = {name: torch.tensor([digit == "1" for digit in line[name]]) for name in ("clean", *STAGES)}
+        self.stages = {
+            name: torch.tensor([digit == "1" for digit in line[name]]) for name in ("clean", *STAGES)
+        }
 
     def __str__(self):
         return f"{self.model}-{self.norm}-{self.text.replace('/', '_')}"
@@ -74,7 +83,9 @@ class Scaled(nn.Module):
 
 def _digits(classes=10, norm=nn.Identity):
     first, second = nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.Conv2d(16, 32, 3, padding=1)
-    return nn.Sequential(first, norm(16), nn.ReLU(), second, norm(32), nn.ReLU(), nn.Flatten(), nn.Linear(512, classes))
+    return nn.Sequential(
+        first, norm(16), nn.ReLU(), second, norm(32), nn.ReLU(), nn.Flatten(), nn.Linear(512, classes)
+    )
 
 
 def _mnist():
@@ -94,14 +105,23 @@ def _cifar():
 def network(model):
     """The trained network, pixels -> logits."""
     if model in STORED:
-        return robustcli.load_model(f"{REFERENCE / 'models.py'}:{STORED[model]}", weights=REFERENCE / f"{model}.npz")
+        return robustcli.load_model(
+            f"{REFERENCE / 'models.py'}:{STORED[model]}", weights=REFERENCE / f"{model}.npz"
+        )
     stem = "digits_madry" if model == "digits_scaled" else model
     if model.startswith("digits"):
-        net = _digits(len(CLASSES.get(model, range(10))), nn.BatchNorm2d if model == "digits_natural" else nn.Identity)
+        net = _digits(
+            len(CLASSES.get(model, range(10))), nn.BatchNorm2d if model == "digits_natural" else nn.Identity
+        )
     else:
         net = _mnist() if model.startswith("mnist") else _cifar()
     stored = np.load(FOLDER / f"{stem}.npz")
     tensors = {name: torch.from_numpy(stored[name]) for name in stored}
-    net.load_state_dict({name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()})
+    net.load_state_dict(
+        {
+            name: tensor.float() if tensor.dtype == torch.float16 else tensor
+            for name, tensor in tensors.items()
+        }
+    )
     net = net.eval().requires_grad_(False)
     return Scaled(net).eval() if model == "digits_scaled" else net

@@ -16,7 +16,9 @@ def digits():
 
     stored = load_digits()
     order = torch.randperm(len(stored.target), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(stored.images, dtype=torch.float32)[order][:, None] / 16, torch.tensor(stored.target)[order]
+    return torch.tensor(stored.images, dtype=torch.float32)[order][:, None] / 16, torch.tensor(stored.target)[
+        order
+    ]
 
 
 def conv(norm=nn.Identity):
@@ -51,7 +53,9 @@ def honest(name):
         torch.manual_seed(2)
         if name == "mlp":
             return trained(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
-        return trained(conv(nn.BatchNorm2d if name == "bn" else nn.Identity), adversarial=5 if name == "robust" else 0)
+        return trained(
+            conv(nn.BatchNorm2d if name == "bn" else nn.Identity), adversarial=5 if name == "robust" else 0
+        )
 
 
 class Fake(nn.Module):
@@ -95,7 +99,9 @@ def resize(x):
 
 def _resized(x, side):
     top, left = (int(torch.randint(0, 9 - side, ())) for _ in range(2))
-    return F.pad(F.interpolate(x, size=(side, side), mode="bilinear"), (left, 8 - side - left, top, 8 - side - top))
+    return F.pad(
+        F.interpolate(x, size=(side, side), mode="bilinear"), (left, 8 - side - left, top, 8 - side - top)
+    )
 
 
 class Purifier(nn.Module):
@@ -136,7 +142,11 @@ FAKES = {
     "quantised": (lambda: Fake(lambda x: (x * 2).round() / 2), "zero-gradient", {"bpda", "square"}),
     "signs": (Signs, "zero-gradient", {"bpda", "square"}),
     "resized": (lambda: Fake(resize), "random-forward", {"eot"}),
-    "one-hot": (lambda: Fake(after=lambda z: F.one_hot(z.argmax(1), 10).float()), "zero-gradient", {"bpda", "square"}),
+    "one-hot": (
+        lambda: Fake(after=lambda z: F.one_hot(z.argmax(1), 10).float()),
+        "zero-gradient",
+        {"bpda", "square"},
+    ),
     "purifier": (Purifier, "optimisation-at-inference", {"square", "transfer"}),
     "batch": (BatchStatistics, "batch-dependent", set()),
 }

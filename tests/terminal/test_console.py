@@ -27,11 +27,26 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Table("numbers", ["name", "value"], [["a" * 200, 0.5], ["evil \x1b[31m | name", None]])
 
 
-def python(code: str, *, shell: str = "", env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *, shell: str = "", env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run `code` in a fresh interpreter; `shell` is put behind it (a redirection or a pipe)."""
     command = f'"{sys.executable}" -c "$CODE" {shell}'
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "CODE": f"from robustcli.terminal.console import Console\n{code}", **(env or {})}
-    return subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], env=environment, capture_output=True, text=True, timeout=60, check=False, **options)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "CODE": f"from robustcli.terminal.console import Console\n{code}",
+        **(env or {}),
+    }
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
 
 
 def terminal(code: str, columns: int = 80) -> str:
@@ -43,8 +58,15 @@ def terminal(code: str, columns: int = 80) -> str:
 
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-    with subprocess.Popen([sys.executable, "-c", code], stdin=child, stdout=child, stderr=child, env=environment) as process:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm-256color",
+        "LC_ALL": "C.UTF-8",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=child, stdout=child, stderr=child, env=environment
+    ) as process:
         os.close(child)
         pieces = []
         while True:
@@ -100,7 +122,15 @@ def test_json_prints_exactly_one_document(capsys: pytest.CaptureFixture[str]) ->
     console.result("runs/x")
     console.table(TABLE)
     console.info("message")
-    values = {"path": Path("runs/x"), "nan": math.nan, "inf": [math.inf, 1.5], "eight": np.float32(0.5), "count": np.int64(3), "pair": (1, 2), "ü": "ü"}
+    values = {
+        "path": Path("runs/x"),
+        "nan": math.nan,
+        "inf": [math.inf, 1.5],
+        "eight": np.float32(0.5),
+        "count": np.int64(3),
+        "pair": (1, 2),
+        "ü": "ü",
+    }
     assert console.document(values) is True
     assert console.document({"ok": False}) is False
     out, err = capsys.readouterr()
@@ -133,7 +163,12 @@ def test_nothing_is_cut_and_no_ansi_is_written_in_a_pipe() -> None:
         "from robustcli.reporting.tables import Table\nConsole().table(Table('t', ['name', 'value'], [['a' * 300, 0.5]]))",
         env={"FORCE_COLOR": "1", "COLUMNS": "80"},
     )
-    assert done.returncode == 0 and "a" * 300 in done.stdout and "\x1b" not in done.stdout and max(map(len, done.stdout.splitlines())) > 300
+    assert (
+        done.returncode == 0
+        and "a" * 300 in done.stdout
+        and "\x1b" not in done.stdout
+        and max(map(len, done.stdout.splitlines())) > 300
+    )
 
 
 MANY = "c = Console()\nfor i in range(20000): c.result('line ' + str(i))\nimport sys; print('end', file=sys.stderr)"
@@ -149,7 +184,10 @@ def test_a_reader_that_left_does_not_hide_a_failed_gate() -> None:
 
 
 def test_closed_streams_are_no_error() -> None:
-    done = python("c = Console()\nc.info('a')\nc.result('b')\nwith c.progress(10, 'w') as bar: bar.advance(10)", shell=">&- 2>&-")
+    done = python(
+        "c = Console()\nc.info('a')\nc.result('b')\nwith c.progress(10, 'w') as bar: bar.advance(10)",
+        shell=">&- 2>&-",
+    )
     assert done.returncode == 0
 
 
@@ -166,13 +204,22 @@ except RobustCliError as error:
 """
     done = python(code, shell="> /dev/full")
     assert done.returncode == 6
-    assert done.stderr == "error[E-DISK]: cannot write the result: No space left on device; stdout; free some space, or send it elsewhere\n"
+    assert (
+        done.stderr
+        == "error[E-DISK]: cannot write the result: No space left on device; stdout; free some space, or send it elsewhere\n"
+    )
     done = python("c = Console()\nc.info('lost')\nc.result('kept')", shell="2> /dev/full")
     assert (done.returncode, done.stdout) == (0, "kept\n")
 
 
 @pytest.mark.parametrize(
-    "env", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}, {"TERM": "dumb"}]
+    "env",
+    [
+        {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"TERM": "dumb"},
+    ],
 )
 def test_any_locale_without_home_or_terminal(env: dict[str, str]) -> None:
     code = """
@@ -186,7 +233,10 @@ with c.progress(2, '\\u00fc') as bar:
 """
     done = python(code, env=env, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] in ("grün", "gr\\xfcn") and done.stderr.splitlines()[0] in ("grün", "gr\\xfcn")
+    assert done.stdout.splitlines()[0] in ("grün", "gr\\xfcn") and done.stderr.splitlines()[0] in (
+        "grün",
+        "gr\\xfcn",
+    )
 
 
 # ---- progress --------------------------------------------------------------------------------------------------
@@ -221,12 +271,18 @@ def test_a_line_every_ten_percent(timer: Clock, capsys: pytest.CaptureFixture[st
     assert lines[-1] == "training: 100 % 200/200, 2/s, loss 0.25"
 
 
-def test_a_line_every_thirty_seconds_when_it_is_slow(timer: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_every_thirty_seconds_when_it_is_slow(
+    timer: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Console().progress(1000, "slow") as bar:
         for _ in range(9):
             timer.now += 10
             bar.advance()
-    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["slow: 0 % 3/1000", "slow: 0 % 6/1000", "slow: 0 % 9/1000"]
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "slow: 0 % 3/1000",
+        "slow: 0 % 6/1000",
+        "slow: 0 % 9/1000",
+    ]
 
 
 @pytest.mark.parametrize("total", [None, 0])
@@ -261,9 +317,22 @@ def test_quiet_shows_no_progress_and_json_keeps_stdout_free(capsys: pytest.Captu
 def test_pace_and_clock() -> None:
     pace = Pace(3)
     assert (
-        pace.add(1) is None and pace.done == 4 and pace.shown(None, 10) == [] and pace.shown(2.0, 10) == ["2/s", "0:03 left"] and pace.shown(2.0, 4) == ["2/s"]
+        pace.add(1) is None
+        and pace.done == 4
+        and pace.shown(None, 10) == []
+        and pace.shown(2.0, 10) == ["2/s", "0:03 left"]
+        and pace.shown(2.0, 4) == ["2/s"]
     )
-    assert [clock(s) for s in (0, 59.6, 61, 3599.9, 3661, math.inf, math.nan, -1)] == ["0:00", "1:00", "1:01", "1:00:00", "1:01:01", "?", "?", "?"]
+    assert [clock(s) for s in (0, 59.6, 61, 3599.9, 3661, math.inf, math.nan, -1)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "1:00:00",
+        "1:01:01",
+        "?",
+        "?",
+        "?",
+    ]
 
 
 # ---- terminal --------------------------------------------------------------------------------------------------

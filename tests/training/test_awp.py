@@ -76,7 +76,9 @@ def test_each_tensor_has_its_own_ratio_and_vectors_stay():
             assert not moved.any()
             continue
         assert float(moved.norm() / before[name].norm()) == pytest.approx(0.01, rel=1e-9)
-        assert float((moved * grads[name]).sum() / moved.norm() / grads[name].norm()) == pytest.approx(1, rel=1e-9)  # uphill
+        assert float((moved * grads[name]).sum() / moved.norm() / grads[name].norm()) == pytest.approx(
+            1, rel=1e-9
+        )  # uphill
     ratios = [float(before[k].norm() / grads[k].norm()) for k in ("0.weight", "3.weight")]
     assert max(ratios) > 3 * min(ratios)  # a global ratio would have failed above
 
@@ -92,7 +94,9 @@ def test_the_loss_rises_by_gamma_times_the_norms_to_first_order():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_undo_is_bitwise_and_a_second_undo_does_nothing(dtype):
-    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Conv2d(5, 3, 3)).to(dtype).to(memory_format=torch.channels_last)
+    net = (
+        nn.Sequential(nn.Conv2d(2, 5, 3), nn.Conv2d(5, 3, 3)).to(dtype).to(memory_format=torch.channels_last)
+    )
     x = torch.rand(2, 2, 6, 6, dtype=dtype, generator=torch.Generator().manual_seed(0))
     before = [p.detach().clone() for p in net.parameters()]
     hook, now = awp(net, gamma=0.37), context(net, lambda net: net(x).square().mean())
@@ -125,7 +129,9 @@ def test_switched_off_is_the_plain_step_without_a_pass(more, progress):
         plain.zero_grad()
         squared(plain).backward()
         torch.optim.SGD(plain.parameters(), lr=0.1).step()
-    assert calls == [] and all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert calls == [] and all(
+        torch.equal(a, b) for a, b in zip(net.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 def test_it_works_from_the_warm_up_on_with_one_pass_for_the_matrices_only():
@@ -149,7 +155,9 @@ class Sum(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.first, self.second, self.unused, self.fixed = (nn.Parameter(torch.randn(2, 3, dtype=torch.float64)) for _ in range(4))
+        self.first, self.second, self.unused, self.fixed = (
+            nn.Parameter(torch.randn(2, 3, dtype=torch.float64)) for _ in range(4)
+        )
         self.fixed.requires_grad_(False)
 
     def forward(self, x):
@@ -161,11 +169,16 @@ def test_shared_and_missing_gradients():
     net = Sum()
     before = [p.detach().clone() for p in net.parameters()]
     awp(net, gamma=0.1).before_loss(context(net))
-    sizes = [((p.detach() - q).norm() / q.norm()).item() for p, q in zip(net.parameters(), before, strict=True)]
+    sizes = [
+        ((p.detach() - q).norm() / q.norm()).item() for p, q in zip(net.parameters(), before, strict=True)
+    ]
     assert sizes == pytest.approx([0.1, 0.1, 0, 0], rel=1e-9)
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": -0.1}, {"gamma": float("nan")}, {"gamma": float("inf")}, {"warmup": 1.0}, {"warmup": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"gamma": -0.1}, {"gamma": float("nan")}, {"gamma": float("inf")}, {"warmup": 1.0}, {"warmup": -0.1}],
+)
 def test_wrong_values_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         awp(linear(), **wrong)

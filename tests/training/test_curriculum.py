@@ -50,7 +50,9 @@ def test_the_radius_grows_in_a_straight_line():
     curriculum = Curriculum(pgd, {"steps": 2, "step_size": 0.01}, BALL, eps_start=0.2, eps_until=0.5)
     for t, factor in ((0, 0.2), (0.125, 0.4), (0.25, 0.6), (0.5, 1), (0.9, 1)):
         attack, ball = curriculum.at(t)
-        assert ball.eps == pytest.approx(EPS * factor) and attack.keywords["step_size"] == pytest.approx(0.01 * factor)
+        assert ball.eps == pytest.approx(EPS * factor) and attack.keywords["step_size"] == pytest.approx(
+            0.01 * factor
+        )
         assert (ball.norm, ball.low, ball.high) == ("linf", 0, 1)
     assert curriculum.at(0.5)[1] is BALL
 
@@ -59,12 +61,23 @@ def test_a_step_size_of_null_is_left_to_the_attack():
     curriculum = Curriculum(mi_fgsm, {"steps": 4, "step_size": None}, BALL, eps_start=0.5, eps_until=0.5)
     assert bound(curriculum, 0.0, 1) == {"steps": 5, "step_size": None}
     x_adv, ball, _ = run(Curriculum(mi_fgsm, {"steps": 4}, BALL, eps_start=0.5, eps_until=0.5), 0.0)
-    assert ball.distance(X, x_adv).numpy() == pytest.approx([EPS / 2] * 6, rel=1e-5)  # momentum on a linear model walks straight to the border
+    assert ball.distance(X, x_adv).numpy() == pytest.approx(
+        [EPS / 2] * 6, rel=1e-5
+    )  # momentum on a linear model walks straight to the border
 
 
 def test_steps_grow_in_whole_numbers():
     curriculum = Curriculum(pgd, {"steps": 5}, BALL, steps_start=2, steps_until=0.6)
-    assert [curriculum.steps_at(t) for t in (0, 0.19, 0.21, 0.39, 0.41, 0.59, 0.6, 1)] == [2, 2, 3, 3, 4, 4, 5, 5]
+    assert [curriculum.steps_at(t) for t in (0, 0.19, 0.21, 0.39, 0.41, 0.59, 0.6, 1)] == [
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+    ]
     assert [curriculum.steps_at(t, 2) for t in (0, 0.41, 1)] == [4, 6, 7]
     assert [run(curriculum, t)[2] for t in (0, 0.41, 1)] == [2, 4, 5]
 
@@ -90,7 +103,15 @@ def test_step_sizes_of_a_longer_attack(params, more, expected):
     assert bound(whole, 0.5, more)["steps"] == params["steps"] + more
 
 
-@given(t=SHARE, later=SHARE, start=SHARE, until=UNTIL, first=st.integers(1, 9), steps_until=UNTIL, more=st.integers(0, 3))
+@given(
+    t=SHARE,
+    later=SHARE,
+    start=SHARE,
+    until=UNTIL,
+    first=st.integers(1, 9),
+    steps_until=UNTIL,
+    more=st.integers(0, 3),
+)
 def test_radius_and_steps_stay_in_bounds_and_never_fall(t, later, start, until, first, steps_until, more):
     curriculum = Curriculum(pgd, {"steps": 9}, BALL, start, until, first, steps_until)
     t, later = sorted((t, later))
@@ -108,7 +129,9 @@ def test_more_steps_shorten_a_step_but_not_the_reach(n, ratio, more, clip):
     curriculum = Curriculum(pgd, {"steps": n, "step_size": ratio * EPS, "clip": clip}, BALL)
     sizes = [bound(curriculum, 0.5, k)["step_size"] for k in (more, more + 1)]
     reach = [size * (n + k) for size, k in zip(sizes, (more, more + 1), strict=True)]
-    assert sizes[1] <= sizes[0] <= ratio * EPS and reach[1] >= reach[0] * (1 - 1e-12) >= n * ratio * EPS * (1 - 1e-9)
+    assert sizes[1] <= sizes[0] <= ratio * EPS and reach[1] >= reach[0] * (1 - 1e-12) >= n * ratio * EPS * (
+        1 - 1e-9
+    )
     if not clip:
         assert reach[1] == pytest.approx(n * ratio * EPS)
 
@@ -121,9 +144,14 @@ def test_the_attack_stays_in_the_ball_of_its_time(t, start, more):
     assert bool(ball.contains(X, x_adv).all()) and passes == (curriculum.steps_at(t, more) if ball.eps else 0)
 
 
-@pytest.mark.parametrize(("fn", "params"), [(pgd, N_FGSM), (pgd, {"start": "gaussian", "start_scale": 0.1}), (fgsm, {})])
+@pytest.mark.parametrize(
+    ("fn", "params"), [(pgd, N_FGSM), (pgd, {"start": "gaussian", "start_scale": 0.1}), (fgsm, {})]
+)
 def test_radius_0_is_the_image_itself_and_asks_nothing(fn, params):
-    for curriculum in (Curriculum(fn, params, BALL, eps_start=0, eps_until=0.5), Curriculum(fn, params, Ball("l2", 0))):
+    for curriculum in (
+        Curriculum(fn, params, BALL, eps_start=0, eps_until=0.5),
+        Curriculum(fn, params, Ball("l2", 0)),
+    ):
         x_adv, ball, passes = run(curriculum, 0.0)
         assert torch.equal(x_adv, X) and ball.eps == 0 and passes == 0 and not x_adv.requires_grad
 
@@ -132,7 +160,9 @@ def test_an_attack_without_steps_follows_the_radius_only():
     curriculum = Curriculum(fgsm, {"loss": "ce"}, BALL, eps_start=0, eps_until=0.5, steps_until=0.3)
     x_adv, ball, passes = run(curriculum, 0.25)
     assert curriculum.steps_at(0.25) is None and passes == 1
-    assert ball.eps == pytest.approx(EPS / 2) and ball.distance(X, x_adv).numpy() == pytest.approx([EPS / 2] * 6, rel=1e-5)
+    assert ball.eps == pytest.approx(EPS / 2) and ball.distance(X, x_adv).numpy() == pytest.approx(
+        [EPS / 2] * 6, rel=1e-5
+    )
     with pytest.raises(ValueError, match="cannot add 1 steps to fgsm"):
         curriculum.at(0.25, 1)
 

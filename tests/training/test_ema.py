@@ -15,7 +15,9 @@ def context(net, progress=0.5):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).to(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).to(
+        memory_format=torch.channels_last
+    )
 
 
 def drift(net, k):
@@ -46,7 +48,9 @@ def test_the_schedule_of_the_decay_by_hand():
 def test_before_the_first_step_the_average_is_the_model():
     net = network()
     average = ema(net).averaged()
-    assert average is not net and all(torch.equal(v, average.state_dict()[k]) for k, v in net.state_dict().items())
+    assert average is not net and all(
+        torch.equal(v, average.state_dict()[k]) for k, v in net.state_dict().items()
+    )
     drift(net, 0)
     assert not torch.equal(net[0].weight, average[0].weight)  # and not a view of it
 
@@ -56,7 +60,9 @@ def test_no_decay_is_the_live_model_bitwise_and_decay_is_not():
     follows, lags = ema(net, decay=0.0, warmup=0.0), ema(net, decay=0.9, warmup=0.0)
     for k in range(4):
         drift(net, k)
-        follows.averaged()[3].bias.fill_(float("inf"))  # mixing with share 1 would keep a trace of it: inf * 0
+        follows.averaged()[3].bias.fill_(
+            float("inf")
+        )  # mixing with share 1 would keep a trace of it: inf * 0
         for hook in (follows, lags):
             hook.after_step(context(net))
         live, same = net.state_dict(), follows.averaged().state_dict()
@@ -84,7 +90,11 @@ def test_the_average_keeps_memory_format_and_stays_in_eval_mode():
     first = hook.averaged()
     drift(net, 0)
     hook.after_step(context(net))
-    assert hook.averaged() is first and not any(m.training for m in first.modules()) and not any(p.requires_grad for p in first.parameters())
+    assert (
+        hook.averaged() is first
+        and not any(m.training for m in first.modules())
+        and not any(p.requires_grad for p in first.parameters())
+    )
     assert first[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(m.training for m in net.modules()) and all(p.requires_grad for p in net.parameters())
 
@@ -96,7 +106,9 @@ def test_state_names_and_a_bitwise_round_trip_across_the_warm_up():
         drift(net, k)
         hook.after_step(context(net, (k + 0.5) / 10))
     state = {name: tensor.clone() for name, tensor in hook.state().items()}
-    names = {f"param.{n}" for n, _ in net.named_parameters()} | {f"buffer.{n}" for n, _ in net.named_buffers()}
+    names = {f"param.{n}" for n, _ in net.named_parameters()} | {
+        f"buffer.{n}" for n, _ in net.named_buffers()
+    }
     assert state.keys() == names | {"count"} and int(state["count"]) == 1 and state["count"].dim() == 0
     resumed = network()
     resumed.load_state_dict(net.state_dict())
@@ -107,7 +119,9 @@ def test_state_names_and_a_bitwise_round_trip_across_the_warm_up():
             drift(live, k)
             average.after_step(context(live, (k + 0.5) / 10))
     assert all(torch.equal(tensor, fresh.state()[name]) for name, tensor in hook.state().items())
-    assert int(fresh.state()["count"]) == 4 and fresh.averaged()[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert int(fresh.state()["count"]) == 4 and fresh.averaged()[0].weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 @pytest.mark.parametrize("fault", ["shape", "missing", "unknown", "dtype"])
@@ -125,7 +139,9 @@ def test_another_models_state_is_refused_and_nothing_is_written(fault):
         state["param.3.weight"] = state["param.3.weight"].double()
     with pytest.raises(CheckpointError, match=r"param\.[34]\.weight") as caught:
         hook.load(state)
-    assert caught.value.exit_code == 4 and all(torch.equal(tensor, before[name]) for name, tensor in hook.state().items())
+    assert caught.value.exit_code == 4 and all(
+        torch.equal(tensor, before[name]) for name, tensor in hook.state().items()
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"decay": 1.0}, {"decay": -0.1}, {"decay": float("nan")}, {"warmup": 1.0}])

@@ -32,7 +32,12 @@ def linear():
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv1, self.bn1, self.conv2, self.bn2 = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+        )
 
     def forward(self, x):
         return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + x)
@@ -40,13 +45,23 @@ class Block(nn.Module):
 
 def residual():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Sequential(Block(), Block()), nn.Flatten(), nn.Linear(64, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Sequential(Block(), Block()), nn.Flatten(), nn.Linear(64, 3)
+    )
 
 
 def minmax(net, *, objective="madry", kind=MinMax, **more):
     entry = registry.objectives.discover().get(objective)
     attack = more.pop("attack", lambda oracle, x, ball: pgd(oracle, x, ball, steps=2))
-    return kind(net, entry.fn, entry.facts["inner"], attack, BALL, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), **more)
+    return kind(
+        net,
+        entry.fn,
+        entry.facts["inner"],
+        attack,
+        BALL,
+        torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+        **more,
+    )
 
 
 def steps(step, count=3):
@@ -66,7 +81,10 @@ def close(a, b, tol=1e-6):
 @pytest.mark.parametrize("size", [1, 5, 6, 11])
 @pytest.mark.parametrize("objective", ["madry", "trades", "mart"])
 def test_micro_batches_add_up_to_the_whole_batch(size, objective):
-    whole, parts = steps(minmax(linear(), objective=objective)), steps(minmax(linear(), objective=objective, micro_batch=size))
+    whole, parts = (
+        steps(minmax(linear(), objective=objective)),
+        steps(minmax(linear(), objective=objective, micro_batch=size)),
+    )
     assert close(whole, parts) and not equal(whole, linear().state_dict())
 
 
@@ -128,7 +146,9 @@ def test_a_regulariser_of_weight_0_changes_nothing_and_one_of_weight_2_adds_its_
     step = minmax(net, regularizers=term(2.0), attack=lambda oracle, x, ball: x)
     terms = step(X, Y, IDS, seed=0, epoch=0)
     expected = nn.functional.cross_entropy(before(X), Y) + 2 * before(X).square().mean()
-    assert torch.allclose(terms.total, expected) and torch.allclose(terms.parts["size"], 2 * before(X).square().mean())
+    assert torch.allclose(terms.total, expected) and torch.allclose(
+        terms.parts["size"], 2 * before(X).square().mean()
+    )
 
 
 # ---- free --------------------------------------------------------------------------------------------------------
@@ -158,7 +178,10 @@ def test_free_goes_on_from_its_state_and_one_replay_without_radius_is_natural():
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.load(first.state())
     assert equal(steps(first, 1), steps(second, 1))
-    free, natural = minmax(linear(), kind=Free, replays=1, step_size=1e-30), minmax(linear(), objective="natural")
+    free, natural = (
+        minmax(linear(), kind=Free, replays=1, step_size=1e-30),
+        minmax(linear(), objective="natural"),
+    )
     free.ball = Ball("linf", 0.0)
     assert equal(steps(free), steps(natural))
 
@@ -181,7 +204,9 @@ class Pair(Ranks):
             tensor.mul_(1.0)
 
 
-@pytest.mark.parametrize(("index", "kind"), [(0, Interrupted), (1, torch.OutOfMemoryError), (2, NumericsError)])
+@pytest.mark.parametrize(
+    ("index", "kind"), [(0, Interrupted), (1, torch.OutOfMemoryError), (2, NumericsError)]
+)
 def test_what_one_rank_meets_stops_all_and_changes_nothing(index, kind):
     net = residual()
     step = minmax(net, ranks=Pair(tuple(k == index for k in range(3))))
@@ -217,7 +242,9 @@ def test_a_model_that_does_not_compile_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     net = linear()
     forward = Forward(net, compiled=True)
-    assert torch.equal(forward(X), net(X)) and "not compiled" in forward.note and torch.equal(forward(X), net(X))
+    assert (
+        torch.equal(forward(X), net(X)) and "not compiled" in forward.note and torch.equal(forward(X), net(X))
+    )
 
 
 def test_an_objective_may_return_a_total_alone():

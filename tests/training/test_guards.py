@@ -9,13 +9,30 @@ from hypothesis import strategies as st
 
 from robustcli.errors import CheckpointError
 from robustcli.training.guarding import Guards
-from robustcli.training.guards import MAX_ROLLBACKS, CatastrophicOverfitting, EarlyStopping, OverfittingWatch, StuckLoss, spread
+from robustcli.training.guards import (
+    MAX_ROLLBACKS,
+    CatastrophicOverfitting,
+    EarlyStopping,
+    OverfittingWatch,
+    StuckLoss,
+    spread,
+)
 
 ACC = st.floats(0, 1)
 COUNT = st.integers(1, 10_000)
 
 #: (FGSM, robust) per validation, as one-step training of a small residual network on CIFAR-10 at 8/255 goes.
-HEALTHY = [(0.31, 0.29), (0.38, 0.35), (0.43, 0.39), (0.47, 0.42), (0.50, 0.44), (0.53, 0.46), (0.55, 0.47), (0.56, 0.47), (0.57, 0.46)]
+HEALTHY = [
+    (0.31, 0.29),
+    (0.38, 0.35),
+    (0.43, 0.39),
+    (0.47, 0.42),
+    (0.50, 0.44),
+    (0.53, 0.46),
+    (0.55, 0.47),
+    (0.56, 0.47),
+    (0.57, 0.46),
+]
 COLLAPSE = [(0.31, 0.29), (0.38, 0.35), (0.43, 0.39), (0.47, 0.41), (0.72, 0.11), (0.89, 0.01)]
 ROBUST_OVERFITTING = [(0.45, 0.42), (0.52, 0.48), (0.58, 0.53), (0.56, 0.50), (0.55, 0.47), (0.54, 0.455)]
 
@@ -30,10 +47,14 @@ def test_spread_in_closed_form():
 
 @given(p=ACC, q=ACC, n=COUNT)
 def test_spread_is_symmetric_positive_and_shrinks(p, q, n):
-    assert 0 < spread(p, q, n) == pytest.approx(spread(q, p, n)) and spread(p, q, 4 * n) < spread(p, q, n) <= math.sqrt(0.5 / (n + 2)) * (1 + 1e-9)
+    assert 0 < spread(p, q, n) == pytest.approx(spread(q, p, n)) and spread(p, q, 4 * n) < spread(
+        p, q, n
+    ) <= math.sqrt(0.5 / (n + 2)) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("p", "q", "n"), [(36.2, 0.5, 100), (0.5, -0.1, 100), (math.nan, 0.5, 100), (0.5, 0.5, 0)])
+@pytest.mark.parametrize(
+    ("p", "q", "n"), [(36.2, 0.5, 100), (0.5, -0.1, 100), (math.nan, 0.5, 100), (0.5, 0.5, 0)]
+)
 def test_what_is_no_fraction_is_refused(p, q, n):
     with pytest.raises(ValueError, match="fractions"):
         spread(p, q, n)
@@ -46,7 +67,9 @@ def test_what_is_no_fraction_is_refused(p, q, n):
 
 def test_early_stopping_counts_validations_in_a_row():
     guard = EarlyStopping(3)
-    assert [guard.update(improved) for improved in (True, False, False, True, False, False, False)] == [False] * 6 + [True]
+    assert [guard.update(improved) for improved in (True, False, False, True, False, False, False)] == [
+        False
+    ] * 6 + [True]
     never = EarlyStopping(None)
     assert not any(never.update(False) for _ in range(100)) and never.waited == 100
     with pytest.raises(ValueError, match="patience"):
@@ -71,7 +94,14 @@ def watched(values, n=1000):
 
 def test_robust_overfitting_is_said_once_and_summed_up():
     guard, said = watched([0.30, 0.362, 0.350, 0.310, 0.300, 0.310])
-    assert said == ["", "", "", "robust overfitting: best 36.2 % at epoch 2, last 31.0 %: 5.2 points lost", "", ""]
+    assert said == [
+        "",
+        "",
+        "",
+        "robust overfitting: best 36.2 % at epoch 2, last 31.0 %: 5.2 points lost",
+        "",
+        "",
+    ]
     assert guard.text == said[3] and guard.gap == pytest.approx(5.2)
 
 
@@ -87,8 +117,15 @@ def test_ups_and_downs_within_chance_are_no_overfitting():
 def test_the_gap_is_best_minus_last(values, n):
     guard, said = watched(values, n)
     best = max(values)
-    assert guard.gap == pytest.approx(100 * (best - values[-1])) and guard.gap >= 0 and guard.best_epoch == 1 + values.index(best)
-    assert bool(guard.text) == (best - values[-1] > 2 * spread(best, values[-1], n)) and sum(map(bool, said)) <= 1
+    assert (
+        guard.gap == pytest.approx(100 * (best - values[-1]))
+        and guard.gap >= 0
+        and guard.best_epoch == 1 + values.index(best)
+    )
+    assert (
+        bool(guard.text) == (best - values[-1] > 2 * spread(best, values[-1], n))
+        and sum(map(bool, said)) <= 1
+    )
 
 
 # ---- catastrophic overfitting ---------------------------------------------------------------------------------------
@@ -99,7 +136,11 @@ def actions(mode, curve, n=1000):
     return guard, [guard.update(fgsm, robust) for fgsm, robust in curve]
 
 
-@pytest.mark.parametrize("curve", [HEALTHY, ROBUST_OVERFITTING, [(0.5, 0.45), (0.1, 0.1)], [(0.2, 0.0)] * 4], ids=["n-fgsm", "robust", "diverged", "untrained"])
+@pytest.mark.parametrize(
+    "curve",
+    [HEALTHY, ROBUST_OVERFITTING, [(0.5, 0.45), (0.1, 0.1)], [(0.2, 0.0)] * 4],
+    ids=["n-fgsm", "robust", "diverged", "untrained"],
+)
 @pytest.mark.parametrize("mode", ["warn", "stop", "rollback"])
 def test_other_curves_raise_no_alarm(mode, curve):
     guard, done = actions(mode, curve)
@@ -112,11 +153,18 @@ def test_a_collapse_raises_the_alarm_at_its_first_validation():
     assert done == ["none"] * 4 + ["warn", "none"] and guard.text == ""
     guard, done = actions("stop", COLLAPSE[:5])
     assert done == ["none"] * 4 + ["stop"]
-    assert guard.text.startswith("catastrophic overfitting: FGSM accuracy 72.0 %, robust 11.0 % (best 41.0 %); use more attack steps")
+    assert guard.text.startswith(
+        "catastrophic overfitting: FGSM accuracy 72.0 %, robust 11.0 % (best 41.0 %); use more attack steps"
+    )
 
 
 def test_a_warning_comes_again_after_a_recovery():
-    assert actions("warn", [*COLLAPSE, (0.45, 0.40), (0.9, 0.0)])[1] == ["none"] * 4 + ["warn", "none", "none", "warn"]
+    assert actions("warn", [*COLLAPSE, (0.45, 0.40), (0.9, 0.0)])[1] == ["none"] * 4 + [
+        "warn",
+        "none",
+        "none",
+        "warn",
+    ]
 
 
 def test_a_collapse_before_the_first_validation_is_seen():
@@ -133,9 +181,17 @@ def test_the_fall_is_counted_from_the_best_that_had_not_collapsed():
 
 def test_few_images_need_a_larger_fall():
     fall = [(0.50, 0.45), (0.60, 0.28)]
-    assert actions("stop", fall, n=1000)[1] == ["none", "stop"] and actions("stop", fall, n=60)[1] == ["none", "none"]
-    assert actions("stop", [(1.0, 1 / 3)], n=3)[1] == ["none"] and actions("stop", [(1.0, 1 / 3)], n=30)[1] == ["stop"]
-    assert actions("stop", [(0.50, 0.45), (0.60, 0.36)], n=10**6)[1] == ["none", "none"]  # 9 points are no collapse, however sure
+    assert actions("stop", fall, n=1000)[1] == ["none", "stop"] and actions("stop", fall, n=60)[1] == [
+        "none",
+        "none",
+    ]
+    assert actions("stop", [(1.0, 1 / 3)], n=3)[1] == ["none"] and actions("stop", [(1.0, 1 / 3)], n=30)[
+        1
+    ] == ["stop"]
+    assert actions("stop", [(0.50, 0.45), (0.60, 0.36)], n=10**6)[1] == [
+        "none",
+        "none",
+    ]  # 9 points are no collapse, however sure
 
 
 def test_a_gap_that_was_there_at_the_best_is_no_sign():
@@ -145,18 +201,37 @@ def test_a_gap_that_was_there_at_the_best_is_no_sign():
 def test_each_rollback_adds_a_step_and_the_fourth_stops():
     guard, _ = actions("rollback", COLLAPSE[:4])
     for k in range(1, MAX_ROLLBACKS + 1):
-        assert guard.update(0.72, 0.11) == "rollback" and guard.more_steps == k and f"rollback {k} of 3" in guard.text and guard.text.endswith(f"+ {k}")
-    assert guard.update(0.72, 0.11) == "stop" and guard.more_steps == MAX_ROLLBACKS and guard.best_robust == 0.41
+        assert (
+            guard.update(0.72, 0.11) == "rollback"
+            and guard.more_steps == k
+            and f"rollback {k} of 3" in guard.text
+            and guard.text.endswith(f"+ {k}")
+        )
+    assert (
+        guard.update(0.72, 0.11) == "stop" and guard.more_steps == MAX_ROLLBACKS and guard.best_robust == 0.41
+    )
     with pytest.raises(ValueError, match="unknown mode 'retry'"):
         CatastrophicOverfitting("retry", 10)
 
 
-@given(curve=st.lists(st.tuples(ACC, ACC), max_size=15), n=COUNT, mode=st.sampled_from(["off", "warn", "stop", "rollback"]))
+@given(
+    curve=st.lists(st.tuples(ACC, ACC), max_size=15),
+    n=COUNT,
+    mode=st.sampled_from(["off", "warn", "stop", "rollback"]),
+)
 def test_an_action_is_of_its_mode_and_never_without_a_split(curve, n, mode):
     guard = CatastrophicOverfitting(mode, n)
     for fgsm, robust in curve:
         done, steps = guard.update(fgsm, robust), guard.more_steps
-        assert done in {"off": ("none",), "warn": ("none", "warn"), "stop": ("none", "stop"), "rollback": ("none", "rollback", "stop")}[mode]
+        assert (
+            done
+            in {
+                "off": ("none",),
+                "warn": ("none", "warn"),
+                "stop": ("none", "stop"),
+                "rollback": ("none", "rollback", "stop"),
+            }[mode]
+        )
         assert bool(guard.text) == (done != "none") and 0 <= steps <= MAX_ROLLBACKS
         assert done == "none" or fgsm - robust > 0.15
 
@@ -172,7 +247,9 @@ def heard(losses, classes=10):
 def test_a_stuck_loss_is_said_once():
     said = heard([2.31, 2.303, 2.30, 2.29, 2.303])
     assert said[0] == said[2] == said[3] == said[4] == ""
-    assert said[1].startswith("loss stuck at ln 10 = 2.303: the network answers with class frequencies; lower eps or use eps warm-up (train.curriculum")
+    assert said[1].startswith(
+        "loss stuck at ln 10 = 2.303: the network answers with class frequencies; lower eps or use eps warm-up (train.curriculum"
+    )
     assert "loss 7.000 is above ln 10 = 2.303" in heard([7.0, 7.0])[1]
 
 
@@ -198,11 +275,20 @@ def test_one_class_has_no_loss_to_be_stuck_at():
 # ---- resume ---------------------------------------------------------------------------------------------------------
 
 RUNS = {
-    "early": (lambda: EarlyStopping(3), [(better,) for better in (True, False, False, True, False, False, False)]),
-    "watch": (lambda: OverfittingWatch(1000), [(acc, epoch) for epoch, acc in enumerate((0.3, 0.362, 0.35, 0.31, 0.30, 0.37, 0.2))]),
+    "early": (
+        lambda: EarlyStopping(3),
+        [(better,) for better in (True, False, False, True, False, False, False)],
+    ),
+    "watch": (
+        lambda: OverfittingWatch(1000),
+        [(acc, epoch) for epoch, acc in enumerate((0.3, 0.362, 0.35, 0.31, 0.30, 0.37, 0.2))],
+    ),
     "warn": (lambda: CatastrophicOverfitting("warn", 1000), [*COLLAPSE, (0.45, 0.4), (0.9, 0.0)]),
     "rollback": (lambda: CatastrophicOverfitting("rollback", 1000), COLLAPSE + COLLAPSE + COLLAPSE),
-    "stuck": (lambda: StuckLoss(10), [(loss, k / 6) for k, loss in enumerate((2.3, 2.0, 2.31, 2.30, 2.30, 2.30), 1)]),
+    "stuck": (
+        lambda: StuckLoss(10),
+        [(loss, k / 6) for k, loss in enumerate((2.3, 2.0, 2.31, 2.30, 2.30, 2.30), 1)],
+    ),
 }
 
 
@@ -218,7 +304,9 @@ def test_a_resumed_guard_says_the_same_from_any_point(make, feed):
         stored = json.loads(json.dumps(before.state(), allow_nan=False))
         after.load(stored)
         assert after.state() == before.state() == stored
-        assert [after.update(*args) for args in feed[cut:]] == expected[cut:] and after.state() == whole.state()
+        assert [after.update(*args) for args in feed[cut:]] == expected[
+            cut:
+        ] and after.state() == whole.state()
 
 
 @pytest.mark.parametrize("make", [make for make, _ in RUNS.values()], ids=RUNS)

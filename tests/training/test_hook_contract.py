@@ -17,7 +17,14 @@ TOTAL = 8  # steps of a run; the last two are beyond the default start of every 
 
 def network():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, 3))
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
     net[5].bias.requires_grad_(False)  # a frozen parameter stays frozen
     net[3].eval()  # and a module out of training mode stays so
     return net.to(memory_format=torch.channels_last)
@@ -56,8 +63,16 @@ def step(net, hook, k):
 def everything(net, hook):
     """All tensors of model, hook and averaged model, copied."""
     average = hook.averaged()
-    parts = {"net": net.state_dict(), "hook": hook.state(), "average": {} if average is None else average.state_dict()}
-    return {f"{part}.{name}": tensor.clone() for part, tensors in parts.items() for name, tensor in tensors.items()}
+    parts = {
+        "net": net.state_dict(),
+        "hook": hook.state(),
+        "average": {} if average is None else average.state_dict(),
+    }
+    return {
+        f"{part}.{name}": tensor.clone()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
 
 
 def same(got, expected):
@@ -81,7 +96,9 @@ def test_a_run_stays_finite_and_flags_stay(name):
         assert flags(net) == before
     hook.refresh([batch(k)[0] for k in range(2)])
     end = everything(net, hook)
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in end.values()) and not torch.equal(end["net.0.weight"], start["net.0.weight"])
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in end.values()) and not torch.equal(
+        end["net.0.weight"], start["net.0.weight"]
+    )
     assert flags(net) == before and torch.equal(torch.get_rng_state(), random)
     assert int(end["net.1.num_batches_tracked"]) == TOTAL
 
@@ -108,7 +125,10 @@ def test_a_fresh_hook_goes_on_bitwise(name, cut):
     hook = registry.hooks.get(name).fn(net)
     for k in range(cut):
         step(net, hook, k)
-    weights, state = ({key: tensor.clone() for key, tensor in tensors.items()} for tensors in (net.state_dict(), hook.state()))
+    weights, state = (
+        {key: tensor.clone() for key, tensor in tensors.items()}
+        for tensors in (net.state_dict(), hook.state())
+    )
     resumed = network()
     fresh = registry.hooks.get(name).fn(resumed)
     resumed.load_state_dict(weights)
@@ -132,7 +152,11 @@ def test_the_averaged_model_is_one_object_ready_to_use(name):
             seen.append(hook.averaged())
     assert len({id(module) for module in seen}) <= 1
     for average in seen[-1:]:
-        assert average is not net and not any(m.training for m in average.modules()) and not any(p.requires_grad for p in average.parameters())
+        assert (
+            average is not net
+            and not any(m.training for m in average.modules())
+            and not any(p.requires_grad for p in average.parameters())
+        )
         assert {id(p) for p in average.parameters()}.isdisjoint(id(p) for p in net.parameters())
         assert average(batch(0)[0]).shape == (6, 3)
     assert (type(hook).averaged is not Hook.averaged) == bool(seen)  # the step orders hooks by this
@@ -145,7 +169,10 @@ def test_state_is_tensors_that_only_their_model_takes(name):
     for k in range(TOTAL):
         step(net, hook, k)
     state = hook.state()
-    assert all(type(key) is str and isinstance(tensor, torch.Tensor) and not tensor.requires_grad for key, tensor in state.items())
+    assert all(
+        type(key) is str and isinstance(tensor, torch.Tensor) and not tensor.requires_grad
+        for key, tensor in state.items()
+    )
     wider = copy.deepcopy(network())
     wider[5] = nn.Linear(64, 4)
     other = registry.hooks.get(name).fn(wider)
@@ -163,5 +190,7 @@ def test_numbers_are_bounded_where_configs_are_checked(name):
     bounds = (annotated_types.Ge, annotated_types.Gt, annotated_types.Le, annotated_types.Lt)
     for param in registry.parameters(entry.fn).values():
         if getattr(param.annotation, "__origin__", param.annotation) in (int, float):
-            assert any(isinstance(bound, bounds) for bound in getattr(param.annotation, "__metadata__", ())), param.name
+            assert any(
+                isinstance(bound, bounds) for bound in getattr(param.annotation, "__metadata__", ())
+            ), param.name
     assert entry.facts["extra_losses"] >= 0 and "arXiv:" in entry.fn.__doc__

@@ -24,7 +24,11 @@ def test_known_points():
     assert get["constant"](0.3) == 1
     assert [get["step"](t) for t in (0.4, 0.6, 0.8)] == pytest.approx([1, 0.1, 0.01])
     assert [get["cyclic"](t) for t in (0.25, 0.5, 0.75)] == pytest.approx([0.5, 1, 0.5])
-    assert get["one_cycle"](0.25) == pytest.approx(1) and get["one_cycle"](1e-9) == pytest.approx(0.04) and get["one_cycle"](1 - 1e-9) == pytest.approx(0)
+    assert (
+        get["one_cycle"](0.25) == pytest.approx(1)
+        and get["one_cycle"](1e-9) == pytest.approx(0.04)
+        and get["one_cycle"](1 - 1e-9) == pytest.approx(0)
+    )
     assert [get["cosine"](t) for t in (1e-9, 0.5, 1 - 1e-9)] == pytest.approx([1, 0.5, 0], abs=1e-6)
     assert get["cosine"](0.1, warmup=0.2) == pytest.approx(0.5)
 
@@ -47,7 +51,9 @@ def test_bad_values_are_named(name, bad):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).to(
+        memory_format=torch.channels_last
+    )
 
 
 def step(net, optimizer):
@@ -65,14 +71,21 @@ def test_packed_state_continues_to_the_same_bits(entry):
     b.load_state_dict(a.state_dict())
     unpack_optimizer(b, ob, packed)
     step(a, oa), step(b, ob)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("entry", OPTIMIZERS, ids=lambda e: e.name)
 def test_norms_and_biases_do_not_decay_unless_asked(entry):
-    by_size = {min(p.dim() for p in g["params"]): g["weight_decay"] for g in entry.fn(network(), weight_decay=0.1).param_groups}
+    by_size = {
+        min(p.dim() for p in g["params"]): g["weight_decay"]
+        for g in entry.fn(network(), weight_decay=0.1).param_groups
+    }
     assert by_size == {2: 0.1, 1: 0.0}
-    assert [g["weight_decay"] for g in entry.fn(network(), weight_decay=0.1, decay_norms=True).param_groups] == [0.1]
+    assert [
+        g["weight_decay"] for g in entry.fn(network(), weight_decay=0.1, decay_norms=True).param_groups
+    ] == [0.1]
     with pytest.raises(ValueError, match="lr"):
         entry.fn(network(), lr=0)
 
@@ -80,4 +93,6 @@ def test_norms_and_biases_do_not_decay_unless_asked(entry):
 def test_foreign_optimizer_state_is_refused():
     net = network()
     with pytest.raises(CheckpointError, match="does not fit"):
-        unpack_optimizer(net, registry.optimizers.get("sgd").fn(net), {"nobody\x1fmomentum_buffer": torch.zeros(3)})
+        unpack_optimizer(
+            net, registry.optimizers.get("sgd").fn(net), {"nobody\x1fmomentum_buffer": torch.zeros(3)}
+        )

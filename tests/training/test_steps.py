@@ -19,7 +19,9 @@ Y = torch.arange(8) % 3
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
+    )
 
 
 def minmax(net, **more):
@@ -38,7 +40,9 @@ def test_the_attack_leaves_no_trace_and_the_step_trains_batchnorm(attack_bn, fol
     step = minmax(net, attack_bn=attack_bn, search=Search() if fold else Search().exact())
     before = {k: v.clone() for k, v in net.state_dict().items()}
     x_adv = step.adversarial(X, Y, _rng())
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(
+        p.grad is None for p in net.parameters()
+    )
     assert Ball("linf", 0.1).contains(X, x_adv).all() and not torch.equal(x_adv, X)
     step(X, Y, torch.arange(8), seed=0, epoch=0)
     assert int(net[1].num_batches_tracked) == 1 and all(m.training for m in net.modules())
@@ -57,7 +61,9 @@ def test_the_folded_twin_follows_the_weights():
     for _ in range(3):
         step(X, Y, torch.arange(8), seed=0, epoch=0)
     plain = minmax(net, search=Search().exact())
-    assert step.twin_note == "" and torch.allclose(step.adversarial(X, Y, _rng()), plain.adversarial(X, Y, _rng()), atol=1e-4)
+    assert step.twin_note == "" and torch.allclose(
+        step.adversarial(X, Y, _rng()), plain.adversarial(X, Y, _rng()), atol=1e-4
+    )
 
 
 def test_natural_asks_no_attack():

@@ -17,7 +17,9 @@ def context(net, progress):
 
 def network(*between):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), *between, nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2, momentum=0.3))
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), *between, nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2, momentum=0.3)
+    )
 
 
 def drift(net, k):
@@ -48,7 +50,10 @@ def test_the_mean_by_hand(every, used):
         assert (hook.averaged() is None) == (k < 4)
         taken = [i for i in used if i <= k]
         if taken:
-            mean = [sum(term(i) for i in taken) / len(taken) for term in (lambda i: i**2, lambda i: -i, lambda i: 2.0**i)]
+            mean = [
+                sum(term(i) for i in taken) / len(taken)
+                for term in (lambda i: i**2, lambda i: -i, lambda i: 2.0**i)
+            ]
             average = hook.averaged()
             assert [*average.weight[0].tolist(), average.bias.item()] == pytest.approx(mean, rel=1e-14)
 
@@ -63,10 +68,22 @@ def test_statistics_are_those_of_the_averaged_weights_on_the_given_batches():
     variances = torch.stack([f.var((0, 2, 3), unbiased=True) for f in features])
     torch.testing.assert_close(average[1].running_mean, means.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(average[1].running_var, variances.mean(0), rtol=1e-5, atol=1e-6)
-    deeper = [average[2](nn.functional.batch_norm(f, None, None, average[1].weight, average[1].bias, training=True)) for f in features]
-    torch.testing.assert_close(average[3].running_mean, torch.stack([f.mean((0, 2, 3)) for f in deeper]).mean(0), rtol=1e-4, atol=1e-5)
+    deeper = [
+        average[2](nn.functional.batch_norm(f, None, None, average[1].weight, average[1].bias, training=True))
+        for f in features
+    ]
+    torch.testing.assert_close(
+        average[3].running_mean,
+        torch.stack([f.mean((0, 2, 3)) for f in deeper]).mean(0),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert not torch.allclose(average[1].running_mean, net[1].running_mean, atol=1e-3)
-    assert average[3].momentum == 0.3 and not any(m.training for m in average.modules()) and not any(p.requires_grad for p in average.parameters())
+    assert (
+        average[3].momentum == 0.3
+        and not any(m.training for m in average.modules())
+        and not any(p.requires_grad for p in average.parameters())
+    )
 
 
 def test_a_refresh_draws_nothing_and_leaves_the_live_model_alone():
@@ -75,7 +92,9 @@ def test_a_refresh_draws_nothing_and_leaves_the_live_model_alone():
     live, random = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
     hook.refresh(BATCHES)
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(v, live[k]) for k, v in net.state_dict().items()) and all(m.training for m in net.modules())
+    assert all(torch.equal(v, live[k]) for k, v in net.state_dict().items()) and all(
+        m.training for m in net.modules()
+    )
     twin = network(nn.Identity())  # dropout is off, as when the model is used
     twin.load_state_dict(hook.averaged().state_dict())
     torch.optim.swa_utils.update_bn(BATCHES, twin)
@@ -110,7 +129,13 @@ def test_batches_are_read_only_when_the_average_has_changed():
     assert batches.reads == 2
 
 
-@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(2, 2, 3)), nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))])
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Conv2d(2, 2, 3)),
+        nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
+    ],
+)
 def test_without_running_statistics_no_batch_is_read(net):
     hook, batches = swa(net), Once()
     averaged(net, hook).refresh(batches)
@@ -140,7 +165,11 @@ def test_a_resume_between_two_averaged_models_is_bitwise():
     hook = averaged(net, swa(net, every=3), range(4))
     hook.refresh(BATCHES)
     state = {name: tensor.clone() for name, tensor in hook.state().items()}
-    assert {k: int(state[k]) for k in ("seen", "count", "refreshed")} == {"seen": 4, "count": 2, "refreshed": 2}
+    assert {k: int(state[k]) for k in ("seen", "count", "refreshed")} == {
+        "seen": 4,
+        "count": 2,
+        "refreshed": 2,
+    }
     resumed = network()
     resumed.load_state_dict(net.state_dict())
     fresh, batches = swa(resumed, every=3), Once()

@@ -31,7 +31,13 @@ BALL = Ball("linf", 0.05)
 
 def network(batch_norm=False):
     torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 4, 3, padding=1), *([nn.BatchNorm2d(4)] if batch_norm else []), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
+    layers = [
+        nn.Conv2d(1, 4, 3, padding=1),
+        *([nn.BatchNorm2d(4)] if batch_norm else []),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    ]
     return nn.Sequential(*layers)
 
 
@@ -52,7 +58,9 @@ class Journal:
         return copy.deepcopy([groups for _, groups, tags, _ in self.saves if "best" in tags][-1])
 
 
-def trainer(net=None, *, journal=None, hooks=(), train=None, guards=None, objective="madry", step=None, **plan):
+def trainer(
+    net=None, *, journal=None, hooks=(), train=None, guards=None, objective="madry", step=None, **plan
+):
     journal = journal or Journal()
     net = net or network()
     entry = registry.objectives.discover().get(objective)
@@ -60,7 +68,14 @@ def trainer(net=None, *, journal=None, hooks=(), train=None, guards=None, object
         net, entry.fn, entry.facts["inner"], lambda oracle, x, ball: pgd(oracle, x, ball, steps=2), BALL,
         torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), hooks=[hook(net) for hook in hooks],
     )  # fmt: skip
-    validation = EvalPlan(BALL, [AttackCall("fgsm", "pgd", pgd, {"steps": 1}), AttackCall("pgd", "pgd", pgd, {"steps": 2})], 0, None, None, Search())
+    validation = EvalPlan(
+        BALL,
+        [AttackCall("fgsm", "pgd", pgd, {"steps": 1}), AttackCall("pgd", "pgd", pgd, {"steps": 2})],
+        0,
+        None,
+        None,
+        Search(),
+    )
     settings = {
         "seed": 0, "batch_size": 8, "factor": lambda t: 1.0, "augment": None, "budget": ("steps", 12), "save_every": 5, "validate_every": 4,
         "validation": validation, "val_positions": torch.arange(10),
@@ -85,11 +100,18 @@ def same(a, b):
 def test_records_checkpoints_and_the_best_come_when_due():
     t = trainer()
     t.run()
-    assert [row["step"] for row in t.journal.rows] == [4, 8, 12] and {"fgsm_acc", "robust_acc", "clean_acc", "peak_memory"} <= set(t.journal.rows[0])
+    assert [row["step"] for row in t.journal.rows] == [4, 8, 12] and {
+        "fgsm_acc",
+        "robust_acc",
+        "clean_acc",
+        "peak_memory",
+    } <= set(t.journal.rows[0])
     steps = [step for step, *_ in t.journal.saves]
     assert {5, 10, 12} <= set(steps) and sorted(set(steps)) == steps
     best = max(t.journal.rows, key=lambda row: (row["robust_acc"], row["clean_acc"]))
-    assert t.progress.best["robust_acc"] == best["robust_acc"] and all(0 <= row["robust_acc"] <= row["fgsm_acc"] <= row["clean_acc"] for row in t.journal.rows)
+    assert t.progress.best["robust_acc"] == best["robust_acc"] and all(
+        0 <= row["robust_acc"] <= row["fgsm_acc"] <= row["clean_acc"] for row in t.journal.rows
+    )
 
 
 @pytest.mark.parametrize("hooks", [(), (ema,), (swa,), (lambda net: swa(net, start=0.3),)])
@@ -109,7 +131,9 @@ def test_a_resumed_run_ends_in_the_same_bits(hooks, batch_norm, stop_at):
 def test_the_averaged_model_is_validated_and_published():
     class Constant(nn.Module):
         def forward(self, x):
-            return torch.zeros(len(x), 3).index_fill(1, torch.tensor([0]), 1.0) + 0 * x.flatten(1).sum(1, keepdim=True)
+            return torch.zeros(len(x), 3).index_fill(1, torch.tensor([0]), 1.0) + 0 * x.flatten(1).sum(
+                1, keepdim=True
+            )
 
     from robustcli.training.hooks import Hook
 
@@ -126,7 +150,11 @@ def test_the_averaged_model_is_validated_and_published():
 
 
 #: The three ways in which memory runs out.
-NO_ROOM = (torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), MemoryError())
+NO_ROOM = (
+    torch.OutOfMemoryError("no room"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+)
 
 
 class Cramped(MinMax):
@@ -146,7 +174,11 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(error, monke
     t, free = trainer(step=Cramped), trainer()
     t.run()
     free.run()
-    assert t.step.micro_batch == 2 and t.progress.micro_batch == 2 and [line.split(":")[0] for line in t.journal.said] == ["out of memory"] * 2
+    assert (
+        t.step.micro_batch == 2
+        and t.progress.micro_batch == 2
+        and [line.split(":")[0] for line in t.journal.said] == ["out of memory"] * 2
+    )
     for a, b in zip(t.step.model.parameters(), free.step.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     again = trainer(step=Cramped)
@@ -162,7 +194,10 @@ def test_the_twin_is_compared_on_no_more_images_than_a_pass_has(monkeypatch):
     assert asked[0] == 2, "then come the validations"
 
 
-@pytest.mark.parametrize(("batch_norm", "oom", "halves"), [(True, "auto", False), (True, "halve", True), (False, "fail", False), (False, "auto", True)])
+@pytest.mark.parametrize(
+    ("batch_norm", "oom", "halves"),
+    [(True, "auto", False), (True, "halve", True), (False, "fail", False), (False, "auto", True)],
+)
 def test_batchnorm_is_not_given_smaller_batches_unasked(batch_norm, oom, halves):
     t = trainer(network(batch_norm), step=Cramped, oom=oom)
     if halves:
@@ -202,16 +237,28 @@ def test_a_rollback_takes_the_best_state_and_goes_on_from_the_same_step():
     at8 = [(step, groups) for step, groups, _, _ in t.journal.saves if step == 8]
     improved_at_8 = bool(at8)
     assert t.progress.step == 12 and t.progress.alarms == ["collapsed"] and t.journal.said == ["collapsed"]
-    if not improved_at_8:  # the weights after step 8 are those of the best checkpoint, so the end differs from an untouched run
+    if (
+        not improved_at_8
+    ):  # the weights after step 8 are those of the best checkpoint, so the end differs from an untouched run
         plain = trainer(save_every=100)
         plain.run()
-        assert any(not torch.equal(a, b) for a, b in zip(plain.step.model.parameters(), t.step.model.parameters(), strict=True)) and best
+        assert (
+            any(
+                not torch.equal(a, b)
+                for a, b in zip(plain.step.model.parameters(), t.step.model.parameters(), strict=True)
+            )
+            and best
+        )
 
 
 def test_patience_ends_the_run_early():
     t = trainer(guards=Guards(10, 3, patience=1), budget=("steps", 400), factor=lambda t: 1e-9)
     progress = t.run()
-    assert progress.ended == "no better model in 1 validations" and progress.step == 8 and t.journal.saves[-1][0] == 8
+    assert (
+        progress.ended == "no better model in 1 validations"
+        and progress.step == 8
+        and t.journal.saves[-1][0] == 8
+    )
 
 
 def test_extra_data_is_mixed_into_every_batch():
@@ -241,17 +288,37 @@ def test_cutmix_reaches_attack_and_objective():
     inner = t.step.objective
     t.step.objective = lambda model, batch: seen.append(batch.y_soft) or inner(model, batch)
     t.run()
-    assert all(s is not None and torch.allclose(s.sum(1), torch.ones(len(s))) for s in seen) and len(seen) == 12
+    assert (
+        all(s is not None and torch.allclose(s.sum(1), torch.ones(len(s))) for s in seen) and len(seen) == 12
+    )
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():
     from robustcli.runtime.distributed import Ranks
 
     net = network()
-    made = MinMax(net, lambda m, b: None, None, lambda o, x, b: x, BALL, torch.optim.SGD(net.parameters(), lr=0.1), ranks=Ranks(0, 3))
+    made = MinMax(
+        net,
+        lambda m, b: None,
+        None,
+        lambda o, x, b: x,
+        BALL,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        ranks=Ranks(0, 3),
+    )
     plan = TrainPlan(0, 8, lambda t: 1.0, None, ("steps", 1), 1, 1, None, torch.zeros(0))
     with pytest.raises(DataError, match="shared by 3 processes"):
-        Trainer(made, split(), None, plan, torch.device("cpu"), guards=Guards(0, 3), save=None, log=None, recall=None)
+        Trainer(
+            made,
+            split(),
+            None,
+            plan,
+            torch.device("cpu"),
+            guards=Guards(0, 3),
+            save=None,
+            log=None,
+            recall=None,
+        )
 
 
 def test_progress_is_plain_json():
@@ -377,6 +444,8 @@ def test_a_refused_twin_is_told_once():
 @pytest.mark.parametrize("fold_bn", [True, False])
 def test_the_twin_folds_only_when_asked(fold_bn):
     net = network(batch_norm=True)
-    t = trainer(net, step=lambda *args, **more: MinMax(*args, search=Search(torch.bfloat16, fold_bn=fold_bn), **more))
+    t = trainer(
+        net, step=lambda *args, **more: MinMax(*args, search=Search(torch.bfloat16, fold_bn=fold_bn), **more)
+    )
     t.run()
     assert t.step._twin is not None and t.step._twin.folded == int(fold_bn)
