@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from robustcli.assembly.compose import Setting, choose, model_from, move, prepare
 from robustcli.attacks.pgd import pgd
-from robustcli.config.load import load_config, parse_assignment
+from robustcli.config.load import load_config
+from robustcli.config.overlay import parse_assignment
 from robustcli.core.losses import margin
 from robustcli.core.modes import frozen
 from robustcli.errors import Interrupted
@@ -24,8 +25,10 @@ from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.train import TrainFlags, TrainRun
 from robustcli.runtime.distributed import solo
 from robustcli.runtime.precision import bf16_native
-from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
-from robustcli.store.rundir import open_run, resolve_run
+from robustcli.store.latest import resolve_run
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.rundir import open_run
+from robustcli.store.snapshot import load_checkpoint
 from robustcli.terminal.console import Console
 from robustcli.training.forward import Forward
 

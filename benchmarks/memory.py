@@ -17,8 +17,10 @@ def one(n: int, attacked: bool) -> None:
     from robustcli import registry
     from robustcli.core.geometry import Ball
     from robustcli.data.split import MemorySplit
-    from robustcli.evaluation.robust import AttackCall, EvalPlan, RobustEvaluation
-    from robustcli.models import ModelInfo, build_model
+    from robustcli.evaluation.plan import AttackCall, EvalPlan
+    from robustcli.evaluation.robust import RobustEvaluation
+    from robustcli.models.build import build_model
+    from robustcli.models.info import ModelInfo
 
     registry.attacks.discover()
     model = build_model("small_cnn", {}, ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3), seed=0)

@@ -29,7 +29,8 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.evaluation.plan import Search
-from robustcli.models import ModelInfo, build_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
 from robustcli.objectives.madry import madry
 from robustcli.runtime.precision import bf16_native
 from robustcli.training.steps import MinMax

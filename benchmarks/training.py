@@ -34,7 +34,8 @@ from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.evaluation.plan import Search
-from robustcli.models import ModelInfo, build_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
 from robustcli.objectives.madry import madry
 from robustcli.objectives.trades import trades
 from robustcli.runtime.precision import bf16_native

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.assembly.compose import choose, make_attacks, make_audit, probe_size, split_of
-from robustcli.config.schema import DataConfig, Spec
+from robustcli.config.sections import DataConfig
+from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.data import load_data
 from robustcli.data.check import check_labels, check_range
+from robustcli.data.datasets import load_data
 from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError
 from robustcli.evaluation.alarms import Alarm
@@ -26,7 +27,7 @@ from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation, Search
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.models import load_model
+from robustcli.models.source import load_model
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.precision import resolve
 

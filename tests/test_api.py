@@ -30,7 +30,7 @@ def test_autoattack_gives_stages_in_order_and_the_worst_case():
     verdict = robustcli.evaluate(
         Net(), x, y, eps=0.08, attack="autoattack", version="standard", checks=0, device="cpu"
     )
-    assert list(verdict.stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(verdict.stages) == ["apgd-ce", "apgd-t", "fab-t", "square", "apgd-wide"]
     kept = list(verdict.stages.values())
     assert all(
         bool((later <= earlier).all()) for earlier, later in zip(kept, kept[1:], strict=False)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from robustcli import errors
-from robustcli.config.schema import Config, Section, Spec, _model_of
+from robustcli.config.schema import Config, _model_of
+from robustcli.config.spec import Section, Spec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
@@ -176,7 +177,7 @@ def test_the_numpy_file_of_the_documentation_is_read(tmp_path: Path, monkeypatch
     """The example as it stands, and every array that the table names, in pairs and by splits."""
     import numpy as np
 
-    from robustcli.data import load_data
+    from robustcli.data.datasets import load_data
 
     text = (
         (ROOT / "docs" / "config.md")

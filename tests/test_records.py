@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustcli.errors import DataError
-from robustcli.records.rows import EvalRow, TrainRow, clopper_pearson, eval_rows, read_rows, train_rows
+from robustcli.proportions import clopper_pearson
+from robustcli.records.rows import EvalRow, TrainRow, eval_rows, read_rows, train_rows
 from robustcli.store.atomic import JsonLines
 
 names = st.text(max_size=8)

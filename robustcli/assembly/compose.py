@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.config.bind import bind_spec
+from robustcli.config.bind import TORCHATTACKS, bind_spec
 from robustcli.config.number import parse_number
-from robustcli.config.schema import Config, Spec
-from robustcli.config.spec import is_reference
+from robustcli.config.schema import Config
+from robustcli.config.spec import Spec, is_reference
 from robustcli.core.geometry import Ball
-from robustcli.data import DataBundle, load_data
+from robustcli.data.bundle import DataBundle
+from robustcli.data.datasets import load_data
 from robustcli.data.sampling import stratified
 from robustcli.data.split import Split
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.evaluation.escalation import registered_call
-from robustcli.evaluation.outside import TORCHATTACKS, torchattacks_call
+from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
-from robustcli.models import ModelInfo, NormalisedModel, build_model, load_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
+from robustcli.models.source import load_model
 from robustcli.reporting.cells import format_eps
 from robustcli.runtime.device import pick_device, threads
 from robustcli.runtime.precision import allow_tf32, resolve
@@ -317,9 +321,3 @@ def move(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Modu
     """The model on the device; 4-d weights in channels-last when asked."""
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if channels_last else model
-
-
-__all__ = [
-    "Setting", "bound", "call_with", "choose", "eval_plan", "fresh_model", "is_reference", "load_model", "make_attacks", "make_audit", "make_ball",
-    "make_search", "model_from", "model_to_train", "move", "numbered", "planned_passes", "prepare", "probe_size", "samples", "split_of",
-]  # fmt: skip

@@ -11,10 +11,10 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.assembly.compose import Setting, bound, make_attacks, make_search, planned_passes, samples
-from robustcli.config.schema import Spec
+from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
 from robustcli.evaluation.escalation import registered_call
-from robustcli.models import count_parameters, flops
+from robustcli.models.size import count_parameters, flops
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
 from robustcli.runtime.precision import resolve

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from robustcli import registry
 from robustcli.assembly.compose import Setting, bound, call_with, choose, eval_plan, make_search
-from robustcli.config.schema import Config, Spec
+from robustcli.config.schema import Config
+from robustcli.config.spec import Spec
 from robustcli.core.random import RowRandom
 from robustcli.data.cutmix import cutmix
 from robustcli.data.mixture import MixedSplit, epoch_size, extra_split

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.assembly.compose import Setting, eval_plan, fresh_model, is_reference, model_from, move
-from robustcli.config.schema import Spec
-from robustcli.config.spec import ModelConfig
+from robustcli.assembly.compose import Setting, eval_plan, fresh_model, model_from, move
+from robustcli.config.spec import ModelConfig, Spec, is_reference
 from robustcli.core.modes import frozen
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.outside import load_outside
 from robustcli.evaluation.plan import AttackCall
-from robustcli.evaluation.transferability import transferred
-from robustcli.models import check_classes
+from robustcli.evaluation.surrogate import transferred
 from robustcli.models.plugin import split_plugin
+from robustcli.models.size import check_classes
 from robustcli.runtime.signals import StopFlag
 from robustcli.terminal.console import Console
 

@@ -11,7 +11,8 @@ from robustcli.errors import UsageError
 from robustcli.terminal.console import Console
 
 if TYPE_CHECKING:
-    from robustcli.config.load import Loaded, Override
+    from robustcli.config.load import Loaded
+    from robustcli.config.overlay import Override
 
 _SMOKE = {
     "train": ("train.batch_size=32", "train.val_n=32", "train.save_every=6", "train.validate_every=0.15"),
@@ -54,7 +55,7 @@ class Call:
 
     def overrides(self) -> list[Override]:
         """--smoke first, then flags, then key=value: what is said more exactly wins."""
-        from robustcli.config.load import Override, parse_assignment
+        from robustcli.config.overlay import Override, parse_assignment
 
         found = (
             [parse_assignment(text, "--smoke") for text in _SMOKE.get(self.verb, ())] if self["smoke"] else []
@@ -91,7 +92,8 @@ class Call:
 
     def load(self, adjust: Callable[[Loaded], list[str]] | None = None) -> Loaded:
         """The configuration of this invocation. `adjust` may ask for more settings after a first look."""
-        from robustcli.config.load import load_config, parse_assignment
+        from robustcli.config.load import load_config
+        from robustcli.config.overlay import parse_assignment
 
         stored, overrides = self._source_of_model(), self.overrides()
         source, without = stored or self.source(), OF_THE_CALL if stored else ()
@@ -129,7 +131,7 @@ class Call:
         )
         if self.verb == "train" or self.source() is not None or not model or not model.startswith("run:"):
             return None
-        from robustcli.store.rundir import resolve_run
+        from robustcli.store.latest import resolve_run
 
         stored = resolve_run(Path(model[4:])) / "config.resolved.yaml"
         return str(stored) if stored.is_file() else None

@@ -44,7 +44,7 @@ def _answer(verb: str, as_json: bool, document: dict[str, Any], text: str) -> No
 @app.command("ls", epilog="Examples:\n\n`robustcli config ls`\n\n`robustcli config ls --json`")
 def ls(as_json: AsJson = False) -> None:
     """Shipped configurations: name, what it is, the command that runs it."""
-    from robustcli.config import list_shipped
+    from robustcli.config.shipped import list_shipped
 
     found = list_shipped()
     rows = [{"name": item.name, "summary": item.summary, "command": item.command} for item in found]
@@ -60,7 +60,7 @@ def ls(as_json: AsJson = False) -> None:
 )
 def cat(source: Source, as_json: AsJson = False) -> None:
     """The text of a configuration."""
-    from robustcli.config import cat_config
+    from robustcli.config.shipped import cat_config
 
     text = cat_config(source)
     _answer("cat", as_json, {"text": text}, text.rstrip("\n"))
@@ -76,7 +76,7 @@ def cp(
     as_json: AsJson = False,
 ) -> None:
     """Copy a configuration, to change it."""
-    from robustcli.config import copy_config
+    from robustcli.config.shipped import copy_config
 
     path = copy_config(source, target)
     _answer("cp", as_json, {"path": str(path)}, str(path))
@@ -99,7 +99,8 @@ def validate(words: Words = None, as_json: AsJson = False) -> None:
 )
 def show(words: Words = None, origin: Origin = False, as_json: AsJson = False) -> None:
     """The resolved configuration as YAML, or every value with its origin."""
-    from robustcli.config import dump_config, show_rows
+    from robustcli.config.dump import dump_config
+    from robustcli.config.view import show_rows
 
     loaded = Call("config", {"words": words or []}, Console(json=as_json)).load()
     rows = show_rows(loaded)
@@ -118,6 +119,6 @@ def show(words: Words = None, origin: Origin = False, as_json: AsJson = False) -
 )
 def schema() -> None:
     """The JSON Schema of a configuration, for editors."""
-    from robustcli.config import json_schema
+    from robustcli.config.schema import json_schema
 
     Console().result(json.dumps(json_schema(), indent=2))

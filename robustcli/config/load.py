@@ -21,7 +21,6 @@ from robustcli.config.overlay import (
     default_layer,
     environment_layer,
     override_layer,
-    parse_assignment,
 )
 from robustcli.config.parse import Builder, Event, Stop
 from robustcli.config.position import SUFFIXES, display, read_text
@@ -30,8 +29,6 @@ from robustcli.config.shipped import find_config
 from robustcli.config.tree import Fault, Node, config_error, leaf_origin, leaves, merge, pruned, to_python
 from robustcli.config.validate import bind_faults, code_faults, schema_faults
 from robustcli.errors import ConfigError
-
-__all__ = ["Loaded", "Override", "load_config", "parse_assignment", "read_tree", "write_tree"]
 
 MAX_EXTENDS = 8
 _LOADER: Any = getattr(

@@ -13,10 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from robustcli.config.number import INT_LIMIT, Flag, Int, Text, parse_text, shown
 from robustcli.config.sections import (
     AttackConfig,
-    Augment,
     BallConfig,
-    Curriculum,
-    CutMix,
     DataConfig,
     EvalConfig,
     SearchConfig,
@@ -24,12 +21,6 @@ from robustcli.config.sections import (
 )
 from robustcli.config.spec import From, ModelConfig, Section, Spec
 from robustcli.config.tree import Path_, Rules
-
-__all__ = [
-    "AttackConfig", "Augment", "BallConfig", "Config", "Curriculum", "CutMix", "DataConfig", "EvalConfig", "ModelConfig", "SearchConfig", "Section",
-    "Spec", "TrainConfig",
-    "json_schema", "known_keys", "rules", "spec_fields", "text_keys",
-]  # fmt: skip
 
 
 def _run_name(value: Any) -> str:

@@ -138,9 +138,13 @@ def _replace(made: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module],
     last = node if other is None else next(iter(node.users))
     follower = next(iter(last.users)) if len(last.users) == 1 else None
     relu = follower is not None and _is_relu(follower, modules)
-    made.add_submodule(
-        name, PackedConv(layer, relu) if isinstance(layer, nn.Conv2d) else PackedLinear(layer, relu)
-    )  # type: ignore[arg-type]
+    packed: nn.Module
+    if isinstance(layer, nn.Conv2d):
+        packed = PackedConv(layer, relu)
+    else:
+        assert isinstance(layer, nn.Linear)
+        packed = PackedLinear(layer, relu)
+    made.add_submodule(name, packed)
     with made.graph.inserting_before(last):
         call = made.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
     if follower is not None and relu:

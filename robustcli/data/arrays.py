@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle, build, digest_memory
 from robustcli.data.check import check_labels, check_range, check_shape
 from robustcli.data.split import MemorySplit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustcli.config.schema import Augment
+from robustcli.config.sections import Augment
 from robustcli.core.random import RowRandom
 from robustcli.core.warp import warp
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustcli.config.schema import Augment, DataConfig
+from robustcli.config.sections import Augment, DataConfig
 from robustcli.data.check import check_classes, check_shape, check_split
 from robustcli.data.sampling import carve
 from robustcli.data.split import MemorySplit, Split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.errors import ConfigError, RobustCliError
 from robustcli.registry import datasets, suggestion

@@ -7,7 +7,7 @@ import importlib
 import numpy as np
 import torch
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.registry import datasets

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.registry import datasets

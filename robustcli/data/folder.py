@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle, build, cpu_count, digest_memory
 from robustcli.data.cache import cache_folder, load
 from robustcli.data.check import check_classes, check_shape

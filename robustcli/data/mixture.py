@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_classes, check_shape
 from robustcli.data.datasets import load_data

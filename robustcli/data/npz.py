@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels

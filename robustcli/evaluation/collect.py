@@ -10,7 +10,8 @@ from torch import Tensor
 
 from robustcli.evaluation.alarms import Alarm, check_search, final_checks, with_new
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
-from robustcli.evaluation.shards import ShardResult, ShardStore, shards_of
+from robustcli.evaluation.shardfile import ShardResult
+from robustcli.evaluation.shards import ShardStore, shards_of
 
 
 def concluded(

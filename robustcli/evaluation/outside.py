@@ -12,25 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from robustcli.config.bind import TORCHATTACKS
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.errors import UsageError
 from robustcli.evaluation.asked import Asked, contained, no_target, points_of, seed_of
-from robustcli.evaluation.crosscheck import cross_check
-from robustcli.evaluation.library import torchattacks_call, torchattacks_module
 from robustcli.evaluation.plan import AttackCall
 from robustcli.models.plugin import run_plugin, split_plugin
 from robustcli.registry import suggestion
-
-__all__ = [
-    "TORCHATTACKS",
-    "callable_call",
-    "cross_check",
-    "load_outside",
-    "torchattacks_call",
-    "torchattacks_module",
-]
 
 #: What a user's attack is: atk(x, y) -> x_adv, all over the same rows.
 Outside = Callable[[Tensor, Tensor], Any]

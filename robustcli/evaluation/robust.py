@@ -31,8 +31,6 @@ from robustcli.evaluation.sizing import in_batches
 #: (plan, alarms so far, ids int64 [n], name of a part or "") -> where proven shards of these samples are.
 OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
 
-__all__ = ["AttackCall", "BatchOutcome", "EvalPlan", "Evaluation", "OpenStore", "RobustEvaluation", "Search"]
-
 
 def _named(
     open_store: OpenStore, name: str, plan: EvalPlan, alarms: list[Alarm], ids: Tensor, whole: str

@@ -19,18 +19,6 @@ from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load,
 from robustcli.store.atomic import TMP_PREFIX, strict_json, write_atomic
 from robustcli.store.disk import explained
 
-__all__ = [
-    "SHARD",
-    "Header",
-    "ShardResult",
-    "ShardStore",
-    "audits",
-    "merge",
-    "parse_part",
-    "part",
-    "shards_of",
-]
-
 AUDIT = "audit.json"
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 

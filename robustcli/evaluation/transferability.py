@@ -19,10 +19,8 @@ from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import EvalPlan, Search
 from robustcli.evaluation.sizing import in_batches
-from robustcli.evaluation.surrogate import searched, transferred
+from robustcli.evaluation.surrogate import searched
 from robustcli.proportions import sign_test
-
-__all__ = ["Transfer", "sign_test", "transfer_alarms", "transfer_matrix", "transferred"]
 
 #: Chance that an honest set of models raises `transfer-beats-white-box`, over all pairs.
 LEVEL = 0.025

@@ -19,7 +19,7 @@ from robustcli.config.load import Loaded
 from robustcli.data.mixture import epoch_size
 from robustcli.errors import ResourceError, out_of_memory, printable
 from robustcli.jobs.evaluate import begin
-from robustcli.models import count_parameters, flops
+from robustcli.models.size import count_parameters, flops
 from robustcli.reporting.tables import Table
 from robustcli.runtime.device import describe_devices, process_memory
 from robustcli.runtime.signals import StopFlag

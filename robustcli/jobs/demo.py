@@ -12,14 +12,17 @@ from robustcli.assembly.compose import Setting, choose, eval_plan, make_search, 
 from robustcli.assembly.cost import training_plan
 from robustcli.assembly.rows import eval_document, rows_of
 from robustcli.assembly.subjects import model_of
-from robustcli.config.load import Loaded, load_config, parse_assignment
+from robustcli.config.load import Loaded, load_config
+from robustcli.config.overlay import parse_assignment
 from robustcli.core.geometry import Ball
-from robustcli.evaluation.robust import BatchOutcome, EvalPlan, Evaluation, RobustEvaluation
+from robustcli.evaluation.plan import BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.attack import attack
 from robustcli.jobs.evaluate import EvalFlags
 from robustcli.jobs.train import TrainFlags, train
-from robustcli.models import load_model
-from robustcli.records.rows import EvalRow, Rate
+from robustcli.models.source import load_model
+from robustcli.proportions import Rate
+from robustcli.records.rows import EvalRow
 from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.plots import eps_curve
 from robustcli.reporting.tables import Table

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustcli.assembly.compose import Setting, eval_plan, prepare, probe_size, samples
 from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.origin import pinned
+from robustcli.assembly.ranges import parse_sweep
 from robustcli.assembly.rows import eval_document, rows_of, write_rows
 from robustcli.assembly.subjects import model_of, plugin_calls, surrogate_calls
 from robustcli.config.dump import dump_config
@@ -21,12 +22,13 @@ from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError, UsageError
 from robustcli.evaluation.alarms import Alarm
-from robustcli.evaluation.outside import cross_check, torchattacks_module
+from robustcli.evaluation.crosscheck import cross_check
+from robustcli.evaluation.library import torchattacks_module
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
 from robustcli.jobs.sharded import header_of, merged
-from robustcli.jobs.sweep import check_sweep, parse_sweep, run_sweep
+from robustcli.jobs.sweep import check_sweep, run_sweep
 from robustcli.records.rows import EvalRow
 from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import class_table, eval_table

@@ -18,7 +18,8 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.errors import ResourceError
-from robustcli.models import ModelInfo, build_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
 from robustcli.reporting.tables import Table
 from robustcli.runtime.device import describe_devices, why_no_cuda
 from robustcli.runtime.precision import bf16_native

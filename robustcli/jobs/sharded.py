@@ -20,12 +20,14 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
+from robustcli.evaluation.header import Header
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
-from robustcli.evaluation.shards import Header, ShardResult, audits
+from robustcli.evaluation.shardfile import ShardResult
+from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
 from robustcli.records.rows import EvalRow
 from robustcli.runtime.seed import PACKAGE, hash_tree
-from robustcli.store.rundir import resolve_run
+from robustcli.store.latest import resolve_run
 from robustcli.terminal.console import Console
 
 _JUDGING = ("attacks", "core", "evaluation", "models")  # the source that a verdict depends on

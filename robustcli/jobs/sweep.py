@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustcli import registry
 from robustcli.assembly.compose import Setting, eval_plan, numbered, samples
-from robustcli.assembly.ranges import Sweep, parse_sweep
+from robustcli.assembly.ranges import Sweep
 from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
@@ -27,8 +27,6 @@ from robustcli.reporting.curves import sweep_curve, sweep_table
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
-
-__all__ = ["Sweep", "check_sweep", "grey_radius", "measured", "parse_sweep", "run_sweep", "sweep_alarms"]
 
 _NONE_LEFT = 0.01  # accuracy that counts as zero
 _CHANCE = 0.025
@@ -234,7 +232,10 @@ def sweep_alarms(sweep: Sweep, rows: Sequence[Mapping[str, Any]], grey: float) -
     if sweep.key == "eps":
         if last["value"] < grey or last["robust_acc"] <= _NONE_LEFT:
             return []
-        evidence = f"{last['robust_acc']:.1%} of {last['n']} samples stand at {last['norm']} eps {last['value']:g}, where every image can be made uniformly grey"
+        stand = (
+            f"{last['robust_acc']:.1%} of {last['n']} samples stand at {last['norm']} eps {last['value']:g}"
+        )
+        evidence = f"{stand}, where every image can be made uniformly grey"
         return [
             Alarm(
                 "large-eps-survivors",

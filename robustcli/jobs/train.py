@@ -23,16 +23,17 @@ from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted, NumericsError, UsageError
-from robustcli.models import model_meta
+from robustcli.models.meta import model_meta
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.distributed import Ranks, join, local_device, solo
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
-from robustcli.store.checkpoint import compare_state, latest_good, load_checkpoint, resolve_checkpoint, sweep
 from robustcli.store.disk import preflight
-from robustcli.store.retention import point
+from robustcli.store.retention import point, resolve_checkpoint, sweep
 from robustcli.store.run import Follower, Run
 from robustcli.store.rundir import open_run
+from robustcli.store.snapshot import latest_good, load_checkpoint
+from robustcli.store.state import compare_state
 from robustcli.terminal.console import Console
 from robustcli.training.loop import Trainer
 from robustcli.training.resume import check_resume

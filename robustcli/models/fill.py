@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustcli.errors import NumericsError
 from robustcli.models.normalised import NormalisedModel
-from robustcli.store.checkpoint import compare_state
+from robustcli.store.state import compare_state
 from robustcli.store.weights import read_weights
 
 

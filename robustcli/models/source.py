@@ -17,8 +17,9 @@ from robustcli.models.infer import Shape, infer_info
 from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, parse_normalize
 from robustcli.models.plugin import call_factory, is_plugin, run_plugin, split_plugin
-from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
 from robustcli.store.latest import resolve_run
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.snapshot import load_checkpoint
 from robustcli.store.weights import CODE_FORMATS, read_weights
 
 WEIGHT_FILES = (".safetensors", ".npz", *CODE_FORMATS)

@@ -14,19 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustcli.errors import DataError
-from robustcli.proportions import Interval, Rate, clopper_pearson, wilson
-
-__all__ = [
-    "EvalRow",
-    "Interval",
-    "Rate",
-    "TrainRow",
-    "clopper_pearson",
-    "eval_rows",
-    "read_rows",
-    "train_rows",
-    "wilson",
-]
+from robustcli.proportions import Interval, Rate
 
 SCHEMA_VERSION = 1
 #: A set is imbalanced when its largest class has more than this many times the samples of its smallest.

@@ -32,22 +32,8 @@ from robustcli.store.retention import (
     remove,
     resolve_checkpoint,
     step_name,
-    sweep,
 )
-from robustcli.store.snapshot import Snapshot, latest_good, load_checkpoint, verify_checkpoint
-from robustcli.store.state import compare_state
-
-__all__ = [
-    "FAIL_POINTS",
-    "Snapshot",
-    "compare_state",
-    "latest_good",
-    "load_checkpoint",
-    "resolve_checkpoint",
-    "save_checkpoint",
-    "sweep",
-    "verify_checkpoint",
-]
+from robustcli.store.snapshot import verify_checkpoint
 
 FAIL_POINTS = (
     "after-tmp",

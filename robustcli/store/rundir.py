@@ -9,14 +9,12 @@ from pathlib import Path
 from robustcli.errors import LockError, ResourceError, UsageError, printable
 from robustcli.store.atomic import TMP_PREFIX
 from robustcli.store.disk import explained
-from robustcli.store.latest import RUN_NAME, resolve_run
+from robustcli.store.latest import RUN_NAME
 from robustcli.store.leftovers import clear, holds_no_result
 from robustcli.store.lock import NAME as LOCK_NAME
 from robustcli.store.lock import RunLock
 from robustcli.store.retention import remove
-from robustcli.store.run import Run, read_status
-
-__all__ = ["Run", "newest_run", "open_run", "read_status", "resolve_run"]
+from robustcli.store.run import Run
 
 RUNS = Path("runs")
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from robustcli.terminal.streams import Forgiving, clean
 
@@ -78,9 +78,8 @@ def live_bar(stream: Any, total: int | None, description: str, done: int) -> Ite
         MofNCompleteColumn(),
         TextColumn("{task.fields[text]}", markup=False),
     )
-    terminal = Console(
-        file=Forgiving(stream), force_terminal=True, highlight=False, markup=False, emoji=False
-    )  # type: ignore[arg-type]
+    forgiving = cast("IO[str]", Forgiving(stream))
+    terminal = Console(file=forgiving, force_terminal=True, highlight=False, markup=False, emoji=False)
     # Redirecting sys.stdout would send results to stderr; redirecting sys.stderr hands data workers a lock at fork.
     with Progress(*columns, console=terminal, redirect_stdout=False, redirect_stderr=False) as shown:
         task = shown.add_task(clean(description), total=total, completed=done, text="")

@@ -78,7 +78,8 @@ def test_what_measures_latest_says_which_run_that_was(source, cli, tmp_path):
 
 
 def test_which_references_are_followed(tmp_path, monkeypatch):
-    from robustcli.config.load import load_config, parse_assignment
+    from robustcli.config.load import load_config
+    from robustcli.config.overlay import parse_assignment
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/train/a-2").mkdir(parents=True)

@@ -4,7 +4,7 @@ import pytest
 
 from robustcli import registry
 from robustcli.assembly.compose import make_attacks, make_audit, planned_passes
-from robustcli.config.schema import Spec
+from robustcli.config.spec import Spec
 
 registry.ensembles.discover()
 VERSIONS = ("standard", "plus", "rand", "rapid")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from robustcli.config import shipped_configs
+from robustcli.config.shipped import shipped_configs
 
 CANARY = "canary-was-created"
 _BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from robustcli.config.schema import Augment, Config, ModelConfig, Spec
+from robustcli.config.schema import Config
+from robustcli.config.sections import Augment
+from robustcli.config.spec import ModelConfig, Spec
 
 WORDS = st.sampled_from(["x", "no", "on", "Yes", "null", "~", "true", "010", "0x1f", "1:30", "1_000", "1e3", "7", "-", "a b", "a: b", "a #b", "#a", "*a",
 "&a", "!a", "<<", "=", "8/255", ".nan",

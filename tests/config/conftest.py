@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from robustcli.config import Loaded, Override, Registries, load_config, parse_assignment
+from robustcli.config.bind import Registries
+from robustcli.config.load import Loaded, load_config
+from robustcli.config.overlay import Override, parse_assignment
 from robustcli.errors import ConfigError
 from robustcli.registry import Registry
 

@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal, Optional, Union
 import pytest
 from pydantic import AfterValidator, Field
 
-from robustcli.config import Registries, Spec, bind_spec, load_config, parse_assignment
+from robustcli.config.bind import Registries, bind_spec
+from robustcli.config.load import load_config
+from robustcli.config.overlay import parse_assignment
+from robustcli.config.spec import Spec
 from robustcli.errors import ConfigError
 from robustcli.registry import Registry
 
@@ -129,7 +132,7 @@ def test_required_and_unknown(things: Any) -> None:
 
 
 def test_without_binding_nothing_heavy_is_imported() -> None:
-    code = "import sys; from robustcli.config import load_config; load_config('smoke/digits', environ={}, bind=False); print(*sys.modules)"
+    code = "import sys; from robustcli.config.load import load_config; load_config('smoke/digits', environ={}, bind=False); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

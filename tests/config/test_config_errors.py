@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from robustcli.config import Config, ModelConfig, Spec
-from robustcli.config.schema import Augment, BallConfig, DataConfig, EvalConfig, TrainConfig
+from robustcli.config.schema import Config
+from robustcli.config.sections import Augment, BallConfig, DataConfig, EvalConfig, TrainConfig
+from robustcli.config.spec import ModelConfig, Spec
 
 
 @pytest.mark.parametrize(

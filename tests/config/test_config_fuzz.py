@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from robustcli.config import Loaded, Registries, dump_config, load_config
 from robustcli.config import load as load_module
+from robustcli.config.bind import Registries
+from robustcli.config.dump import dump_config
+from robustcli.config.load import Loaded, load_config
 from robustcli.errors import ConfigError
 
 Generator = Callable[[int, int], Iterator[tuple[str, bytes]]]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from robustcli.config import RESERVED_ENVIRONMENT, Override, load_config, parse_assignment
+from robustcli.config.load import load_config
+from robustcli.config.overlay import RESERVED_ENVIRONMENT, Override, parse_assignment
 from robustcli.errors import ConfigError
 
 

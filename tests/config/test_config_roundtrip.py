@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustcli.config import Config, Registries, dump_config, format_number, load_config, parse_number
-from robustcli.config.load import write_tree
-from robustcli.config.number import resolve_plain
+from robustcli.config.bind import Registries
+from robustcli.config.dump import dump_config
+from robustcli.config.load import load_config, write_tree
+from robustcli.config.number import format_number, parse_number, resolve_plain
+from robustcli.config.schema import Config
 from robustcli.config.tree import leaves
 from robustcli.errors import ConfigError
 

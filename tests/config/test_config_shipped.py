@@ -10,20 +10,12 @@ from typing import Any
 
 import pytest
 
-from robustcli.config import (
-    Config,
-    Registries,
-    cat_config,
-    copy_config,
-    dump_config,
-    find_config,
-    json_schema,
-    list_shipped,
-    load_config,
-    shipped_configs,
-    show_rows,
-    validate_config,
-)
+from robustcli.config.bind import Registries
+from robustcli.config.dump import dump_config
+from robustcli.config.load import load_config
+from robustcli.config.schema import Config, json_schema
+from robustcli.config.shipped import cat_config, copy_config, find_config, list_shipped, shipped_configs
+from robustcli.config.view import show_rows, validate_config
 from robustcli.errors import ConfigError
 
 NAMES = sorted(shipped_configs())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import robustcli.config
-from robustcli.config import load_config
+from robustcli.config.load import load_config
 from robustcli.config.parse import MAX_DEPTH, MAX_NODES
 from robustcli.errors import ConfigError
 

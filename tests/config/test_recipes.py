@@ -17,12 +17,15 @@ from torch import Tensor
 from robustcli import registry
 from robustcli.assembly.compose import prepare
 from robustcli.assembly.cost import passes_per_image
-from robustcli.config import Registries, load_config, parse_assignment, shipped_configs
-from robustcli.config.load import Loaded
+from robustcli.config.bind import Registries
+from robustcli.config.load import Loaded, load_config
+from robustcli.config.overlay import parse_assignment
+from robustcli.config.shipped import shipped_configs
 from robustcli.data.fake import images
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.reporting import plots
-from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.snapshot import load_checkpoint
 from robustcli.terminal.console import Console
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

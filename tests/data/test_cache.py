@@ -15,11 +15,13 @@ import PIL
 import pytest
 import torch
 
-from robustcli.config.schema import DataConfig
-from robustcli.data import DataBundle, cache, decoded, load_data
+from robustcli.config.sections import DataConfig
+from robustcli.data import cache, decoded
 from robustcli.data import folder as module
 from robustcli.data import split as split_module
 from robustcli.data.ahead import ahead
+from robustcli.data.bundle import DataBundle
+from robustcli.data.datasets import load_data
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import MixedSplit, epoch_batches, extra_split
 from robustcli.data.split import MemorySplit, Store

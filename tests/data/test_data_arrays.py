@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustcli.config.schema import Augment, DataConfig
-from robustcli.data import load_data
+from robustcli.config.sections import Augment, DataConfig
+from robustcli.data.datasets import load_data
 from robustcli.data.fake import images as fake_images
 from robustcli.errors import ConfigError, DataError
 

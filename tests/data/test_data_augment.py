@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from robustcli.config.schema import Augment
+from robustcli.config.sections import Augment
 from robustcli.core.random import RowRandom
 from robustcli.core.warp import warp
 from robustcli.data.augment import augment

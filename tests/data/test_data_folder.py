@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from robustcli.config.schema import Augment, DataConfig
+from robustcli.config.sections import Augment, DataConfig
 from robustcli.data import folder as module
-from robustcli.data import load_data
+from robustcli.data.datasets import load_data
 from robustcli.data.split import MemorySplit
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustcli.config.schema import Augment, DataConfig
-from robustcli.data import load_data
+from robustcli.config.sections import Augment, DataConfig
+from robustcli.data.datasets import load_data
 from robustcli.data.idx import read_idx
 from robustcli.errors import DataError
 

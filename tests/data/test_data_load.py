@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustcli.config.schema import DataConfig
+from robustcli.config.sections import DataConfig
 from robustcli.data import datasets as module
-from robustcli.data import load_data
+from robustcli.data.datasets import load_data
 from robustcli.errors import ConfigError, DataError, ResourceError
 from robustcli.registry import Entry, datasets
 
@@ -76,7 +76,8 @@ def test_bundle_gives_splits_by_name() -> None:
 SCRIPT = """
 import torch
 from robustcli.config.schema import DataConfig
-from robustcli.data import load_data, stratified, train_order
+from robustcli.data.datasets import load_data
+from robustcli.data.sampling import stratified, train_order
 b = load_data(DataConfig(name="fake", size=4), allow_download=False)
 print(b.digest, b.train.ids.sum().item(), stratified(b.test.labels, 33, 5).sum().item(), train_order(99, 1, 2)[:5].tolist(), b.mean, b.std)
 """
@@ -108,7 +109,7 @@ def test_loading_does_not_import_heavy_packages() -> None:
 
 
 def test_stack_of_batches_covers_a_split_once() -> None:
-    from robustcli.data import train_order
+    from robustcli.data.sampling import train_order
 
     bundle = load_data(DataConfig(name="fake", size=4), allow_download=False)
     order = train_order(len(bundle.train), seed=0, epoch=0)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from robustcli.config.schema import Augment, DataConfig
-from robustcli.data import epsilon_preset, load_data, vision
+from robustcli.config.sections import Augment, DataConfig
+from robustcli.data import vision
+from robustcli.data.bundle import epsilon_preset
+from robustcli.data.datasets import load_data
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError, ResourceError
 

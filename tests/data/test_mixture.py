@@ -11,9 +11,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from robustcli.config.schema import DataConfig
-from robustcli.data import load_data, train_order
+from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
+from robustcli.data.datasets import load_data
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import (
     JoinedSplit,
@@ -23,6 +23,7 @@ from robustcli.data.mixture import (
     extra_split,
     mixed_order,
 )
+from robustcli.data.sampling import train_order
 from robustcli.data.split import MemorySplit, Split
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import robustcli
 from robustcli.assembly.compose import make_attacks, make_audit
-from robustcli.config.schema import Spec
+from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.audit import PASSES, audited, depth, in_order, joined
 from robustcli.evaluation.bound import Audit, most, most_of_one_draw
@@ -267,7 +267,7 @@ def test_a_model_without_gradients_escalates_and_ends_below_what_rapid_says():
     fake = zoo.FAKES["quantised"][0]()
     bare, found = measure(fake, audit=0, n=16), measure(fake, audit=4, n=16)
     assert bare.audit.n == 0 and not bare.audit.escalated
-    assert found.audit.escalated and list(found.stages)[-4:] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert found.audit.escalated and list(found.stages)[-5:] == ["apgd-ce", "apgd-t", "fab-t", "square", "apgd-wide"]
     assert found.survivors.sum() < bare.survivors.sum() - 2 and (found.survivors <= bare.survivors).all()
 
 

@@ -11,9 +11,10 @@ from torch import nn
 from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
-from robustcli.evaluation.crosscheck import _PEERS, cross_check, mcnemar, peer_of
+from robustcli.evaluation.crosscheck import _PEERS, cross_check, peer_of
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.proportions import mcnemar
 from robustcli.registry import parameters
 
 registry.attacks.discover()

@@ -7,7 +7,7 @@ from torch import nn
 
 import robustcli
 from robustcli.assembly.compose import make_attacks
-from robustcli.config.schema import Spec
+from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
 from robustcli.evaluation.escalation import escalations, gap, trusted

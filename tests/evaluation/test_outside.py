@@ -19,7 +19,8 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import MemorySplit
 from robustcli.errors import ConfigError, Interrupted, ResourceError, UsageError
 from robustcli.evaluation.asked import Asked
-from robustcli.evaluation.outside import callable_call, load_outside, torchattacks_call
+from robustcli.evaluation.library import torchattacks_call
+from robustcli.evaluation.outside import callable_call, load_outside
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
 

@@ -12,7 +12,8 @@ from robustcli.core.losses import Criterion
 from robustcli.data.split import MemorySplit
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
-from robustcli.evaluation.robust import AttackCall, EvalPlan, RobustEvaluation, Search
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.robust import RobustEvaluation
 
 registry.attacks.discover()
 CPU = torch.device("cpu")

@@ -14,17 +14,10 @@ from hypothesis import strategies as st
 from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.errors import DataError, ResourceError, UsageError
+from robustcli.evaluation.header import SHARD, Header
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.shards import (
-    SHARD,
-    Header,
-    ShardResult,
-    ShardStore,
-    merge,
-    parse_part,
-    part,
-    shards_of,
-)
+from robustcli.evaluation.shardfile import ShardResult
+from robustcli.evaluation.shards import ShardStore, merge, parse_part, part, shards_of
 from robustcli.store import atomic
 
 registry.attacks.discover()

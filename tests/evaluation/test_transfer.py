@@ -16,13 +16,9 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import MemorySplit
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.transferability import (
-    Transfer,
-    sign_test,
-    transfer_alarms,
-    transfer_matrix,
-    transferred,
-)
+from robustcli.evaluation.surrogate import transferred
+from robustcli.evaluation.transferability import Transfer, transfer_alarms, transfer_matrix
+from robustcli.proportions import sign_test
 
 registry.attacks.discover()
 CPU = torch.device("cpu")

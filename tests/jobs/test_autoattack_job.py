@@ -125,7 +125,7 @@ def test_an_evaluation_that_escalated_goes_on_where_it_was_killed(cli, model, mo
     names = [attack["name"] for attack in first.document["attacks"]]
     assert (
         first.code == 0
-        and names[-5:] == ["rapid:audit", "apgd-ce", "apgd-t", "fab-t", "square"]
+        and names[-6:] == ["rapid:audit", "apgd-ce", "apgd-t", "fab-t", "square", "apgd-wide"]
         and first.document["audit"]["escalated"]
     )
     assert "all attacks (rapid, escalated)" in open("out/summary.md").read() and os.path.exists(

@@ -15,7 +15,7 @@ import robustcli.jobs.evaluate
 import robustcli.jobs.train  # noqa: F401
 from robustcli.cli.main import run
 from robustcli.config.bind import Registries
-from robustcli.records.rows import clopper_pearson
+from robustcli.proportions import clopper_pearson
 from robustcli.store.run import read_status
 
 KILLS, SLOW_KILLS = 5, 20

@@ -12,7 +12,8 @@ import pytest
 import torch
 from jobs_support import IMAGES, Job, all_same, moments, pick, write_images
 
-from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.snapshot import load_checkpoint
 from robustcli.training.guards import CatastrophicOverfitting
 
 pytestmark = pytest.mark.usefixtures("warm")

@@ -17,8 +17,9 @@ import torch
 from jobs_support import IMAGES, WORKER, Job, all_same, hit_at, leave_digest, moments, pick, write_images
 
 from robustcli.assembly.launch import launch
-from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.retention import resolve_checkpoint
 from robustcli.store.run import read_status
+from robustcli.store.snapshot import load_checkpoint
 from robustcli.terminal.console import Console
 
 pytestmark = pytest.mark.usefixtures("warm")

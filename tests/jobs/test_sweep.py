@@ -11,9 +11,11 @@ from PIL import Image
 from torch import nn
 
 from robustcli.assembly.compose import prepare
-from robustcli.config.load import load_config, parse_assignment
+from robustcli.assembly.ranges import Sweep, parse_sweep
+from robustcli.config.load import load_config
+from robustcli.config.overlay import parse_assignment
 from robustcli.errors import UsageError
-from robustcli.jobs.sweep import Sweep, check_sweep, grey_radius, measured, parse_sweep, sweep_alarms
+from robustcli.jobs.sweep import check_sweep, grey_radius, measured, sweep_alarms
 from robustcli.terminal.console import Console
 
 BASE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustcli.models import ModelInfo
+from robustcli.models.info import ModelInfo
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,14 +9,10 @@ import pytest
 import torch
 
 from robustcli.errors import ConfigError, DataError, PolicyError, ResourceError
-from robustcli.models import (
-    ModelInfo,
-    NormalisedModel,
-    build_model,
-    check_classes,
-    fingerprint,
-    parse_normalize,
-)
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel, parse_normalize
+from robustcli.models.size import check_classes, fingerprint
 
 
 @pytest.mark.parametrize(

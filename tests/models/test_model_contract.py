@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from robustcli.errors import ConfigError, DataError
-from robustcli.models import ModelInfo, NormalisedModel, build_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
 from robustcli.registry import models
 
 NAMES = models.discover().names()

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcli.models import ModelInfo, build_model, count_parameters, flops
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
+from robustcli.models.size import count_parameters, flops
 
 CIFAR = ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3)
 IMAGENET = ModelInfo(1000, 3, 224, (0.5,) * 3, (0.25,) * 3)

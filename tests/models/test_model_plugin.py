@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from robustcli.errors import ConfigError, PolicyError, UsageError
-from robustcli.models import ModelInfo, build_model, load_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
 from robustcli.models.plugin import is_plugin, split_plugin
+from robustcli.models.source import load_model
 from robustcli.registry import models
 
 GOOD = """

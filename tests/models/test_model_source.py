@@ -24,16 +24,13 @@ from robustcli.errors import (
     RobustCliError,
     UsageError,
 )
-from robustcli.models import (
-    ModelInfo,
-    NormalisedModel,
-    build_model,
-    fingerprint,
-    load_model,
-    model_from_meta,
-    model_meta,
-)
+from robustcli.models.build import build_model
 from robustcli.models.fill import load_weights
+from robustcli.models.info import ModelInfo
+from robustcli.models.meta import model_from_meta, model_meta
+from robustcli.models.normalised import NormalisedModel
+from robustcli.models.size import fingerprint
+from robustcli.models.source import load_model
 from robustcli.registry import models
 from robustcli.store.checkpoint import save_checkpoint
 

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from robustcli.errors import CheckpointError, ConfigError, ResourceError
-from robustcli.models import ModelInfo, build_model, load_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
+from robustcli.models.source import load_model
 
 INFO = ModelInfo(4, 3, 8, (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
 

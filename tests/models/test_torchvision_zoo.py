@@ -15,7 +15,11 @@ import torch
 import torchvision
 
 from robustcli.errors import CheckpointError, ConfigError, DataError, ResourceError
-from robustcli.models import ModelInfo, NormalisedModel, build_model, count_parameters, flops, load_model
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
+from robustcli.models.size import count_parameters, flops
+from robustcli.models.source import load_model
 from robustcli.models.torchvision_zoo import replace_head
 
 INFO = ModelInfo(4, 3, 32, (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))

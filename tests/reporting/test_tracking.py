@@ -21,7 +21,9 @@ from robustcli import registry
 from robustcli.assembly.compose import fresh_model, prepare
 from robustcli.assembly.trainlog import Examples, Written
 from robustcli.cli.main import run as command
-from robustcli.config import dump_config, load_config, parse_assignment
+from robustcli.config.dump import dump_config
+from robustcli.config.load import load_config
+from robustcli.config.overlay import parse_assignment
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.errors import ConfigError, Interrupted, ResourceError, UsageError

@@ -98,7 +98,8 @@ def test_a_run_in_fp32_is_fp32(tmp_path: Path) -> None:
     """PyTorch alone lets cuDNN round the factors of convolutions."""
     script = """
 import torch
-from robustcli.config import load_config, parse_assignment
+from robustcli.config.load import load_config
+from robustcli.config.overlay import parse_assignment
 from robustcli.assembly.compose import prepare
 from robustcli.terminal.console import Console
 loaded = load_config(None, [parse_assignment(text, "test") for text in ("data.name=fake", "ball.eps=0.1", "device=cpu")], environ={})

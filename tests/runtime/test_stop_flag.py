@@ -15,7 +15,8 @@ import torch
 
 from robustcli.errors import Interrupted
 from robustcli.runtime.signals import StopFlag, heed
-from robustcli.store.checkpoint import latest_good, save_checkpoint
+from robustcli.store.checkpoint import save_checkpoint
+from robustcli.store.snapshot import latest_good
 
 
 def child(forked: Any, body: Callable[[StopFlag], int]) -> int:

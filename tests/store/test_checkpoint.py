@@ -12,15 +12,10 @@ from torch import Tensor
 
 from robustcli.errors import CheckpointError, NumericsError
 from robustcli.store import atomic, checkpoint
-from robustcli.store.checkpoint import (
-    compare_state,
-    latest_good,
-    load_checkpoint,
-    resolve_checkpoint,
-    save_checkpoint,
-    sweep,
-    verify_checkpoint,
-)
+from robustcli.store.checkpoint import save_checkpoint
+from robustcli.store.retention import resolve_checkpoint, sweep
+from robustcli.store.snapshot import latest_good, load_checkpoint, verify_checkpoint
+from robustcli.store.state import compare_state
 
 
 def state(step: int) -> dict[str, dict[str, Tensor]]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from robustcli.store import atomic, checkpoint
-from robustcli.store.checkpoint import FAIL_POINTS, latest_good, save_checkpoint, sweep, verify_checkpoint
-from robustcli.store.retention import candidates
+from robustcli.store.checkpoint import FAIL_POINTS, save_checkpoint
+from robustcli.store.retention import candidates, sweep
+from robustcli.store.snapshot import latest_good, verify_checkpoint
 
 BEFORE_THE_POINTER = FAIL_POINTS[: FAIL_POINTS.index("after-pointer")]
 

@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from robustcli.errors import CheckpointError
 from robustcli.store import checkpoint
-from robustcli.store.checkpoint import FAIL_POINTS, latest_good, save_checkpoint, sweep
-from robustcli.store.retention import candidates, pointed, prune
+from robustcli.store.checkpoint import FAIL_POINTS, save_checkpoint
+from robustcli.store.retention import candidates, pointed, prune, sweep
+from robustcli.store.snapshot import latest_good
 
 
 def save(root: Path, step: int, tags: tuple[str, ...]) -> None:

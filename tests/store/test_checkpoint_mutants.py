@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
-from robustcli.store.checkpoint import load_checkpoint, save_checkpoint
+from robustcli.store.checkpoint import save_checkpoint
+from robustcli.store.snapshot import load_checkpoint
 
 FILES = ("model.safetensors", "optimizer.safetensors", "manifest.json")
 Mutation = Callable[[Path, Path, random.Random], None]

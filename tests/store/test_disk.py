@@ -18,9 +18,11 @@ from torch import Tensor
 
 from robustcli.errors import ResourceError
 from robustcli.store import atomic, checkpoint, disk
-from robustcli.store.checkpoint import latest_good, save_checkpoint
+from robustcli.store.checkpoint import save_checkpoint
 from robustcli.store.disk import disk_error, free_bytes, preflight
-from robustcli.store.rundir import open_run, read_status
+from robustcli.store.run import read_status
+from robustcli.store.rundir import open_run
+from robustcli.store.snapshot import latest_good
 
 
 def state(step: int, numel: int = 10) -> dict[str, dict[str, Tensor]]:

@@ -24,8 +24,10 @@ from robustcli.errors import (
 )
 from robustcli.store import latest as latest_module
 from robustcli.store import leftovers, lock
+from robustcli.store.latest import resolve_run
 from robustcli.store.lock import RunLock
-from robustcli.store.rundir import Run, open_run, read_status, resolve_run
+from robustcli.store.run import Run, read_status
+from robustcli.store.rundir import open_run
 
 
 def start(base: Path, name: str = "x", **options: Any) -> Run:

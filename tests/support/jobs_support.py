@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from robustcli.store.checkpoint import load_checkpoint, resolve_checkpoint
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.snapshot import load_checkpoint
 
 TINY = (
     "data.name=fake", "data.size=8", "model.name=small_cnn", "model.widths=[4]", "model.strides=[2]", "adversary.steps=2", "train.batch_size=16",
