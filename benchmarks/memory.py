@@ -22,7 +22,6 @@ def one(n: int, attacked: bool) -> None:
     from robustcli.models.build import build_model
     from robustcli.models.info import ModelInfo
 
-    registry.attacks.discover()
     model = build_model("small_cnn", {}, ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3), seed=0)
     split = MemorySplit(
         torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10, tuple("0123456789")

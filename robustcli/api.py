@@ -191,6 +191,7 @@ def evaluate(
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)
     audit = _audit(attack, norm, params)
+    classes = tuple(map(str, range(int(y.max()) + 1 if len(y) else 1)))
     plan = EvalPlan(
         _ball(norm, eps),
         calls,
@@ -198,10 +199,10 @@ def evaluate(
         batch_size,
         target,
         settings,
-        probe_size(calls, len(x), checks),
+        probe_size(calls, len(x), checks, len(classes), norm),
         audit=audit,
     )
-    split = MemorySplit(x.cpu().float(), y.cpu(), tuple(map(str, range(int(y.max()) + 1 if len(y) else 1))))
+    split = MemorySplit(x.cpu().float(), y.cpu(), classes)
     return Verdict.of(
         RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
     )

@@ -1,7 +1,7 @@
-"""Named things: attacks, objectives, regularisers, losses, models, data sets, schedules, optimisers, training hooks, trackers.
+"""Named things: attacks, objectives, regularisers, losses, models, data sets, schedules, optimisers, hooks, trackers.
 
 A registry never imports torch, so `--help` and shell completion stay fast. The instances live here, on the lowest
-floor; the packages that fill them are imported by `discover`.
+floor; the modules that fill them are imported when somebody asks for a name.
 """
 
 from __future__ import annotations
@@ -10,20 +10,35 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_type_hints
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 
-F = TypeVar("F", bound=Callable[..., Any])
+from robustcli.facts import (
+    AttackFacts,
+    DatasetFacts,
+    EnsembleFacts,
+    HookFacts,
+    LossFacts,
+    ModelFacts,
+    NoFacts,
+    ObjectiveFacts,
+    RegularizerFacts,
+    StepFacts,
+)
+
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+Facts = TypeVar("Facts")
+Stated = ParamSpec("Stated")
 
 
 @dataclass(frozen=True)
-class Entry(Generic[F]):
-    """One registered callable: its name, the function, and what it says of itself (`facts`)."""
+class Entry(Generic[Facts]):
+    """One registered callable: its name, the function, and what it says of itself."""
 
     name: str
-    fn: F
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    fn: Callable[..., Any]
+    facts: Facts
 
     @property
     def summary(self) -> str:
@@ -31,59 +46,69 @@ class Entry(Generic[F]):
         return (inspect.getdoc(self.fn) or "").partition("\n")[0]
 
 
-class Registry(Generic[F]):
-    """name -> callable, with the closest name in the error when it is unknown.
+class Registry(Generic[Stated, Facts]):
+    """name -> callable and its facts. The first question imports the package, whose modules register themselves.
 
     Args:
         kind: what is registered, in the singular, for messages ("attack").
-        package: the package whose modules register themselves when imported.
+        package: the package whose modules register themselves when imported; "" for none.
+        facts: the class of what a registration must state.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
-        self._entries: dict[str, Entry[F]] = {}
+    def __init__(self, kind: str, package: str, facts: Callable[Stated, Facts]) -> None:
+        self.kind, self.package, self._facts = kind, package, facts
+        self._entries: dict[str, Entry[Facts]] = {}
+        self._filled = not package
 
-    def register(self, name: str, **facts: Any) -> Callable[[F], F]:
-        """Decorator. Raises ValueError when the name is taken by another function."""
+    def register(self, name: str, *args: Stated.args, **facts: Stated.kwargs) -> Callable[[Fn], Fn]:
+        """Decorator. Raises ValueError when the name is taken by another function, TypeError for a wrong fact."""
+        stated = self._facts(*args, **facts)
 
-        def add(fn: F) -> F:
+        def add(fn: Fn) -> Fn:
             old = self._entries.get(name)
-            if old is not None and (old.fn.__module__, old.fn.__qualname__) != (
-                fn.__module__,
-                fn.__qualname__,
-            ):
+            if old is not None and _origin(old.fn) != _origin(fn):
                 raise ValueError(
                     f"two {self.kind}s are named {name!r}: {old.fn.__module__} and {fn.__module__}"
                 )
-            self._entries[name] = Entry(name, fn, facts)
+            self._entries[name] = Entry(name, fn, stated)
             return fn
 
         return add
 
-    def discover(self) -> Registry[F]:
-        """Import every module of the package once, so that all names are known."""
+    def names(self) -> list[str]:
+        """Registered names, sorted."""
+        self._fill()
+        return sorted(self._entries)
+
+    def __iter__(self) -> Iterator[Entry[Facts]]:
+        return iter([self._entries[name] for name in self.names()])
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return name in self._entries
+
+    def get(self, name: str) -> Entry[Facts]:
+        """The entry. Raises ValueError naming the known names and the closest one."""
+        if name not in self:
+            known = self.names()
+            raise ValueError(
+                f"unknown {self.kind} {name!r}; {suggestion(name, known)}known: {', '.join(known)}"
+            )
+        return self._entries[name]
+
+    def _fill(self) -> None:
+        """Import every module of the package, once."""
+        if self._filled:
+            return
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
-        return self
+        self._filled = True
 
-    def names(self) -> list[str]:
-        """Registered names, sorted."""
-        return sorted(self._entries)
 
-    def __iter__(self) -> Iterator[Entry[F]]:
-        return iter(self._entries[name] for name in self.names())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def get(self, name: str) -> Entry[F]:
-        """The entry. Raises ValueError naming the known names and the closest one."""
-        if name not in self._entries:
-            raise ValueError(
-                f"unknown {self.kind} {name!r}; {suggestion(name, self.names())}known: {', '.join(self.names())}"
-            )
-        return self._entries[name]
+def _origin(fn: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function was defined: the same twice for a module that is imported twice."""
+    return fn.__module__, fn.__qualname__
 
 
 def suggestion(word: str, known: list[str]) -> str:
@@ -111,15 +136,15 @@ def parameters(fn: Callable[..., Any]) -> dict[str, Param]:
     }
 
 
-attacks: Registry[Callable[..., Any]] = Registry("attack", "robustcli.attacks")
-ensembles: Registry[Callable[..., Any]] = Registry("attack ensemble", "robustcli.attacks")
-losses: Registry[Callable[..., Any]] = Registry("loss", "robustcli.core")
-objectives: Registry[Callable[..., Any]] = Registry("objective", "robustcli.objectives")
-regularizers: Registry[Callable[..., Any]] = Registry("regularizer", "robustcli.objectives")
-models: Registry[Callable[..., Any]] = Registry("model", "robustcli.models")
-datasets: Registry[Callable[..., Any]] = Registry("data set", "robustcli.data")
-optimizers: Registry[Callable[..., Any]] = Registry("optimizer", "robustcli.training")
-schedules: Registry[Callable[..., Any]] = Registry("schedule", "robustcli.training")
-steps: Registry[Callable[..., Any]] = Registry("training step", "robustcli.training")
-hooks: Registry[Callable[..., Any]] = Registry("training hook", "robustcli.training")
-trackers: Registry[Callable[..., Any]] = Registry("tracker", "robustcli.reporting")
+attacks = Registry("attack", "robustcli.attacks", AttackFacts)
+ensembles = Registry("attack ensemble", "robustcli.attacks", EnsembleFacts)
+losses = Registry("loss", "robustcli.core", LossFacts)
+objectives = Registry("objective", "robustcli.objectives", ObjectiveFacts)
+regularizers = Registry("regularizer", "robustcli.objectives", RegularizerFacts)
+models = Registry("model", "robustcli.models", ModelFacts)
+datasets = Registry("data set", "robustcli.data", DatasetFacts)
+optimizers = Registry("optimizer", "robustcli.training", NoFacts)
+schedules = Registry("schedule", "robustcli.training", NoFacts)
+steps = Registry("training step", "robustcli.training", StepFacts)
+hooks = Registry("training hook", "robustcli.training", HookFacts)
+trackers = Registry("tracker", "robustcli.reporting", NoFacts)

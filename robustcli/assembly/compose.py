@@ -21,7 +21,6 @@ from robustcli.data.datasets import load_data
 from robustcli.data.sampling import stratified
 from robustcli.data.split import Split
 from robustcli.errors import ConfigError, DataError, UsageError
-from robustcli.evaluation.escalation import registered_call
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.models.build import build_model
@@ -85,10 +84,10 @@ def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
 
 
 def bound(
-    kind: registry.Registry[Callable[..., Any]], spec: Spec, path: str
+    kind: registry.Registry[Any, Any], spec: Spec, path: str
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The registered function of a spec and its coerced parameters. Raises ConfigError."""
-    found = bind_spec(kind.discover(), spec, path)
+    found = bind_spec(kind, spec, path)
     return found.fn, dict(found.params)
 
 
@@ -122,9 +121,9 @@ def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> Audit
     """How the survivors of these attacks are looked at once more: as the first ensemble says that needs it, unless the long list runs anyway."""
     found: list[Any] = []
     for k, spec in enumerate(specs):
-        if spec.name in registry.ensembles.discover():
+        if spec.name in registry.ensembles:
             _, params = bound(registry.ensembles, spec, f"{path}.{k}")
-            found.append(registry.ensembles.get(spec.name).facts["audit"](norm, **params))
+            found.append(registry.ensembles.get(spec.name).facts.audit(norm, **params))
     if not found or None in found:
         return None
     audit = found[0]
@@ -145,7 +144,7 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
     """The calls of one entry of an attack list."""
     if spec.name.startswith(TORCHATTACKS):
         return [torchattacks_call(spec.name, spec.params, norm, path)]
-    if spec.name in registry.ensembles.discover():
+    if spec.name in registry.ensembles:
         fn, params = bound(registry.ensembles, spec, path)
         return [
             _checked(
@@ -153,21 +152,19 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
             )
             for s in fn(norm, **params)
         ]
-    fn, params = bound(registry.attacks, spec, path)
-    return [_checked(spec.name, params, norm, path, label_of(spec.name, _with_defaults(fn, params)), None)]
+    _, params = bound(registry.attacks, spec, path)
+    call = _checked(spec.name, params, norm, path, spec.name, None)
+    return [replace(call, label=label_of(spec.name, call.given))]
 
 
 def _checked(
     name: str, params: Mapping[str, Any], norm: str, path: str, label: str, search: Search | None
 ) -> AttackCall:
-    norms = registry.attacks.get(name).facts["norms"]
+    entry = registry.attacks.get(name)
+    norms = entry.facts.norms
     if norm not in norms:
         raise ConfigError(f"attack {name!r} works for {', '.join(norms)}, not {norm}", where=path)
-    return registered_call(label, name, params, search)
-
-
-def _with_defaults(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: p.default for name, p in registry.parameters(fn).items()} | dict(params)
+    return AttackCall.of(entry, params, label=label, search=search)
 
 
 def make_search(
@@ -202,36 +199,16 @@ def eval_plan(
     )
 
 
-def planned_passes(calls: Sequence[AttackCall]) -> int:
-    """Most model passes that these attacks spend on one sample that never falls: what a step costs, per step, restart and target."""
-    total = 0
-    for call in calls:
-        p = _with_defaults(call.fn, call.params)
-        one = (
-            int(p["queries"])
-            if "queries" in p
-            else _step_passes(call) * int(p.get("steps", 1)) * int(p.get("binary_search", 1))
-        )
-        one = int(p.get("draws", 1)) if call.needs == "decisions" else one
-        many = int(p.get("targets", 1)) if p.get("loss") == "dlr-targeted" or p.get("targeted") else 1
-        total += (
-            one * many * int(p.get("restarts", 1)) * int((call.search.draws if call.search else None) or 1)
-        )
-    return total
+def planned_passes(calls: Sequence[AttackCall], classes: int, norm: str) -> int:
+    """Model passes that these attacks spend on one sample that never falls, as their registrations state."""
+    return sum(call.passes(classes, norm) for call in calls)
 
 
-def _step_passes(call: AttackCall) -> int:
-    """Model passes of one step, as registered: 2 where nothing is said, a forward and a backward one."""
-    return (
-        int(registry.attacks.get(call.name).facts.get("step_passes", 2))
-        if call.name in registry.attacks
-        else 2
-    )
-
-
-def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None) -> int:
-    """Samples of the diagnosis (about 250 passes each): what was asked for, or a tenth of the planned work, at least 8 and at most 64."""
-    return checks if checks is not None else max(8, min(64, planned_passes(calls) * n // 2500))
+def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None, classes: int, norm: str) -> int:
+    """Samples of the diagnosis (about 250 passes each): `checks`, or a tenth of the planned work, from 8 to 64."""
+    if checks is not None:
+        return checks
+    return max(8, min(64, planned_passes(calls, classes, norm) * n // 2500))
 
 
 def choose(split: Split, *, n: int | None, first: int | None, seed: int) -> Tensor:

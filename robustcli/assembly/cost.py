@@ -13,7 +13,7 @@ from robustcli import registry
 from robustcli.assembly.compose import Setting, bound, make_attacks, make_search, planned_passes, samples
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
-from robustcli.evaluation.escalation import registered_call
+from robustcli.evaluation.plan import AttackCall
 from robustcli.models.size import count_parameters, flops
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
@@ -21,30 +21,39 @@ from robustcli.runtime.precision import resolve
 from robustcli.terminal.console import Console
 
 
-def attack_passes(name: str, params: dict[str, Any]) -> int:
-    """Most passes one attack spends on one image: a forward and a backward per step and restart, a forward per query or draw."""
-    return planned_passes([registered_call(name, name, params, None)])
+def attack_passes(name: str, params: dict[str, Any], classes: int, norm: str) -> int:
+    """Model passes of one attack on one training image: nothing falls, and the last point is not looked at."""
+    return AttackCall.of(registry.attacks.get(name), params).passes(classes, norm) - 1
 
 
 def passes_per_image(setting: Setting) -> int:
-    """Most model passes of one training step on one image: attack, objective, regularisers, hooks; the whole attack, without a curriculum."""
+    """Model passes of one training step on one image: attack, objective, regularisers and hooks.
+
+    The whole attack counts, as after a curriculum.
+    """
     config = setting.config
     objective = registry.objectives.get(config.objective.name).facts
-    outer: int = objective["passes"] + sum(
-        registry.regularizers.discover().get(spec.name).facts["passes"] for spec in config.regularizers
-    )
-    clean = objective["inner"] is not None and "clean" in registry.losses.discover().get(
-        objective["inner"]
-    ).facts.get("state", ())
-    once = objective["passes"] - clean  # an attack that compares with clean logits pays for them once
-    outer += once * sum(
-        registry.hooks.discover().get(spec.name).facts["extra_losses"] for spec in config.train.hooks
-    )
+    outer = objective.passes + sum(_added(spec) for spec in config.regularizers)
+    once = objective.passes - _compares(objective.inner)
+    outer += once * sum(registry.hooks.get(spec.name).facts.extra_losses for spec in config.train.hooks)
     step, parameters = bound(registry.steps, config.train.step, "train.step")
-    if not registry.steps.get(config.train.step.name).facts["attacks"]:
+    if not registry.steps.get(config.train.step.name).facts.attacks:
         return outer * int(parameters.get("replays", registry.parameters(step)["replays"].default))
+    if not objective.inner:
+        return outer
     _, adversary = bound(registry.attacks, config.adversary, "adversary")
-    return outer + (attack_passes(config.adversary.name, adversary) if objective["inner"] else 0)
+    classes, norm = len(setting.data.classes), setting.ball.norm
+    return outer + attack_passes(config.adversary.name, adversary, classes, norm)
+
+
+def _added(spec: Spec) -> int:
+    """Passes that a regulariser adds."""
+    return registry.regularizers.get(spec.name).facts.passes
+
+
+def _compares(inner: str | None) -> bool:
+    """Whether the attack compares with clean logits: it pays for them once, whatever hooks repeat."""
+    return inner is not None and "clean" in registry.losses.get(inner).facts.state
 
 
 def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
@@ -137,7 +146,8 @@ def evaluation_plan(
     config = setting.config
     n = len(samples(setting)[1])
     calls = make_attacks(specs, setting.ball.norm)
-    passes = 1 + planned_passes(calls) + 2 * len(calls)
+    # The clean point, and for each attack the judge's look at its last point.
+    passes = 1 + planned_passes(calls, len(setting.data.classes), setting.ball.norm) + len(calls)
     batch = min(config.eval.batch_size or 256, n)
     dtype = make_search(config, setting.device, console.warn).dtype
     one = flops(model, setting.data.shape)

@@ -59,7 +59,7 @@ def make_engine(
             MixedSplit(data.train, extra, float(config.data.extra_ratio)),
             f"{digest}+{extra.digest}",
         )
-    inner = registry.objectives.get(config.objective.name).facts["inner"]
+    inner = registry.objectives.get(config.objective.name).facts.inner
     val = data.val if len(data.val) else None
     positions = (
         torch.zeros(0, dtype=torch.int64)
@@ -70,12 +70,11 @@ def make_engine(
         warn("train.patience has no effect without validation images")
     steps, attacks = (
         _steps(config.adversary),
-        bool(registry.steps.discover().get(config.train.step.name).facts["attacks"]),
+        bool(registry.steps.get(config.train.step.name).facts.attacks),
     )
     mode = config.train.overfitting
     if mode == "rollback" and (
-        not attacks
-        or not registry.parameters(registry.attacks.discover().get(config.adversary.name).fn).get("steps")
+        not attacks or not registry.parameters(registry.attacks.get(config.adversary.name).fn).get("steps")
     ):
         mode = "stop"  # there is no attack that could take one step more
     guards = Guards(len(positions), len(data.classes), config.train.patience, mode)
@@ -103,7 +102,7 @@ def make_step(
     config = setting.config
     train = config.train
     objective, parameters = bound(registry.objectives, config.objective, "objective")
-    inner = registry.objectives.get(config.objective.name).facts["inner"]
+    inner = registry.objectives.get(config.objective.name).facts.inner
     attack, attack_parameters = bound(registry.attacks, config.adversary, "adversary")
     optimizer, optimizer_parameters = bound(registry.optimizers, train.optimizer, "train.optimizer")
     dtype = resolve(config.precision, setting.device, warn)
@@ -138,7 +137,7 @@ def make_step(
         "inner_params": _shared(inner, parameters),
         "micro_batch": train.micro_batch,
     }
-    if train.micro_batch is not None and not registry.steps.get(train.step.name).facts["attacks"]:
+    if train.micro_batch is not None and not registry.steps.get(train.step.name).facts.attacks:
         raise UsageError(
             f"train.micro_batch does not go with the {train.step.name} step",
             where="train.micro_batch",
@@ -151,11 +150,7 @@ def make_step(
 
 def _compiled(config: Config, device: torch.device, warn: Callable[[str], None]) -> bool:
     """Whether the outer step is compiled; a regularizer that differentiates twice cannot be (PyTorch has no double backward there)."""
-    twice = [
-        spec.name
-        for spec in config.regularizers
-        if registry.regularizers.discover().get(spec.name).facts.get("twice")
-    ]
+    twice = [spec.name for spec in config.regularizers if registry.regularizers.get(spec.name).facts.twice]
     if twice and config.train.compile == "on":
         warn(
             f"train.compile: {twice[0]} differentiates twice, which torch.compile cannot; the step runs as it is"
@@ -181,8 +176,8 @@ def _check_search(
     config: Config, inner: str | None, attack: Callable[..., Tensor], parameters: dict[str, Any]
 ) -> None:
     """An adversary that would not ascend the objective's inner loss."""
-    clean = inner is not None and "clean" in registry.losses.discover().get(inner).facts.get("state", ())
-    if not registry.steps.get(config.train.step.name).facts["attacks"]:
+    clean = inner is not None and "clean" in registry.losses.get(inner).facts.state
+    if not registry.steps.get(config.train.step.name).facts.attacks:
         if inner is None or clean:
             what = (
                 "does not look at attacked images"
@@ -221,7 +216,7 @@ def _check_search(
 
 def _curriculum(setting: Setting, attack: Callable[..., Tensor], parameters: dict[str, Any]) -> Curriculum:
     wanted = setting.config.train.curriculum
-    kind = registry.attacks.get(setting.config.adversary.name).facts["kind"]
+    kind = registry.attacks.get(setting.config.adversary.name).facts.kind
     if wanted != type(wanted)() and kind != "fixed":
         raise UsageError(
             f"a curriculum needs an attack with a radius; {setting.config.adversary.name} is {kind}",
@@ -277,7 +272,7 @@ def _shared(inner: str | None, parameters: dict[str, Any]) -> dict[str, float]:
         return {}
     return {
         name: parameters[name]
-        for name in registry.parameters(registry.losses.discover().get(inner).fn)
+        for name in registry.parameters(registry.losses.get(inner).fn)
         if name in parameters
     }
 

@@ -94,7 +94,7 @@ class Bench:
         """Images/s of one forward pass with its input gradient of the inner loss: on the search twin, or on the model itself."""
         config, device = self.setting.config, self.setting.device
         x, y, ids = self.pixels()
-        inner, note = registry.objectives.discover().get(config.objective.name).facts["inner"] or "ce", ""
+        inner, note = registry.objectives.get(config.objective.name).facts.inner or "ce", ""
         with frozen(self.model), tf32_products(precision.tf32):
             searcher: Classifier = Forward(self.model, dtype=precision.dtype)
             if twin:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -22,12 +22,22 @@ Ascent = str | Callable[[Tensor, Tensor, Tensor], Tensor]
 _KEPT = 0.75  # share of the gradient step; the rest goes on in the direction of the step before
 
 
+def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
+    """Two passes for each step and for each ball's first point, one for the last point of each run."""
+    runs = given["restarts"]
+    if given["loss"] == "dlr-targeted":
+        runs *= max(0, min(given["skip"] + given["targets"], classes - 1) - given["skip"])
+    balls = len(_phases(Ball("linf", 1.0), given["steps"], _widest(given["widest"], norm)))
+    return int(max(1, runs * (2 * (given["steps"] + balls) + 1)))
+
+
 @attacks.register(
     "apgd",
     kind="fixed",
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="bf16",
+    passes=_passes,
     deterministic=False,
     keeps_best=True,
 )
@@ -89,7 +99,7 @@ def apgd(
     x_best = x
     for run in range(restarts * headings):
         ask = _Question(oracle, ascent, run % headings)
-        phases = _phases(ball, steps, widest or (3.0 if ball.norm == "l1" else 1.0))
+        phases = _phases(ball, steps, _widest(widest, ball.norm))
         x_best = _first(x, phases[0][0], oracle.rng.restart(run))
         for part, count in phases:
             inside = part == ball
@@ -142,6 +152,13 @@ class _Question:
         )
         value, _, grad = self.oracle.gradient(x_adv, loss, scored=scored)
         return value.nan_to_num(nan=float("-inf")), grad
+
+
+def _widest(widest: float | None, norm: str) -> float:
+    """The first radius in units of eps: as asked for, else as published."""
+    if widest is not None:
+        return widest
+    return 3.0 if norm == "l1" else 1.0
 
 
 def _phases(ball: Ball, steps: int, widest: float) -> list[tuple[Ball, int]]:

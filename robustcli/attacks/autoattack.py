@@ -38,27 +38,20 @@ class Audit:
         breaks little that gradients do not, and a quarter of the passes go to it. Under l1, where each start of APGD ends elsewhere,
         half of them go to the restarts that rapid leaves out.
         """
-        climb, stages = passes // 2 if self.norm == "l1" else 0, []
+        stages, climb = [], passes // 2 if self.norm == "l1" else 0
         if climb:
-            restarts = max(1, climb // 200)
-            stages.append(
-                _apgd(
-                    "rapid:audit-apgd",
-                    "ce",
-                    steps=max(1, min(100, climb // (2 * restarts))),
-                    restarts=restarts,
-                )
-            )
+            restarts = max(1, climb // (2 * (100 + 3) + 1))
+            steps = (climb // restarts - 1) // 2 - 3  # the first points of three balls, and the last point
+            stages.append(_apgd("rapid:audit-apgd", "ce", steps=max(1, min(100, steps)), restarts=restarts))
         share, skip = (4, 0) if self.norm == "linf" else (2, 1)
         linearisations = max(1, (passes - climb) // (3 * share))
         targets = max(1, min(8, linearisations // 60))
         fab: dict[str, Any] = {"steps": min(100, linearisations // targets), "targets": targets, "skip": skip}
-        queries = max(1, passes - climb - 3 * targets * fab["steps"])
-        return [
-            *stages,
-            Stage("rapid:audit-fab", "fab", fab),
-            Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True}),
-        ]
+        queries = max(
+            1, passes - climb - 3 * targets * fab["steps"] - 3
+        )  # FAB's last point, Square's first and last
+        square = Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True})
+        return [*stages, Stage("rapid:audit-fab", "fab", fab), square]
 
 
 def _apgd(

@@ -23,6 +23,7 @@ _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8
     norms=("l2",),
     needs="gradient",
     precision="fp32",
+    passes=lambda given, classes, norm: 2 + 2 * given["binary_search"] * given["steps"] + 1,
     deterministic=True,
     keeps_best=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
@@ -62,12 +63,19 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
     return best
 
 
+def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
+    """Most: both walks to the last step, the lengths of both ways, the last point."""
+    boundaries = min(given["classes"], classes) - 1
+    return int(2 * 2 * given["steps"] * boundaries + 2 + 1)
+
+
 @attacks.register(
     "deepfool",
     kind="minimal",
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="fp32",
+    passes=_passes,
     deterministic=True,
     keeps_best=True,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -18,13 +19,21 @@ from robustcli.registry import attacks
 _TINY = 1e-12
 
 
+def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
+    """Two passes for each boundary linearised and one for the new point, in each step of each search."""
+    if given["targeted"]:
+        searches = max(0, min(given["skip"] + given["targets"], classes - 1) - given["skip"])
+        return int(3 * given["steps"] * searches * given["restarts"] + 1)
+    return int((2 * (classes - 1) + 1) * given["steps"] * given["restarts"] + 1)
+
+
 @attacks.register(
     "fab",
     kind="minimal",
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="fp32",
-    step_passes=3,
+    passes=_passes,
     deterministic=False,
     keeps_best=True,
 )

@@ -17,6 +17,7 @@ from robustcli.registry import attacks
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="bf16",
+    passes=lambda given, classes, norm: 3,
     deterministic=True,
     keeps_best=True,
 )

@@ -19,6 +19,7 @@ from robustcli.registry import attacks
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="bf16",
+    passes=lambda given, classes, norm: 2 * given["steps"] + 1,
     deterministic=True,
     keeps_best=True,
 )

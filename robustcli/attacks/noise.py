@@ -19,6 +19,7 @@ from robustcli.registry import attacks
     norms=("linf", "l2", "l1"),
     needs="decisions",
     precision="bf16",
+    passes=lambda given, classes, norm: given["draws"],
     deterministic=False,
     keeps_best=True,
 )

@@ -18,6 +18,7 @@ from robustcli.registry import attacks
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="bf16",
+    passes=lambda given, classes, norm: given["restarts"] * (2 * given["steps"] + 1),
     deterministic=False,
     keeps_best=True,
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Le
@@ -16,12 +16,20 @@ from robustcli.core.warp import warp
 from robustcli.registry import attacks
 
 
+def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
+    """One pass for each transformation tried."""
+    if given["grid"]:
+        return int(given["angles"] * given["shifts"] ** 2)
+    return int(given["draws"])
+
+
 @attacks.register(
     "spatial",
     kind="unbounded",
     norms=("linf", "l2", "l1"),
     needs="decisions",
     precision="bf16",
+    passes=_passes,
     deterministic=False,
     keeps_best=True,
 )

@@ -36,6 +36,7 @@ _TINY = 1e-12
     norms=("linf", "l2", "l1"),
     needs="scores",
     precision="fp32",
+    passes=lambda given, classes, norm: given["restarts"] * (given["queries"] + 2),
     deterministic=False,
     keeps_best=True,
 )

@@ -159,7 +159,6 @@ def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -
     else:
         taken = {path: spec.name for path, spec in specs.items()}
     if steps is not None:
-        registry.attacks.discover()
         able = [
             path
             for path, name in taken.items()
@@ -187,7 +186,7 @@ def _spec_of(name: str) -> str:
     from robustcli import registry
 
     ensemble, colon, version = name.partition(":")
-    if colon and ensemble in registry.ensembles.discover():
+    if colon and ensemble in registry.ensembles:
         return f"{{name: {ensemble}, version: {version}}}"
     return f'{{name: "{name}"}}'
 

@@ -29,9 +29,9 @@ def _starting(words: list[str]) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
-def _names_in(kind: registry.Registry[Any]) -> Callable[[str], list[str]]:
+def _names_in(kind: registry.Registry[Any, Any]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        return [name for name in kind.discover().names() if name.startswith(incomplete)]
+        return [name for name in kind.names() if name.startswith(incomplete)]
 
     return complete
 

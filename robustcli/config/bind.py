@@ -17,7 +17,7 @@ from robustcli.config.spec import Spec
 from robustcli.config.tree import Fault, config_error
 from robustcli.registry import Param, Registry, parameters, suggestion
 
-AnyRegistry = Registry[Callable[..., Any]]
+AnyRegistry = Registry[Any, Any]
 _STRICT: dict[Any, Any] = {float: Number, int: Int, bool: Flag, str: Text}
 TORCHATTACKS = (
     "torchattacks:"  # attacks of that package: checked when a run starts, so that a config loads without it
@@ -51,7 +51,7 @@ class Registries:
     @classmethod
     def discover(cls) -> Registries:
         """The package's own, filled (this imports torch)."""
-        return cls(*(getattr(registered, name).discover() for name in cls.__dataclass_fields__))
+        return cls(*(getattr(registered, name) for name in cls.__dataclass_fields__))
 
 
 def bind_spec(registry: AnyRegistry, spec: Spec, path: str) -> Bound:

@@ -76,7 +76,7 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
 def _norm_faults(entry: Entry[Any], data: Any, path: str) -> list[Fault]:
     """An attack that does not know the ball's norm."""
     ball = data.get("ball")
-    norm, norms = ball.get("norm") if isinstance(ball, dict) else None, entry.facts.get("norms")
+    norm, norms = ball.get("norm") if isinstance(ball, dict) else None, getattr(entry.facts, "norms", None)
     if norms is None or norm not in ("linf", "l2", "l1") or norm in norms:
         return []
     return [
@@ -89,7 +89,7 @@ def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:
     name = section.get("name") if isinstance(section, dict) else None
     if not isinstance(name, str) or not name:
         return []
-    takes_path = {entry.name: bool(entry.facts.get("path")) for entry in registries.datasets}
+    takes_path = {entry.name: bool(entry.facts.path) for entry in registries.datasets}
     first, colon, _ = name.partition(":")
     if first in takes_path and (takes_path[first] or not colon):
         return []

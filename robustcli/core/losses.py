@@ -19,9 +19,14 @@ from torch.nn import functional as F
 from robustcli.registry import losses
 
 
-@losses.register("ce")
+@losses.register("ce", soft=True)
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(z)_y. Range [0, inf), no unit. Source: the loss of Madry et al., ICLR 2018, arXiv:1706.06083."""
+    """-log softmax(z)_y; for label distributions y [B, K] `soft_ce`. Range [0, inf), no unit.
+
+    Source: the loss of Madry et al., ICLR 2018, arXiv:1706.06083.
+    """
+    if y.is_floating_point():
+        return soft_ce(logits, y)
     return F.cross_entropy(logits, y, reduction="none")
 
 
@@ -34,7 +39,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 _TINY = 1e-12
-_SOFT = ("ce", "nuclear")  # losses that know mixed labels
 
 
 @losses.register("dlr")
@@ -100,7 +104,7 @@ def nuclear_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
     return (d * polar).sum(1)
 
 
-@losses.register("nuclear", state=("y", "clean"))
+@losses.register("nuclear", state=("y", "clean"), soft=True)
 def nuclear(
     logits: Tensor, y: Tensor, clean_logits: Tensor, *, weight: Annotated[float, Ge(0)] = 4.0
 ) -> Tensor:
@@ -108,7 +112,7 @@ def nuclear(
 
     y: labels int64 [B] or distributions [B, K]; weight: no unit, >= 0. Source: as `nuclear_rows`.
     """
-    own = soft_ce(logits, y) if y.is_floating_point() else ce(logits, y)
+    own = ce(logits, y)
     return own + weight * nuclear_rows(logits, clean_logits)
 
 
@@ -154,13 +158,11 @@ def bind_inner(
         ValueError: unknown name, or a loss that needs clean logits without `clean`.
     """
     entry = losses.get(name)
-    needs = entry.facts.get("state", ("y",))
+    needs = entry.facts.state
     if "clean" in needs and clean is None:
         raise ValueError(f"the {name} loss compares with the clean logits, and there are none")
-    label = y_soft if y_soft is not None and name in _SOFT else y
+    label = y_soft if y_soft is not None and entry.facts.soft else y
     fn = partial(entry.fn, **params) if params else entry.fn
-    if name == "ce" and y_soft is not None:
-        fn = soft_ce
     return RowLoss(
         fn, tuple(clean().detach() if part == "clean" and clean is not None else label for part in needs)
     )
@@ -194,7 +196,7 @@ class Criterion:
         if self.target is None:
             return bind_inner(name, self.y, clean=clean)
         entry = losses.get(name)
-        if "clean" in entry.facts.get("state", ()):
+        if "clean" in entry.facts.state:
             raise ValueError(f"the {name} loss has no targeted form; use loss: ce")
         return RowLoss(lambda logits, target: -entry.fn(logits, target), (self.target,))
 

@@ -17,6 +17,7 @@ from robustcli.data.check import check_classes, check_shape, check_split
 from robustcli.data.sampling import carve
 from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError, printable
+from robustcli.facts import DatasetFacts
 from robustcli.registry import datasets
 
 _STATISTICS = 5_000  # images read for mean and std, evenly spaced
@@ -60,9 +61,9 @@ def epsilon_preset(data: DataBundle | str, norm: str) -> float | None:
     if isinstance(data, DataBundle):
         return data.presets.get(norm)
     name = data.partition(":")[0]
-    if name not in datasets.discover():
+    if name not in datasets:
         return None
-    presets: Mapping[str, float] = datasets.get(name).facts.get("presets", {})
+    presets: Mapping[str, float] = datasets.get(name).facts.presets
     return presets.get(norm)
 
 
@@ -112,9 +113,9 @@ def build(
             said.append(
                 f"val has no image of {len(lacking)} of {len(first.classes)} classes: raise data.val_fraction"
             )
-    augment, why = _augment(config, datasets.get(entry).facts.get("augment"), first.shape)
+    augment, why = _augment(config, datasets.get(entry).facts.augment, first.shape)
     mean, std, how = _normalisation(datasets.get(entry).facts, ready["train"])
-    presets = dict(datasets.get(entry).facts.get("presets", {}))
+    presets = dict(datasets.get(entry).facts.presets)
     return DataBundle(
         name=name, train=ready["train"], val=ready["val"], test=ready["test"], classes=first.classes, shape=first.shape,
         num_classes=len(first.classes), augment=augment, mean=mean, std=std, presets=presets, digest=digest, notes=[*said, why, how],
@@ -191,11 +192,9 @@ def _augment(
     return spec, f"augment: {'none' if spec.idle else said} ({source})"
 
 
-def _normalisation(
-    facts: Mapping[str, object], train: Split
-) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+def _normalisation(facts: DatasetFacts, train: Split) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     """mean and std: the data set's constants, else measured on training images."""
-    mean, std = facts.get("mean"), facts.get("std")
+    mean, std = facts.mean, facts.std
     if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) == train.shape[0]:
         return mean, std, "normalisation: the data set's constants"
     limit = _STATISTICS if isinstance(train, MemorySplit) else _STATISTICS_STREAM

@@ -26,15 +26,15 @@ def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle
         ResourceError: a missing or broken optional package (exit 6).
     """
     name, _, rest = config.name.partition(":")
-    known = datasets.discover()
+    known = datasets
     if name not in known:
-        names = ", ".join(n + ":PATH" if known.get(n).facts.get("path") else n for n in known.names())
+        names = ", ".join(n + ":PATH" if known.get(n).facts.path else n for n in known.names())
         raise ConfigError(
             f"unknown data set {config.name!r}",
             where="data.name",
             hint=f"{suggestion(name, known.names())}known: {names}",
         )
-    takes_path = bool(known.get(name).facts.get("path"))
+    takes_path = bool(known.get(name).facts.path)
     if takes_path != bool(rest):
         fix = f"write {name}:PATH" if takes_path else f"write {name}; its files are looked for in data.root"
         raise ConfigError(

@@ -17,7 +17,6 @@ from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.proportions import mcnemar
-from robustcli.registry import parameters
 
 _LEVEL = 0.01  # of the two-sided test
 
@@ -75,7 +74,7 @@ def peer_of(call: AttackCall, ball: Ball) -> tuple[AttackCall | None, str]:
     peer = _PEERS.get(call.name)
     if peer is None or ball.norm not in peer.classes:
         return None, f"torchattacks has no {call.name} under {ball.norm}"
-    given = {key: p.default for key, p in parameters(call.fn).items()} | dict(call.params)
+    given = call.given
     name, words = peer.classes[ball.norm], dict(peer.words)
     if given.get("loss") == "dlr-targeted":
         name = "APGDT"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.core.gradients import straight_through
 from robustcli.core.losses import Criterion, ce, margin
-from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.evaluation.alarms import (
@@ -27,6 +26,7 @@ from robustcli.evaluation.alarms import (
     too_many,
 )
 from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.plan import AttackCall
 
 _ORDER = ("rescale", "bpda", "eot", "minimal", "square", "transfer")
 _BEYOND = 24  # samples that searches from outside the ball are tried on
@@ -271,12 +271,9 @@ class _Probe:
 
         if len(index):
             rng = RowRandom(self.seed, f"diagnosis {name} {sorted(params)}", self.ids[index])
-            attack = registry.attacks.discover().get(name)
-            keep: Literal["best", "closest"] = "closest" if attack.facts["kind"] == "minimal" else "best"
-            oracle = Oracle(
-                counted, x, criterion, rng=rng, keep=keep, watch=confirm, stop=self.stop, ball=ball
-            )
-            attack.fn(oracle, x, ball, **params)
+            call = AttackCall.of(registry.attacks.get(name), params)
+            oracle = call.oracle(counted, x, criterion, rng=rng, watch=confirm, stop=self.stop, ball=ball)
+            call.points(oracle, x, ball)
         if int(broken) and "non-finite-logits" not in {alarm.name for alarm in self.alarms}:
             self.count("non-finite-logits", min(int(broken), len(index)), len(index), f" under {name}")
         return at

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustcli import registry
 from robustcli.core.losses import Criterion
-from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.evaluation.judge import Judge
@@ -89,28 +88,16 @@ def gap(
     Borderline samples flip both ways; two more missed than won, of at most 64, is no chance.
     """
     judge, criterion = Judge(model, plan.ball), Criterion(y)
-    short = {
-        name: min(value, call.params.get(name, default))
-        for name, value in _SHORT.items()
-        if (default := _default(call, name)) is not None
-    }
+    given = call.given
+    short = {name: min(most, given[name]) for name, most in _SHORT.items() if name in given}
     hits = []
     for searched in (low, exact):
-        keep: Literal["best", "closest"] = "closest" if call.kind == "minimal" else "best"
-        oracle = Oracle(
-            searched, x, criterion, rng=RowRandom(plan.seed, "gap", ids), keep=keep, ball=plan.ball
-        )
-        found = call.fn(oracle, x, plan.ball, **{**call.params, **short})
-        hits.append(judge.rule(x, plan.ball.or_origin(x, found), criterion).hit)
+        rng = RowRandom(plan.seed, "gap", ids)
+        oracle = call.oracle(searched, x, criterion, rng=rng, ball=plan.ball)
+        hits.append(judge.rule(x, call.points(oracle, x, plan.ball, **short), criterion).hit)
     missed, won = int((hits[1] & ~hits[0]).sum()), int((hits[0] & ~hits[1]).sum())
     why = f"{call.label} in {str(call.searching(plan.search).dtype)[6:]} missed {missed} of {int(hits[1].sum())} hits on {len(x)} samples"
     return why if missed - won >= 2 else "", hits[0] | hits[1]
-
-
-def _default(call: AttackCall, name: str) -> Any:
-    """The default of one of the attack's parameters; None where it has no such number."""
-    known = registry.parameters(call.fn)
-    return known[name].default if name in known and isinstance(known[name].default, int) else None
 
 
 def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
@@ -126,12 +113,14 @@ def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
         calls.append(_apgd("eot", replace(exact, rescale=rescale, bpda=bpda, draws=EOT_DRAWS)))
     if "minimal" in names:
         calls += [
-            registered_call(f"escalated:{label}", name, params, None)
+            AttackCall.of(registry.attacks.get(name), params, label=f"escalated:{label}")
             for label, name, params in _BEYOND
             if not _has(plan, name, params)
         ]
     if "square" in names and not _has(plan, "square", {}):
-        calls.append(registered_call("escalated:square", "square", {"queries": 1000}, None))
+        calls.append(
+            AttackCall.of(registry.attacks.get("square"), {"queries": 1000}, label="escalated:square")
+        )
     return calls
 
 
@@ -144,15 +133,8 @@ _BEYOND: tuple[tuple[str, str, dict[str, object]], ...] = (
 
 def _has(plan: EvalPlan, name: str, params: Mapping[str, object]) -> bool:
     """Whether the plan holds an attack of this name that does what these parameters do, at least half as long."""
-    for call in plan.attacks:
-        given = (
-            {key: p.default for key, p in registry.parameters(call.fn).items()} | dict(call.params)
-            if call.name == name
-            else None
-        )
-        if given is not None and all(_enough(given.get(key), value) for key, value in params.items()):
-            return True
-    return False
+    same = [call.given for call in plan.attacks if call.name == name]
+    return any(all(_enough(given.get(key), value) for key, value in params.items()) for given in same)
 
 
 def _enough(given: Any, wanted: Any) -> bool:
@@ -168,19 +150,9 @@ def _enough(given: Any, wanted: Any) -> bool:
 
 
 def _apgd(prefix: str, search: Search) -> AttackCall:
-    return registered_call(f"{prefix}:apgd-ce", "apgd", {"steps": _STEPS, "loss": "ce"}, search)
-
-
-def registered_call(label: str, name: str, params: Mapping[str, Any], search: Search | None) -> AttackCall:
-    """The call of a registered attack, with the facts of its registration."""
-    entry = registry.attacks.discover().get(name)
-    return AttackCall(
-        label,
-        name,
-        entry.fn,
-        params,
-        entry.facts["kind"],
-        entry.facts["needs"],
-        search,
-        entry.facts["precision"],
+    return AttackCall.of(
+        registry.attacks.get("apgd"),
+        {"steps": _STEPS, "loss": "ce"},
+        label=f"{prefix}:apgd-ce",
+        search=search,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ class Ruling:
     logits: Tensor
 
 
+class Clean(NamedTuple):
+    """What the judge sees on clean images: logits [B, K], mean over draws; right bool [B], finite and of label y."""
+
+    logits: Tensor
+    right: Tensor
+
+
 class Judge:
     """Re-predicts with the original model in fp32 and re-measures in float64.
 
@@ -59,6 +67,12 @@ class Judge:
     def logits(self, x: Tensor) -> Tensor:
         """[B, K] float32 of the original model, no gradient; the mean over the draws."""
         return self._passes(x).mean(0)
+
+    def clean(self, x: Tensor, y: Tensor) -> Clean:
+        """Logits of x and who is right; of a randomised model the majority of fresh draws says who is."""
+        logits = self.logits(x)
+        label = self.label(x) if self._draws > 1 else logits.argmax(1)
+        return Clean(logits, (label == y) & torch.isfinite(logits).all(1))
 
     def label(self, x: Tensor) -> Tensor:
         """int64 [B]: the class that most draws predict, the smallest of equals."""

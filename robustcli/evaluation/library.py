@@ -19,6 +19,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.errors import ResourceError
 from robustcli.evaluation.asked import Asked, contained, no_target, points_of, seed_of
 from robustcli.evaluation.plan import AttackCall
+from robustcli.facts import Kind, Needs
 from robustcli.registry import suggestion
 
 _RADIUS = ("eps", "max_epsilon")
@@ -66,10 +67,8 @@ def torchattacks_call(name: str, params: Mapping[str, Any], norm: str, path: str
 
     steps = values.get("steps", wanted.get("steps"))
     label = name if steps is None else f"{name}-{steps}"
-    kind, needs = (
-        "minimal" if radius is None else "fixed",
-        "scores" if cls.__name__ in _SCORES else "gradient",
-    )
+    kind: Kind = "minimal" if radius is None else "fixed"
+    needs: Needs = "scores" if cls.__name__ in _SCORES else "gradient"
     return AttackCall(
         label,
         name,
@@ -78,6 +77,7 @@ def torchattacks_call(name: str, params: Mapping[str, Any], norm: str, path: str
         kind,
         needs,
         precision="bf16" if (kind, needs) == ("fixed", "gradient") else "fp32",
+        cost=lambda given, classes, norm: 2 * int(steps or 1) + 1,  # a gradient each: nothing states more
     )
 
 

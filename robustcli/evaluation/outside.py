@@ -17,6 +17,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.errors import UsageError
 from robustcli.evaluation.asked import Asked, contained, no_target, points_of, seed_of
 from robustcli.evaluation.plan import AttackCall
+from robustcli.facts import Kind
 from robustcli.models.plugin import run_plugin, split_plugin
 from robustcli.registry import suggestion
 
@@ -24,7 +25,7 @@ from robustcli.registry import suggestion
 Outside = Callable[[Tensor, Tensor], Any]
 
 
-def callable_call(fn: Outside, label: str, *, kind: str = "fixed") -> AttackCall:
+def callable_call(fn: Outside, label: str, *, kind: Kind = "fixed") -> AttackCall:
     """Any `fn(x, y) -> x_adv` as an attack call; model passes that it makes itself are not counted.
 
     Args:
@@ -39,7 +40,7 @@ def callable_call(fn: Outside, label: str, *, kind: str = "fixed") -> AttackCall
     return AttackCall(label, label, run, {}, kind, precision="fp32")
 
 
-def load_outside(plugin: str, *, kind: str = "fixed") -> AttackCall:
+def load_outside(plugin: str, *, kind: Kind = "fixed") -> AttackCall:
     """`FILE.py:NAME` as an attack call; runs the user's code, so only an explicit argument may name it.
 
     NAME(model) or NAME(model, eps, norm) returns `atk(x, y) -> x_adv`; model is an nn.Module, pixels -> logits, that counts its passes.

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
+from robustcli.core.losses import Criterion
+from robustcli.core.oracle import Oracle
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 from robustcli.evaluation.alarms import Alarm, reliability
 from robustcli.evaluation.bound import Audit
+from robustcli.facts import AttackFacts, Kind, Needs, Passes
+from robustcli.registry import Entry, parameters
 
 
 @dataclass(frozen=True)
@@ -75,31 +79,88 @@ class Search:
 
 @dataclass(frozen=True)
 class AttackCall:
-    """One attack with its parameters bound: `fn(oracle, x, ball, **params)`; `label` names it in tables ("pgd-20").
+    """One attack with its parameters bound: `fn(oracle, x, ball, **params)`.
 
-    `kind`: fixed and minimal attacks answer within the plan's ball; an unbounded one (rotations, corruptions) is a threat of its
-    own: it runs on every initially correct sample and its breaks do not count against the ball. `needs`: gradient, scores or
-    decisions. `search`: how this call searches, instead of the plan's way. `precision`: the lowest that its search bears, bf16 or fp32.
+    Args:
+        label: its name in tables ("pgd-20").
+        name: its registered name, or what stands for it (a file of the user's, a class of another library).
+        kind: fixed and minimal attacks answer within the plan's ball. An unbounded one (rotations, corruptions) is a
+            threat of its own: it runs on every initially correct sample, and its breaks do not count against the ball.
+        needs: gradient, scores or decisions.
+        search: how this call searches, instead of the plan's way.
+        precision: the lowest that its search bears, bf16 or fp32.
+        cost: model passes on a sample that survives, see `facts.AttackFacts.passes`; None where nobody knows.
     """
 
     label: str
     name: str
     fn: Callable[..., Tensor]
     params: Mapping[str, Any]
-    kind: str = "fixed"
-    needs: str = "gradient"
+    kind: Kind = "fixed"
+    needs: Needs = "gradient"
     search: Search | None = None
     precision: str = "bf16"
+    cost: Passes | None = field(default=None, compare=False)
 
-    def searching(self, plan: Search) -> Search:
-        """How this call searches in a plan that searches so: never in less than it bears."""
-        chosen = self.search or plan
-        return replace(chosen, dtype=torch.float32) if self.precision == "fp32" else chosen
+    @classmethod
+    def of(
+        cls,
+        entry: Entry[AttackFacts],
+        params: Mapping[str, Any],
+        *,
+        label: str | None = None,
+        search: Search | None = None,
+    ) -> AttackCall:
+        """The call of a registered attack, with the facts of its registration."""
+        facts, title = entry.facts, label or entry.name
+        return cls(
+            title,
+            entry.name,
+            entry.fn,
+            params,
+            facts.kind,
+            facts.needs,
+            search,
+            facts.precision,
+            facts.passes,
+        )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All parameters of the attack: its defaults, and over them what was asked for."""
+        defaults = {name: parameter.default for name, parameter in parameters(self.fn).items()}
+        return defaults | dict(self.params)
 
     @property
     def bounded(self) -> bool:
         """Whether its points must lie in the ball."""
         return self.kind != "unbounded"
+
+    def passes(self, classes: int, norm: str) -> int:
+        """Model passes on one sample that survives, its last point included; 0 where nobody knows."""
+        if self.cost is None:
+            return 0
+        draws = (self.search and self.search.draws) or 1
+        return self.cost(self.given, classes, norm) * draws
+
+    def searching(self, plan: Search) -> Search:
+        """How this call searches in a plan that searches so: never in less than it bears."""
+        chosen = self.search or plan
+        if self.precision == "fp32":
+            return replace(chosen, dtype=torch.float32)
+        return chosen
+
+    def oracle(self, model: Classifier, x: Tensor, criterion: Criterion, **settings: Any) -> Oracle:
+        """What the attack asks: it keeps the closest success for a minimal-norm attack, else the worst point met."""
+        return Oracle(model, x, criterion, keep="closest" if self.kind == "minimal" else "best", **settings)
+
+    def points(self, oracle: Oracle, x: Tensor, ball: Ball, **changed: Any) -> Tensor:
+        """x_adv [R, C, H, W] of a search, with some parameters `changed`.
+
+        The closest success of a minimal-norm attack may lie outside the ball, which is no fault of the attack: then x.
+        """
+        x_adv = self.fn(oracle, x, ball, **{**self.params, **changed})
+        return ball.or_origin(x, x_adv) if self.kind == "minimal" else x_adv
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle, Watch
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split
@@ -92,15 +91,15 @@ class RobustEvaluation:
         x, y, ids = next(iter(split.stream([positions[spread]], device)))
         with frozen(self.model):
             judge = Judge(self.model, self.plan.ball)
-            clean = judge.logits(x)
+            clean, right = judge.clean(x, y)
             self._alarms = check_model_output(clean, judge.logits(x))
             self.plan = replace(
                 self.plan, randomised=any(alarm.name == "random-forward" for alarm in self._alarms)
             )
             self._prepared = x
-            right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[: self.plan.checks, 0]
-            if self.plan.checks and len(right):
-                self._diagnose(x[right], y[right], ids[right])
+            probed = right.nonzero()[: self.plan.checks, 0]
+            if self.plan.checks and len(probed):
+                self._diagnose(x[probed], y[probed], ids[probed])
 
     def _diagnose(self, x: Tensor, y: Tensor, ids: Tensor) -> None:
         """Alarms, escalations and the precision of the search, from initially correct samples."""
@@ -133,10 +132,7 @@ class RobustEvaluation:
         judge = Judge(self.model, self.plan.ball, draws=draws)
         if self._stop is not None:
             self._stop()
-        clean = judge.logits(x)
-        correct = ((judge.label(x) if self.plan.randomised else clean.argmax(1)) == y) & torch.isfinite(
-            clean
-        ).all(1)
+        clean, correct = judge.clean(x, y)
         goal = self._targets(clean, y, ids)
         x_adv, predicted, still = x.clone(), clean.argmax(1), correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
@@ -200,30 +196,25 @@ class RobustEvaluation:
         search = call.searching(self.plan.search)
         twin = self._twin(search, x)
         before = judge.forward_rows
-        minimal = call.kind == "minimal"
 
         def confirm(rows: Tensor, candidates: Tensor) -> Tensor:
             return judge.hits(x[rows], candidates, criterion, rows)
 
-        watch: Watch = confirm
-        oracle = Oracle(
+        oracle = call.oracle(
             twin,
             x,
             criterion,
             rng=RowRandom(self.plan.seed, self.plan.stream, ids),
-            keep="closest" if minimal else "best",
-            watch=watch,
+            watch=confirm,
             stop=self._stop,
             clean_logits=clean if twin is self.model and not self.plan.randomised else None,
             ball=self.plan.ball,
             draws=search.draws or (EOT_DRAWS if self.plan.randomised else 1),
         )
-        found = call.fn(oracle, x, self.plan.ball, **call.params)
+        x_adv = call.points(oracle, x, self.plan.ball)
         self._notes += [note for note in oracle.notes if note not in self._notes]
-        if minimal:  # the closest success may lie outside the ball: that is no fault of the attack
-            found = self.plan.ball.or_origin(x, found)
         spent = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - before
-        return found, spent, {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
+        return x_adv, spent, {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
 
     def _targets(self, clean: Tensor, y: Tensor, ids: Tensor) -> Tensor | None:
         """Target label per row int64 [B], or None. "random" is uniform over the wrong classes, keyed by sample id."""

@@ -31,12 +31,8 @@ def searched(
 
     Of a minimal-norm attack the closest success; x where that lies outside the ball.
     """
-    minimal = call.kind == "minimal"
-    oracle = Oracle(
-        twin, x, criterion, rng=rng, keep="closest" if minimal else "best", ball=ball, stop=stop, draws=draws
-    )
-    found = call.fn(oracle, x, ball, **call.params)
-    return ball.or_origin(x, found) if minimal else found
+    oracle = call.oracle(twin, x, criterion, rng=rng, ball=ball, stop=stop, draws=draws)
+    return call.points(oracle, x, ball)
 
 
 def transferred(

@@ -154,7 +154,7 @@ def _measured(subject: Bench, console: Console, flags: BenchFlags) -> dict[str, 
 
 def _adversary(setting: Setting) -> str:
     """``pgd-10 on kl``: the attack of the step and the loss it ascends."""
-    inner = registry.objectives.discover().get(setting.config.objective.name).facts["inner"]
+    inner = registry.objectives.get(setting.config.objective.name).facts.inner
     return (
         "none"
         if inner is None

@@ -258,7 +258,9 @@ def measure(
         plan,
         attacks=attacks,
         batch_size=size,
-        checks=probe_size(attacks, len(positions), config.eval.checks),
+        checks=probe_size(
+            attacks, len(positions), config.eval.checks, len(setting.data.classes), plan.ball.norm
+        ),
         escalate=config.eval.escalate,
     )
     if plan.audit is not None and not audit:

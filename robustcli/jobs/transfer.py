@@ -102,7 +102,7 @@ def _setting_of(config: Any, reference: str, k: int) -> Any:
         )
     )
     if not is_reference(reference):
-        bind_spec(registry.models.discover(), spec, f"--models.{k}")
+        bind_spec(registry.models, spec, f"--models.{k}")
     return config.model_copy(update={"model": spec})
 
 

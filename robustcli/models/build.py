@@ -144,7 +144,7 @@ def _backbone(
             info,
             prefix == "torchvision" and one_size(rest),
         )
-    found, faults = check_spec(models.discover(), name, params, "model")
+    found, faults = check_spec(models, name, params, "model")
     if found is None:
         raise config_error(faults)
     entry = models.get(name)
@@ -153,7 +153,7 @@ def _backbone(
     if not meta:
         with suppress(NotImplementedError), torch.device("meta"):
             _check_memory(name, entry.fn(info, **bound))
-    return entry.fn(info, **bound), name, bound, info, bool(entry.facts.get("fixed_size", False))
+    return entry.fn(info, **bound), name, bound, info, bool(entry.facts.fixed_size)
 
 
 def _check_memory(name: str, net: nn.Module) -> None:

@@ -60,7 +60,7 @@ def infer_info(name: str, state: Mapping[str, Tensor] | None, shape: Shape) -> M
         raise UsageError(
             f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL"
         )
-    if shape.size is None and name in models.discover() and models.get(name).facts.get("fixed_size"):
+    if shape.size is None and name in models and models.get(name).facts.fixed_size:
         raise UsageError(f"{name} is built for one image size", hint="give size", code="E-MODEL")
     known = state if state is not None and holds_normalisation(state) else {}
     mean = tuple(known["mean"].flatten().tolist()) if known else shape.mean
@@ -93,7 +93,7 @@ def _pretrained_classes(name: str) -> int:
 
 def _known(name: str) -> None:
     """An unknown name is told from a missing file before anything else."""
-    if name.startswith(ZOOS) or name in models.discover():
+    if name.startswith(ZOOS) or name in models:
         return
     if Path(name).suffix or os.sep in name:
         raise CheckpointError(f"no such file: {name}", hint="a run is named run:PATH", code="E-CKPT-MISSING")

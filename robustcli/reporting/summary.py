@@ -91,7 +91,7 @@ def source_of(function: Any) -> str:
     return " ".join(rest.partition("\n\n")[0].split()) if mark else ""
 
 
-_KINDS: dict[str, registry.Registry[Any]] = {
+_KINDS: dict[str, registry.Registry[Any, Any]] = {
     "attacks": registry.attacks,
     "adversary": registry.attacks,
     "train.val_attack": registry.attacks,

@@ -49,7 +49,7 @@ def open_trackers(specs: Sequence[Spec], run_dir: Path, warn: Callable[[str], No
     opened: dict[str, Tracker] = {}
     for k, spec in enumerate(specs):
         where = f"train.trackers.{k}"
-        bound = bind_spec(registry.trackers.discover(), spec, where)
+        bound = bind_spec(registry.trackers, spec, where)
         if spec.name in opened:
             raise UsageError(f"the tracker {spec.name} is named twice", where=where)
         try:

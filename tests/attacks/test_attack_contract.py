@@ -15,9 +15,9 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
-ENTRIES = list(registry.attacks.discover())
-PAIRS = [(e.name, norm) for e in ENTRIES for norm in e.facts["norms"]]
-FIXED = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).facts["kind"] == "fixed"]
+ENTRIES = list(registry.attacks)
+PAIRS = [(e.name, norm) for e in ENTRIES for norm in e.facts.norms]
+FIXED = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).facts.kind == "fixed"]
 SHORT = {"steps": 4, "restarts": 2, "queries": 30, "draws": 4}
 
 
@@ -154,13 +154,13 @@ def test_same_seed_same_points_and_another_seed_others(name, norm):
     with frozen(net):
         first = run(entry, net, x, y, ball, seed=3, keep="last")
         assert torch.equal(first, run(entry, net, x, y, ball, seed=3, keep="last"))
-        if not entry.facts["deterministic"]:
+        if not entry.facts.deterministic:
             assert not torch.equal(first, run(entry, net, x, y, ball, seed=4, keep="last"))
 
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [(name, norm) for name, norm in FIXED if registry.attacks.get(name).facts["needs"] == "gradient"],
+    [(name, norm) for name, norm in FIXED if registry.attacks.get(name).facts.needs == "gradient"],
 )
 def test_a_linear_model_is_solved_in_closed_form(name, norm):
     """max over the ball of the logit difference of two classes = eps * dual norm of the weight difference (no box in the way)."""
@@ -218,22 +218,22 @@ def test_bad_parameters_are_named(name, bad):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 def test_registration_tells_what_contract_tests_select_on(entry):
-    assert entry.facts["kind"] in {"fixed", "minimal", "unbounded"} and set(entry.facts["norms"]) <= {
+    assert entry.facts.kind in {"fixed", "minimal", "unbounded"} and set(entry.facts.norms) <= {
         "linf",
         "l2",
         "l1",
     }
-    assert entry.facts["needs"] in {"gradient", "scores", "decisions"} and {
+    assert entry.facts.needs in {"gradient", "scores", "decisions"} and {
         "deterministic",
         "keeps_best",
     } <= set(entry.facts)
-    assert entry.facts["precision"] in {"bf16", "fp32"} and (
-        entry.facts["kind"] != "minimal" or entry.facts["precision"] == "fp32"
+    assert entry.facts.precision in {"bf16", "fp32"} and (
+        entry.facts.kind != "minimal" or entry.facts.precision == "fp32"
     )
     assert "arXiv" in entry.fn.__doc__ and "Source" in entry.fn.__doc__ and entry.summary
 
 
-MINIMAL = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).facts["kind"] == "minimal"]
+MINIMAL = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).facts.kind == "minimal"]
 
 
 @pytest.mark.parametrize(("name", "norm"), MINIMAL)

@@ -15,7 +15,7 @@ ROWS = {
     for line in PAGE.splitlines()
     if line.startswith("| `") and (cells := [cell.strip() for cell in line.strip("|").split("|")])
 }
-ATTACKS, ENSEMBLES = list(registry.attacks.discover()), list(registry.ensembles.discover())
+ATTACKS, ENSEMBLES = list(registry.attacks), list(registry.ensembles)
 
 
 def as_yaml(value: object) -> str:
@@ -40,5 +40,5 @@ def test_parameters_and_paper_are_those_of_the_code(entry: registry.Entry) -> No
 @pytest.mark.parametrize("entry", ATTACKS, ids=lambda entry: entry.name)
 def test_norms_kind_and_needs_are_those_of_the_registration(entry: registry.Entry) -> None:
     _, norms, kind, needs, *_ = ROWS[entry.name]
-    assert (kind, needs) == (entry.facts["kind"], entry.facts["needs"])
-    assert norms == ("any (unused)" if kind == "unbounded" else ", ".join(entry.facts["norms"]))
+    assert (kind, needs) == (entry.facts.kind, entry.facts.needs)
+    assert norms == ("any (unused)" if kind == "unbounded" else ", ".join(entry.facts.norms))

@@ -6,7 +6,6 @@ from robustcli import registry
 from robustcli.assembly.compose import make_attacks, make_audit, planned_passes
 from robustcli.config.spec import Spec
 
-registry.ensembles.discover()
 VERSIONS = ("standard", "plus", "rand", "rapid")
 
 
@@ -27,7 +26,8 @@ def test_standard_is_the_published_list_and_a_search_from_outside_the_ball():
     assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed", "fixed"] and calls[
         3
     ].needs == "scores"
-    assert planned_passes(calls) == 200 + 1800 + 2700 + 5000 + 200
+    last = 1  # each search scores its last point, each ball its first
+    assert planned_passes(calls, 10, "linf") == (202 + last) + 9 * (202 + last) + 2701 + 5002 + (206 + last)
 
 
 def test_l1_takes_twelve_restarts_and_five_classes():
@@ -51,17 +51,20 @@ def test_rand_averages_gradients_and_plus_restarts():
     )
 
 
-#: What one round of the list cost before it got stages from outside the ball: 60 x 3 and 50 x 3 and 15 x 6 gradients.
-EARLIER = 840
+#: The list before it got stages from outside the ball.
+EARLIER = [
+    Spec.of("apgd", steps=60, restarts=3),
+    Spec.of("apgd", steps=50, loss="dlr-targeted", targets=3),
+    Spec.of("apgd", steps=15, loss="dlr-targeted", targets=6),
+]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_rapid_says_so_in_every_stage_and_costs_a_seventh(norm):
     calls = stages(norm, version="rapid")
     assert all(call.label.startswith("rapid:") for call in calls)
-    assert planned_passes(calls) <= 1.35 * EARLIER and planned_passes(calls) * 7 < planned_passes(
-        stages(norm)
-    )
+    cost, whole = (planned_passes(some, 10, norm) for some in (calls, stages(norm)))
+    assert cost <= 1.35 * planned_passes(make_attacks(EARLIER, norm), 10, norm) and cost * 7 < whole
 
 
 def test_rapid_heads_for_every_class_once_and_looks_from_outside():
@@ -83,7 +86,7 @@ def test_short_forms_cost_what_they_are_given(norm, passes):
     audit = make_audit([Spec.of("autoattack", version="rapid")], norm)
     calls = audit.short_forms(passes)
     assert [call.name for call in calls] == [*(["apgd"] if norm == "l1" else []), "fab", "square"]
-    assert 0.85 * passes <= planned_passes(calls) <= passes + 3
+    assert 0.85 * passes <= planned_passes(calls, 10, norm) <= passes
     assert [call.label for call in audit.escalation] == [call.label for call in stages(norm)]
     assert all(call.precision == "fp32" for call in calls if call.name != "apgd")
 
@@ -105,8 +108,8 @@ def test_only_rapid_is_audited_and_not_beside_the_long_list():
 def test_every_stage_binds_to_its_attack(version, norm):
     for call in stages(norm, version=version):
         facts = registry.attacks.get(call.name).facts
-        assert norm in facts["norms"] and set(call.params) <= set(registry.parameters(call.fn))
-        assert (call.kind, call.needs, call.precision) == (facts["kind"], facts["needs"], facts["precision"])
+        assert norm in facts.norms and set(call.params) <= set(registry.parameters(call.fn))
+        assert (call.kind, call.needs, call.precision) == (facts.kind, facts.needs, facts.precision)
 
 
 def test_an_ensemble_beside_a_single_attack_keeps_labels_apart():

@@ -159,7 +159,7 @@ def test_the_docstring_lists_the_numbers_of_both_tables():
 
 def test_yaml_names_type_and_severity():
     spec = Spec.of("corruption", type="pixelate", severity=2)
-    assert bind_spec(registry.attacks.discover(), spec, "attacks.0").params == {
+    assert bind_spec(registry.attacks, spec, "attacks.0").params == {
         "type": "pixelate",
         "severity": 2,
     }

@@ -12,7 +12,6 @@ from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
-registry.attacks.discover()
 DEEPFOOL = registry.attacks.get("deepfool").fn
 
 

@@ -14,7 +14,6 @@ from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
-registry.attacks.discover()
 FAB, DEEPFOOL = (registry.attacks.get(name).fn for name in ("fab", "deepfool"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -17,11 +17,16 @@ from robustcli.config.overlay import Override, parse_assignment
 from robustcli.errors import ConfigError
 from robustcli.registry import Registry
 
-_Registry = Registry[Callable[..., Any]]
+_Registry = Registry[Any, Any]
+
+
+def _stated(**facts: Any) -> SimpleNamespace:
+    """Any facts, and those that a config asks for."""
+    return SimpleNamespace(**{"norms": None, "path": False, **facts})
 
 
 def _attacks() -> _Registry:
-    attacks: _Registry = Registry("attack", "")
+    attacks: _Registry = Registry("attack", "", _stated)
 
     @attacks.register("pgd", norms=("linf", "l2", "l1"))
     def pgd(
@@ -46,7 +51,7 @@ def _attacks() -> _Registry:
 
 
 def _models() -> _Registry:
-    models: _Registry = Registry("model", "")
+    models: _Registry = Registry("model", "", _stated)
     models.register("small_cnn")(_small_cnn)
     models.register("wide_resnet")(_wide_resnet)
     for name in ("mlp", "resnet18", "preact_resnet18"):
@@ -86,7 +91,7 @@ def _nothing(first: Any) -> None:
 
 
 def _filled(kind: str, *functions: tuple[str, Callable[..., Any]], **facts: Any) -> _Registry:
-    registry: _Registry = Registry(kind, "")
+    registry: _Registry = Registry(kind, "", _stated)
     for name, fn in functions:
         registry.register(name, path=name in ("folder", "npz"), **facts)(fn)
     return registry

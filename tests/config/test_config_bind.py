@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -16,6 +16,7 @@ from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.config.spec import Spec
 from robustcli.errors import ConfigError
+from robustcli.facts import NoFacts
 from robustcli.registry import Registry
 
 
@@ -26,8 +27,8 @@ def _even(value: int) -> int:
 
 
 @pytest.fixture
-def things() -> Registry[Callable[..., Any]]:
-    registry: Registry[Callable[..., Any]] = Registry("thing", "")
+def things() -> Registry[Any, Any]:
+    registry: Registry[Any, Any] = Registry("thing", "", NoFacts)
 
     @registry.register("t")
     def thing(

@@ -82,7 +82,7 @@ def test_the_nuclear_loss_is_b_times_the_batch_loss():
 @pytest.mark.parametrize("entry", list(registry.losses), ids=lambda e: e.name)
 def test_every_loss_says_what_it_is_bound_to(entry):
     """One number per row with a gradient, from exactly the state that the registration names; state slices with the rows."""
-    needs, asked = entry.facts.get("state", ("y",)), []
+    needs, asked = entry.facts.state, []
     assert needs in {("y",), ("clean",), ("y", "clean")}
 
     def clean():

@@ -11,21 +11,22 @@ from robustcli.config.sections import DataConfig
 from robustcli.data import datasets as module
 from robustcli.data.datasets import load_data
 from robustcli.errors import ConfigError, DataError, ResourceError
+from robustcli.facts import DatasetFacts
 from robustcli.registry import Entry, datasets
 
 
 def test_all_names_are_registered() -> None:
-    assert datasets.discover().names() == [
+    assert datasets.names() == [
         "cifar10", "cifar100", "digits", "fake", "fashion-mnist", "folder", "gtsrb", "imagenet", "mnist", "npz", "svhn",
     ]  # fmt: skip
 
 
 def test_every_data_set_says_what_it_is() -> None:
-    for entry in datasets.discover():
+    for entry in datasets:
         assert len(entry.summary) > 20, entry.name
-        crop, flip = entry.facts.get("augment", (0, False))
+        crop, flip = entry.facts.augment or (0, False)
         assert crop >= 0 and not (flip and entry.name in ("digits", "mnist", "svhn", "gtsrb")), entry.name
-        assert len(entry.facts.get("mean", ())) == len(entry.facts.get("std", ())), entry.name
+        assert len(entry.facts.mean or ()) == len(entry.facts.std or ()), entry.name
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_no_memory_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def greedy(config: DataConfig) -> None:
         raise MemoryError
 
-    monkeypatch.setitem(module.datasets.discover()._entries, "fake", Entry("fake", greedy))
+    monkeypatch.setitem(module.datasets._entries, "fake", Entry("fake", greedy, DatasetFacts()))
     with pytest.raises(ResourceError) as caught:
         load_data(DataConfig(name="fake"), allow_download=False)
     assert caught.value.exit_code == 6 and "data.storage=stream" in caught.value.hint
@@ -98,7 +99,7 @@ def test_processes_agree_whatever_the_hash_seed() -> None:
 
 
 def test_loading_does_not_import_heavy_packages() -> None:
-    code = "import sys; from robustcli.registry import datasets; datasets.discover(); print([m for m in HEAVY if m in sys.modules])"
+    code = "import sys; from robustcli.registry import datasets; datasets; print([m for m in HEAVY if m in sys.modules])"
     code = code.replace("HEAVY", "('torchvision', 'sklearn', 'PIL', 'scipy')")
     assert (
         subprocess.run(

@@ -17,7 +17,6 @@ from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.proportions import mcnemar
 from robustcli.registry import parameters
 
-registry.attacks.discover()
 peer = pytest.mark.skipif(find_spec("torchattacks") is None, reason="torchattacks is optional")
 
 
@@ -36,7 +35,7 @@ def test_mcnemar_of_many_samples_is_quick_and_finite():
 
 def call(name, label=None, fn=None, **params):
     entry = registry.attacks.get(name)
-    return AttackCall(label or name, name, fn or entry.fn, params, entry.facts["kind"], entry.facts["needs"])
+    return AttackCall(label or name, name, fn or entry.fn, params, entry.facts.kind, entry.facts.needs)
 
 
 def check(calls, norm="linf", eps=0.03, **more):

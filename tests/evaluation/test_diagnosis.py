@@ -19,7 +19,6 @@ from robustcli.core.random import RowRandom
 from robustcli.evaluation.diagnosis import _Probe, diagnose
 from robustcli.evaluation.judge import Judge
 
-registry.attacks.discover()
 BALL = Ball("linf", zoo.EPS)
 IN_SUITE = ("scaled", "quantised", "resized")
 

@@ -24,7 +24,6 @@ from robustcli.evaluation.outside import callable_call, load_outside
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
 
-registry.attacks.discover()
 CPU = torch.device("cpu")
 PLAIN = Search(torch.float32, False, False)
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "outside-attacks.md"

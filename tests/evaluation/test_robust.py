@@ -15,7 +15,6 @@ from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
 
-registry.attacks.discover()
 CPU = torch.device("cpu")
 PLAIN = Search(torch.float32, fold_bn=False, channels_last=False)
 

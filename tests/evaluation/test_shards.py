@@ -20,7 +20,6 @@ from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import ShardStore, merge, parse_part, part, shards_of
 from robustcli.store import atomic
 
-registry.attacks.discover()
 HASHES = {"model": "a" * 64, "data": "b" * 64, "code": "c" * 64}
 LABELS = ("pgd-20", "square")
 

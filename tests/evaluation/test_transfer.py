@@ -20,7 +20,6 @@ from robustcli.evaluation.surrogate import transferred
 from robustcli.evaluation.transferability import Transfer, transfer_alarms, transfer_matrix
 from robustcli.proportions import sign_test
 
-registry.attacks.discover()
 CPU = torch.device("cpu")
 PLAIN = Search(torch.float32, fold_bn=False, channels_last=False)
 SHAPE = (1, 4, 4)
@@ -65,7 +64,7 @@ def data(model, n=80, seed=0):
 
 def call(name="pgd", **params):
     entry = registry.attacks.get(name)
-    return AttackCall(name, name, entry.fn, params, entry.facts["kind"], entry.facts["needs"])
+    return AttackCall(name, name, entry.fn, params, entry.facts.kind, entry.facts.needs)
 
 
 def centred(weight):

@@ -20,7 +20,7 @@ from robustcli.training.steps import MinMax
 STORED = Path(__file__).with_name("objective_curves.json")
 STEPS, ROWS, CLASSES = 10, 12, 3
 CASES = [
-    *(f"objective {name}" for name in registry.objectives.discover().names()),
+    *(f"objective {name}" for name in registry.objectives.names()),
     *(f"regularizer {name}" for name in registry.regularizers.names()),
 ]
 
@@ -61,7 +61,7 @@ def curve(case):
         step = MinMax(
             net,
             objective,
-            entry.facts["inner"],
+            entry.facts.inner,
             lambda oracle, x, ball: pgd(oracle, x, ball, steps=3),
             Ball("linf", 0.1),
             optimizer,

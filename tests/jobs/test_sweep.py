@@ -172,7 +172,7 @@ def test_a_point_found_at_a_smaller_radius_stays_valid():
     """An attack that only works at one radius: accuracy must not come back at the next."""
     from robustcli import registry
 
-    found = registry.attacks.discover().get("fgsm").fn
+    found = registry.attacks.get("fgsm").fn
 
     def once(oracle, x, ball):
         return found(oracle, x, ball) if ball.eps < 0.03 else oracle.result(x.clone())

@@ -16,11 +16,11 @@ from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
 from robustcli.registry import models
 
-NAMES = models.discover().names()
+NAMES = models.names()
 
 
 def tiny(name: str) -> dict[str, Any]:
-    return dict(models.get(name).facts.get("tiny", {}))
+    return dict(models.get(name).facts.tiny)
 
 
 def make(name: str, *, channels: int = 3, size: int = 8, classes: int = 3, seed: int = 0) -> NormalisedModel:
@@ -148,7 +148,7 @@ def test_wrong_channels_are_refused_not_broadcast(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_other_sizes_work_or_are_refused_in_words(name: str) -> None:
     model = make(name).eval()
-    if models.get(name).facts.get("fixed_size"):
+    if models.get(name).facts.fixed_size:
         with pytest.raises(DataError, match="takes images 3x8x8, got 3x12x12"):
             model(torch.rand(1, 3, 12, 12))
     else:

@@ -34,7 +34,7 @@ from robustcli.models.source import load_model
 from robustcli.registry import models
 from robustcli.store.checkpoint import save_checkpoint
 
-TINY = {entry.name: dict(entry.facts.get("tiny", {})) for entry in models.discover()}
+TINY = {entry.name: dict(entry.facts.tiny) for entry in models}
 CLASSES = ("ant", "bee", "cat")
 
 

@@ -12,7 +12,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch
 
-ENTRIES = list(registry.objectives.discover())
+ENTRIES = list(registry.objectives)
 NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
 
 
@@ -33,7 +33,7 @@ def test_contract(entry):
     terms = entry.fn(NET, batch())
     assert terms.total.shape == () and terms.total.requires_grad and torch.isfinite(terms.total)
     assert all(not part.requires_grad for part in terms.parts.values())
-    assert entry.facts["inner"] is None or entry.facts["inner"] in registry.losses
+    assert entry.facts.inner is None or entry.facts.inner in registry.losses
     assert re.search(r"Source: .*(arXiv:\d{4}\.\d{5}|openreview\.net/forum)", entry.fn.__doc__, re.DOTALL)
     soft = F.one_hot(batch().y, 3).float()
     assert torch.allclose(entry.fn(NET, batch(soft)).total, terms.total)

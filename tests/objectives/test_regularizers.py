@@ -14,7 +14,7 @@ from robustcli.core.types import Batch
 from robustcli.objectives.gradalign import gradalign
 from robustcli.objectives.nuclear import nuclear
 
-ENTRIES = list(registry.regularizers.discover())
+ENTRIES = list(registry.regularizers)
 
 
 def network():
@@ -52,9 +52,7 @@ def test_contract(entry):
     assert off.shape == () and float(off) == 0 and off.dtype == torch.float32
     with pytest.raises(ValueError, match="weight must be >= 0"):
         entry.fn(net, b, weight=-1.0)
-    assert (
-        entry.facts["passes"] > 0 and not b.x.requires_grad and all(p.grad is None for p in net.parameters())
-    )
+    assert entry.facts.passes > 0 and not b.x.requires_grad and all(p.grad is None for p in net.parameters())
     assert re.search(r"Source: .*(arXiv:\d{4}\.\d{5}|openreview\.net/forum)", entry.fn.__doc__, re.DOTALL)
 
 

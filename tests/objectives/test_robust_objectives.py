@@ -177,11 +177,11 @@ def test_half_precision_logits_are_widened():
 
 
 def step(name, net, attack, **more):
-    entry = registry.objectives.discover().get(name)
+    entry = registry.objectives.get(name)
     return MinMax(
         net,
         entry.fn,
-        entry.facts["inner"],
+        entry.facts.inner,
         attack,
         Ball("linf", 0.3),
         torch.optim.SGD(net.parameters(), lr=0.1),
@@ -262,7 +262,7 @@ def test_the_attack_by_name_is_the_attack_of_the_step(name):
         net,
         x,
         Criterion(b.y),
-        loss=registry.objectives.get(name).facts["inner"],
+        loss=registry.objectives.get(name).facts.inner,
         rng=RowRandom(0, "start", b.ids),
     )
     alone = pgd(oracle, x, Ball("linf", 0.3), steps=5, start="gaussian", start_scale=0.001)

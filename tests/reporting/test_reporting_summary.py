@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from robustcli import registry
 from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import format_rate
 from robustcli.reporting.summary import eval_summary, source_of, sources, train_summary
@@ -48,8 +47,6 @@ def test_source_of_a_docstring() -> None:
 
 
 def test_the_papers_of_the_methods_used_are_cited() -> None:
-    registry.attacks.discover()
-    registry.objectives.discover()
     found = sources(CONFIG, ("attacks", "objective", "adversary", "train.val_attack"))
     assert list(found) == ["pgd", "madry", "fgsm"]
     assert "1706.06083" in found["pgd"] and "1412.6572" in found["fgsm"]

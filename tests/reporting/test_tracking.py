@@ -27,6 +27,7 @@ from robustcli.config.overlay import parse_assignment
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.errors import ConfigError, Interrupted, ResourceError, UsageError
+from robustcli.facts import NoFacts
 from robustcli.records.rows import TrainRow, train_rows
 from robustcli.registry import Entry
 from robustcli.reporting import plots
@@ -84,7 +85,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
 
     for fn in (recorder, unable):
         fn.__annotations__ = {k: {"int": int, "str": str}.get(v, Any) for k, v in fn.__annotations__.items()}
-        monkeypatch.setitem(registry.trackers._entries, fn.__name__, Entry(fn.__name__, fn))
+        monkeypatch.setitem(registry.trackers._entries, fn.__name__, Entry(fn.__name__, fn, NoFacts()))
     return opened
 
 

@@ -51,12 +51,12 @@ def residual():
 
 
 def minmax(net, *, objective="madry", kind=MinMax, **more):
-    entry = registry.objectives.discover().get(objective)
+    entry = registry.objectives.get(objective)
     attack = more.pop("attack", lambda oracle, x, ball: pgd(oracle, x, ball, steps=2))
     return kind(
         net,
         entry.fn,
-        entry.facts["inner"],
+        entry.facts.inner,
         attack,
         BALL,
         torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),

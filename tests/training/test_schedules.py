@@ -10,7 +10,7 @@ from robustcli import registry
 from robustcli.errors import CheckpointError
 from robustcli.training.saved import pack_optimizer, unpack_optimizer
 
-SCHEDULES, OPTIMIZERS = list(registry.schedules.discover()), list(registry.optimizers.discover())
+SCHEDULES, OPTIMIZERS = list(registry.schedules), list(registry.optimizers)
 
 
 @pytest.mark.parametrize("entry", SCHEDULES, ids=lambda e: e.name)

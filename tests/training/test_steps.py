@@ -25,11 +25,10 @@ def network():
 
 
 def minmax(net, **more):
-    registry.objectives.discover()
     entry = registry.objectives.get(more.pop("objective", "madry"))
     optimizer = torch.optim.SGD(net.parameters(), lr=more.pop("lr", 0.1))
     attack = more.pop("attack", lambda oracle, x, ball: pgd(oracle, x, ball, steps=3))
-    return MinMax(net, entry.fn, entry.facts["inner"], attack, Ball("linf", 0.1), optimizer, **more)
+    return MinMax(net, entry.fn, entry.facts.inner, attack, Ball("linf", 0.1), optimizer, **more)
 
 
 @pytest.mark.parametrize("attack_bn", ["eval", "train"])

@@ -63,9 +63,9 @@ def trainer(
 ):
     journal = journal or Journal()
     net = net or network()
-    entry = registry.objectives.discover().get(objective)
+    entry = registry.objectives.get(objective)
     made = (step or MinMax)(
-        net, entry.fn, entry.facts["inner"], lambda oracle, x, ball: pgd(oracle, x, ball, steps=2), BALL,
+        net, entry.fn, entry.facts.inner, lambda oracle, x, ball: pgd(oracle, x, ball, steps=2), BALL,
         torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), hooks=[hook(net) for hook in hooks],
     )  # fmt: skip
     validation = EvalPlan(

@@ -1,0 +1,119 @@
+"""What a registered thing says of itself: one frozen class of facts per registry, so that nobody has to know a name.
+
+Nothing here imports torch: `--help` and shell completion read registrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["fixed", "minimal", "unbounded"]
+Needs = Literal["gradient", "scores", "decisions"]
+#: (parameters, defaults included; classes of the model; norm of the ball) -> model passes.
+Passes = Callable[[Mapping[str, Any], int, str], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFacts:
+    """What an attack needs, costs and promises.
+
+    Args:
+        kind: "fixed" searches inside the ball; "minimal" looks for the closest success and may leave the radius;
+            "unbounded" is a threat of its own, which no radius describes.
+        norms: the norms it works for.
+        needs: what it asks the model for.
+        precision: the lowest in which its search finds what it finds in fp32.
+        passes: forward and backward passes over one sample that survives an evaluation: each forward pass and each
+            backward pass counts one. The clean point, whose logits an evaluation knows, is not counted; the last
+            point is. Exact, or the most where the search may end early on a sample that stands.
+        deterministic: whether another seed gives the same points.
+        keeps_best: whether the caller may ask for the worst point met instead of the last one.
+    """
+
+    kind: Kind
+    norms: tuple[str, ...]
+    needs: Needs
+    precision: Literal["bf16", "fp32"]
+    passes: Passes
+    deterministic: bool
+    keeps_best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleFacts:
+    """audit: (norm, **parameters) -> how the survivors of this list are checked, or None where nothing needs a check."""
+
+    audit: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossFacts:
+    """state: what the loss is bound to, per row: labels "y", clean logits "clean". soft: whether it takes mixed labels."""
+
+    state: tuple[str, ...] = ("y",)
+    soft: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveFacts:
+    """inner: the loss that the inner attack ascends, None for none. passes: of one outer step over one sample."""
+
+    inner: str | None
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerFacts:
+    """passes: added to one outer step over one sample. twice: whether it differentiates twice."""
+
+    passes: int
+    twice: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFacts:
+    """attacks: whether the step runs the configured attack."""
+
+    attacks: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookFacts:
+    """extra_losses: losses that the hook computes again per step. publishes: whether it publishes weights of its own."""
+
+    extra_losses: int
+    publishes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """cite: the paper. tiny: parameters of a network for tests. fixed_size: whether it takes one image size only."""
+
+    cite: str = ""
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    fixed_size: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What is usual for a data set.
+
+    Args:
+        presets: norm -> usual radius, in pixel units of [0, 1].
+        augment: (pixels of padding before a random crop, whether to flip), or None where nothing is known.
+        mean, std: per channel, in pixel units; None means: measured on the training images.
+        path: whether the name takes a path, as in ``folder:PATH``.
+    """
+
+    presets: Mapping[str, float] = field(default_factory=dict)
+    augment: tuple[int, bool] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    path: bool = False
+
+
+@dataclass(frozen=True)
+class NoFacts:
+    """A registration that says nothing but its name."""
