@@ -1,5 +1,5 @@
 # Two commands from a fresh clone, with nothing but python3 >= 3.10 (with venv) and make:  make demo   make test
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow docs lint bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -37,9 +37,14 @@ test: $(READY) ## the whole suite; ARGS="-k pgd" for a part of it
 test-slow: $(READY) ## the full counts that the suite samples
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+docs: $(READY) ## the tables of the documentation, from what is registered
+	$(BIN)/python docs/tables.py
+
+lint: $(READY) ## ruff, mypy, and the shape of the code beside others'
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/shape.py
 
 bench: $(READY) ## speed beside torchattacks, as ratios from one interleaved run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[bench]"

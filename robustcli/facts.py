@@ -28,6 +28,7 @@ class AttackFacts:
         passes: forward and backward passes over one sample that survives an evaluation: each forward pass and each
             backward pass counts one. The clean point, whose logits an evaluation knows, is not counted; the last
             point is. Exact, or the most where the search may end early on a sample that stands.
+        use: when to take it, for the documentation.
         deterministic: whether another seed gives the same points.
         keeps_best: whether the caller may ask for the worst point met instead of the last one.
     """
@@ -37,15 +38,22 @@ class AttackFacts:
     needs: Needs
     precision: Literal["bf16", "fp32"]
     passes: Passes
+    use: str
     deterministic: bool
     keeps_best: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleFacts:
-    """audit: (norm, **parameters) -> how the survivors of this list are checked, or None where nothing needs a check."""
+    """What a list of attacks under one name says.
+
+    Args:
+        audit: (norm, **parameters) -> how the survivors are checked, or None where nothing needs a check.
+        use: when to take it, for the documentation.
+    """
 
     audit: Callable[..., Any]
+    use: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +66,31 @@ class LossFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveFacts:
-    """inner: the loss that the inner attack ascends, None for none. passes: of one outer step over one sample."""
+    """What an outer training loss says.
+
+    Args:
+        inner: the loss that the inner attack ascends, None for none.
+        passes: forward and backward passes of one outer step over one sample, the attack apart.
+        use: what it is for, for the documentation.
+    """
 
     inner: str | None
     passes: int
+    use: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerFacts:
-    """passes: added to one outer step over one sample. twice: whether it differentiates twice."""
+    """What a term beside the objective says.
+
+    Args:
+        passes: the most that it adds to one outer step over one sample.
+        use: what it is for, for the documentation.
+        twice: whether it differentiates twice, which torch.compile cannot.
+    """
 
     passes: int
+    use: str
     twice: bool = False
 
 

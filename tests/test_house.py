@@ -66,7 +66,7 @@ def test_the_wheel_carries_the_configs() -> None:
 
 def test_make_builds_nothing_by_hand() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("setup", "demo", "test", "test-slow", "lint", "bench", "clean"):
+    for target in ("setup", "demo", "test", "test-slow", "docs", "lint", "bench", "clean"):
         assert re.search(rf"^{target}:.*## ", text, flags=re.MULTILINE), target
     assert "-n $(N)" in text and "OMP_NUM_THREADS=1" in text and "--durations=15" in text
 

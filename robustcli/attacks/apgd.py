@@ -38,6 +38,7 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     needs="gradient",
     precision="bf16",
     passes=_passes,
+    use="the number to report; no step size to choose",
     deterministic=False,
     keeps_best=True,
 )

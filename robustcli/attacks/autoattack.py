@@ -83,7 +83,7 @@ def audit(norm: str, *, version: Version = "standard", audit: int = 64) -> Audit
     return Audit(norm, audit, autoattack(norm)) if version == "rapid" else None
 
 
-@ensembles.register("autoattack", audit=audit)
+@ensembles.register("autoattack", audit=audit, use="the number that others report")
 def autoattack(
     norm: str, *, version: Version = "standard", audit: Annotated[int, Ge(0), Le(4096)] = 64
 ) -> list[Stage]:

@@ -76,6 +76,7 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     needs="gradient",
     precision="fp32",
     passes=_passes,
+    use="a quick rough distance",
     deterministic=True,
     keeps_best=True,
 )

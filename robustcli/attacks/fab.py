@@ -34,6 +34,7 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     needs="gradient",
     precision="fp32",
     passes=_passes,
+    use="small distances, and a second opinion beside apgd that no scaling of the logits disturbs",
     deterministic=False,
     keeps_best=True,
 )

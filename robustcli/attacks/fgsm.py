@@ -18,6 +18,7 @@ from robustcli.registry import attacks
     needs="gradient",
     precision="bf16",
     passes=lambda given, classes, norm: 3,
+    use="a first look; never a robustness number",
     deterministic=True,
     keeps_best=True,
 )

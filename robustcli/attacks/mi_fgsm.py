@@ -20,6 +20,7 @@ from robustcli.registry import attacks
     needs="gradient",
     precision="bf16",
     passes=lambda given, classes, norm: 2 * given["steps"] + 1,
+    use="images that are to fool another model",
     deterministic=True,
     keeps_best=True,
 )

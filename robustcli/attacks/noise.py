@@ -20,6 +20,7 @@ from robustcli.registry import attacks
     needs="decisions",
     precision="bf16",
     passes=lambda given, classes, norm: given["draws"],
+    use="the floor: an attack that breaks less is broken itself",
     deterministic=False,
     keeps_best=True,
 )

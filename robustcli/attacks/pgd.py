@@ -19,6 +19,7 @@ from robustcli.registry import attacks
     needs="gradient",
     precision="bf16",
     passes=lambda given, classes, norm: given["restarts"] * (2 * given["steps"] + 1),
+    use="training, and validation during training",
     deterministic=False,
     keeps_best=True,
 )

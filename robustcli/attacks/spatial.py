@@ -30,6 +30,7 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     needs="decisions",
     precision="bf16",
     passes=_passes,
+    use="turned and shifted images",
     deterministic=False,
     keeps_best=True,
 )

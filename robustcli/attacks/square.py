@@ -37,6 +37,7 @@ _TINY = 1e-12
     needs="scores",
     precision="fp32",
     passes=lambda given, classes, norm: given["restarts"] * (given["queries"] + 2),
+    use="gradients that may be masked or missing",
     deterministic=False,
     keeps_best=True,
 )

@@ -11,7 +11,12 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("madry", inner="ce", passes=3)
+@objectives.register(
+    "madry",
+    inner="ce",
+    passes=3,
+    use="the plain min-max problem; with one-step attacks also FGSM-RS and N-FGSM",
+)
 def madry(
     model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
 ) -> LossTerms:

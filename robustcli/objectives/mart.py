@@ -14,7 +14,9 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("mart", inner="ce", passes=6)
+@objectives.register(
+    "mart", inner="ce", passes=6, use="robust accuracy first: images that are wrong when clean weigh more"
+)
 def mart(model: Classifier, batch: Batch, *, beta: Annotated[float, Ge(0)] = 5.0) -> LossTerms:
     """mean BCE(f(x_adv), y) + beta * mean KL(f(x) || f(x_adv)) * (1.0000001 - p(x)_y); cost 2K + 6 passes for K attack steps.
 

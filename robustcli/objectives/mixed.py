@@ -12,7 +12,7 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("mixed", inner="ce", passes=6)
+@objectives.register("mixed", inner="ce", passes=6, use="more clean accuracy for less robust accuracy")
 def mixed(
     model: Classifier,
     batch: Batch,

@@ -11,7 +11,9 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("natural", inner=None, passes=3)
+@objectives.register(
+    "natural", inner=None, passes=3, use="no attack: the baseline that every robust model is compared with"
+)
 def natural(
     model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
 ) -> LossTerms:

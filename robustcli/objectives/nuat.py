@@ -11,7 +11,7 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("nuat", inner="nuclear", passes=7)
+@objectives.register("nuat", inner="nuclear", passes=7, use="one or two attack steps, cheap training")
 def nuat(
     model: Classifier,
     batch: Batch,

@@ -12,7 +12,7 @@ from robustcli.core.types import Batch, Classifier
 from robustcli.registry import regularizers
 
 
-@regularizers.register("nuclear", passes=6)
+@regularizers.register("nuclear", passes=6, use="the term of nuat beside another objective")
 def nuclear(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 4.0) -> Tensor:
     """weight * ||f(x) - f(x_adv)||_* / B, ||D||_* the sum of singular values of D [B, K]; 6 passes, those that an objective makes too included.
 

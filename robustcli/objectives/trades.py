@@ -11,7 +11,12 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("trades", inner="kl", passes=7)
+@objectives.register(
+    "trades",
+    inner="kl",
+    passes=7,
+    use="a dial between clean and robust accuracy; the attack ascends the KL and must not start at the image",
+)
 def trades(
     model: Classifier,
     batch: Batch,

@@ -1,0 +1,53 @@
+"""The documentation's tables are those of the registries, and of nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustcli import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_current():
+    command = [sys.executable, str(ROOT / "docs" / "tables.py"), "--check"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert answer.returncode == 0, answer.stdout + "run: make docs"
+
+
+def test_every_table_stands_on_a_page(tables):
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    assert set(tables.BLOCK.findall(pages)) and {name for _, name, _ in tables.BLOCK.findall(pages)} == set(
+        tables.TABLES
+    )
+
+
+def test_a_stale_page_is_seen_and_a_new_attack_gets_a_row(tables, monkeypatch):
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    assert tables.rewritten(page.replace("| `pgd` |", "| `pgdd` |")) == page
+    facts = registry.attacks.get("fgsm").facts
+
+    def other(oracle, x, ball, *, steps: int = 7):
+        """x_adv = x. Source: somebody, arXiv:1234.56789."""
+
+    monkeypatch.setitem(registry.attacks._entries, "other", registry.Entry("other", other, facts))
+    assert "| `other` | linf, l2, l1 | fixed | gradient | 3 | `steps=7` |" in tables.rewritten(page)
+    assert "arXiv:1234.56789" in tables.rewritten(page)
+
+
+@pytest.mark.parametrize("entry", [*registry.attacks, *registry.ensembles], ids=lambda entry: entry.name)
+def test_every_attack_says_when_to_take_it_and_names_its_paper(tables, entry):
+    assert len(entry.facts.use) > 10 and tables.paper(entry.fn).startswith("arXiv:")
