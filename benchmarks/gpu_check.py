@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcli.assembly.compose import Setting, choose, model_from, move, prepare
+from robustcli.assembly.attacks import Setting, choose, model_from, move, prepare
 from robustcli.attacks.pgd import pgd
 from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment

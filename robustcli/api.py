@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.compose import choose, make_attacks, make_audit, probe_size, split_of
+from robustcli.assembly.attacks import choose, make_attacks, make_audit, probe_size, split_of
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball, Norm

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustcli import registry
-from robustcli.assembly.compose import Setting, bound, make_attacks, make_search, planned_passes, samples
+from robustcli.assembly.attacks import Setting, bound, make_attacks, make_search, planned_passes, samples
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
 from robustcli.evaluation.plan import AttackCall

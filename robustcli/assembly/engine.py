@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.compose import Setting, bound, call_with, choose, eval_plan, make_search
+from robustcli.assembly.attacks import Setting, bound, call_with, choose, eval_plan, make_search
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.core.random import RowRandom

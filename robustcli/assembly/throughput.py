@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.compose import Setting, make_search, split_of
+from robustcli.assembly.attacks import Setting, make_search, split_of
 from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.engine import Engine, make_engine, make_step
 from robustcli.assembly.timing import Precision, Repeat, Timing, timed

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.compose import Setting, prepare
+from robustcli.assembly.attacks import Setting, prepare
 from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.model_source import model_of
 from robustcli.assembly.origin import pinned
-from robustcli.assembly.subjects import model_of
 from robustcli.config.load import Loaded
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robustcli import registry
-from robustcli.assembly.compose import Setting, make_attacks, model_to_train, prepare, split_of
+from robustcli.assembly.attacks import Setting, make_attacks, model_to_train, prepare, split_of
 from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.throughput import Bench

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from robustcli.assembly.compose import Setting, choose, eval_plan, make_search, prepare
+from robustcli.assembly.attacks import Setting, choose, eval_plan, make_search, prepare
 from robustcli.assembly.cost import training_plan
+from robustcli.assembly.model_source import model_of
 from robustcli.assembly.rows import eval_document, rows_of
-from robustcli.assembly.subjects import model_of
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.core.geometry import Ball

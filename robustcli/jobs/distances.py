@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustcli.assembly.compose import Setting, eval_plan, samples
+from robustcli.assembly.attacks import Setting, eval_plan, samples
 from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.errors import UsageError
 from robustcli.evaluation.nearest import Distances, closest_errors

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustcli.assembly.compose import Setting, eval_plan, prepare, probe_size, samples
+from robustcli.assembly.attacks import Setting, eval_plan, prepare, probe_size, samples
 from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.model_source import model_of, plugin_calls, surrogate_calls
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.ranges import parse_sweep
 from robustcli.assembly.rows import eval_document, rows_of, write_rows
-from robustcli.assembly.subjects import model_of, plugin_calls, surrogate_calls
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.compose import Setting, eval_plan, numbered, samples
+from robustcli.assembly.attacks import Setting, eval_plan, numbered, samples
 from robustcli.assembly.ranges import Sweep
 from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.data.split import Split

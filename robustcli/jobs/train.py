@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from robustcli.assembly.compose import Setting, model_to_train, prepare
+from robustcli.assembly.attacks import Setting, model_to_train, prepare
 from robustcli.assembly.cost import passes_per_image, training_plan
 from robustcli.assembly.engine import Engine, make_engine
 from robustcli.assembly.origin import pinned

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from robustcli import registry
-from robustcli.assembly.compose import Setting, eval_plan, numbered, prepare, samples
+from robustcli.assembly.attacks import Setting, eval_plan, numbered, prepare, samples
 from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.model_source import model_of
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.rows import ids_digest
-from robustcli.assembly.subjects import model_of
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.spec import ModelConfig, is_reference

@@ -3,7 +3,7 @@
 import pytest
 
 from robustcli import registry
-from robustcli.assembly.compose import make_attacks, make_audit, planned_passes
+from robustcli.assembly.attacks import make_attacks, make_audit, planned_passes
 from robustcli.config.spec import Spec
 
 VERSIONS = ("standard", "plus", "rand", "rapid")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustcli import registry
-from robustcli.assembly.compose import prepare
+from robustcli.assembly.attacks import prepare
 from robustcli.assembly.cost import passes_per_image
 from robustcli.config.bind import Registries
 from robustcli.config.load import Loaded, load_config

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import robustcli
-from robustcli.assembly.compose import make_attacks, make_audit
+from robustcli.assembly.attacks import make_attacks, make_audit
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.audit import PASSES, audited, depth, in_order, joined

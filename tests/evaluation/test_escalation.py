@@ -6,7 +6,7 @@ import zoo
 from torch import nn
 
 import robustcli
-from robustcli.assembly.compose import make_attacks
+from robustcli.assembly.attacks import make_attacks
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit

@@ -8,7 +8,7 @@ import torch
 from jobs_support import TINY
 
 from robustcli.assembly import throughput, timing
-from robustcli.assembly.compose import fresh_model, prepare
+from robustcli.assembly.attacks import fresh_model, prepare
 from robustcli.assembly.throughput import Bench
 from robustcli.assembly.timing import (
     BF16,

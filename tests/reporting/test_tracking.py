@@ -18,7 +18,7 @@ import torch
 from jobs_support import TINY, final_state, same
 
 from robustcli import registry
-from robustcli.assembly.compose import fresh_model, prepare
+from robustcli.assembly.attacks import fresh_model, prepare
 from robustcli.assembly.trainlog import Examples, Written
 from robustcli.cli.main import run as command
 from robustcli.config.dump import dump_config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.assembly.compose import Setting, eval_plan, fresh_model, model_from, move
+from robustcli.assembly.attacks import Setting, eval_plan, fresh_model, model_from, move
 from robustcli.config.spec import ModelConfig, Spec, is_reference
 from robustcli.core.modes import frozen
 from robustcli.evaluation.alarms import state_digest
