@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcli.assembly.attacks import Setting, choose, model_from, move, prepare
+from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.samples import choose
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.attacks.pgd import pgd
 from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
@@ -59,9 +61,7 @@ def check(run: str, device: str, *, n: int, short: Sequence[str]) -> list[Row]:
     ).config
     config = config.model_copy(update={"model": type(config.model)(name=f"run:{run}")})
     setting = prepare(config, Console(quiet=True))
-    model = move(
-        model_from(setting, plugin=None, allow_pickle=False, num_classes=None), setting.device, False
-    ).eval()
+    model = ModelSource(setting).to_measure(Console(quiet=True)).eval()
     with _compiler(setting.device):
         rows = verdicts(setting, model, n) + outer(setting, model)
     return [*rows, resume(short, device)]

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import choose, make_attacks, make_audit, probe_size, split_of
+from robustcli.assembly.attacks import make_attacks, make_audit, probe_size
+from robustcli.assembly.samples import choose, split_of
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball, Norm

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import Setting, bound, make_attacks, make_search, planned_passes, samples
+from robustcli.assembly.attacks import make_attacks, make_search, planned_passes
+from robustcli.assembly.bound import bound
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
 from robustcli.evaluation.plan import AttackCall

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import Setting, bound, call_with, choose, eval_plan, make_search
+from robustcli.assembly.attacks import eval_plan, make_search
+from robustcli.assembly.bound import bound, call_with
+from robustcli.assembly.samples import choose
+from robustcli.assembly.setting import Setting
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.core.random import RowRandom

@@ -1,79 +1,115 @@
-"""Who is measured, and by whose attacks: the model, a surrogate, a plugin's attack."""
+"""Where the model of a run comes from: one door to every kind of network and of weights."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from robustcli.assembly.attacks import Setting, eval_plan, fresh_model, model_from, move
-from robustcli.config.spec import ModelConfig, Spec, is_reference
+from robustcli.assembly.setting import Setting
+from robustcli.config.spec import ModelConfig, is_reference
 from robustcli.core.modes import frozen
-from robustcli.evaluation.alarms import state_digest
-from robustcli.evaluation.outside import load_outside
-from robustcli.evaluation.plan import AttackCall
-from robustcli.evaluation.surrogate import transferred
-from robustcli.models.plugin import split_plugin
+from robustcli.models.build import build_model
+from robustcli.models.info import ModelInfo
 from robustcli.models.size import check_classes
-from robustcli.runtime.signals import StopFlag
+from robustcli.models.source import load_model
 from robustcli.terminal.console import Console
 
 
-def model_of(setting: Setting, console: Console, flags: Any) -> nn.Module:
-    """The model to measure, on the device; its classes are compared with the data's."""
-    spec, data = setting.config.model, setting.data
-    if flags.plugin is None and not is_reference(spec.name) and spec.weights is None:
-        console.warn(
-            f"model {spec.name} has untrained weights; point --model to a run (run:runs/train/latest) or give model.weights"
+class ModelFlags(Protocol):
+    """What only the command line says of a model."""
+
+    @property
+    def plugin(self) -> str | None:
+        """`FILE.py:factory`: the user's own network."""
+
+    @property
+    def allow_pickle(self) -> bool:
+        """Whether weights may be read from a file that can run code."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model that a setting's configuration and the command line name.
+
+    Args:
+        setting: gives the configuration, the device and the data that the model is for.
+        plugin: `FILE.py:factory` in the place of the configured name.
+        allow_pickle: whether weights may be read from a file that can run code.
+    """
+
+    setting: Setting
+    plugin: str | None = None
+    allow_pickle: bool = False
+
+    @classmethod
+    def of(cls, setting: Setting, flags: ModelFlags) -> ModelSource:
+        """As the command line says."""
+        return cls(setting, flags.plugin, flags.allow_pickle)
+
+    def to_train(self) -> nn.Module:
+        """The model on its device, for the classes of the data: new, or from weights (fine-tuning)."""
+        model = self._fresh() if self._untrained else self._loaded(self.setting.classes)
+        return self._placed(model, self.setting.config.train.channels_last)
+
+    def to_measure(self, console: Console) -> nn.Module:
+        """The model on its device. Its classes are compared with the data's."""
+        if self._untrained:
+            console.warn(
+                f"model {self._spec.name} has untrained weights; point --model to a run "
+                "(run:runs/train/latest) or give model.weights"
+            )
+            return self._placed(self._fresh().eval(), False)
+        brings_classes = self._spec.name.startswith(("run:", "torchvision:"))
+        model = self._loaded(None if brings_classes else self.setting.classes)
+        data = self.setting.data
+        with frozen(model), torch.no_grad():
+            classes = model(torch.zeros(1, *data.shape)).shape[1]
+        check_classes(classes, data.classes, getattr(model, "classes", None))
+        return self._placed(model, False)
+
+    @property
+    def _spec(self) -> ModelConfig:
+        return self.setting.config.model
+
+    @property
+    def _untrained(self) -> bool:
+        """Whether nobody names weights: a registered network, initialised from the seed."""
+        return self.plugin is None and not is_reference(self._spec.name) and self._spec.weights is None
+
+    def _fresh(self) -> nn.Module:
+        config, data = self.setting.config, self.setting.data
+        info = ModelInfo(
+            num_classes=self.setting.classes,
+            channels=data.shape[0],
+            size=data.shape[1],
+            mean=data.mean,
+            std=data.std,
         )
-        return move(fresh_model(setting).eval(), setting.device, False)
-    knows = spec.name.startswith(("run:", "torchvision:"))
-    model = model_from(
-        setting,
-        plugin=flags.plugin,
-        allow_pickle=flags.allow_pickle,
-        num_classes=None if knows else len(data.classes),
-    )
-    with frozen(model), torch.no_grad():
-        classes = model(torch.zeros(1, *data.shape)).shape[1]
-    check_classes(classes, data.classes, getattr(model, "classes", None))
-    return move(model, setting.device, False)
+        return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
-
-def surrogate_calls(setting: Setting, console: Console, flags: Any, stop: StopFlag) -> list[AttackCall]:
-    """`--surrogate REF`: APGD on that model, shown to the measured one; a black-box stage behind the configured attacks."""
-    if not flags.surrogate:
-        return []
-    other = replace(
-        setting, config=setting.config.model_copy(update={"model": ModelConfig(name=flags.surrogate)})
-    )
-    model = model_of(other, console, replace(flags, plugin=None))
-    call = eval_plan(setting, [Spec.of("apgd", steps=50)]).attacks[0]
-    digest = state_digest(model)[:12]  # a resumed evaluation must not go on with another surrogate
-    return [
-        AttackCall(
-            "transfer",
-            f"transfer:{digest}",
-            transferred(model, call, stop=stop.check),
-            {},
-            "fixed",
-            "decisions",
+    def _loaded(self, num_classes: int | None) -> nn.Module:
+        """The model with its weights, for the configured data; None: as many classes as the weights say."""
+        spec, config, data = self._spec, self.setting.config, self.setting.data
+        return load_model(
+            spec.name,
+            params=spec.params,
+            weights=spec.weights,
+            plugin=self.plugin,
+            num_classes=num_classes,
+            channels=data.shape[0],
+            size=data.shape[1],
+            mean=data.mean,
+            std=data.std,
+            normalize=spec.normalize,
+            allow_pickle=self.allow_pickle,
+            download=config.data.download,
+            seed=config.seed,
         )
-    ]
 
-
-def plugin_calls(plugin: str | None) -> list[AttackCall]:
-    """`--attack-plugin FILE.py:NAME`: the user's own attack, or another library's; the hash of its file is part of its name."""
-    if plugin is None:
-        return []
-    call = load_outside(plugin)
-    return [
-        replace(
-            call,
-            name=f"{plugin}@{hashlib.sha256(Path(split_plugin(plugin)[0]).read_bytes()).hexdigest()[:12]}",
-        )
-    ]
+    def _placed(self, model: nn.Module, channels_last: bool) -> nn.Module:
+        """The model on the device; 4-d weights in channels-last when asked."""
+        model = model.to(self.setting.device)
+        return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import Setting
+from robustcli.assembly.setting import Setting
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.plan import AttackCall, Evaluation

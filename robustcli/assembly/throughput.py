@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import Setting, make_search, split_of
+from robustcli.assembly.attacks import make_search
 from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.engine import Engine, make_engine, make_step
+from robustcli.assembly.samples import split_of
+from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat, Timing, timed
 from robustcli.core.losses import Criterion, bind_inner
 from robustcli.core.modes import frozen

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import Setting, calls_of
+from robustcli.assembly.attacks import calls_of
+from robustcli.assembly.setting import Setting
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle

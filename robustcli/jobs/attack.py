@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import Setting, prepare
 from robustcli.assembly.cost import evaluation_plan
-from robustcli.assembly.model_source import model_of
+from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.config.load import Loaded
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
@@ -38,7 +38,7 @@ def attack(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]
     config = pinned(loaded.config)
     began = time.perf_counter()
     setting = prepare(config, console)
-    model = model_of(setting, console, flags)
+    model = ModelSource.of(setting, flags).to_measure(console)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
     check_request(setting, [], None, False)

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from robustcli import registry
-from robustcli.assembly.attacks import Setting, make_attacks, model_to_train, prepare, split_of
+from robustcli.assembly.attacks import make_attacks
 from robustcli.assembly.cost import passes_per_image
+from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
+from robustcli.assembly.samples import split_of
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.assembly.throughput import Bench
 from robustcli.assembly.timing import Repeat, matmul_peak, precisions
 from robustcli.config.load import Loaded
@@ -54,7 +57,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     began = time.perf_counter()
     setting = prepare(config, console)
     split_of(setting.data, "train")
-    model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
+    model = ModelSource.of(setting, flags).to_train()
     with open_run("bench", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
         begin(run, config)
         subject = Bench(setting, model, _SMOKE if flags.smoke else _FULL, stop.check, _once(console.warn))

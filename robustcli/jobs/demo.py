@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from robustcli.assembly.attacks import Setting, choose, eval_plan, make_search, prepare
+from robustcli.assembly.attacks import eval_plan, make_search
 from robustcli.assembly.cost import training_plan
-from robustcli.assembly.model_source import model_of
+from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.rows import eval_document, rows_of
+from robustcli.assembly.samples import choose
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.core.geometry import Ball
@@ -59,7 +61,9 @@ def demo(
     first = _load([*base, "name=robust"])
     if dry_run:
         setting = prepare(first.config, console)
-        return training_plan(setting, model_of(setting, Console(quiet=True), EvalFlags()), console)
+        return training_plan(
+            setting, ModelSource.of(setting, EvalFlags()).to_measure(Console(quiet=True)), console
+        )
     with open_run("demo", "digits", out=out, overwrite=overwrite) as run:
         models: dict[str, Setting] = {}
         for name, more in (("natural", ["objective=natural"]), ("robust", [])):

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import Setting, eval_plan, samples
+from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.rows import hashes_of, ids_digest
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting
 from robustcli.errors import UsageError
 from robustcli.evaluation.nearest import Distances, closest_errors
 from robustcli.evaluation.plan import AttackCall

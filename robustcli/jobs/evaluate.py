@@ -11,12 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import Setting, eval_plan, prepare, probe_size, samples
+from robustcli.assembly.attacks import eval_plan, probe_size
 from robustcli.assembly.cost import evaluation_plan
-from robustcli.assembly.model_source import model_of, plugin_calls, surrogate_calls
+from robustcli.assembly.extra_attacks import plugin_calls, surrogate_calls
+from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.ranges import parse_sweep
 from robustcli.assembly.rows import eval_document, rows_of, write_rows
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
@@ -70,13 +73,15 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     setting = prepare(config, console)
     if sweep is not None:
         check_sweep(sweep, setting)
-    model = model_of(setting, console, flags)
+    model = ModelSource.of(setting, flags).to_measure(console)
     if flags.cross_check is not None:
         if flags.cross_check != "torchattacks":
             raise UsageError(f"--cross-check {flags.cross_check!r}", hint="known: torchattacks")
         torchattacks_module("--cross-check")
     stop = StopFlag()
-    extra = surrogate_calls(setting, console, flags, stop) + plugin_calls(flags.attack_plugin)
+    extra = surrogate_calls(setting, console, flags.surrogate, flags.allow_pickle, stop) + plugin_calls(
+        flags.attack_plugin
+    )
     check_request(setting, extra, shard, sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.attacks import Setting
 from robustcli.assembly.rows import hashes_of, ids_digest, rows_from
+from robustcli.assembly.setting import Setting
 from robustcli.config.load import load_config
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError

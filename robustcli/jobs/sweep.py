@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import Setting, eval_plan, numbered, samples
+from robustcli.assembly.attacks import eval_plan, numbered
 from robustcli.assembly.ranges import Sweep
 from robustcli.assembly.rows import hashes_of, ids_digest
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
 from robustcli.evaluation.alarms import Alarm

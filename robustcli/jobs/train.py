@@ -12,11 +12,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from robustcli.assembly.attacks import Setting, model_to_train, prepare
 from robustcli.assembly.cost import passes_per_image, training_plan
 from robustcli.assembly.engine import Engine, make_engine
+from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.reopen import found_by_name, note_run, opening
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.assembly.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
@@ -58,7 +59,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
     began = time.perf_counter()
     if flags.dry_run:
         setting = prepare(pinned(config), console)
-        model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
+        model = ModelSource.of(setting, flags).to_train()
         make_engine(
             setting, model, solo(), lambda: None, console.warn
         )  # what cannot be put together is found here too
@@ -143,7 +144,7 @@ class TrainRun:
         ranks: Ranks,
     ) -> None:
         self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
-        model = model_to_train(setting, plugin=flags.plugin, allow_pickle=flags.allow_pickle)
+        model = ModelSource.of(setting, flags).to_train()
         meta = model_meta(model, setting.data.classes)  # type: ignore[arg-type]
         self.config_tree = setting.config.model_dump(mode="json")
         engine = make_engine(setting, model, ranks, stop, console.warn)

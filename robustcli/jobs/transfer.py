@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import Setting, eval_plan, numbered, prepare, samples
+from robustcli.assembly.attacks import eval_plan, numbered
 from robustcli.assembly.cost import evaluation_plan
-from robustcli.assembly.model_source import model_of
+from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.rows import ids_digest
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting, prepare
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.spec import ModelConfig, is_reference
@@ -111,7 +113,7 @@ def _loaded(setting: Setting, settings: Sequence[Any], console: Console, flags: 
     found = []
     for config in settings:
         try:
-            found.append(model_of(replace(setting, config=config), console, flags))
+            found.append(ModelSource.of(replace(setting, config=config), flags).to_measure(console))
         except RobustCliError as error:
             error.where = "; ".join(part for part in (f"--models {config.model.name}", error.where) if part)
             raise

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from robustcli import registry
-from robustcli.assembly.attacks import prepare
 from robustcli.assembly.cost import passes_per_image
+from robustcli.assembly.setting import prepare
 from robustcli.config.bind import Registries
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment

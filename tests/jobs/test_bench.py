@@ -8,7 +8,8 @@ import torch
 from jobs_support import TINY
 
 from robustcli.assembly import throughput, timing
-from robustcli.assembly.attacks import fresh_model, prepare
+from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.setting import prepare
 from robustcli.assembly.throughput import Bench
 from robustcli.assembly.timing import (
     BF16,
@@ -36,7 +37,7 @@ FEW = Repeat(least=5, budget=0.0, warm=1)
 def subject(*settings, repeat=FEW, **more):
     config = load_config(None, [parse_assignment(text, "test") for text in (*TINY, *settings)]).config
     setting = prepare(config, Console(quiet=True))
-    return Bench(setting, fresh_model(setting), repeat, **more)
+    return Bench(setting, ModelSource(setting).to_train(), repeat, **more)
 
 
 # ---- the verb --------------------------------------------------------------------------------------------------

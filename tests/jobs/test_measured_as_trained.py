@@ -40,7 +40,7 @@ def resolved(cli, tmp_path, *words):
 
 def test_the_machine_and_the_call_are_not_those_of_the_training(model, cli, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("robustcli.assembly.attacks.threads", asked.append)
+    monkeypatch.setattr("robustcli.assembly.setting.threads", asked.append)
     found, default = (
         resolved(cli, tmp_path, *RUN),
         load_config(None, bind=False).config.model_dump(mode="json"),

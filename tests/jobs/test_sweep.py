@@ -10,8 +10,8 @@ from jobs_support import TINY
 from PIL import Image
 from torch import nn
 
-from robustcli.assembly.attacks import prepare
 from robustcli.assembly.ranges import Sweep, parse_sweep
+from robustcli.assembly.setting import prepare
 from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.errors import UsageError
@@ -230,7 +230,8 @@ def test_a_configured_step_size_grows_with_the_radius():
 
 
 def test_a_sweep_agrees_with_the_evaluation_at_its_own_radius():
-    from robustcli.assembly.attacks import choose, eval_plan
+    from robustcli.assembly.attacks import eval_plan
+    from robustcli.assembly.samples import choose
     from robustcli.evaluation.robust import RobustEvaluation
 
     setting, _, rows = rows_of("steps=6", "ball.eps=0.03", "attacks.0.steps=6")

@@ -18,7 +18,8 @@ import torch
 from jobs_support import TINY, final_state, same
 
 from robustcli import registry
-from robustcli.assembly.attacks import fresh_model, prepare
+from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.setting import prepare
 from robustcli.assembly.trainlog import Examples, Written
 from robustcli.cli.main import run as command
 from robustcli.config.dump import dump_config
@@ -272,7 +273,7 @@ class Papers:
         self.said: Warnings = []
         monkeypatch.setattr(console, "warn", self.said.append)
         self.setting = prepare(config, console)
-        self.model = fresh_model(self.setting)
+        self.model = ModelSource(self.setting).to_train()
         self.run = open_run("train", "run", out=str(folder / "run"))
         self.log = Written(self.run, self.setting, {}, {}, "digest", console, {"attack": "pgd"})
 

@@ -100,7 +100,7 @@ def test_a_run_in_fp32_is_fp32(tmp_path: Path) -> None:
 import torch
 from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
-from robustcli.assembly.attacks import prepare
+from robustcli.assembly.setting import prepare
 from robustcli.terminal.console import Console
 loaded = load_config(None, [parse_assignment(text, "test") for text in ("data.name=fake", "ball.eps=0.1", "device=cpu")], environ={})
 prepare(loaded.config, Console(quiet=True))

@@ -1,0 +1,42 @@
+"""Attacks that only the command line names: those of a surrogate, and the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from robustcli.assembly.attacks import eval_plan
+from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.setting import Setting
+from robustcli.config.spec import ModelConfig, Spec
+from robustcli.evaluation.alarms import state_digest
+from robustcli.evaluation.outside import load_outside
+from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.surrogate import transferred
+from robustcli.models.plugin import split_plugin
+from robustcli.runtime.signals import StopFlag
+from robustcli.terminal.console import Console
+
+
+def surrogate_calls(
+    setting: Setting, console: Console, reference: str | None, allow_pickle: bool, stop: StopFlag
+) -> list[AttackCall]:
+    """`--surrogate REF`: APGD on that model, shown to the measured one; a black-box stage behind the others."""
+    if not reference:
+        return []
+    config = setting.config.model_copy(update={"model": ModelConfig(name=reference)})
+    source = ModelSource(replace(setting, config=config), allow_pickle=allow_pickle)
+    model = source.to_measure(console)
+    call = eval_plan(setting, [Spec.of("apgd", steps=50)]).attacks[0]
+    digest = state_digest(model)[:12]  # a resumed evaluation must not go on with another surrogate
+    search = transferred(model, call, stop=stop.check)
+    return [AttackCall("transfer", f"transfer:{digest}", search, {}, "fixed", "decisions")]
+
+
+def plugin_calls(plugin: str | None) -> list[AttackCall]:
+    """`--attack-plugin FILE.py:NAME`: the user's own attack; the hash of its file is part of its name."""
+    if plugin is None:
+        return []
+    code = Path(split_plugin(plugin)[0]).read_bytes()
+    return [replace(load_outside(plugin), name=f"{plugin}@{hashlib.sha256(code).hexdigest()[:12]}")]
