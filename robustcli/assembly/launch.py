@@ -1,4 +1,4 @@
-"""`robustcli train ... --nproc N`: N workers on this machine, their signals, their restarts, and the exit code of the one that failed first."""
+"""`robustcli train ... --nproc N`: N workers on this machine, their signals, their restarts and one exit code."""
 
 from __future__ import annotations
 
@@ -30,13 +30,8 @@ from robustcli.terminal.streams import write
 COMMAND = (sys.executable, "-m", "robustcli")
 _LOST, _STOPPED = PeerError.exit_code, (130, 143)
 _PASSED = (*range(2, 11), 70, *_STOPPED)
-_FORWARDED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGUSR1,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-)  # SIGINT as itself, all others as SIGTERM
+#: Signals that the workers get: SIGINT as itself, all others as SIGTERM.
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 _CLOSING = 29.0  # torch waits 30 s for the others after the first failure, then kills them
 _HOST = "127.0.0.1"
 
@@ -54,19 +49,19 @@ def launch(
         console: gets `rank R: reason` of the first failure; with json, the one document.
         command: what a worker runs (tests have their own).
 
-    SIGINT reaches the workers as itself, SIGTERM, SIGUSR1, SIGHUP and SIGQUIT as SIGTERM: they save and end with 130 or 143. Codes 2 to 10,
-    70, 130 and 143 of the worker that failed first are passed on; a worker that was killed, or ends in any other way, is 8.
+    SIGINT reaches the workers as itself; SIGTERM, SIGUSR1, SIGHUP and SIGQUIT reach them as SIGTERM. They save and end
+    with 130 or 143. Codes 2 to 10, 70, 130 and 143 of the worker that failed first are passed on. A worker that was
+    killed, or that ends in any other way, gives 8.
+
     Raises UsageError: nproc or max_restarts out of range.
     """
     if not 1 <= nproc <= 1024 or not 0 <= max_restarts <= 1000:
-        raise UsageError(
-            f"--nproc {nproc} --max-restarts {max_restarts}: 1 to 1024 processes and 0 to 1000 restarts are possible"
-        )
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
-        logging.CRITICAL
-    )  # it tells the same in five lines
+        asked = f"--nproc {nproc} --max-restarts {max_restarts}"
+        raise UsageError(f"{asked}: 1 to 1024 processes and 0 to 1000 restarts are possible")
+    # torch tells of a failure in five lines, and we in one.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
-        return _Launch([*command, *argv], nproc, console, Path(scratch)).go(max_restarts)
+        return _Launch([*command, *argv], nproc, console, Path(scratch)).run(max_restarts)
 
 
 @dataclass(frozen=True)
@@ -79,21 +74,23 @@ class _Ending:
 
 
 class _Launch:
+    """All attempts of one call of `launch`."""
+
     def __init__(self, command: Sequence[str], nproc: int, console: Console, scratch: Path) -> None:
         self.command, self.nproc, self.console, self.scratch = list(command), nproc, console, scratch
         self.asked: int | None = None
         self._pids: list[int] = []
         self._said = ""  # rank 0's stdout, with --json
 
-    def go(self, max_restarts: int) -> int:
+    def run(self, max_restarts: int) -> int:
+        """Attempts until one ends for good; says why, and returns its exit code."""
         with self._forwarding():
             for attempt in range(max_restarts + 1):
                 ending = self._attempt(attempt)
                 if ending.code != _LOST or self.asked is not None or attempt == max_restarts:
                     break
-                self.console.warn(
-                    f"rank {ending.rank}: {ending.reason}; restart {attempt + 1} of {max_restarts} from the last checkpoint"
-                )
+                again = f"restart {attempt + 1} of {max_restarts} from the last checkpoint"
+                self.console.warn(f"rank {ending.rank}: {ending.reason}; {again}")
         if ending.reason:
             self.console.error(f"rank {ending.rank}: {ending.reason}")
         if self.console.json:
@@ -101,6 +98,7 @@ class _Launch:
         return ending.code
 
     def _attempt(self, attempt: int) -> _Ending:
+        """Start all workers, wait for their end."""
         listener = socket.create_server((_HOST, 0))  # torch's own server would listen on every interface
         port = listener.getsockname()[1]
         listening: dict[str, Any] = {
@@ -109,10 +107,8 @@ class _Launch:
             "master_listen_fd": listener.detach(),
         }
         store = dist.TCPStore(_HOST, port, **listening)  # type: ignore[attr-defined]
-        redirects = {
-            rank: Std.ALL if rank else Std.OUT if self.console.json else Std.NONE
-            for rank in range(self.nproc)
-        }
+        redirects = dict.fromkeys(range(self.nproc), Std.ALL)
+        redirects[0] = Std.OUT if self.console.json else Std.NONE
         context = start_processes(
             name="robustcli",
             entrypoint=self.command[0],
@@ -152,32 +148,32 @@ class _Launch:
             "TORCHELASTIC_USE_AGENT_STORE": True,
             "TORCHELASTIC_RUN_ID": f"robustcli-{os.getpid()}",
         }
-        found = {name: str(value) for name, value in names.items()} | {RUN_FILE: str(self.scratch / "run")}
+        environment = {name: str(value) for name, value in names.items()}
+        environment[RUN_FILE] = str(self.scratch / "run")
         if "OMP_NUM_THREADS" not in os.environ:
-            found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.nproc))
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.nproc))
         if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
-            found["GLOO_SOCKET_IFNAME"] = "lo"  # nobody else can connect, and no host name need resolve
-        return found
+            environment["GLOO_SOCKET_IFNAME"] = "lo"  # nobody else can connect, and no host name need resolve
+        return environment
 
     # ---- signals -----------------------------------------------------------------------------------------------
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
         """Signals go to the workers while the block runs; handlers and environment come back afterwards."""
-        main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.getsignal(number) for number in _FORWARDED} if main else {}
-        self._numbers = [
-            number for number, handler in before.items() if handler is not signal.SIG_IGN
-        ]  # nohup stays nohup
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = (
-            "SIGQUIT"  # else a signal at the start raises where no worker is known yet
-        )
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.getsignal(number) for number in _FORWARDED}
+        # What is ignored stays ignored, as under nohup.
+        self._numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+        # Else a signal at the start raises where no worker is known yet.
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         self._install()
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+                signal.signal(number, handler or signal.SIG_DFL)
             del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
 
     def _install(self) -> None:
@@ -197,67 +193,59 @@ class _Launch:
     # ---- the end -----------------------------------------------------------------------------------------------
 
     def _document(self, ending: _Ending) -> None:
-        """With --json: rank 0's document when it speaks of what happened, else one of our own."""
+        """With --json: the document of rank 0 where it tells what happened, else one of our own."""
         if self._said.startswith("{") and (ending.rank == 0 or not ending.reason):
             write(sys.stdout, self._said)
             return
-        found = re.fullmatch(r"error\[(\S+)\]: (.*)", ending.reason)
-        code, message = found.groups() if found else (PeerError.code, ending.reason)
-        self.console.document(
-            {
-                "ok": False,
-                "error": {
-                    "code": code,
-                    "exit": ending.code,
-                    "message": f"rank {ending.rank}: {message}",
-                    "hint": "",
-                },
-            }
-        )
+        code, message = PeerError.code, ending.reason
+        if line := re.fullmatch(r"error\[(\S+)\]: (.*)", ending.reason):
+            code, message = line.groups()
+        error = {"code": code, "exit": ending.code, "message": f"rank {ending.rank}: {message}", "hint": ""}
+        self.console.document({"ok": False, "error": error})
 
 
 def _ending(
     failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], asked: int | None, *, hung: bool
 ) -> _Ending:
-    """The first failure: what a worker suffered itself comes before what it suffered from a lost peer, and that before our own SIGTERM.
+    """How the worker ended that failed first.
 
-    An abort stands between: libraries abort a process of their own accord when a peer is lost.
+    Several fail together. A fault of a worker's own counts first. Then come an abort, which libraries make when a peer
+    is lost, a lost peer, and last our own SIGTERM.
     """
     if not failures:
         return _Ending(0)
-
-    def order(rank: int) -> tuple[int, int]:
-        code = failures[rank].exitcode
-        return {
-            -signal.SIGABRT: 1,
-            **dict.fromkeys(_STOPPED, 2 if asked else 4),
-            _LOST: 3,
-            -signal.SIGTERM: 5,
-        }.get(code, 0), rank
-
-    rank = min(failures, key=order)
+    stopped = 2 if asked else 4
+    late = {-signal.SIGABRT: 1, **dict.fromkeys(_STOPPED, stopped), _LOST: 3, -signal.SIGTERM: 5}
+    rank = min(failures, key=lambda rank: (late.get(failures[rank].exitcode, 0), rank))
     code = failures[rank].exitcode
+    if asked is not None and code in _STOPPED:
+        return _Ending(128 + asked, rank)  # rank 0 has said so
     if code in _STOPPED:
-        return _Ending(128 + asked if asked else code, rank)  # rank 0 has said so
+        return _Ending(code, rank)
     if asked is not None and code == -asked:
         return _Ending(128 + asked, rank, f"stopped by {signal.Signals(asked).name} before it began to train")
+    if code == -signal.SIGKILL and hung:
+        return _Ending(_LOST, rank, "did not answer, and was killed")
     if code < 0:
-        killed = f"killed by {signal.Signals(-code).name if -code in list(signal.Signals) else -code}"
-        return _Ending(
-            _LOST, rank, "did not answer, and was killed" if hung and -code == signal.SIGKILL else killed
-        )
-    return _Ending(
-        code if code in _PASSED else _LOST, rank, _last_words(_text(stderrs.get(rank))) or f"exit {code}"
-    )
+        return _Ending(_LOST, rank, f"killed by {_signal_name(-code)}")
+    reason = _last_words(_text(stderrs.get(rank))) or f"exit {code}"
+    return _Ending(code, rank, reason) if code in _PASSED else _Ending(_LOST, rank, reason)
+
+
+def _signal_name(number: int) -> str:
+    """SIGKILL; the number where it has no name."""
+    return signal.Signals(number).name if number in list(signal.Signals) else str(number)
 
 
 def _last_words(text: str) -> str:
     """The error line of a worker, else its last line; empty for rank 0, whose stderr went to the user."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "")[
-        :500
-    ]
+    errors = [line for line in lines if line.startswith("error[")]
+    return (errors or lines or [""])[-1][:500]
 
 
 def _text(path: Any) -> str:
-    return Path(path).read_text("utf-8", "replace") if path and Path(path).is_file() else ""
+    """What a file holds; nothing where there is none."""
+    if path and Path(path).is_file():
+        return Path(path).read_text("utf-8", "replace")
+    return ""

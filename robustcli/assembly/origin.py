@@ -1,4 +1,7 @@
-"""Which run a model comes from: what ``latest`` means is settled when a run begins, written down, and kept when it goes on."""
+"""Which run a model comes from.
+
+What ``latest`` means is decided when a run begins. It is written down, and stays the same when the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,21 @@ _RUN = "run:"
 def followed(reference: str) -> str:
     """A model reference or a path, with every ``latest`` in it replaced by the run that it names now."""
     head, path = _split(reference)
-    return head + str(resolve_run(path)) if LATEST in path.parts else reference
+    if LATEST not in path.parts:
+        return reference
+    return head + str(resolve_run(path))
 
 
 def pinned(
     config: Config, resumed: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Config:
-    """`config` with the runs that its model names by ``latest`` spelled out, so that config.resolved.yaml says what was read.
+    """`config` with the names of runs in the place of ``latest``, so that config.resolved.yaml says what was read.
 
     Args:
-        resumed: directory of a run that goes on. What it began with stays: by now ``latest`` may be another run, or this very one.
-        say: told when that is not what ``latest`` names now.
+        config: names the model, and with it perhaps a run.
+        resumed: directory of a run that goes on. Its model stays the one it began with: by now ``latest`` may be
+            another run, or this very one.
+        say: told when ``latest`` names another run by now.
 
     Raises ResourceError: ``latest`` cannot be read.
     """
@@ -41,18 +48,21 @@ def pinned(
         if stored is not None and stored != now and _means(asked, stored):
             changes[key] = stored
             say(f"going on with {stored}, as the run began; {asked} is {now} by now")
-    return config.model_copy(update={"model": spec.model_copy(update=changes)}) if changes else config
+    return config.model_copy(update={"model": spec.model_copy(update=changes)})
 
 
 def _split(reference: str) -> tuple[str, Path]:
-    head = _RUN if reference.startswith(_RUN) else ""
-    return head, Path(reference.removeprefix(head))
+    """("run:" or "", the path behind it)."""
+    path = reference.removeprefix(_RUN)
+    return reference[: len(reference) - len(path)], Path(path)
 
 
 def _begun_with(resumed: Path | None) -> ModelConfig | None:
     """The model in the resolved configuration of a run; None where there is none that can be read."""
-    stored = resumed / "config.resolved.yaml" if resumed is not None else None
-    if stored is None or not stored.is_file():
+    if resumed is None:
+        return None
+    stored = resumed / "config.resolved.yaml"
+    if not stored.is_file():
         return None
     try:
         return load_config(stored, environ={}, bind=False).config.model
@@ -62,10 +72,7 @@ def _begun_with(resumed: Path | None) -> ModelConfig | None:
 
 def _means(asked: str, stored: str) -> bool:
     """Whether `stored` is what `asked` may have named: the same but for the places of ``latest``."""
-    (head, path), (other, found) = _split(asked), _split(stored)
-    pairs = zip(path.parts, found.parts, strict=False)
-    return (
-        head == other
-        and len(path.parts) == len(found.parts)
-        and all(part in (LATEST, name) for part, name in pairs)
-    )
+    (head, path), (stored_head, stored_path) = _split(asked), _split(stored)
+    if head != stored_head or len(path.parts) != len(stored_path.parts):
+        return False
+    return all(part in (LATEST, name) for part, name in zip(path.parts, stored_path.parts, strict=True))

@@ -26,7 +26,9 @@ class Sweep:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """`distance`, `KEY=V,V,V`, `KEY=A..B` or `KEY=A..B:POINTS`; eps evenly spaced (9 points), counts by 1, 2, 5, 10, 20, 50 …
+    """`distance`, `KEY=V,V,V`, `KEY=A..B` or `KEY=A..B:POINTS`.
+
+    A range of eps has 9 points, evenly spaced. A range of counts has those of 1, 2, 5, 10, 20, 50 and so on.
 
     Raises UsageError: unknown key, or values that are no numbers, too small, or too many.
     """
@@ -48,7 +50,7 @@ def parse_sweep(text: str) -> Sweep:
 
 def _values(key: str, text: str) -> tuple[float, ...]:
     """The values that `text` means. Raises ValueError."""
-    number: Callable[[Any], float] = parse_number if key == "eps" else parse_int
+    number: Callable[[Any], float] = {"eps": parse_number}.get(key, parse_int)
     span = re.fullmatch(r"(.+?)\.\.(.+?)(?::(.+))?", text)
     if span is None:
         values = [number(part.strip()) for part in text.split(",")]
@@ -58,7 +60,7 @@ def _values(key: str, text: str) -> tuple[float, ...]:
         if not low < high or (points is not None and not 2 <= points <= _MOST):
             raise ValueError(f"a range A..B:POINTS needs A < B and 2 to {_MOST} points")
         values = _between(key, low, high, points)
-    least = 0 if key == "eps" else 1
+    least = int(key != "eps")
     if min(values) < least:
         raise ValueError(f"{key} must be >= {least}")
     if len(values) > _MOST:

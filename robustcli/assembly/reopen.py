@@ -20,18 +20,16 @@ class Opening(NamedTuple):
 
 
 def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
-    """What the user asked for; after a restart by the launcher: go on in the directory that this job opened before."""
+    """What the user asked for. After a restart by a launcher: the directory that this job opened before, to go on in."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
         return Opening(out, resume, overwrite)
     note = os.environ.get(RUN_FILE)
     if note is None:  # torchrun: the newest run of this name, or `out`
         return Opening(out, True, False)
-    noted = Path(note).read_text("utf-8") if Path(note).is_file() else None
-    return (
-        Opening(noted, True, False)
-        if noted
-        else Opening(out, resume or (out is not None and not overwrite), overwrite)
-    )
+    path = Path(note)
+    if path.is_file() and (noted := path.read_text("utf-8")):
+        return Opening(noted, True, False)
+    return Opening(out, resume or (out is not None and not overwrite), overwrite)
 
 
 def found_by_name() -> bool:
@@ -40,7 +38,10 @@ def found_by_name() -> bool:
 
 
 def note_run(path: Path) -> None:
-    """Tell our launcher, if it started this process, which directory this job opened; rank 0 calls it right after `open_run`."""
+    """Tell our launcher, if it started this process, which directory this job opened.
+
+    Rank 0 calls it right after `open_run`.
+    """
     note = os.environ.get(RUN_FILE)
     if note is not None:
         write_atomic(Path(note), str(path.absolute()).encode())

@@ -18,9 +18,15 @@ from robustcli.runtime.seed import code_hash
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 
+_NO_BALL = {"norm": "none", "eps": 0.0}
+SHORT_LIST = "rapid:"  # how the stages of a list begin that is shorter than AutoAttack's
+
 
 def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[EvalRow]:
-    """One record for clean accuracy, one per attack (cumulative; unbounded attacks alone), one for the worst case."""
+    """One record for clean accuracy, one for each attack, one for the worst case.
+
+    The number of an attack in the ball is cumulative: under it and all before it. An unbounded attack stands alone.
+    """
     config = setting.config
     common: dict[str, Any] = {
         "data": setting.data.name,
@@ -37,24 +43,12 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[Eval
 def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, Any]) -> list[EvalRow]:
     """The records from verdicts and what they share; also for verdicts that were read from shards."""
     common = {**common, "n": result.n, "clean_correct": int(result.correct.sum())}
+    members = {name: result.labels == k for k, name in enumerate(classes)}
 
-    def row(kind: str, call: AttackCall | None, standing: Tensor, seconds: float, passes: float) -> EvalRow:
+    def row(kind: str, standing: Tensor, seconds: float, passes: float, **named: Any) -> EvalRow:
         per_class = {
-            name: [int((standing & (result.labels == k)).sum()), int((result.labels == k).sum())]
-            for k, name in enumerate(classes)
+            name: [int((standing & member).sum()), int(member.sum())] for name, member in members.items()
         }
-        named: dict[str, Any] = (
-            {"attack": call.name, "label": call.label, "params": dict(call.params)} if call else {}
-        )
-        if kind == "worst" and any(other.label.startswith("rapid:") for other in result.calls):
-            named = {
-                "label": f"all attacks (rapid{_checked(result.audit)})"
-            }  # its number is never to be taken for AutoAttack's
-            named |= {"audit": result.audit.to_json()} if result.audit is not None else {}
-        if (call is not None and not call.bounded) or (
-            kind == "worst" and result.apart and len(result.apart) == len(result.calls)
-        ):
-            named |= {"norm": "none", "eps": 0.0} | ({} if call else {"label": "all transformations"})
         return EvalRow(
             kind=kind,
             correct=int(standing.sum()),
@@ -64,20 +58,40 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
             **{**common, **named},
         )
 
-    rows = [row("clean", None, result.correct, 0.0, 1.0)]
-    rows += [
-        row("attack", c, result.stages[c.label], result.seconds[c.label], result.passes_per_sample[c.label])
-        for c in result.calls
-    ]
-    passes = sum(result.passes_per_sample.values())
-    return [*rows, row("worst", None, result.survivors, sum(result.seconds.values()), passes)]
+    seconds, passes = result.seconds, result.passes_per_sample
+    rows = [row("clean", result.correct, 0.0, 1.0)]
+    for call in result.calls:
+        label = call.label
+        rows.append(row("attack", result.stages[label], seconds[label], passes[label], **_named(call)))
+    total_seconds, total_passes = sum(seconds.values()), sum(passes.values())
+    return [*rows, row("worst", result.survivors, total_seconds, total_passes, **_worst(result))]
+
+
+def _named(call: AttackCall) -> dict[str, Any]:
+    """What a record says of one attack."""
+    named = {"attack": call.name, "label": call.label, "params": dict(call.params)}
+    return named if call.bounded else {**named, **_NO_BALL}
+
+
+def _worst(result: Evaluation) -> dict[str, Any]:
+    """What the record of the worst case says; the number of a short list is never to be taken for AutoAttack's."""
+    named: dict[str, Any] = {}
+    if any(call.label.startswith(SHORT_LIST) for call in result.calls):
+        named["label"] = f"all attacks (rapid{_checked(result.audit)})"
+    if named and result.audit is not None:
+        named["audit"] = result.audit.to_json()
+    if result.apart and len(result.apart) == len(result.calls):
+        named |= {**_NO_BALL, "label": "all transformations"}
+    return named
 
 
 def _checked(audit: Audit | None) -> str:
     """ ", audit 0 of 64": what stands behind the name of a short list."""
     if audit is None or not (audit.n or audit.escalated):
         return ", not audited"
-    return ", escalated" if audit.escalated else f", audit {audit.fallen} of {audit.n}"
+    if audit.escalated:
+        return ", escalated"
+    return f", audit {audit.fallen} of {audit.n}"
 
 
 def hashes_of(setting: Setting, model: nn.Module) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How long work takes on a device: warmed up, synchronised, repeated, with the spread; and the rate of a matrix product there."""
+"""How long work takes on a device: warmed up, synchronised, repeated, with its spread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from robustcli.runtime.precision import bf16_native, tf32_native, tf32_products
 
 @dataclass(frozen=True)
 class Precision:
-    """A way to compute: its name, the autocast type (float32: none), and whether CUDA may round factors of fp32 products to 10 bits."""
+    """A way to compute.
+
+    name: for tables. dtype: of autocast; float32 means none. tf32: whether CUDA may round the factors of fp32 products
+    to 10 bits.
+    """
 
     name: str
     dtype: torch.dtype
@@ -32,11 +36,13 @@ FP32, TF32, BF16 = (
 
 
 def precisions(device: torch.device) -> list[Precision]:
-    """fp32; tf32 on CUDA from compute capability 8.0 on; bf16 where it runs in hardware. The last is the fastest by design."""
-    found = [FP32]
+    """fp32; tf32 on CUDA from compute capability 8.0 on; bf16 where it runs in hardware. The last is the fastest."""
+    native = [FP32]
     if tf32_native(device):
-        found.append(TF32)
-    return [*found, BF16] if bf16_native(device) else found
+        native.append(TF32)
+    if bf16_native(device):
+        native.append(BF16)
+    return native
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Repeat:
-    """At least `least` repetitions, more until `budget` seconds are over, never more than `most`; before them `warm` that do not count."""
+    """At least `least` repetitions, and more until `budget` seconds are over, but never more than `most`.
+
+    Before them come `warm` repetitions that do not count.
+    """
 
     least: int = 5
     budget: float = 1.0
@@ -95,7 +104,10 @@ def interleaved(
     rounds: int,
     stop: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each job in each round; every round runs all jobs in turn, so that a machine whose speed drifts slows all. One round warms up."""
+    """Seconds of each job in each round; a round before them warms up.
+
+    Every round runs all jobs in turn: where the speed of the machine drifts, it drifts for all of them.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, work in jobs.items():
@@ -116,23 +128,18 @@ def matmul_peak(
     repeat: Repeat,
     stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """TFLOP/s of the fastest of some square matrix products: 2 n^3 operations over the median time of each n; `size` is that n."""
+    """TFLOP/s of the fastest of some square matrix products: 2 n^3 operations over the median time of n.
+
+    `size` in the answer is that n.
+    """
     best: dict[str, Any] = {}
     with tf32_products(precision.tf32):
         for n in sizes:
-            a, b = (
-                torch.randn(n, n, device=device).to(precision.dtype),
-                torch.randn(n, n, device=device).to(precision.dtype),
-            )
+            a = torch.randn(n, n, device=device).to(precision.dtype)
+            b = torch.randn(n, n, device=device).to(precision.dtype)
             out = torch.empty_like(a)
             product = functools.partial(torch.mm, a, b, out=out)
             rate = timed(product, device, repeat, stop).rate(2 * n**3 / 1e12)
             if not best or rate["median"] > best["tflops"]:
-                best = {
-                    "tflops": rate["median"],
-                    "low": rate["low"],
-                    "high": rate["high"],
-                    "repetitions": rate["repetitions"],
-                    "size": n,
-                }
+                best = {"tflops": rate.pop("median"), **rate, "size": n}
     return best

@@ -1,4 +1,7 @@
-"""What a training run writes: records, checkpoints, pictures, summary. One rank writes, the others hold a `Silent`."""
+"""What a training run writes: records, checkpoints, pictures, summary.
+
+One rank holds a `Written`, the others hold a `Silent`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from robustcli.assembly.attacks import calls_of
 from robustcli.assembly.setting import Setting
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
 from robustcli.errors import Interrupted
@@ -50,7 +52,10 @@ class TrainLog(Protocol):
         """Forget the records after a checkpoint that a resume starts from."""
 
     def show(self, examples: Callable[[int], Panels]) -> None:
-        """Where adversarial examples come from: how many at most -> panels; asked after a record, when a tracker wants some."""
+        """Give a source of adversarial examples: how many at most -> panels.
+
+        It is asked after a record, when a tracker wants some.
+        """
 
     def finish(self, progress: Progress) -> None:
         """Tables, curves and the summary."""
@@ -71,8 +76,13 @@ class Written:
     """The papers of a run in its directory.
 
     Args:
-        run: the directory. setting: of the run. config: its configuration as a tree. meta: of the model. digest: of the training data.
-        console: shows the table at the end. common: fields that all records share.
+        run: the directory.
+        setting: of the run.
+        config: its configuration as a tree.
+        meta: of the model.
+        digest: of the training data.
+        console: shows the table at the end.
+        common: fields that all records share.
 
     Raises ConfigError or ResourceError when a tracker of `train.trackers` cannot start.
     """
@@ -87,14 +97,8 @@ class Written:
         console: Console,
         common: Mapping[str, Any],
     ) -> None:
-        self.run, self.setting, self.config, self.meta, self.digest, self.console = (
-            run,
-            setting,
-            config,
-            meta,
-            digest,
-            console,
-        )
+        self.run, self.setting, self.config = run, setting, config
+        self.meta, self.digest, self.console = meta, digest, console
         self.common = {
             "norm": setting.ball.norm,
             "eps": setting.ball.eps,
@@ -115,13 +119,7 @@ class Written:
         """See `TrainLog`; the curves are drawn again every half minute."""
         row = TrainRow.of(values, **self.common)
         self.lines.write(row.to_json())
-        self.text(
-            ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in values.items()
-                if value is not None
-            )
-        )
+        self.text(", ".join(_shown(key, value) for key, value in values.items() if value is not None))
         self.trackers.row(row)
         self._show(row.step)
         if time.monotonic() - self._drawn > _REDRAW:
@@ -190,10 +188,13 @@ class Written:
 
 
 class Examples:
-    """The first validation images, attacked as in training: what the trackers show. The same images and draws each time.
+    """The first validation images, attacked as in training, for the trackers. Images and draws are the same each time.
 
     Args:
-        setting: of the run. model: () -> what is validated now. split, positions: the validation images. stop: raises Interrupted.
+        setting: of the run.
+        model: () -> what is validated now.
+        split, positions: the validation images.
+        stop: raises Interrupted.
     """
 
     def __init__(
@@ -204,13 +205,8 @@ class Examples:
         positions: Tensor,
         stop: Callable[[], None] | None = None,
     ) -> None:
-        self.setting, self.model, self.split, self.positions, self.stop = (
-            setting,
-            model,
-            split,
-            positions,
-            stop,
-        )
+        self.setting, self.model, self.stop = setting, model, stop
+        self.split, self.positions = split, positions
         (self.call,) = calls_of(setting.config.adversary, setting.ball.norm, "adversary", Search())
         self._batch: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -219,26 +215,24 @@ class Examples:
         if self._batch is None:
             self._batch = next(iter(self.split.stream([self.positions[:count]], self.setting.device)))
         x, y, ids = (part[:count] for part in self._batch)
-        model, ball, minimal = self.model(), self.setting.ball, self.call.kind == "minimal"
+        model, ball = self.model(), self.setting.ball
         with frozen(model):
             rng = RowRandom(self.setting.config.seed, "start", ids)
-            oracle = Oracle(
-                model,
-                x,
-                Criterion(y),
-                rng=rng,
-                keep="closest" if minimal else "best",
-                ball=ball,
-                stop=self.stop,
-            )
-            found = self.call.fn(oracle, x, ball, **self.call.params)
-        found = ball.or_origin(x, found) if minimal else found
-        found = to_lattice(x, found, ball) if self.call.bounded else found
-        return panels_of(_pixels(x), _pixels(found), float(self.setting.config.attack.amplify))
+            oracle = self.call.oracle(model, x, Criterion(y), rng=rng, ball=ball, stop=self.stop)
+            x_adv = self.call.points(oracle, x, ball)
+        if self.call.bounded:
+            x_adv = to_lattice(x, x_adv, ball)
+        return panels_of(_pixels(x), _pixels(x_adv), float(self.setting.config.attack.amplify))
+
+
+def _shown(key: str, value: Any) -> str:
+    """One value of a record in the log file."""
+    return f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
 
 
 def _pixels(x: Tensor) -> Pixels:
     """[N, C, H, W], in [0, 1] or uint8, as uint8 [N, H, W, C]."""
-    levels = x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
-    found: Pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
-    return found
+    if x.dtype != torch.uint8:
+        x = (x * 255).round().to(torch.uint8)
+    pixels: Pixels = x.permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
