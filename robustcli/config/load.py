@@ -54,18 +54,16 @@ def load_config(
     overrides: Sequence[Override] = (),
     *,
     environ: Mapping[str, str] | None = None,
-    verb_defaults: Mapping[str, Any] | None = None,
     bind: bool = True,
     registries: Registries | None = None,
     without: Sequence[str] = (),
 ) -> Loaded:
-    """defaults < verb_defaults < config file (with its `extends` chain) < environment < overrides, validated as a whole.
+    """defaults < config file (with its `extends` chain) < environment < overrides, validated as a whole.
 
     Args:
         source: a path, the name of a shipped config, or None for defaults alone.
         overrides: in the order given; the later wins.
         environ: None means os.environ; only ROBUSTCLI_ names are read.
-        verb_defaults: a verb's own defaults, nested or with dotted keys.
         bind: also check every spec against its registry (imports torch).
         registries: None means the package's own, discovered here.
         without: dotted keys that are not taken from the file.
@@ -76,13 +74,12 @@ def load_config(
     faults: list[Fault] = []
     path = None if source is None else find_config(source)
     files = [node and pruned(node, without) for node in _read_chain(path, faults)] if path is not None else []
-    base, verb = default_layer(verb_defaults)
     environment = environment_layer(os.environ if environ is None else environ, faults, _read_flow)
     command_line = override_layer(overrides, faults, _read_flow)
     if None in files:  # a file that could not be read to its end says nothing about the rest
         raise config_error(faults)
-    tree = base
-    for layer in (verb, *(node for node in files if node is not None), environment, command_line):
+    tree = default_layer()
+    for layer in (*(node for node in files if node is not None), environment, command_line):
         tree = merge(tree, layer, rules(), faults)
     data = to_python(tree)
     faults += code_faults(tree)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from robustcli.config.number import resolve_plain
 from robustcli.config.schema import Config, known_keys, rules, text_keys
-from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert, merge
+from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert
 from robustcli.errors import ConfigError
 from robustcli.registry import suggestion
 
@@ -65,14 +64,9 @@ def read_value(text: str, origin: str, faults: list[Fault], read_flow: ReadFlow,
     return node if node is not None else Node(None, origin)
 
 
-def default_layer(verb_defaults: Mapping[str, Any] | None) -> tuple[Node, Node]:
-    """(the schema's defaults, the verb's on top); keys of `verb_defaults` may be dotted."""
-    over = Node({}, DEFAULT)
-    for key, value in (verb_defaults or {}).items():
-        over = merge(
-            over, insert(Node({}, DEFAULT), key.split("."), from_python(value, DEFAULT), rules()), rules(), []
-        )
-    return from_python(Config().model_dump(mode="json"), DEFAULT), over
+def default_layer() -> Node:
+    """The schema's defaults."""
+    return from_python(Config().model_dump(mode="json"), DEFAULT)
 
 
 def environment_layer(environ: Mapping[str, str], faults: list[Fault], read_flow: ReadFlow) -> Node:
