@@ -38,5 +38,6 @@ def plugin_calls(plugin: str | None) -> list[AttackCall]:
     """`--attack-plugin FILE.py:NAME`: the user's own attack; the hash of its file is part of its name."""
     if plugin is None:
         return []
+    call = load_outside(plugin)
     code = Path(split_plugin(plugin)[0]).read_bytes()
-    return [replace(load_outside(plugin), name=f"{plugin}@{hashlib.sha256(code).hexdigest()[:12]}")]
+    return [replace(call, name=f"{plugin}@{hashlib.sha256(code).hexdigest()[:12]}")]

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from robustcli import __version__
+from robustcli.cli import attack, bench, check_gpu, demo, train, transfer
+from robustcli.cli import eval as evaluation
 from robustcli.cli.call import Call
-from robustcli.cli.options import with_flags
+from robustcli.cli.config import app as config
+from robustcli.cli.flags import FlagValue
+from robustcli.cli.options import Command, examples
 from robustcli.errors import Interrupted
+from robustcli.terminal.console import Console
 
-#: verb -> module under robustcli.cli; each has HELP, EXAMPLES, FLAGS and run(call) -> document | None.
-VERBS = {
-    "check-gpu": "check_gpu",
-    "train": "train",
-    "attack": "attack",
-    "eval": "eval",
-    "transfer": "transfer",
-    "bench": "bench",
-    "demo": "demo",
+
+class Verb(Protocol):
+    """What the module of a verb has.
+
+    `run` loads the configuration, calls one work function and returns its document.
+    """
+
+    @property
+    def HELP(self) -> str: ...
+
+    @property
+    def EXAMPLES(self) -> tuple[str, str]: ...
+
+    @property
+    def FLAGS(self) -> tuple[str, ...]: ...
+
+    def run(self, call: Call) -> dict[str, Any] | None: ...
+
+
+VERBS: Mapping[str, Verb] = {
+    "check-gpu": check_gpu,
+    "train": train,
+    "attack": attack,
+    "eval": evaluation,
+    "transfer": transfer,
+    "bench": bench,
+    "demo": demo,
 }
 
 
-def build() -> Any:
+def build() -> Callable[..., Any]:
     """The application as a command; imports no torch."""
     app = typer.Typer(
         name="robustcli",
@@ -34,14 +56,12 @@ def build() -> Any:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
-        epilog=_epilog(("robustcli demo", "robustcli train smoke/digits")),
+        epilog=examples("robustcli demo", "robustcli train smoke/digits"),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_top)
-    for verb, module in VERBS.items():
-        _add(app, verb, importlib.import_module(f"robustcli.cli.{module}"))
-    from robustcli.cli.config import app as config
-
+    for name, verb in VERBS.items():
+        _add(app, name, verb)
     app.add_typer(config, name="config")
     return typer.main.get_command(app)
 
@@ -60,28 +80,23 @@ def _top(
     """Options of the program itself."""
 
 
-def _epilog(examples: tuple[str, str]) -> str:
-    return "Examples:\n\n" + "\n\n".join(f"`{example}`" for example in examples)
+def _add(app: typer.Typer, name: str, verb: Verb) -> None:
+    def run(values: Mapping[str, FlagValue]) -> None:
+        finish(name, verb, values)
+
+    command = Command(name, verb.FLAGS, run)
+    app.command(name, help=verb.HELP, epilog=examples(*verb.EXAMPLES), no_args_is_help=False)(command)
 
 
-def _add(app: typer.Typer, verb: str, module: Any) -> None:
-    def run(values: Mapping[str, Any]) -> None:
-        finish(verb, module, values)
+def finish(name: str, verb: Verb, values: Mapping[str, FlagValue]) -> None:
+    """Run one verb. Print its document with --json, else the run's path as the last line.
 
-    command = with_flags(module.FLAGS, run)
-    command.__name__ = verb.replace("-", "_")
-    app.command(verb, help=module.HELP, epilog=_epilog(module.EXAMPLES), no_args_is_help=False)(command)
-
-
-def finish(verb: str, module: Any, values: Mapping[str, Any]) -> None:
-    """Run one verb: its document with --json, else the run's path as the last line; exit code from a gate."""
-    from robustcli.terminal.console import Console
-
-    console = Console(
-        json=bool(values.get("json")), quiet=bool(values.get("quiet")), verbose=bool(values.get("verbose"))
-    )
+    Raises typer.Exit with code 1 when a gate of the document is not met.
+    """
+    switches = {switch: bool(values.get(switch)) for switch in ("json", "quiet", "verbose")}
+    console = Console(**switches)
     try:
-        document = module.run(Call(verb, values, console))
+        document = verb.run(Call(name, values, console))
     except KeyboardInterrupt:  # Typer would answer 130 without a word
         raise Interrupted("stopped by SIGINT", signum=2) from None
     if document is None:
@@ -89,7 +104,7 @@ def finish(verb: str, module: Any, values: Mapping[str, Any]) -> None:
     failed = [gate for gate in document.get("gate", ()) if not gate["passed"]]
     for gate in failed:
         console.error(f"gate not met: {gate['metric']} is {gate['value']:.4f}, below {gate['min']:g}")
-    console.document({"schema_version": 1, "ok": True, "verb": verb, **document})
+    console.document({"schema_version": 1, "ok": True, "verb": name, **document})
     if document.get("run"):
         console.result(str(document["run"]))
     if failed:

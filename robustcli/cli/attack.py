@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustcli.cli.call import Call
+from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE
 
-HELP = "Write the images that break a model: 8-bit PNGs inside the ball, read back and scored again, and a gallery."
+if TYPE_CHECKING:
+    from robustcli.config.load import Loaded
+
+HELP = (
+    "Write the images that break a model: "
+    "8-bit PNGs inside the ball, read back and scored again, and a gallery."
+)
 EXAMPLES = (
     "robustcli attack --model run:runs/train/latest --n 32",
     "robustcli attack --model run:runs/train/latest --attack fgsm --target least-likely",
 )
 FLAGS = (
-    "set", "model", "weights", "plugin", "normalize", "data", "download", "eps", "norm", "allow_large_eps", "attack", "steps", "target", "n", "first",
-    "split", "eval_batch", "device", "search", "seed", "threads", "name", "out", "overwrite", "allow_pickle_weights", "smoke", "dry_run", "json", "quiet",
-    "verbose", "debug",
-)  # fmt: skip
+    *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
+    *("allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
+)
 
 
 def run(call: Call) -> dict[str, Any]:
-    """One attack run; without --n or --first the first question is about 64 images."""
-    loaded = call.load(
-        lambda first: ["eval.n=64"] if first.config.eval.n is None and first.config.eval.first is None else []
-    )
+    """One attack run."""
+    loaded = call.load(_few_images)
     from robustcli.jobs.attack import attack
     from robustcli.jobs.evaluate import EvalFlags
 
     flags = EvalFlags(
-        overwrite=call["overwrite"],
-        dry_run=call["dry_run"],
-        plugin=call["plugin"],
-        allow_pickle=call["allow_pickle_weights"],
+        overwrite=call.on("overwrite"),
+        dry_run=call.on("dry_run"),
+        plugin=call.text("plugin"),
+        allow_pickle=call.on("allow_pickle_weights"),
     )
     return attack(loaded, call.console, flags)
+
+
+def _few_images(loaded: Loaded) -> list[str]:
+    """Without --n or --first the first question is about 64 images."""
+    if loaded.config.eval.n is None and loaded.config.eval.first is None:
+        return ["eval.n=64"]
+    return []

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from robustcli.cli.options import FLAGS
+from robustcli.cli.attack_flags import (
+    adversary,
+    attack_list,
+    given_steps,
+    measured_attacks,
+    step_settings,
+    takes_steps,
+)
+from robustcli.cli.flags import FLAGS, FlagValue, spellings, texts_of
 from robustcli.errors import UsageError
 from robustcli.terminal.console import Console
 
@@ -19,13 +29,30 @@ _SMOKE = {
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
 }
-#: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
-OF_THE_CALL = (
-    "device", "threads", "deterministic", "seed", "out", "data.download", "data.workers", "data.storage", "data.cache", "data.timeout",
-    "precision", "search.precision", "search.fold_bn", "search.channels_last", "search.compile",
-)  # fmt: skip
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
+#: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
+OF_THE_CALL = (
+    "device",
+    "threads",
+    "deterministic",
+    "seed",
+    "out",
+    "data.download",
+    "data.workers",
+    "data.storage",
+    "data.cache",
+    "data.timeout",
+    "precision",
+    "search.precision",
+    "search.fold_bn",
+    "search.channels_last",
+    "search.compile",
+)
+
+
+def _no_settings(loaded: Loaded) -> list[str]:
+    return []
 
 
 class Call:
@@ -33,167 +60,166 @@ class Call:
 
     Args:
         verb: its name.
-        values: all flags by name; absent ones are None or False.
+        values: all flags by name; one that was not given is None or False.
         console: where results and messages go.
     """
 
-    def __init__(self, verb: str, values: Mapping[str, Any], console: Console) -> None:
+    def __init__(self, verb: str, values: Mapping[str, FlagValue], console: Console) -> None:
         self.verb, self.values, self.console = verb, values, console
 
-    def __getitem__(self, name: str) -> Any:
-        return self.values.get(name)
+    def on(self, switch: str) -> bool:
+        """Whether a switch was given."""
+        return bool(self.values.get(switch))
+
+    def text(self, name: str) -> str | None:
+        """The value of a flag that takes a text."""
+        value = self.values.get(name)
+        assert value is None or isinstance(value, str), name
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """All values of a flag that is repeated, or of the bare words."""
+        return texts_of(self.values.get(name))
+
+    def replaced(self, **values: FlagValue) -> Call:
+        """The same call with other values of some flags."""
+        return Call(self.verb, {**self.values, **values}, self.console)
 
     def source(self) -> str | None:
-        """The first bare word that is not key=value."""
-        words = [word for word in self.values.get("words") or [] if not _is_assignment(word)]
+        """CONFIG: the only bare word that is not key=value; None when there is none."""
+        words = [word for word in self.texts("words") if not _is_assignment(word)]
         if len(words) > 1:
             raise UsageError(
-                f"one CONFIG, please: got {' and '.join(repr(w) for w in words[:3])}",
+                f"one CONFIG, please: got {' and '.join(map(repr, words[:3]))}",
                 hint="settings are key=value",
             )
-        return words[0] if words else None
+        return next(iter(words), None)
 
     def overrides(self) -> list[Override]:
         """--smoke first, then flags, then key=value: what is said more exactly wins."""
-        from robustcli.config.overlay import Override, parse_assignment
+        from robustcli.config.overlay import parse_assignment
 
-        found = (
-            [parse_assignment(text, "--smoke") for text in _SMOKE.get(self.verb, ())] if self["smoke"] else []
-        )
-        if self["smoke"] and self.verb == "train" and not self._says_length():
-            found.append(parse_assignment(f"train.steps={_SMOKE_TRAIN_STEPS}", "--smoke"))
+        said = [*self._smoke(), *self._flags(), *self.fail_under()]
+        words = [word for word in self.texts("words") if _is_assignment(word)]
+        return said + [parse_assignment(text, "command line") for text in [*self.texts("set"), *words]]
+
+    def _smoke(self) -> list[Override]:
+        """What makes a run tiny; a budget that the user gave stays."""
+        from robustcli.config.overlay import parse_assignment
+
+        if not self.on("smoke"):
+            return []
+        settings = list(_SMOKE.get(self.verb, ()))
+        if self.verb == "train" and not self._says_length():
+            settings.append(f"train.steps={_SMOKE_TRAIN_STEPS}")
+        return [parse_assignment(text, "--smoke") for text in settings]
+
+    def _says_length(self) -> bool:
+        """Whether the user gave a budget, which --smoke must not contradict."""
+        keys = {word.partition("=")[0] for word in [*self.texts("set"), *self.texts("words")]}
+        budgets = {"train.epochs", "train.steps", "train.minutes"}
+        return bool(self.text("epochs") or self.text("minutes") or keys & budgets)
+
+    def _flags(self) -> list[Override]:
+        """The flags that set a key of the configuration."""
+        from robustcli.config.overlay import Override
+
+        overrides = []
         for name, flag in FLAGS.items():
             value = self.values.get(name)
-            if flag.key is not None and value not in (None, False):
-                found.append(
-                    Override(
-                        flag.key,
-                        "true" if value is True else str(value),
-                        (flag.names or (f"--{name.replace('_', '-')}",))[0],
-                    )
-                )
-        for text in self["fail_under"] or ():
+            if flag.key is None or value is None or value is False:
+                continue
+            text = "true" if value is True else str(value)
+            overrides.append(Override(flag.key, text, spellings(name)[0]))
+        return overrides
+
+    def fail_under(self) -> list[Override]:
+        """--fail-under METRIC=VALUE as settings of `eval.fail_under`."""
+        from robustcli.config.overlay import Override
+
+        overrides = []
+        for text in self.texts("fail_under"):
             metric, equals, value = text.partition("=")
             if not equals:
                 raise UsageError(
                     f"--fail-under {text!r} is not METRIC=VALUE", hint="for example robust_acc=0.45"
                 )
-            found.append(Override(f"eval.fail_under.{metric}", value, "--fail-under"))
-        words = [word for word in self.values.get("words") or [] if _is_assignment(word)]
-        return found + [parse_assignment(text, "command line") for text in [*(self["set"] or ()), *words]]
+            overrides.append(Override(f"eval.fail_under.{metric}", value, "--fail-under"))
+        return overrides
 
-    def _says_length(self) -> bool:
-        """Whether the user gave a budget, which --smoke must not contradict."""
-        words = [*(self["set"] or ()), *(self.values.get("words") or [])]
-        given = [word.partition("=")[0] for word in words]
-        return bool(self["epochs"] or self["minutes"]) or any(
-            f"train.{unit}" in given for unit in ("epochs", "steps", "minutes")
-        )
-
-    def load(self, adjust: Callable[[Loaded], list[str]] | None = None) -> Loaded:
+    def load(self, adjust: Callable[[Loaded], list[str]] = _no_settings) -> Loaded:
         """The configuration of this invocation. `adjust` may ask for more settings after a first look."""
         from robustcli.config.load import load_config
         from robustcli.config.overlay import parse_assignment
 
         stored, overrides = self._source_of_model(), self.overrides()
-        source, without = stored or self.source(), OF_THE_CALL if stored else ()
-        # Before all others, so that attacks.0.key=value means these attacks.
-        first = (
-            [parse_assignment(_list_of(self["attack"]), "--attack")]
-            if self["attack"] and self.verb != "train"
-            else []
-        )
-        loaded = load_config(source, first + overrides, without=without)
-        given = {override.key for override in overrides}
-        if "ball.norm" in given and "ball.eps" not in given and loaded.config.ball.eps is not None:
-            if (
-                load_config(
-                    source, first + [o for o in overrides if o.key != "ball.norm"], without=without
-                ).config.ball.norm
-                != loaded.config.ball.norm
-            ):
-                overrides = [
-                    parse_assignment("ball.eps=null", "--norm"),
-                    *overrides,
-                ]  # a radius means nothing under another norm
-                loaded = load_config(source, first + overrides, without=without)
-        more = (adjust(loaded) if adjust else []) + self._attack_steps(loaded)
+        read = partial(load_config, stored or self.source(), without=OF_THE_CALL if stored else ())
+        listed = self._attack_list()
+        loaded = read(listed + overrides)
+        if _changes_norm(read, listed + overrides, loaded):
+            # A radius means nothing under another norm.
+            overrides = [parse_assignment("ball.eps=null", "--norm"), *overrides]
+            loaded = read(listed + overrides)
+        more = adjust(loaded) + self._attack_settings(loaded)
         if more:
-            loaded = load_config(
-                source, [parse_assignment(text, "command line") for text in more] + overrides, without=without
-            )
+            loaded = read([parse_assignment(text, "command line") for text in more] + overrides)
         return loaded
 
     def _source_of_model(self) -> str | None:
-        """`--model run:DIR` without a CONFIG measures as the run's configuration says: data, ball, attacks; see `OF_THE_CALL`."""
-        model = self["model"] or next(
-            (w.partition("=")[2] for w in self.values.get("words") or [] if w.startswith("model.name=")), None
-        )
-        if self.verb == "train" or self.source() is not None or not model or not model.startswith("run:"):
+        """The configuration of the run in `--model run:DIR`, where there is no CONFIG.
+
+        What is measured comes from the run: data, ball, attacks. `OF_THE_CALL` names what does not.
+        """
+        words = self.texts("words")
+        assigned = [word.partition("=")[2] for word in words if word.startswith("model.name=")]
+        model = self.text("model") or next(iter(assigned), "")
+        if self.verb == "train" or self.source() is not None or not model.startswith("run:"):
             return None
         from robustcli.store.latest import resolve_run
 
-        stored = resolve_run(Path(model[4:])) / "config.resolved.yaml"
+        stored = resolve_run(Path(model.removeprefix("run:"))) / "config.resolved.yaml"
         return str(stored) if stored.is_file() else None
 
-    def _attack_steps(self, loaded: Loaded) -> list[str]:
+    def _attack_list(self) -> list[Override]:
+        """--attack, to stand before all other overrides, so that attacks.0.key=value means these attacks."""
+        from robustcli.config.overlay import parse_assignment
+
+        attack = self.text("attack")
+        if not attack or self.verb == "train":
+            return []
+        return [parse_assignment(attack_list(attack), "--attack")]
+
+    def _attack_settings(self, loaded: Loaded) -> list[str]:
         """--attack and --steps, and short attacks under --smoke."""
-        steps = _SMOKE_STEPS if self["smoke"] and not self["steps"] else self["steps"]
-        return attack_settings(self.verb, loaded, self["attack"], steps)
+        attack, steps = self.text("attack"), self.text("steps")
+        settings: list[str] = []
+        if self.verb == "train":
+            attacks = adversary(loaded)
+        else:
+            attacks = measured_attacks(loaded, attack)
+            if attack is not None:
+                settings.append(attack_list(attack))
+        if self.on("smoke") and not steps:
+            settings += step_settings(attacks, _SMOKE_STEPS)
+            if self.verb == "train" and takes_steps(loaded.config.train.val_attack.name):
+                settings.append(f"train.val_attack.steps={_SMOKE_STEPS}")
+        elif steps is not None:
+            settings += given_steps(attacks, steps)
+        return settings
 
 
-def attack_settings(verb: str, loaded: Loaded, attack: str | None, steps: Any) -> list[str]:
-    """Settings that replace the attack list by `attack` and give `steps` to every attack that takes steps."""
-    from robustcli import registry
-
-    settings: list[str] = []
-    specs = (
-        {"adversary": loaded.config.adversary}
-        if verb == "train"
-        else {f"attacks.{k}": spec for k, spec in enumerate(loaded.config.attacks)}
-    )
-    if attack is not None and verb != "train":
-        names = [name.strip() for name in attack.split(",")]
-        settings.append(_list_of(attack))
-        taken = {f"attacks.{k}": name for k, name in enumerate(names)}
-    else:
-        taken = {path: spec.name for path, spec in specs.items()}
-    if steps is not None:
-        able = [
-            path
-            for path, name in taken.items()
-            if name in registry.attacks and "steps" in registry.parameters(registry.attacks.get(name).fn)
-        ]
-        if not able and not isinstance(steps, int):
-            raise UsageError("--steps: none of the attacks takes steps")
-        settings += [f"{path}.steps={steps}" for path in able]
-    if (
-        verb == "train"
-        and steps == _SMOKE_STEPS
-        and "steps" in registry.parameters(registry.attacks.get(loaded.config.train.val_attack.name).fn)
-    ):
-        settings.append(f"train.val_attack.steps={steps}")
-    return settings
-
-
-def _list_of(attack: str) -> str:
-    """--attack as a setting."""
-    return "attacks=[" + ", ".join(_spec_of(name.strip()) for name in attack.split(",")) + "]"
-
-
-def _spec_of(name: str) -> str:
-    """`autoattack:rapid` is the ensemble's version; any other name is its own."""
-    from robustcli import registry
-
-    ensemble, colon, version = name.partition(":")
-    if colon and ensemble in registry.ensembles:
-        return f"{{name: {ensemble}, version: {version}}}"
-    return f'{{name: "{name}"}}'
+def _changes_norm(
+    read: Callable[[list[Override]], Loaded], overrides: list[Override], loaded: Loaded
+) -> bool:
+    """Whether the call changes the norm and says no radius for it, where the configuration has a radius."""
+    keys = {override.key for override in overrides}
+    if "ball.norm" not in keys or "ball.eps" in keys or loaded.config.ball.eps is None:
+        return False
+    before = read([override for override in overrides if override.key != "ball.norm"])
+    return before.config.ball.norm != loaded.config.ball.norm
 
 
 def _is_assignment(word: str) -> bool:
     """key=value, where key looks like a dotted path; a file name with "=" in a folder is still a file."""
     key, equals, _ = word.partition("=")
-    return (
-        bool(equals) and "/" not in key and key.replace(".", "").replace("_", "").replace("-", "").isalnum()
-    )
+    return equals != "" and "/" not in key and re.sub("[._-]", "", key).isalnum()

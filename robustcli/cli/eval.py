@@ -5,63 +5,57 @@ from __future__ import annotations
 from typing import Any
 
 from robustcli.cli.call import Call
+from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE
+from robustcli.errors import UsageError
 
-HELP = "Clean accuracy, robust accuracy and attack success, each with n and a 95 % interval, and whether to believe them."
+HELP = (
+    "Clean accuracy, robust accuracy and attack success, each with n and a 95 % interval, "
+    "and whether to believe them."
+)
 EXAMPLES = (
     "robustcli eval --model run:runs/train/latest --attack autoattack:rapid",
     "robustcli eval --model run:runs/train/latest --steps 40 --fail-under robust_acc=0.45",
 )
 FLAGS = (
-    "set", "model", "weights", "plugin", "normalize", "data", "download", "eps", "norm", "allow_large_eps", "attack", "steps", "target", "n", "first",
-    "split", "eval_batch", "device", "search", "seed", "threads", "name", "out", "overwrite", "resume", "shard", "merge", "sweep", "surrogate", "cross_check",
-    "attack_plugin",
-    "fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", "json", "quiet", "verbose", "debug",
-)  # fmt: skip
-_WITH_MERGE = (
-    "merge",
-    "out",
-    "name",
-    "overwrite",
-    "strict",
-    "fail_under",
-    "json",
-    "quiet",
-    "verbose",
-    "debug",
+    *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
+    *("resume", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
+    *("fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
+_WITH_MERGE = ("merge", *RUN, "strict", "fail_under", *OUTPUT)
 
 
 def run(call: Call) -> dict[str, Any]:
     """One evaluation, or the merger of several parts of one."""
-    if call["merge"] is not None:
-        from robustcli.config.number import parse_number
-        from robustcli.errors import UsageError
-        from robustcli.jobs.evaluate import merge
-
-        other = [name for name in FLAGS if name not in _WITH_MERGE and call[name]]
-        if other or call["words"]:
-            word = f"--{other[0].replace('_', '-')}" if other else call["words"][0]
-            raise UsageError(f"--merge does not go with {word}", hint="the parts say what was measured")
-        least = {
-            item.key.rpartition(".")[2]: parse_number(item.value)
-            for item in call.overrides()
-            if item.key.startswith("eval.fail_under.")
-        }
-        name, overwrite, strict = call["name"] or "merged", bool(call["overwrite"]), bool(call["strict"])
-        return merge(call["merge"], call["out"], name, call.console, overwrite, strict, least)
+    parts = call.text("merge")
+    if parts is not None:
+        return _merge(call, parts)
     loaded = call.load()
     from robustcli.jobs.evaluate import EvalFlags, evaluate
 
     flags = EvalFlags(
-        overwrite=call["overwrite"],
-        resume=call["resume"],
-        dry_run=call["dry_run"],
-        strict=call["strict"],
-        plugin=call["plugin"],
-        allow_pickle=call["allow_pickle_weights"],
-        shard=call["shard"],
-        surrogate=call["surrogate"],
-        cross_check=call["cross_check"],
-        attack_plugin=call["attack_plugin"],
+        overwrite=call.on("overwrite"),
+        resume=call.on("resume"),
+        dry_run=call.on("dry_run"),
+        strict=call.on("strict"),
+        plugin=call.text("plugin"),
+        allow_pickle=call.on("allow_pickle_weights"),
+        shard=call.text("shard"),
+        surrogate=call.text("surrogate"),
+        cross_check=call.text("cross_check"),
+        attack_plugin=call.text("attack_plugin"),
     )
     return evaluate(loaded, call.console, flags)
+
+
+def _merge(call: Call, parts: str) -> dict[str, Any]:
+    """One verdict out of shards. Raises UsageError for flags and words that say what was measured."""
+    from robustcli.config.number import parse_number
+    from robustcli.jobs.evaluate import merge
+
+    others = [name for name in FLAGS if name not in _WITH_MERGE and call.values.get(name)]
+    refused = [*(f"--{name.replace('_', '-')}" for name in others), *call.texts("words")]
+    if refused:
+        raise UsageError(f"--merge does not go with {refused[0]}", hint="the parts say what was measured")
+    least = {item.key.rpartition(".")[2]: parse_number(item.value) for item in call.fail_under()}
+    name = call.text("name") or "merged"
+    return merge(parts, call.text("out"), name, call.console, call.on("overwrite"), call.on("strict"), least)

@@ -7,11 +7,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustcli.errors import RobustCliError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit. Nothing but this module is imported before the interrupt handler stands."""
+    """Run the command line and exit. Before the interrupt handler stands, only this module is imported."""
     try:
         signal.signal(signal.SIGINT, _interrupt)
         code = run(list(sys.argv[1:] if argv is None else argv))
@@ -26,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _interrupt(signum: int, frame: Any) -> None:
     """Ctrl-C before the work guards itself (`StopFlag`): nothing to save, so leave at once.
 
-    A KeyboardInterrupt would not do: compiled modules abort, or turn it into an error of their own, when it meets them in their import.
+    A KeyboardInterrupt would not do: a compiled module aborts, or raises another error, while it is imported.
     """
     text = "stopped by SIGINT"
     with suppress(OSError):  # a reader that went away
@@ -58,92 +61,92 @@ def run(argv: list[str]) -> int:
 
 
 def _translate(error: BaseException, argv: list[str]) -> int:
-    """Typer's own exceptions, memory, disk, and bugs."""
-    from robustcli.errors import (
-        Interrupted,
-        ResourceError,
-        RobustCliError,
-        UsageError,
-        origin,
-        out_of_memory,
-        refused_value,
-    )
+    """The exit code for what is no failure of ours: Typer's own exceptions, memory, and bugs."""
+    from robustcli.errors import RobustCliError, origin
 
-    kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
-    if "Exit" in kinds:
+        return _exit_code(error.code)
+    if _is_a(error, "Exit"):
         return int(getattr(error, "exit_code", 0))
-    if "Abort" in kinds:
-        return fail(Interrupted("aborted", signum=2), argv)
-    if hasattr(error, "format_message"):
-        context = getattr(error, "ctx", None)
-        path = getattr(context, "command_path", "robustcli") or "robustcli"
-        return fail(UsageError(error.format_message().rstrip("."), hint=f"see {path} --help"), argv)
-    text = str(error)
-    if out_of_memory(error):
-        first = text.splitlines()[0] if text else "out of memory"
-        return fail(
-            ResourceError(
-                f"out of memory: {first[:200]}",
-                hint="lower --batch-size, or choose a smaller model",
-                code="E-OOM",
-            ),
-            argv,
-        )
-    if isinstance(error, ImportError) and ("torchvision" in text or "torchvision::nms" in text):
-        return fail(_torchvision(), argv)
-    if isinstance(error, RuntimeError) and "torchvision::nms" in text:
-        return fail(_torchvision(), argv)
-    if refused_value(error):
-        return fail(UsageError(text[:300], code="E-VALUE"), argv)
-    code = RobustCliError(
-        f"{type(error).__name__}: {text[:300]}",
+    known = _explained(error)
+    if known is not None:
+        return fail(known, argv)
+    bug = RobustCliError(
+        f"{type(error).__name__}: {str(error)[:300]}",
         where=origin(error)[1],
         hint="a bug: run again with --debug and report it",
     )
-    return fail(code, argv, error)
+    return fail(bug, argv, error)
 
 
-def _torchvision() -> Any:
-    from robustcli.errors import ResourceError
-
-    return ResourceError(
-        "torch and torchvision do not match",
-        hint="install both from one place: pip install --force-reinstall torchvision",
-        code="E-TORCHVISION",
-    )
+def _exit_code(code: object) -> int:
+    """The code of `sys.exit(code)`; what is no number is 2."""
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 2
 
 
-def fail(error: Any, argv: list[str], cause: BaseException | None = None) -> int:
+def _is_a(error: BaseException, name: str) -> bool:
+    """Whether a class of the error has this name: Typer may bring its own copy of Click's classes."""
+    return name in {kind.__name__ for kind in type(error).__mro__}
+
+
+def _explained(error: BaseException) -> RobustCliError | None:
+    """A foreign exception as a failure of ours; None for a bug."""
+    from robustcli.errors import Interrupted, ResourceError, UsageError, out_of_memory, refused_value
+
+    text = str(error)
+    if _is_a(error, "Abort"):
+        return Interrupted("aborted", signum=2)
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        path = getattr(context, "command_path", "robustcli") or "robustcli"
+        return UsageError(error.format_message().rstrip("."), hint=f"see {path} --help")
+    if out_of_memory(error):
+        first = (text or "out of memory").splitlines()[0]
+        return ResourceError(
+            f"out of memory: {first[:200]}",
+            hint="lower --batch-size, or choose a smaller model",
+            code="E-OOM",
+        )
+    if _torchvision_differs(error):
+        return ResourceError(
+            "torch and torchvision do not match",
+            hint="install both from one place: pip install --force-reinstall torchvision",
+            code="E-TORCHVISION",
+        )
+    if refused_value(error):
+        return UsageError(text[:300], code="E-VALUE")
+    return None
+
+
+def _torchvision_differs(error: BaseException) -> bool:
+    """Whether torchvision was built for another torch."""
+    if isinstance(error, ImportError):
+        return "torchvision" in str(error)
+    return isinstance(error, RuntimeError) and "torchvision::nms" in str(error)
+
+
+def fail(error: RobustCliError, argv: list[str], cause: BaseException | None = None) -> int:
     """Print a failure: one line on stderr, with --json one document on stdout, with --debug the traceback."""
+    from robustcli.errors import printable
+
     if "--debug" in argv:
         import traceback
 
         traceback.print_exception(cause or error)
-    problems = getattr(error, "problems", None) or []
+    problems: list[str] = getattr(error, "problems", None) or []
     for problem in problems:
-        _say(f"error[{error.code}]: {_clean(problem)}")
+        _say(f"error[{error.code}]: {printable(problem)}")
     if not problems:
         _say(error.line())
     if "--json" in argv:
         from robustcli.terminal.console import Console
 
-        message = (
-            "; ".join(problems) if problems else "; ".join(part for part in (error.what, error.where) if part)
-        )
-        document = {
-            "ok": False,
-            "error": {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint},
-        }
-        Console(json=True).document(document)
+        message = "; ".join(problems or filter(None, (error.what, error.where)))
+        explained = {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}
+        Console(json=True).document({"ok": False, "error": explained})
     return int(error.exit_code)
-
-
-def _clean(text: str) -> str:
-    from robustcli.errors import printable
-
-    return printable(text)
 
 
 def _say(text: str) -> None:

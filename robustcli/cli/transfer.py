@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustcli.cli.call import Call
+from robustcli.cli.flags import DATA_AND_BALL, MACHINE, OUTPUT, RUN, SAMPLE
 from robustcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustcli.config.load import Loaded
 
 HELP = "Do attacks carry over? Points made on each model, shown to all of them: the share that they break."
 EXAMPLES = (
@@ -13,34 +17,37 @@ EXAMPLES = (
     "robustcli transfer --models run:runs/train/latest,run:runs/demo/latest/robust --attack fgsm --n 200",
 )
 FLAGS = (
-    "set", "models", "normalize", "data", "download", "eps", "norm", "allow_large_eps", "attack", "steps", "n", "first", "split", "eval_batch", "device",
-    "search", "seed", "threads", "name", "out", "overwrite", "allow_pickle_weights", "smoke", "dry_run", "json", "quiet", "verbose", "debug",
-)  # fmt: skip
+    *("set", "models", "normalize", *DATA_AND_BALL, "attack", "steps", *SAMPLE, *MACHINE, *RUN),
+    *("allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
+)
 
 
 def run(call: Call) -> dict[str, Any]:
     """One matrix; without a CONFIG the data and ball of the first run among the models."""
-    models = [text.strip() for text in (call["models"] or "").split(",") if text.strip()]
+    models = [text.strip() for text in (call.text("models") or "").split(",") if text.strip()]
     if len(models) < 2:
         raise UsageError(
             f"transfer needs two models or more, got {len(models)}",
             where="--models",
             hint="--models run:A,run:B",
         )
-    trained = next((text for text in models if text.startswith("run:")), None)
-    if call.source() is None and trained is not None:
-        call = Call(call.verb, {**call.values, "model": trained}, call.console)
-    loaded = call.load(
-        lambda first: (
-            ["eval.n=32"]
-            if call["smoke"] and first.config.eval.n is None and first.config.eval.first is None
-            else []
-        )
-    )
+    trained = [model for model in models if model.startswith("run:")]
+    if trained and call.source() is None:
+        call = call.replaced(model=trained[0])
+    loaded = call.load(lambda loaded: _few_images(call, loaded))
     from robustcli.jobs.evaluate import EvalFlags
     from robustcli.jobs.transfer import transfer
 
     flags = EvalFlags(
-        overwrite=call["overwrite"], dry_run=call["dry_run"], allow_pickle=call["allow_pickle_weights"]
+        overwrite=call.on("overwrite"),
+        dry_run=call.on("dry_run"),
+        allow_pickle=call.on("allow_pickle_weights"),
     )
     return transfer(loaded, models, call.console, flags)
+
+
+def _few_images(call: Call, loaded: Loaded) -> list[str]:
+    """32 images under --smoke, unless the call or the configuration says how many."""
+    if call.on("smoke") and loaded.config.eval.n is None and loaded.config.eval.first is None:
+        return ["eval.n=32"]
+    return []

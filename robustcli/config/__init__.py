@@ -1,1 +1,1 @@
-"""What a run is asked to do: the schema of a configuration, its loader, its writer. Nothing is imported here."""
+"""What a run is asked to do: the schema of a configuration, its loader, its writer."""

@@ -1,4 +1,7 @@
-"""A spec meets the function it names: the keyword-only arguments are the schema, pydantic does the conversion."""
+"""A spec meets the function that it names.
+
+The function's keyword-only arguments are the schema; pydantic converts the values.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,17 @@ from robustcli.config.tree import Fault, config_error
 from robustcli.registry import Param, Registry, parameters, suggestion
 
 AnyRegistry = Registry[Any, Any]
+#: The names of that package's attacks begin so.
+#: They are checked when a run starts, so that a config loads without the package.
+TORCHATTACKS = "torchattacks:"
 _STRICT: dict[Any, Any] = {float: Number, int: Int, bool: Flag, str: Text}
-TORCHATTACKS = (
-    "torchattacks:"  # attacks of that package: checked when a run starts, so that a config loads without it
-)
+#: Of a union's errors the one about null says least and the one about words little more. Others are 0.
+_VAGUENESS = {"literal_error": 1, "none_required": 2}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A registered function and its checked keyword arguments: `bound.fn(…, **bound.params)`."""
+    """A registered function and its checked keyword arguments: `bound.fn(x, **bound.params)`."""
 
     name: str
     fn: Callable[..., Any]
@@ -35,7 +40,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Registries:
-    """The registries that names in a config are looked up in."""
+    """The registries in which the names of a config are looked up."""
 
     attacks: AnyRegistry
     objectives: AnyRegistry
@@ -50,87 +55,99 @@ class Registries:
 
     @classmethod
     def discover(cls) -> Registries:
-        """The package's own, filled (this imports torch)."""
+        """The package's own registries, filled. This imports torch."""
         return cls(*(getattr(registered, name) for name in cls.__dataclass_fields__))
 
 
 def bind_spec(registry: AnyRegistry, spec: Spec, path: str) -> Bound:
-    """`spec` bound to its entry of `registry`; `path` names it in messages. Raises ConfigError with every mistake of the spec."""
+    """`spec` bound to its entry of `registry`; messages name it by `path`.
+
+    Raises ConfigError with every mistake of the spec.
+    """
     bound, faults = check_spec(registry, spec.name, spec.params, path, list(type(spec).model_fields))
-    if bound is None:
-        raise config_error(
-            faults
-            or [
-                Fault(
-                    f"{path}.name",
-                    f"{spec.name[:80]} has no function here to bind; evaluation.outside makes the call",
-                )
-            ]
-        )
-    return bound
+    if bound is not None:
+        return bound
+    if not faults:
+        what = f"{spec.name[:80]} has no function here to bind; evaluation.outside makes the call"
+        faults = [Fault(f"{path}.name", what)]
+    raise config_error(faults)
 
 
 def check_spec(
     registry: AnyRegistry, name: str, params: Mapping[str, Any], path: str, fields: Sequence[str] = ("name",)
 ) -> tuple[Bound | None, list[Fault]]:
-    """(bound, []) or (None, every mistake). `fields`: keys of the spec that are no parameters, for the nearest key.
+    """(bound, []) for a spec without mistakes, else (None, every mistake).
 
-    (None, []) for `torchattacks:NAME` in a list of attacks: whoever runs it checks it.
+    A `torchattacks:NAME` in the list `attacks` gives (None, []): whoever runs it checks it.
+
+    Args:
+        registry: where `name` is looked up.
+        name: of the function.
+        params: its keyword arguments, as YAML gave them.
+        path: the spec's dotted path, for messages.
+        fields: keys of the spec that are no parameters; a misspelt key may mean one of them.
     """
     if name.startswith(TORCHATTACKS) and registry.kind == "attack":
-        measures = path.partition(".")[0] == "attacks"
-        return None, [] if measures else [
-            Fault(f"{path}.name", f"{name[:80]} only measures; write it into `attacks`")
-        ]
+        return None, _outside_faults(name, path)
     if name not in registry:
-        known = registry.names()
-        listed = (
-            [*known, *registered.ensembles.names(), f"{TORCHATTACKS}NAME"]
-            if registry is registered.attacks
-            else known
-        )
-        return None, [
-            Fault(
-                f"{path}.name",
-                f"unknown {registry.kind} {name[:80]!r}; {suggestion(name, listed)}known: {', '.join(listed)}",
-            )
-        ]
+        return None, [_unknown_name(registry, name, path)]
     fn = registry.get(name).fn
     wanted = parameters(fn)
     faults: list[Fault] = []
     values: dict[str, Any] = {}
     for key, value in params.items():
         if key not in wanted:
-            hint = (
-                glued(key)
-                or suggestion(key, [*wanted, *fields]).strip()
-                or (f"it has: {', '.join(wanted)}" if wanted else "it has none")
-            )
+            hint = _key_hint(key, wanted, fields)
             faults.append(Fault(f"{path}.{key}", f"no such parameter of {registry.kind} {name!r}; {hint}"))
             continue
-        value, wrong = _coerce(wanted[key], value, f"{path}.{key}")
-        faults += wrong
-        values[key] = value
-    missing = [key for key, param in wanted.items() if param.default is Parameter.empty and key not in params]
-    faults += [Fault(f"{path}.{key}", f"missing; {registry.kind} {name!r} needs it") for key in missing]
-    return (None, faults) if faults else (Bound(name, fn, values), [])
+        try:
+            values[key] = TypeAdapter(strictly(wanted[key].annotation)).validate_python(value)
+        except ValidationError as error:
+            faults.append(Fault(f"{path}.{key}", _most_telling(error)))
+    for key, param in wanted.items():
+        if param.default is Parameter.empty and key not in params:
+            faults.append(Fault(f"{path}.{key}", f"missing; {registry.kind} {name!r} needs it"))
+    if faults:
+        return None, faults
+    return Bound(name, fn, values), []
 
 
-def _coerce(param: Param, value: Any, path: str) -> tuple[Any, list[Fault]]:
-    try:
-        return TypeAdapter(strictly(param.annotation)).validate_python(value), []
-    except ValidationError as error:
-        first = min(error.errors(include_url=False), key=lambda item: _word_error_last(item["type"]))
-        return None, [Fault(path, explain(first))]
+def _outside_faults(name: str, path: str) -> list[Fault]:
+    """Another library's attack stands in the list `attacks` only: it cannot train a model."""
+    if path.partition(".")[0] == "attacks":
+        return []
+    return [Fault(f"{path}.name", f"{name[:80]} only measures; write it into `attacks`")]
 
 
-def _word_error_last(kind: str) -> int:
-    """Of a union's errors the one of the real value type says most; the one about null says least."""
-    return 2 if kind == "none_required" else 1 if kind == "literal_error" else 0
+def _unknown_name(registry: AnyRegistry, name: str, path: str) -> Fault:
+    known = registry.names()
+    if registry is registered.attacks:
+        known += [*registered.ensembles.names(), f"{TORCHATTACKS}NAME"]
+    close = suggestion(name, known)
+    return Fault(f"{path}.name", f"unknown {registry.kind} {name[:80]!r}; {close}known: {', '.join(known)}")
+
+
+def _key_hint(key: str, wanted: Mapping[str, Param], fields: Sequence[str]) -> str:
+    """What somebody meant who wrote `key`, else the parameters that there are."""
+    close = glued(key) or suggestion(key, [*wanted, *fields]).strip()
+    if close:
+        return close
+    if not wanted:
+        return "it has none"
+    return f"it has: {', '.join(wanted)}"
+
+
+def _most_telling(error: ValidationError) -> str:
+    """The message of the one error that says most: a union has an error for each of its types."""
+    errors = error.errors(include_url=False)
+    return explain(min(errors, key=lambda item: _VAGUENESS.get(item["type"], 0)))
 
 
 def strictly(annotation: Any) -> Any:
-    """`annotation` with float, int, bool and str replaced by Number, Int, Flag and Text, at any depth; unions read left to right."""
+    """`annotation` with float, int, bool and str replaced by Number, Int, Flag and Text, at any depth.
+
+    A union tries its types from left to right.
+    """
     if annotation in (float, int, bool, str):
         return _STRICT[annotation]
     origin, args = get_origin(annotation), get_args(annotation)
@@ -139,9 +156,20 @@ def strictly(annotation: Any) -> Any:
     if origin is Annotated:
         parts = (strictly(args[0]), *args[1:])
         return Annotated[parts]
-    inner = tuple(arg if arg is Ellipsis else strictly(arg) for arg in args)
+    inner = tuple(strictly(arg) for arg in args)
     if origin in (Union, types.UnionType):
-        values = tuple(part for part in inner if part is not types.NoneType)
-        either = Annotated[Union[values], Field(union_mode="left_to_right")] if len(values) > 1 else values[0]  # noqa: UP007  (built at run time)
-        return Union[either, None] if len(values) < len(inner) else either  # noqa: UP007
-    return origin[inner] if inner else annotation
+        return _left_to_right(inner)
+    if not inner:
+        return annotation
+    return origin[inner]
+
+
+def _left_to_right(parts: tuple[Any, ...]) -> Any:
+    """The union of `parts`, tried in order; null is tried last."""
+    values = tuple(part for part in parts if part is not types.NoneType)
+    union = values[0]
+    if len(values) > 1:
+        union = Annotated[Union[values], Field(union_mode="left_to_right")]  # noqa: UP007 - built at run time
+    if len(values) == len(parts):
+        return union
+    return Union[union, None]  # noqa: UP007 - built at run time

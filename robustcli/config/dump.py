@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robustcli.config.load import write_tree
 from robustcli.config.schema import Config
+from robustcli.config.yaml_text import write_tree
 
 
 def dump_config(config: Config) -> str:
-    """YAML of the whole config: loading it gives an equal one. Radii that are exactly k/255 are written so."""
+    """YAML of the whole config. Loading it gives an equal one; a radius of exactly 8/255 is written so."""
     return write_tree(config.model_dump(mode="json"))

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from robustcli.config.number import shown
-from robustcli.config.tree import Path_
+from robustcli.config.tree import KeyPath
+from robustcli.config.wording import shown, with_hint
 from robustcli.registry import suggestion
 
 _BOUNDS = {
@@ -39,16 +39,12 @@ def explain(error: ErrorDetails) -> str:
     if kind == "literal_error":
         words = re.findall(r"'([^']*)'", str(ctx["expected"]))
         hint = suggestion(str(error["input"])[:80], words).strip()
-        return f"expected {ctx['expected']}, got {got}" + (f"; {hint}" if hint else "")
+        return with_hint(f"expected {ctx['expected']}, got {got}", hint)
     if kind in _KINDS:
-        empty = "; the section is empty: remove it or give it keys" if error["input"] is None else ""
-        return f"expected {_KINDS[kind]}, got {got}{empty}"
+        hint = "the section is empty: remove it or give it keys" if error["input"] is None else ""
+        return with_hint(f"expected {_KINDS[kind]}, got {got}", hint)
     if kind == "missing":
-        key, there = str(error["loc"][-1]), list(error["input"]) if isinstance(error["input"], dict) else []
-        if said := next((glued(str(item)) for item in there if str(item).startswith(f"{key}:")), ""):
-            return f"missing; {said}"
-        near = difflib.get_close_matches(key, there, n=1)
-        return f"missing; did you mean it by {near[0]!r}?" if near else f"missing; write {{{key}: ...}}"
+        return f"missing; {_instead_of(str(error['loc'][-1]), error['input'])}"
     if kind == "too_short":
         return f"needs at least {ctx['min_length']} of them, got {ctx['actual_length']}"
     if kind == "too_long":
@@ -60,35 +56,50 @@ def explain(error: ErrorDetails) -> str:
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {got}"
 
 
+def _instead_of(key: str, section: Any) -> str:
+    """What `section` may hold in place of the missing `key`, else how to write it."""
+    written = list(section) if isinstance(section, dict) else []
+    beginning = next((str(name) for name in written if str(name).startswith(f"{key}:")), "")
+    if glued(beginning):
+        return glued(beginning)
+    near = difflib.get_close_matches(key, written, n=1)
+    if near:
+        return f"did you mean it by {near[0]!r}?"
+    return f"write {{{key}: ...}}"
+
+
 def glued(key: str) -> str:
-    """What to say of the key `name:awp`, which YAML reads where somebody meant `name: awp`; empty for any other key."""
-    name, colon, value = key.partition(":")
-    return (
-        f"YAML wants a space after the colon: {{{name}: {value}}}"
-        if colon and name.isidentifier() and value
-        else ""
-    )
+    """The hint for a key such as `name:awp`, where somebody meant `name: awp`; empty for any other key."""
+    name, _, value = key.partition(":")
+    if value and name.isidentifier():
+        return f"YAML wants a space after the colon: {{{name}: {value}}}"
+    return ""
 
 
-def unknown_key(path: Path_, known: Mapping[Path_, list[str]]) -> str:
-    """The message for a key that its section does not have: the section that has it, else the nearest key."""
+def unknown_key(path: KeyPath, known: Mapping[KeyPath, list[str]]) -> str:
+    """The message for a key that its section lacks: another section that has it, else the nearest key."""
     section, key = path[:-1], path[-1]
     if glued(key):
         return f"unknown key; {glued(key)}"
-    homes = [
-        ".".join((*at, key))
-        for at, keys in known.items()
-        if key in keys and "*" not in at and (at != () or section != ()) and key != "name"
-    ]
+    homes = [".".join((*at, key)) for at, keys in known.items() if key in keys and _may_be_meant(at, path)]
     if homes:
         return f"unknown key; did you mean {' or '.join(repr(home) for home in homes[:2])}?"
-    siblings = known.get(section) or []
-    hint = suggestion(key, siblings).strip() or (f"known here: {', '.join(siblings)}" if siblings else "")
-    return "unknown key" + (f"; {hint}" if hint else "")
+    siblings = known.get(section, [])
+    hint = suggestion(key, siblings).strip()
+    if siblings and not hint:
+        hint = f"known here: {', '.join(siblings)}"
+    return with_hint("unknown key", hint)
 
 
-def plain_path(loc: tuple[Any, ...]) -> Path_:
-    """Pydantic's location as a dotted path's parts: tags of unions and markers of keys are its own and dropped."""
-    return tuple(
-        str(part) for part in loc if not (isinstance(part, str) and re.fullmatch(r"<\w+>|\[key\]", part))
-    )
+def _may_be_meant(section: KeyPath, path: KeyPath) -> bool:
+    """Whether the key at `path` may belong into another `section`. A `name` may not: every spec has one."""
+    return section != path[:-1] and "*" not in section and path[-1] != "name"
+
+
+def plain_path(location: tuple[Any, ...]) -> KeyPath:
+    """Pydantic's location as a dotted path, without the tags of unions and the markers of keys in it."""
+    return tuple(str(part) for part in location if not _is_marker(part))
+
+
+def _is_marker(part: Any) -> bool:
+    return isinstance(part, str) and re.fullmatch(r"<\w+>|\[key\]", part) is not None

@@ -1,7 +1,7 @@
 """Scalars of a config: what a plain YAML word means, and the four value types Number, Int, Flag and Text.
 
-YAML 1.1 turns `1e-3` into text, `010` into 8, `1:30` into 90 and `no` into False. Here a word is null, true/false, a
-decimal number, or itself, never anything else; what is wanted as a number and is not one is an error that says why.
+YAML 1.1 turns `1e-3` into text, `010` into 8, `1:30` into 90 and `no` into False. Here a plain word is null,
+true, false, a decimal number, or itself. Where a number is wanted and the word is none, the error says why.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+from robustcli.config.wording import shown, with_hint
+
 _DECIMAL = r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(_DECIMAL)
 _FRACTION = re.compile(rf"({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")
-_WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
-_WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_YES, _NO = ("yes", "on", "y", "true"), ("no", "off", "n", "false")
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_FLAG_HINTS = {
+    **dict.fromkeys(("yes", "on", "y", "true", "1"), "write true"),
+    **dict.fromkeys(("no", "off", "n", "false", "0"), "write false"),
+}
 _DIGITS = 64  # longer numbers are mistakes, and int() refuses very long ones with a ValueError of its own
 INT_LIMIT = 2**63
 
@@ -34,26 +42,19 @@ def resolve_plain(text: str) -> Scalar:
         return text
     if _INTEGER.fullmatch(text):
         return int(text)
-    if _FLOAT.fullmatch(text):
-        value = float(text)
-        return value if math.isfinite(value) and not _vanished(text, value) else text
+    if not _FLOAT.fullmatch(text):
+        return text
+    value = float(text)
+    if math.isfinite(value) and not _vanished(text, value):
+        return value
     return text
 
 
-def shown(value: Any) -> str:
-    """`value` as it is quoted in a message, short and on one line."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (dict, list, tuple)):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    text = repr(value[:200] if isinstance(value, str) else value)
-    return text if len(text) <= 60 else text[:56] + "...'"
-
-
 def parse_number(value: Any) -> float:
-    """A finite float from an int, a float, or text such as `8/255`, `0.031`, `1e-3`, `.5`. Raises ValueError; bool is refused."""
+    """A finite float from an int, a float, or text such as `8/255`, `0.031`, `1e-3`, `.5`.
+
+    Raises ValueError; a bool is refused as well.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"expected a number such as 8/255, 0.03 or 1e-3, got {shown(value)}")
     try:
@@ -66,9 +67,9 @@ def parse_number(value: Any) -> float:
 
 
 def _fraction(text: str) -> float:
-    match = _FRACTION.fullmatch(text) if len(text) <= 2 * _DIGITS else None
-    if match is None:
-        raise ValueError(f"expected a number such as 8/255, 0.03 or 1e-3, got {shown(text)}{_trap(text)}")
+    if len(text) > 2 * _DIGITS or (match := _FRACTION.fullmatch(text)) is None:
+        what = f"expected a number such as 8/255, 0.03 or 1e-3, got {shown(text)}"
+        raise ValueError(with_hint(what, _why_no_number(text)))
     over, under = match.group(1), match.group(2) or "1"
     top, bottom = float(over), float(under)
     if bottom == 0.0:
@@ -84,67 +85,81 @@ def _vanished(text: str, value: float) -> bool:
     return value == 0.0 and re.search("[1-9]", re.split("[eE]", text)[0]) is not None
 
 
-def _trap(text: str) -> str:
-    """Why a word that looks like a number is none, or an empty string."""
+def _why_no_number(text: str) -> str:
+    """The hint for a word that only looks like a number; empty for any other word."""
     if re.fullmatch(r"[-+]?0[0-9]+(\.[0-9]*)?", text):
-        return f"; a leading zero means octal elsewhere: write {text.lstrip('+-0') or '0'}"
+        return f"a leading zero means octal elsewhere: write {text.lstrip('+-0') or '0'}"
     if re.fullmatch(r"[-+]?0[xXoObB][0-9a-fA-F_]+", text):
-        return "; write it in decimal"
+        return "write it in decimal"
     if re.fullmatch(r"[-+]?[0-9]+(:[0-9.]+)+", text):
-        return "; base 60 is not read here: write one decimal number"
+        return "base 60 is not read here: write one decimal number"
     if re.fullmatch(r"[-+]?[0-9][0-9_.]*_[0-9_.]*", text):
-        return f"; write {text.replace('_', '')}"
+        return f"write {text.replace('_', '')}"
     if text.lstrip("+-").lstrip(".").lower() in ("inf", "infinity", "nan"):
-        return "; it must be finite"
+        return "it must be finite"
     return ""
 
 
 def parse_int(value: Any) -> int:
-    """A whole number, |v| < 2**63, from an int or text such as `10`. Raises ValueError; bool and float are refused."""
+    """A whole number, |v| < 2**63, from an int or text such as `10`.
+
+    Raises ValueError; a bool and a float are refused as well.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        hint = (
-            f"; write {int(value)}"
-            if isinstance(value, float) and value.is_integer() and abs(value) < INT_LIMIT
-            else ""
-        )
-        raise ValueError(f"expected a whole number, got {shown(value)}{hint}")
+        raise ValueError(with_hint(f"expected a whole number, got {shown(value)}", _same_as_int(value)))
     if isinstance(value, str):
         text = value.strip()
         if len(text) > _DIGITS or not _INTEGER.fullmatch(text):
-            raise ValueError(f"expected a whole number, got {shown(value)}{_trap(text)}")
+            what = f"expected a whole number, got {shown(value)}"
+            raise ValueError(with_hint(what, _why_no_number(text)))
         value = int(text)
     if abs(value) >= INT_LIMIT:
         raise ValueError("must be smaller than 2**63 in size")
     return int(value)
 
 
+def _same_as_int(value: Any) -> str:
+    """The hint for a float with a whole value, such as 3.0; empty for anything else."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < INT_LIMIT:
+        return f"write {int(value)}"
+    return ""
+
+
 def parse_flag(value: Any) -> bool:
-    """`true` or `false`, nothing else. Raises ValueError that says what to write for yes, on, no, off, 1 and 0."""
+    """`true` or `false`, nothing else.
+
+    Raises ValueError; for yes, on, no, off, 1 and 0 it says what to write.
+    """
     if isinstance(value, bool):
         return value
-    word = str(value).lower() if isinstance(value, (str, int)) else ""
-    meant = "true" if word in (*_YES, "1") else "false" if word in (*_NO, "0") else ""
-    raise ValueError(f"expected true or false, got {shown(value)}" + (f"; write {meant}" if meant else ""))
+    hint = ""
+    if isinstance(value, (str, int)):
+        hint = _FLAG_HINTS.get(str(value).lower(), "")
+    raise ValueError(with_hint(f"expected true or false, got {shown(value)}", hint))
 
 
 def parse_text(value: Any) -> str:
-    """One line of text without control characters (they would reach a terminal or a path). Raises ValueError."""
+    """One line of text. Raises ValueError; control characters are refused: they would reach a terminal."""
     if isinstance(value, (bool, int, float)):
         raise ValueError(f"expected text, got {shown(value)}; put it in quotes")
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {shown(value)}")
-    bad = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
-    if bad is not None:
-        raise ValueError(f"control character {shown(bad)} in text")
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+            raise ValueError(f"control character {shown(character)} in text")
     return value
 
 
 def format_number(value: float) -> int | float | str:
-    """The shortest form that reads back as the same float: 10, 0.1, or `8/255` where value == k/255 exactly."""
+    """The shortest form that reads back as the same float: 10, 0.1, or `8/255` where it is exact."""
     if value.is_integer() and abs(value) < 2**53:
         return int(value)
-    k = round(value * 255) if abs(value) < 1e6 else 0
-    return f"{k}/255" if len(repr(value)) > 6 and k / 255 == value else value
+    if abs(value) >= 1e6 or len(repr(value)) <= 6:
+        return value
+    k = round(value * 255)
+    if k / 255 == value:
+        return f"{k}/255"
+    return value
 
 
 _NUMBER_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": rf"^{_FRACTION.pattern}$"}]}

@@ -1,32 +1,35 @@
-"""The layers above the file: environment and command line, each read into a tree of its own."""
+"""The layers below and above the file, each a tree: the schema's defaults, environment, command line."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from robustcli.config.number import resolve_plain
+from robustcli.config.number import Scalar, resolve_plain
 from robustcli.config.schema import Config, known_keys, rules, text_keys
-from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert, merge
+from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert
+from robustcli.config.wording import with_hint
+from robustcli.config.yaml_text import read_flow
 from robustcli.errors import ConfigError
 from robustcli.registry import suggestion
 
 PREFIX = "ROBUSTCLI_"
-# what follows ROBUSTCLI_ in names that are switches of the program or its tests, not config keys
+#: What follows ROBUSTCLI_ in names that are switches of the program or of its tests, not config keys.
 RESERVED_ENVIRONMENT = frozenset(
     {"DEBUG", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT", "REFERENCE", "RUN_FILE"}
 )
 
-ReadFlow = Callable[
-    [str, str, list[Fault]], "Node | None"
-]  # (text, origin, faults) -> tree of a quoted or flow value
-
 
 @dataclass(frozen=True)
 class Override:
-    """`key=value` from the command line; `value` is a YAML scalar or flow collection, `origin` the flag it came from."""
+    """`key=value` from the command line.
+
+    Args:
+        key: dotted path.
+        value: a YAML scalar or flow collection.
+        origin: the flag that it came from.
+    """
 
     key: str
     value: str
@@ -48,35 +51,35 @@ def _assignment_error(origin: str, what: str) -> ConfigError:
     return ConfigError(f"{origin}: {what}", problems=[f"{origin}: {what}"])
 
 
-def read_value(text: str, origin: str, faults: list[Fault], read_flow: ReadFlow, path: str) -> Node:
-    """One value: `[…]`, `{…}` and quotes are YAML, any other text is one unquoted word, `#`, `*` and `:` included."""
+def read_value(text: str, origin: str, faults: list[Fault], path: str) -> Node:
+    """The value for the key at `path`: text that begins with a bracket, a brace or a quote is YAML.
+
+    Any other text is one unquoted word, with `#`, `*` and `:` in it.
+    """
     text = text.strip()
     if not text.startswith(("[", "{", '"', "'")):
-        value = resolve_plain(text)
-        literal = (
-            value is not None and tuple(path.split(".")) in text_keys()
-        )  # a shell cannot quote 2024 for us
-        return Node(text if literal else value, origin)
-    found: list[Fault] = []
-    node = read_flow(text, origin, found)
-    faults += [
-        Fault(".".join(part for part in (path, fault.path) if part), fault.what, origin) for fault in found
-    ]
-    return node if node is not None else Node(None, origin)
+        return Node(_word(text, path), origin)
+    inner: list[Fault] = []
+    node = read_flow(text, origin, inner)
+    faults += [Fault(".".join(filter(None, (path, fault.path))), fault.what, origin) for fault in inner]
+    return node or Node(None, origin)
 
 
-def default_layer(verb_defaults: Mapping[str, Any] | None) -> tuple[Node, Node]:
-    """(the schema's defaults, the verb's on top); keys of `verb_defaults` may be dotted."""
-    over = Node({}, DEFAULT)
-    for key, value in (verb_defaults or {}).items():
-        over = merge(
-            over, insert(Node({}, DEFAULT), key.split("."), from_python(value, DEFAULT), rules()), rules(), []
-        )
-    return from_python(Config().model_dump(mode="json"), DEFAULT), over
+def _word(text: str, path: str) -> Scalar:
+    """What an unquoted word means. A text key takes `2024` as text, because a shell removes quotes."""
+    value = resolve_plain(text)
+    if value is not None and tuple(path.split(".")) in text_keys():
+        return text
+    return value
 
 
-def environment_layer(environ: Mapping[str, str], faults: list[Fault], read_flow: ReadFlow) -> Node:
-    """ROBUSTCLI_A__B=value as a.b; reserved names are left alone, any other name of ours that is no key is a fault."""
+def default_layer() -> Node:
+    """The schema's defaults."""
+    return from_python(Config().model_dump(mode="json"), DEFAULT)
+
+
+def environment_layer(environ: Mapping[str, str], faults: list[Fault]) -> Node:
+    """ROBUSTCLI_A__B=value as a.b. Reserved names are skipped; any other name that is no key is a fault."""
     layer = Node({}, "environment")
     for variable in sorted(name for name in environ if name.startswith(PREFIX)):
         short = variable.removeprefix(PREFIX)
@@ -84,28 +87,34 @@ def environment_layer(environ: Mapping[str, str], faults: list[Fault], read_flow
             continue
         origin, path = f"environment {variable}", short.lower().split("__")
         if path[0] not in Config.model_fields or "" in path:
-            faults.append(Fault("", f"no such setting{_nearest_variable(short)}", origin))
+            faults.append(Fault("", with_hint("no such setting", _nearest_variable(short)), origin))
             continue
-        value = read_value(environ[variable], origin, faults, read_flow, ".".join(path))
+        value = read_value(environ[variable], origin, faults, ".".join(path))
         layer = insert(layer, path, value, rules())
     return layer
 
 
 def _nearest_variable(short: str) -> str:
-    """The closest variable by name, the whole path first, then its section alone."""
-    names = [
-        "__".join((*at, key)).upper() for at, keys in known_keys().items() if "*" not in at for key in keys
-    ]
-    close = suggestion(
-        short.upper(), [name for name in names if ("__" in name) == ("__" in short)]
-    ) or suggestion(short.partition("__")[0].upper(), names)
-    return "; " + re.sub(r"'(\w+)'", rf"'{PREFIX}\1'", close).strip() if close else ""
+    """The hint that names the closest variable: by its whole path first, then by its section alone."""
+    names = _variables()
+    alike = [name for name in names if ("__" in name) == ("__" in short)]
+    close = suggestion(short.upper(), alike) or suggestion(short.partition("__")[0].upper(), names)
+    return re.sub(r"'(\w+)'", rf"'{PREFIX}\1'", close).strip()
 
 
-def override_layer(overrides: Sequence[Override], faults: list[Fault], read_flow: ReadFlow) -> Node:
+def _variables() -> list[str]:
+    """The environment's name of every key that is in no list, without the prefix."""
+    names: list[str] = []
+    for section, keys in known_keys().items():
+        if "*" not in section:
+            names += ["__".join((*section, key)).upper() for key in keys]
+    return names
+
+
+def override_layer(overrides: Sequence[Override], faults: list[Fault]) -> Node:
     """The command line; of two assignments to one key the later wins."""
     layer = Node({}, "command line")
     for item in overrides:
-        value = read_value(item.value, item.origin, faults, read_flow, item.key)
+        value = read_value(item.value, item.origin, faults, item.key)
         layer = insert(layer, item.key.split("."), value, rules())
     return layer

@@ -10,26 +10,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from robustcli.config.number import INT_LIMIT, Flag, Int, Text, parse_text, shown
-from robustcli.config.sections import (
-    AttackConfig,
-    BallConfig,
-    DataConfig,
-    EvalConfig,
-    SearchConfig,
-    TrainConfig,
-)
+from robustcli.config.number import INT_LIMIT, Flag, Int, Text, parse_text
+from robustcli.config.sections import BallConfig, DataConfig, SearchConfig
 from robustcli.config.spec import From, ModelConfig, Section, Spec
-from robustcli.config.tree import Path_, Rules
+from robustcli.config.tree import KeyPath, Rules
+from robustcli.config.verb_sections import AttackConfig, EvalConfig, TrainConfig
+from robustcli.config.wording import shown
 
 
 def _run_name(value: Any) -> str:
     """A directory name and nothing else: no separator, no `..`, no option."""
     text = parse_text(value)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) or set(text) == {"."} or text.startswith("-"):
-        raise ValueError(
-            f"a run name is 1 to 64 of the characters A-Z a-z 0-9 . _ - and does not start with -, got {shown(text)}"
-        )
+        rule = "a run name is 1 to 64 of the characters A-Z a-z 0-9 . _ - and does not start with -"
+        raise ValueError(f"{rule}, got {shown(text)}")
     return text
 
 
@@ -87,62 +81,65 @@ class Config(Section):
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The section or spec class inside an annotation such as `Annotated[Augment, …] | …` or `list[Spec]`."""
+    """The first section or spec class inside an annotation such as `Augment | None` or `list[Spec]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((model for part in get_args(annotation) if (model := _model_of(part)) is not None), None)
+    inside = map(_model_of, get_args(annotation))
+    return next((model for model in inside if model is not None), None)
 
 
-def _walk(cls: type[BaseModel], at: Path_ = ()) -> Iterator[tuple[Path_, type[BaseModel], list[Any]]]:
+def _walk(cls: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel], list[Any]]]:
     """(path, class, metadata) of every section and spec below `cls`; elements of a list are at `*`."""
     for name, info in cls.model_fields.items():
         model = _model_of(info.annotation)
-        if model is not None:
-            is_list = getattr(info.annotation, "__origin__", None) is list
-            path = (*at, name, "*") if is_list else (*at, name)
-            yield path, model, list(info.metadata)
-            yield from _walk(model, path)
+        if model is None:
+            continue
+        path = (*at, name)
+        if get_origin(info.annotation) is list:
+            path = (*path, "*")
+        yield path, model, list(info.metadata)
+        yield from _walk(model, path)
 
 
 @cache
-def spec_fields() -> dict[Path_, tuple[str, type[Spec]]]:
+def spec_fields() -> dict[KeyPath, tuple[str, type[Spec]]]:
     """Path of every spec -> (registry attribute, class)."""
-    found: dict[Path_, tuple[str, type[Spec]]] = {}
+    fields: dict[KeyPath, tuple[str, type[Spec]]] = {}
     for path, cls, metadata in _walk(Config):
         origin = next((item for item in metadata if isinstance(item, From)), None)
         if origin is not None and issubclass(cls, Spec):
-            found[path] = (origin.registry, cls)
-    return found
+            fields[path] = (origin.registry, cls)
+    return fields
 
 
 @cache
 def rules() -> Rules:
     """What merging layers must know."""
-    sections = {
-        path: cls.exclusive for path, cls, _ in _walk(Config) if issubclass(cls, Section) and cls.exclusive
-    }
-    return Rules(frozenset(spec_fields()), sections)
+    exclusive: dict[KeyPath, tuple[str, ...]] = {}
+    for path, cls, _ in _walk(Config):
+        if issubclass(cls, Section) and cls.exclusive:
+            exclusive[path] = cls.exclusive
+    return Rules(frozenset(spec_fields()), exclusive)
+
+
+def _classes() -> dict[KeyPath, type[BaseModel]]:
+    """Path of every section and spec -> its class; () is the top level."""
+    return {(): Config} | {path: cls for path, cls, _ in _walk(Config)}
 
 
 @cache
-def known_keys() -> dict[Path_, list[str]]:
-    """Path of every section -> its keys, in order; () is the top level."""
-    return {(): list(Config.model_fields)} | {path: list(cls.model_fields) for path, cls, _ in _walk(Config)}
+def known_keys() -> dict[KeyPath, list[str]]:
+    """Path of every section and spec -> its keys, in order; () is the top level."""
+    return {path: list(cls.model_fields) for path, cls in _classes().items()}
 
 
 @cache
-def text_keys() -> frozenset[Path_]:
+def text_keys() -> frozenset[KeyPath]:
     """Paths of the keys whose value is text (or null)."""
-    sections: list[tuple[Path_, type[BaseModel]]] = [
-        ((), Config),
-        *((path, cls) for path, cls, _ in _walk(Config)),
-    ]
-    return frozenset(
-        (*path, name)
-        for path, cls in sections
-        for name, info in cls.model_fields.items()
-        if _is_text(info.annotation)
-    )
+    keys: set[KeyPath] = set()
+    for path, cls in _classes().items():
+        keys |= {(*path, name) for name, info in cls.model_fields.items() if _is_text(info.annotation)}
+    return frozenset(keys)
 
 
 def _is_text(annotation: Any) -> bool:
@@ -157,19 +154,23 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 
 def _standard(schema: Any) -> Any:
-    """Pydantic's names of bounds behind a converter, in the words of JSON Schema."""
+    """`schema` with JSON Schema's names of bounds (`minimum`) where pydantic left its own (`ge`)."""
     if isinstance(schema, list):
         return [_standard(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
-        _BOUNDS.get(key, key) if isinstance(value, (int, float)) else key: _standard(value)
-        for key, value in schema.items()
-    }
+    return {_standard_key(key, value): _standard(value) for key, value in schema.items()}
+
+
+def _standard_key(key: str, value: Any) -> str:
+    """`minimum` for the bound `ge: 1`; a property of the name `ge` would hold a schema, not a number."""
+    if isinstance(value, (int, float)):
+        return _BOUNDS.get(key, key)
+    return key
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a config file, for editors; parameters of specs are checked at load instead."""
+    """JSON Schema (draft 2020-12) of a config file, for editors. It knows no parameters of specs."""
     schema = _standard(Config.model_json_schema(mode="validation"))
     schema["properties"]["extends"] = {
         "type": "string",

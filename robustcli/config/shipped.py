@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from robustcli.config.position import problem, read_text, reason
+from robustcli.config.files import problem, read_text, reason
 from robustcli.errors import ConfigError
 from robustcli.registry import suggestion
 
@@ -24,25 +25,26 @@ class ShippedConfig:
 def shipped_configs() -> dict[str, Path]:
     """`smoke/digits` -> file, from the installed package, else from the source tree."""
     package = Path(__file__).resolve().parents[1]
-    root = next(
-        (folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None
-    )
-    if root is None:
-        return {}
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    for root in (package / "configs", package.parent / "configs"):
+        if root.is_dir():
+            files = sorted(root.rglob("*.yaml"))
+            return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
+    return {}
 
 
 def list_shipped() -> list[ShippedConfig]:
     """Every shipped config with its command and summary, for `config ls`."""
-    found = []
+    configs = []
     for name, path in shipped_configs().items():
-        comments = []
-        for line in read_text(path).splitlines():
-            if not line.startswith("#"):
-                break
-            comments.append(line.lstrip("# ").rstrip())
-        found.append(ShippedConfig(name, path, comments[0] if comments else "", " ".join(comments[1:])))
-    return found
+        command, *rest = _comments(path) or [""]
+        configs.append(ShippedConfig(name, path, command, " ".join(rest)))
+    return configs
+
+
+def _comments(path: Path) -> list[str]:
+    """The comment lines that a file begins with."""
+    lines = takewhile(lambda line: line.startswith("#"), read_text(path).splitlines())
+    return [line.lstrip("# ").rstrip() for line in lines]
 
 
 def cat_config(source: str | Path) -> str:
@@ -51,7 +53,10 @@ def cat_config(source: str | Path) -> str:
 
 
 def copy_config(source: str | Path, target: str | Path) -> Path:
-    """Copy a config, for `config cp`; a directory as target keeps the file's name. Raises ConfigError when the target exists."""
+    """Copy a config, for `config cp`; a directory as target keeps the file's name.
+
+    Raises ConfigError when the target exists or cannot be written.
+    """
     path = find_config(source)
     text = read_text(path)
     destination = Path(target)
@@ -70,20 +75,21 @@ def copy_config(source: str | Path, target: str | Path) -> Path:
 
 
 def find_config(source: str | Path) -> Path:
-    """The file that `source` names: a path, or a shipped name with or without `configs/` and `.yaml`. Raises ConfigError."""
+    """The file that `source` names. Raises ConfigError.
+
+    It is a path, or the name of a shipped config, with or without `configs/` and `.yaml`.
+    """
     text = str(source)
     if "\0" in text or not text:
         raise problem(f"{text!r} is not a path")
     path, shipped = Path(text), shipped_configs()
-    name = text.replace(os.sep, "/").removeprefix("./")
-    bare = name.removesuffix(".yaml").removesuffix(".yml")
-    is_name = isinstance(source, str) and bare == name and name in shipped
+    normalised = text.replace(os.sep, "/").removeprefix("./")
+    stem = normalised.removesuffix(".yaml").removesuffix(".yml")
+    is_name = isinstance(source, str) and stem == normalised and normalised in shipped
     if os.path.lexists(path) and not is_name:
         return path
-    if (found := shipped.get(bare.removeprefix("configs/"))) is not None:
-        return found
-    hint = (
-        suggestion(bare.removeprefix("configs/"), list(shipped)).strip()
-        or "`robustcli config ls` lists the shipped ones"
-    )
+    name = stem.removeprefix("configs/")
+    if name in shipped:
+        return shipped[name]
+    hint = suggestion(name, list(shipped)).strip() or "`robustcli config ls` lists the shipped ones"
     raise problem(f"no such file and no shipped config of this name; {hint}", text)

@@ -1,4 +1,7 @@
-"""`{name: pgd, steps: 10}`: a registered name and the parameters it is bound with. A bare string is a name alone."""
+"""`{name: pgd, steps: 10}`: a registered name and the parameters that it is bound with.
+
+A bare string is a name alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,15 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import Self
@@ -27,36 +38,34 @@ class From:
 
 
 class ParamErrors(ValueError):
-    """Parameters that no config can write: (key, what) each."""
+    """Parameters that no config can write: (key, what is wrong) of each."""
 
-    def __init__(self, found: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{key}: {what}" for key, what in found))
-        self.found = found
+    def __init__(self, mistakes: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{key}: {what}" for key, what in mistakes))
+        self.mistakes = mistakes
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys refused, values never change after validation."""
+    """Base of every section. Unknown keys are refused, and values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    exclusive: ClassVar[
-        tuple[str, ...]
-    ] = ()  # keys of which at most one is set; an upper layer's choice clears a lower one's
+    #: Keys of which at most one is set. An upper layer's choice clears a lower one's.
+    exclusive: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def only_one(cls, value: Any, info: Any) -> Any:
+    def only_one(cls, value: Any, info: ValidationInfo) -> Any:
         """Field validator body: `value` is refused when an earlier key of `exclusive` is set as well."""
-        other = next(
-            (key for key in cls.exclusive if key != info.field_name and info.data.get(key) is not None), None
-        )
-        if value is not None and other is not None:
-            raise ValueError(
-                f"at most one of {', '.join(cls.exclusive)} can be set, and {other} is; set the other to null"
-            )
+        if value is None:
+            return None
+        for key in cls.exclusive:
+            if key != info.field_name and info.data.get(key) is not None:
+                keys = ", ".join(cls.exclusive)
+                raise ValueError(f"at most one of {keys} can be set, and {key} is; set the other to null")
         return value
 
 
 class Spec(BaseModel):
-    """A registered name and its parameters, raw as YAML gave them until `bind.bind_spec` coerces them."""
+    """A registered name and its parameters, as YAML gave them; `bind.bind_spec` converts them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: Text = Field(min_length=1, max_length=4096)
@@ -74,19 +83,21 @@ class Spec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"name": value}
+        return value
 
     @model_validator(mode="after")
     def _plain_params(self) -> Self:
-        found: list[tuple[str, str]] = []
+        mistakes: list[tuple[str, str]] = []
         for key, value in (self.__pydantic_extra__ or {}).items():
             try:
                 parse_text(key)
                 _check_plain(value)
             except ValueError as error:
-                found.append((key, str(error)))
-        if found:
-            raise ParamErrors(found)
+                mistakes.append((key, str(error)))
+        if mistakes:
+            raise ParamErrors(mistakes)
         return self
 
     @classmethod
@@ -98,7 +109,7 @@ class Spec(BaseModel):
 
 
 def _check_plain(value: Any) -> None:
-    """Parameters are what YAML can say: text, finite numbers, flags, null, lists and mappings of them."""
+    """Raises ValueError for what YAML cannot say: not text, finite number, flag, null, list or mapping."""
     if isinstance(value, str):
         parse_text(value)
     elif isinstance(value, (list, tuple)):
@@ -115,7 +126,10 @@ def _check_plain(value: Any) -> None:
 
 
 class ModelConfig(Spec):
-    """A registered model with its parameters, or a reference: `run:PATH`, `x.safetensors`, `torchvision:resnet50@IMAGENET1K_V2`."""
+    """A registered model with its parameters, or a reference.
+
+    A reference is `run:PATH`, `x.safetensors`, `torchvision:resnet50@IMAGENET1K_V2` and the like.
+    """
 
     weights: Text | None = Field(default=None, description="file with the weights to load into the model")
     normalize: Text | None = Field(

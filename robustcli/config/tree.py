@@ -1,4 +1,4 @@
-"""A config as a tree whose every node remembers where it was written; layers are merged here."""
+"""A config as a tree in which every node remembers where it was written; layers are merged here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from robustcli.config.number import Scalar
 from robustcli.errors import ConfigError, printable
 
-Path_: TypeAlias = tuple[str, ...]
+KeyPath: TypeAlias = tuple[str, ...]
 DEFAULT = "default"
 _MOST_PROBLEMS = 200
 
@@ -25,7 +25,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake: the dotted path, what is wrong, and where (None: the origin of the node at `path`)."""
+    """One mistake: the dotted path, what is wrong, and where it was written.
+
+    Without an `origin` the mistake is where the value at `path` was written.
+    """
 
     path: str
     what: str
@@ -34,21 +37,29 @@ class Fault:
 
 @dataclass(frozen=True)
 class Rules:
-    """What merging must know of the schema: which paths hold specs (`*` = any list index), which keys exclude each other."""
+    """What merging must know of the schema.
 
-    specs: frozenset[Path_] = frozenset()
-    exclusive: Mapping[Path_, tuple[str, ...]] = field(default_factory=dict)
+    Args:
+        specs: paths of all specs; `*` stands for any list index.
+        exclusive: path of a section -> keys of which at most one is set.
+    """
 
-    def is_spec(self, path: Path_) -> bool:
-        return (
-            path in self.specs
-            or tuple("*" if as_index(part) is not None else part for part in path) in self.specs
-        )
+    specs: frozenset[KeyPath] = frozenset()
+    exclusive: Mapping[KeyPath, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_spec(self, path: KeyPath) -> bool:
+        """Whether a spec stands at `path`."""
+        return path in self.specs or tuple(map(_any_index, path)) in self.specs
 
 
 def as_index(part: str) -> int | None:
-    """`part` as a place in a list, or None."""
+    """`part` of a path as a place in a list, or None."""
     return int(part) if re.fullmatch("[0-9]{1,6}", part) else None
+
+
+def _any_index(part: str) -> str:
+    """`*` for a place in a list; any other part of a path is itself."""
+    return part if as_index(part) is None else "*"
 
 
 def from_python(value: Any, origin: str) -> Node:
@@ -69,46 +80,61 @@ def to_python(node: Node) -> Any:
     return node.value
 
 
-def insert(root: Node, path: Sequence[str], leaf: Node, rules: Rules, at: Path_ = ()) -> Node:
-    """`root` with `leaf` at `path`; mappings are made on the way. Order within a layer does not matter for specs:
-    `adversary=fgsm` and `adversary.steps=3` give the same spec either way."""
+def insert(root: Node, path: Sequence[str], leaf: Node, rules: Rules, at: KeyPath = ()) -> Node:
+    """`root`, which stands at `at`, with `leaf` at `path` below it. Mappings are made on the way.
+
+    For a spec the order within a layer does not matter: `adversary=fgsm` and `adversary.steps=3` give the
+    same spec either way.
+    """
     here = _as_spec(root, at, rules)
     if not path:
-        spec = _as_spec(leaf, at, rules)
-        return (
-            Node({**here.value, **spec.value}, leaf.origin)
-            if spec is not leaf and isinstance(here.value, dict) and isinstance(spec.value, dict)
-            else leaf
-        )
-    index = as_index(path[0])
+        return _placed(here, leaf, at, rules)
+    key, rest, below = path[0], path[1:], (*at, path[0])
+    index = as_index(key)
     if isinstance(here.value, list) and index is not None and index < len(here.value):
         elements = list(here.value)
-        elements[index] = insert(elements[index], path[1:], leaf, rules, (*at, path[0]))
+        elements[index] = insert(elements[index], rest, leaf, rules, below)
         return replace(here, value=elements)
     items = dict(here.value) if isinstance(here.value, dict) else {}
-    items[path[0]] = insert(items.get(path[0], Node({}, leaf.origin)), path[1:], leaf, rules, (*at, path[0]))
+    items[key] = insert(items.get(key, Node({}, leaf.origin)), rest, leaf, rules, below)
     return Node(items, leaf.origin)
+
+
+def _placed(here: Node, leaf: Node, at: KeyPath, rules: Rules) -> Node:
+    """`leaf` in the place of `here`. The bare name of a spec keeps the parameters that `here` has already."""
+    spec = _as_spec(leaf, at, rules)
+    if spec is leaf or not (isinstance(here.value, dict) and isinstance(spec.value, dict)):
+        return leaf
+    return Node({**here.value, **spec.value}, leaf.origin)
 
 
 def pruned(root: Node, keys: Sequence[str]) -> Node:
     """`root` without the nodes at these dotted keys."""
     for key in keys:
-        first, _, rest = key.partition(".")
-        if isinstance(root.value, dict) and first in root.value:
-            kept = {name: node for name, node in root.value.items() if name != first}
-            root = replace(
-                root, value={**root.value, first: pruned(root.value[first], [rest])} if rest else kept
-            )
+        root = _without(root, key.split("."))
     return root
 
 
-def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: Path_ = ()) -> Node:
+def _without(root: Node, path: Sequence[str]) -> Node:
+    key, rest = path[0], path[1:]
+    if not isinstance(root.value, dict) or key not in root.value:
+        return root
+    items = dict(root.value)
+    if rest:
+        items[key] = _without(items[key], rest)
+    else:
+        del items[key]
+    return replace(root, value=items)
+
+
+def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: KeyPath = ()) -> Node:
     """`over` on top of `base`: mappings merge, everything else is replaced.
 
-    A spec whose name changes replaces the old one whole, so no parameter of another method is inherited; one that states
-    its name also replaces the schema's default, so a file means what it says. Of keys that exclude each other the upper
-    layer's choice clears the lower one's. A mapping whose keys are all numbers (from `attacks.0.steps=40`) changes
-    elements of a list; one past the end appends, further is a fault.
+    A spec whose name changes replaces the old one whole, so it inherits no parameter of another method.
+    A spec that states its name also replaces the schema's default, so a file means what it says.
+    Of keys that exclude each other, the upper layer's choice clears the lower one's.
+    A mapping whose keys are all numbers (`attacks.0.steps=40` makes one) changes elements of a list.
+    The number one past the end appends an element; a larger one is a fault.
     """
     if rules.is_spec(at):
         base, over = _as_spec(base, at, rules), _as_spec(over, at, rules)
@@ -122,19 +148,22 @@ def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: Path_ =
     chosen = any(key in over.value and over.value[key].value is not None for key in group)
     merged = {key: node for key, node in base.value.items() if not (chosen and key in group)}
     for key, node in over.value.items():
-        merged[key] = merge(merged[key], node, rules, faults, (*at, key)) if key in merged else node
+        if key in merged:
+            node = merge(merged[key], node, rules, faults, (*at, key))
+        merged[key] = node
     return Node(merged, over.origin)
 
 
 def _merge_list(
-    base: Node, elements: list[Node], changes: dict[str, Node], rules: Rules, faults: list[Fault], at: Path_
+    base: Node, elements: list[Node], changes: dict[str, Node], rules: Rules, faults: list[Fault], at: KeyPath
 ) -> Node:
     result = list(elements)
     for key in sorted(changes, key=int):
         index = int(key)
         if index > len(result):
-            end = f"the list has {len(result)} element{'s' if len(result) != 1 else ''}, counted from 0"
-            faults.append(Fault(".".join((*at, key)), f"no such element; {end}", changes[key].origin))
+            length = f"{len(result)} element" if len(result) == 1 else f"{len(result)} elements"
+            what = f"no such element; the list has {length}, counted from 0"
+            faults.append(Fault(".".join((*at, key)), what, changes[key].origin))
         elif index == len(result):
             result.append(changes[key])
         else:
@@ -142,38 +171,50 @@ def _merge_list(
     return replace(base, value=result)
 
 
-def _as_spec(node: Node, at: Path_, rules: Rules) -> Node:
-    """A bare name at a spec path is {name: …}."""
-    return Node({"name": node}, node.origin) if rules.is_spec(at) and isinstance(node.value, str) else node
+def _as_spec(node: Node, at: KeyPath, rules: Rules) -> Node:
+    """At the path of a spec, the mapping {name: ...} for a bare name; any other node is itself."""
+    if rules.is_spec(at) and isinstance(node.value, str):
+        return Node({"name": node}, node.origin)
+    return node
 
 
 def _replaces(node: Node, base: dict[str, Node], over: dict[str, Node]) -> bool:
-    return "name" in over and (
-        node.origin == DEFAULT or "name" not in base or over["name"].value != base["name"].value
-    )
+    """Whether the spec `over` replaces the spec `base` (of `node`) whole."""
+    if "name" not in over:
+        return False
+    return node.origin == DEFAULT or "name" not in base or over["name"].value != base["name"].value
 
 
 def locate(root: Node, path: Sequence[str]) -> tuple[Node, int]:
     """The deepest node on the way to `path`, and how many parts of the path it covers."""
     for depth, part in enumerate(path):
-        below, index = root.value, as_index(part)
-        if isinstance(below, dict) and part in below:
-            root = below[part]
-        elif isinstance(below, list) and index is not None and index < len(below):
-            root = below[index]
-        else:
+        below = _child(root, part)
+        if below is None:
             return root, depth
+        root = below
     return root, len(path)
+
+
+def _child(node: Node, part: str) -> Node | None:
+    """What stands in `node` under this key or list index, or None."""
+    if isinstance(node.value, dict):
+        return node.value.get(part)
+    index = as_index(part)
+    if isinstance(node.value, list) and index is not None and index < len(node.value):
+        return node.value[index]
+    return None
 
 
 def leaf_origin(root: Node, path: Sequence[str]) -> str:
     """Where the value of a leaf was written; `default` when no layer wrote it."""
     node, depth = locate(root, path)
     bare_name = list(path[depth:]) == ["name"] and isinstance(node.value, str)
-    return node.origin if depth == len(path) or bare_name else DEFAULT
+    if depth == len(path) or bare_name:
+        return node.origin
+    return DEFAULT
 
 
-def leaves(data: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+def leaves(data: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """(path, value) of every scalar and every empty mapping or list of plain data."""
     if isinstance(data, dict) and data:
         for key, item in data.items():
@@ -187,24 +228,28 @@ def leaves(data: Any, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
 
 def config_error(faults: Sequence[Fault], root: Node | None = None) -> ConfigError:
     """One ConfigError for all faults, in the order of the files and lines that caused them."""
-    placed = []
-    for fault in faults:
-        origin = fault.origin
-        if origin is None:
-            origin = locate(root, fault.path.split("."))[0].origin if root is not None else ""
-        placed.append((origin, fault))
+    placed = [(_origin(fault, root), fault) for fault in faults]
     files = list(dict.fromkeys(origin.rpartition(":")[0] for origin, _ in placed))
     placed.sort(key=lambda item: _order(item[0], files))
-    problems = list(
-        dict.fromkeys(
-            printable(": ".join(part for part in (origin, f.path, f.what) if part)) for origin, f in placed
-        )
-    )
+    lines = [": ".join(filter(None, (origin, fault.path, fault.what))) for origin, fault in placed]
+    problems = list(dict.fromkeys(map(printable, lines)))
     if len(problems) > _MOST_PROBLEMS:
         problems[_MOST_PROBLEMS:] = [f"... and {len(problems) - _MOST_PROBLEMS} more problems"]
     return ConfigError(problems[0], problems=problems)
 
 
+def _origin(fault: Fault, root: Node | None) -> str:
+    """Where the mistake was written: what the fault says, else the nearest node of `root`, else nothing."""
+    if fault.origin is not None:
+        return fault.origin
+    if root is None:
+        return ""
+    return locate(root, fault.path.split("."))[0].origin
+
+
 def _order(origin: str, files: list[str]) -> tuple[int, int]:
+    """The file's place among `files` and the line. What has no line comes last."""
     name, _, line = origin.rpartition(":")
-    return (files.index(name), int(line)) if line.isdigit() else (len(files), 0)
+    if not line.isdigit():
+        return len(files), 0
+    return files.index(name), int(line)

@@ -1,9 +1,9 @@
-"""What is wrong with a merged config: the schema's errors, names and parameters of specs, code where only data may be."""
+"""What is wrong with a merged config: values, names and parameters of specs, code where only data may be."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from robustcli.config.bind import Registries, check_spec
 from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.schema import known_keys, spec_fields
 from robustcli.config.spec import ModelConfig, ParamErrors, Spec, is_reference, names_code
-from robustcli.config.tree import Fault, Node, Path_, locate
+from robustcli.config.tree import Fault, KeyPath, Node, locate
 from robustcli.registry import Entry, ensembles, suggestion
 
 
@@ -23,7 +23,7 @@ def schema_faults(error: ValidationError) -> list[Fault]:
         path = plain_path(item["loc"])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, ParamErrors):
-            faults += [Fault(".".join((*path, key)), what) for key, what in cause.found]
+            faults += [Fault(".".join((*path, key)), what) for key, what in cause.mistakes]
         elif item["type"] == "extra_forbidden":
             faults.append(Fault(".".join(path), unknown_key(path, known_keys())))
         else:
@@ -32,61 +32,54 @@ def schema_faults(error: ValidationError) -> list[Fault]:
 
 
 def code_faults(tree: Node) -> list[Fault]:
-    """User code is named on the command line only: never in a file that may come from someone else, nor in the environment."""
-    node, depth = locate(tree, ("model", "name"))
+    """The fault of a file or variable that names user code: it may come from someone else."""
+    node, _ = locate(tree, ("model", "name"))
     written_in_data = node.origin.startswith("environment ") or re.search(r":\d+$", node.origin) is not None
-    if isinstance(node.value, str) and names_code(node.value) and written_in_data:
-        return [
-            Fault(
-                "model.name",
-                "a config never names code; use --model FILE.py:FACTORY or --plugin FILE on the command line",
-                node.origin,
-            )
-        ]
-    return []
+    if not isinstance(node.value, str) or not names_code(node.value) or not written_in_data:
+        return []
+    what = "a config never names code; use --model FILE.py:FACTORY or --plugin FILE on the command line"
+    return [Fault("model.name", what, node.origin)]
 
 
 def bind_faults(data: Any, registries: Registries) -> list[Fault]:
-    """Every spec against its registry. Specs whose shape is wrong are left to the schema's message."""
+    """Every spec against its registry. A spec of the wrong shape is left to the schema's message."""
     faults: list[Fault] = []
     for path, registry, cls, raw in _specs(data):
-        name, params = (
-            raw.get("name"),
-            {key: value for key, value in raw.items() if key not in cls.model_fields},
-        )
+        name = raw.get("name")
         if not isinstance(name, str) or not name:
             continue
+        params = {key: value for key, value in raw.items() if key not in cls.model_fields}
         if issubclass(cls, ModelConfig) and is_reference(name):
-            faults += [
-                Fault(f"model.{key}", "a run knows its model; no parameters can be set")
-                for key in params
-                if name.startswith("run:")
-            ]
+            faults += _reference_faults(name, params)
             continue
         entries = getattr(registries, registry)
-        if (
-            path[0] == "attacks" and name in ensembles
-        ):  # a list of attacks may hold a whole ensemble, which is data
-            entries = ensembles
+        if path[0] == "attacks" and name in ensembles:
+            entries = ensembles  # the list `attacks` may hold an ensemble, which is data
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
-        faults += _norm_faults(entries.get(name), data, ".".join(path)) if name in entries else []
+        if name in entries:
+            faults += _norm_faults(entries.get(name), data, ".".join(path))
     return faults + _dataset_faults(data, registries)
 
 
+def _reference_faults(name: str, params: Iterable[str]) -> list[Fault]:
+    """The parameters beside `run:PATH`; other references take parameters."""
+    if not name.startswith("run:"):
+        return []
+    return [Fault(f"model.{key}", "a run knows its model; no parameters can be set") for key in params]
+
+
 def _norm_faults(entry: Entry[Any], data: Any, path: str) -> list[Fault]:
-    """An attack that does not know the ball's norm."""
-    ball = data.get("ball")
-    norm, norms = ball.get("norm") if isinstance(ball, dict) else None, getattr(entry.facts, "norms", None)
+    """The fault of an attack that does not know the ball's norm."""
+    norm, norms = _value(data, "ball", "norm"), getattr(entry.facts, "norms", None)
     if norms is None or norm not in ("linf", "l2", "l1") or norm in norms:
         return []
-    return [
-        Fault(f"{path}.name", f"attack {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}")
-    ]
+    what = f"attack {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
+    return [Fault(f"{path}.name", what)]
 
 
 def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:
-    section = data.get("data")
-    name = section.get("name") if isinstance(section, dict) else None
+    """The fault of a data set that is not registered, or that takes no path and has one."""
+    name = _value(data, "data", "name")
     if not isinstance(name, str) or not name:
         return []
     takes_path = {entry.name: bool(entry.facts.path) for entry in registries.datasets}
@@ -94,24 +87,30 @@ def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:
     if first in takes_path and (takes_path[first] or not colon):
         return []
     known = [f"{item}:PATH" if path else item for item, path in takes_path.items()]
-    return [
-        Fault(
-            "data.name",
-            f"unknown data set {name[:80]!r}; {suggestion(first[:80], known)}known: {', '.join(known)}",
-        )
-    ]
+    close = suggestion(first[:80], known)
+    return [Fault("data.name", f"unknown data set {name[:80]!r}; {close}known: {', '.join(known)}")]
 
 
-def _specs(data: Any) -> Iterator[tuple[Path_, str, type[Spec], dict[str, Any]]]:
+def _value(data: Any, section: str, key: str) -> Any:
+    """The value of `section.key` in plain data, or None where the section is no mapping."""
+    values = data.get(section)
+    if not isinstance(values, dict):
+        return None
+    return values.get(key)
+
+
+def _specs(data: Any) -> Iterator[tuple[KeyPath, str, type[Spec], dict[str, Any]]]:
     """(path, registry, class, raw mapping) of every spec present in plain data."""
     for pattern, (registry, cls) in spec_fields().items():
-        for path, value in _matching(data, pattern):
-            raw = {"name": value} if isinstance(value, str) else value
+        for path, raw in _matching(data, pattern):
+            if isinstance(raw, str):
+                raw = {"name": raw}
             if isinstance(raw, dict):
                 yield path, registry, cls, raw
 
 
-def _matching(data: Any, pattern: Path_, at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+def _matching(data: Any, pattern: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of all that `pattern` finds in plain data; `*` in it is any index of a list."""
     if not pattern:
         yield at, data
     elif pattern[0] == "*" and isinstance(data, list):

@@ -1,16 +1,11 @@
-"""What the `config` verb shows."""
+"""What `robustcli config show --origin` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from robustcli.config.bind import Registries
-from robustcli.config.load import Loaded, load_config
-from robustcli.config.overlay import Override
+from robustcli.config.load import Loaded
 from robustcli.config.tree import leaves
-from robustcli.errors import ConfigError
 
 
 class Row(NamedTuple):
@@ -22,27 +17,15 @@ class Row(NamedTuple):
 
 
 def show_rows(loaded: Loaded) -> list[Row]:
-    """Every leaf with its origin, for `config show --origin`."""
+    """Every leaf of the config, with where it was written."""
     data = loaded.config.model_dump(mode="json")
     return [Row(".".join(path), _word(value), loaded.origins[".".join(path)]) for path, value in leaves(data)]
 
 
 def _word(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    """A value as YAML reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value)
-
-
-def validate_config(
-    source: str | Path | None,
-    overrides: Sequence[Override] = (),
-    *,
-    environ: Mapping[str, str] | None = None,
-    registries: Registries | None = None,
-) -> list[str]:
-    """Every problem of a config, empty when it is valid, for `config validate`."""
-    try:
-        load_config(source, overrides, environ=environ, registries=registries)
-    except ConfigError as error:
-        return error.problems or [error.what]
-    return []

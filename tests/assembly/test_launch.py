@@ -18,8 +18,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from robustcli.assembly.launch import _ending, launch
 from robustcli.assembly.reopen import RUN_FILE, note_run, opening
+from robustcli.cli.flags import FLAGS
 from robustcli.cli.main import run
-from robustcli.cli.options import FLAGS, as_argv
+from robustcli.cli.options import as_argv
 from robustcli.errors import UsageError
 from robustcli.terminal.console import Console
 
@@ -448,10 +449,8 @@ def test_workers_get_the_same_flags_again(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_every_kind_of_flag_is_written_as_it_is_read() -> None:
-    values = {
-        name: True if flag.type is bool else ["a", "b"] if flag.type == list[str] else "x y"
-        for name, flag in FLAGS.items()
-    }
+    of_kind = {"switch": True, "list": ["a", "b"], "text": "x y"}
+    values = {name: of_kind[flag.kind] for name, flag in FLAGS.items()}
     found = as_argv("train", {**values, "words": ["c", "k=v"]}, without=("nproc",))
     assert (
         {"--json", "--set=a", "--set=b", "--n=x y"} <= set(found)

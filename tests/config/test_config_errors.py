@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from robustcli.config.schema import Config
-from robustcli.config.sections import Augment, BallConfig, DataConfig, EvalConfig, TrainConfig
+from robustcli.config.sections import Augment, BallConfig, DataConfig
 from robustcli.config.spec import ModelConfig, Spec
+from robustcli.config.verb_sections import EvalConfig, TrainConfig
 
 
 @pytest.mark.parametrize(

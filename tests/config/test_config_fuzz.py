@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from robustcli.config import load as load_module
+from robustcli.config import yaml_text
 from robustcli.config.bind import Registries
 from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded, load_config
@@ -69,7 +69,7 @@ def test_without_libyaml_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where PyYAML lacks its C parser, the same files load, to the same values."""
-    if load_module._LOADER is yaml.SafeLoader:
+    if yaml_text._LOADER is yaml.SafeLoader:
         pytest.skip("this PyYAML has no C parser to compare with")
     path = tmp_path / "c.yaml"
     differ: list[Any] = []
@@ -79,7 +79,7 @@ def test_without_libyaml_the_same(
         path.write_bytes(data)
         fast = _outcome(path, registries)
         with monkeypatch.context() as patch:
-            patch.setattr(load_module, "_LOADER", yaml.SafeLoader)
+            patch.setattr(yaml_text, "_LOADER", yaml.SafeLoader)
             slow = _outcome(path, registries)
         same_kind = isinstance(fast, Loaded) == isinstance(slow, Loaded)
         if not same_kind or (

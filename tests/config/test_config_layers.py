@@ -18,14 +18,12 @@ def test_precedence_and_origins(loader: Any) -> None:
         "extends: base.yaml\nseed: 2\nthreads: 2\ndevice: cpu\n",
         "seed=4",
         environ={"ROBUSTCLI_SEED": "3", "ROBUSTCLI_THREADS": "3"},
-        verb_defaults={"eval.n": 7, "eval": {"batch_size": 8}, "seed": 9},
     )
     config, origins, folder = loaded.config, loaded.origins, str(loader.folder)
     assert (config.seed, config.threads, config.device, config.name) == (4, 3, "cpu", "base")
-    assert (config.eval.n, config.eval.batch_size) == (7, 8)
     assert origins["seed"] == "command line" and origins["threads"] == "environment ROBUSTCLI_THREADS"
     assert origins["device"] == f"{folder}/c.yaml:4" and origins["name"] == f"{folder}/base.yaml:4"
-    assert origins["eval.n"] == origins["precision"] == "default"
+    assert origins["precision"] == "default"
     assert loaded.path == Path(folder) / "c.yaml"
 
 

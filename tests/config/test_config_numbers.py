@@ -15,9 +15,9 @@ from robustcli.config.number import (
     parse_number,
     parse_text,
     resolve_plain,
-    shown,
 )
 from robustcli.config.spec import normalize_numbers
+from robustcli.config.wording import shown
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from robustcli.config.bind import Registries
 from robustcli.config.dump import dump_config
-from robustcli.config.load import load_config, write_tree
+from robustcli.config.load import load_config
 from robustcli.config.number import format_number, parse_number, resolve_plain
 from robustcli.config.schema import Config
 from robustcli.config.tree import leaves
+from robustcli.config.yaml_text import write_tree
 from robustcli.errors import ConfigError
 
 COUNTS = [60, pytest.param(1000, marks=pytest.mark.slow)]

@@ -15,7 +15,7 @@ from robustcli.config.dump import dump_config
 from robustcli.config.load import load_config
 from robustcli.config.schema import Config, json_schema
 from robustcli.config.shipped import cat_config, copy_config, find_config, list_shipped, shipped_configs
-from robustcli.config.view import show_rows, validate_config
+from robustcli.config.view import show_rows
 from robustcli.errors import ConfigError
 
 NAMES = sorted(shipped_configs())
@@ -107,23 +107,14 @@ def test_unknown_names_get_the_closest(
 
 def test_copy(tmp_path: Path, real: Registries) -> None:
     target = copy_config("train/digits", tmp_path / "my.yaml")
-    assert target == tmp_path / "my.yaml" and validate_config(target, environ={}, registries=real) == []
+    assert target == tmp_path / "my.yaml"
+    assert load_config(target, environ={}, registries=real).path == target
     assert copy_config("train/digits", tmp_path) == tmp_path / "digits.yaml"
     for bad in (target, tmp_path / "no" / "such" / "folder.yaml", "a\0b"):
         before = target.read_text()
         with pytest.raises(ConfigError):
             copy_config("smoke/fake", bad)
         assert target.read_text() == before
-
-
-def test_validate_returns_every_problem(loader: Any) -> None:
-    path = loader.write("seed: x\nball: {eps: 8}\n")
-    problems = validate_config(path, environ={}, registries=loader.registries)
-    assert [problem.rpartition("c.yaml")[2].split(": ")[1] for problem in problems] == ["seed", "ball.eps"]
-    assert (
-        validate_config(loader.folder / "gone.yaml")
-        and validate_config(None, environ={}, registries=loader.registries) == []
-    )
 
 
 def test_show_has_every_leaf_with_its_origin(loader: Any) -> None:

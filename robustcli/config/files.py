@@ -1,4 +1,4 @@
-"""How the text of a config file is read without trusting it."""
+"""The text of a config file, read without trusting the file, and how messages name it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def read_text(path: Path) -> str:
 
 def problem(what: str, where: str = "") -> ConfigError:
     """A ConfigError with this one problem."""
-    text = f"{where}: {what}" if where else what
+    text = ": ".join(filter(None, (where, what)))
     return ConfigError(text, problems=[text])
 
 
 def reason(error: Exception) -> str:
     """The system's words for a failed file operation."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,187 @@
+"""The sections of single verbs: train, eval, attack."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from robustcli.config.number import Flag, Int, Number, Text, parse_int
+from robustcli.config.spec import From, Section, Spec
+from robustcli.config.wording import shown
+
+
+class Curriculum(Section):
+    """A threat that grows: linear from the start to the configured one."""
+
+    eps_start: Number = Field(default=1.0, ge=0, le=1, description="factor on eps at the first step")
+    eps_until: Number = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps after which eps is whole"
+    )
+    steps_start: Int | None = Field(
+        default=None, ge=1, description="attack steps at the first step; null = all"
+    )
+    steps_until: Number = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps after which the attack has all its steps"
+    )
+
+
+class TrainConfig(Section):
+    """How long, with what optimiser, and how the best epoch is chosen."""
+
+    exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps", "minutes")
+    epochs: Number | None = Field(
+        default=None, gt=0, description="length in passes over the data; 10 when no length is given"
+    )
+    steps: Int | None = Field(default=None, ge=1, description="length in optimiser steps")
+    minutes: Number | None = Field(
+        default=None, gt=0, description="length in minutes; one throughput probe turns it into steps"
+    )
+    batch_size: Int = Field(default=128, ge=1, le=2**20, description="images per step")
+    optimizer: Annotated[Spec, From("optimizers")] = Field(
+        default=Spec.of("sgd"), description="the optimiser"
+    )
+    schedule: Annotated[Spec, From("schedules")] = Field(
+        default=Spec.of("one_cycle"), description="the learning rate over the run"
+    )
+    step: Annotated[Spec, From("steps")] = Field(
+        default=Spec.of("minmax"), description="minmax = attack, then descend; free = one pass for both"
+    )
+    hooks: Annotated[list[Spec], From("hooks")] = Field(
+        default=[], max_length=8, description="around each step: awp (perturbs weights), ema, swa (averages)"
+    )
+    curriculum: Curriculum = Field(default=Curriculum(), description="warm-up of eps and attack steps")
+    grad_clip: Number | None = Field(
+        default=None, gt=0, description="largest gradient norm; null = no clipping"
+    )
+    attack_bn: Literal["eval", "train"] = Field(
+        default="eval", description="batch normalisation while the attack runs"
+    )
+    channels_last: Flag = Field(default=True, description="memory layout of the training step")
+    parallel: Literal["none", "dp"] = Field(
+        default="none",
+        description="dp = DataParallel over the GPUs of one machine; processes: --nproc or torchrun",
+    )
+    sync_bn: Flag = Field(default=False, description="BatchNorm statistics over the processes (CUDA)")
+    micro_batch: Int | None = Field(
+        default=None,
+        ge=1,
+        le=2**20,
+        description="most images in one pass, gradients added up; null = the whole batch",
+    )
+    oom: Literal["auto", "halve", "fail"] = Field(
+        default="auto",
+        description="out of memory: halve the micro-batch; auto = not where BatchNorm would notice",
+    )
+    recompute: Flag = Field(
+        default=False,
+        description="forget activations inside blocks, compute them again: "
+        "less memory, one more forward pass",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile of the outer step; auto = on CUDA"
+    )
+    save_every: Int | None = Field(
+        default=None, ge=1, description="steps between checkpoints; null = once an epoch"
+    )
+    keep: Int = Field(default=2, ge=2, le=10_000, description="checkpoints kept")
+    trackers: Annotated[list[Spec], From("trackers")] = Field(
+        default=[], max_length=8, description="where records go besides metrics.jsonl: tensorboard"
+    )
+    validate_every: Number = Field(default=1.0, gt=0, description="epochs between validations")
+    val_attack: Annotated[Spec, From("attacks")] = Field(
+        default=Spec.of("pgd", steps=10),
+        description="the attack whose robust accuracy chooses the best checkpoint",
+    )
+    val_n: Int | None = Field(default=1000, ge=1, description="validation images; null = all")
+    patience: Int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="validations without a better model before the run ends; null = never",
+    )
+    overfitting: Literal["off", "warn", "stop", "rollback"] = Field(
+        default="rollback",
+        description="when one-step training collapses: "
+        "go back to the best state and attack with one step more",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, value: Any) -> Any:
+        if isinstance(value, dict) and all(value.get(key) is None for key in cls.exclusive):
+            return {**value, "epochs": 10}
+        return value
+
+    @field_validator("steps", "minutes")
+    @classmethod
+    def _one_length(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.only_one(value, info)
+
+
+def _target(value: Any) -> Any:
+    """`random`, `least-likely`, null, or a label as an int. Raises ValueError."""
+    if value is None or value in ("random", "least-likely"):
+        return value
+    with suppress(ValueError):
+        label = parse_int(value)
+        if label >= 0:
+            return label
+    raise ValueError(f"expected random, least-likely, a label >= 0 or null, got {shown(value)}")
+
+
+class EvalConfig(Section):
+    """Which images are judged, and what must be reached."""
+
+    exclusive: ClassVar[tuple[str, ...]] = ("n", "first")
+    split: Literal["test", "val", "train"] = Field(default="test", description="the split judged")
+    n: Int | None = Field(default=None, ge=1, description="size of a seeded stratified sample; null = all")
+    first: Int | None = Field(
+        default=None, ge=1, description="the first N images instead, in reference order"
+    )
+    batch_size: Int | None = Field(
+        default=None,
+        ge=1,
+        le=2**20,
+        description="images per batch; null = 256, on a GPU grown while memory allows",
+    )
+    shard_size: Int = Field(
+        default=256,
+        ge=1,
+        le=2**20,
+        description="samples per shard, the unit that a resumed evaluation does not measure again",
+    )
+    checks: Int | None = Field(
+        default=None,
+        ge=0,
+        le=4096,
+        description="samples on which the model is diagnosed first; null = by cost, 8 to 64; 0 = none",
+    )
+    escalate: Flag = Field(
+        default=True, description="add attack stages when the diagnosis finds masked gradients"
+    )
+    target: Annotated[Literal["random", "least-likely"] | int | None, BeforeValidator(_target)] = Field(
+        default=None, description="class to reach; null = untargeted"
+    )
+    sweep: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="accuracy against eps=0..16/255, steps=1..200, restarts=1..10, or distance; null = none",
+    )
+    fail_under: dict[Text, Annotated[Number, Field(ge=0, le=1)]] = Field(
+        default={}, description="metric -> smallest accepted fraction, such as {robust_acc: 0.45}"
+    )
+
+    @field_validator("first")
+    @classmethod
+    def _one_sample(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.only_one(value, info)
+
+
+class AttackConfig(Section):
+    """What the attack verb writes."""
+
+    save: Int = Field(default=16, ge=0, description="adversarial images written")
+    gallery: Int = Field(default=8, ge=0, le=256, description="rows of the gallery picture")
+    amplify: Number = Field(default=10.0, gt=0, description="factor of the difference shown in the gallery")
