@@ -20,8 +20,8 @@ from robustcli.errors import Interrupted
 from robustcli.evaluation.lattice import to_lattice
 from robustcli.evaluation.plan import Search
 from robustcli.records.rows import TrainRow, train_rows
+from robustcli.reporting.record_tables import train_table, write_csv
 from robustcli.reporting.summary import train_summary
-from robustcli.reporting.tables import train_table, write_csv
 from robustcli.reporting.tracking import Panels, Pixels, open_trackers, panels_of, said
 from robustcli.store.atomic import JsonLines
 from robustcli.store.checkpoint import save_checkpoint
