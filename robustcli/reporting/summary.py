@@ -51,7 +51,7 @@ def train_summary(
 
     Args:
         config: the resolved configuration as a tree.
-        best, last: {"step": ...} of the best and of the last validation; empty without one.
+        best, last: {"step": number} of the best and of the last validation; empty without one.
         rows: one per validation.
         alarms: one line each.
     """

@@ -15,7 +15,7 @@ from robustcli.reporting.pixels import Panels
 
 
 class Tracker(Protocol):
-    """What a registered tracker returns; it is registered as a function `(run_dir: Path, *, …) -> Tracker`.
+    """What a registered function returns, which gets `run_dir: Path` and the parameters of the configuration.
 
     Where a method raises, the run goes on without this tracker.
     """
