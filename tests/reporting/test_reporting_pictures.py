@@ -55,7 +55,7 @@ def train_rows(count: int, **changes: Any) -> list[TrainRow]:
     ]
 
 
-# ---- plots -----------------------------------------------------------------------------------------------------
+# ---- plots -------------------------------------------------------------------------------------------------
 
 
 def test_the_curve_is_drawn_where_the_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,10 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 
 
 def test_without_home_nothing_is_said(tmp_path: Path) -> None:
-    code = "from pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\neps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})"
+    code = (
+        "from pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\n"
+        "eps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})"
+    )
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
@@ -154,7 +157,7 @@ def test_without_home_nothing_is_said(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-# ---- gallery ---------------------------------------------------------------------------------------------------
+# ---- gallery -----------------------------------------------------------------------------------------------
 
 
 def images(n: int, side: int, channels: int, seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Trackers get every record and the examples; whatever they do, the run goes on and its own files are complete."""
+"""Trackers get every record and the examples. Whatever they do, the run goes on and its files are whole."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def row(step: int, **changes: Any) -> TrainRow:
     return TrainRow(step=step, epoch=step / 10, lr=0.1, loss=2.0 / step, norm="linf", eps=8 / 255, **values)
 
 
-# ---- numbers and pictures ----------------------------------------------------------------------------------------
+# ---- numbers and pictures ----------------------------------------------------------------------------------
 
 
 def test_only_what_was_measured_has_a_number() -> None:
@@ -173,7 +173,7 @@ def test_the_curves_show_fgsm_where_it_was_watched(tmp_path: Path, monkeypatch: 
     ]
 
 
-# ---- a group of trackers -----------------------------------------------------------------------------------------
+# ---- a group of trackers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("broken", ["resume", "row", "images", "close"])
@@ -241,7 +241,7 @@ def test_the_documented_example_is_a_tracker(
     assert capsys.readouterr().out.startswith("2 {'train/loss': 1.0, ")
 
 
-# ---- configuration -----------------------------------------------------------------------------------------------
+# ---- configuration -----------------------------------------------------------------------------------------
 
 
 def test_the_key_round_trips_and_may_change_on_resume(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_key_round_trips_and_may_change_on_resume(tmp_path: Path) -> None:
     assert classify("train.trackers") == "harmless"
 
 
-# ---- in a run ----------------------------------------------------------------------------------------------------
+# ---- in a run ----------------------------------------------------------------------------------------------
 
 
 class Papers:
@@ -420,7 +420,7 @@ def test_a_cut_tells_which_records_count(papers: Make, made: list[Recorder]) -> 
     assert made[0].of("resume") == [[1, 2], []]
 
 
-# ---- TensorBoard -------------------------------------------------------------------------------------------------
+# ---- TensorBoard -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
