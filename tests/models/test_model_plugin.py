@@ -109,7 +109,7 @@ def test_no_bytecode_no_path_left_and_no_generator_moved(file: Path) -> None:
         (":needs", "needs depth"),
         (":counted", "needs num_classes"),
         (":WIDTH", "no factory"),
-        (":fails", r"ZeroDivisionError.*my nets.py:22"),
+        (":fails", r"ZeroDivisionError.*my nets.py:23"),
     ],
 )
 def test_faults_are_one_line(file: Path, spec: str, words: str) -> None:
