@@ -3,9 +3,11 @@
     python benchmarks/autoattack.py --model FILE.py:FACTORY --weights W.npz --data SURVIVORS.npz --eps 8/255
     pip install --no-deps torchattacks requests      # the peer; without it only our versions are compared
 
---data is an .npz with x uint8 [n, C, H, W] and y [n], and, where a reference verdict is known, one boolean array per stage
-(clean, apgd-ce, apgd-t, fab-t, square). The images are cut into rounds; in each round every contender attacks the same images
-in turn, so that a machine whose speed drifts slows all of them. Times are sums over rounds; the spread is that of the rounds.
+--data is an .npz with x uint8 [n, C, H, W] and y [n], and, where a reference verdict is known, one boolean
+array per stage (clean, apgd-ce, apgd-t, fab-t, square). The images are cut into rounds. In each round every
+contender attacks the same images in turn, so that a machine whose speed drifts slows all of them. Times are
+sums over rounds; the spread is that of the rounds.
+
 --other FILE.py:FACTORY adds any other implementation: FACTORY(model, eps, norm) -> atk(x, y) -> x_adv.
 """
 
@@ -188,7 +190,8 @@ def report(
 ) -> None:
     """Table, ratios and JSON."""
     print(
-        f"\n{n} images, {options.norm} eps {options.eps}, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"\n{n} images, {options.norm} eps {options.eps}, {options.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
     reference = torch.from_numpy(stored["square"][:n]) if "square" in stored.files else None
     if reference is not None:

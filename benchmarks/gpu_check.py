@@ -1,4 +1,7 @@
-"""The comparisons of `gpu_suite.py --part check`: one trained model, judged through every fast path, against the plain fp32 search."""
+"""The comparisons of `gpu_suite.py --part check`: one trained model, judged through every fast path.
+
+What they are compared with is the plain fp32 search.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ from robustcli.store.snapshot import load_checkpoint
 from robustcli.terminal.console import Console
 from robustcli.training.forward import Forward
 
-#: Share of samples whose verdict another search may turn (at least two samples): the search is another one, the judge is the same.
+#: Share of samples (at least two) whose verdict another search may turn: the judge is the same for all.
 FLIPS = 0.01
 _STOP_AFTER = 13  # questions of the interrupted training whether to stop: some steps, the last one unfinished
 
@@ -53,7 +56,10 @@ class Row:
 
 
 def check(run: str, device: str, *, n: int, short: Sequence[str]) -> list[Row]:
-    """All comparisons. `run`: a finished training. `short`: the words of a deterministic training of some steps, for the resume."""
+    """All comparisons.
+
+    `run`: a finished training. `short`: the words of a deterministic training of some steps, for the resume.
+    """
     stored = resolve_run(Path(run)) / "config.resolved.yaml"
     config = load_config(
         stored,
@@ -73,11 +79,14 @@ def _compiler(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "cuda" or stance is None else stance("force_eager")
 
 
-# ---- verdicts --------------------------------------------------------------------------------------------------
+# ---- verdicts ----------------------------------------------------------------------------------------------
 
 
 def verdicts(setting: Setting, model: nn.Module, n: int) -> list[Row]:
-    """PGD-20 through each search; every hit is confirmed by the fp32 model, so a flip is an attack that one search found and another did not."""
+    """PGD-20 through each search.
+
+    The fp32 model confirms every hit, so a flip is an attack that one search found and another did not.
+    """
     plain = Search().exact()
     folded = replace(plain, fold_bn=True, channels_last=True)
     low = replace(folded, dtype=torch.bfloat16) if bf16_native(setting.device) else folded
@@ -101,7 +110,8 @@ def verdicts(setting: Setting, model: nn.Module, n: int) -> list[Row]:
             if bool(flipped.any())
             else ""
         )
-        note = f"{closest}{int((standing & ~reference).sum())} more and {int((reference & ~standing).sum())} fewer survive"
+        more, fewer = int((standing & ~reference).sum()), int((reference & ~standing).sum())
+        note = f"{closest}{more} more and {fewer} fewer survive"
         note += "".join(f"; {text}" for text in said)
         rows.append(
             Row(
@@ -144,7 +154,7 @@ def _survivors(
     return found.survivors, torch.cat(margins)
 
 
-# ---- the outer step --------------------------------------------------------------------------------------------
+# ---- the outer step ----------------------------------------------------------------------------------------
 
 
 def outer(setting: Setting, model: nn.Module) -> list[Row]:
@@ -186,7 +196,7 @@ def _gradient(forward: Forward, model: nn.Module, x: Tensor, y: Tensor) -> tuple
     return float(loss.detach()), torch.cat([grad.float().flatten() for grad in grads])
 
 
-# ---- resume ----------------------------------------------------------------------------------------------------
+# ---- resume ------------------------------------------------------------------------------------------------
 
 
 def resume(words: Sequence[str], device: str) -> Row:

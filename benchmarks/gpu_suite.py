@@ -1,15 +1,22 @@
-"""What must be seen on a real GPU: correctness, speed, a training, a verdict. Each part is one command of at most eight minutes.
+"""What must be seen on a real GPU: correctness, speed, a training, a verdict.
 
-    python benchmarks/gpu_suite.py --part check   --data cifar10.npz                 # low precision, compiler, folding, batch size, resume
-    python benchmarks/gpu_suite.py --part speed   --data cifar10.npz                 # against plain fp32 loops; share of the measured peak
-    python benchmarks/gpu_suite.py --part train   --data cifar10.npz --minutes 5     # clean and PGD-20 accuracy
-    python benchmarks/gpu_suite.py --part verdict --data cifar10.npz --n 1000        # AutoAttack, rapid then standard, on that model
+Each part is one command of at most eight minutes.
+
+    python benchmarks/gpu_suite.py --part check   --data cifar10.npz
+    python benchmarks/gpu_suite.py --part speed   --data cifar10.npz
+    python benchmarks/gpu_suite.py --part train   --data cifar10.npz --minutes 5
+    python benchmarks/gpu_suite.py --part verdict --data cifar10.npz --n 1000
     python benchmarks/gpu_suite.py --part verdict --data cifar10.npz --n 10000 --versions standard
-    python benchmarks/gpu_suite.py --part check --toy                                # the same code in seconds on a CPU, to keep it alive
+    python benchmarks/gpu_suite.py --part check --toy
 
---data is an .npz (x_train, y_train, x_test, y_test) or a folder of images (train/CLASS, test/CLASS); without it generated images are used,
-on which accuracies mean nothing. Each part prints a table and writes OUT/gpu_PART.json; `passed` is false, and the exit code 1, where a
-check failed. Runs go to runs/ of the current directory.
+check: low precision, compiler, folding, batch size, resume. speed: against plain fp32 loops; share of the
+measured peak. train: clean and PGD-20 accuracy. verdict: AutoAttack, rapid then standard, on that model.
+--toy runs the same code in seconds on a CPU, to keep it alive.
+
+--data is an .npz (x_train, y_train, x_test, y_test) or a folder of images (train/CLASS, test/CLASS). Without
+it generated images are used, on which accuracies mean nothing. Each part prints a table and writes
+OUT/gpu_PART.json; `passed` is false, and the exit code 1, where a check failed. Runs go to runs/ of the
+current directory.
 """
 
 from __future__ import annotations
@@ -33,17 +40,22 @@ from robustcli.assembly.timing import interleaved
 from robustcli.cli.main import run
 from robustcli.runtime.seed import environment
 
-#: ResNet-18 in minutes: PGD-2, averaged weights, smoothed labels (the settings of fast adversarial training, scaled to batches of 512).
+PASSED = {None: "", True: "passed", False: "FAILED"}
+#: ResNet-18 in minutes: PGD-2, averaged weights, smoothed labels. These are the settings of fast adversarial
+#: training, scaled to batches of 512.
 RECIPE = (
-    "name=gpu-suite", "data.val_fraction=0.02", "data.augment={crop: 4, flip: true}", "model.name=resnet18", "ball.eps=8/255",
-    "objective={name: madry, label_smoothing: 0.2}", "adversary={name: pgd, steps: 2, step_size: 6/255}", "train.batch_size=512",
-    "train.optimizer={name: sgd, lr: 0.4, momentum: 0.9, weight_decay: 5e-4}", "train.schedule={name: one_cycle, warmup: 0.2}",
-    "train.hooks=[{name: ema, decay: 0.998}]", "train.validate_every=5", "train.val_attack={name: pgd, steps: 10, step_size: 2/255}", "train.val_n=1000",
+    "name=gpu-suite", "data.val_fraction=0.02", "data.augment={crop: 4, flip: true}", "model.name=resnet18",
+    "ball.eps=8/255", "objective={name: madry, label_smoothing: 0.2}",
+    "adversary={name: pgd, steps: 2, step_size: 6/255}", "train.batch_size=512",
+    "train.optimizer={name: sgd, lr: 0.4, momentum: 0.9, weight_decay: 5e-4}",
+    "train.schedule={name: one_cycle, warmup: 0.2}", "train.hooks=[{name: ema, decay: 0.998}]",
+    "train.validate_every=5", "train.val_attack={name: pgd, steps: 10, step_size: 2/255}", "train.val_n=1000",
     "attacks=[{name: pgd, steps: 20, step_size: 2/255}]",
 )  # fmt: skip
 TOY = (
-    "name=gpu-suite", "data.size=8", "model={name: small_cnn, widths: [4, 8], strides: [1, 2]}", "ball.eps=4/255", "adversary={name: pgd, steps: 2}",
-    "train.batch_size=32", "train.optimizer.lr=0.1", "train.hooks=[{name: ema, decay: 0.9}]", "train.val_n=32", "train.val_attack.steps=2",
+    "name=gpu-suite", "data.size=8", "model={name: small_cnn, widths: [4, 8], strides: [1, 2]}",
+    "ball.eps=4/255", "adversary={name: pgd, steps: 2}", "train.batch_size=32", "train.optimizer.lr=0.1",
+    "train.hooks=[{name: ema, decay: 0.9}]", "train.val_n=32", "train.val_attack.steps=2",
     "attacks=[{name: pgd, steps: 20}]", "threads=1",
 )  # fmt: skip
 
@@ -61,7 +73,10 @@ def command(*argv: str) -> dict[str, Any]:
 
 
 def recipe(options: argparse.Namespace, *more: str) -> list[str]:
-    """The configuration as words of a command line: a file, the built-in recipe or the toy, then `more`, the data and what the user adds."""
+    """The configuration as words of a command line.
+
+    A file, the built-in recipe or the toy; then `more`, the data and what the user adds.
+    """
     words = [str(options.config)] if options.config else list(TOY if options.toy else RECIPE)
     if options.data is None:
         data = ["data.name=fake"]
@@ -74,7 +89,7 @@ def recipe(options: argparse.Namespace, *more: str) -> list[str]:
     return [*words, *data, *more, *options.set]
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------
+# ---- parts -------------------------------------------------------------------------------------------------
 
 
 def part_check(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
@@ -102,7 +117,7 @@ def part_check(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
 
 
 def part_speed(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    """The contenders of speed.py in interleaved rounds, then `robustcli bench` of the recipe for the share of the peak.
+    """The contenders of speed.py in interleaved rounds, then `robustcli bench` for the recipe's peak share.
 
     Nothing is compiled unless KEY=VALUE says so: eleven compilations would take longer than all measurements.
     """
@@ -147,7 +162,7 @@ def part_speed(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
 
 
 def part_train(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
-    """The recipe for the given minutes, then clean and PGD-20 accuracy of its best model on the test split."""
+    """The recipe for the given minutes, then clean and PGD-20 test accuracy of its best model."""
     minutes = options.minutes or (0.02 if options.toy else 5)
     trained = command("train", *recipe(options, f"train.minutes={minutes}"), "--device", options.device)
     few = ("--n", "32") if options.toy else ()
@@ -239,9 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"\n| {options.part} on {options.device} | value | | |\n| --- | ---: | --- | --- |")
     for row in rows:
-        print(
-            f"| {row.name} | {row.value:.5g} | {row.note} | {'' if row.passed is None else 'passed' if row.passed else 'FAILED'} |"
-        )
+        print(f"| {row.name} | {row.value:.5g} | {row.note} | {PASSED[row.passed]} |")
     print(f"\n{document['seconds']} s; {path}")
     return 0 if passed else 1
 

@@ -44,7 +44,8 @@ def main() -> None:
         one(int(sys.argv[1]), sys.argv[2] == "attacked")
         return
     print(
-        "| n | images MiB | peak, 256 of n evaluated | peak, all n evaluated | difference MiB |\n| ---: | ---: | ---: | ---: | ---: |"
+        "| n | images MiB | peak, 256 of n evaluated | peak, all n evaluated | difference MiB |\n"
+        "| ---: | ---: | ---: | ---: | ---: |"
     )
     for n in (500, 2000, 8000, 32000):
         commands = [[sys.executable, __file__, str(n), mode] for mode in ("held", "attacked")]

@@ -1,4 +1,7 @@
-"""TRADES, PGD and AWP training steps as published scripts write them, from the papers' formulas: what `training.py` compares with."""
+"""TRADES, PGD and AWP training steps as published scripts write them, from the papers' formulas.
+
+They are what `training.py` compares with.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ def plain_trades(
     steps: int,
     backward: bool,
 ) -> Tensor:
-    """Zhang et al., arXiv:1901.08573, Algorithm 1. `backward`: the attack calls loss.backward() where the authors call autograd.grad."""
+    """Zhang et al., arXiv:1901.08573, Algorithm 1.
+
+    `backward`: the attack calls loss.backward() where the authors call autograd.grad.
+    """
     model.eval()
     x_adv = (x + noise).clamp(0, 1)
     for _ in range(steps):
@@ -46,7 +52,7 @@ def plain_trades(
 
 
 def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, steps: int) -> Tensor:
-    """Madry et al., arXiv:1706.06083, on a perturbation delta; loss.backward() forms the weight gradients too."""
+    """Madry et al., arXiv:1706.06083, on a perturbation delta; loss.backward() forms weight gradients too."""
     model.eval()
     delta = noise.clone()
     for _ in range(steps):
@@ -59,7 +65,10 @@ def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, steps: int)
 
 
 class PlainAWP:
-    """Wu et al., arXiv:2004.05884: a proxy takes one ascent step, its change is scaled to each layer and added to the weights by name."""
+    """Wu et al., arXiv:2004.05884: a proxy takes one ascent step.
+
+    Its change is scaled to each layer and added to the weights by name.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.proxy = copy.deepcopy(model)

@@ -1,10 +1,11 @@
-"""The wider reference: verdicts of the AutoAttack authors' code, stage by stage, beside ours, sample by sample.
+"""The wider reference: verdicts of the AutoAttack authors' code, stage by stage, beside ours, per sample.
 
     python benchmarks/reference.py                                  # ours beside the stored verdicts
-    python benchmarks/reference.py --authors PATH --write           # theirs anew, PATH a checkout of fra31/auto-attack
+    python benchmarks/reference.py --authors PATH --write           # theirs anew; PATH: fra31/auto-attack
 
-Networks, threats and verdicts: tests/agreement/wider/README.md. --only TEXT takes the cases whose name holds TEXT. Theirs run with
-seed 0 in batches of 250; ours with --seeds and --search. `above` counts samples that stand with us and fell with them.
+Networks, threats and verdicts: tests/agreement/wider/README.md. --only TEXT takes the cases whose name holds
+TEXT. Theirs run with seed 0 in batches of 250; ours with --seeds and --search. `above` counts samples that
+stand with us and fell with them.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def main() -> None:
             (wider.FOLDER / "verdicts.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         return
     print(
-        "| case | n | theirs | version | seed | standing | above | passes an image | audit |\n| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |"
+        "| case | n | theirs | version | seed | standing | above | passes an image | audit |\n"
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |"
     )
     for case in chosen:
         model, x, y, stages = case.some(len(case.rows))

@@ -3,8 +3,9 @@
     python benchmarks/speed.py                       # ResNet-18, batch 32, 10 steps
     pip install --no-deps torchattacks requests      # the peer; without it only the plain loop is compared
 
-Each round runs every contender once, in turn, so that a machine whose speed drifts slows all of them; ratios are taken
-round by round and their median is printed with minimum and maximum. Same model, data, eps, step size and number of steps.
+Each round runs every contender once, in turn, so that a machine whose speed drifts slows all of them. Ratios
+are taken round by round and their median is printed with minimum and maximum. All have the same model, data,
+eps, step size and number of steps.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ EPS, STEP = 8 / 255, 2 / 255
 
 
 def network(device: torch.device) -> nn.Module:
-    """ResNet-18 with the CIFAR stem after three batches of training, so that BatchNorm has real statistics."""
+    """ResNet-18 with the CIFAR stem after three training batches, so that BatchNorm has real statistics."""
     info = ModelInfo(
         num_classes=10, channels=3, size=32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
     )
@@ -157,7 +158,8 @@ def main() -> None:
             if round_number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     print(
-        f"ResNet-18, batch {options.batch}, {options.steps} steps, {options.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"ResNet-18, batch {options.batch}, {options.steps} steps, {options.rounds} rounds, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
     print("| work | images/s (median) |\n| --- | ---: |")
     for name, times in seconds.items():
@@ -171,7 +173,8 @@ def main() -> None:
             values = [b / a for a, b in zip(seconds[mine], seconds[other], strict=True)]
             ratios[f"{mine} / {other.split(': ')[1]}"] = values
             print(
-                f"| {mine} / {other.split(': ')[1]} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |"
+                f"| {mine} / {other.split(': ')[1]} | {statistics.median(values):.2f} "
+                f"| {min(values):.2f} | {max(values):.2f} |"
             )
     if options.out:
         record = {

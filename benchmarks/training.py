@@ -1,16 +1,23 @@
-"""TRADES-10 and PGD-10 + AWP training steps: ours against plain loops written from the papers' formulas, interleaved in one run.
+"""TRADES-10 and PGD-10 + AWP training steps: ours against plain loops written from the papers' formulas.
 
-    python benchmarks/training.py --out benchmarks/results/training_cpu.json     # the small CNN of configs/train/cifar10_cpu.yaml, batch 64
+Both are interleaved in one run.
+
+    python benchmarks/training.py --out benchmarks/results/training_cpu.json
     python benchmarks/training.py --model preact_resnet18 --batch 16
 
-The plain loops are what published scripts do: fp32, contiguous memory, the model itself in eval mode under attack; TRADES computes f(x)
-anew for every attack step and twice in the loss (autograd.grad: 39 forward-equivalents an image, with loss.backward() more), PGD forms
-weight gradients in every attack step by loss.backward() (33), AWP takes a deep copy as its proxy and goes through dictionaries by name.
-Ours are the steps that `robustcli train` makes. Before anything is timed, both compute a step in fp32 from the same weights, images and
-start noise. Their losses must agree to 1e-4 of their size after three attack steps in the layout of the plain loops, and to 1e-3 after one
-in the layout that is timed, which rounds differently. (More steps would compare rounding: a gradient near 0 may change its sign, and after
-ten steps the same method is at another point of the ball. For the same reason the noise of TRADES is 0.03 in the check; at 0.001 the
-gradient of its KL is hardly more than rounding.)
+Without --model they train the small CNN of configs/train/cifar10_cpu.yaml, in batches of 64.
+
+The plain loops are what published scripts do: fp32, contiguous memory, the model itself in eval mode under
+attack. TRADES computes f(x) anew for every attack step and twice in the loss (autograd.grad: 39 forward-
+equivalents an image, with loss.backward() more). PGD forms weight gradients in every attack step by
+loss.backward() (33). AWP takes a deep copy as its proxy and goes through dictionaries by name.
+
+Ours are the steps that `robustcli train` makes. Before anything is timed, both compute a step in fp32 from
+the same weights, images and start noise. Their losses must agree to 1e-4 of their size after three attack
+steps in the layout of the plain loops, and to 1e-3 after one in the layout that is timed, which rounds
+differently. (More steps would compare rounding: a gradient near 0 may change its sign, and after ten steps
+the same method is at another point of the ball. For the same reason the noise of TRADES is 0.03 in the check;
+at 0.001 the gradient of its KL is hardly more than rounding.)
 """
 
 from __future__ import annotations
@@ -61,7 +68,7 @@ AGREE, NOISE, CHECKED_NOISE = (
 
 
 def network(name: str, device: torch.device, size: int) -> nn.Module:
-    """The model after three batches of training, so that BatchNorm has real statistics; the same weights at every call."""
+    """The model after three batches of training (BatchNorm has real statistics); always the same weights."""
     info = ModelInfo(
         num_classes=10, channels=3, size=size, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
     )
@@ -89,7 +96,7 @@ def ours(
     noise: float = NOISE,
     fast: bool = True,
 ) -> Work:
-    """The step of `robustcli train` with the same numbers; without `fast` in the layout of the plain loops."""
+    """The step of `robustcli train` with the same numbers; without `fast` in the plain loops' layout."""
     start: dict[str, Any] = {"start": "gaussian", "start_scale": noise} if method == "TRADES" else {}
 
     def attack(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
@@ -149,7 +156,8 @@ def agree(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int) -> di
                 word: float(plain(method, word, make(), x, y, count, CHECKED_NOISE)()) for word in words
             }
             apart = max(abs(mine - other) for other in others.values())
-            name = f"{method}, {count} attack steps, {'layout that is timed' if fast else 'layout of the plain loops'}"
+            layout = "layout that is timed" if fast else "layout of the plain loops"
+            name = f"{method}, {count} attack steps, {layout}"
             print(f"{name}: loss {mine:.6f}, the plain loops at most {apart:.1e} away")
             if not apart <= limit * abs(mine):
                 raise SystemExit(f"{name}: the steps do not compute the same loss: {mine} and {others}")

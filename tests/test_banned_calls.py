@@ -11,9 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "robustcli"
 LOADER = "store/convert.py"
-EXCEPTION_ONLY = "models/torchvision_zoo.py"  # names pickle.UnpicklingError in an except clause, and nothing else of that module
+EXCEPTION_ONLY = "models/torchvision_zoo.py"  # names pickle.UnpicklingError in an except clause, nothing else
 BANNED = {
-    "torch.load": r"\btorch\s*\.\s*load\s*\(|from torch import [^\n]*\bload\b|from torch\.serialization import",
+    "torch.load": r"\btorch\s*\.\s*load\s*\(|from torch import [^\n]*\bload\b|"
+    r"from torch\.serialization import",
     "pickle": r"\b(c?pickle|dill|cloudpickle|joblib|marshal|shelve)\b",
     "yaml.load": r"\byaml\s*\.\s*(load|load_all|unsafe_load|full_load|unsafe_load_all|full_load_all)\s*\(",
     "eval": r"(?<![.\w])eval\s*\(",

@@ -1,4 +1,4 @@
-"""What may be a number in YAML has bounds, so that a wrong one is found when the configuration is read, not in the middle of a run."""
+"""What may be a number in YAML has bounds: a wrong one is found at reading, not in the middle of a run."""
 
 import typing
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from robustcli import registry
 from robustcli.registry import Registry
 
 KINDS = {name: value for name, value in vars(registry).items() if isinstance(value, Registry)}
-#: "registry name.parameter" -> why no value is wrong. Empty: every number of ours has a value that means nothing.
+#: "registry name.parameter" -> why no value is wrong. Empty, as no value of ours may be without a meaning.
 FREE: dict[str, str] = {}
 
 

@@ -103,7 +103,7 @@ def test_shipped_configs_that_documents_name_are_shipped() -> None:
     assert named and named <= shipped, named - shipped
 
 
-# ---- exit codes ------------------------------------------------------------------------------------------------
+# ---- exit codes --------------------------------------------------------------------------------------------
 
 CODES = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
 
@@ -142,7 +142,7 @@ def test_every_error_code_is_documented() -> None:
     assert documented <= used, f"nobody raises {sorted(documented - used)}"
 
 
-# ---- configuration ---------------------------------------------------------------------------------------------
+# ---- configuration -----------------------------------------------------------------------------------------
 
 
 def keys(section: type[Section], prefix: str = "") -> set[str]:

@@ -1,4 +1,4 @@
-"""The benchmarks that need a GPU or an idle machine, at toy size on a CPU: they must run, and notice what is wrong."""
+"""Benchmarks that need a GPU or an idle machine, at toy size on a CPU: they run, and notice what is wrong."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_failing_command_ends_the_suite(load):
         load("gpu_suite").command("train", "ball.eps=8")
 
 
-# ---- training.py -----------------------------------------------------------------------------------------------
+# ---- training.py -------------------------------------------------------------------------------------------
 
 TINY = ["--model", "tiny", "--batch", "4", "--size", "8", "--steps", "3", "--rounds", "1", "--device", "cpu"]
 

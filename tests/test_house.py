@@ -73,7 +73,7 @@ def test_make_builds_nothing_by_hand() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 def test_ci_fails_loudly_when_the_suite_does(tmp_path: Path) -> None:
-    """With a make that fails, .ci/run fails; with one that succeeds, it runs the suite first and then the linters."""
+    """With a make that fails, .ci/run fails; with one that succeeds, it runs the suite, then the linters."""
     (tmp_path / "make").write_text('#!/bin/sh\necho "made $1"\nexit ${FAKE_EXIT:-0}\n')
     (tmp_path / "make").chmod(0o755)
     for code, expected in (("0", 0), ("5", 1)):

@@ -1,4 +1,4 @@
-"""Imports go down: every file of robustcli/ imports only its own package and lower floors, and --help never meets torch."""
+"""Imports go down: a file imports only its own package and lower floors, and --help never meets torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "robustcli"
 
-#: First name below robustcli -> floor. A new package or module must be given its floor here and in docs/architecture.md.
+#: First name below robustcli -> floor. A new package or module gets one, here and in docs/architecture.md.
 FLOORS = {
     **dict.fromkeys(("errors", "facts", "registry", "proportions", "core"), 0),
     **dict.fromkeys(("attacks", "objectives", "certify", "defences"), 1),
@@ -33,7 +33,10 @@ IMPORTERS = {"import_module", "__import__", "find_spec", "run_module", "LazyLoad
 
 
 def dotted(path: Path, package: Path = PACKAGE) -> str:
-    """robustcli/core/geometry.py -> "core.geometry"; a package's __init__ is the package; the top one is "__init__"."""
+    """robustcli/core/geometry.py -> "core.geometry".
+
+    A package's __init__ is the package; the top one is "__init__".
+    """
     parts = list(path.relative_to(package).with_suffix("").parts)
     if parts[-1] == "__init__" and len(parts) > 1:
         parts.pop()
@@ -41,7 +44,10 @@ def dotted(path: Path, package: Path = PACKAGE) -> str:
 
 
 def resolve(name: str, package: Path = PACKAGE) -> str:
-    """ "robustcli.core.geometry.Ball" -> "core.geometry.Ball"; a name that robustcli/__init__.py defines -> "__init__"."""
+    """ "robustcli.core.geometry.Ball" -> "core.geometry.Ball".
+
+    A name that robustcli/__init__.py defines -> "__init__".
+    """
     rest = name.split(".")[1:]
     if rest and ((package / rest[0]).is_dir() or (package / f"{rest[0]}.py").is_file()):
         return ".".join(rest)
@@ -49,7 +55,7 @@ def resolve(name: str, package: Path = PACKAGE) -> str:
 
 
 def text_of(node: ast.expr) -> str | None:
-    """A string argument, as far as it is known: the constant, or the constant beginning of an f-string or a sum."""
+    """A string argument, as far as it is known: the constant, or with which an f-string or a sum begins."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr) and node.values:
@@ -60,7 +66,7 @@ def text_of(node: ast.expr) -> str | None:
 
 
 def imports(tree: ast.AST, module: str, package: Path = PACKAGE) -> Iterator[tuple[int, str]]:
-    """(line, module of robustcli) for every import statement and every import by string, relative ones included."""
+    """(line, module of robustcli) for every import statement and import by string, relative ones included."""
     here = ["robustcli", *module.split(".")]
     is_package = module == "__init__" or (package / Path(*module.split("."))).is_dir()
     for node in ast.walk(tree):
@@ -263,7 +269,8 @@ def test_start_up_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 import robustcli, robustcli.errors, robustcli.registry, robustcli.records.rows, robustcli.terminal.console
-import robustcli.reporting.tables, robustcli.reporting.plots, robustcli.reporting.gallery, robustcli.reporting.summary
+import robustcli.reporting.tables, robustcli.reporting.plots
+import robustcli.reporting.gallery, robustcli.reporting.summary
 robustcli.terminal.console.Console(json=True).document({{"ok": True}})
 heavy = sorted(set({sorted(HEAVY)}) & set(sys.modules))
 assert not heavy, heavy

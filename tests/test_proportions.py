@@ -27,7 +27,7 @@ def test_both_agree_with_scipy(k: int, n: int, level: float) -> None:
 
 
 def test_closed_forms_at_the_ends() -> None:
-    """At k = 0 the upper Clopper-Pearson end is 1 - (a/2)^(1/n), and the interval of n - k mirrors that of k."""
+    """At k = 0 the upper Clopper-Pearson end is 1 - (a/2)^(1/n); the interval of n - k mirrors that of k."""
     assert clopper_pearson(0, 30) == pytest.approx((0.0, 1 - 0.025 ** (1 / 30)))
     assert clopper_pearson(30, 30) == pytest.approx((0.025 ** (1 / 30), 1.0))
     z2 = 1.959963984540054**2
@@ -47,12 +47,16 @@ def test_order_mirror_and_inclusion(case: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.86, 0.99])
 def test_exact_coverage(p: float) -> None:
-    """Clopper-Pearson covers p with probability >= 95 % for every n: summed over the binomial, no sampling. Wilson stays near it."""
+    """Clopper-Pearson covers p with probability >= 95 % for every n: summed over the binomial, no sampling.
+
+    Wilson stays near it.
+    """
     n = 60
     masses = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
 
     def covered(interval: object) -> float:
-        return sum(mass for k, mass in enumerate(masses) if interval(k, n)[0] <= p <= interval(k, n)[1])  # type: ignore[operator]
+        ends = [interval(k, n) for k in range(n + 1)]  # type: ignore[operator]
+        return sum(mass for mass, (low, high) in zip(masses, ends, strict=True) if low <= p <= high)
 
     assert covered(clopper_pearson) >= 0.95
     assert covered(wilson) >= 0.85

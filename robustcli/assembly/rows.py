@@ -13,7 +13,7 @@ from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.plan import AttackCall, Evaluation
 from robustcli.proportions import clopper_pearson
 from robustcli.records.rows import EvalRow
-from robustcli.reporting.tables import write_csv
+from robustcli.reporting.record_tables import write_csv
 from robustcli.runtime.seed import code_hash
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run

@@ -23,9 +23,10 @@ from robustcli.errors import Interrupted
 from robustcli.evaluation.lattice import to_lattice
 from robustcli.evaluation.plan import Search
 from robustcli.records.rows import TrainRow, train_rows
+from robustcli.reporting.pixels import Panels, Pixels, panels_of
+from robustcli.reporting.record_tables import train_table, write_csv
 from robustcli.reporting.summary import train_summary
-from robustcli.reporting.tables import train_table, write_csv
-from robustcli.reporting.tracking import Panels, Pixels, open_trackers, panels_of, said
+from robustcli.reporting.tracking import error_line, open_trackers
 from robustcli.store.atomic import JsonLines
 from robustcli.store.checkpoint import save_checkpoint
 from robustcli.store.run import Run
@@ -178,7 +179,7 @@ class Written:
             return  # the request stays: the loop stops at its next boundary, where all ranks do
         except Exception as error:  # out of memory, say: a picture is not worth the run
             self._examples = None
-            self._warn(f"no adversarial examples for the trackers any more: {said(error)}")
+            self._warn(f"no adversarial examples for the trackers any more: {error_line(error)}")
             return
         self.trackers.images(step, panels)
 

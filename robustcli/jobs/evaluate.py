@@ -33,8 +33,8 @@ from robustcli.evaluation.shards import ShardStore, parse_part, part
 from robustcli.jobs.sharded import header_of, merged
 from robustcli.jobs.sweep import check_sweep, run_sweep
 from robustcli.records.rows import EvalRow
+from robustcli.reporting.record_tables import class_table, eval_table
 from robustcli.reporting.summary import eval_summary
-from robustcli.reporting.tables import class_table, eval_table
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.run import Run
@@ -183,7 +183,7 @@ def report(
     console.table(
         replace(table, note=f"{title or table.note}{audit} Reliability: {result.reliability} ({alarms}).")
     )
-    console.table(class_table(rows[-1]))
+    console.table(class_table(rows[-1:]))
     for alarm in result.alarms:
         console.warn(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
     document = {

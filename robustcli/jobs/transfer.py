@@ -28,8 +28,9 @@ from robustcli.jobs.evaluate import EvalFlags, begin
 from robustcli.proportions import Rate
 from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.heatmap import heatmap
+from robustcli.reporting.record_tables import write_csv
 from robustcli.reporting.summary import sources
-from robustcli.reporting.tables import Table, write_csv
+from robustcli.reporting.tables import Table
 from robustcli.runtime.seed import code_hash
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.atomic import JsonLines

@@ -1,8 +1,7 @@
-"""How one value is written: for eyes (percent, k/255) and for programs (fractions, floats)."""
+"""How one value is written: for people (percent, k/255) and for programs (fractions, full precision)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from robustcli.errors import printable
@@ -33,47 +32,61 @@ def format_eps(eps: float, norm: str = "linf") -> str:
     return f"{levels:.4g}/255 ({eps:.4g})"
 
 
-def format_rate(rate: Rate, *, interval: bool = True) -> str:
+def format_rate(rate: Rate) -> str:
     """``86.4 % [83.1, 89.2] of 450``: percent, the 95 % Wilson interval, n."""
     low, high = rate.display
-    return f"{percent(rate.value)} %" + (
-        f" [{percent(low)}, {percent(high)}] of {rate.n}" if interval else ""
-    )
+    return f"{percent(rate.value)} % [{percent(low)}, {percent(high)}] of {rate.n}"
 
 
 def percent(fraction: float) -> str:
-    """One decimal; never 100.0 for less than all or 0.0 for more than nothing."""
-    shown = f"{100 * fraction:.1f}"
-    if fraction < 1 and shown == "100.0":
+    """One decimal; never 100.0 for less than all, never 0.0 for more than nothing."""
+    rounded = f"{100 * fraction:.1f}"
+    if rounded == "100.0" and fraction < 1:
         return ">99.9"
-    return "<0.1" if fraction > 0 and shown == "0.0" else shown
+    if rounded == "0.0" and fraction > 0:
+        return "<0.1"
+    return rounded
+
+
+def share_of(k: int, n: int) -> Rate | None:
+    """k of n; None when n is 0."""
+    return Rate(k, n) if n else None
 
 
 def shown(cell: Cell) -> str:
-    """For a person."""
+    """The cell as a person reads it, on one line."""
     if cell is None:
         return "-"
     if isinstance(cell, Rate):
         return format_rate(cell)
     if isinstance(cell, float):
-        return f"{cell:.4g}" if math.isfinite(cell) else str(cell)
+        return f"{cell:.4g}"
     return printable(str(cell))
 
 
 def tall(cell: Cell) -> str:
-    """As `shown`, on a narrow line for each fact: three rates side by side fit 80 columns."""
+    """As `shown`, but broken into short lines: columns get narrow, and three rates fit into 80 characters."""
     if isinstance(cell, Rate):
         return shown(cell).replace(" [", "\n[").replace("] ", "]\n")
-    return shown(cell).replace(" (", "\n(") if isinstance(cell, Eps) else shown(cell)
+    if isinstance(cell, Eps):
+        return shown(cell).replace(" (", "\n(")
+    return shown(cell)
 
 
 def raw(cell: Cell) -> str:
-    """For a program: full precision, an empty string for None. A text that a spreadsheet would run is quoted with '."""
+    """The cell as a program reads it: full precision, an empty string for None.
+
+    A text that a spreadsheet would take for a formula gets a ' in front.
+    """
     if cell is None:
         return ""
     if isinstance(cell, (Rate, Eps)):
         return repr(float(cell.value))
-    if isinstance(cell, (int, float)):
-        return repr(float(cell)) if isinstance(cell, float) else str(cell)  # numpy's own repr names its type
+    if isinstance(cell, float):
+        return repr(float(cell))  # numpy's own repr names its type
+    if isinstance(cell, int):
+        return str(cell)
     text = printable(cell)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    if text.startswith(("=", "+", "-", "@")):
+        return f"'{text}"
+    return text

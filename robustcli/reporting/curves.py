@@ -1,4 +1,4 @@
-"""Accuracy against what a sweep varies: radius, steps or restarts."""
+"""A sweep as a picture and as a table: accuracy against what it varies (radius, steps or restarts)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.proportions import Rate
-from robustcli.reporting.cells import Cell, Eps
-from robustcli.reporting.plots import COLOURS, _accuracy_axis, _figure, _levels, _text, _unit
+from robustcli.reporting.cells import Cell, Eps, share_of
+from robustcli.reporting.figure import COLOURS, accuracy_axis, eps_axis, eps_scale, plain, saved_figure
 from robustcli.reporting.tables import Table
 
 if TYPE_CHECKING:
@@ -34,41 +34,41 @@ def sweep_curve(
     """
     if not points:
         raise ValueError("no points to draw")
-    levels = key == "eps" and norm == "linf"  # 1/255 is one step of a pixel
-    x = [value * (255 if levels else 1) for value, _ in points]
-    middle = [100 * rate.value for _, rate in points]
-    low, high = ([100 * rate.display[k] for _, rate in points] for k in (0, 1))
-    with _figure(path, 6.4, 4.2) as figure:
+    x = [value for value, _ in points]
+    if key == "eps":
+        x = [eps * eps_scale(norm) for eps in x]
+    with saved_figure(path, 6.4, 4.2) as figure:
         axes = figure.add_subplot()
         axes.axhline(100 * clean.value, color="#666666", linestyle="--", linewidth=1.2, label="clean")
-        axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-        axes.plot(
-            x,
-            middle,
-            color=COLOURS[0],
-            marker="o",
-            markersize=5,
-            label="under attack, 95 % band",
-            clip_on=False,
-            zorder=3,
-        )
-        _accuracy_axis(axes)
+        _band(axes, x, [rate for _, rate in points])
+        accuracy_axis(axes)
         if key == "eps":
-            axes.set_xlim(left=0)
-            axes.set_xlabel("eps x 255 (linf)" if levels else f"eps ({norm}, pixels in [0, 1])")
-            if levels:
-                axes.secondary_xaxis("top", functions=(_unit, _levels)).set_xlabel(
-                    "eps (linf, pixels in [0, 1])"
-                )
+            eps_axis(axes, norm)
         else:
             _counts(axes, x)
             axes.set_xlabel(key)
-        axes.set_title(_text(title))
+        axes.set_title(plain(title))
         axes.legend(loc="best")
 
 
+def _band(axes: Axes, x: Sequence[float], rates: Sequence[Rate]) -> None:
+    """The accuracies as a line, their intervals as a band around it, in percent."""
+    low, high = ([100 * rate.display[k] for rate in rates] for k in (0, 1))
+    axes.fill_between(x, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.plot(
+        x,
+        [100 * rate.value for rate in rates],
+        color=COLOURS[0],
+        marker="o",
+        markersize=5,
+        label="under attack, 95 % band",
+        clip_on=False,
+        zorder=3,
+    )
+
+
 def _counts(axes: Axes, x: Sequence[float]) -> None:
-    """Whole numbers on the axis, each one that was measured while there is room for it."""
+    """Whole numbers below the axis: each count that was measured, while there is room for it."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     if x[-1] > _GROWS * x[0]:
@@ -82,36 +82,23 @@ def _counts(axes: Axes, x: Sequence[float]) -> None:
 
 
 def sweep_table(key: str, rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """One line per value; `rows` as in sweep.jsonl."""
-    body: list[list[Cell]] = []
-    for row in rows:
-        value: Cell = Eps(row["value"], row["norm"]) if key == "eps" else int(row["value"])
-        success = (
-            Rate(row["clean_correct"] - row["correct"], row["clean_correct"])
-            if row["clean_correct"]
-            else None
-        )
-        body.append(
-            [
-                value,
-                Rate(row["correct"], row["n"]),
-                success,
-                row["passes_per_sample"],
-                round(row["seconds"], 3),
-            ]
-        )
+    """One line per value of the key; `rows` as in sweep.jsonl."""
     note = "Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
+    value_title = key
     if key == "eps":
+        value_title = "ball"
         note += " Each radius is run on the samples that the smaller ones left standing."
-    return Table(
-        title,
-        [
-            "ball" if key == "eps" else key,
-            "robust accuracy",
-            "attack success",
-            "passes per sample",
-            "seconds",
-        ],
-        body,
-        note,
-    )
+    columns = [value_title, "robust accuracy", "attack success", "passes per sample", "seconds"]
+    return Table(title, columns, [_sweep_line(key, row) for row in rows], note)
+
+
+def _sweep_line(key: str, row: Mapping[str, Any]) -> list[Cell]:
+    value: Cell = Eps(row["value"], row["norm"]) if key == "eps" else int(row["value"])
+    broken = row["clean_correct"] - row["correct"]
+    return [
+        value,
+        Rate(row["correct"], row["n"]),
+        share_of(broken, row["clean_correct"]),
+        row["passes_per_sample"],
+        round(row["seconds"], 3),
+    ]

@@ -7,28 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from robustcli.errors import printable
-from robustcli.store.atomic import write_atomic
-from robustcli.store.disk import explained
+from robustcli.reporting.figure import write_picture
+from robustcli.reporting.pixels import Pixels, amplified, are_pairs, as_rgb, enlarged
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-Pixels = NDArray[np.uint8]
 _TILE = 150  # images smaller than this are enlarged by a whole factor
 _GAP = 10
 _LINE = 19  # height of a line of text
 _RIGHT, _WRONG, _INK, _PALE, _FRAME = "#00714f", "#b8430c", "#222222", "#777777", "#cccccc"
-
-
-def amplified(clean: Pixels, adversarial: Pixels, factor: float) -> Pixels:
-    """round(127.5 + factor * (adversarial - clean)), clipped to 0..255: grey where nothing changed. uint8, any equal shapes."""
-    difference = adversarial.astype(np.float64) - clean.astype(np.float64)
-    return np.clip(np.rint(127.5 + factor * difference), 0, 255).astype(np.uint8)
+#: A line of text and its colour.
+Words = tuple[str, str]
 
 
 def gallery(
@@ -46,95 +38,103 @@ def gallery(
 
     Args:
         path: where to write, atomically; its folder is made.
-        clean, adversarial: uint8 [n, H, W, C], n >= 1; C = 1 grey, C = 3 RGB, other C are shown as the mean over channels.
+        clean, adversarial: uint8 [n, H, W, C], n >= 1. C = 1 is grey, C = 3 is RGB; of other C the mean over
+            channels is shown.
         true, predicted: class names, n each: the label, and the model's answer to the adversarial image.
         clean_predicted: the model's answers to the clean images; None when all were right.
         amplify: factor of the difference, > 0; 127.5 stands for no change.
 
     Raises ValueError for other shapes, types or lengths, ResourceError when `path` cannot be written.
     """
-    if (
-        clean.dtype != np.uint8
-        or adversarial.dtype != np.uint8
-        or clean.ndim != 4
-        or clean.shape != adversarial.shape
-        or not clean.size
-    ):
+    if clean_predicted is None:
+        clean_predicted = true
+    _check(clean, adversarial, (true, clean_predicted, predicted), amplify)
+    sheet = _Sheet(clean, title)
+    difference = amplified(clean, adversarial, amplify)
+    for i, label in enumerate(true):
+        sheet.tile(i, 0, clean[i], (f"true: {label}", _INK), _answer(clean_predicted[i], label))
+        sheet.tile(i, 1, adversarial[i], ("adversarial", _PALE), _answer(predicted[i], label))
+        sheet.tile(i, 2, difference[i], (f"difference x {amplify:g}", _PALE), ("grey = no change", _PALE))
+    write_picture(path, sheet.png())
+
+
+def _check(clean: Pixels, adversarial: Pixels, names: Sequence[Sequence[str]], amplify: float) -> None:
+    """Raises ValueError as `gallery`."""
+    if not are_pairs(clean, adversarial) or not clean.size:
         raise ValueError(
-            f"need two equal uint8 [n, H, W, C], got {clean.dtype} {clean.shape} and {adversarial.dtype} {adversarial.shape}"
+            f"need two equal uint8 [n, H, W, C], got {clean.dtype} {clean.shape} "
+            f"and {adversarial.dtype} {adversarial.shape}"
         )
-    before = true if clean_predicted is None else clean_predicted
-    if {len(true), len(before), len(predicted)} != {len(clean)}:
-        raise ValueError(f"{len(clean)} images, but {len(true)}, {len(before)} and {len(predicted)} names")
+    true, before, after = map(len, names)
+    if {true, before, after} != {len(clean)}:
+        raise ValueError(f"{len(clean)} images, but {true}, {before} and {after} names")
     if not amplify > 0:
         raise ValueError(f"amplify must be > 0, got {amplify}")
-    from PIL import Image, ImageDraw
-
-    height, width = clean.shape[1:3]
-    scale = max(1, -(-_TILE // max(height, width)))
-    column = max(width * scale, _TILE) + _GAP
-    row = height * scale + 2 * _LINE + 2 * _GAP
-    across = 2 if len(clean) > 3 and column <= 256 + _GAP else 1
-    top = _GAP + (_LINE + _GAP if title else 0)
-    sheet = Image.new(
-        "RGB", (across * (3 * column + 2 * _GAP) - _GAP, top - (-len(clean) // across) * row), "white"
-    )
-    draw = ImageDraw.Draw(sheet)
-    _text(draw, (_GAP, _GAP), title, _INK, sheet.width - 2 * _GAP, 14)
-    for i, (a, b, difference) in enumerate(
-        zip(clean, adversarial, amplified(clean, adversarial, amplify), strict=True)
-    ):
-        left, upper = _GAP + (i % across) * (3 * column + 2 * _GAP), top + (i // across) * row
-        labels = (
-            (f"true: {true[i]}", _INK, f"predicted: {before[i]}", _RIGHT if before[i] == true[i] else _WRONG),
-            (
-                "adversarial",
-                _PALE,
-                f"predicted: {predicted[i]}",
-                _RIGHT if predicted[i] == true[i] else _WRONG,
-            ),
-            (f"difference x {amplify:g}", _PALE, "grey = no change", _PALE),
-        )
-        for k, (pixels, label) in enumerate(zip((a, b, difference), labels, strict=True)):
-            _tile(sheet, draw, (left + k * column, upper), _image(pixels, scale), label, column - _GAP)
-    png = io.BytesIO()
-    sheet.save(png, format="PNG", optimize=True)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, png.getvalue())
 
 
-def _tile(
-    sheet: Image,
-    draw: ImageDraw,
-    at: tuple[int, int],
-    image: Image,
-    label: tuple[str, str, str, str],
-    width: int,
-) -> None:
-    """One framed picture with two lines below it; label = (text, ink, text, ink)."""
-    x, y = at
-    sheet.paste(image, at)
-    draw.rectangle(
-        (x - 1, y - 1, x + image.width, y + image.height), outline=_FRAME
-    )  # around the pixels, not over them
-    _text(draw, (x, y + image.height + 3), label[0], label[1], width)
-    _text(draw, (x, y + image.height + 3 + _LINE), label[2], label[3], width)
+def _answer(predicted: str, true: str) -> Words:
+    """What the model said, in the colour of a right or of a wrong answer."""
+    return f"predicted: {predicted}", _RIGHT if predicted == true else _WRONG
+
+
+class _Sheet:
+    """White paper, with a title on top and room for three tiles per sample. All sizes are in pixels.
+
+    images: uint8 [n, H, W, C]; the sheet fits them. Samples stand one or two in a line.
+    """
+
+    def __init__(self, images: Pixels, title: str) -> None:
+        from PIL import Image, ImageDraw
+
+        count, height, width, _ = images.shape
+        self.scale = max(1, _rounded_up(_TILE, max(height, width)))
+        self.column = max(width * self.scale, _TILE) + _GAP
+        self.row = height * self.scale + 2 * _LINE + 2 * _GAP
+        self.sample = 3 * self.column + 2 * _GAP
+        self.across = 2 if count > 3 and self.column <= 256 + _GAP else 1
+        self.top = _GAP
+        if title:
+            self.top += _LINE + _GAP
+        size = (self.across * self.sample - _GAP, self.top + _rounded_up(count, self.across) * self.row)
+        self.image = Image.new("RGB", size, "white")
+        self.draw = ImageDraw.Draw(self.image)
+        _write(self.draw, (_GAP, _GAP), (title, _INK), size[0] - 2 * _GAP, 14)
+
+    def tile(self, i: int, k: int, pixels: Pixels, first: Words, second: Words) -> None:
+        """Tile `k` of sample `i`: a framed picture with two lines of text below it."""
+        down, right = divmod(i, self.across)
+        x, y = _GAP + right * self.sample + k * self.column, self.top + down * self.row
+        picture = _image(pixels, self.scale)
+        self.image.paste(picture, (x, y))
+        right_edge, below = x + picture.width, y + picture.height
+        self.draw.rectangle(
+            (x - 1, y - 1, right_edge, below), outline=_FRAME
+        )  # around the pixels, not over them
+        _write(self.draw, (x, below + 3), first, self.column - _GAP)
+        _write(self.draw, (x, below + 3 + _LINE), second, self.column - _GAP)
+
+    def png(self) -> bytes:
+        """The file's content."""
+        file = io.BytesIO()
+        self.image.save(file, format="PNG", optimize=True)
+        return file.getvalue()
+
+
+def _rounded_up(a: int, b: int) -> int:
+    """ceil(a / b)."""
+    return -(-a // b)
 
 
 def _image(pixels: Pixels, scale: int) -> Image:
-    """[H, W, C] as RGB, each pixel a square of `scale` x `scale`: nearest, so that what was changed stays visible."""
     from PIL import Image
 
-    if pixels.shape[2] != 3:
-        grey = np.rint(pixels.mean(axis=2)).astype(np.uint8)
-        pixels = np.repeat(grey[:, :, None], 3, axis=2)
-    return Image.fromarray(np.ascontiguousarray(pixels.repeat(scale, 0).repeat(scale, 1)))
+    return Image.fromarray(enlarged(as_rgb(pixels), scale))
 
 
-def _text(draw: ImageDraw, at: tuple[int, int], text: str, ink: str, width: int, size: int = 13) -> None:
-    """`text` in at most `width` pixels, shortened with … where it does not fit."""
+def _write(draw: ImageDraw, at: tuple[int, int], words: Words, width: int, size: int = 13) -> None:
+    """One line in at most `width` pixels, shortened with … where it does not fit."""
     font = _font(size)
+    text, ink = words
     text = printable(text)
     if draw.textlength(text, font=font) > width:
         while text and draw.textlength(text + "…", font=font) > width:
@@ -148,6 +148,5 @@ def _font(size: int) -> Any:
     import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), size)

@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustcli.errors import printable
 from robustcli.proportions import Rate
-from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.records.rows import TrainRow
 from robustcli.reporting.cells import format_eps
-from robustcli.store.atomic import write_atomic
-from robustcli.store.disk import explained
+from robustcli.reporting.figure import COLOURS, accuracy_axis, eps_axis, eps_scale, plain, saved_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, told apart by colour-blind readers too (their yellow is too pale for a line).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osD^vP*"
-_FEW = 25  # more points than this are drawn without markers
+#: (x, accuracy, low, high): x is a radius or an epoch, the others are fractions. The interval is [low, high].
 Point = Sequence[float]
-_STYLE: Any = {
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.7,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "figure.constrained_layout.w_pad": 0.1,
-    "savefig.dpi": 150,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-}
-
-
-def eps_points(rows: Sequence[EvalRow]) -> list[Point]:
-    """(eps, accuracy, low, high) of rows of one model, by radius: the lowest robust accuracy, at 0 the clean one; Wilson."""
-    rates: dict[float, Rate] = {}
-    for row in rows:
-        if (
-            row.robust is not None
-            and row.eps > 0
-            and (row.eps not in rates or row.robust.value < rates[row.eps].value)
-        ):
-            rates[row.eps] = row.robust
-    if rows:
-        rates[0.0] = rows[0].clean
-    return [(eps, rate.value, *rate.display) for eps, rate in sorted(rates.items())]
+_MARKERS = "osD^vP*"
+_FEW = 25  # more points than this are drawn without markers, and their intervals as a band
 
 
 def eps_curve(
@@ -70,171 +30,153 @@ def eps_curve(
 ) -> None:
     """Accuracy with its 95 % interval against eps, one line per name.
 
-    curves: name -> points (eps, accuracy, low, high): the radius in pixel units of [0, 1], the rest fractions (`eps_points`
-    makes them from records). Raises ValueError when there is no point, ResourceError when `path` cannot be written.
+    Args:
+        path: where to write, atomically; its folder is made.
+        curves: name -> points; their x is the radius in pixel units of [0, 1].
+        norm: the norm of the radii.
+
+    Raises ValueError when there is no point, ResourceError when `path` cannot be written.
     """
     if not any(curves.values()):
         raise ValueError("no points to draw")
-    scale = 255 if norm == "linf" else 1  # 1/255 is one step of a pixel
-    with _figure(path, 6.4, 4.2) as figure:
+    scale = eps_scale(norm)
+    with saved_figure(path, 6.4, 4.2) as figure:
         axes = figure.add_subplot()
         for i, (name, points) in enumerate(curves.items()):
-            _line(axes, [(eps * scale, *rest) for eps, *rest in points], name, i)
-        _accuracy_axis(axes)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("eps x 255 (linf)" if scale > 1 else f"eps ({norm}, pixels in [0, 1])")
-        if scale > 1:
-            axes.secondary_xaxis("top", functions=(_unit, _levels)).set_xlabel("eps (linf, pixels in [0, 1])")
-        axes.set_title(f"{_text(title)}, with 95 % interval")
+            _accuracy_line(axes, [(eps * scale, *rest) for eps, *rest in points], name, i)
+        accuracy_axis(axes)
+        eps_axis(axes, norm)
+        axes.set_title(f"{plain(title)}, with 95 % interval")
         axes.legend(loc="best")
 
 
 def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "training") -> None:
-    """Loss and its parts, validation accuracies with 95 % Wilson intervals (FGSM's where it was watched), learning rate against the epoch.
+    """Loss and its parts, learning rate and, where there are any, validation accuracies, against the epoch.
 
     Raises ValueError without rows, ResourceError when `path` cannot be written.
     """
     if not rows:
         raise ValueError("no training rows to draw")
-    measured = any(row.clean is not None or row.robust is not None for row in rows)
-    with _figure(path, 9.6 if measured else 6.4, 4.8) as figure:
-        panels = figure.subplot_mosaic(
-            [["loss", "accuracy"], ["rate", "accuracy"]] if measured else [["loss"], ["rate"]],
-            height_ratios=[5, 2],
-        )
+    validated = any(row.clean is not None or row.robust is not None for row in rows)
+    width: float = 6.4
+    layout: Any = [["loss"], ["rate"]]
+    if validated:
+        width, layout = 9.6, [["loss", "accuracy"], ["rate", "accuracy"]]
+    with saved_figure(path, width, 4.8) as figure:
+        panels = figure.subplot_mosaic(layout, height_ratios=[5, 2])
         _losses(panels["loss"], rows)
-        panels["loss"].set_title(_text(title))
-        panels["rate"].plot(
-            [row.epoch for row in rows],
-            [row.lr for row in rows],
-            color="#666666",
-            marker="." if len(rows) <= _FEW else "",
-        )
-        panels["rate"].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+        panels["loss"].set_title(plain(title))
+        _learning_rate(panels["rate"], rows)
         panels["rate"].sharex(panels["loss"])
-        if measured:
+        if validated:
             _validation(panels["accuracy"], rows)
 
 
 def _losses(axes: Axes, rows: Sequence[TrainRow]) -> None:
     """The total, and its parts when there are several."""
-    names = list(dict.fromkeys(name for row in rows for name in row.parts))
+    names = dict.fromkeys(chain.from_iterable(row.parts for row in rows))
     series = {"loss": [row.loss for row in rows]}
     if len(names) > 1:
         series |= {name: [row.parts.get(name, float("nan")) for row in rows] for name in names}
+    epochs = [row.epoch for row in rows]
     for i, (name, values) in enumerate(series.items()):
-        marker = _MARKERS[i % len(_MARKERS)] if len(rows) <= _FEW else ""
-        axes.plot(
-            [row.epoch for row in rows],
-            values,
-            label=_text(name),
-            color=COLOURS[i % len(COLOURS)],
-            marker=marker,
-            markersize=4,
-        )
+        marker = _unless_many(_marker(i), rows)
+        axes.plot(epochs, values, label=plain(name), color=_colour(i), marker=marker, markersize=4)
     axes.set_ylabel("mean training loss")
-    if all(value >= 0 for values in series.values() for value in values):
+    if all(value >= 0 for value in chain.from_iterable(series.values())):
         axes.set_ylim(bottom=0)
     axes.legend(loc="best")
 
 
+def _learning_rate(axes: Axes, rows: Sequence[TrainRow]) -> None:
+    epochs = [row.epoch for row in rows]
+    axes.plot(epochs, [row.lr for row in rows], color="#666666", marker=_unless_many(".", rows))
+    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+
+
 def _validation(axes: Axes, rows: Sequence[TrainRow]) -> None:
-    drawn = [
-        ("clean", [(row.epoch, row.clean) for row in rows if row.clean is not None]),
-        (f"robust: {_threat(rows)}", [(row.epoch, row.robust) for row in rows if row.robust is not None]),
-        (
-            "fgsm: one large step",
-            [
-                (row.epoch, Rate(round(row.fgsm_acc * row.n), row.n))
-                for row in rows
-                if row.fgsm_acc is not None
-            ],
-        ),
-    ]
-    for i, (name, points) in enumerate(drawn):
+    """Clean and robust accuracy, and that under FGSM where it was watched, each with its Wilson interval."""
+    lines = {
+        "clean": _points(rows, lambda row: row.clean),
+        f"robust: {_threat(rows[-1])}": _points(rows, lambda row: row.robust),
+        "fgsm: one large step": _points(rows, _under_fgsm),
+    }
+    for i, (name, points) in enumerate(lines.items()):
         if points:
-            _line(axes, [(epoch, rate.value, *rate.display) for epoch, rate in points], name, i)
-    _accuracy_axis(axes)
+            _accuracy_line(axes, points, name, i)
+    accuracy_axis(axes)
     axes.set_xlabel("epoch")
-    sizes = sorted({row.n for row in rows if row.n})
-    axes.set_title(
-        f"validation, n = {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}, with 95 % interval"
-    )
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.11), fontsize=9
-    )  # below: a collapse may be anywhere in the panel
+    axes.set_title(f"validation, n = {_sizes(rows)}, with 95 % interval")
+    # Below the panel, because a collapse may be anywhere in it.
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.11), fontsize=9)
 
 
-def _threat(rows: Sequence[TrainRow]) -> str:
-    last = rows[-1]
-    steps = last.params.get("steps")
-    return f"{last.attack}{'' if steps is None else f'-{steps}'}, {last.norm} {format_eps(last.eps, last.norm)}".strip(
-        ", "
-    )
+def _points(rows: Sequence[TrainRow], rate_of: Callable[[TrainRow], Rate | None]) -> list[Point]:
+    """One point for each row that has the rate, at the row's epoch."""
+    rates = [(row.epoch, rate) for row in rows if (rate := rate_of(row)) is not None]
+    return [(epoch, rate.value, *rate.display) for epoch, rate in rates]
 
 
-def _line(axes: Axes, points: Sequence[Sequence[float]], name: str, i: int) -> None:
-    """Points (x, accuracy, low, high): a line with bars while they can be told apart, else with a band."""
-    colour = COLOURS[i % len(COLOURS)]
+def _under_fgsm(row: TrainRow) -> Rate | None:
+    if row.fgsm_acc is None:
+        return None
+    return Rate(round(row.fgsm_acc * row.n), row.n)
+
+
+def _threat(row: TrainRow) -> str:
+    """``pgd-10, linf 8/255 (0.03137)``: the attack of the validation, its steps and its ball."""
+    attack = row.attack
+    if row.params.get("steps") is not None:
+        attack += f"-{row.params['steps']}"
+    ball = f"{row.norm} {format_eps(row.eps, row.norm)}"
+    return ", ".join(filter(None, (attack, ball)))
+
+
+def _sizes(rows: Sequence[TrainRow]) -> str:
+    """How many samples were validated: ``200``, or ``100 to 200`` when that changed."""
+    sizes = [row.n for row in rows if row.n]
+    smallest, largest = min(sizes), max(sizes)
+    if smallest == largest:
+        return str(smallest)
+    return f"{smallest} to {largest}"
+
+
+def _accuracy_line(axes: Axes, points: Sequence[Point], name: str, i: int) -> None:
+    """Line number `i`, in percent. Its intervals are error bars; with many points, a band."""
     x = [point[0] for point in points]
     value, low, high = ([100 * point[k] for point in points] for k in (1, 2, 3))
-    if len(points) <= _FEW:
-        below, above = (
-            [max(0.0, b - a) for a, b in zip(*pair, strict=True)] for pair in ((low, value), (value, high))
-        )
-        marker = _MARKERS[i % len(_MARKERS)]
-        axes.errorbar(
-            x,
-            value,
-            yerr=[below, above],
-            label=_text(name),
-            color=colour,
-            marker=marker,
-            markersize=5,
-            capsize=3,
-            clip_on=False,
-        )
-    else:
-        axes.plot(x, value, label=_text(name), color=colour)
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    if len(points) > _FEW:
+        axes.plot(x, value, label=plain(name), color=_colour(i))
+        axes.fill_between(x, low, high, color=_colour(i), alpha=0.2, linewidth=0)
+        return
+    axes.errorbar(
+        x,
+        value,
+        yerr=[_lengths(low, value), _lengths(value, high)],
+        label=plain(name),
+        color=_colour(i),
+        marker=_marker(i),
+        markersize=5,
+        capsize=3,
+        clip_on=False,
+    )
 
 
-def _accuracy_axis(axes: Axes) -> None:
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("accuracy, % of all samples")
+def _lengths(bottoms: Sequence[float], tops: Sequence[float]) -> list[float]:
+    """top - bottom of each bar, >= 0: an interval may miss its accuracy by a rounding error."""
+    return [max(0.0, top - bottom) for bottom, top in zip(bottoms, tops, strict=True)]
 
 
-def _unit(levels: Any) -> Any:
-    return levels / 255
+def _colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
 
 
-def _levels(unit: Any) -> Any:
-    return unit * 255
+def _marker(i: int) -> str:
+    return _MARKERS[i % len(_MARKERS)]
 
 
-def _text(text: str) -> str:
-    """Without control characters; matplotlib would hide a legend entry that starts with an underscore."""
-    return printable(text).lstrip("_")
-
-
-@contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` inches without global state, saved to `path` when the block ends well."""
-    logging.getLogger("matplotlib").setLevel(
-        logging.ERROR
-    )  # a missing HOME is no news for the user, nor a missing glyph below
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-        png = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")
-            figure.savefig(png, format="png", metadata={"Software": None})
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, png.getvalue())
+def _unless_many(marker: str, points: Sequence[object]) -> str:
+    """The marker, or none where there are too many points to tell them apart."""
+    if len(points) > _FEW:
+        return ""
+    return marker

@@ -10,7 +10,16 @@ from robustcli import registry
 from robustcli.errors import printable
 from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import format_eps, format_rate
-from robustcli.reporting.tables import class_table, eval_table, train_table
+from robustcli.reporting.record_tables import class_table, eval_table, train_table
+
+#: Path in a configuration -> where the methods that stand there are registered.
+_REGISTRIES: dict[str, registry.Registry[Any, Any]] = {
+    "attacks": registry.attacks,
+    "adversary": registry.attacks,
+    "train.val_attack": registry.attacks,
+    "objective": registry.objectives,
+    "model": registry.models,
+}
 
 
 def eval_summary(
@@ -18,25 +27,16 @@ def eval_summary(
 ) -> str:
     """The report of an evaluation or an attack, as markdown.
 
-    config: the resolved configuration as a tree. rows: clean, attacks, worst case. alarms: name, level, evidence, remedy.
+    Args:
+        config: the resolved configuration as a tree.
+        rows: clean, attacks, worst case.
+        alarms: each with name, level, evidence and remedy.
     """
     lines = [f"# Evaluation: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
-    worst = rows[-1] if rows else None
-    if worst is not None and worst.robust is not None:
-        radius = f"{worst.norm}, eps {format_eps(worst.eps, worst.norm)}"
-        success = (
-            "no sample was right to begin with"
-            if worst.success is None
-            else f"attack success {format_rate(worst.success)} initially correct samples"
-        )
-        lines += [
-            f"Clean accuracy {format_rate(worst.clean)}; robust accuracy {format_rate(worst.robust)} samples; {success} ({radius}).",
-            "",
-        ]
-    lines += [eval_table(rows).markdown(), _alarms(alarms)]
+    lines += [*_headline(rows), eval_table(rows).markdown(), _alarms(alarms)]
     if any(row.per_class for row in rows):
         lines += ["## Per class", "", class_table([row for row in rows if row.kind != "attack"]).markdown()]
-    lines += _provenance(rows[-1:]) + _citations(config, ("attacks", "model"))
+    lines += _provenance(rows) + _citations(config, ("attacks", "model"))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -47,95 +47,120 @@ def train_summary(
     rows: Sequence[TrainRow],
     alarms: Sequence[str] = (),
 ) -> str:
-    """The report of a training run, as markdown. best, last: {"step": ...} of the best and the last validation, or empty. alarms: one line each."""
+    """The report of a training run, as markdown.
+
+    Args:
+        config: the resolved configuration as a tree.
+        best, last: {"step": number} of the best and of the last validation; empty without one.
+        rows: one per validation.
+        alarms: one line each.
+    """
     lines = [f"# Training: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
     lines += [train_table(rows, best_step=best.get("step")).markdown()]
     if best and last:
-        lines += [
-            f"The best checkpoint is that of step {best['step']}, the last that of step {last['step']}.",
-            "",
-        ]
+        steps = f"that of step {best['step']}, the last that of step {last['step']}"
+        lines += [f"The best checkpoint is {steps}.", ""]
     if alarms:
         lines += ["## Alarms", "", *(f"- {printable(text)}" for text in alarms), ""]
     lines += [
-        "These are validation numbers, and validation chose the checkpoint: report the test split, measured with `robustcli eval`.",
+        "These are validation numbers, and validation chose the checkpoint: "
+        "report the test split, measured with `robustcli eval`.",
         "",
     ]
-    lines += _provenance(rows[-1:]) + _citations(
-        config, ("objective", "adversary", "train.val_attack", "model")
-    )
+    cited = ("objective", "adversary", "train.val_attack", "model")
+    lines += _provenance(rows) + _citations(config, cited)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def sources(config: Mapping[str, Any], paths: Sequence[str]) -> dict[str, str]:
-    """name -> the papers that its docstring names after "Source:", for the methods at these paths of a configuration.
+    """name -> the papers that its docstring names after "Source:", for the methods at `paths` in `config`.
 
-    Only what is registered by now is found: a report that is made from records alone cites nothing that it cannot know.
+    A method that is not registered by now is left out: whoever has only records cannot know its papers.
     """
-    found: dict[str, str] = {}
+    papers: dict[str, str] = {}
     for path in paths:
-        value: Any = config
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        kind = _KINDS[path]
-        for spec in value if isinstance(value, list) else [value]:
-            name = spec.get("name") if isinstance(spec, Mapping) else spec
-            if isinstance(name, str) and name in kind and (text := source_of(kind.get(name).fn)):
-                found[name] = text
-    return found
+        methods = _REGISTRIES[path]
+        for name in _names_at(config, path):
+            if name in methods and (source := source_of(methods.get(name).fn)):
+                papers[name] = source
+    return papers
 
 
 def source_of(function: Any) -> str:
-    """What follows "Source:" in a docstring, to the end of its paragraph, on one line; empty when there is none."""
-    _, mark, rest = (inspect.getdoc(function) or "").partition("Source:")
-    return " ".join(rest.partition("\n\n")[0].split()) if mark else ""
+    """What follows "Source:" in a docstring, to the end of the paragraph, on one line; empty without one."""
+    _, _, rest = (inspect.getdoc(function) or "").partition("Source:")
+    paragraph, _, _ = rest.partition("\n\n")
+    return " ".join(paragraph.split())
 
 
-_KINDS: dict[str, registry.Registry[Any, Any]] = {
-    "attacks": registry.attacks,
-    "adversary": registry.attacks,
-    "train.val_attack": registry.attacks,
-    "objective": registry.objectives,
-    "model": registry.models,
-}
+def _names_at(config: Mapping[str, Any], path: str) -> list[str]:
+    """Names of the one method, or of the list of methods, at a dotted path."""
+    value: Any = config
+    for key in path.split("."):
+        value = _entry(value, key)
+    specs = value if isinstance(value, list) else [value]
+    names = [_entry(spec, "name") or spec for spec in specs]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _entry(tree: Any, key: str) -> Any:
+    """The entry of a mapping; None where there is none, or no mapping."""
+    if not isinstance(tree, Mapping):
+        return None
+    return tree.get(key)
 
 
 def _setting(config: Mapping[str, Any]) -> list[str]:
     """Data and model in a sentence, and how to run it again."""
     data, model = config.get("data") or {}, config.get("model") or {}
-    lines = [
-        f"Data {_code(data.get('name', '?'))}, model {_code(model.get('name', '?'))}, seed {config.get('seed', 0)}."
-    ]
+    names = f"Data {_code(data.get('name', '?'))}, model {_code(model.get('name', '?'))}"
     return [
-        *lines,
-        "The same again: the resolved configuration `config.resolved.yaml` beside this file, with `env.json` for the versions.",
+        f"{names}, seed {config.get('seed', 0)}.",
+        "The same again: the resolved configuration `config.resolved.yaml` beside this file, "
+        "with `env.json` for the versions.",
     ]
+
+
+def _headline(rows: Sequence[EvalRow]) -> list[str]:
+    """Clean accuracy, robust accuracy and attack success of the worst case, when there is one."""
+    worst = rows[-1] if rows else None
+    if worst is None or worst.robust is None:
+        return []
+    success = "no sample was right to begin with"
+    if worst.success is not None:
+        success = f"attack success {format_rate(worst.success)} initially correct samples"
+    clean, robust = format_rate(worst.clean), format_rate(worst.robust)
+    radius = f"{worst.norm}, eps {format_eps(worst.eps, worst.norm)}"
+    return [f"Clean accuracy {clean}; robust accuracy {robust} samples; {success} ({radius}).", ""]
 
 
 def _alarms(alarms: Sequence[Mapping[str, str]]) -> str:
     if not alarms:
         return "No alarm was raised about this evaluation.\n"
-    lines = [
-        f"- **{printable(alarm['level'])}** {_code(alarm['name'])}: {printable(alarm['evidence'])}; {printable(alarm['remedy'])}"
-        for alarm in alarms
-    ]
-    return "\n".join(["## Alarms", "", *lines, ""])
+    return "\n".join(["## Alarms", "", *map(_alarm, alarms), ""])
+
+
+def _alarm(alarm: Mapping[str, str]) -> str:
+    finding = f"{printable(alarm['evidence'])}; {printable(alarm['remedy'])}"
+    return f"- **{printable(alarm['level'])}** {_code(alarm['name'])}: {finding}"
 
 
 def _provenance(rows: Sequence[EvalRow | TrainRow]) -> list[str]:
-    """Hashes of what the numbers belong to."""
-    hashes = [
-        f"- {printable(name)}: {_code(value)}" for row in rows for name, value in row.hashes.items() if value
-    ]
-    return ["## What these numbers belong to (SHA-256)", "", *hashes, ""] if hashes else []
+    """Hashes of what the numbers of the last row belong to."""
+    if not rows:
+        return []
+    lines = [f"- {printable(name)}: {_code(value)}" for name, value in rows[-1].hashes.items() if value]
+    if not lines:
+        return []
+    return ["## What these numbers belong to (SHA-256)", "", *lines, ""]
 
 
 def _citations(config: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    found = sources(config, paths)
+    methods = [f"- {_code(name)}: {source}" for name, source in sources(config, paths).items()]
     intervals = (
         "- intervals: Wilson, JASA 22, 1927 (here); Clopper and Pearson, Biometrika 26, 1934 (JSON and CSV)."
     )
-    return ["## Please cite", "", *(f"- {_code(name)}: {text}" for name, text in found.items()), intervals]
+    return ["## Please cite", "", *methods, intervals]
 
 
 def _code(text: Any) -> str:

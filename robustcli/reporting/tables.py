@@ -1,39 +1,34 @@
-"""One table, four forms: Rich for a terminal, markdown for people elsewhere, CSV and TSV for programs.
+"""One table, three forms: Rich for a terminal, markdown for a page, CSV for programs.
 
-Clean accuracy, robust accuracy over all samples and attack success over the initially correct samples are three columns
-everywhere, each with its n and 95 % interval (Wilson for eyes, Clopper-Pearson for programs).
+An interval in brackets is Wilson's, for eyes; the interval in CSV is Clopper and Pearson's.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from robustcli.proportions import Rate
-from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import Cell, Eps, raw, shown, tall
-from robustcli.store.atomic import write_atomic
 
 if TYPE_CHECKING:
-    import rich.table
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-
-#: Names for programs where they are not the words for people: those of the JSON documents.
+#: Column names in CSV where they differ from those for people: CSV has the names of the JSON documents.
 _KEYS = {"clean accuracy": "clean_acc", "robust accuracy": "robust_acc", "balanced accuracy": "balanced_acc"}
-
-
-_LEAST_TEXT = 6
+_LEAST_TEXT = 6  # a column of text is not squeezed below this many characters
+_BETWEEN = 2  # characters between two columns on a terminal
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and rows of as many cells. `note` is a line below the table, for eyes only.
+    """Columns, and rows of as many cells. `note` is a line below the table; CSV leaves it out.
 
     Raises ValueError for a row of another length.
     """
@@ -48,256 +43,192 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"{len(row)} cells for {len(self.columns)} columns: {row}")
 
-    def _is_number(self, column: int) -> bool:
-        cells = [row[column] for row in self.rows if row[column] is not None]
-        return bool(cells) and not any(isinstance(cell, str) for cell in cells)
+    def rich(self, width: int) -> RichTable:
+        """For a terminal of `width` characters: a grid where one fits, else a line for each cell.
 
-    def rich(self, width: int = 80) -> rich.table.Table:
-        """For a terminal of `width` columns; too wide a table becomes one line per cell. Text may wrap, nothing is cut."""
-        from rich import box
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
+        Text may wrap; nothing is cut.
+        """
         widths = self._widths(width)
-        caption = Text(shown(self.note)) if self.note else None
-        table = RichTable(
-            title=Text(shown(self.title)), caption=caption, title_justify="left", caption_justify="left"
-        )
-        table.box, table.padding, table.pad_edge, table.show_edge = (
-            box.SIMPLE_HEAD,
-            (0, 1, 0, 0),
-            False,
-            False,
-        )
         if widths is None:
-            table.show_header = False
-            table.add_column(overflow="fold", style="bold")
-            table.add_column(overflow="fold")
-            for k, row in enumerate(self.rows):
-                for name, cell in zip(self.columns, row, strict=True):
-                    table.add_row(Text(shown(name)), Text(shown(cell)))
-                table.add_row(*([] if k + 1 == len(self.rows) else ["", ""]))
-            return table
-        table.leading = int(
-            any("\n" in tall(cell) for row in self.rows for cell in row)
-        )  # cells of several lines need air
-        for i, (name, size) in enumerate(zip(self.columns, widths, strict=True)):
-            table.add_column(
-                Text(shown(name)),
-                justify="right" if self._is_number(i) else "left",
-                overflow="fold",
-                width=size,
-            )
-        for row in self.rows:
-            table.add_row(*(Text(tall(cell)) for cell in row))
-        return table
-
-    def _widths(self, width: int) -> list[int] | None:
-        """Width of each column: whole headers if they fit, else wrapped ones, else shared room for text; None: does not fit."""
-        cells = [
-            max((len(line) for row in self.rows for line in tall(row[i]).split("\n")), default=0)
-            for i in range(len(self.columns))
-        ]
-        names = [shown(name) for name in self.columns]
-        room = width - 2 * (len(names) - 1)
-        for header in (len, lambda name: max(map(len, name.split()), default=1)):
-            widths = [max(cell, header(name)) for cell, name in zip(cells, names, strict=True)]
-            if sum(widths) <= room:
-                return widths
-        texts = [i for i in range(len(names)) if not self._is_number(i)]
-        share = (room - sum(size for i, size in enumerate(widths) if i not in texts)) // max(1, len(texts))
-        return (
-            [min(size, share) if i in texts else size for i, size in enumerate(widths)]
-            if texts and share >= _LEAST_TEXT
-            else None
-        )
+            return self._list()
+        return self._grid(widths)
 
     def markdown(self) -> str:
         """A GitHub table with aligned columns, of any width."""
-        cells = [[_escaped(shown(cell)) for cell in row] for row in (self.columns, *self.rows)]
-        widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.columns))]
-        right = [self._is_number(i) for i in range(len(self.columns))]
-        ruler = [
-            ("-" * (width - 1) + ":") if number else "-" * width
-            for width, number in zip(widths, right, strict=True)
-        ]
-        lines = [
-            [
-                cell.rjust(w) if number else cell.ljust(w)
-                for cell, w, number in zip(row, widths, right, strict=True)
-            ]
-            for row in cells
-        ]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ruler, *lines[1:]))
-        title = f"**{_escaped(shown(self.title))}**\n\n" if self.title else ""
-        return f"{title}{body}\n" + (f"\n{shown(self.note)}\n" if self.note else "")
-
-    def flat(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows for programs: a rate becomes NAME, NAME_low, NAME_high and NAME_n, a radius norm and eps."""
-        kinds = [
-            next((type(row[i]) for row in self.rows if isinstance(row[i], (Rate, Eps))), None)
-            for i in range(len(self.columns))
-        ]
-        header: list[str] = []
-        for name, kind in zip(self.columns, kinds, strict=True):
-            key = _KEYS.get(name, name.replace(" ", "_"))
-            header += (
-                [key, f"{key}_low", f"{key}_high", f"{key}_n"]
-                if kind is Rate
-                else ["norm", "eps"]
-                if kind is Eps
-                else [key]
-            )
-        return header, [
-            [text for cell, kind in zip(row, kinds, strict=True) for text in _spread(cell, kind)]
-            for row in self.rows
-        ]
+        texts = [[_escaped(shown(cell)) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
+        numeric = self._numeric()
+        header, *body = [map(_aligned, row, widths, numeric) for row in texts]
+        lines = [header, map(_ruler, widths, numeric), *body]
+        paragraphs = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        if self.title:
+            paragraphs.insert(0, f"**{_escaped(shown(self.title))}**")
+        if self.note:
+            paragraphs.append(shown(self.note))
+        return "\n\n".join(paragraphs) + "\n"
 
     def csv(self) -> str:
-        """Comma-separated, RFC 4180 quoting, fractions in [0, 1]."""
-        return self._separated(",")
+        """Comma-separated with the quoting of RFC 4180; shares are fractions in [0, 1].
 
-    def tsv(self) -> str:
-        """Tab-separated, fractions in [0, 1]; no cell holds a tab or a line break."""
-        return self._separated("\t")
-
-    def _separated(self, delimiter: str) -> str:
-        header, rows = self.flat()
+        A column of rates becomes NAME, NAME_low, NAME_high and NAME_n.
+        A column of radii becomes norm and eps.
+        """
+        kinds = [_kind(self._column(i)) for i in range(len(self.columns))]
         text = io.StringIO()
-        csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([header, *rows])
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(chain.from_iterable(map(_keys, self.columns, kinds)))
+        for row in self.rows:
+            writer.writerow(chain.from_iterable(map(_spread, row, kinds)))
         return text.getvalue()
 
+    def _column(self, i: int) -> list[Cell]:
+        return [row[i] for row in self.rows]
 
-def write_csv(path: Path, rows: Sequence[EvalRow | TrainRow | Mapping[str, Any]]) -> None:
-    """Records as CSV, atomically: one line each, every field, fractions in [0, 1]. Raises ResourceError.
+    def _numeric(self) -> list[bool]:
+        """For each column, whether it holds numbers and no text."""
+        return [_are_numbers(self._column(i)) for i in range(len(self.columns))]
 
-    An interval becomes NAME_low and NAME_high, a hash hash_NAME; other maps and lists are JSON in one cell.
-    """
-    flat = [_flat(row if isinstance(row, Mapping) else row.to_json()) for row in rows]
-    columns = list(dict.fromkeys(name for line in flat for name in line))
-    write_atomic(
-        path,
-        Table("", columns, [[line.get(name) for name in columns] for line in flat])
-        .csv()
-        .encode("utf-8", "backslashreplace"),
-    )
+    def _widths(self, width: int) -> list[int] | None:
+        """Characters for each column of a grid; None when no grid fits into `width`.
 
+        Headers stay on one line if they fit, else they wrap between words. Columns of text wrap too when that
+        is not enough.
+        """
+        names = [shown(name) for name in self.columns]
+        cells = [_widest(self._column(i)) for i in range(len(names))]
+        room = width - _BETWEEN * (len(names) - 1)
+        whole = list(map(max, cells, map(len, names)))
+        if sum(whole) <= room:
+            return whole
+        wrapped = list(map(max, cells, map(_longest_word, names)))
+        if sum(wrapped) <= room:
+            return wrapped
+        return self._squeezed(wrapped, room)
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Cell]:
-    line: dict[str, Cell] = {}
-    for name, value in row.items():
-        if name == "intervals":
-            line |= {
-                f"{rate}_{end}": pair[k]
-                for rate, pair in value.items()
-                for k, end in enumerate(("low", "high"))
-            }
-        elif name == "hashes":
-            line |= {f"hash_{what}": text for what, text in value.items()}
-        else:
-            line[name] = json.dumps(value) if isinstance(value, (Mapping, list, tuple)) else value
-    return line
+    def _squeezed(self, widths: Sequence[int], room: int) -> list[int] | None:
+        """Columns of text share what columns of numbers leave of `room`; None when that is too little."""
+        squeezed = list(widths)
+        texts = [i for i, is_number in enumerate(self._numeric()) if not is_number]
+        if not texts:
+            return None
+        numbers = sum(widths) - sum(widths[i] for i in texts)
+        share = (room - numbers) // len(texts)
+        if share < _LEAST_TEXT:
+            return None
+        for i in texts:
+            squeezed[i] = min(widths[i], share)
+        return squeezed
 
+    def _grid(self, widths: Sequence[int]) -> RichTable:
+        """A line of headers, and the rows below it."""
+        lines = [[tall(cell) for cell in row] for row in self.rows]
+        table = self._frame()
+        table.leading = int(any("\n" in text for text in chain.from_iterable(lines)))  # tall rows need air
+        for name, size, is_number in zip(self.columns, widths, self._numeric(), strict=True):
+            table.add_column(
+                _plain(shown(name)),
+                justify="right" if is_number else "left",
+                overflow="fold",
+                width=size,
+            )
+        for line in lines:
+            table.add_row(*map(_plain, line))
+        return table
 
-def eval_table(rows: Sequence[EvalRow], title: str = "robustness") -> Table:
-    """One line per row: clean, each attack, all attacks together."""
-    return compare_table({"": rows}, title)
+    def _list(self) -> RichTable:
+        """A line per cell, its column's name before it; an empty line after each row."""
+        table = self._frame()
+        table.show_header = False
+        table.add_column(overflow="fold", style="bold")
+        table.add_column(overflow="fold")
+        for row in self.rows:
+            for name, cell in zip(self.columns, row, strict=True):
+                table.add_row(_plain(shown(name)), _plain(shown(cell)))
+            table.add_row()
+        return table
 
+    def _frame(self) -> RichTable:
+        """Title and note, without columns."""
+        from rich import box
+        from rich.table import Table as RichTable
 
-def compare_table(models: Mapping[str, Sequence[EvalRow]], title: str = "robustness") -> Table:
-    """The rows of several models below each other; the first column names the model, when there is a name."""
-    rows = [(name, row) for name, of_model in models.items() for row in of_model]
-    named = any(name for name, _ in rows)
-    balanced = any(row.balanced_acc is not None for _, row in rows)
-    columns = [
-        *(["model"] if named else []),
-        "attack",
-        "ball",
-        "clean accuracy",
-        "robust accuracy",
-        "attack success",
-    ]
-    columns += [*(["balanced accuracy"] if balanced else []), "passes per sample", "seconds"]
-    cells: list[list[Cell]] = []
-    for name, row in rows:
-        ball = None if row.kind == "clean" or row.norm == "none" else Eps(row.eps, row.norm)
-        line: list[Cell] = [*([name] if named else []), row.title, ball, row.clean, row.robust, row.success]
-        cells.append(
-            [*line, *([row.balanced_acc] if balanced else []), row.passes_per_sample, round(row.seconds, 3)]
+        return RichTable(
+            title=_plain(shown(self.title)),
+            caption=_plain(shown(self.note)) if self.note else None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
         )
-    note = "Clean and robust accuracy: of all samples. Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
-    if any(row.norm == "none" for _, row in rows):
-        note += " Transformations without a ball are each measured alone."
-    if any(
-        sum(row.kind == "attack" and row.norm != "none" for row in of_model) > 1
-        for of_model in models.values()
-    ):
-        note += " Each attack runs on the samples that the attacks above it left standing."
-    return Table(title, columns, cells, note)
 
 
-def class_table(rows: EvalRow | Sequence[EvalRow], title: str = "accuracy per class") -> Table:
-    """One line per class, one column per row that has classes."""
-    with_classes = [row for row in ([rows] if isinstance(rows, EvalRow) else rows) if row.per_class]
-    names = list(dict.fromkeys(name for row in with_classes for name in row.per_class))
-    titles = [
-        "clean accuracy" if row.kind == "clean" else f"accuracy under {row.title}" for row in with_classes
-    ]
-    cells: list[list[Cell]] = []
-    for name in names:
-        pairs = [row.per_class.get(name, (0, 0)) for row in with_classes]
-        cells.append([name, *(Rate(k, n) if n else None for k, n in pairs)])
-    return Table(title, ["class", *titles], cells, "Brackets: 95 % Wilson interval." if cells else "")
+def _are_numbers(cells: Sequence[Cell]) -> bool:
+    """Whether there are numbers among the cells, and no text."""
+    filled = [cell for cell in cells if cell is not None]
+    return bool(filled) and not any(isinstance(cell, str) for cell in filled)
 
 
-def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None, title: str = "training") -> Table:
-    """Where the run stood at its best (the row of `best_step`, when there is one) and at its end."""
-    chosen = [("best", row) for row in rows if row.step == best_step][-1:] + [
-        ("last", row) for row in rows[-1:]
-    ]
-    columns = [
-        "",
-        "step",
-        "epoch",
-        "loss",
-        "clean accuracy",
-        "robust accuracy",
-        "attack",
-        "ball",
-        "images per second",
-    ]
-    cells: list[list[Cell]] = [
-        [
-            name,
-            row.step,
-            row.epoch,
-            row.loss,
-            row.clean,
-            row.robust,
-            row.attack or None,
-            Eps(row.eps, row.norm) if row.attack else None,
-            row.images_per_second,
-        ]
-        for name, row in chosen
-    ]
-    return Table(
-        title,
-        columns,
-        cells,
-        "Accuracies: of all validation samples, which also chose the best. Brackets: 95 % Wilson interval.",
-    )
+def _widest(cells: Sequence[Cell]) -> int:
+    """Characters of the longest line."""
+    lines = chain.from_iterable(tall(cell).split("\n") for cell in cells)
+    return max(map(len, lines), default=0)
 
 
-def _spread(cell: Cell, kind: type | None) -> list[str]:
-    """The cells that `flat` makes of one cell in a column of rates, of radii or of anything else."""
-    if isinstance(cell, Rate):
-        low, high = cell.exact
-        return [repr(cell.value), repr(low), repr(high), repr(cell.n)]
-    if isinstance(cell, Eps):
-        return [cell.norm, raw(cell)]
-    return [raw(cell)] + [""] * ({Rate: 3, Eps: 1}.get(kind, 0) if kind else 0)
+def _longest_word(name: str) -> int:
+    return max(map(len, name.split()), default=1)
+
+
+def _plain(text: str) -> Text:
+    """A text in which Rich reads no markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _aligned(text: str, width: int, is_number: bool) -> str:
+    if is_number:
+        return text.rjust(width)
+    return text.ljust(width)
+
+
+def _ruler(width: int, is_number: bool) -> str:
+    """The dashes below a markdown header; a colon at their end aligns the column to the right."""
+    if is_number:
+        return "-" * (width - 1) + ":"
+    return "-" * width
 
 
 def _escaped(text: str) -> str:
     """Pipes would end the cell and tags would be HTML; `<0.1` stays as it is."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("\\", "\\\\").replace("|", "\\|"))
+
+
+def _kind(cells: Sequence[Cell]) -> type | None:
+    """Rate for a column of rates, Eps for one of radii, else None."""
+    for cell in cells:
+        if isinstance(cell, (Rate, Eps)):
+            return type(cell)
+    return None
+
+
+def _keys(name: str, kind: type | None) -> list[str]:
+    """The CSV columns that a column becomes."""
+    key = _KEYS.get(name, name.replace(" ", "_"))
+    if kind is Rate:
+        return [key, f"{key}_low", f"{key}_high", f"{key}_n"]
+    if kind is Eps:
+        return ["norm", "eps"]
+    return [key]
+
+
+def _spread(cell: Cell, kind: type | None) -> list[str]:
+    """The CSV cells that a cell becomes in a column of this kind."""
+    if isinstance(cell, Rate):
+        low, high = cell.exact
+        return [repr(cell.value), repr(low), repr(high), repr(cell.n)]
+    if isinstance(cell, Eps):
+        return [cell.norm, raw(cell)]
+    blanks = len(_keys("", kind)) - 1
+    return [raw(cell), *[""] * blanks]

@@ -12,7 +12,8 @@ from annotated_types import Ge, Le
 from robustcli.errors import ResourceError
 from robustcli.records.rows import TrainRow
 from robustcli.registry import trackers
-from robustcli.reporting.tracking import Panels, Tracker, scalars, sheet
+from robustcli.reporting.pixels import Panels, sheet
+from robustcli.reporting.tracking import Tracker, scalars
 from robustcli.store.disk import explained
 
 _EXTRA = 'pip install "robustcli[tensorboard]"'
@@ -25,44 +26,50 @@ def tensorboard(
     images: Annotated[int, Ge(0), Le(64)] = 8,
     flush: Annotated[float, Ge(0), Le(3600)] = 0.0,
 ) -> Tracker:
-    """Event files in RUN/tensorboard: the numbers of each validation record, and adversarial examples; `tensorboard --logdir runs` shows them.
+    """Event files in RUN/tensorboard: the numbers of each validation record, and adversarial examples.
+
+    `tensorboard --logdir runs` shows them.
 
     Args:
         run_dir: the run's directory.
         images: adversarial examples per validation, in [0, 64]; 0 = none.
-        flush: seconds between two writes to the file, in [0, 3600]; 0 = after every record, so that a killed run has lost none.
+        flush: seconds between two writes to the file, in [0, 3600]. 0 = after every record, so that a killed
+            run has lost none.
 
     Raises:
         ResourceError: E-EXTRA, tensorboard is not installed; or the folder cannot be made.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ResourceError(
-            "the tracker tensorboard needs a package that is not installed",
-            where="train.trackers",
-            hint=_EXTRA,
-            code="E-EXTRA",
-        ) from error
-    except Exception as error:  # its protobuf fits no other version: TypeError, AttributeError
-        what = f"tensorboard cannot be imported: {(str(error).splitlines() or [''])[0][:160]}"
-        raise ResourceError(what, where="train.trackers", hint=_EXTRA, code="E-EXTRA") from error
+    make_writer = _summary_writer()
     folder = run_dir / "tensorboard"
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return _Events(folder, SummaryWriter, images, flush)
+    return _Events(folder, make_writer, images, flush)
+
+
+def _summary_writer() -> Callable[..., Any]:
+    """torch's SummaryWriter. Raises ResourceError E-EXTRA where it cannot be imported."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        what = "the tracker tensorboard needs a package that is not installed"
+        raise ResourceError(what, where="train.trackers", hint=_EXTRA, code="E-EXTRA") from error
+    except Exception as error:  # its protobuf fits no other version: TypeError, AttributeError
+        first_line = (str(error).splitlines() or [""])[0]
+        what = f"tensorboard cannot be imported: {first_line[:160]}"
+        raise ResourceError(what, where="train.trackers", hint=_EXTRA, code="E-EXTRA") from error
+    return SummaryWriter
 
 
 class _Events:
-    """A `Tracker`. `writer` is torch's SummaryWriter; the file is made by the first record."""
+    """A `Tracker`. `make_writer` is torch's SummaryWriter; the first record makes the file."""
 
-    def __init__(self, folder: Path, writer: Callable[..., Any], images: int, flush: float) -> None:
+    def __init__(self, folder: Path, make_writer: Callable[..., Any], images: int, flush: float) -> None:
         self.folder, self.examples = folder, images
-        self._make, self._flush = writer, flush
-        self._open: Any = None
+        self._make_writer, self._flush = make_writer, flush
+        self._opened: Any = None
 
     def resume(self, rows: Sequence[TrainRow]) -> None:
-        """Hides what an earlier process wrote after `rows`; writes `rows` where none did."""
+        """Hides what an earlier process wrote after `rows`. Where none wrote anything, writes `rows`."""
         if any(self.folder.glob("events.out.tfevents.*")):
             self._writer(purge_step=rows[-1].step + 1 if rows else 0)
             return
@@ -73,25 +80,28 @@ class _Events:
         """See `Tracker`."""
         for name, value in scalars(row).items():
             self._writer().add_scalar(name, value, row.step)
-        self._written()
+        self._flush_each_time()
 
     def images(self, step: int, panels: Panels) -> None:
         """See `Tracker`: one picture, a row per panel."""
         self._writer().add_image(f"examples/{'-'.join(panels)}", sheet(panels), step, dataformats="HWC")
-        self._written()
+        self._flush_each_time()
 
     def close(self) -> None:
         """See `Tracker`."""
-        if self._open is not None:
-            self._open.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def _writer(self, purge_step: int | None = None) -> Any:
-        if self._open is None:
-            self._open = self._make(str(self.folder), purge_step=purge_step, flush_secs=self._flush or 120)
+        """The writer; the first call opens it. What the file holds from `purge_step` on is hidden."""
+        if self._opened is None:
+            flush_secs = self._flush or 120
+            self._opened = self._make_writer(str(self.folder), purge_step=purge_step, flush_secs=flush_secs)
             if self._flush:
-                atexit.register(self._open.close)  # a preempted run is resumed, and has no gap then
-        return self._open
+                atexit.register(self._opened.close)  # a preempted run is resumed, and has no gap then
+        return self._opened
 
-    def _written(self) -> None:
+    def _flush_each_time(self) -> None:
+        """Write to the file now, unless the writer does so by the clock."""
         if not self._flush:
             self._writer().flush()

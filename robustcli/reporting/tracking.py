@@ -1,4 +1,4 @@
-"""Where the course of a training goes besides the run's own files: the interface of trackers, and what keeps a run safe from them."""
+"""Trackers: where the course of a training goes besides the run's own files. Their faults never end a run."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from robustcli import registry
 from robustcli.config.bind import bind_spec
 from robustcli.config.spec import Spec
 from robustcli.errors import ResourceError, RobustCliError, UsageError
 from robustcli.records.rows import TrainRow
-from robustcli.reporting.gallery import amplified
-
-Pixels = NDArray[np.uint8]
-#: Name -> uint8 [N, H, W, 3]; the same N images in each, in the order in which they are read: clean, adversarial, difference.
-Panels = Mapping[str, Pixels]
+from robustcli.reporting.pixels import Panels
 
 
 class Tracker(Protocol):
-    """What a registered tracker `(run_dir: Path, *, …) -> Tracker` answers to. Its exceptions cost the run the tracker, and nothing else."""
+    """What a registered function returns, which gets `run_dir: Path` and the parameters of the configuration.
+
+    Where a method raises, the run goes on without this tracker.
+    """
 
     @property
     def examples(self) -> int:
         """Adversarial examples that it wants to see at each validation; 0 = none."""
 
     def resume(self, rows: Sequence[TrainRow]) -> None:
-        """Before anything else where a run goes on: `rows` are all records that count so far; forget what came later."""
+        """Called first where a run goes on. `rows`: all records that still count; forget what came later."""
 
     def row(self, row: TrainRow) -> None:
         """One validation record."""
@@ -44,7 +40,8 @@ class Tracker(Protocol):
 def open_trackers(specs: Sequence[Spec], run_dir: Path, warn: Callable[[str], None]) -> Trackers:
     """The configured trackers (`train.trackers`) of the run in `run_dir`; `warn` shows a line to the user.
 
-    Raises ConfigError or UsageError for what cannot be configured, ResourceError where a tracker does not start (E-EXTRA: its package is missing).
+    Raises ConfigError or UsageError for what cannot be configured, and ResourceError where a tracker does not
+    start (E-EXTRA: its package is missing).
     """
     opened: dict[str, Tracker] = {}
     for k, spec in enumerate(specs):
@@ -58,7 +55,7 @@ def open_trackers(specs: Sequence[Spec], run_dir: Path, warn: Callable[[str], No
             raise
         except Exception as error:  # another library's: no login, no network
             raise ResourceError(
-                f"the tracker {spec.name} does not start: {said(error)}",
+                f"the tracker {spec.name} does not start: {error_line(error)}",
                 where=where,
                 hint="repair that, or remove it",
             ) from error
@@ -66,7 +63,7 @@ def open_trackers(specs: Sequence[Spec], run_dir: Path, warn: Callable[[str], No
 
 
 class Trackers:
-    """Hands everything to each tracker; one that raises is dropped with one warning.
+    """Hands everything to each tracker. One that raises is dropped with one warning.
 
     Args:
         trackers: name -> tracker. warn: shows a line to the user.
@@ -81,17 +78,17 @@ class Trackers:
     @property
     def examples(self) -> int:
         """The most examples that a tracker wants."""
-        found = [0]
-        self._each(lambda tracker: found.append(tracker.examples))
-        return max(found)
+        wanted = [0]
+        self._call(lambda tracker: wanted.append(tracker.examples))
+        return max(wanted)
 
     def resume(self, rows: Sequence[TrainRow]) -> None:
         """See `Tracker`."""
-        self._each(lambda tracker: tracker.resume(rows))
+        self._call(lambda tracker: tracker.resume(rows))
 
     def row(self, row: TrainRow) -> None:
         """See `Tracker`."""
-        self._each(lambda tracker: tracker.row(row))
+        self._call(lambda tracker: tracker.row(row))
 
     def images(self, step: int, panels: Panels) -> None:
         """See `Tracker`; each gets as many as it wants."""
@@ -100,24 +97,29 @@ class Trackers:
             if tracker.examples > 0:
                 tracker.images(step, {name: pixels[: tracker.examples] for name, pixels in panels.items()})
 
-        self._each(give)
+        self._call(give)
 
     def close(self) -> None:
-        """See `Tracker`; twice is once."""
-        self._each(lambda tracker: tracker.close())
+        """See `Tracker`; a second call does nothing."""
+        self._call(lambda tracker: tracker.close())
         self._live.clear()
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _call(self, act: Callable[[Tracker], None]) -> None:
+        """`act` on each tracker, and drop the ones on which it raises."""
         for name, tracker in list(self._live.items()):
             try:
-                call(tracker)
+                act(tracker)
             except Exception as error:  # hours of training must not be lost to a picture of them
                 del self._live[name]
-                self._warn(f"the tracker {name} failed and gets nothing more from this run: {said(error)}")
+                reason = error_line(error)
+                self._warn(f"the tracker {name} failed and gets nothing more from this run: {reason}")
 
 
 def scalars(row: TrainRow) -> dict[str, float]:
-    """The numbers of a record by name, those that were measured: train/loss, train/PART, val/clean_acc, lr, images_per_second, …"""
+    """The numbers of a record by name: train/loss, train/PART, val/clean_acc, lr, images_per_second and more.
+
+    An accuracy that was not measured is left out.
+    """
     validated = {"clean_acc": row.clean_acc, "robust_acc": row.robust_acc, "fgsm_acc": row.fgsm_acc}
     return {
         "train/loss": row.loss,
@@ -130,54 +132,7 @@ def scalars(row: TrainRow) -> dict[str, float]:
     }
 
 
-def panels_of(clean: Pixels, adversarial: Pixels, amplify: float) -> dict[str, Pixels]:
-    """clean, adversarial and round(127.5 + amplify * (adversarial - clean)), as RGB.
-
-    clean, adversarial: uint8 [N, H, W, C]; C = 3 is RGB, of other C the mean over channels is shown. amplify: > 0.
-    Raises ValueError for other types or shapes.
-    """
-    if (
-        clean.dtype != np.uint8
-        or adversarial.dtype != np.uint8
-        or clean.ndim != 4
-        or clean.shape != adversarial.shape
-    ):
-        raise ValueError(
-            f"need two equal uint8 [N, H, W, C], got {clean.dtype} {clean.shape} and {adversarial.dtype} {adversarial.shape}"
-        )
-    if not amplify > 0:
-        raise ValueError(f"amplify must be > 0, got {amplify}")
-    found = {"clean": clean, "adversarial": adversarial, "difference": amplified(clean, adversarial, amplify)}
-    return {name: _colour(pixels) for name, pixels in found.items()}
-
-
-def sheet(panels: Panels, *, tile: int = 96, gap: int = 4) -> Pixels:
-    """All panels in one picture, uint8 [h, w, 3]: a row per panel, a column per image, white gaps of `gap` pixels.
-
-    Images smaller than `tile` pixels are enlarged by a whole factor, each pixel a flat square. Raises ValueError without an image.
-    """
-    if len({pixels.shape for pixels in panels.values()}) != 1 or not next(iter(panels.values())).size:
-        raise ValueError(
-            f"need panels of one shape [N, H, W, 3], got {', '.join(str(pixels.shape) for pixels in panels.values()) or 'none'}"
-        )
-    count, height, width = next(iter(panels.values())).shape[:3]
-    scale = max(1, tile // max(height, width))
-    down, across = height * scale + gap, width * scale + gap
-    picture = np.full((len(panels) * down - gap, count * across - gap, 3), 255, dtype=np.uint8)
-    for i, pixels in enumerate(panels.values()):
-        for k, image in enumerate(pixels):
-            picture[i * down : i * down + height * scale, k * across : k * across + width * scale] = (
-                image.repeat(scale, 0).repeat(scale, 1)
-            )
-    return picture
-
-
-def _colour(pixels: Pixels) -> Pixels:
-    if pixels.shape[3] == 3:
-        return pixels
-    return np.repeat(np.rint(pixels.mean(axis=3, keepdims=True)).astype(np.uint8), 3, axis=3)
-
-
-def said(error: Exception) -> str:
-    """The first line of an exception, with its kind."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}".rstrip(": ")
+def error_line(error: Exception) -> str:
+    """The kind of an exception and its first line."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:200]}".rstrip(": ")

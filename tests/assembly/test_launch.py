@@ -1,4 +1,4 @@
-"""The launcher with stand-in workers: whose exit code it gives, which signals arrive, when it starts again."""
+"""The launcher with stand-in workers: whose exit code it gives, what signals arrive, when it starts again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def caught(signum: int, frame: object) -> None:
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """`go(body)`: two workers run HEAD and `body` in an empty directory; the exit code. The caller's handlers must stay untouched."""
+    """`go(body)`: two workers run HEAD and `body` in an empty directory; the exit code.
+
+    The caller's handlers must stay untouched.
+    """
     monkeypatch.chdir(tmp_path)
     before = {number: signal.signal(number, caught) for number in SIGNALS}
 
@@ -71,7 +74,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
         signal.signal(number, handler)
 
 
-# ---- exit codes ------------------------------------------------------------------------------------------------
+# ---- exit codes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_which_failure_was_the_first(
     assert (ending.code, ending.rank, ending.reason) == expected
 
 
-# ---- signals ---------------------------------------------------------------------------------------------------
+# ---- signals -----------------------------------------------------------------------------------------------
 
 SAVING = """
 got = []
@@ -281,14 +284,15 @@ def test_an_ignored_hangup_stays_ignored(go: Callable[..., int]) -> None:
     try:
         with pytest.raises(AssertionError):  # of `go`: the handler is not `caught`
             go(
-                "together('ready'); os.kill(os.getppid(), signal.SIGHUP); time.sleep(0.2); Path(f'end-{rank}').touch()"
+                "together('ready'); os.kill(os.getppid(), signal.SIGHUP); time.sleep(0.2); "
+                "Path(f'end-{rank}').touch()"
             )
     finally:
         signal.signal(signal.SIGHUP, before)
     assert Path("end-0").exists() and Path("end-1").exists()
 
 
-# ---- restarts --------------------------------------------------------------------------------------------------
+# ---- restarts ----------------------------------------------------------------------------------------------
 
 LOSING = """
 note = Path(os.environ["ROBUSTCLI_RUN_FILE"])
@@ -358,7 +362,7 @@ def test_a_restart_by_torchrun_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-# ---- --json ----------------------------------------------------------------------------------------------------
+# ---- --json ------------------------------------------------------------------------------------------------
 
 
 def document(capfd: Any) -> Any:
@@ -407,7 +411,7 @@ def test_the_document_of_a_failure_is_about_the_rank_that_failed(
     }
 
 
-# ---- the command line ------------------------------------------------------------------------------------------
+# ---- the command line --------------------------------------------------------------------------------------
 
 
 def test_workers_get_the_same_flags_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -479,18 +483,19 @@ def test_refused_command_lines(
     assert message in capfd.readouterr().err
 
 
-# ---- Slurm -----------------------------------------------------------------------------------------------------
+# ---- Slurm -------------------------------------------------------------------------------------------------
 
 SBATCH = Path(__file__).resolve().parents[2] / "deploy" / "slurm.sbatch"
 SRUN = """echo "$@" > srun.txt; mkdir -p "$OUT"; touch began
 while [ -n "$WAITS" ] && [ ! -e told ]; do sleep 0.02; done
-[ -z "$STATE" ] || printf '{\\n "code": %s,\\n "state": "%s"\\n}\\n' "$CODE" "$STATE" > "$OUT/status.json"; exit 1"""
+[ -z "$STATE" ] || printf '{\\n "code": %s,\\n "state": "%s"\\n}\\n' "$CODE" "$STATE" > "$OUT/status.json"
+exit 1"""
 
 
 def batch(
     tmp_path: Path, *, job: str = "4711", state: str = "done", code: str = "0", warn: bool = False
 ) -> tuple[int, list[str]]:
-    """Exit code of the batch file with stand-ins for Slurm's commands, and what it asked of scontrol and scancel."""
+    """The batch file's exit code with stand-ins for Slurm's commands; what it asked of scontrol, scancel."""
     folder = tmp_path / "bin"
     folder.mkdir()
     log = 'echo "$(basename "$0") $*" >> asked; '

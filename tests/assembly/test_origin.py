@@ -1,4 +1,7 @@
-"""Fine-tuning, evaluating and comparing what `latest` names: the run of that moment is written down, and stays when `latest` moves."""
+"""Fine-tuning, evaluating and comparing what `latest` names.
+
+The run of that moment is written down, and stays when `latest` moves.
+"""
 
 import os
 
@@ -10,8 +13,11 @@ from robustcli.assembly.origin import followed, pinned
 
 LATEST = "run:runs/train/latest"
 QUICK = (*TINY, "train.steps=3", "train.validate_every=100", "train.save_every=2")
-FINE = ("train", "data.name=fake", "data.size=8", "--model", LATEST, "adversary.steps=1", "train.batch_size=16", "train.save_every=2", "train.val_n=16",
-        "train.validate_every=100", "train.val_attack.steps=1", "threads=1", "name=fine")  # fmt: skip
+FINE = (
+    "train", "data.name=fake", "data.size=8", "--model", LATEST, "adversary.steps=1", "train.batch_size=16",
+    "train.save_every=2", "train.val_n=16", "train.validate_every=100", "train.val_attack.steps=1",
+    "threads=1", "name=fine",
+)  # fmt: skip
 
 
 def model_of(path):
@@ -24,7 +30,10 @@ def source(cli):
 
 
 def test_fine_tuning_from_latest_reads_one_source_to_the_end(source, cli, tmp_path):
-    """The same command with --resume, when `latest` has become the run itself; its verdict that of a run which named the source."""
+    """The same command with --resume, when `latest` has become the run itself.
+
+    Its verdict is that of a run which named the source.
+    """
     first = cli(*FINE, "train.steps=4")
     assert first.code == 0, first.err
     run = tmp_path / "runs" / "train" / "fine-1"
@@ -36,8 +45,8 @@ def test_fine_tuning_from_latest_reads_one_source_to_the_end(source, cli, tmp_pa
     again = cli(*FINE, "train.steps=6", "--resume")
     assert again.code == 0 and "resuming at step 4" in again.err, again.err
     assert (
-        "going on with run:runs/train/source-1, as the run began; run:runs/train/latest is run:runs/train/fine-1 by now"
-        in again.err
+        "going on with run:runs/train/source-1, as the run began; "
+        "run:runs/train/latest is run:runs/train/fine-1 by now" in again.err
     )
     assert model_of(run) == "run:runs/train/source-1"
     other = cli(*FINE, "train.steps=6", "--resume", "--model", "run:runs/train/fine-1")

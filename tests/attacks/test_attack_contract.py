@@ -97,7 +97,7 @@ def check_points(name, norm, shape, classes, eps, seed):
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_and_the_world_are_as_before(name, norm, fails):
-    """Traps: attacks in train mode, BatchNorm left in eval, gradients in parameters, the global generator reseeded."""
+    """Traps: attacks in train mode, BatchNorm left in eval, gradients in parameters, global RNG reseeded."""
     entry = registry.attacks.get(name)
     net, x, y = setup((4, 3, 4, 4), 3, 0)
     net.train()
@@ -163,7 +163,10 @@ def test_same_seed_same_points_and_another_seed_others(name, norm):
     [(name, norm) for name, norm in FIXED if registry.attacks.get(name).facts.needs == "gradient"],
 )
 def test_a_linear_model_is_solved_in_closed_form(name, norm):
-    """max over the ball of the logit difference of two classes = eps * dual norm of the weight difference (no box in the way)."""
+    """max over the ball of the logit difference of two classes = eps * dual norm of the weight difference.
+
+    No box is in the way.
+    """
     entry, eps = registry.attacks.get(name), 0.01
     net, x, y = setup((5, 1, 4, 4), 2, 2, linear=True)
     x = 0.5 + 0.1 * (x - 0.5)

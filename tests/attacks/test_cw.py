@@ -28,7 +28,7 @@ def start(net, x, y, *, target=None, keep="closest", ball=BALL, **more):
 
 
 def linear(rows, classes=2, seed=0):
-    """A linear model whose first class leads by 0.1 to 0.3 of l2 distance at grey images, and the labels that it gives them."""
+    """A linear model whose first class leads by 0.1 to 0.3 of l2 distance at grey images; their labels."""
     torch.manual_seed(seed)
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)), 0.4 + 0.2 * torch.rand(rows, 1, 4, 4)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_the_distance_to_a_plane_is_found_within_two_percent_from_above():
 
 
 def test_each_row_finds_its_own_c():
-    """Logits a thousand times smaller need a c a thousand times larger; the other half of the batch must not."""
+    """Logits a thousand times smaller need a c a thousand times larger, in this half of the batch only."""
     net, x, y = linear(8)
     scale = torch.where(torch.arange(8) < 4, 1.0, 1e-3)[:, None]
     x = torch.cat((x[:4], x[:4]))

@@ -69,7 +69,7 @@ def test_a_linear_model_is_crossed_at_its_nearest_boundary_by_the_overshoot(norm
     assert (net(found).argmax(1) != y).all() and torch.allclose(
         ratio.float(), torch.full((6,), 1 + overshoot), rtol=3e-3
     )
-    # Clean point; one linearisation at it and one that sees all rows broken, K - 1 passes each; the final point.
+    # Clean point; one linearisation at it and one that sees all rows broken, K - 1 passes each; final point.
     assert oracle.backward_rows == 6 * 2 * (classes - 1) and oracle.forward_rows == 6 * (
         2 * (classes - 1) + 2
     )

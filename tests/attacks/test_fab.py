@@ -1,4 +1,4 @@
-"""FAB: minimal distances in closed form, what a step costs, when rows leave, and the traps of flat or broken models."""
+"""FAB: minimal distances in closed form, a step's cost, when rows leave, traps of flat or broken models."""
 
 import pytest
 import torch
@@ -93,7 +93,10 @@ def test_the_first_step_crosses_a_flat_boundary_by_the_overshoot(eta, kept):
 
 @pytest.mark.parametrize(("alpha_max", "share"), [(0.0, 0.0), (0.1, 0.1), (1.0, None)])
 def test_a_step_by_hand(alpha_max, share):
-    """Two pixels, boundary at p = 0.5, x = (0.2, 0.5): from (0.4, 0.9) the ways are 0.1 and 0.3, from (0.56, 0.86) 0.06 and 0.3."""
+    """Two pixels, boundary at p = 0.5, x = (0.2, 0.5).
+
+    From (0.4, 0.9) the ways are 0.1 and 0.3, from (0.56, 0.86) they are 0.06 and 0.3.
+    """
     x = torch.tensor([0.2, 0.5]).expand(2, 1, 1, 2)
     x_adv = torch.tensor([[0.4, 0.9], [0.56, 0.86]]).reshape(2, 1, 1, 2)
     boundary = Boundary(
@@ -163,7 +166,10 @@ def test_a_given_target_is_reached_and_no_other_class_counts(classes):
 
 
 def test_after_a_success_the_next_plane_is_that_of_the_point_it_went_back_to():
-    """A plane moved from the candidate is another one where the boundary bends: the trajectory is that of the published code."""
+    """A plane moved from the candidate is another one where the boundary bends.
+
+    The trajectory is that of the published code.
+    """
     net, x = conv(classes=3, n=8)
     y, ball, seen = net(x).argmax(1), Ball("l2", 0.1), []
 

@@ -1,4 +1,4 @@
-"""FMN: exact where the answer is known, closer than bisected PGD where it is not, quiet on rows that have nothing to find."""
+"""FMN: exact where the answer is known, else closer than bisected PGD; quiet on rows with nothing to find."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_the_distance_to_a_plane_is_found_within_two_percent_from_above(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_targeted_search_ends_at_its_target(norm):
-    """Where the nearest point of the plane between label and target is the target's, and no third class's, it is found."""
+    """Where the nearest point of the plane between label and target is the target's alone, it is found."""
     net, x, y = linear(16, 3)
     target, ball = (y + 1) % 3, Ball(norm, 0.0)
     found = fmn(start(net, x, y, ball, target=target), x, ball)
@@ -87,7 +87,10 @@ def test_a_targeted_search_ends_at_its_target(norm):
 
 
 def test_the_final_point_counts():
-    """The first step along the gradient of a linear model ends on the boundary, the second behind it, where only `result` looks."""
+    """The first step along a linear model's gradient ends on the boundary, the second behind it.
+
+    Only `result` looks there.
+    """
     net, x, y = linear(6, 2)
     ball = Ball("l2", 0.0)
     oracle = start(net, x, y, ball)
@@ -104,7 +107,10 @@ def test_the_final_point_counts():
 
 
 def test_a_radius_that_was_estimated_too_large_falls_to_the_first_success_at_once():
-    """One pixel at 0.2, broken from 0.5 on: the slope at 0.2 promises 0.725, and small steps arrive long before the radius has shrunk."""
+    """One pixel at 0.2, broken from 0.5 on: the slope at 0.2 promises 0.725.
+
+    Small steps arrive long before the radius has shrunk.
+    """
     ball, x = Ball("l2", 0.0), torch.full((1, 1, 1, 1), 0.2)
     model = lambda z: torch.cat((torch.ones(len(z), 1), 4 * z.flatten(1).square()), 1)  # noqa: E731
     found = fmn(
@@ -114,7 +120,7 @@ def test_a_radius_that_was_estimated_too_large_falls_to_the_first_success_at_onc
 
 
 def pgd_at_many_radii(net, x, y, norm):
-    """Distances [B] of the nearest success of PGD-15 at each of 50 radii: 750 gradients, where FMN takes 100."""
+    """Distances [B] of PGD-15's nearest success at each of 50 radii: 750 gradients, where FMN takes 100."""
     top, ball = {"linf": 0.3, "l2": 1.2, "l1": 5.0}[norm], Ball(norm, 0.0)
     oracle = start(net, x, y, ball)
     for k in range(1, 51):

@@ -69,7 +69,7 @@ def sides(queries=10000, p=0.8, height=32, width=32, bumps=False, rescale=False)
 
 
 def planned(u, side, x, norm="l2"):
-    """One query per row of u [R, 5 + C], planned as a block of one: places of its two windows, its bump, its signs."""
+    """One query per row of u [R, 5 + C], planned as a block of one: its two windows, its bump, its signs."""
     into, source, lying, sign = module._plan(u[:, None], side, x)
     window = module._window(side, x)
     return (
@@ -142,7 +142,7 @@ def test_windows_cover_all_positions_uniformly():
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 11), (2, 11, 6)])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5), ("l1", 2.0)])
 def test_a_block_planned_at_once_is_what_each_query_would_work_out_for_itself(monkeypatch, norm, eps, shape):
-    """Windows, bumps and signs of every query, bitwise, through all blocks and while rows leave in the middle of one."""
+    """Windows, bumps and signs of every query, bitwise, through all blocks, with rows leaving amid one."""
     n, queries, (channels, height, width) = 24, 200, shape
     x, ball, bumped, asked = images(n, *shape), Ball(norm, eps), norm != "linf", []
     name = "_move" if bumped else "_paint"
@@ -216,7 +216,10 @@ def test_painting_is_cut_by_the_box():
 @pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 12, 29])
 def test_bumps_are_the_published_ones(side, norm, power):
-    """Nested centred rectangles, the c-th adding 1 / (c + 1)^2 (l1: ^4); the lower half is negative; unit length in the norm."""
+    """Nested centred rectangles, the c-th adding 1 / (c + 1)^2 (l1: ^4).
+
+    The lower half is negative. The length is 1 in the norm.
+    """
 
     def unit(bump):
         return bump / torch.linalg.vector_norm(bump, ord=int(norm[1])) if bump.numel() else bump
@@ -252,7 +255,10 @@ def test_l2_starts_on_the_sphere_and_every_move_stays_on_it(shape):
     ("corner", "emptied"), [(0.999, 9), (0.0, 0), (0.2, 5)], ids=["apart", "the same", "overlapping"]
 )
 def test_a_move_takes_the_mass_of_both_windows_and_what_eps_leaves_unused(corner, emptied):
-    """Windows of 9 of 81 pixels, two channels, half of eps^2 in use: the total becomes eps^2 and the pixels outside stay."""
+    """Windows of 9 of 81 pixels, two channels, half of eps^2 in use.
+
+    The total becomes eps^2 and the pixels outside stay.
+    """
     x, ball = torch.zeros(1, 2, 9, 9), Ball("l2", 1.0, -9.0, 9.0)
     x_adv = torch.full_like(x, 1 / 18)
     u = torch.tensor([[0.0, 0.0, corner, corner, 0.2, 0.2, 0.8]])  # into the first corner
@@ -271,7 +277,10 @@ def test_a_move_takes_the_mass_of_both_windows_and_what_eps_leaves_unused(corner
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 5), (1, 28, 28)])
 def test_l1_moves_use_the_whole_radius_and_stay_in_ball_and_box(shape):
-    """Far from the box the published move is too long, and the projection ends on the sphere; near it every point lies in both."""
+    """Far from the box the published move is too long, and the projection ends on the sphere.
+
+    Near it every point lies in both.
+    """
     n, far, near = 30, Ball("l1", 3.0, -9.0, 9.0), Ball("l1", 3.0)
     for ball in (far, near):
         x, rng = images(n, *shape), RowRandom(0, "start", torch.arange(n))
@@ -286,7 +295,10 @@ def test_l1_moves_use_the_whole_radius_and_stay_in_ball_and_box(shape):
 
 
 def test_an_l1_move_by_hand():
-    """One channel, two windows with l1 mass 0.2 and 0.1 apart, 0.7 of eps unused: the first window takes all of it, the other is emptied."""
+    """One channel, two windows with l1 mass 0.2 and 0.1 apart, 0.7 of eps unused.
+
+    The first window takes all of it, the other is emptied.
+    """
     x, ball = torch.zeros(1, 1, 9, 9), Ball("l1", 1.0, -9.0, 9.0)
     x_adv = x.clone()
     x_adv[0, 0, :3, :3], x_adv[0, 0, 6:, 6:] = 0.2 / 9, 0.1 / 9
@@ -309,7 +321,7 @@ def test_the_first_tiles_fill_the_middle_five_by_five():
 
 
 def test_a_linear_model_is_solved_exactly_under_linf():
-    """Once windows are single pixels, each query fixes a pixel of one channel: the best corner, eps * ||w||_1."""
+    """Once windows are single pixels, a query fixes a pixel of one channel: best corner, eps * ||w||_1."""
     net, eps = Net(channels=1, side=4, classes=2, linear=True), 0.01
     x = images(5, 1, 4, 4)
     x_adv, _, y = ask(net, x, Ball("linf", eps), queries=400, rescale=True)

@@ -1,4 +1,7 @@
-"""Hostile config files: the shipped ones damaged in every way, and a corpus of known tricks. Same seed, same files."""
+"""Hostile config files: the shipped ones damaged in every way, and a corpus of known tricks.
+
+Same seed, same files.
+"""
 
 from __future__ import annotations
 
@@ -57,17 +60,22 @@ CORPUS: dict[str, bytes] = {
     "index keys": b"attacks: {0: pgd}\n",
     "quoted index keys": b"attacks: {'0': {name: fgsm}, '99': pgd}\n",
     "empty sections": b"data:\nball:\ntrain:\nmodel:\nattacks:\neval:\n",
-    "wrong shapes": b"data: [1]\nball: 3\ntrain: {optimizer: [sgd], schedule: 3}\nmodel: {}\nattacks: [[pgd], 3, null]\neval: {fail_under: [1]}\n",
+    "wrong shapes": b"data: [1]\nball: 3\ntrain: {optimizer: [sgd], schedule: 3}\nmodel: {}\n"
+    b"attacks: [[pgd], 3, null]\neval: {fail_under: [1]}\n",
     "spec methods": b"adversary: {name: pgd, params: 1, model_extra: 2, __class__: 3, of: 4}\n",
     "long text": b"name: " + b"x " * 500_000 + b"\n",
     "too large": b"# " + b"x" * (1 << 20) + b"\n",
 }  # fmt: skip
-_WORDS = [b"no", b"on", b"010", b"0x1f", b"1:30", b"1_000", b".nan", b"-.inf", b"8/0", b"1e999", b"1e-999", b"-1", b"9" * 400, b"~", b"''", b"[]", b"{}",
-b"*x", b"&x y", b"!!int 3",
-          b"true", b"8", b"0", b"255", b"../../etc", b"'a\\0b'", b'"\\x00"', b"2020-01-01", b"<<", b"=", b"|", b"> x", b"@x", b"`x", b"%x",
-          b"\xe2\x80\xae", b"\xf0\x9f\x92\xa9"]  # fmt: skip
-_BYTES = [b"\x00", b"\xff", b"\x85", b"\xe2\x80\xa8", b"\t", b"\r", b"\n", b"\n---\n", b"\n...\n", b": ", b"{", b"}",
-          b"[", b"]", b"&a ", b"*a ", b"!!python/name:os.system ", b"#", b"'", b'"', b"? ", b"- "]  # fmt: skip
+_WORDS = [
+    b"no", b"on", b"010", b"0x1f", b"1:30", b"1_000", b".nan", b"-.inf", b"8/0", b"1e999", b"1e-999", b"-1",
+    b"9" * 400, b"~", b"''", b"[]", b"{}", b"*x", b"&x y", b"!!int 3", b"true", b"8", b"0", b"255",
+    b"../../etc", b"'a\\0b'", b'"\\x00"', b"2020-01-01", b"<<", b"=", b"|", b"> x", b"@x", b"`x", b"%x",
+    b"\xe2\x80\xae", b"\xf0\x9f\x92\xa9",
+]  # fmt: skip
+_BYTES = [
+    b"\x00", b"\xff", b"\x85", b"\xe2\x80\xa8", b"\t", b"\r", b"\n", b"\n---\n", b"\n...\n", b": ", b"{",
+    b"}", b"[", b"]", b"&a ", b"*a ", b"!!python/name:os.system ", b"#", b"'", b'"', b"? ", b"- ",
+]  # fmt: skip
 
 _Mutator = Callable[[random.Random, bytes], bytes]
 
@@ -149,7 +157,7 @@ MUTATORS: list[_Mutator] = [
 
 
 def fuzzed_configs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` files: the whole corpus first (as far as it fits in half of them), then mutants of the shipped configs."""
+    """`count` files: first the corpus (as far as it fits in half of them), then mutated shipped configs."""
     rng = random.Random(seed)
     corpus = list(CORPUS.items())
     rng.shuffle(corpus)

@@ -13,10 +13,12 @@ from robustcli.config.schema import Config
 from robustcli.config.sections import Augment
 from robustcli.config.spec import ModelConfig, Spec
 
-WORDS = st.sampled_from(["x", "no", "on", "Yes", "null", "~", "true", "010", "0x1f", "1:30", "1_000", "1e3", "7", "-", "a b", "a: b", "a #b", "#a", "*a",
-"&a", "!a", "<<", "=", "8/255", ".nan",
-                         ".inf", "2020-01-01", "é", "日本", "'", '"', "{a}", "[a]", "a,b", " a ", "%a", "@a", "`a", "| a", "> a", "---", "...", "?", ": a",
-                         "\u202e", "💩", "0.5"])  # fmt: skip
+WORDS = st.sampled_from([
+    "x", "no", "on", "Yes", "null", "~", "true", "010", "0x1f", "1:30", "1_000", "1e3", "7", "-", "a b",
+    "a: b", "a #b", "#a", "*a", "&a", "!a", "<<", "=", "8/255", ".nan", ".inf", "2020-01-01", "é", "日本", "'",
+    '"', "{a}", "[a]", "a,b", " a ", "%a", "@a", "`a", "| a", "> a", "---", "...", "?", ": a", "\u202e", "💩",
+    "0.5",
+])  # fmt: skip
 TEXT = WORDS | st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30)
 _PARAMS: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     "attacks": {

@@ -62,12 +62,13 @@ def things() -> Registry[Any, Any]:
 @pytest.mark.parametrize(
     ("key", "raw", "value"),
     [
-        ("number", "2/255", 2 / 255), ("number", 3, 3.0), ("number", "1e-3", 1e-3), ("maybe", "1/2", 0.5), ("maybe", None, None), ("count", "3", 3),
-        ("even", 4, 4), ("flag", True, True),
-        ("word", "no", "no"), ("choice", "b", "b"), ("choice", "1/4", 0.25), ("pair", ["1/255", 2], (1 / 255, 2.0)), ("many", [1, "2"], [1, 2]),
-        ("either", 3, 3), ("either", "x", "x"),
-        ("either", None, None), ("old", [True], [True]), ("old", None, None), ("table", {"a": "1/2", "b": None}, {"a": 0.5, "b": None}),
-        ("free", {"x": [1]}, {"x": [1]}), ("bare", [1, "a"], [1, "a"]),
+        ("number", "2/255", 2 / 255), ("number", 3, 3.0), ("number", "1e-3", 1e-3), ("maybe", "1/2", 0.5),
+        ("maybe", None, None), ("count", "3", 3), ("even", 4, 4), ("flag", True, True), ("word", "no", "no"),
+        ("choice", "b", "b"), ("choice", "1/4", 0.25), ("pair", ["1/255", 2], (1 / 255, 2.0)),
+        ("many", [1, "2"], [1, 2]), ("either", 3, 3), ("either", "x", "x"), ("either", None, None),
+        ("old", [True], [True]), ("old", None, None),
+        ("table", {"a": "1/2", "b": None}, {"a": 0.5, "b": None}), ("free", {"x": [1]}, {"x": [1]}),
+        ("bare", [1, "a"], [1, "a"]),
     ],
 )  # fmt: skip
 def test_coercion(things: Any, key: str, raw: Any, value: Any) -> None:
@@ -83,14 +84,14 @@ def test_coercion(things: Any, key: str, raw: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "raw", "why"),
     [
-        ("number", True, "expected a number"), ("number", "nan", "finite"), ("number", None, "got nothing"), ("maybe", "x", "expected a number"),
-        ("count", 0, "must be >= 1, got 0"),
-        ("count", 1.0, "whole number, got 1.0; write 1"), ("count", True, "whole number"), ("even", 3, "must be even"), ("flag", "no", "write false"),
-        ("flag", 1, "write true"),
-        ("word", 3, "in quotes"), ("choice", "c", "expected"), ("pair", [1], "missing"), ("pair", [1, 2, 3], "at most 2"), ("pair", 1, "a list"),
-        ("many", ["x"], "whole"),
-        ("either", 1.5, "whole number"), ("old", ["no"], "write false"), ("table", {"a": "x"}, "expected a number"), ("table", [1], "a mapping"),
-        ("bare", 3, "a list"),
+        ("number", True, "expected a number"), ("number", "nan", "finite"), ("number", None, "got nothing"),
+        ("maybe", "x", "expected a number"), ("count", 0, "must be >= 1, got 0"),
+        ("count", 1.0, "whole number, got 1.0; write 1"), ("count", True, "whole number"),
+        ("even", 3, "must be even"), ("flag", "no", "write false"), ("flag", 1, "write true"),
+        ("word", 3, "in quotes"), ("choice", "c", "expected"), ("pair", [1], "missing"),
+        ("pair", [1, 2, 3], "at most 2"), ("pair", 1, "a list"), ("many", ["x"], "whole"),
+        ("either", 1.5, "whole number"), ("old", ["no"], "write false"),
+        ("table", {"a": "x"}, "expected a number"), ("table", [1], "a mapping"), ("bare", 3, "a list"),
     ],
 )  # fmt: skip
 def test_wrong_values(things: Any, key: str, raw: Any, why: str) -> None:
@@ -133,7 +134,10 @@ def test_required_and_unknown(things: Any) -> None:
 
 
 def test_without_binding_nothing_heavy_is_imported() -> None:
-    code = "import sys; from robustcli.config.load import load_config; load_config('smoke/digits', environ={}, bind=False); print(*sys.modules)"
+    code = (
+        "import sys; from robustcli.config.load import load_config; "
+        "load_config('smoke/digits', environ={}, bind=False); print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -206,7 +210,8 @@ def real() -> Registries:
         ("train.optimizer.momentum=1", "train.optimizer.momentum: must be < 1, got 1"),
         ("train.optimizer.weight_decay=-1e-9", "train.optimizer.weight_decay: must be >= 0, got -1e-09"),
         ("train.optimizer={name: adamw, beta2: -0.1}", "train.optimizer.beta2: must be >= 0, got -0.1"),
-        ("train.schedule={name: step, milestones: [0.5, 1]}", "train.schedule.milestones: must be < 1, got 1"),
+        ("train.schedule={name: step, milestones: [0.5, 1]}",
+         "train.schedule.milestones: must be < 1, got 1"),
         ("train.schedule={name: step, gamma: 0}", "train.schedule.gamma: must be > 0, got 0"),
         ("train.schedule={name: cyclic, peak: 1}", "train.schedule.peak: must be < 1, got 1"),
         ("train.schedule={name: one_cycle, end: 2}", "train.schedule.end: must be <= 1, got 2"),

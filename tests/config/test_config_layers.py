@@ -142,22 +142,26 @@ def test_a_length_from_above_replaces_one_from_below(
 
 
 def test_two_lengths_on_one_layer_are_an_error(loader: Any) -> None:
-    problem = "command line: train.minutes: at most one of epochs, steps, minutes can be set, and epochs is; set the other to null"
+    problem = (
+        "command line: train.minutes: at most one of epochs, steps, minutes can be set, and epochs is; "
+        "set the other to null"
+    )
     assert loader.problems("seed: 1", "train.epochs=1", "train.minutes=1") == [problem]
 
 
 @pytest.mark.parametrize(
     ("setting", "path", "value"),
     [
-        ("out=2024", "out", "2024"), ("out=null", "out", None), ("out=a=b", "out", "a=b"), ("out=a #b", "out", "a #b"), ("out=*a", "out", "*a"),
-        ("out=", "out", None),
-        ("out= x ", "out", "x"), ('out="a b"', "out", "a b"), ("out='010'", "out", "010"), ("name=1e3", "name", "1e3"), ("name=true", "name", "true"),
-        ("data.name=folder:C:/x y", "data.name", "folder:C:/x y"), ("data.augment={crop: 2}", "data.augment.crop", 2),
+        ("out=2024", "out", "2024"), ("out=null", "out", None), ("out=a=b", "out", "a=b"),
+        ("out=a #b", "out", "a #b"), ("out=*a", "out", "*a"), ("out=", "out", None), ("out= x ", "out", "x"),
+        ('out="a b"', "out", "a b"), ("out='010'", "out", "010"), ("name=1e3", "name", "1e3"),
+        ("name=true", "name", "true"), ("data.name=folder:C:/x y", "data.name", "folder:C:/x y"),
+        ("data.augment={crop: 2}", "data.augment.crop", 2),
         ("data.augment.flip=true", "data.augment.flip", True),
         ("eval.fail_under.robust_acc=0.45", "eval.fail_under", {"robust_acc": 0.45}),
         ("eval.fail_under={clean_acc: .9}", "eval.fail_under", {"clean_acc": 0.9}),
-        ("eval.target=3", "eval.target", 3), ("ball.eps=8/255", "ball.eps", 8 / 255), ("ball.eps=~", "ball.eps", None),
-        ("model.weights=7", "model.weights", "7"),
+        ("eval.target=3", "eval.target", 3), ("ball.eps=8/255", "ball.eps", 8 / 255),
+        ("ball.eps=~", "ball.eps", None), ("model.weights=7", "model.weights", "7"),
     ],
 )  # fmt: skip
 def test_values_of_assignments(loader: Any, setting: str, path: str, value: Any) -> None:
@@ -229,7 +233,8 @@ def test_assignment_parts() -> None:
         ("ROBUSTCLI_ATTACKS__9", "environment ROBUSTCLI_ATTACKS__9: attacks.9: no such element"),
         (
             "ROBUSTCLI_ADVERSARY__STPES",
-            "environment ROBUSTCLI_ADVERSARY__STPES: adversary.stpes: no such parameter of attack 'pgd'; did you mean 'steps'?",
+            "environment ROBUSTCLI_ADVERSARY__STPES: adversary.stpes: "
+            "no such parameter of attack 'pgd'; did you mean 'steps'?",
         ),
     ],
 )
@@ -256,7 +261,8 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, reg
 
 def test_extends_chain(loader: Any) -> None:
     loader.write(
-        "seed: 1\nball: {norm: l2, eps: 0.5}\nattacks: [pgd, fgsm]\nadversary: {name: pgd, steps: 3, clip: false}\n",
+        "seed: 1\nball: {norm: l2, eps: 0.5}\nattacks: [pgd, fgsm]\n"
+        "adversary: {name: pgd, steps: 3, clip: false}\n",
         "lib/a.yaml",
     )
     loader.write("extends: a.yaml\nthreads: 2\nball: {eps: 0.25}\nadversary: {steps: 4}\n", "lib/b.yaml")
@@ -272,11 +278,12 @@ def test_extends_chain(loader: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("c.yaml", "extends this file in a circle"), ("./sub/../c.yaml", "extends this file in a circle"), ("gone.yaml", "No such file"),
-        ("/etc/passwd", "expected a .yaml file relative"),
-        ("/x.yaml", "expected a .yaml file relative"), ("../../../etc/passwd", "expected a .yaml file relative"), ("[a.yaml]", "got a list"),
-        ("3", "got 3"),
-        ("sub", "expected a .yaml file"), ("sub.yaml", "a directory"), ("loop.yaml", "symbolic links"), ('"a\\0.yaml"', "expected a .yaml file"), ("null", ""),
+        ("c.yaml", "extends this file in a circle"), ("./sub/../c.yaml", "extends this file in a circle"),
+        ("gone.yaml", "No such file"), ("/etc/passwd", "expected a .yaml file relative"),
+        ("/x.yaml", "expected a .yaml file relative"),
+        ("../../../etc/passwd", "expected a .yaml file relative"), ("[a.yaml]", "got a list"), ("3", "got 3"),
+        ("sub", "expected a .yaml file"), ("sub.yaml", "a directory"), ("loop.yaml", "symbolic links"),
+        ('"a\\0.yaml"', "expected a .yaml file"), ("null", ""),
     ],
 )  # fmt: skip
 def test_wrong_extends(loader: Any, value: str, problem: str) -> None:

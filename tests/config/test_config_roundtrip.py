@@ -1,4 +1,4 @@
-"""Properties over configs made from the schema: what is written reads back, and one mistake is always found and named."""
+"""Properties over configs made from the schema: what is written reads back, a mistake is found and named."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def _set(data: Any, path: tuple[str, ...], value: Any, rename: str | None = None
 
 
 def _wrong(path: tuple[str, ...], value: Any) -> list[Any]:
-    """Values of a kind or size that the place of `value` cannot take; only the schema's own numbers all have a lower bound."""
+    """Values of a kind or size that the place of `value` cannot take.
+
+    Only the schema's own numbers all have a lower bound.
+    """
     spec = path[0] in ("attacks", "adversary", "model", "objective") or path[1:2] in (
         ("optimizer",),
         ("schedule",),

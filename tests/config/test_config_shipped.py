@@ -100,7 +100,8 @@ def test_unknown_names_get_the_closest(
     with pytest.raises(ConfigError) as caught:
         load_config(source, environ={}, bind=False)
     assert caught.value.problems == [
-        f"{source}: no such file and no shipped config of this name; {caught.value.problems[0].partition('; ')[2]}"
+        f"{source}: no such file and no shipped config of this name; "
+        f"{caught.value.problems[0].partition('; ')[2]}"
     ]
     assert hint in caught.value.problems[0] and caught.value.exit_code == 2
 

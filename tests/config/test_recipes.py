@@ -63,7 +63,7 @@ def real() -> Registries:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Registries) -> Iterator[Callable[..., Path]]:
-    """tiny(name, "key=value", …): the recipe for 3 steps on stand-in data in an empty directory; gives the run."""
+    """tiny(name, "key=value", …): the run of a recipe for 3 steps on stand-in data, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "training_curves", lambda path, rows: None)
     np.savez(

@@ -1,4 +1,4 @@
-"""The ball: projections against their definitions, random points, steepest directions, and the traps of float arithmetic."""
+"""The ball: projections by definition, random points, steepest directions, traps of float arithmetic."""
 
 import math
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from robustcli.core.gradients import backward_through, distribution_rows, rescaled, straight_through
 
-#: Piecewise-constant maps of u = 4 x - 1 and what straight-through takes for their derivative with respect to u (None: any but zero).
+#: Piecewise-constant maps of u = 4 x - 1, and what straight-through takes for their derivative in u (None:
+#: any but zero).
 OPERATIONS = {
     "round": (lambda u: u.round(), 1.0),
     "round to decimals": (lambda u: torch.round(u, decimals=1), 1.0),
@@ -81,7 +82,10 @@ def test_one_hot_answers_pass_the_gradient_of_the_scores(one_hot):
 
 
 class Busy(nn.Module):
-    """Honest, and full of operations that straight-through looks at: indices, shapes, counters, comparisons, in-place writes."""
+    """Honest, and full of operations that straight-through looks at.
+
+    Those are indices, shapes, counters, comparisons and in-place writes.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The shortest way to a plane inside the box, against linear programs and a bisection on the optimality condition."""
+"""The shortest way to a plane inside the box, against linear programs and a bisection on optimality."""
 
 import math
 

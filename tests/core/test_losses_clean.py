@@ -1,4 +1,4 @@
-"""Losses of the clean logits: by hand, their gradients, how they are bound and how their state follows the rows."""
+"""Losses of the clean logits: by hand, their gradients, how they are bound, how their state follows rows."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_nuclear_rows_sum_to_the_norm_and_have_its_gradient(rows, classes):
 
 
 def test_nuclear_of_few_directions_has_a_finite_gradient_along_them():
-    """Trap: singular vectors of zero singular values are arbitrary; they must not become a direction of ascent."""
+    """Trap: singular vectors of zero singular values are arbitrary; they must not become a way of ascent."""
     one = torch.outer(torch.tensor([1.0, 2.0, -2.0]), torch.tensor([0.6, 0.0, 0.8])).requires_grad_()
     (grad,) = torch.autograd.grad(nuclear_rows(one, torch.zeros(3, 3)).sum(), one)
     assert torch.allclose(grad, one.detach() / 3, atol=1e-6)
@@ -81,7 +81,10 @@ def test_the_nuclear_loss_is_b_times_the_batch_loss():
 
 @pytest.mark.parametrize("entry", list(registry.losses), ids=lambda e: e.name)
 def test_every_loss_says_what_it_is_bound_to(entry):
-    """One number per row with a gradient, from exactly the state that the registration names; state slices with the rows."""
+    """One number per row with a gradient, from exactly the state that the registration names.
+
+    State slices with the rows.
+    """
     needs, asked = entry.facts.state, []
     assert needs in {("y",), ("clean",), ("y", "clean")}
 
@@ -123,7 +126,7 @@ def test_clean_logits_carry_no_graph():
     assert not bound.state[0].requires_grad
 
 
-# ---- through the oracle -----------------------------------------------------------------------------------------
+# ---- through the oracle ------------------------------------------------------------------------------------
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).requires_grad_(False)

@@ -182,7 +182,7 @@ def test_padding_reaches_the_model_but_no_answer():
 
 
 def test_closest_keeps_the_nearest_success_and_the_clean_point_otherwise():
-    """A linear model in one pixel: z = (0, p - 0.5); the row is broken above 0.5, the nearest successful point met wins."""
+    """A linear model in one pixel: z = (0, p - 0.5); a row is broken above 0.5, its nearest success wins."""
 
     def model(p):
         return torch.stack((torch.zeros(len(p)), p.flatten(1)[:, 0] - 0.5), 1)
@@ -202,7 +202,10 @@ def test_closest_keeps_the_nearest_success_and_the_clean_point_otherwise():
 
 
 def test_draws_average_the_gradient_of_a_randomised_model():
-    """EOT: the model multiplies by a random sign-free factor; the mean of many draws is near its expectation, one draw is not."""
+    """EOT: the model multiplies by a random sign-free factor.
+
+    The mean of many draws is near its expectation; one draw is not.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def model(p):

@@ -1,4 +1,4 @@
-"""The forward-only form equals the plain bf16 twin, packs what is proven, and gives way to the plain form in any doubt."""
+"""The forward-only form equals the plain bf16 twin, packs what is proven, gives way to it in any doubt."""
 
 from __future__ import annotations
 
@@ -215,7 +215,8 @@ def test_only_a_search_that_remembers_asks_for_scores() -> None:
     x, rng = torch.rand(5, 3, 8, 8), RowRandom(0, "start", torch.arange(5))
     for keep, used in (("last", False), ("best", True)):
         twin = shown(trained(Residual()))
-        Oracle(twin, x, Criterion(torch.zeros(5, dtype=torch.int64)), rng=rng, keep=keep).logits(x)  # type: ignore[arg-type]
+        criterion = Criterion(torch.zeros(5, dtype=torch.int64))
+        Oracle(twin, x, criterion, rng=rng, keep=keep).logits(x)  # type: ignore[arg-type]
         assert (twin._forward_only is not None) is used
 
 

@@ -8,7 +8,7 @@ from robustcli.core.twin import SearchTwin
 
 
 class Residual(nn.Module):
-    """conv-bn pairs that fold, one BatchNorm after a sum that must not, one convolution read twice that must not."""
+    """conv-bn pairs that fold; a BatchNorm after a sum and a convolution read twice that must not."""
 
     def __init__(self):
         super().__init__()

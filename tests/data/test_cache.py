@@ -94,7 +94,7 @@ def how(bundle: DataBundle) -> str:
     return note.rpartition("(")[2]
 
 
-# ---- the same as in memory --------------------------------------------------------------------------------------
+# ---- the same as in memory ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_wrong_shape_stops_before_anything_is_written(make_folder) -> None:
     assert names(root) == {".lock"}
 
 
-# ---- when it is made again --------------------------------------------------------------------------------------
+# ---- when it is made again ---------------------------------------------------------------------------------
 
 
 def test_a_changed_file_is_seen(make_folder, picture) -> None:
@@ -309,7 +309,7 @@ def test_an_image_that_can_be_read_again(make_folder, monkeypatch: pytest.Monkey
     same(load(root, "memory"), healed)
 
 
-# ---- kills, other processes, disks ------------------------------------------------------------------------------
+# ---- kills, other processes, disks -------------------------------------------------------------------------
 
 
 def die(*_: object) -> None:
@@ -534,7 +534,7 @@ def test_a_file_larger_than_the_memory_can_be_mapped(tmp_path: Path) -> None:
     assert int(decoded._mapped(tmp_path / "large", (size,))[size - 1]) == 0
 
 
-# ---- batches ahead of the reader --------------------------------------------------------------------------------
+# ---- batches ahead of the reader ---------------------------------------------------------------------------
 
 
 def running() -> list[threading.Thread]:

@@ -20,7 +20,7 @@ def rng(ids: torch.Tensor, epoch: int = 0, seed: int = 5) -> RowRandom:
 
 
 def pictures(batch: int, classes: int = 3, side: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random pixels, so that an image tells where each of its pixels comes from; labels and ids in no order."""
+    """Random pixels, so that an image tells where each pixel comes from; labels and ids in no order."""
     source = torch.Generator().manual_seed(batch)
     x = torch.rand(batch, 2, side, side, generator=source)
     return (
@@ -160,9 +160,9 @@ def test_input_is_not_changed_and_layout_is_free() -> None:
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.5, 1.0, 2.0, 30.0])
 def test_beta_has_its_distribution(alpha: float) -> None:
-    """Against scipy's distribution on 20,000 fixed draws, at seven edges within five standard deviations, and as a whole."""
+    """Against scipy's distribution on 20,000 fixed draws: at seven edges (5 deviations), and as a whole."""
     drawn = beta(rng(torch.arange(20_000)), alpha).double().numpy()
-    # The tails of a small alpha end in 0 and 1 themselves (float32), which a test for continuous draws takes for a fault.
+    # The tails of a small alpha end in 0 and 1 (float32); a test for continuous draws takes that for a fault.
     middle = drawn[(drawn > 1e-3) & (drawn < 1 - 1e-3)]
     low, high = stats.beta.cdf([1e-3, 1 - 1e-3], alpha, alpha)
     assert (

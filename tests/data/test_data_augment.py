@@ -70,14 +70,17 @@ def test_epochs_seeds_and_ids_differ() -> None:
 
 
 def test_every_window_and_both_mirrors_are_drawn_equally() -> None:
-    """One bright pixel in 3x3, crop 1, flip: its place tells (dy, dx, mirror); 18 outcomes of 9,000, chi-square(17) 99.9 % is 40.8."""
+    """One bright pixel in 3x3, crop 1, flip: its place tells (dy, dx, mirror).
+
+    18 outcomes of 9,000; chi-square(17) 99.9 % is 40.8.
+    """
     x = torch.zeros(9000, 1, 5, 5)
     x[:, :, 2, 1] = 1
     y = augment(x, rng(torch.arange(9000)), Augment(crop=1, flip=True))
     counts = torch.bincount(y.flatten(1).argmax(1), minlength=25)
     places = counts[counts > 0]
     assert int(places.sum()) == 9000
-    # The pixel is at column 1 or mirrored at 3, moved by -1..1: columns 0..4, where column 2 is reached both ways.
+    # The pixel is at column 1 or mirrored at 3, moved by -1..1: columns 0..4. Two ways lead to column 2.
     expected = torch.tensor([1, 1, 2, 1, 1]).repeat(3) * 500.0
     assert float(((places - expected) ** 2 / expected).sum()) < 40.8
 
@@ -121,7 +124,7 @@ def test_a_pose_does_not_depend_on_the_batch_and_stays_in_the_box() -> None:
 
 @pytest.mark.parametrize(("name", "turned", "moved"), [("rotate", True, False), ("translate", False, True)])
 def test_each_pose_alone(name: str, turned: bool, moved: bool) -> None:
-    """The centre of mass of a dot beside the centre: a turn keeps its distance from the centre, a shift of all dots does not."""
+    """The centre of mass of a dot beside the centre: a turn keeps its distance from it, a shift does not."""
     x, ids = torch.zeros(400, 1, 17, 17), torch.arange(400)
     x[:, :, 8, 12] = 1
     y = augment(x, rng(ids), Augment(crop=0, flip=False, **{name: 2.0 if name == "translate" else 30.0}))[

@@ -17,7 +17,8 @@ from robustcli.registry import Entry, datasets
 
 def test_all_names_are_registered() -> None:
     assert datasets.names() == [
-        "cifar10", "cifar100", "digits", "fake", "fashion-mnist", "folder", "gtsrb", "imagenet", "mnist", "npz", "svhn",
+        "cifar10", "cifar100", "digits", "fake", "fashion-mnist", "folder", "gtsrb", "imagenet", "mnist",
+        "npz", "svhn",
     ]  # fmt: skip
 
 
@@ -80,7 +81,8 @@ from robustcli.config.schema import DataConfig
 from robustcli.data.datasets import load_data
 from robustcli.data.sampling import stratified, train_order
 b = load_data(DataConfig(name="fake", size=4), allow_download=False)
-print(b.digest, b.train.ids.sum().item(), stratified(b.test.labels, 33, 5).sum().item(), train_order(99, 1, 2)[:5].tolist(), b.mean, b.std)
+chosen = stratified(b.test.labels, 33, 5).sum().item()
+print(b.digest, b.train.ids.sum().item(), chosen, train_order(99, 1, 2)[:5].tolist(), b.mean, b.std)
 """
 
 
@@ -99,7 +101,10 @@ def test_processes_agree_whatever_the_hash_seed() -> None:
 
 
 def test_loading_does_not_import_heavy_packages() -> None:
-    code = "import sys; from robustcli.registry import datasets; datasets; print([m for m in HEAVY if m in sys.modules])"
+    code = (
+        "import sys; from robustcli.registry import datasets; datasets; "
+        "print([m for m in HEAVY if m in sys.modules])"
+    )
     code = code.replace("HEAVY", "('torchvision', 'sklearn', 'PIL', 'scipy')")
     assert (
         subprocess.run(

@@ -57,7 +57,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
 
 def test_order_is_uniform_over_places() -> None:
-    """Each of 8 samples stands first in 1/8 of 4,000 epochs; chi-square with 7 degrees, 24.3 is its 99.9 % point."""
+    """Each of 8 samples stands first in 1/8 of 4,000 epochs; chi-square(7) 99.9 % is 24.3."""
     first = torch.tensor([int(train_order(8, 0, epoch)[0]) for epoch in range(4000)])
     expected = 4000 / 8
     assert float(((torch.bincount(first, minlength=8) - expected) ** 2 / expected).sum()) < 24.3

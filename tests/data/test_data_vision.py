@@ -1,4 +1,4 @@
-"""The thin loader around torchvision: on disk, not on disk, downloaded, damaged, and torchvision itself broken."""
+"""The thin loader around torchvision: on disk, not on disk, downloaded, damaged; a broken torchvision."""
 
 from __future__ import annotations
 
@@ -276,9 +276,11 @@ def test_torchvision_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "norm", "eps"),
     [
-        ("mnist", "linf", 0.3), ("mnist", "l2", 2.0), ("fashion-mnist", "linf", 0.1), ("cifar10", "linf", 8 / 255), ("cifar100", "l2", 0.5),
-        ("svhn", "l1", 12.0), ("gtsrb", "linf", 8 / 255), ("imagenet", "linf", 4 / 255), ("imagenet", "l2", 3.0), ("digits", "linf", 0.1),
-        ("fake", "linf", 8 / 255), ("digits", "l1", None), ("folder:/a/b", "linf", None), ("npz:a.npz", "l2", None), ("nothing", "linf", None),
+        ("mnist", "linf", 0.3), ("mnist", "l2", 2.0), ("fashion-mnist", "linf", 0.1),
+        ("cifar10", "linf", 8 / 255), ("cifar100", "l2", 0.5), ("svhn", "l1", 12.0),
+        ("gtsrb", "linf", 8 / 255), ("imagenet", "linf", 4 / 255), ("imagenet", "l2", 3.0),
+        ("digits", "linf", 0.1), ("fake", "linf", 8 / 255), ("digits", "l1", None),
+        ("folder:/a/b", "linf", None), ("npz:a.npz", "l2", None), ("nothing", "linf", None),
     ],
 )  # fmt: skip
 def test_presets(name: str, norm: str, eps: float | None) -> None:

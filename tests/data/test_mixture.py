@@ -94,7 +94,7 @@ def some_batches(total: int, first: int) -> list[torch.Tensor]:
     ]
 
 
-# ---- the split ---------------------------------------------------------------------------------------------------
+# ---- the split ---------------------------------------------------------------------------------------------
 
 
 def test_labels_and_ids() -> None:
@@ -146,7 +146,8 @@ def test_an_unreadable_extra_image_ends_both_streams(streamed, tmp_path: Path) -
                 [torch.tensor([0, 6]), torch.tensor([1, 8]), *torch.arange(6).repeat(8).split(1)], CPU
             )
         )  # the worker is far from its end
-    # The kept traceback keeps the frames alive: the other part's worker must have been ended, not left to the garbage collector.
+    # The kept traceback keeps the frames alive: the other part's worker must have been ended, not left to the
+    # garbage collector.
     assert not multiprocessing.active_children() and caught.traceback
 
 
@@ -209,7 +210,7 @@ def test_bad_ratio(ratio: float) -> None:
         mixed_order(4, 4, 2, ratio, 0, 0)
 
 
-# ---- the order ---------------------------------------------------------------------------------------------------
+# ---- the order ---------------------------------------------------------------------------------------------
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -248,7 +249,10 @@ def test_counts_and_even_visits(n: int, n_extra: int, batch: int, ratio: float, 
 
 
 def test_epochs_continue_the_permutation() -> None:
-    """24 originals, 6 batches of 2 extra and 2 original: one permutation of 24 lasts for two epochs, the next begins with the third."""
+    """24 originals, 6 batches of 2 extra and 2 original: one permutation of 24 lasts for two epochs.
+
+    The next one begins with the third epoch.
+    """
     draws = [torch.stack(mixed_order(24, 12, 4, 0.5, 3, epoch)) for epoch in range(4)]
     originals = [d[d < 24] for d in draws]
     assert torch.equal(torch.cat(originals[:2]), train_order(24, 3, 0)) and torch.equal(
@@ -304,7 +308,7 @@ def test_the_largest_seed() -> None:
     assert torch.stack(mixed_order(8, 8, 4, 0.5, 2**63 - 1, 0)).shape == (2, 4)
 
 
-# ---- loading -----------------------------------------------------------------------------------------------------
+# ---- loading -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""rapid's audit: who is looked at, what that proves, how often it errs, and what happens when samples fall."""
+"""rapid's audit: who is looked at, what that proves, how often it errs, what happens when samples fall."""
 
 import itertools
 import random
@@ -34,7 +34,9 @@ def evaluation(ids, standing, calls=(CALL,), clean=None):
 
 
 def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
-    """An evaluation of n samples, the first `standing` of which stand; those in `weak` fall to the short attacks, those in `long_weak` to the long list.
+    """An evaluation of n samples, the first `standing` of which stand.
+
+    Those in `weak` fall to the short attacks, those in `long_weak` to the long list.
 
     Returns (evaluation after the audit, ids looked at, ids fallen, calls made as (labels, ids)).
     """
@@ -150,7 +152,7 @@ def test_more_samples_cost_more_passes_and_fewer_less():
 @settings(max_examples=60, deadline=None)
 @given(standing=st.integers(1, 14), first=st.integers(1, 8), seed=st.integers(0, 99))
 def test_the_bound_covers_at_95_percent_by_enumeration(standing, first, seed):
-    """For every number D of breakable samples, the outcomes whose bound is below D have probability at most 5 %."""
+    """For every number D of breakable samples, outcomes with a bound below D are at most 5 % likely."""
     first = min(first, standing)
     more = min(first, standing - first)
     for d in range(standing + 1):
@@ -179,7 +181,10 @@ def test_bounds_by_hand():
 
 @pytest.mark.parametrize("n", [200, 1000])
 def test_the_rule_errs_as_seldom_as_promised(n):
-    """60 % stand; the audit's attacks would break 5 points of all samples, or 0.3. Escalated: nearly always, and seldom."""
+    """60 % stand; the audit's attacks would break 5 points of all samples, or 0.3.
+
+    Escalated: nearly always, and seldom.
+    """
     standing, draw = round(0.6 * n), random.Random(0)
 
     def escalates(weak):
@@ -267,13 +272,8 @@ def test_a_model_without_gradients_escalates_and_ends_below_what_rapid_says():
     fake = zoo.FAKES["quantised"][0]()
     bare, found = measure(fake, audit=0, n=16), measure(fake, audit=4, n=16)
     assert bare.audit.n == 0 and not bare.audit.escalated
-    assert found.audit.escalated and list(found.stages)[-5:] == [
-        "apgd-ce",
-        "apgd-t",
-        "fab-t",
-        "square",
-        "apgd-wide",
-    ]
+    added = list(found.stages)[-5:]
+    assert found.audit.escalated and added == ["apgd-ce", "apgd-t", "fab-t", "square", "apgd-wide"]
     assert found.survivors.sum() < bare.survivors.sum() - 2 and (found.survivors <= bare.survivors).all()
 
 

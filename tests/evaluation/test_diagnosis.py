@@ -86,7 +86,7 @@ def test_reference_networks_raise_none_in_any_ball(name, ball):
 
 @pytest.mark.skipif(not wider.case("mnist_trades-l2-2.1").here, reason="no reference images here")
 def test_a_network_that_masks_l2_is_found_by_a_search_from_outside():
-    """Trained with TRADES under linf: gradients inside the l2 ball lead nowhere, and nothing else looks odd."""
+    """Trained with TRADES under linf: gradients in the l2 ball lead nowhere, and nothing else looks odd."""
     case = wider.case("mnist_trades-l2-2.1")
     model, x, y, stages = case.some(24)
     rows = stages["clean"].nonzero()[:, 0]
@@ -97,7 +97,7 @@ def test_a_network_that_masks_l2_is_found_by_a_search_from_outside():
 
 @pytest.mark.parametrize(("beyond", "raised"), [(0, False), (2, False), (8, True)])
 def test_what_only_a_search_from_outside_breaks_is_counted(monkeypatch, beyond, raised):
-    """Of 40 that stand 24 are asked; `beyond` of these fall, half to the wide search and half to the minimal one."""
+    """Of 40 that stand 24 are asked; `beyond` of these fall, half each to the wide and the minimal search."""
     asked = []
 
     def fallen(self, name, rows, ball=None, **params):
@@ -136,7 +136,10 @@ def test_what_it_asks_for_breaks_the_fake(name):
 
 
 class Hidden(torch.autograd.Function):
-    """Rounded to halves, with the gradient of the identity. No pixel (sixteenths) lies where a step begins."""
+    """Rounded to halves, with the gradient of the identity.
+
+    No pixel (sixteenths) lies where a step begins.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -160,7 +163,10 @@ ODD = {
     "exploding-gradient": (lambda x: x + 1e-9 * torch.sin(1e20 * (x - x.detach())), lambda z: z),
     "float-noise": (lambda x: x, lambda z: z + 1e6),
     "loss-dependent": (lambda x: x, lambda z: 1e4 * z),
-    "saturated-loss": (lambda x: x, lambda z: z * (85 / (z.topk(2).values * torch.tensor([1.0, -1.0])).sum(1, keepdim=True)).detach()),
+    "saturated-loss": (
+        lambda x: x,
+        lambda z: z * (85 / (z.topk(2).values * torch.tensor([1.0, -1.0])).sum(1, keepdim=True)).detach(),
+    ),
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def measure(fn, **more):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_closest_success_counts_wherever_it_is(size):
-    """0.2 falls only at + 0.4, the others at + 0.25 already: all far outside the ball of 0.01, which bounds nothing here."""
+    """0.2 falls only at + 0.4, the others at + 0.25: far outside the ball of 0.01, which bounds nothing."""
     found = measure(far_then_near_then_far, batch_size=size)
     assert (
         found.values["m"].tolist() == pytest.approx([0.4, 0.25, 0.25, 0.0])
@@ -71,7 +71,7 @@ def test_other_attacks_and_targets_are_refused():
     ],
 )
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_distance(error):
-    """Two attacks; the limit is met in the second one only, when the batch has a distance from the first already."""
+    """Two attacks; the limit is met in the second only, when the batch has a distance from the first."""
 
     def greedy(oracle, x, ball):
         if len(x) > 5:

@@ -1,4 +1,7 @@
-"""What an evaluation does by itself: escalation where gradients are masked, fp32 where the fast search misses hits, smaller batches."""
+"""What an evaluation does by itself.
+
+It escalates where gradients are masked, takes fp32 where the fast search misses hits, and cuts batches.
+"""
 
 import pytest
 import torch
@@ -33,7 +36,10 @@ def measure(model, **more):
 
 @pytest.mark.parametrize("name", ["scaled", "quantised"])
 def test_a_fake_falls_to_the_stage_that_its_diagnosis_asked_for(name):
-    """Scaling changes no label, so the number must come down to that of the undefended network; quantising costs the attack something."""
+    """Scaling changes no label, so the number must come down to that of the undefended network.
+
+    Quantising costs the attack something.
+    """
     fake = zoo.FAKES[name][0]()
     naive, found = measure(fake, checks=0), measure(fake)
     assert found.reliability != "ok" and found.robust_acc < naive.robust_acc - 0.2, (
@@ -98,7 +104,10 @@ def test_a_search_that_misses_hits_is_found_out():
 
 
 def test_a_family_that_misses_hits_goes_to_fp32_and_the_others_stay():
-    """Of four attacks the two that climb gradients of the ball search on a coarse twin; one that bears no low precision is not asked."""
+    """Of four attacks the two that climb gradients of the ball search on a coarse twin.
+
+    One that bears no low precision is not asked.
+    """
     x, y = (part[1400:1448] for part in zoo.digits())
     model, said, asked = zoo.honest("conv"), [], []
     calls = make_attacks(

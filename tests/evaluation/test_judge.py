@@ -1,4 +1,4 @@
-"""The judge: majority of draws for randomised models, threats without a radius, and what it asks of the model."""
+"""The judge: majority of draws for randomised models, threats without a radius, what it asks of the model."""
 
 import pytest
 import torch

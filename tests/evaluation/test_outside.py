@@ -134,8 +134,9 @@ def test_a_channels_last_twin_serves_attacks_that_view_its_gradient(measure):
 @pytest.mark.parametrize(
     ("name", "norm", "kind", "needs"),
     [
-        ("PGD", "linf", "fixed", "gradient"), ("CW", "l2", "minimal", "gradient"), ("DeepFool", "l2", "minimal", "gradient"),
-        ("PIFGSM", "linf", "fixed", "gradient"), ("Square", "l2", "fixed", "scores"),
+        ("PGD", "linf", "fixed", "gradient"), ("CW", "l2", "minimal", "gradient"),
+        ("DeepFool", "l2", "minimal", "gradient"), ("PIFGSM", "linf", "fixed", "gradient"),
+        ("Square", "l2", "fixed", "scores"),
     ],
 )  # fmt: skip
 def test_kind_follows_from_the_constructor(name, norm, kind, needs):
@@ -177,13 +178,18 @@ def test_yaml_values_become_numbers_of_the_right_kind():
 @pytest.mark.parametrize(
     ("name", "params", "norm", "problems"),
     [
-        ("PDG", {}, "linf", ["attacks.0.name: torchattacks has no attack 'PDG'; did you mean 'PGD'? known: "]),
+        ("PDG", {}, "linf", [
+            "attacks.0.name: torchattacks has no attack 'PDG'; did you mean 'PGD'? known: ",
+        ]),
         ("", {}, "linf", ["attacks.0.name: torchattacks has no attack ''"]),
         ("PGDL2", {}, "linf", ["attacks.0.name: torchattacks:PGDL2 searches in l2, and ball.norm is linf"]),
         ("OnePixel", {}, "l2", ["attacks.0.name: torchattacks:OnePixel searches in l0, and ball.norm is l2"]),
-        ("MultiAttack", {}, "linf", ["attacks.0.name: torchattacks:MultiAttack needs attacks, which no config can give"]),
+        ("MultiAttack", {}, "linf", [
+            "attacks.0.name: torchattacks:MultiAttack needs attacks, which no config can give",
+        ]),
         ("PGD", {"alhpa": 1, "eps": 0.1, "steps": "x", "random_start": "yes"}, "linf", [
-            "attacks.0.alhpa: no such parameter of torchattacks:PGD; did you mean 'alpha'?", "attacks.0.eps: comes from ball.eps; remove it here",
+            "attacks.0.alhpa: no such parameter of torchattacks:PGD; did you mean 'alpha'?",
+            "attacks.0.eps: comes from ball.eps; remove it here",
             "attacks.0.steps: expected a number", "attacks.0.random_start: expected true or false",
         ]),
     ],

@@ -80,7 +80,7 @@ def same(a, b):
     return tensors and stages and (a.seconds, a.passes, a.tallies) == (b.seconds, b.passes, b.tallies)
 
 
-# ---- one shard ---------------------------------------------------------------------------------------------------
+# ---- one shard ---------------------------------------------------------------------------------------------
 
 labels_of = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=4, unique=True
@@ -133,7 +133,7 @@ def test_a_result_that_contradicts_itself_is_refused():
         )
 
 
-# ---- damage ------------------------------------------------------------------------------------------------------
+# ---- damage ------------------------------------------------------------------------------------------------
 
 
 def is_refused(folder, ids, group, number=0):
@@ -219,7 +219,7 @@ def test_a_proven_file_about_other_samples_does_not_count(tmp_path):
     assert store.read(0, ids.sort().values + 1) is None and "other samples" in said[0]
 
 
-# ---- another evaluation ------------------------------------------------------------------------------------------
+# ---- another evaluation ------------------------------------------------------------------------------------
 
 OTHERS = {
     "model: aaaaaaaaaaaa there, dddddddddddd here": {"model": "d" * 64},
@@ -306,7 +306,7 @@ def test_a_damaged_header_is_written_anew_and_the_shards_still_count(tmp_path):
     )
 
 
-# ---- killed ------------------------------------------------------------------------------------------------------
+# ---- killed ------------------------------------------------------------------------------------------------
 
 
 def dying(name):
@@ -342,7 +342,7 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
         ShardStore(tmp_path / "file" / "shards", header(sample_ids(3)), silent)
 
 
-# ---- merge -------------------------------------------------------------------------------------------------------
+# ---- merge -------------------------------------------------------------------------------------------------
 
 
 def test_machines_share_an_evaluation_and_the_order_of_merging_does_not_matter(tmp_path):
@@ -421,7 +421,8 @@ def test_only_parts_of_one_evaluation_are_merged(tmp_path):
     fill(tmp_path / "b", ids, the_plan=plan(seed=1, ball=Ball("l2", 0.5)))
     with pytest.raises(
         UsageError,
-        match="not parts of one evaluation.*ball.eps: .*, ball.norm: linf there, l2 here, seed: 0 there, 1 here",
+        match="not parts of one evaluation.*ball.eps: .*, ball.norm: linf there, l2 here, "
+        "seed: 0 there, 1 here",
     ):
         merge([tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UsageError, match="no shards of an evaluation"):
@@ -438,7 +439,7 @@ def test_shards_about_other_samples_than_the_header_are_noticed(tmp_path):
         merge([tmp_path])
 
 
-# ---- cutting -----------------------------------------------------------------------------------------------------
+# ---- cutting -----------------------------------------------------------------------------------------------
 
 
 @given(n=st.integers(0, 700), size=st.integers(1, 300), seed=st.integers(0, 9))

@@ -26,7 +26,7 @@ SHAPE = (1, 4, 4)
 
 
 class Linear(nn.Module):
-    """Two classes, logits (w.x - b, 0): the distance of x to the boundary along linf is |w.x - b| / ||w||_1."""
+    """Two classes, logits (w.x - b, 0): along linf, x is |w.x - b| / ||w||_1 away from the boundary."""
 
     def __init__(self, weight, bias=0.0, classes=2):
         super().__init__()
@@ -68,7 +68,7 @@ def call(name="pgd", **params):
 
 
 def centred(weight):
-    """A linear model whose boundary passes through grey, so that about half of all images are on each side."""
+    """A linear model whose boundary passes through grey, so that half of all images are on each side."""
     return Linear(weight, float(weight.sum()) * 0.5)
 
 
@@ -79,7 +79,9 @@ def matrix(models, attacks=None, eps=0.05, split=None, **more):
 
 
 def test_a_linear_pair_gives_the_closed_form():
-    """FGSM moves by eps * sign(w_s); it breaks t exactly when |score_t| < eps * <sign(w_s), w_t> towards the boundary."""
+    """FGSM moves by eps * sign(w_s): it breaks t exactly when |score_t| < eps * <sign(w_s), w_t> towards the
+    boundary.
+    """
     a, b, eps = centred(weights(1)), centred(weights(1) + 1.5 * weights(2)), 0.03
     split = data(a, 300)
     result = matrix({"a": a, "b": b}, eps=eps, split=split)
@@ -220,7 +222,7 @@ def test_the_sign_test_sums_the_binomial_tail(gained, lost):
     )
 
 
-# ---- black box by surrogate ----------------------------------------------------------------------------------------
+# ---- black box by surrogate --------------------------------------------------------------------------------
 
 
 def victim_oracle(model, x, y, ball, **more):

@@ -1,7 +1,8 @@
-"""Ten steps of every objective, and of every regulariser over `madry`, against stored losses: a rewrite keeps the numbers.
+"""Ten steps of every objective, and of every regulariser over `madry`, against stored losses: a rewrite keeps
+the numbers.
 
-After a change that is meant to move them, or a new objective:  python tests/golden/test_objective_curves.py  (writes objective_curves.json);
-say in the commit which curves moved and why.
+After a change that is meant to move them, or a new objective:  python tests/golden/test_objective_curves.py
+It writes objective_curves.json. Say in the commit which curves moved and why.
 """
 
 import json
@@ -26,7 +27,7 @@ CASES = [
 
 
 def network():
-    """Convolution, BatchNorm and a smooth activation: no kink where one rounding more moves a gradient's sign."""
+    """Convolution, BatchNorm, a smooth activation: no kink where a rounding moves a gradient's sign."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, CLASSES)
@@ -45,7 +46,10 @@ def with_term(term):
 
 
 def curve(case):
-    """[{total, parts}] of ten steps in float32 on one thread; the attack is PGD on whatever inner loss the objective names."""
+    """[{total, parts}] of ten steps in float32 on one thread.
+
+    The attack is PGD on whatever inner loss the objective names.
+    """
     kind, _, name = case.partition(" ")
     entry = registry.objectives.get(name if kind == "objective" else "madry")
     objective = entry.fn if kind == "objective" else with_term(registry.regularizers.get(name).fn)

@@ -118,7 +118,10 @@ def test_parts_are_audited_and_their_merger_adds_them_up(cli, model):
 
 
 def test_an_evaluation_that_escalated_goes_on_where_it_was_killed(cli, model, monkeypatch):
-    """Two falls run AutoAttack standard on the survivors, in shards of their own: a second run measures none of them again."""
+    """Two falls run AutoAttack standard on the survivors, in its own shards.
+
+    A second run measures none of them again.
+    """
     monkeypatch.setattr("robustcli.evaluation.audit.LIMIT", 0)  # as if two had fallen
     command = ("eval", "--model", model, *SMALL, *RAPID, "--out", "out", "--json")
     first = cli(*command)
@@ -160,7 +163,8 @@ def test_corruptions_stand_beside_the_ball(cli, model):
 def test_strict_exits_10_and_keeps_the_run(cli, model, tmp_path):
     (tmp_path / "soft.py").write_text(
         "import torch\nfrom torch import nn\n\n\ndef soft(num_classes=10):\n"
-        "    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(1))\n"
+        "    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(1))\n"
     )
     argv = ("eval", "--plugin", "soft.py:soft", "--data", "digits", "--eps", "0.1", *SMALL, "--steps", "3")
     lax, strict = cli(*argv, "--json"), cli(*argv, "--strict", "--out", "kept")

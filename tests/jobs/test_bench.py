@@ -40,7 +40,7 @@ def subject(*settings, repeat=FEW, **more):
     return Bench(setting, ModelSource(setting).to_train(), repeat, **more)
 
 
-# ---- the verb --------------------------------------------------------------------------------------------------
+# ---- the verb ----------------------------------------------------------------------------------------------
 
 
 def test_document_files_and_arithmetic(cli, tmp_path):
@@ -120,7 +120,7 @@ def test_bad_input_is_one_line_with_its_code(cli, tmp_path, argv, code, words):
     assert not (tmp_path / "runs").exists()
 
 
-# ---- what is measured ------------------------------------------------------------------------------------------
+# ---- what is measured --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_waiting_for_data_is_the_share_of_the_clock_spent_in_the_stream(monkeypa
     assert (found["images_per_second"], found["repetitions"], found["steps"]) == (4.0, 3, 2)
 
 
-# ---- batch sizes and devices -----------------------------------------------------------------------------------
+# ---- batch sizes and devices -------------------------------------------------------------------------------
 
 
 def test_sizes_grow_until_memory_runs_out(monkeypatch):
@@ -269,7 +269,7 @@ def test_precisions_of_a_device(monkeypatch):
         assert [kind.name for kind in precisions(torch.device("cuda"))] == names
 
 
-# ---- repetitions -----------------------------------------------------------------------------------------------
+# ---- repetitions -------------------------------------------------------------------------------------------
 
 
 def test_warm_up_does_not_count_and_a_stop_is_heeded():

@@ -131,7 +131,7 @@ def until(condition, seconds=60.0):
 
 
 def kill_after(forked, shards, delay, out, *argv):
-    """Kill -9 as soon as this many shards are there, and `delay` seconds later; whether it was still running."""
+    """Kill -9 `delay` seconds after this many shards are there; whether it was still running."""
     wait, pid = forked(*argv, "--out", out)
     end = []
 

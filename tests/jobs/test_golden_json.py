@@ -1,7 +1,8 @@
-"""The JSON documents against stored ones: a key, a type or a meaning that changes breaks the programs that read them.
+"""The JSON documents against stored ones: a changed key, type or meaning breaks the programs that read them.
 
-A stored value holds to one sample (training and attacks may round differently elsewhere); "<text>", "<number>", "<interval>"
-and "<alarms>" stand for what differs from run to run. A key that no golden file knows fails unless it is in `OPTIONAL`.
+A stored value holds to one sample (training and attacks may round differently elsewhere). "<text>",
+"<number>", "<interval>" and "<alarms>" stand for what differs from run to run. A key that no golden file
+knows fails unless it is in `OPTIONAL`.
 """
 
 import copy
@@ -84,7 +85,7 @@ def golden(verb):
 
 
 def consistent(document):
-    """What must hold exactly whatever the numbers are: fractions are counts of n, intervals follow from them."""
+    """What must hold exactly, whatever the numbers: fractions are counts of n, intervals follow."""
     n, clean, robust = document["n"], document["clean_acc"], document["robust_acc"]
     right, standing = round(clean * n), round(robust * n)
     assert (clean, robust) == (right / n, standing / n)

@@ -10,8 +10,10 @@ from robustcli.config.schema import known_keys
 
 SEARCH = {"precision": "fp32", "fold_bn": False, "channels_last": False, "compile": "off"}
 TRAINED = {
-    "seed": 3, "threads": 1, "device": "cpu", "deterministic": True, "search": {**SEARCH, "eot": 2}, "eval": {"n": 12, "checks": 0},
-    "data": {"workers": 0, "storage": "memory", "timeout": 7.0, "download": True, "split_seed": 5}, "ball": {"eps": 0.03}, "attacks": [{"name": "fgsm"}],
+    "seed": 3, "threads": 1, "device": "cpu", "deterministic": True, "search": {**SEARCH, "eot": 2},
+    "eval": {"n": 12, "checks": 0},
+    "data": {"workers": 0, "storage": "memory", "timeout": 7.0, "download": True, "split_seed": 5},
+    "ball": {"eps": 0.03}, "attacks": [{"name": "fgsm"}],
 }  # fmt: skip
 RUN = ("eval", "--model", "run:model")
 

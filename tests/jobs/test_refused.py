@@ -1,4 +1,7 @@
-"""A command that is refused leaves nothing behind: no directory, no `latest` without weights, nothing for --resume to stumble over."""
+"""A command that is refused leaves nothing behind.
+
+There is no directory, no `latest` without weights, nothing for --resume to stumble over.
+"""
 
 import os
 
@@ -38,7 +41,9 @@ REFUSED = {
     "no CUDA": (("train", *QUICK, "train.sync_bn=true"), 2, "needs CUDA"),
     "a value of eval": (("eval", *LATEST, *CORNERS), 2, "corners"),
     "a value of attack": (("attack", *LATEST, *CORNERS), 2, "corners"),
-    "a value of transfer": (("transfer", "--models", "run:runs/train/latest,run:runs/train/good-1", *CORNERS), 2, "corners"),
+    "a value of transfer": (
+        ("transfer", "--models", "run:runs/train/latest,run:runs/train/good-1", *CORNERS), 2, "corners",
+    ),
 }  # fmt: skip
 
 
@@ -203,11 +208,15 @@ def test_latest_moves_with_the_first_checkpoint(good, cli, monkeypatch):
     ("words", "code", "says"), [(("train.batch_size=15",), 3, "15"), (BERNOULLI, 2, "bernoulli")]
 )
 def test_two_ranks_that_refuse_leave_nothing(good, forked, tmp_path, words, code, says):
-    """One of them may hear of the other's end before it comes to refuse by itself: it has lost a peer, and keeps the directory."""
+    """One of them may hear of the other's end before it comes to refuse by itself.
+
+    Then it has lost a peer, and keeps the directory.
+    """
     before, port = left(good), free_port()
     waits = [
         forked(
-            "train", *QUICK, *words, err=f"{rank}.err", out=f"{rank}.out", prepare=lambda rank=rank: os.environ.update(environment(rank, port))
+            "train", *QUICK, *words, err=f"{rank}.err", out=f"{rank}.out",
+            prepare=lambda rank=rank: os.environ.update(environment(rank, port)),
         )[0]
         for rank in range(2)
     ]  # fmt: skip

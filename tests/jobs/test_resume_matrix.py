@@ -1,4 +1,7 @@
-"""Bitwise resume over the combinations that a training may have: every value, and every pair of values that is possible, in 40 cells."""
+"""Bitwise resume over the combinations that a training may have.
+
+40 cells hold every value, and every pair of values that is possible.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ VALUES: dict[str, tuple[str, ...]] = {
     "extra": ("-", "extra"),
     "curriculum": ("-", "curriculum"),
 }
-#: The suite runs the first SAMPLED, which have every value; all of them have every pair. No micro-batches in the free step. With workers and
-#: two ranks a kill takes seconds: the orphans of the killed rank hold its sockets until they notice.
+#: The suite runs the first SAMPLED, which have every value; all of them have every pair. The free step has no
+#: micro-batches. With workers and two ranks a kill takes seconds: the orphans of the killed rank hold its
+#: sockets until they notice.
 SAMPLED = 6
 CELLS = """
 fp32 swa     trades    memory  micro 2 cutmix extra curriculum
@@ -117,7 +121,10 @@ def job(forked: Any, folder: Path, cell: str) -> Job:
 
 
 def interrupted(work: Job, out: str, draw: random.Random) -> bool:
-    """Kill a training at a random moment, and what resumes it again, one of its ranks each time; finish; whether the second kill hit too."""
+    """Kill a training at a random moment, and then what resumes it, one rank each time; finish.
+
+    Gives whether the second kill hit too.
+    """
     names = [moments(work.said("reference", rank)) for rank in range(work.ranks)]
     at = draw.randrange(work.ranks)
     first = pick(names[at], draw)
@@ -167,7 +174,7 @@ def test_all_cells_killed_at_more_moments(forked: Any, tmp_path: Path, cell: str
     assert twice >= 1
 
 
-# ---- what the matrix has found ----------------------------------------------------------------------------------
+# ---- what the matrix has found -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -221,7 +228,7 @@ def test_a_kill_between_the_pointers_of_the_best_checkpoint(forked: Any, tmp_pat
 
 
 def _collapse(rank: int) -> None:
-    """In the process of a rank: the guard takes the first two validations without a better model for a collapse."""
+    """In a rank's process: the guard takes two validations without a better model for a collapse."""
     CatastrophicOverfitting._collapsed = lambda self, fgsm, robust: (
         self.rollbacks < 2 and self.best_robust is not None and robust <= self.best_robust
     )

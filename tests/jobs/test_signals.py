@@ -44,7 +44,10 @@ def job(forked: Any, folder: Path, *words: str, ranks: int = 1, feed: str = "mem
 
 
 def preempted(work: Job, out: str, codes: list[int], *, at: int = 0, seconds: float = SECONDS) -> bool:
-    """Whether a run was stopped by the signal that rank `at` got: then in time, saved, and it says so. Else it was at its end."""
+    """Whether a run was stopped by the signal that rank `at` got: then in time, saved, and it says so.
+
+    Else it was at its end.
+    """
     sent = hit_at(work.said(out, at))
     assert sent is not None and time.monotonic() - sent < seconds
     status = read_status(work.folder / out)
@@ -69,7 +72,7 @@ def stop_and_resume(work: Job, out: str, moment: int, expected: Path, *, at: int
     return stopped
 
 
-# ---- one process ----------------------------------------------------------------------------------------------
+# ---- one process -------------------------------------------------------------------------------------------
 
 
 def test_a_termination_at_any_moment_is_saved_and_resumed_to_the_bit(forked: Any, tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_a_termination_before_anything_was_begun_leaves_nothing_in_the_way(
     assert load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints")).step == 3
 
 
-# ---- two ranks ------------------------------------------------------------------------------------------------
+# ---- two ranks ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,12 +168,16 @@ def digests(work: Job, out: str) -> list[str]:
     return found
 
 
-#: Largest difference of any number in weights, average and momentum after 10 steps: 1.3e-6 in five seeds (weights move by 0.18), times 10.
+#: Largest difference of any number in weights, average and momentum after 10 steps: 1.3e-6 in five seeds,
+#: times 10. (Weights move by 0.18.)
 TOLERANCE = 1.3e-5
 
 
 def test_two_ranks_are_one_process_with_the_same_batch(forked: Any, tmp_path: Path) -> None:
-    """Each rank multiplies half of the rows, which rounds otherwise. linf: an l2 step divides the small gradient of the KL, and its rounding, by its length."""
+    """Each rank multiplies half of the rows, which rounds otherwise.
+
+    linf: an l2 step divides the small gradient of the KL, and its rounding, by its length.
+    """
     words = (
         "model={name: mlp, hidden: [16], activation: silu}",
         "train.steps=10",
@@ -194,14 +201,17 @@ def test_two_ranks_are_one_process_with_the_same_batch(forked: Any, tmp_path: Pa
     assert 0 < float(torch.stack([t.float() for t in apart]).max()) <= TOLERANCE
 
 
-# ---- under the launcher ---------------------------------------------------------------------------------------
+# ---- under the launcher ------------------------------------------------------------------------------------
 
 Launched = Callable[..., int]
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launched:
-    """`launched(work, rank, moment, signum)`: `robustcli train ... --out run --nproc 2`, hit in its first attempt; the launcher's exit code."""
+    """`launched(work, rank, moment, signum)`: the launcher's exit code for a training that is hit once.
+
+    The command is `robustcli train ... --out run --nproc 2`; the signal comes in the first attempt.
+    """
 
     def start(work: Job, rank: int, moment: int, signum: int, *, restarts: int = 0) -> int:
         (tmp_path / "worker.py").write_text(WORKER)
@@ -214,7 +224,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Launched:
 
 
 def reference(forked: Any, tmp_path: Path, rank: int, kind: str, seed: int) -> tuple[Job, Path, int]:
-    """Job, uninterrupted run, and a moment of a rank after the first checkpoint and before the last eighth."""
+    """Job, uninterrupted run, and a rank's moment after the first checkpoint and before the last eighth."""
     work = job(forked, tmp_path, ranks=2)
     expected = work.finish("reference")
     names = moments(work.said("reference", rank))

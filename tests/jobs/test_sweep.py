@@ -37,7 +37,10 @@ def setting_of(*settings):
 
 
 class Means(nn.Module):
-    """Class k has the logit <w_k, x>: piecewise linear, so attacks are exact and quick. `masked`: the same answers, no gradients."""
+    """Class k has the logit <w_k, x>: piecewise linear, so attacks are exact and quick.
+
+    `masked`: the same answers, no gradients.
+    """
 
     def __init__(self, masked=False):
         super().__init__()
@@ -67,7 +70,7 @@ def rows_of(text, *settings, model=None):
     return setting, sweep, list(measured(setting, model, sweep))
 
 
-# ---- what a text means -----------------------------------------------------------------------------------------------
+# ---- what a text means -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_what_cannot_be_swept_is_refused_before_any_work():
         check_sweep(parse_sweep("distance"), setting_of("attacks=[fmn]", "eval.target=1"))
 
 
-# ---- what is measured ------------------------------------------------------------------------------------------------
+# ---- what is measured --------------------------------------------------------------------------------------
 
 
 def test_radii_are_cumulative_and_only_survivors_are_attacked():
@@ -242,7 +245,7 @@ def test_a_sweep_agrees_with_the_evaluation_at_its_own_radius():
     )
 
 
-# ---- alarms ----------------------------------------------------------------------------------------------------------
+# ---- alarms ------------------------------------------------------------------------------------------------
 
 
 def test_a_masked_model_stands_where_every_image_can_be_grey_and_an_honest_one_does_not():
@@ -274,11 +277,14 @@ def test_convergence_is_judged_against_chance(fell, recovered, fires):
     assert bool(sweep_alarms(Sweep("steps", (20, 40)), [row], 0.5)) is fires
 
 
-# ---- distances -------------------------------------------------------------------------------------------------------
+# ---- distances ---------------------------------------------------------------------------------------------
 
 
 def test_distances_are_those_to_the_boundary(tmp_path):
-    """Affine logits: the nearest error of class y is min_k (z_y - z_k) / ||w_y - w_k||_2; wrong samples have distance 0."""
+    """Affine logits: the nearest error of class y is min_k (z_y - z_k) / ||w_y - w_k||_2.
+
+    Wrong samples have distance 0.
+    """
     from robustcli.jobs.distances import run_distances
     from robustcli.store.rundir import open_run
 
@@ -318,7 +324,7 @@ def test_distances_are_those_to_the_boundary(tmp_path):
     assert Image.open(tmp_path / "run" / "plots" / "distances.png").size[0] > 300
 
 
-# ---- the verb --------------------------------------------------------------------------------------------------------
+# ---- the verb ----------------------------------------------------------------------------------------------
 
 
 def test_eval_with_a_sweep_adds_rows_a_table_and_a_picture(cli, tmp_path):

@@ -12,8 +12,8 @@ from robustcli.jobs.transfer import short_names
 from robustcli.store.run import read_status
 
 KEYS = {
-    "schema_version", "ok", "verb", "run", "seconds", "models", "references", "n", "clean_acc", "jointly_correct", "matrix", "intervals", "attacks", "ball",
-    "reliability", "alarms",
+    "schema_version", "ok", "verb", "run", "seconds", "models", "references", "n", "clean_acc",
+    "jointly_correct", "matrix", "intervals", "attacks", "ball", "reliability", "alarms",
 }  # fmt: skip
 
 

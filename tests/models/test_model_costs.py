@@ -16,8 +16,9 @@ from robustcli.models.size import count_parameters, flops
 CIFAR = ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3)
 IMAGENET = ModelInfo(1000, 3, 224, (0.5,) * 3, (0.25,) * 3)
 
-# (parameters, 1e9 multiply-adds). resnet18 with the ImageNet stem: torchvision's own table. WRN: 2.7 M, 36.5 M in Zagoruyko and
-# Komodakis, table 1, to the last digit by hand below. The other exact counts and the GMAC follow from the papers' layer shapes.
+# (parameters, 1e9 multiply-adds). resnet18 with the ImageNet stem: torchvision's own table. WRN: 2.7 M and
+# 36.5 M in Zagoruyko and Komodakis, table 1, to the last digit by hand below. The other exact counts and the
+# GMAC follow from the papers' layer shapes.
 PUBLISHED = [
     ("resnet18", {}, CIFAR, 11_173_962, 0.555),
     ("resnet18", {"stem": "imagenet"}, IMAGENET, 11_689_512, 1.814),
@@ -118,7 +119,7 @@ def test_resnet18_equals_torchvisions_with_the_same_weights(training: bool) -> N
 def wide_by_hand(
     x: Tensor, s: dict[str, Tensor], prefix: str, groups: list[list[tuple[str, int]]], act: Any
 ) -> Tensor:
-    """Forward pass of a pre-activation network straight from the papers' figure, in eval mode, on a state dict."""
+    """Forward pass of a pre-activation network straight from the papers' figure: eval mode, a state dict."""
 
     def bn(u: Tensor, name: str) -> Tensor:
         return F.batch_norm(
@@ -173,8 +174,9 @@ def test_kaiming_scale() -> None:
         "mlp", {"hidden": [600]}, ModelInfo(10, 1, 16, (0.5,), (0.5,)), seed=0
     ).backbone.body[1]  # type: ignore[index,union-attr]
     assert hidden.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.02)  # fan-in
-    assert model.backbone.head.weight.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.05)  # type: ignore[union-attr]
-    assert bool((model.backbone.head.bias == 0).all())  # type: ignore[union-attr]
+    head = model.backbone.head  # type: ignore[union-attr]
+    assert head.weight.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.05)
+    assert bool((head.bias == 0).all())
 
 
 def test_dropout_works_in_training_only() -> None:

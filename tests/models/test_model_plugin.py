@@ -28,7 +28,8 @@ def plain():
 
 def counted(num_classes, width=WIDTH, *, bias: bool = True):
     random.random(), torch.rand(3)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, width), nn.ReLU(), nn.Linear(width, num_classes, bias=bias))
+    layers = nn.Linear(3 * 8 * 8, width), nn.ReLU(), nn.Linear(width, num_classes, bias=bias)
+    return nn.Sequential(nn.Flatten(), *layers)
 
 def number():
     return 7
@@ -108,7 +109,7 @@ def test_no_bytecode_no_path_left_and_no_generator_moved(file: Path) -> None:
         (":needs", "needs depth"),
         (":counted", "needs num_classes"),
         (":WIDTH", "no factory"),
-        (":fails", r"ZeroDivisionError.*my nets.py:22"),
+        (":fails", r"ZeroDivisionError.*my nets.py:23"),
     ],
 )
 def test_faults_are_one_line(file: Path, spec: str, words: str) -> None:
@@ -175,7 +176,8 @@ def test_a_file_may_register_models(tmp_path: Path, info: ModelInfo) -> None:
     path.write_text(
         "from torch import nn\nfrom robustcli.registry import models\n\n"
         '@models.register("linear_of_a_test")\ndef linear(info, *, bias: bool = True):\n'
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(info.inputs * info.size**2, info.num_classes, bias=bias))\n"
+        "    layer = nn.Linear(info.inputs * info.size**2, info.num_classes, bias=bias)\n"
+        "    return nn.Sequential(nn.Flatten(), layer)\n"
     )
     try:
         for _ in range(2):  # a second run replaces the first

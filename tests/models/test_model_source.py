@@ -346,7 +346,10 @@ def test_factories_with_weights(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_a_users_model_needs_the_users_file(tmp_path: Path, info: ModelInfo) -> None:
-    text = "from torch import nn\ndef f(num_classes, bias=True):\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes, bias=bias))\ng = f\n"
+    text = (
+        "from torch import nn\ndef f(num_classes, bias=True):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes, bias=bias))\ng = f\n"
+    )
     (tmp_path / "net.py").write_text(text)
     factory = f"{tmp_path / 'net.py'}:f"
     model = build_model("", {"bias": False}, info, seed=1, plugin=factory, normalize="imagenet")
@@ -383,7 +386,10 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_a_changed_description_never_builds_silently(info: ModelInfo) -> None:
-    """Each field removed or replaced: CheckpointError, or the very same network (a parameter that has its default). Class names are data."""
+    """Each field removed or replaced: CheckpointError, or the very same network.
+
+    A parameter that has its default may be missing. Class names are data.
+    """
     good = model_meta(tiny("wide_resnet", info), CLASSES)
     tried = 0
     for path, value in itertools.product(leaves(good)[1:], [..., None, 10**6, -1, "x", [], {}, [1], True]):

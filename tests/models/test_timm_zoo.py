@@ -1,4 +1,4 @@
-"""timm through a stand-in module, so that the test does not need the extra; and the refusal when it is missing."""
+"""timm through a stand-in module, so that the test needs no extra; the refusal when timm is missing."""
 
 from __future__ import annotations
 

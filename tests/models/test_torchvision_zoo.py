@@ -95,7 +95,7 @@ def test_every_weights_file_has_its_hash_in_its_name() -> None:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, torch.nn.Module]:
-    """Weights of a small network in torch's cache, as if they had been downloaded; (the weights entry, the network)."""
+    """(the weights entry, the network) of a small network in torch's cache, as if it had been downloaded."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     net = torchvision.models.squeezenet1_1()
     weights = torchvision.models.get_model_weights("squeezenet1_1").IMAGENET1K_V1
@@ -213,7 +213,10 @@ def test_other_weights_are_refused(
 
 
 def test_inception_renormalises_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's transform_input maps ImageNet's normalisation to (0.5, 0.5): the same as normalising by 0.5 at once."""
+    """torchvision's transform_input maps ImageNet's normalisation to (0.5, 0.5).
+
+    That is the same as normalising by 0.5 at once.
+    """
     zoo = torchvision.models
     net = zoo.googlenet(aux_logits=False, init_weights=False, transform_input=True).eval()
     monkeypatch.setattr("robustcli.models.torchvision_zoo._fetch", lambda weights, download: None)

@@ -85,7 +85,7 @@ def test_gradalign_by_hand(norm):
 
 
 def test_gradalign_differentiates_the_second_gradient_only():
-    """grad of 1 - cos(constant, g(x + eta; w)): checked against finite differences in which the first gradient stays."""
+    """grad of 1 - cos(constant, g(x + eta; w)), against finite differences with a fixed first gradient."""
     net, b = network(), batch()
     here = gradients(net, b, b.x)
     near = b.ball.random_point(b.x, b.rng.restart(-1))
@@ -117,7 +117,10 @@ def test_a_linear_binary_model_is_aligned_everywhere():
 
 
 def test_rows_without_a_gradient_leave_the_mean():
-    """Trap: 0 / 0. Rows that saturate have no direction; with none left the term is 0 and its gradient finite."""
+    """Trap: 0 / 0.
+
+    Rows that saturate have no direction; with none left the term is 0 and its gradient finite.
+    """
     net, b = network(), batch()
     dead = torch.tensor([True, False, False, True, False, False])
 
@@ -154,7 +157,7 @@ def test_gradients_that_underflow_when_squared_have_a_direction():
 
 
 def test_the_point_of_gradalign_is_repeatable_and_no_start_of_an_attack():
-    """Hooks ask for the loss of a batch twice and must meet the same point; an attack's first draw is another one."""
+    """Hooks ask for a batch's loss twice and must meet one point; an attack's first draw is another."""
     net, b = network(), batch()
     first = gradalign(net, b, weight=1.0)
     b.rng.uniform((3,))

@@ -1,4 +1,6 @@
-"""TRADES, MART and NuAT: formulas in plain numpy float64, reductions, mixed labels, gradients, what their attacks ascend."""
+"""TRADES, MART and NuAT: formulas in plain numpy float64, reductions, mixed labels, gradients, what attacks
+ascend.
+"""
 
 import numpy as np
 import pytest
@@ -117,7 +119,7 @@ def test_without_its_second_term_it_is_natural_training_bitwise(fn, weight, smoo
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_mixed_labels(name):
-    """A one-hot distribution is a label; a true mixture changes the loss, and the first term is linear in it."""
+    """A one-hot distribution is a label; a true mixture changes the loss; the first term is linear in it."""
     net, fn = network(), ROBUST[name]
     hot = F.one_hot(batch().y, 3).double()
     assert torch.allclose(fn(net, batch(hot)).total, fn(net, batch()).total, rtol=1e-14)
@@ -173,7 +175,7 @@ def test_half_precision_logits_are_widened():
         assert fn(half, batch()).total.dtype == torch.float32
 
 
-# ---- what the attack ascends -----------------------------------------------------------------------------------
+# ---- what the attack ascends -------------------------------------------------------------------------------
 
 
 def step(name, net, attack, **more):
@@ -199,7 +201,10 @@ def attacked(name, net, b, attack=None):
 
 
 def test_the_trades_attack_ascends_kl_and_not_cross_entropy():
-    """Trap: a TRADES whose inner attack is cross-entropy. Where the model is wrong and sure of it, the two part ways."""
+    """Trap: a TRADES whose inner attack is cross-entropy.
+
+    Where the model is wrong and sure of it, the two part ways.
+    """
     net, b = network().float(), batch()
     x = b.x.float()
     wrong = (net(x).argmax(1) + 1) % 3

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from robustcli.errors import ResourceError
-from robustcli.proportions import wilson
-from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.records.rows import TrainRow
 from robustcli.reporting import plots
-from robustcli.reporting.gallery import amplified, gallery
-from robustcli.reporting.plots import eps_curve, eps_points, training_curves
+from robustcli.reporting.gallery import gallery
+from robustcli.reporting.pixels import amplified
+from robustcli.reporting.plots import eps_curve, training_curves
 
 ODD = "$x_1$ _<b> \x1b[31m 日本 \\frac{"
 
@@ -55,26 +55,13 @@ def train_rows(count: int, **changes: Any) -> list[TrainRow]:
     ]
 
 
-def row(kind: str, eps: float, correct: int) -> EvalRow:
-    return EvalRow(kind=kind, norm="linf", eps=eps, correct=correct, clean_correct=90, n=100)
-
-
-# ---- plots -----------------------------------------------------------------------------------------------------
-
-
-def test_points_hold_the_lowest_accuracy_per_radius_and_the_clean_one_at_zero() -> None:
-    rows = [row("clean", 0.1, 90), row("attack", 0.2, 30), row("attack", 0.1, 60), row("worst", 0.1, 50)]
-    points = eps_points(rows)
-    assert [point[0] for point in points] == [0.0, 0.1, 0.2]
-    assert [point[1] for point in points] == [0.9, 0.5, 0.3]
-    assert tuple(points[1][2:]) == wilson(50, 100)
-    assert eps_points([]) == []
+# ---- plots -------------------------------------------------------------------------------------------------
 
 
 def test_the_curve_is_drawn_where_the_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    original = plots._accuracy_axis
-    monkeypatch.setattr(plots, "_accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
+    original = plots.accuracy_axis
+    monkeypatch.setattr(plots, "accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
     path = tmp_path / "plots" / "curve.png"
     eps_curve(
         path,
@@ -101,7 +88,7 @@ def test_other_norms_have_one_axis_in_their_own_unit(
     norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_accuracy_axis", drawn.append)
+    monkeypatch.setattr(plots, "accuracy_axis", drawn.append)
     eps_curve(tmp_path / "curve.png", {"a": [(0, 1, 0.9, 1), (0.5, 0.5, 0.4, 0.6)]}, norm=norm)
     assert list(drawn[0].containers[0].lines[0].get_xdata()) == [0, 0.5] and norm in drawn[0].get_xlabel()
 
@@ -147,7 +134,10 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 
 
 def test_without_home_nothing_is_said(tmp_path: Path) -> None:
-    code = "from pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\neps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})"
+    code = (
+        "from pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\n"
+        "eps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})"
+    )
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
@@ -167,7 +157,7 @@ def test_without_home_nothing_is_said(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-# ---- gallery ---------------------------------------------------------------------------------------------------
+# ---- gallery -----------------------------------------------------------------------------------------------
 
 
 def images(n: int, side: int, channels: int, seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from robustcli.proportions import Rate, clopper_pearson, wilson
 from robustcli.records.rows import EvalRow, TrainRow
 from robustcli.reporting.cells import Eps, format_eps, format_rate, percent, raw, shown, tall
-from robustcli.reporting.tables import Table, class_table, compare_table, eval_table, train_table, write_csv
+from robustcli.reporting.record_tables import class_table, eval_table, train_table, write_csv
+from robustcli.reporting.tables import Table
 
 COMMON: dict[str, Any] = {
     "norm": "linf",
@@ -64,11 +65,11 @@ TRAIN = [
 ]
 
 
-def read(text: str, delimiter: str = ",") -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-# ---- cells -----------------------------------------------------------------------------------------------------
+# ---- cells -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,6 @@ def test_percent_never_rounds_to_all_or_nothing(fraction: float, expected: str) 
 def test_a_rate_names_its_interval_and_n() -> None:
     low, high = wilson(400, 450)
     assert format_rate(Rate(400, 450)) == f"88.9 % [{100 * low:.1f}, {100 * high:.1f}] of 450"
-    assert format_rate(Rate(400, 450), interval=False) == "88.9 %"
     assert (
         tall(Rate(400, 450)).splitlines()[0] == "88.9 %" and tall(Rate(400, 450)).splitlines()[2] == "of 450"
     )
@@ -141,7 +141,7 @@ def test_shown_and_raw() -> None:
     ]
 
 
-# ---- forms -----------------------------------------------------------------------------------------------------
+# ---- forms -------------------------------------------------------------------------------------------------
 
 
 def test_three_rates_apart_with_n_and_interval() -> None:
@@ -168,15 +168,14 @@ def test_three_rates_apart_with_n_and_interval() -> None:
     assert "left standing" not in eval_table(ROWS[:2]).note
 
 
-def test_csv_and_tsv_carry_fractions_and_exact_intervals() -> None:
-    table = eval_table(ROWS)
-    for text, delimiter in ((table.csv(), ","), (table.tsv(), "\t")):
-        row = read(text, delimiter)[2]
-        assert row["attack"] == "pgd-20" and (row["norm"], float(row["eps"])) == ("linf", 8 / 255)
-        assert float(row["robust_acc"]) == 200 / 450 and row["robust_acc_n"] == "450"
-        assert (float(row["robust_acc_low"]), float(row["robust_acc_high"])) == clopper_pearson(200, 450)
-        assert float(row["attack_success"]) == 0.5 and row["attack_success_n"] == "400"
-        assert read(text, delimiter)[0]["robust_acc"] == "" and "%" not in text
+def test_csv_carries_fractions_and_exact_intervals() -> None:
+    text = eval_table(ROWS).csv()
+    row = read(text)[2]
+    assert row["attack"] == "pgd-20" and (row["norm"], float(row["eps"])) == ("linf", 8 / 255)
+    assert float(row["robust_acc"]) == 200 / 450 and row["robust_acc_n"] == "450"
+    assert (float(row["robust_acc_low"]), float(row["robust_acc_high"])) == clopper_pearson(200, 450)
+    assert float(row["attack_success"]) == 0.5 and row["attack_success_n"] == "400"
+    assert read(text)[0]["robust_acc"] == "" and "%" not in text
 
 
 def test_markdown_is_one_table_whatever_the_names_are() -> None:
@@ -195,13 +194,12 @@ text_cells = st.one_of(
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(text_cells, min_size=2, max_size=2), max_size=4), st.sampled_from([",", "\t"]))
-def test_any_cells_survive_csv(rows: list[list[Any]], delimiter: str) -> None:
-    table = Table("t", ["a", "b"], rows)
-    text = table.csv() if delimiter == "," else table.tsv()
+@given(st.lists(st.lists(text_cells, min_size=2, max_size=2), max_size=4))
+def test_any_cells_survive_csv(rows: list[list[Any]]) -> None:
+    text = Table("t", ["a", "b"], rows).csv()
     assert text.count("\n") == len(rows) + 1
     found = (
-        [[row["a"], row["b"]] for row in read(text, delimiter)]
+        [[row["a"], row["b"]] for row in read(text)]
         if all(any(raw(c) for c in row) for row in rows)
         else None
     )
@@ -213,7 +211,10 @@ def test_a_terminal_table_fits_and_loses_nothing(width: int) -> None:
     from rich.console import Console
 
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    table = compare_table({"natural": ROWS, "a rather long name of a model": ROWS})
+    models = {"natural": ROWS, "a rather long name of a model": ROWS}
+    cells = [[name, *line] for name, rows in models.items() for line in eval_table(rows).rows]
+    measured = eval_table(ROWS)
+    table = Table(measured.title, ["model", *measured.columns], cells, measured.note)
     console.print(table.rich(width))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
@@ -229,13 +230,7 @@ def test_a_table_of_another_shape_is_refused() -> None:
         Table("t", ["a", "b"], [["x"]])
 
 
-# ---- tables of records -----------------------------------------------------------------------------------------
-
-
-def test_compare_names_the_models() -> None:
-    table = compare_table({"natural": ROWS[:1], "robust": ROWS[:2]})
-    assert table.columns[0] == "model" and [row[0] for row in table.rows] == ["natural", "robust", "robust"]
-    assert "model" not in eval_table(ROWS).columns
+# ---- tables of records -------------------------------------------------------------------------------------
 
 
 def test_balanced_accuracy_appears_when_classes_are_imbalanced() -> None:
@@ -259,8 +254,8 @@ def test_class_table() -> None:
         ["cat", Rate(200, 225), Rate(150, 225)],
         ["dog", Rate(200, 225), Rate(50, 225)],
     ]
-    assert class_table(ROWS[3]).rows[1][1] == Rate(50, 225)
-    assert class_table(ROWS[1]).rows == []
+    assert class_table(ROWS[3:]).rows[1][1] == Rate(50, 225)
+    assert class_table(ROWS[1:2]).rows == []
 
 
 def test_train_table_shows_best_and_last() -> None:

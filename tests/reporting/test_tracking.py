@@ -1,4 +1,4 @@
-"""Trackers get every record and the examples; whatever they do, the run goes on and its own files are complete."""
+"""Trackers get every record and the examples. Whatever they do, the run goes on and its files are whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from robustcli.facts import NoFacts
 from robustcli.records.rows import TrainRow, train_rows
 from robustcli.registry import Entry
 from robustcli.reporting import plots
-from robustcli.reporting.tracking import Panels, Trackers, open_trackers, panels_of, scalars, sheet
+from robustcli.reporting.pixels import Panels, panels_of, sheet
+from robustcli.reporting.tracking import Trackers, open_trackers, scalars
 from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 from robustcli.training.resume import classify
@@ -102,7 +103,7 @@ def row(step: int, **changes: Any) -> TrainRow:
     return TrainRow(step=step, epoch=step / 10, lr=0.1, loss=2.0 / step, norm="linf", eps=8 / 255, **values)
 
 
-# ---- numbers and pictures ----------------------------------------------------------------------------------------
+# ---- numbers and pictures ----------------------------------------------------------------------------------
 
 
 def test_only_what_was_measured_has_a_number() -> None:
@@ -132,15 +133,16 @@ def test_panels_and_their_sheet_show_the_pixels(channels: int) -> None:
     expected = np.clip(np.rint(127.5 + 2.0 * (adversarial[..., 0].astype(float) - clean[..., 0])), 0, 255)
     if channels != 2:
         assert np.array_equal(panels["difference"][..., 0], expected)
-    picture = sheet(panels, tile=10, gap=1)
-    assert (
-        picture.shape == (3 * 8 + 2, 3 * 10 + 2, 3)
-        and (picture[8] == 255).all()
-        and (picture[:, 10] == 255).all()
-    )
+    picture = sheet(panels)
+    side, gap = 19, 4  # an image of 4 x 5 pixels is enlarged 19 times: 5 * 19 <= 96
+    high, wide = 4 * side, 5 * side
+    assert picture.shape == (3 * high + 2 * gap, 3 * wide + 2 * gap, 3)
+    assert (picture[high : high + gap] == 255).all() and (picture[:, wide : wide + gap] == 255).all()
     for i, panel in enumerate(panels.values()):
         for k in range(3):
-            assert np.array_equal(picture[9 * i : 9 * i + 8 : 2, 11 * k + 1 : 11 * k + 11 : 2], panel[k])
+            top, left = i * (high + gap), k * (wide + gap)
+            tile = picture[top : top + high, left : left + wide]
+            assert np.array_equal(tile, panel[k].repeat(side, 0).repeat(side, 1))
 
 
 def test_other_pictures_are_refused() -> None:
@@ -161,8 +163,8 @@ def test_other_pictures_are_refused() -> None:
 
 def test_the_curves_show_fgsm_where_it_was_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    original = plots._accuracy_axis
-    monkeypatch.setattr(plots, "_accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
+    original = plots.accuracy_axis
+    monkeypatch.setattr(plots, "accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
     plots.training_curves(tmp_path / "with.png", [row(1, fgsm_acc=0.6), row(2), row(3, fgsm_acc=0.7)])
     plots.training_curves(tmp_path / "without.png", [row(1), row(2)])
     lines = [{box.get_label().partition(":")[0]: box.lines[0] for box in axes.containers} for axes in drawn]
@@ -173,7 +175,7 @@ def test_the_curves_show_fgsm_where_it_was_watched(tmp_path: Path, monkeypatch: 
     ]
 
 
-# ---- a group of trackers -----------------------------------------------------------------------------------------
+# ---- a group of trackers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("broken", ["resume", "row", "images", "close"])
@@ -241,7 +243,7 @@ def test_the_documented_example_is_a_tracker(
     assert capsys.readouterr().out.startswith("2 {'train/loss': 1.0, ")
 
 
-# ---- configuration -----------------------------------------------------------------------------------------------
+# ---- configuration -----------------------------------------------------------------------------------------
 
 
 def test_the_key_round_trips_and_may_change_on_resume(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_the_key_round_trips_and_may_change_on_resume(tmp_path: Path) -> None:
     assert classify("train.trackers") == "harmless"
 
 
-# ---- in a run ----------------------------------------------------------------------------------------------------
+# ---- in a run ----------------------------------------------------------------------------------------------
 
 
 class Papers:
@@ -420,7 +422,7 @@ def test_a_cut_tells_which_records_count(papers: Make, made: list[Recorder]) -> 
     assert made[0].of("resume") == [[1, 2], []]
 
 
-# ---- TensorBoard -------------------------------------------------------------------------------------------------
+# ---- TensorBoard -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

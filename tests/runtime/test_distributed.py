@@ -1,4 +1,4 @@
-"""Two processes over gloo on this machine: what they tell each other, and what each says when the other is gone."""
+"""Two processes over gloo on this machine: what they tell each other, and what one says without the other."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def numbers(tensors: list[torch.Tensor]) -> list[Any]:
     return [tensor.tolist() for tensor in tensors]
 
 
-# ---- what ranks exchange ---------------------------------------------------------------------------------------
+# ---- what ranks exchange -----------------------------------------------------------------------------------
 
 
 def test_a_process_alone_asks_nobody() -> None:
@@ -137,7 +137,7 @@ def test_a_mean_of_whole_numbers_is_refused() -> None:
         solo().mean([torch.ones(2), torch.ones(2, dtype=torch.int64)])
 
 
-# ---- a peer is gone --------------------------------------------------------------------------------------------
+# ---- a peer is gone ----------------------------------------------------------------------------------------
 
 
 def die(how: str) -> None:
@@ -231,7 +231,7 @@ def test_a_peer_that_never_comes(monkeypatch: pytest.MonkeyPatch, forked: Any) -
     assert forked.run(body, 10) == 8
 
 
-# ---- the environment -------------------------------------------------------------------------------------------
+# ---- the environment ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

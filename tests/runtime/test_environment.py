@@ -74,7 +74,8 @@ def test_deterministic_is_set_and_taken_back(monkeypatch: pytest.MonkeyPatch) ->
 def test_environment_is_complete_json() -> None:
     found = environment()
     assert set(found) == {
-        "robustcli", "code", "python", "platform", "cpu", "threads", "torch", "torchvision", "numpy", "safetensors", "cuda", "cudnn", "driver", "gpus",
+        "robustcli", "code", "python", "platform", "cpu", "threads", "torch", "torchvision", "numpy",
+        "safetensors", "cuda", "cudnn", "driver", "gpus",
     }  # fmt: skip
     assert (
         found["torch"] == str(torch.__version__)

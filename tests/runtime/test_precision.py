@@ -102,7 +102,8 @@ from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.assembly.setting import prepare
 from robustcli.terminal.console import Console
-loaded = load_config(None, [parse_assignment(text, "test") for text in ("data.name=fake", "ball.eps=0.1", "device=cpu")], environ={})
+words = ("data.name=fake", "ball.eps=0.1", "device=cpu")
+loaded = load_config(None, [parse_assignment(word, "test") for word in words], environ={})
 prepare(loaded.config, Console(quiet=True))
 print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
 """

@@ -254,8 +254,8 @@ def test_every_file_is_synced_before_the_rename_and_the_directory_before_the_poi
     save(tmp_path / "root", 5)
     monkeypatch.undo()
     assert log == [
-        "sync model.safetensors", "sync optimizer.safetensors", "sync manifest.json", "sync .tmp", "replace step-00000005",
-        "sync root", "sync .tmp", "replace last", "sync root",
+        "sync model.safetensors", "sync optimizer.safetensors", "sync manifest.json", "sync .tmp",
+        "replace step-00000005", "sync root", "sync .tmp", "replace last", "sync root",
     ]  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def test_before_every_system_call_and_after_half_of_every_write(
 
 
 def test_random_moments(tmp_path: Path, forked: Any, leftovers: Callable[..., list[str]]) -> None:
-    """A job that saves in a loop is killed 10 times; each start goes on from what is there, and never falls behind."""
+    """A job that saves in a loop is killed 10 times; each start goes on from there, never falls behind."""
     generator = torch.Generator().manual_seed(0)
     reached = 0
     for _ in range(10):

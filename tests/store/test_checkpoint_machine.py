@@ -1,4 +1,7 @@
-"""After the first save there is always a loadable, verified checkpoint: whatever is killed, damaged, pruned or resumed in between."""
+"""After the first save there is always a loadable, verified checkpoint.
+
+That holds whatever is killed, damaged, pruned or resumed in between.
+"""
 
 from __future__ import annotations
 

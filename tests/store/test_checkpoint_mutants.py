@@ -1,4 +1,7 @@
-"""Mutated checkpoints: refused with CheckpointError or loaded identically; never another exception, a silent change or a hang."""
+"""Mutated checkpoints: refused with CheckpointError or loaded identically.
+
+Never another exception, a silent change or a hang.
+"""
 
 from __future__ import annotations
 
@@ -223,8 +226,8 @@ def reformat_manifest(at: Path, other: Path, r: random.Random) -> None:
 
 HARMLESS = (extra_file,)
 MUTATIONS: tuple[Mutation, ...] = (
-    flip_bit, flip_bytes, truncate, extend, swap_files, swap_groups, swap_directories, delete, empty, extra_file, odd_file, zero_block, header_bomb,
-    edit_manifest, reformat_manifest,
+    flip_bit, flip_bytes, truncate, extend, swap_files, swap_groups, swap_directories, delete, empty,
+    extra_file, odd_file, zero_block, header_bomb, edit_manifest, reformat_manifest,
 )  # fmt: skip
 
 
@@ -288,7 +291,7 @@ def same_files(a: Path, b: Path) -> bool:
 
 
 def bound_memory(extra: int) -> None:
-    """More than `extra` bytes of new address space is a MemoryError from here on: a bomb cannot pass unnoticed."""
+    """More than `extra` bytes of new address space is a MemoryError from here on: a bomb cannot hide."""
     import resource
 
     with open("/proc/self/statm") as file:
@@ -297,7 +300,10 @@ def bound_memory(extra: int) -> None:
 
 
 def test_forged_manifests_never_leave_the_directory(tmp_path: Path) -> None:
-    """With right hashes everywhere the content may differ, but only CheckpointError may come out, and no other file may be read."""
+    """With right hashes everywhere the content may differ.
+
+    But only CheckpointError may come out, and no other file may be read.
+    """
     meta = {"step": 1}
     source = save_checkpoint(tmp_path / "a", 1, state(1), meta)
     (tmp_path / "a" / "secret.safetensors").write_bytes((source / "model.safetensors").read_bytes())

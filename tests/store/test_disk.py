@@ -1,4 +1,6 @@
-"""A full disk, a file size limit, a read-only place: exit 6 with numbers and a path, and the last good checkpoint stays."""
+"""A full disk, a file size limit, a read-only place: exit 6 with numbers and a path; the last good checkpoint
+stays.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights from outside: plain formats are read, formats that can run code are refused or converted in a cage, and no payload ever runs."""
+"""Weights from outside.
+
+Plain formats are read. Formats that can run code are refused, or converted in a cage. No payload ever runs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ STATE = {
 
 @pytest.fixture
 def caged(monkeypatch: pytest.MonkeyPatch, forked: Any) -> None:
-    """The converter in a forked child instead of a new interpreter: the same code and limits without importing torch again."""
+    """The converter in a forked child instead of a new interpreter.
+
+    It has the same code and limits, but does not import torch again.
+    """
 
     def run(command: list[str], *, cwd: str, timeout: float, **rest: Any) -> SimpleNamespace:
         def body() -> int:
@@ -438,7 +444,7 @@ def test_the_cage_has_no_network(forked: Any) -> None:
 
 @needs_safe_torch
 def test_in_a_real_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One true subprocess: right tensors, nothing of our environment, an empty working directory, isolated mode."""
+    """One true subprocess, isolated: right tensors, nothing of our environment, an empty working folder."""
     seen: dict[str, Any] = {}
     real = subprocess.run
 

@@ -297,7 +297,7 @@ def test_latest_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_latest_names_the_newest_run_with_something_to_show(tmp_path: Path) -> None:
-    """Neither a run that has just begun nor one that failed; of two the one that got there last, whichever began first."""
+    """Neither a run that has just begun nor one that failed; of two, the one that got there last."""
     latest = tmp_path / "train" / "latest"
     with start(tmp_path, "done"):
         assert not latest.exists()
@@ -440,7 +440,10 @@ def test_a_crash_and_a_stop_leave_their_record(tmp_path: Path, error: BaseExcept
 
 
 def test_a_refused_run_in_a_named_directory_stays_and_is_in_nobodys_way(tmp_path: Path) -> None:
-    """--out names where to look for status.json; the corrected command needs no --overwrite, and finds nothing of the old one."""
+    """--out names where to look for status.json.
+
+    The corrected command needs no --overwrite, and finds nothing of the old one.
+    """
     out = str(tmp_path / "out")
     with pytest.raises(UsageError, match="first"), open_run("eval", "x", out=out) as run:
         refuse(run, UsageError("first"))
@@ -492,7 +495,7 @@ def test_a_kill_while_a_directory_is_taken_back(
 
 
 def test_a_lock_that_was_taken_back_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody opens the lock file, its run is refused and takes the directory back: what is locked then is nobody's."""
+    """Somebody opens the lock file, its run is refused and takes the directory back: nobody's lock then."""
     run, original = start(tmp_path), lock._lock
 
     def late(fd: int) -> None:

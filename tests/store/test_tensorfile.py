@@ -134,7 +134,8 @@ BAD_HEADERS = {
     "a number": file(b"12"),
     "depth bomb": file(b"[" * 100_000),
     "repeated key": file(
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         b"1234",
     ),
     "NaN": file(b'{"a": NaN}'),

@@ -48,7 +48,10 @@ def cli(tmp_path, monkeypatch):
 
 @pytest.fixture
 def forked(tmp_path, monkeypatch):
-    """Start a command in a child; returns (wait, pid). `wait()` gives its exit code, negative for a signal. `prepare` is called there before."""
+    """Start a command in a child; returns (wait, pid).
+
+    `wait()` gives its exit code, negative for a signal. `prepare` is called there before.
+    """
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     children = []

@@ -22,7 +22,10 @@ class Forked:
         self.pids: list[int] = []
 
     def start(self, body: Callable[[], object]) -> int:
-        """Run `body` in a child and return its pid. The child ends with the int that `body` returned, 0 for None, 99 for an exception."""
+        """Run `body` in a child and return its pid.
+
+        The child ends with the int that `body` returned, 0 for None, 99 for an exception.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""A training job of half a second, how it is hit at a chosen moment, and how two finished ones are compared."""
+"""A training job of half a second, how it is hit at a chosen moment, how two finished ones are compared."""
 
 import hashlib
 import json
@@ -14,8 +14,10 @@ from robustcli.store.retention import resolve_checkpoint
 from robustcli.store.snapshot import load_checkpoint
 
 TINY = (
-    "data.name=fake", "data.size=8", "model.name=small_cnn", "model.widths=[4]", "model.strides=[2]", "adversary.steps=2", "train.batch_size=16",
-    "train.steps=24", "train.save_every=3", "train.validate_every=0.15", "train.val_n=16", "train.val_attack.steps=2", "train.optimizer.lr=0.05", "threads=1",
+    "data.name=fake", "data.size=8", "model.name=small_cnn", "model.widths=[4]", "model.strides=[2]",
+    "adversary.steps=2", "train.batch_size=16", "train.steps=24", "train.save_every=3",
+    "train.validate_every=0.15", "train.val_n=16", "train.val_attack.steps=2", "train.optimizer.lr=0.05",
+    "threads=1",
 )  # fmt: skip
 TIMING = {"images_per_second", "waiting_share", "seconds", "peak_memory"}
 
@@ -40,13 +42,16 @@ def same(got, expected):
         assert not differing, differing[:5]
 
 
-# ---- a run that is hit at a chosen moment ----------------------------------------------------------------------
+# ---- a run that is hit at a chosen moment ------------------------------------------------------------------
 
 
 def instrument(said, hits=None):
-    """Give the moments of a training names: each is one line of the file `said`; `hits` = {number of the moment: signal to this process}.
+    """Give the moments of a training names: each is one line of the file `said`.
 
-    Kinds: start, feed, attack, descend, average, record, validate (with the attack inside), save (with its fail points).
+    hits: {number of the moment: signal to this process}.
+
+    Kinds: start, feed, attack, descend, average, record, validate (with the attack inside), save (with its
+    fail points).
 
     Call it in a process of its own: the classes stay changed.
     """
@@ -99,7 +104,7 @@ def instrument(said, hits=None):
 
 
 def send(signum):
-    """`signum` to this process; a negative one to its parent, the launcher, to be received before this returns."""
+    """`signum` to this process; a negative one to its parent, the launcher, which has it on return."""
     os.kill(os.getpid() if signum > 0 else os.getppid(), abs(signum))
     if signum < 0:
         time.sleep(0.05)
@@ -123,7 +128,10 @@ def pick(names, draw, kind=None):
 
 
 def all_same(got, expected):
-    """Two run directories end in the same bits: every group of the last and the best checkpoint, their progress, the records."""
+    """Two run directories end in the same bits.
+
+    Compared: every group of the last and the best checkpoint, their progress, the records.
+    """
     for tag in ("last", "best"):
         one, other = (
             load_checkpoint(resolve_checkpoint(path / "checkpoints", tag)) for path in (got, expected)
@@ -172,9 +180,10 @@ def free_port():
 
 
 IMAGES = (
-    "data.name=folder:images", "data.augment={crop: 1, flip: true}", "ball.eps=8/255", "model.name=small_cnn", "model.widths=[4]", "model.strides=[2]",
-    "train.batch_size=12", "train.steps=8", "train.save_every=3", "train.validate_every=0.5", "train.val_n=6", "train.val_attack.steps=2",
-    "train.optimizer.lr=0.05", "threads=1",
+    "data.name=folder:images", "data.augment={crop: 1, flip: true}", "ball.eps=8/255", "model.name=small_cnn",
+    "model.widths=[4]", "model.strides=[2]", "train.batch_size=12", "train.steps=8", "train.save_every=3",
+    "train.validate_every=0.5", "train.val_n=6", "train.val_attack.steps=2", "train.optimizer.lr=0.05",
+    "threads=1",
 )  # fmt: skip
 
 
@@ -252,7 +261,10 @@ class Job:
 
 
 def leave_digest(path):
-    """When the training of this process ends, `path` gets a hash of its weights, buffers, optimiser and hooks. For a process of its own."""
+    """When the training of this process ends, `path` gets a hash of its weights, buffers, optimiser, hooks.
+
+    For a process of its own.
+    """
     from robustcli.training.loop import Trainer
 
     original = Trainer.run
@@ -274,7 +286,8 @@ def leave_digest(path):
     Trainer.run = run
 
 
-#: What a launcher of the tests starts instead of `python -m robustcli`: the real training, hit at a moment of the first attempt.
+#: What a launcher of the tests starts instead of `python -m robustcli`: the real training, hit at a moment of
+#: the first attempt.
 WORKER = f"""
 import json, os, sys
 from pathlib import Path
@@ -282,7 +295,8 @@ sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
 from jobs_support import instrument
 rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 hit = json.loads(os.environ["HIT"])
-instrument(Path(f"worker-{{rank}}-{{attempt}}.moments"), {{hit["moment"]: hit["signum"]}} if (rank, attempt) == (hit["rank"], 0) else None)
+moments = Path(f"worker-{{rank}}-{{attempt}}.moments")
+instrument(moments, {{hit["moment"]: hit["signum"]}} if (rank, attempt) == (hit["rank"], 0) else None)
 from robustcli.cli.main import main
 main()
 """

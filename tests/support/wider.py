@@ -22,7 +22,7 @@ STORED = {"mnist_at": "mnist_cnn", "cifar_at": "cifar_vgg"}
 
 
 class Case:
-    """One network under one threat: `stages[name]` bool [n], who stands in the authors' code after each stage."""
+    """One network under one threat: `stages[name]` bool [n], who stands in the authors' code after each."""
 
     def __init__(self, line):
         self.model, self.norm, self.text, self.rows = (

@@ -1,4 +1,7 @@
-"""Eight fake defences around one small trained network, and four honest models: what alarms must find and must leave alone."""
+"""Eight fake defences around one small trained network, and four honest models.
+
+Alarms must find the former and leave the latter alone.
+"""
 
 from functools import cache
 

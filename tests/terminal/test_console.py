@@ -1,4 +1,4 @@
-"""What reaches stdout and stderr: on a pipe, on a terminal, with --json, and when the other end is gone or full."""
+"""What reaches stdout and stderr: on a pipe, on a terminal, with --json, with the other end gone or full."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def terminal(code: str, columns: int = 80) -> str:
     return b"".join(pieces).decode()
 
 
-# ---- streams and levels ----------------------------------------------------------------------------------------
+# ---- streams and levels ------------------------------------------------------------------------------------
 
 
 def test_results_and_messages_never_share_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,8 @@ def test_json_prints_exactly_one_document(capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert err == "message\n" and out.count("\n") == 1 and out.isascii()
     assert json.loads(out) == {
-        "schema_version": 1, "path": "runs/x", "nan": None, "inf": [None, 1.5], "eight": 0.5, "count": 3, "pair": [1, 2], "ü": "ü",
+        "schema_version": 1, "path": "runs/x", "nan": None, "inf": [None, 1.5], "eight": 0.5, "count": 3,
+        "pair": [1, 2], "ü": "ü",
     }  # fmt: skip
 
 
@@ -155,12 +156,13 @@ def test_terminal_escapes_are_shown_not_obeyed(capsys: pytest.CaptureFixture[str
     assert out.startswith("\\x9b31m\\udc80\n") and "\x1b" not in out
 
 
-# ---- pipes -----------------------------------------------------------------------------------------------------
+# ---- pipes -------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_cut_and_no_ansi_is_written_in_a_pipe() -> None:
     done = python(
-        "from robustcli.reporting.tables import Table\nConsole().table(Table('t', ['name', 'value'], [['a' * 300, 0.5]]))",
+        "from robustcli.reporting.tables import Table\n"
+        "Console().table(Table('t', ['name', 'value'], [['a' * 300, 0.5]]))",
         env={"FORCE_COLOR": "1", "COLUMNS": "80"},
     )
     assert (
@@ -171,7 +173,10 @@ def test_nothing_is_cut_and_no_ansi_is_written_in_a_pipe() -> None:
     )
 
 
-MANY = "c = Console()\nfor i in range(20000): c.result('line ' + str(i))\nimport sys; print('end', file=sys.stderr)"
+MANY = (
+    "c = Console()\nfor i in range(20000): c.result('line ' + str(i))\n"
+    "import sys; print('end', file=sys.stderr)"
+)
 
 
 def test_a_reader_that_leaves_changes_nothing() -> None:
@@ -205,8 +210,8 @@ except RobustCliError as error:
     done = python(code, shell="> /dev/full")
     assert done.returncode == 6
     assert (
-        done.stderr
-        == "error[E-DISK]: cannot write the result: No space left on device; stdout; free some space, or send it elsewhere\n"
+        done.stderr == "error[E-DISK]: cannot write the result: No space left on device; stdout; "
+        "free some space, or send it elsewhere\n"
     )
     done = python("c = Console()\nc.info('lost')\nc.result('kept')", shell="2> /dev/full")
     assert (done.returncode, done.stdout) == (0, "kept\n")
@@ -239,7 +244,7 @@ with c.progress(2, '\\u00fc') as bar:
     )
 
 
-# ---- progress --------------------------------------------------------------------------------------------------
+# ---- progress ----------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -335,7 +340,7 @@ def test_pace_and_clock() -> None:
     ]
 
 
-# ---- terminal --------------------------------------------------------------------------------------------------
+# ---- terminal ----------------------------------------------------------------------------------------------
 
 
 def test_a_terminal_gets_a_table_that_fits() -> None:

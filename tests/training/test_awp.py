@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation against the formula by hand, and against the mistakes that are known of it."""
+"""Adversarial weight perturbation against the formula by hand, and against the known mistakes."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_one_step_of_a_linear_model_by_hand():
 
 
 def test_each_tensor_has_its_own_ratio_and_vectors_stay():
-    """Trap: one global ratio of norms gives small layers a wrong step; biases and BatchNorm are not perturbed."""
+    """Trap: one global ratio of norms gives small layers a wrong step. Biases and BatchNorm stay."""
     net = deep()
     with torch.no_grad():
         net[3].weight.mul_(50)  # the layers' gradients differ by orders of magnitude
@@ -150,7 +150,10 @@ def test_a_broken_gradient_perturbs_nothing(bad):
 
 
 class Sum(nn.Module):
-    """W = first + second: autograd hands out one gradient tensor for both; `unused` gets none, `fixed` must not."""
+    """W = first + second: autograd hands out one gradient tensor for both.
+
+    `unused` gets none, `fixed` must not.
+    """
 
     def __init__(self):
         super().__init__()

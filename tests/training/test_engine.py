@@ -1,4 +1,7 @@
-"""The training engine: micro-batches, recomputation, free training, regularisers, several ranks: each against the plain step."""
+"""The training engine, each part against the plain step.
+
+The parts: micro-batches, recomputation, free training, regularisers, several ranks.
+"""
 
 import copy
 
@@ -125,7 +128,7 @@ def test_a_recomputed_model_still_folds_and_copies():
         assert torch.allclose(twin(X) + 1, net.eval()(X), atol=1e-5)
 
 
-# ---- shared passes, regularisers ---------------------------------------------------------------------------------
+# ---- shared passes, regularisers ---------------------------------------------------------------------------
 
 
 def test_the_same_pixels_are_answered_once():
@@ -151,11 +154,14 @@ def test_a_regulariser_of_weight_0_changes_nothing_and_one_of_weight_2_adds_its_
     )
 
 
-# ---- free --------------------------------------------------------------------------------------------------------
+# ---- free --------------------------------------------------------------------------------------------------
 
 
 def test_free_training_by_hand():
-    """Two batches, two replays each: weights and delta after the updates, computed with plain autograd in the order of Algorithm 1."""
+    """Two batches, two replays each: weights and delta after the updates.
+
+    They are computed with plain autograd in the order of Algorithm 1.
+    """
     net, hand = linear(), linear()
     step = minmax(net, kind=Free, replays=2, step_size=0.04)
     optimizer = torch.optim.SGD(hand.parameters(), lr=0.1, momentum=0.9)
@@ -186,7 +192,7 @@ def test_free_goes_on_from_its_state_and_one_replay_without_radius_is_natural():
     assert equal(steps(free), steps(natural))
 
 
-# ---- faults and ranks --------------------------------------------------------------------------------------------
+# ---- faults and ranks --------------------------------------------------------------------------------------
 
 
 class Pair(Ranks):

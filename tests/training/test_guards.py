@@ -1,4 +1,4 @@
-"""Each guard with a sequence that must raise its alarm and one that must not; what it remembers survives a resume."""
+"""Each guard with a sequence that must raise its alarm and one that must not; resuming keeps its memory."""
 
 import json
 import math
@@ -37,7 +37,7 @@ COLLAPSE = [(0.31, 0.29), (0.38, 0.35), (0.43, 0.39), (0.47, 0.41), (0.72, 0.11)
 ROBUST_OVERFITTING = [(0.45, 0.42), (0.52, 0.48), (0.58, 0.53), (0.56, 0.50), (0.55, 0.47), (0.54, 0.455)]
 
 
-# ---- the standard deviation -----------------------------------------------------------------------------------------
+# ---- the standard deviation --------------------------------------------------------------------------------
 
 
 def test_spread_in_closed_form():
@@ -62,7 +62,7 @@ def test_what_is_no_fraction_is_refused(p, q, n):
         CatastrophicOverfitting("off", n).update(p, q)
 
 
-# ---- early stopping -------------------------------------------------------------------------------------------------
+# ---- early stopping ----------------------------------------------------------------------------------------
 
 
 def test_early_stopping_counts_validations_in_a_row():
@@ -84,7 +84,7 @@ def test_early_stopping_is_the_length_of_the_last_run(patience, improved):
         assert guard.update(better) == (len(tail) == patience and not any(tail))
 
 
-# ---- robust overfitting ---------------------------------------------------------------------------------------------
+# ---- robust overfitting ------------------------------------------------------------------------------------
 
 
 def watched(values, n=1000):
@@ -128,7 +128,7 @@ def test_the_gap_is_best_minus_last(values, n):
     )
 
 
-# ---- catastrophic overfitting ---------------------------------------------------------------------------------------
+# ---- catastrophic overfitting ------------------------------------------------------------------------------
 
 
 def actions(mode, curve, n=1000):
@@ -236,7 +236,7 @@ def test_an_action_is_of_its_mode_and_never_without_a_split(curve, n, mode):
         assert done == "none" or fgsm - robust > 0.15
 
 
-# ---- stuck loss -----------------------------------------------------------------------------------------------------
+# ---- stuck loss --------------------------------------------------------------------------------------------
 
 
 def heard(losses, classes=10):
@@ -248,7 +248,8 @@ def test_a_stuck_loss_is_said_once():
     said = heard([2.31, 2.303, 2.30, 2.29, 2.303])
     assert said[0] == said[2] == said[3] == said[4] == ""
     assert said[1].startswith(
-        "loss stuck at ln 10 = 2.303: the network answers with class frequencies; lower eps or use eps warm-up (train.curriculum"
+        "loss stuck at ln 10 = 2.303: the network answers with class frequencies; "
+        "lower eps or use eps warm-up (train.curriculum"
     )
     assert "loss 7.000 is above ln 10 = 2.303" in heard([7.0, 7.0])[1]
 
@@ -272,7 +273,7 @@ def test_one_class_has_no_loss_to_be_stuck_at():
         StuckLoss(1)
 
 
-# ---- resume ---------------------------------------------------------------------------------------------------------
+# ---- resume ------------------------------------------------------------------------------------------------
 
 RUNS = {
     "early": (

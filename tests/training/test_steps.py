@@ -34,7 +34,7 @@ def minmax(net, **more):
 @pytest.mark.parametrize("attack_bn", ["eval", "train"])
 @pytest.mark.parametrize("fold", [False, True])
 def test_the_attack_leaves_no_trace_and_the_step_trains_batchnorm(attack_bn, fold):
-    """Traps: BN statistics absorb attack passes; BN frozen for a whole training because an attack left the model in eval."""
+    """Traps: BN statistics absorb attack passes; BN is frozen because an attack left the model in eval."""
     net = network()
     step = minmax(net, attack_bn=attack_bn, search=Search() if fold else Search().exact())
     before = {k: v.clone() for k, v in net.state_dict().items()}

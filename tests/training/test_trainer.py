@@ -77,13 +77,14 @@ def trainer(
         Search(),
     )
     settings = {
-        "seed": 0, "batch_size": 8, "factor": lambda t: 1.0, "augment": None, "budget": ("steps", 12), "save_every": 5, "validate_every": 4,
-        "validation": validation, "val_positions": torch.arange(10),
+        "seed": 0, "batch_size": 8, "factor": lambda t: 1.0, "augment": None, "budget": ("steps", 12),
+        "save_every": 5, "validate_every": 4, "validation": validation, "val_positions": torch.arange(10),
     } | plan  # fmt: skip
     made_guards = guards or Guards(10, 3)
     found = Trainer(
         made, train or split(0, 30), split(30, 40), TrainPlan(**settings), torch.device("cpu"),
-        guards=made_guards, save=journal.save, log=journal.rows.append, recall=journal.best, say=journal.said.append,
+        guards=made_guards, save=journal.save, log=journal.rows.append, recall=journal.best,
+        say=journal.said.append,
     )  # fmt: skip
     found.journal = journal
     return found
@@ -330,7 +331,7 @@ def test_progress_is_plain_json():
     assert Progress(**json.loads(json.dumps(asdict(t.progress)))) == t.progress
 
 
-# ---- found by a second reader ------------------------------------------------------------------------------------
+# ---- found by a second reader ------------------------------------------------------------------------------
 
 
 def test_a_validation_that_was_interrupted_still_makes_its_best_checkpoint():

@@ -1,0 +1,105 @@
+"""What all drawings share: style, axes of accuracy and of radius, and the way to a file."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustcli.errors import printable
+from robustcli.store.atomic import write_atomic
+from robustcli.store.disk import explained
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Okabe and Ito's colours, told apart by colour-blind readers too (their yellow is too pale for a line).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_STYLE: Any = {
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "figure.constrained_layout.w_pad": 0.1,
+    "savefig.dpi": 150,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+}
+
+
+@contextmanager
+def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of `width` x `height` inches, saved to `path` when the block ends without an error.
+
+    No global state of matplotlib changes. Raises ResourceError when `path` cannot be written.
+    """
+    # A missing HOME is no news for the user. Nor is a glyph that the font lacks, see below.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        png = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure.savefig(png, format="png", metadata={"Software": None})
+    write_picture(path, png.getvalue())
+
+
+def write_picture(path: Path, png: bytes) -> None:
+    """Write a file atomically, after making its folder. Raises ResourceError."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, png)
+
+
+def plain(text: str) -> str:
+    """Without control characters, and without leading underscores, which keep a name out of a legend."""
+    return printable(text).lstrip("_")
+
+
+def accuracy_axis(axes: Axes) -> None:
+    """0 to 100 percent, upwards."""
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("accuracy, % of all samples")
+
+
+def eps_scale(norm: str) -> int:
+    """The factor from a radius to its place on the axis: 255 for linf, in steps of a pixel, else 1."""
+    return 255 if norm == "linf" else 1
+
+
+def eps_axis(axes: Axes, norm: str) -> None:
+    """Radii from left to right, multiplied by `eps_scale`; for linf, an axis on top has them as they are."""
+    axes.set_xlim(left=0)
+    if norm != "linf":
+        axes.set_xlabel(f"eps ({norm}, pixels in [0, 1])")
+        return
+    axes.set_xlabel("eps x 255 (linf)")
+    top = axes.secondary_xaxis("top", functions=(_from_levels, _to_levels))
+    top.set_xlabel("eps (linf, pixels in [0, 1])")
+
+
+def _from_levels(levels: Any) -> Any:
+    return levels / 255
+
+
+def _to_levels(eps: Any) -> Any:
+    return eps * 255

@@ -1,0 +1,81 @@
+"""Images as arrays of pixels: what the gallery and the trackers show of an adversarial example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+#: Name -> uint8 [N, H, W, 3]; the same N images in each, in reading order: clean, adversarial, difference.
+Panels = Mapping[str, Pixels]
+_TILE = 96  # in a sheet of panels, images smaller than this are enlarged by a whole factor
+_GAP = 4  # white pixels between two images of a sheet
+
+
+def amplified(clean: Pixels, adversarial: Pixels, factor: float) -> Pixels:
+    """round(127.5 + factor * (adversarial - clean)), clipped to 0..255: grey where nothing changed.
+
+    clean, adversarial: uint8 of one shape, whichever it is.
+    """
+    difference = adversarial.astype(np.float64) - clean.astype(np.float64)
+    return np.clip(np.rint(127.5 + factor * difference), 0, 255).astype(np.uint8)
+
+
+def are_pairs(clean: Pixels, adversarial: Pixels) -> bool:
+    """Whether both are uint8 [N, H, W, C] of one shape."""
+    both_uint8 = clean.dtype == adversarial.dtype == np.uint8
+    return both_uint8 and clean.ndim == 4 and clean.shape == adversarial.shape
+
+
+def as_rgb(pixels: Pixels) -> Pixels:
+    """[..., C] as [..., 3]: C = 3 as it is, of any other C the mean over channels, as grey."""
+    if pixels.shape[-1] == 3:
+        return pixels
+    grey = np.rint(pixels.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    return np.repeat(grey, 3, axis=-1)
+
+
+def enlarged(image: Pixels, scale: int) -> Pixels:
+    """[H, W, C] with each pixel a flat square of `scale` x `scale`, so that each change stays visible."""
+    return image.repeat(scale, 0).repeat(scale, 1)
+
+
+def panels_of(clean: Pixels, adversarial: Pixels, amplify: float) -> dict[str, Pixels]:
+    """clean, adversarial and round(127.5 + amplify * (adversarial - clean)), as RGB.
+
+    clean, adversarial: uint8 [N, H, W, C]; C = 3 is RGB, of other C the mean over channels is shown.
+    amplify: factor of the difference, > 0.
+    Raises ValueError for other types or shapes.
+    """
+    if not are_pairs(clean, adversarial):
+        raise ValueError(
+            f"need two equal uint8 [N, H, W, C], got {clean.dtype} {clean.shape} "
+            f"and {adversarial.dtype} {adversarial.shape}"
+        )
+    if not amplify > 0:
+        raise ValueError(f"amplify must be > 0, got {amplify}")
+    difference = amplified(clean, adversarial, amplify)
+    panels = {"clean": clean, "adversarial": adversarial, "difference": difference}
+    return {name: as_rgb(pixels) for name, pixels in panels.items()}
+
+
+def sheet(panels: Panels) -> Pixels:
+    """All panels in one picture, uint8 [h, w, 3]: a row per panel, a column per image, white gaps between.
+
+    Raises ValueError without an image.
+    """
+    shapes = [pixels.shape for pixels in panels.values()]
+    if len(set(shapes)) != 1 or 0 in shapes[0]:
+        shown = ", ".join(map(str, shapes)) or "none"
+        raise ValueError(f"need panels of one shape [N, H, W, 3], got {shown}")
+    count, height, width, _ = shapes[0]
+    scale = max(1, _TILE // max(height, width))
+    down, across = height * scale + _GAP, width * scale + _GAP
+    picture = np.full((len(panels) * down - _GAP, count * across - _GAP, 3), 255, dtype=np.uint8)
+    for i, pixels in enumerate(panels.values()):
+        for k, image in enumerate(pixels):
+            top, left = i * down, k * across
+            picture[top : top + height * scale, left : left + width * scale] = enlarged(image, scale)
+    return picture

@@ -1,0 +1,132 @@
+"""Records as tables: an evaluation, its classes, a training; and records as CSV.
+
+Clean accuracy, robust accuracy over all samples and attack success over the initially correct samples have a
+column each, everywhere. Each number has its n and its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.reporting.cells import Cell, Eps, share_of
+from robustcli.reporting.tables import Table
+from robustcli.store.atomic import write_atomic
+
+_BALANCED = "balanced accuracy"
+_WILSON = "Brackets: 95 % Wilson interval."
+
+
+def eval_table(rows: Sequence[EvalRow]) -> Table:
+    """One line per row: clean, each attack, all attacks together.
+
+    There is a column of balanced accuracies if a row has one.
+    """
+    lines = [_eval_line(row) for row in rows]
+    columns = ["attack", "ball", "clean accuracy", "robust accuracy", "attack success"]
+    if any(line[_BALANCED] is not None for line in lines):
+        columns.append(_BALANCED)
+    columns += ["passes per sample", "seconds"]
+    return Table(
+        "robustness", columns, [[line[name] for name in columns] for line in lines], _eval_note(rows)
+    )
+
+
+def _eval_line(row: EvalRow) -> dict[str, Cell]:
+    without_ball = row.kind == "clean" or row.norm == "none"
+    return {
+        "attack": row.title,
+        "ball": None if without_ball else Eps(row.eps, row.norm),
+        "clean accuracy": row.clean,
+        "robust accuracy": row.robust,
+        "attack success": row.success,
+        _BALANCED: row.balanced_acc,
+        "passes per sample": row.passes_per_sample,
+        "seconds": round(row.seconds, 3),
+    }
+
+
+def _eval_note(rows: Sequence[EvalRow]) -> str:
+    """Of which samples each number is a share."""
+    sentences = [
+        "Clean and robust accuracy: of all samples.",
+        "Attack success: of the samples that are right without an attack.",
+        _WILSON,
+    ]
+    if any(row.norm == "none" for row in rows):
+        sentences.append("Transformations without a ball are each measured alone.")
+    if sum(row.kind == "attack" and row.norm != "none" for row in rows) > 1:
+        sentences.append("Each attack runs on the samples that the attacks above it left standing.")
+    return " ".join(sentences)
+
+
+def class_table(rows: Sequence[EvalRow]) -> Table:
+    """One line per class, one column for each row that was measured per class."""
+    with_classes = [row for row in rows if row.per_class]
+    names = dict.fromkeys(chain.from_iterable(row.per_class for row in with_classes))
+    cells: list[list[Cell]] = []
+    for name in names:
+        counts = [row.per_class.get(name, (0, 0)) for row in with_classes]
+        cells.append([name, *(share_of(k, n) for k, n in counts)])
+    columns = ["class", *map(_class_title, with_classes)]
+    return Table("accuracy per class", columns, cells, _WILSON if cells else "")
+
+
+def _class_title(row: EvalRow) -> str:
+    if row.kind == "clean":
+        return "clean accuracy"
+    return f"accuracy under {row.title}"
+
+
+def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None) -> Table:
+    """Where the run stood at its best and at its end. Without a row of `best_step`, only at its end."""
+    best = [row for row in rows if row.step == best_step]
+    cells = [_train_line("best", row) for row in best[-1:]] + [_train_line("last", row) for row in rows[-1:]]
+    columns = ["", "step", "epoch", "loss", "clean accuracy", "robust accuracy", "attack", "ball"]
+    note = f"Accuracies: of all validation samples, which also chose the best. {_WILSON}"
+    return Table("training", [*columns, "images per second"], cells, note)
+
+
+def _train_line(moment: str, row: TrainRow) -> list[Cell]:
+    threat: list[Cell] = [None, None]
+    if row.attack:
+        threat = [row.attack, Eps(row.eps, row.norm)]
+    return [moment, row.step, row.epoch, row.loss, row.clean, row.robust, *threat, row.images_per_second]
+
+
+def write_csv(path: Path, rows: Sequence[EvalRow | TrainRow | Mapping[str, Any]]) -> None:
+    """Records as CSV, atomically: one line each, every field, fractions in [0, 1]. Raises ResourceError.
+
+    An interval becomes NAME_low and NAME_high, a hash hash_NAME. Other maps and lists are JSON in one cell.
+    """
+    lines = [_csv_line(row) for row in rows]
+    columns = list(dict.fromkeys(chain.from_iterable(lines)))
+    table = Table("", columns, [[line.get(name) for name in columns] for line in lines])
+    write_atomic(path, table.csv().encode("utf-8", "backslashreplace"))
+
+
+def _csv_line(row: EvalRow | TrainRow | Mapping[str, Any]) -> dict[str, Cell]:
+    if not isinstance(row, Mapping):
+        row = row.to_json()
+    line: dict[str, Cell] = {}
+    for name, value in row.items():
+        line |= _csv_cells(name, value)
+    return line
+
+
+def _csv_cells(name: str, value: Any) -> dict[str, Cell]:
+    """The columns that one field of a record becomes."""
+    if name == "intervals":
+        ends: dict[str, Cell] = {}
+        for rate, (low, high) in value.items():
+            ends |= {f"{rate}_low": low, f"{rate}_high": high}
+        return ends
+    if name == "hashes":
+        return {f"hash_{what}": text for what, text in value.items()}
+    if isinstance(value, (Mapping, list, tuple)):
+        return {name: json.dumps(value)}
+    return {name: value}
