@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import typer
 
 from robustcli import __version__
-from robustcli.cli import attack, bench, check_gpu, demo, train, transfer
-from robustcli.cli import eval as evaluation
+from robustcli.cli import verbs
 from robustcli.cli.call import Call
 from robustcli.cli.config import app as config
 from robustcli.cli.flags import FlagValue
@@ -22,8 +23,12 @@ from robustcli.terminal.console import Console
 class Verb(Protocol):
     """What the module of a verb has.
 
-    `run` loads the configuration, calls one work function and returns its document.
+    POSITION orders the verbs in `--help`. `run` loads the configuration, calls one work function and returns its
+    document.
     """
+
+    @property
+    def POSITION(self) -> int: ...
 
     @property
     def HELP(self) -> str: ...
@@ -37,15 +42,15 @@ class Verb(Protocol):
     def run(self, call: Call) -> dict[str, Any] | None: ...
 
 
-VERBS: Mapping[str, Verb] = {
-    "check-gpu": check_gpu,
-    "train": train,
-    "attack": attack,
-    "eval": evaluation,
-    "transfer": transfer,
-    "bench": bench,
-    "demo": demo,
-}
+def discovered() -> dict[str, Verb]:
+    """Name -> module of every verb in `robustcli.cli.verbs`, in the order of `--help`."""
+    names = [module.name for module in pkgutil.iter_modules(verbs.__path__)]
+    modules = {name: importlib.import_module(f"{verbs.__name__}.{name}") for name in names}
+    found = {name.replace("_", "-"): cast(Verb, module) for name, module in modules.items()}
+    return dict(sorted(found.items(), key=lambda pair: pair[1].POSITION))
+
+
+VERBS: Mapping[str, Verb] = discovered()
 
 
 def build() -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -41,7 +41,7 @@ def _names_in(kind: registry.Registry[Any, Any]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in kind.names() if name.startswith(incomplete)]
 
 
-FLAGS: Mapping[str, Flag] = {
+FLAGS: dict[str, Flag] = {
     "model": Flag(
         "A model name, run:DIR, FILE.safetensors, torchvision:NAME@WEIGHTS …",
         "model.name",
@@ -123,6 +123,14 @@ FLAGS: Mapping[str, Flag] = {
     "verbose": Flag("More messages.", kind="switch", names=("--verbose", "-v")),
     "debug": Flag("Show a traceback when it fails.", kind="switch"),
 }
+
+
+def add_flag(name: str, flag: Flag) -> str:
+    """Add a flag that one verb alone has; returns its name. Raises ValueError when the word has a meaning already."""
+    if FLAGS.setdefault(name, flag) is not flag:
+        raise ValueError(f"the flag {name!r} is taken: {FLAGS[name].help}")
+    return name
+
 
 # Flags that stand together in the help of several verbs.
 MODEL = ("model", "weights", "plugin", "normalize")

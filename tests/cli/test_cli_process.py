@@ -7,8 +7,10 @@ import time
 
 import pytest
 
+from robustcli.cli import app
+
 PROGRAM = [sys.executable, "-m", "robustcli"]
-VERBS = ["transfer", "check-gpu", "train", "attack", "eval", "bench", "demo", "config"]
+VERBS = [*app.VERBS, "config"]
 
 
 def start(*argv, cwd=None, env=None, **more):

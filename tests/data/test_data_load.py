@@ -16,10 +16,8 @@ from robustcli.registry import Entry, datasets
 
 
 def test_all_names_are_registered() -> None:
-    assert datasets.names() == [
-        "cifar10", "cifar100", "digits", "fake", "fashion-mnist", "folder", "gtsrb", "imagenet", "mnist",
-        "npz", "svhn",
-    ]  # fmt: skip
+    shipped = {"cifar10", "cifar100", "digits", "fake", "fashion-mnist", "folder", "gtsrb", "imagenet"}
+    assert shipped | {"mnist", "npz", "svhn"} <= set(datasets.names())
 
 
 def test_every_data_set_says_what_it_is() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from robustcli.cli.call import Call
 from robustcli.cli.flags import OUTPUT
 
+POSITION = 70
 HELP = (
     "The whole story on embedded data in about a minute: "
     "train with and without attacks, attack both, compare."

@@ -8,6 +8,7 @@ from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE
 from robustcli.errors import UsageError
 
+POSITION = 40
 HELP = (
     "Clean accuracy, robust accuracy and attack success, each with n and a 95 % interval, "
     "and whether to believe them."

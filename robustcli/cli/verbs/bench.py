@@ -11,6 +11,7 @@ from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN
 if TYPE_CHECKING:
     from robustcli.config.load import Loaded
 
+POSITION = 60
 HELP = (
     "What training costs here: images per second of attack and training steps by precision, "
     "share of the measured peak, memory, waiting for data."

@@ -10,6 +10,7 @@ from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMP
 if TYPE_CHECKING:
     from robustcli.config.load import Loaded
 
+POSITION = 30
 HELP = (
     "Write the images that break a model: "
     "8-bit PNGs inside the ball, read back and scored again, and a gallery."

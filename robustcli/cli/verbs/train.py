@@ -13,6 +13,7 @@ from robustcli.cli.flags import DATA_AND_BALL, MODEL, OUTPUT, spellings
 from robustcli.cli.options import as_argv
 from robustcli.errors import UsageError
 
+POSITION = 20
 HELP = "Adversarial training: choose on validation, keep the best, resume to the bit."
 EXAMPLES = ("robustcli train train/digits", "robustcli train smoke/digits --eps 0.05 train.optimizer.lr=0.05")
 FLAGS = (

@@ -7,6 +7,7 @@ from typing import Any
 from robustcli.cli.call import Call
 from robustcli.cli.flags import OUTPUT
 
+POSITION = 10
 HELP = (
     "What devices are here, what is missing, and how fast they are: "
     "a real matrix product and a PGD step on each."

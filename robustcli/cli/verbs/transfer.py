@@ -11,6 +11,7 @@ from robustcli.errors import UsageError
 if TYPE_CHECKING:
     from robustcli.config.load import Loaded
 
+POSITION = 50
 HELP = "Do attacks carry over? Points made on each model, shown to all of them: the share that they break."
 EXAMPLES = (
     "robustcli transfer --models run:runs/demo/latest/natural,run:runs/demo/latest/robust",
