@@ -216,7 +216,7 @@ def test_inception_renormalises_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """torchvision's transform_input maps ImageNet's normalisation to (0.5, 0.5): the same as normalising by 0.5 at once."""
     zoo = torchvision.models
     net = zoo.googlenet(aux_logits=False, init_weights=False, transform_input=True).eval()
-    monkeypatch.setattr("robustcli.models.torchvision_zoo._fetch", lambda weights, download: None)
+    monkeypatch.setattr("robustcli.models.torchvision_zoo.fetch", lambda weights, download: None)
     real = zoo.get_model
     monkeypatch.setattr(
         zoo,
