@@ -74,7 +74,7 @@ def allow_tf32(allowed: bool) -> None:
 
 @contextmanager
 def tf32_products(allowed: bool) -> Iterator[None]:
-    """`allow_tf32` inside; as before afterwards."""
+    """`allow_tf32` inside the block; afterwards the settings are as before."""
     before = [switch.fp32_precision for switch in _fp32_switches()]
     allow_tf32(allowed)
     try:
