@@ -1,1 +1,4 @@
-"""Networks that normalise inside: one file per architecture, and what reads a kind of weight file. Nothing is imported here."""
+"""Networks that normalise inside: one file per architecture, one function per kind of reference to a model.
+
+Nothing is imported here.
+"""

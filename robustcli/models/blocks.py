@@ -1,10 +1,11 @@
-"""Parameter types, activations and the initialisation that the architectures share."""
+"""Parameter types, activations, stages and the initialisation that the architectures share."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -19,11 +20,13 @@ Stride = Annotated[int, Field(strict=True, ge=1, le=8)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout probability
 Activation = Literal["relu", "silu"]
 Stem = Literal["cifar", "imagenet"]
+Block = Callable[[int, int, int], nn.Module]  # (input channels, output channels, stride) -> block
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 def activation_layer(name: Activation) -> nn.Module:
     """max(0, u) or u * sigmoid(u); never in place, since an attack reads the input again."""
-    return nn.ReLU() if name == "relu" else nn.SiLU()
+    return _ACTIVATIONS[name]()
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -31,10 +34,28 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
-def kaiming(net: M) -> M:
-    """std = sqrt(2 / fan): fan-out for convolutions, fan-in for hidden linear layers, sqrt(1 / fan-in) for the last one.
+def stages(block: Block, inputs: int, outputs: Sequence[int], counts: Sequence[int]) -> nn.Sequential:
+    """Stage i: counts[i] blocks of outputs[i] channels. The first block of every later stage halves H and W.
 
-    BatchNorm starts as the identity, biases at 0. Draws from the default generator: call it inside `seeded`.
+    Args:
+        block: makes one block.
+        inputs: channels before the first stage.
+        outputs: channels of each stage.
+        counts: blocks of each stage, >= 1.
+    """
+    built = nn.Sequential()
+    strides = [1] + [2] * (len(outputs) - 1)
+    for (before, after), stride, count in zip(pairwise((inputs, *outputs)), strides, counts, strict=True):
+        first = block(before, after, stride)
+        built.append(nn.Sequential(first, *(block(after, after, 1) for _ in range(count - 1))))
+    return built
+
+
+def kaiming(net: M) -> M:
+    """std = sqrt(2 / fan-out) for convolutions, sqrt(2 / fan-in) for hidden linear layers.
+
+    The last linear layer has sqrt(1 / fan-in): no rectifier follows it. BatchNorm starts as the identity,
+    biases at 0. Draws from the default generator: call it inside `seeded`.
     Returns `net`. Source: He et al., ICCV 2015, arXiv:1502.01852, eq. 10 and 14.
     """
     if all(parameter.is_meta for parameter in net.parameters()):
@@ -43,10 +64,9 @@ def kaiming(net: M) -> M:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):  # no rectifier follows the head: gain 1
-            nn.init.kaiming_normal_(
-                module.weight, mode="fan_in", nonlinearity="linear" if module is linear[-1] else "relu"
-            )
+        elif isinstance(module, nn.Linear):
+            follower: Literal["linear", "relu"] = "linear" if module is linear[-1] else "relu"
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity=follower)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) and module.bias is not None:
@@ -56,9 +76,10 @@ def kaiming(net: M) -> M:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every CPU generator (torch, numpy, random) follows `seed` inside; outside they are as they were, even after an exception.
+    """Every CPU generator (torch, numpy, random) follows `seed` inside; afterwards each has its old state.
 
-    torch.manual_seed would reseed the GPUs as well, so only the CPU generator is set: models are built on the CPU.
+    torch.manual_seed would reseed the GPUs as well. Models are built on the CPU, so only its generator is
+    set.
     """
     before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,18 +15,14 @@ from torch import nn
 from robustcli.config.bind import check_spec
 from robustcli.config.tree import config_error
 from robustcli.errors import ConfigError, PolicyError, ResourceError, out_of_memory
+from robustcli.models.backbone import Backbone
 from robustcli.models.blocks import seeded
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel, parse_normalize
-from robustcli.models.plugin import call_factory, factory_params, is_plugin, run_plugin, split_plugin
+from robustcli.models.plugin import is_plugin
 from robustcli.models.size import probe
-from robustcli.models.timm_zoo import build_timm
-from robustcli.models.torchvision_zoo import build_torchvision, one_size
+from robustcli.models.zoos import split_zoo
 from robustcli.registry import models, parameters
-
-PLUGIN = (
-    "plugin:"  # arch of a user's factory: "plugin:factory"; the file itself is never taken from stored data
-)
 
 
 def build_model(
@@ -35,78 +31,55 @@ def build_model(
     info: ModelInfo,
     *,
     seed: int,
-    plugin: str | None = None,
     normalize: str | None = None,
     download: bool = False,
     meta: bool = False,
 ) -> NormalisedModel:
-    """An untrained (or, with ``torchvision:NAME@WEIGHTS``, a pretrained) network: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
+    """A network by name, untrained, or pretrained where torchvision's or timm's weights are named.
 
     Args:
         name: a registered model, ``torchvision:NAME[@WEIGHTS]`` or ``timm:NAME[@pretrained]``.
         params: what the YAML says beside the name.
-        info: classes, image shape and normalisation; torchvision and timm put their own normalisation in its place.
+        info: classes, image shape and normalisation; torchvision and timm put their own normalisation in its
+            place.
         seed: in [0, 2**63); the initial weights are a function of it alone, and no global generator moves.
-        plugin: given by the user on the command line. ``file.py:factory`` replaces `name`; its module takes pixels in [0, 1],
-            unless `normalize` says what it expects. ``file.py`` is run first: it may register `name`.
         normalize: ``imagenet`` or numbers, see `parse_normalize`; replaces the normalisation of `info`.
         download: allow torchvision and timm to fetch weights.
         meta: build without memory for the weights, to count parameters and FLOPs of a plan.
 
     Returns:
-        NormalisedModel in training mode, float32, on the CPU (or the meta device).
+        NormalisedModel in training mode, float32, on the CPU (or the meta device):
+        pixels [B, C, H, W] in [0, 1] -> logits [B, K].
 
     Raises:
-        ConfigError: unknown name or parameter, or the network cannot take such images. ResourceError: memory or an extra is
-        missing. PolicyError: `name` is a Python file (code runs through `plugin` only).
+        ConfigError: unknown name or parameter, or the network cannot take such images. ResourceError: memory
+        or an extra is missing. PolicyError: `name` is a Python file, which runs only as an explicit plugin.
     """
-    if plugin is not None and split_plugin(plugin)[1]:
-        return build_plugin(plugin, params, info, seed=seed, normalize=normalize)
-    if plugin is not None:
-        run_plugin(split_plugin(plugin)[0])
     if is_plugin(name):
         raise PolicyError(
             f"model.name {name!r} is Python code",
             hint="user code runs only when it is given as --plugin FILE.py:factory",
             code="E-PLUGIN",
         )
-    with _construction(name), seeded(seed):
-        make = partial(_make, name, params, info, normalize=normalize, download=download, meta=meta)
-        try:
-            with torch.device("meta" if meta else "cpu"):
-                model = make()
-        except (
-            NotImplementedError
-        ):  # an outside builder that computes with tensors (RegNet's widths) needs real ones
-            if not meta:
-                raise
-            with torch.device("cpu"):
-                model = make().to("meta")
-    if model.arch not in models and not meta:
+    make = partial(_make, name, params, info, normalize=normalize, download=download, meta=meta)
+    with _memory_explained(name), seeded(seed):
+        if meta:
+            return _without_memory(make)
+        with torch.device("cpu"):
+            model = make()
+    if model.arch not in models:
         probe(model, model.arch, seed)
     return model
 
 
-def build_plugin(
-    plugin: str, params: Mapping[str, Any], info: ModelInfo, *, seed: int, normalize: str | None = None
-) -> NormalisedModel:
-    """A user's ``file.py:factory`` for data of the shape `info`: runs the user's code.
-
-    The module takes pixels in [0, 1] and normalises itself, or expects the normalisation that `normalize` names.
-    Raises UsageError (E-PLUGIN, with file:line) when the code fails, ConfigError when its logits are not [B, K].
-    """
-    mean, std = (
-        parse_normalize(normalize, info.channels)
-        if normalize is not None
-        else ((0.0,) * info.channels, (1.0,) * info.channels)
-    )
-    info = replace(info, mean=mean, std=std)
-    with torch.device("cpu"):
-        backbone = call_factory(plugin, num_classes=info.num_classes, params=params, seed=seed)
-        arch = PLUGIN + plugin.rpartition(":")[2]
-        model = NormalisedModel(backbone, mean, std, arch=arch, params=factory_params(params), info=info)
-    probe(model, arch, seed)
-    return model
+def _without_memory(make: Callable[[], NormalisedModel]) -> NormalisedModel:
+    """A network on the meta device, by way of the CPU where its builder computes with tensors (RegNet)."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except NotImplementedError:
+        with torch.device("cpu"):
+            return make().to("meta")
 
 
 def _make(
@@ -118,46 +91,53 @@ def _make(
     download: bool,
     meta: bool,
 ) -> NormalisedModel:
-    backbone, arch, bound, info, fixed = _backbone(name, params, info, download=download, meta=meta)
+    backbone = _backbone(name, params, info, download=download, meta=meta)
+    info = backbone.info
     if normalize is not None:
         mean, std = parse_normalize(normalize, info.channels)
         info = replace(info, mean=mean, std=std)
     return NormalisedModel(
-        backbone, info.mean, info.std, arch=arch, params=bound, info=info, fixed_size=fixed
+        backbone.net,
+        info.mean,
+        info.std,
+        arch=backbone.arch,
+        params=backbone.params,
+        info=info,
+        fixed_size=backbone.fixed_size,
     )
 
 
 def _backbone(
     name: str, params: Mapping[str, Any], info: ModelInfo, *, download: bool, meta: bool
-) -> tuple[nn.Module, str, dict[str, Any], ModelInfo, bool]:
-    """(backbone, arch, all parameters, info with the normalisation it needs, whether only info.size fits)."""
-    prefix, _, rest = name.partition(":")
-    if rest and prefix in {"torchvision", "timm"}:
-        if params:
-            raise ConfigError(f"model.{next(iter(params))}: {prefix} models take no parameters")
-        build = build_torchvision if prefix == "torchvision" else build_timm
-        backbone, info = build(rest, info, download=download, meta=meta)
-        return (
-            backbone,
-            f"{prefix}:{rest.partition('@')[0]}",
-            {},
-            info,
-            prefix == "torchvision" and one_size(rest),
-        )
-    found, faults = check_spec(models, name, params, "model")
-    if found is None:
+) -> Backbone:
+    zoo, spec = split_zoo(name)
+    if zoo is None or not spec:
+        return _registered(name, params, info, meta=meta)
+    if params:
+        raise ConfigError(f"model.{next(iter(params))}: {zoo.name} models take no parameters")
+    return zoo.build(spec, info, download=download, meta=meta)
+
+
+def _registered(name: str, params: Mapping[str, Any], info: ModelInfo, *, meta: bool) -> Backbone:
+    """A network of `robustcli.registry.models`; `params` are checked and completed."""
+    spec, faults = check_spec(models, name, params, "model")
+    if spec is None:
         raise config_error(faults)
     entry = models.get(name)
     # defaults are part of a checkpoint's fingerprint: a later version may change them
-    bound = {key: param.default for key, param in parameters(entry.fn).items()} | found.params
+    bound = {key: param.default for key, param in parameters(entry.fn).items()} | spec.params
     if not meta:
         with suppress(NotImplementedError), torch.device("meta"):
             _check_memory(name, entry.fn(info, **bound))
-    return entry.fn(info, **bound), name, bound, info, bool(entry.facts.fixed_size)
+    net = entry.fn(info, **bound)
+    return Backbone(net, name, bound, info, bool(entry.facts.fixed_size))
 
 
 def _check_memory(name: str, net: nn.Module) -> None:
-    """ResourceError when the weights alone exceed this machine's memory: asking for them would get the process killed, not an error."""
+    """ResourceError when the weights alone exceed this machine's memory.
+
+    Without this check the system would kill the process, and nobody would be told why.
+    """
     if not hasattr(os, "sysconf"):  # Windows: the allocator refuses by itself
         return
     need = sum(t.numel() * t.element_size() for t in net.state_dict().values())
@@ -168,7 +148,7 @@ def _check_memory(name: str, net: nn.Module) -> None:
 
 
 @contextmanager
-def _construction(name: str) -> Iterator[None]:
+def _memory_explained(name: str) -> Iterator[None]:
     """An allocation that fails is a ResourceError, not a traceback."""
     try:
         yield

@@ -1,10 +1,10 @@
-"""The shape of a network that is about to be loaded: what the caller knows, completed from the weights."""
+"""Classes and shape of a network before it is loaded: what the caller knows, completed from the weights."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,90 +13,88 @@ from robustcli.errors import CheckpointError, UsageError
 from robustcli.models.build import build_model
 from robustcli.models.fill import holds_normalisation
 from robustcli.models.info import ModelInfo
-from robustcli.models.timm_zoo import timm_classes
-from robustcli.models.torchvision_zoo import torchvision_classes
+from robustcli.models.request import DataFacts
+from robustcli.models.zoos import split_zoo
 from robustcli.registry import models
 
-ZOOS = ("torchvision:", "timm:")
+_ZOO_CLASSES, _ZOO_SIZE = 1000, 224  # ImageNet's
+_OWN_SIZE = 32
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the caller knows of the data; None where it does not."""
+def infer_info(name: str, state: Mapping[str, Tensor] | None, data: DataFacts) -> ModelInfo:
+    """Classes and shape of a named network: the caller's, else the weights', else the zoo's usual ones.
 
-    num_classes: int | None
-    channels: int | None
-    size: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    Args:
+        name: as `build_model` takes it.
+        state: the weights that will be loaded into the network; None without a file.
+        data: what the caller knows.
 
-    def info(self) -> ModelInfo | None:
-        """The ModelInfo, when nothing is missing (normalisation: [0, 1] pixels as they are)."""
-        if self.num_classes is None or self.channels is None or self.size is None:
-            return None
-        return ModelInfo(
-            self.num_classes,
-            self.channels,
-            self.size,
-            self.mean or (0.0,) * self.channels,
-            self.std or (1.0,) * self.channels,
-        )
-
-
-def infer_info(name: str, state: Mapping[str, Tensor] | None, shape: Shape) -> ModelInfo:
-    """Classes and shape of a named network: from the caller, else from the weights, else the zoo's usual ones.
-
-    Raises UsageError E-MODEL when they cannot be known, or there are no weights and `num_classes` is not given; ConfigError or
-    CheckpointError for an unknown name.
+    Raises:
+        UsageError E-MODEL: they cannot be known, or there are no weights and no `num_classes`. ConfigError or
+        CheckpointError: an unknown name.
     """
-    zoo, classes = name.startswith(ZOOS), shape.num_classes
-    if state is None and classes is None:
-        classes = _pretrained_classes(name)
-    head = (state or {}).get("backbone.head.weight", (state or {}).get("head.weight"))
-    if classes is None and head is not None and head.ndim == 2:
-        classes = head.shape[0]
-    if classes is None and not zoo:
-        _known(name)
-        raise UsageError(
-            f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL"
-        )
-    if shape.size is None and name in models and models.get(name).facts.fixed_size:
+    classes = data.num_classes
+    if classes is None:
+        classes = _classes(name, state)
+    if data.size is None and name in models and models.get(name).facts.fixed_size:
         raise UsageError(f"{name} is built for one image size", hint="give size", code="E-MODEL")
-    known = state if state is not None and holds_normalisation(state) else {}
-    mean = tuple(known["mean"].flatten().tolist()) if known else shape.mean
-    std = tuple(known["std"].flatten().tolist()) if known else shape.std
-    channels = shape.channels or len(mean or (0, 0, 0))
-    filled = replace(
-        shape,
-        num_classes=classes or 1000,
-        channels=channels,
-        size=shape.size or (224 if zoo else 32),
-        mean=mean,
-        std=std,
+    if state is not None and holds_normalisation(state):
+        data = replace(data, mean=_numbers(state["mean"]), std=_numbers(state["std"]))
+    completed = replace(
+        data,
+        num_classes=classes or _ZOO_CLASSES,
+        channels=data.channels or len(data.mean or (0, 0, 0)),
+        size=data.size or _usual_size(name),
     )
-    info = filled.info()
+    info = completed.info()
     assert info is not None
     return info
 
 
+def _classes(name: str, state: Mapping[str, Tensor] | None) -> int:
+    """K of the head in the file, or of the pretrained weights without a file; else a zoo's usual K."""
+    if state is None:
+        return _pretrained_classes(name)
+    head = state.get("backbone.head.weight", state.get("head.weight"))
+    if head is not None and head.ndim == 2:
+        return head.shape[0]
+    if _in_zoo(name):
+        return _ZOO_CLASSES
+    _check_known(name)
+    raise UsageError(f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL")
+
+
 def _pretrained_classes(name: str) -> int:
-    """K of ``torchvision:NAME@WEIGHTS``; anything without weights is refused: an untrained network tells nothing."""
-    zoo, _, rest = name.partition(":")
-    if name.startswith(ZOOS) and "@" in rest:
-        return (torchvision_classes if zoo == "torchvision" else timm_classes)(rest)
-    _known(name)
-    hint = (
-        "give weights=FILE, run:PATH or torchvision:NAME@WEIGHTS; with num_classes an untrained one is built"
+    """K of ``torchvision:NAME@WEIGHTS``. Raises UsageError for a name without weights."""
+    zoo, spec = split_zoo(name)
+    if zoo is not None and "@" in spec:
+        return zoo.classes(spec)
+    _check_known(name)
+    raise UsageError(
+        f"{name} has no weights",
+        hint="give weights=FILE, run:PATH or torchvision:NAME@WEIGHTS; "
+        "with num_classes an untrained one is built",
+        code="E-MODEL",
     )
-    raise UsageError(f"{name} has no weights", hint=hint, code="E-MODEL")
 
 
-def _known(name: str) -> None:
-    """An unknown name is told from a missing file before anything else."""
-    if name.startswith(ZOOS) or name in models:
+def _check_known(name: str) -> None:
+    """Raises CheckpointError for what looks like a missing file, ConfigError for any other unknown name."""
+    if _in_zoo(name) or name in models:
         return
     if Path(name).suffix or os.sep in name:
         raise CheckpointError(f"no such file: {name}", hint="a run is named run:PATH", code="E-CKPT-MISSING")
-    build_model(
-        name, {}, ModelInfo(2, 1, 1, (0.0,), (1.0,)), seed=0, meta=True
-    )  # its ConfigError names the nearest
+    smallest = ModelInfo(2, 1, 1, (0.0,), (1.0,))
+    build_model(name, {}, smallest, seed=0, meta=True)  # its ConfigError names the nearest
+
+
+def _in_zoo(name: str) -> bool:
+    return split_zoo(name)[0] is not None
+
+
+def _usual_size(name: str) -> int:
+    return _ZOO_SIZE if _in_zoo(name) else _OWN_SIZE
+
+
+def _numbers(tensor: Tensor) -> tuple[float, ...]:
+    return tuple(tensor.flatten().tolist())

@@ -17,8 +17,8 @@ class ModelInfo:
         num_classes: K, length of a row of logits, >= 2.
         channels: C of the images, 1 (grey) or 3 (RGB); any C >= 1 is accepted.
         size: side of the square images in pixels, >= 1.
-        mean, std: per channel, in pixel units of [0, 1]; std > 0. Three values with C = 1 mean that the grey image is shown
-            to the network as RGB (a network trained on ImageNet, say).
+        mean, std: per channel, in pixel units of [0, 1]; std > 0. Three values with C = 1 mean that the grey
+            image is shown to the network as RGB, as a network trained on ImageNet expects.
 
     Raises:
         ConfigError: a number is outside these ranges.
@@ -38,7 +38,8 @@ class ModelInfo:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"model {name}={value!r} must be a whole number >= {least}")
         check_normalisation(self.mean, self.std)
-        if len(self.mean) not in {self.channels, 3 if self.channels == 1 else self.channels}:
+        grey_as_rgb = self.channels == 1 and len(self.mean) == 3
+        if len(self.mean) != self.channels and not grey_as_rgb:
             raise ConfigError(
                 f"normalisation has {len(self.mean)} means for images of {self.channels} channels"
             )
@@ -55,9 +56,7 @@ class ModelInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; ``ModelInfo(**info.as_dict()) == info``."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:

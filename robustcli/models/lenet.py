@@ -1,4 +1,4 @@
-"""Convolutions, a hidden layer, no normalisation: the network that robust training on digits is measured with."""
+"""Convolutions and hidden layers without BatchNorm: the network that robust training on digits uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from robustcli.registry import models
 
 
 class LeNet(nn.Module):
-    """conv5x5, activation, 2x2 max pooling, once per width; flatten; hidden layers; head. x [B, C, S, S] -> logits [B, K]."""
+    """conv5x5, activation, 2x2 max pooling, once per width; flatten; hidden layers; head.
+
+    x [B, C, S, S] -> logits [B, K].
+    """
 
     def __init__(
         self,
@@ -52,9 +55,10 @@ def lenet(
     hidden: tuple[Count, ...] = (512,),
     activation: Activation = "relu",
 ) -> nn.Module:
-    """W_2 a(W_1 vec(pool(a(conv(pool(a(conv(x)))))))): 5x5 convolutions, 2x2 max pooling, hidden layers; takes images of side info.size only.
+    """W_2 a(W_1 vec(pool(a(conv(pool(a(conv(x)))))))): 5x5 convolutions, 2x2 max pooling, hidden layers.
 
-    Without BatchNorm: the attacks of training see the same network as those of the test, and micro-batches change nothing.
+    Takes images of side info.size only. There is no BatchNorm: attacks see the same network in training and
+    in the test, and micro-batches change nothing.
 
     Args:
         info: classes, channels and size.
@@ -63,8 +67,8 @@ def lenet(
         activation: relu or silu.
 
     10 classes, 1x28x28, defaults: 1,663,370 parameters and 12.3 M multiply-adds.
-    Source: LeCun et al., Proceedings of the IEEE 86, 1998; with these widths the MNIST network of Madry et al., ICLR 2018, arXiv:1706.06083
-    (its hidden layer has 1024 units).
+    Source: LeCun et al., Proceedings of the IEEE 86, 1998. The widths are those of the MNIST network of
+    Madry et al., ICLR 2018, arXiv:1706.06083, whose hidden layer has 1024 units.
     """
     if not widths:
         raise ValueError("lenet needs at least one convolution: widths is empty")

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustcli.errors import CheckpointError, ConfigError, RobustCliError
-from robustcli.models.build import PLUGIN, build_model, build_plugin
+from robustcli.models.build import build_model
+from robustcli.models.factory import PLUGIN, build_plugin
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
-from robustcli.models.size import differences, fingerprint, plain
+from robustcli.models.size import as_json, differences, fingerprint
 
 
 def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]:
-    """The model's part of a checkpoint's manifest: ``{"model": {"arch", "params", "info"}, "fingerprint", "classes"}``, JSON types only.
+    """The model's part of a checkpoint's manifest, in JSON types only.
+
+    ``{"model": {"arch", "params", "info"}, "fingerprint", "classes"}``
 
     Args:
-        model: made by `build_model`.
+        model: made by `build_model` or `build_plugin`.
         classes: names of the classes in label order, K of them.
 
     Raises ValueError when the model has no `info` (a foreign module) or K does not fit.
@@ -27,7 +30,7 @@ def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]
         raise ValueError(f"{len(classes)} class names for {model.info.num_classes} classes")
     described = {"arch": model.arch, "params": model.params, "info": model.info.as_dict()}
     return {
-        "model": plain(described),
+        "model": as_json(described),
         "fingerprint": fingerprint(model),
         "classes": [str(name) for name in classes],
     }
@@ -36,7 +39,9 @@ def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]
 def model_from_meta(
     meta: Mapping[str, Any], *, plugin: str | None = None, where: str = ""
 ) -> NormalisedModel:
-    """The network that `model_meta` described, not yet trained, with its class names; its weights are the caller's to load.
+    """The network that `model_meta` described, not yet trained, with its class names.
+
+    The caller loads its weights.
 
     Args:
         meta: a manifest's meta; other keys are ignored.
@@ -44,25 +49,30 @@ def model_from_meta(
         where: the checkpoint's path, for messages.
 
     Raises:
-        CheckpointError: E-CKPT-META for a damaged description, E-CKPT-ARCH when the network built now is not the one described
-        (its code changed), or when a plugin is needed.
+        CheckpointError: E-CKPT-META for a damaged description, E-CKPT-ARCH when the network built now is not
+        the one described (its code changed), or when a plugin is needed.
     """
     arch, params, info, classes = _read(meta, where)
-    if arch.startswith(PLUGIN) and plugin is None:
-        hint = f"pass --plugin FILE.py:{arch.removeprefix(PLUGIN)}"
-        raise CheckpointError(
-            f"the checkpoint holds a user's model ({arch})", where=where, hint=hint, code="E-CKPT-ARCH"
-        )
-    if arch.startswith(PLUGIN) and plugin is not None:
-        model = _restored(build_plugin(plugin, params, info, seed=0), info)
+    if arch.startswith(PLUGIN):
+        model = _restored(build_plugin(_required(plugin, arch, where), params, info, seed=0), info)
         _compare(meta, model, where)
     else:
-        _compare(
-            meta, _restored(_build(arch, params, info, where, meta=True), info), where
-        )  # before memory is taken for it
+        plan = _restored(_build(arch, params, info, where, meta=True), info)
+        _compare(meta, plan, where)  # before memory is taken for the weights
         model = _restored(_build(arch, params, info, where), info)
     model.classes = classes
     return model
+
+
+def _required(plugin: str | None, arch: str, where: str) -> str:
+    if plugin is None:
+        raise CheckpointError(
+            f"the checkpoint holds a user's model ({arch})",
+            where=where,
+            hint=f"pass --plugin FILE.py:{arch.removeprefix(PLUGIN)}",
+            code="E-CKPT-ARCH",
+        )
+    return plugin
 
 
 def _build(
@@ -86,17 +96,16 @@ def _compare(meta: Mapping[str, Any], model: NormalisedModel, where: str) -> Non
         )
     faults = differences(expected, got)
     if faults:
-        hint = "its code or its file changed since it was saved"
         raise CheckpointError(
             f"the checkpoint holds another network: {'; '.join(faults[:5])}",
             where=where,
-            hint=hint,
+            hint="its code or its file changed since it was saved",
             code="E-CKPT-ARCH",
         )
 
 
 def _restored(model: NormalisedModel, info: ModelInfo) -> NormalisedModel:
-    """The stored normalisation wins over torchvision's defaults (a network fine-tuned from weights keeps theirs)."""
+    """`model` with the stored normalisation, which may differ from torchvision's after fine-tuning."""
     fresh = NormalisedModel(model.backbone, info.mean, info.std)
     model.info, model.mean, model.std = info, fresh.mean, fresh.std
     return model
@@ -114,9 +123,14 @@ def _read(meta: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], Mod
             and len(classes) == info.num_classes
         ):
             raise ValueError("a field has the wrong type or length")
-    except (KeyError, TypeError, ValueError, RobustCliError) as error:
-        fault = f"missing {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            f"the checkpoint does not say which model it holds: {fault}", where=where, code="E-CKPT-META"
-        ) from error
+    except KeyError as error:
+        raise _unclear(f"missing {error}", where) from error
+    except (TypeError, ValueError, RobustCliError) as error:
+        raise _unclear(str(error), where) from error
     return arch, params, info, tuple(classes)
+
+
+def _unclear(fault: str, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint does not say which model it holds: {fault}", where=where, code="E-CKPT-META"
+    )

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.config.spec import normalize_numbers
-from robustcli.errors import ConfigError, DataError
+from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.models.info import ModelInfo, check_normalisation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), pixel units of [0, 1]
 
 
 class NormalisedModel(nn.Module):
@@ -27,8 +28,9 @@ class NormalisedModel(nn.Module):
         info: the shape it was built for; None for a foreign module whose shape is not known.
         fixed_size: True when only images of side `info.size` fit (a fully connected net).
 
-    forward(x): x [B, C, H, W] float pixels in [0, 1] -> logits [B, K]. Raises DataError when C (or, with `fixed_size`, H and W)
-    differs from `info`: torch would broadcast one grey channel over three without a word.
+    forward(x): x [B, C, H, W] float pixels in [0, 1] -> logits [B, K]. Raises DataError when C (or, with
+    `fixed_size`, H and W) differs from `info`: torch would broadcast one grey channel over three without a
+    word.
     """
 
     mean: Tensor
@@ -61,32 +63,54 @@ class NormalisedModel(nn.Module):
         return logits
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        given = self.mean.shape[1]
-        channels = (
-            self.info.channels
-            if self.info is not None
-            else given
-            if given > 1
-            else shape[1]
-            if len(shape) == 4
-            else "C"
-        )
-        side = self.info.size if self.info is not None and self.fixed_size else None
-        if len(shape) == 4 and shape[1] == channels and (side is None or shape[2:] == (side, side)):
-            return
-        want = f"{channels}x{side or 'H'}x{side or 'W'}"
+        channels, side = self._channels(), self._side()
+        if len(shape) == 4:
+            channels_fit = channels is None or shape[1] == channels
+            side_fits = side is None or shape[2:] == (side, side)
+            if channels_fit and side_fits:
+                return
+        want = f"{channels or 'C'}x{side or 'H'}x{side or 'W'}"
         raise DataError(
             f"the model takes images {want}, got {'x'.join(map(str, shape[1:])) or 'a scalar'}",
             where=self.arch,
             code="E-SHAPE",
         )
 
+    def _channels(self) -> int | None:
+        """C of the images; None when any C fits, as with one mean for all channels of a foreign module."""
+        if self.info is not None:
+            return self.info.channels
+        means = self.mean.shape[1]
+        return None if means == 1 else means
 
-def parse_normalize(text: str, channels: int | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of ``"imagenet"`` or of ``"m1,m2,m3,s1,s2,s3"``, pixel units of [0, 1]; ``"m,s"`` is one pair for all `channels`.
+    def _side(self) -> int | None:
+        """H and W of the images; None when any side fits."""
+        if self.info is None or not self.fixed_size:
+            return None
+        return self.info.size
+
+
+def normalised(model: nn.Module, normalize: str) -> NormalisedModel:
+    """A foreign network behind the normalisation it expects; its device and its mode stay.
+
+    Raises UsageError when the model normalises already; ConfigError as `parse_normalize`.
+    """
+    if isinstance(model, NormalisedModel):
+        raise UsageError("this model normalises already", hint="drop --normalize", code="E-MODEL")
+    wrapped = NormalisedModel(model, *parse_normalize(normalize))
+    wrapped.train(model.training)
+    like = next(model.parameters(), torch.empty(0))
+    return wrapped.to(like.device)
+
+
+def parse_normalize(text: str, channels: int | None = None) -> Normalisation:
+    """(mean, std) of ``"imagenet"`` or of ``"m1,m2,m3,s1,s2,s3"``, in pixel units of [0, 1].
+
+    ``"m,s"`` is one pair for all `channels`.
 
     Raises:
-        ConfigError: odd count, not numbers, a std <= 0, or a mean outside [0, 1] (it was meant for pixels 0..255).
+        ConfigError: odd count, not numbers, a std <= 0, or a mean outside [0, 1] (it was meant for pixels
+        0..255).
     """
     if text.strip().lower() == "imagenet":
         return IMAGENET_MEAN, IMAGENET_STD
@@ -100,4 +124,6 @@ def parse_normalize(text: str, channels: int | None = None) -> tuple[tuple[float
             f"normalize={text!r} has a mean outside [0, 1]: pixels are in [0, 1], not 0..255",
             hint="divide by 255",
         )
-    return (mean * channels, std * channels) if channels and len(mean) == 1 else (mean, std)
+    if channels and len(mean) == 1:
+        return mean * channels, std * channels
+    return mean, std

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustcli.models.blocks import Count, conv3x3, kaiming
+from robustcli.models.blocks import Count, conv3x3, kaiming, stages
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 
 
 class PreActBlock(nn.Module):
-    """u = relu(BN(x)); y = conv(relu(BN(conv(u)))) + s, s = x or conv1x1(u); [B, i, H, W] -> [B, o, H/stride, W/stride]."""
+    """u = relu(BN(x)); y = conv(relu(BN(conv(u)))) + s, s = x or conv1x1(u).
+
+    x [B, inputs, H, W] -> y [B, outputs, H / stride, W / stride].
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -27,31 +30,26 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = self.relu1(self.bn1(x))
         residual: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(u))))
-        return residual + (self.shortcut(u) if self.projects else x)
+        shortcut = self.shortcut(u) if self.projects else x
+        return residual + shortcut
 
 
 class PreActResNet(nn.Module):
-    """conv3x3, four stages of pre-activation blocks, relu(BN), pooling, linear head; [B, C, H, W] -> [B, K]."""
+    """conv3x3, four stages of pre-activation blocks, relu(BN), pooling, linear head; [B, C, H, W] -> [B, K].
+
+    The first block of stages 2, 3 and 4 halves H and W.
+    """
 
     def __init__(self, channels: int, width: int, blocks: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.stem = conv3x3(channels, width)
-        stages, inputs = [], width
-        for stage, count in enumerate(blocks):
-            outputs = width * 2**stage
-            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
-            stages.append(
-                nn.Sequential(
-                    *(PreActBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))
-                )
-            )
-            inputs = outputs
-        self.stages = nn.Sequential(*stages)
-        self.bn = nn.BatchNorm2d(inputs)
+        widths = [width * 2**stage for stage in range(len(blocks))]
+        self.stages = stages(PreActBlock, width, widths, blocks)
+        self.bn = nn.BatchNorm2d(widths[-1])
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(inputs, num_classes)
+        self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.flatten(self.pool(self.relu(self.bn(self.stages(self.stem(x)))))))
@@ -60,13 +58,16 @@ class PreActResNet(nn.Module):
 
 @models.register("preact_resnet18", cite="arXiv:1603.05027", tiny={"width": 4})
 def preact_resnet18(info: ModelInfo, *, width: Count = 64) -> nn.Module:
-    """Stages of two blocks x + conv(relu(BN(conv(relu(BN(x)))))) with width, 2, 4 and 8 * width channels; any image size.
+    """Stages of two blocks x + conv(relu(BN(conv(relu(BN(x)))))) with (1, 2, 4, 8) * width channels.
+
+    Takes images of any size.
 
     Args:
         info: classes and channels.
         width: channels of the first stage, 64 as in ResNet-18.
 
-    10 classes, 3x32x32: 11,172,170 parameters (with the BN after the last block, as in the paper) and 0.555 G multiply-adds.
+    10 classes, 3x32x32: 11,172,170 parameters and 0.555 G multiply-adds. A BN follows the last block, as in
+    the paper.
     Source: He et al., ECCV 2016, arXiv:1603.05027, figure 1b and section 3.
     """
     return kaiming(PreActResNet(info.inputs, width, (2, 2, 2, 2), info.num_classes))

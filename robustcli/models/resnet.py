@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustcli.models.blocks import Count, Stem, conv3x3, kaiming
+from robustcli.models.blocks import Count, Stem, conv3x3, kaiming, stages
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 
 
 class BasicBlock(nn.Module):
-    """y = relu(BN(conv(relu(BN(conv(x))))) + s(x)), s the identity or BN(conv1x1); [B, i, H, W] -> [B, o, H/stride, W/stride]."""
+    """y = relu(BN(conv(relu(BN(conv(x))))) + s(x)), s the identity or BN(conv1x1).
+
+    x [B, inputs, H, W] -> y [B, outputs, H / stride, W / stride].
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +36,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of basic blocks (the first block of stages 2 to 4 halves H and W), pooling, linear head; [B, C, H, W] -> [B, K]."""
+    """Stem, four stages of basic blocks, pooling, linear head; [B, C, H, W] -> [B, K].
+
+    The first block of stages 2, 3 and 4 halves H and W.
+    """
 
     def __init__(
         self, channels: int, width: int, blocks: tuple[int, ...], num_classes: int, stem: Stem
@@ -48,20 +54,11 @@ class ResNet(nn.Module):
                 nn.ReLU(),
                 nn.MaxPool2d(3, 2, 1),
             )
-        stages, inputs = [], width
-        for stage, count in enumerate(blocks):
-            outputs = width * 2**stage
-            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
-            stages.append(
-                nn.Sequential(
-                    *(BasicBlock(inputs if i == 0 else outputs, outputs, s) for i, s in enumerate(strides))
-                )
-            )
-            inputs = outputs
-        self.stages = nn.Sequential(*stages)
+        widths = [width * 2**stage for stage in range(len(blocks))]
+        self.stages = stages(BasicBlock, width, widths, blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(inputs, num_classes)
+        self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.flatten(self.pool(self.stages(self.stem(x)))))
@@ -74,11 +71,12 @@ def resnet18(info: ModelInfo, *, stem: Stem = "cifar", width: Count = 64) -> nn.
 
     Args:
         info: classes and channels.
-        stem: cifar is a 3x3 convolution of stride 1 (images of 8 to 64 pixels); imagenet a 7x7 of stride 2 and a 3x3 max pooling.
+        stem: cifar is a 3x3 convolution of stride 1, for images of 8 to 64 pixels; imagenet is a 7x7
+            convolution of stride 2 and a 3x3 max pooling.
         width: channels of the first stage, 64 in the paper.
 
-    cifar stem, 10 classes, 3x32x32: 11,173,962 parameters and 0.555 G multiply-adds; imagenet stem, 1000 classes, 3x224x224:
-    11,689,512 parameters and 1.814 G multiply-adds.
+    cifar stem, 10 classes, 3x32x32: 11,173,962 parameters and 0.555 G multiply-adds.
+    imagenet stem, 1000 classes, 3x224x224: 11,689,512 parameters and 1.814 G multiply-adds.
     Source: He et al., CVPR 2016, arXiv:1512.03385, table 1 and section 4.2.
     """
     return kaiming(ResNet(info.inputs, width, (2, 2, 2, 2), info.num_classes, stem))

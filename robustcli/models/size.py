@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from robustcli.core.modes import frozen
 from robustcli.errors import ConfigError, DataError, RobustCliError
 from robustcli.models.blocks import seeded
+from robustcli.models.complaint import first_line
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
 
@@ -24,14 +25,15 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def flops(model: nn.Module, shape: Sequence[int]) -> int:
-    """FLOPs of one forward pass of one image, 2 for each multiply-add; convolutions, matrix products and attention only.
+    """FLOPs of one forward pass of one image, 2 for each multiply-add.
 
     Args:
         model: on any device, the meta device too; runs in eval mode, flags are restored.
         shape: (C, H, W) of one image.
 
     Returns:
-        FLOPs per image (the GMAC of papers times 2e9). BN, activations and pooling are not counted, as in the papers.
+        FLOPs per image of convolutions, matrix products and attention (the GMAC of papers times 2e9). BN,
+        activations and pooling are not counted, as in the papers.
     """
     like = next(model.parameters(), torch.empty(0))
     x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
@@ -45,33 +47,33 @@ def flops(model: nn.Module, shape: Sequence[int]) -> int:
     return int(counter.get_total_flops())
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON gives it back: tuples become lists, so that two fingerprints compare equal after a save."""
+def as_json(value: Any) -> Any:
+    """`value` as JSON gives it back, with lists for tuples: fingerprints compare equal after a save."""
     return json.loads(json.dumps(value, sort_keys=True, default=str))
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What must agree before weights are loaded: arch, params, num_classes, shape, mean, std, SHA-256 over (key, shape, dtype) of the state.
+    """What must agree before weights are loaded, in JSON types only.
 
-    A foreign module (no NormalisedModel) answers with its class name and the hash. JSON types only.
+    Keys: arch, params, num_classes, shape, mean, std, and shapes, a SHA-256 over (key, shape, dtype) of the
+    state. A foreign module (no NormalisedModel) answers with its class name and the hash.
     """
     rows = sorted((key, list(value.shape), str(value.dtype)) for key, value in model.state_dict().items())
-    info = getattr(model, "info", None)
-    known = info if isinstance(info, ModelInfo) else None
-    answer = {
+    answer: dict[str, Any] = {
         "arch": getattr(model, "arch", "") or type(model).__qualname__,
-        "params": getattr(model, "params", {}) if known else {},
-        "num_classes": known.num_classes if known else None,
-        "shape": known.shape if known else None,
-        "mean": known.mean if known else None,
-        "std": known.std if known else None,
+        "params": {},
+        **dict.fromkeys(("num_classes", "shape", "mean", "std")),
         "shapes": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
     }
-    return dict(plain(answer))
+    info = getattr(model, "info", None)
+    if isinstance(info, ModelInfo):
+        answer |= {"num_classes": info.num_classes, "shape": info.shape, "mean": info.mean, "std": info.std}
+        answer["params"] = getattr(model, "params", {})
+    return dict(as_json(answer))
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    """``key: expected … got …`` for each entry of two fingerprints that differs."""
+    """``key: expected A, got B`` for each entry of two fingerprints that differs."""
     return [
         f"{key}: expected {expected.get(key)}, got {got.get(key)}"
         for key in sorted({*expected, *got})
@@ -82,37 +84,52 @@ def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
 def check_classes(
     model_num_classes: int, data_classes: int | Sequence[str], model_classes: Sequence[str] | None = None
 ) -> None:
-    """DataError E-CLASSES (exit 3) unless the head fits the data: number of classes first, then names where both are known.
+    """DataError E-CLASSES (exit 3) unless the head fits the data.
+
+    The number of classes is compared first, then their names where both are known.
 
     Args:
         model_num_classes: K of the logits.
         data_classes: the data set's number of classes, or their names in label order.
         model_classes: names stored in the checkpoint, None when it has none.
     """
-    names = None if isinstance(data_classes, int) else list(data_classes)
-    count = data_classes if isinstance(data_classes, int) else len(data_classes)
-    if count != model_num_classes:
-        extra = f" ({', '.join(names[:5])}{', …' if count > 5 else ''})" if names else ""
-        hint = "use the data set it was trained on, or train a new head"
-        raise DataError(
-            f"the model has {model_num_classes} classes, the data have {count}{extra}",
-            hint=hint,
-            code="E-CLASSES",
-        )
-    if names is None or model_classes is None:
+    if isinstance(data_classes, int):
+        _check_count(model_num_classes, data_classes)
         return
-    for label, (ours, theirs) in enumerate(zip(model_classes, names, strict=False)):
+    _check_count(model_num_classes, len(data_classes), _first_five(data_classes))
+    for label, (ours, theirs) in enumerate(zip(model_classes or (), data_classes, strict=False)):
         if ours != theirs:
-            hint = "labels must mean the same: rename or reorder the classes"
             raise DataError(
                 f"class {label} is {ours!r} in the model and {theirs!r} in the data",
-                hint=hint,
+                hint="labels must mean the same: rename or reorder the classes",
                 code="E-CLASSES",
             )
 
 
+def _check_count(expected: int, count: int, names: str = "") -> None:
+    if count != expected:
+        raise DataError(
+            f"the model has {expected} classes, the data have {count}{names}",
+            hint="use the data set it was trained on, or train a new head",
+            code="E-CLASSES",
+        )
+
+
+def _first_five(names: Sequence[str]) -> str:
+    """`` (ant, bee, cat)``, with an ellipsis in place of the sixth and later names; empty without names."""
+    if not names:
+        return ""
+    shown = list(names[:5])
+    if len(names) > 5:
+        shown.append("…")
+    return f" ({', '.join(shown)})"
+
+
 def probe(model: NormalisedModel, name: str, seed: int) -> None:
-    """One forward of one grey image of the data's shape: ConfigError unless the logits are [1, K], so that a wrong size dies at start."""
+    """One forward pass of one grey image of the data's shape, so that a wrong size fails at the start.
+
+    Raises ConfigError unless the logits are [1, K].
+    """
     info = model.info
     assert info is not None
     x = torch.full((1, *info.shape), 0.5)
@@ -122,14 +139,14 @@ def probe(model: NormalisedModel, name: str, seed: int) -> None:
     except RobustCliError:
         raise
     except Exception as error:
-        text = (str(error).splitlines() or [""])[0][:200]
         shape = "x".join(map(str, info.shape))
         raise ConfigError(
-            f"{name} cannot take images of {shape}: {type(error).__name__}: {text}",
+            f"{name} cannot take images of {shape}: {type(error).__name__}: {first_line(error)}",
             hint="set data.size, or choose another model",
         ) from error
     got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != [1, info.num_classes]:
         raise ConfigError(
-            f"{name} is not a classifier of {info.num_classes} classes: for one image it returns {got}, expected [1, {info.num_classes}]"
+            f"{name} is not a classifier of {info.num_classes} classes: "
+            f"for one image it returns {got}, expected [1, {info.num_classes}]"
         )

@@ -13,7 +13,10 @@ from robustcli.registry import models
 
 
 class SmallCNN(nn.Module):
-    """logits = W mean_hw(block_n(... block_1(x))) + b, block = activation(BN(conv3x3)); x [B, C, H, W] -> logits [B, K]."""
+    """logits = W mean_hw(block_n(... block_1(x))) + b, block = activation(BN(conv3x3)).
+
+    x [B, C, H, W] -> logits [B, K].
+    """
 
     def __init__(
         self,
@@ -54,12 +57,14 @@ def small_cnn(
     Args:
         info: classes and channels.
         widths: output channels of each block, at least one.
-        strides: stride of each block, as many as widths; an empty list means 2 where the width changes after the first block, else 1.
+        strides: stride of each block, as many as widths. An empty list means: 1 for the first block and
+            wherever the width stays, 2 where it changes.
         activation: relu or silu.
 
     Cost per image: sum over blocks of 9 * inputs * outputs * H * W multiply-adds at the block's output size.
     Raises ConfigError when widths is empty or strides has another length.
-    Source: VGG, Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556; BN: Ioffe and Szegedy 2015, arXiv:1502.03167.
+    Source: VGG, Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556;
+    BN, Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
     if not widths:
         raise ConfigError("model.widths: at least one block is needed", hint="widths: [32, 64, 64, 128]")

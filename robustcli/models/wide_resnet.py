@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from robustcli.errors import ConfigError
-from robustcli.models.blocks import Activation, Count, Rate, activation_layer, conv3x3, kaiming
+from robustcli.models.blocks import Activation, Count, Rate, activation_layer, conv3x3, kaiming, stages
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 
@@ -25,7 +26,10 @@ Depth = Annotated[int, Field(strict=True, ge=1, le=1000), AfterValidator(check_d
 
 
 class WideBlock(nn.Module):
-    """u = a(BN(x)); y = conv(drop(a(BN(conv(u))))) + s, s = x or conv1x1(u); [B, i, H, W] -> [B, o, H/stride, W/stride]."""
+    """u = a(BN(x)); y = conv(drop(a(BN(conv(u))))) + s, s = x or conv1x1(u), a the activation.
+
+    x [B, inputs, H, W] -> y [B, outputs, H / stride, W / stride].
+    """
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, dropout: float, activation: Activation
@@ -45,33 +49,29 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = self.act1(self.bn1(x))
         residual: Tensor = self.conv2(self.drop(self.act2(self.bn2(self.conv1(u)))))
-        return residual + (self.shortcut(u) if self.projects else x)
+        shortcut = self.shortcut(u) if self.projects else x
+        return residual + shortcut
 
 
 class WideResNet(nn.Module):
-    """conv3x3 to 16, three groups of n blocks with 16k, 32k, 64k channels, a(BN), pooling, linear head; [B, C, H, W] -> [B, K]."""
+    """conv3x3 to 16, three groups of n blocks with 16k, 32k, 64k channels, a(BN), pooling, linear head.
+
+    x [B, C, H, W] -> logits [B, K]. The first block of groups 2 and 3 halves H and W.
+    """
 
     def __init__(
         self, channels: int, depth: int, width: int, num_classes: int, dropout: float, activation: Activation
     ) -> None:
         super().__init__()
         self.stem = conv3x3(channels, 16)
-        groups, inputs = [], 16
-        for group in range(3):
-            outputs = 16 * width * 2**group
-            strides = [1 if group == 0 else 2] + [1] * ((depth - 4) // 6 - 1)
-            blocks = (
-                WideBlock(inputs if i == 0 else outputs, outputs, s, dropout, activation)
-                for i, s in enumerate(strides)
-            )
-            groups.append(nn.Sequential(*blocks))
-            inputs = outputs
-        self.groups = nn.Sequential(*groups)
-        self.bn = nn.BatchNorm2d(inputs)
+        block = partial(WideBlock, dropout=dropout, activation=activation)
+        widths = (16 * width, 32 * width, 64 * width)
+        self.groups = stages(block, 16, widths, [(depth - 4) // 6] * 3)
+        self.bn = nn.BatchNorm2d(widths[-1])
         self.act = activation_layer(activation)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(inputs, num_classes)
+        self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.flatten(self.pool(self.act(self.bn(self.groups(self.stem(x)))))))
@@ -87,17 +87,19 @@ def wide_resnet(
     dropout: Rate = 0.0,
     activation: Activation = "relu",
 ) -> nn.Module:
-    """WRN-depth-width: three groups of n = (depth - 4) / 6 pre-activation blocks with 16k, 32k, 64k channels, k = width; any image size.
+    """Three groups of n = (depth - 4) / 6 pre-activation blocks with 16k, 32k, 64k channels, k = width.
+
+    Takes images of any size. Called WRN-depth-width.
 
     Args:
         info: classes and channels.
-        depth: 6 n + 4 convolution layers: 16, 28, 34, 70 ...
+        depth: 6 n + 4 convolution layers: 16, 28, 34 or 70, for example.
         width: k, the factor over 16, 32, 64 channels.
         dropout: probability of zeroing a unit between the two convolutions of a block, in [0, 1).
         activation: relu (the paper) or silu (Gowal et al. 2020, arXiv:2010.03593).
 
-    10 classes, 3x32x32: WRN-16-4 2,748,890 parameters, WRN-28-10 36,479,194 and 5.243 G multiply-adds, WRN-34-10 46,160,474 and
-    6.659 G. Raises ConfigError when depth is not 6 n + 4.
+    10 classes, 3x32x32: WRN-16-4 has 2,748,890 parameters, WRN-28-10 36,479,194 and 5.243 G multiply-adds,
+    WRN-34-10 46,160,474 and 6.659 G. Raises ConfigError when depth is not 6 n + 4.
     Source: Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146, table 1 and figure 1d.
     """
     try:

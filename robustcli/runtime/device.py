@@ -16,30 +16,63 @@ from robustcli.errors import ResourceError, UsageError
 from robustcli.runtime.precision import bf16_native, cpu_capability
 
 _NAMES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?", re.ASCII)
+_MPS = {
+    "device": "mps",
+    "name": "Apple GPU",
+    "memory": None,
+    "free": None,
+    "bf16": False,
+    "capability": None,
+}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto = cuda, else mps, else cpu; `cuda`, `cuda:N`, `mps`, `cpu` as named. A tiny kernel proves that the device works.
+    """The named device; auto is cuda, else mps, else cpu. A tiny kernel proves that it works.
 
-    Raises UsageError: not a device name; ResourceError E-DEVICE: not there or not working, saying what is there.
+    name: auto, cpu, mps, cuda or cuda:N.
+    Raises UsageError: not a device name; ResourceError E-DEVICE: not there or not working, saying what is
+    there.
     """
     if not _NAMES.fullmatch(name):
         raise UsageError(
             f"unknown device {name!r}", where="device", hint="use auto, cpu, mps, cuda or cuda:N"
         )
     if name == "auto":
-        name = "cuda" if cuda_count() else "mps" if _mps() else "cpu"
-    there = ", ".join(["cpu", *(["mps"] if _mps() else []), *(f"cuda:{i}" for i in range(cuda_count()))])
+        name = _fastest()
     device = torch.device(name)
-    missing = ""
+    reason = _why_missing(device)
+    if reason:
+        present = f"here: {', '.join(_present())}"
+        raise ResourceError(f"no device {name}: {reason}", where="device", hint=present, code="E-DEVICE")
+    _check_working(device, name)
+    if device.type == "cuda":
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def _fastest() -> str:
+    if cuda_count():
+        return "cuda"
+    return "mps" if _mps() else "cpu"
+
+
+def _present() -> list[str]:
+    names = [f"cuda:{index}" for index in range(cuda_count())]
+    if _mps():
+        names.insert(0, "mps")
+    return ["cpu", *names]
+
+
+def _why_missing(device: torch.device) -> str:
+    """Why the device is not there, in plain words; empty when it is."""
     if device.type == "cuda" and (device.index or 0) >= cuda_count():
-        missing = why_no_cuda() or f"there are {cuda_count()} CUDA devices"
+        return why_no_cuda() or f"there are {cuda_count()} CUDA devices"
     if device.type == "mps" and not _mps():
-        missing = "this PyTorch or this machine has no MPS"
-    if missing:
-        raise ResourceError(
-            f"no device {name}: {missing}", where="device", hint=f"here: {there}", code="E-DEVICE"
-        )
+        return "this PyTorch or this machine has no MPS"
+    return ""
+
+
+def _check_working(device: torch.device, name: str) -> None:
     try:
         float(torch.ones(1, device=device).add(1).sum())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -50,11 +83,13 @@ def pick_device(name: str = "auto") -> torch.device:
             hint="device=cpu works everywhere",
             code="E-DEVICE",
         ) from error
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def threads(n: int | None = None) -> int:
-    """Set the CPU threads of PyTorch (None leaves them) and return how many there are. Raises UsageError: n < 1."""
+    """Set the CPU threads of PyTorch (None leaves them); returns how many there are.
+
+    Raises UsageError: n < 1.
+    """
     if n is not None:
         if n < 1:
             raise UsageError(f"threads={n}: at least 1 is needed", where="threads")
@@ -64,7 +99,9 @@ def threads(n: int | None = None) -> int:
 
 def cuda_count() -> int:
     """Usable CUDA devices; 0 also when the driver fails."""
-    return asked(lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0)[0] or 0
+    if not answer_or_reason(torch.cuda.is_available)[0]:
+        return 0
+    return answer_or_reason(torch.cuda.device_count)[0] or 0
 
 
 def why_no_cuda() -> str:
@@ -83,27 +120,17 @@ def why_no_cuda() -> str:
 def describe_devices() -> list[dict[str, Any]]:
     """One mapping per device, the CPU first; fields that cannot be had are None. Never raises.
 
-    Keys: device, name, memory (bytes), free (bytes), bf16 (native), capability; cpu also cores, threads; cuda also tf32,
-    multiprocessors, cuda, cudnn, nccl, driver; `errors` lists what went wrong.
+    Keys: device, name, memory (bytes), free (bytes), bf16 (native), capability; cpu also cores, threads; cuda
+    also tf32, multiprocessors, cuda, cudnn, nccl, driver; `errors` lists what went wrong.
     """
-    found = [_describe_cpu()]
+    described = [_describe_cpu()]
     if _mps():
-        found.append(
-            {
-                "device": "mps",
-                "name": "Apple GPU",
-                "memory": None,
-                "free": None,
-                "bf16": False,
-                "capability": None,
-                "errors": [],
-            }
-        )
-    return found + [_describe_cuda(index) for index in range(cuda_count())]
+        described.append(dict(_MPS, errors=[]))
+    return described + [_describe_cuda(index) for index in range(cuda_count())]
 
 
-def asked(question: Callable[[], Any]) -> tuple[Any, str]:
-    """(answer, "") or (None, why not): a driver, a missing file or an odd build must not break a description."""
+def answer_or_reason(question: Callable[[], Any]) -> tuple[Any, str]:
+    """(answer, "") or (None, why not): a driver, a missing file or an odd build may raise anything."""
     try:
         return question(), ""
     except Exception as error:  # noqa: BLE001  (drivers raise anything; the reason is returned, not lost)
@@ -112,16 +139,24 @@ def asked(question: Callable[[], Any]) -> tuple[Any, str]:
 
 def cpu_name() -> str:
     """Model name of the CPU, or the architecture where the system does not tell."""
-    text = asked(lambda: Path("/proc/cpuinfo").read_text("utf-8", "replace"))[0] or ""
-    named = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1].strip() if named else asked(platform.machine)[0] or "unknown"
+    named = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    if named:
+        return named[1].strip()
+    return answer_or_reason(platform.machine)[0] or "unknown"
+
+
+def _cores() -> int | None:
+    """CPU cores that this process may use, where the system tells; else those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _describe_cpu() -> dict[str, Any]:
-    page = asked(lambda: os.sysconf("SC_PAGE_SIZE"))[0] or 0
+    page = answer_or_reason(lambda: os.sysconf("SC_PAGE_SIZE"))[0] or 0
     questions: dict[str, Callable[[], Any]] = {
         "name": cpu_name,
-        "cores": lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores,
         "threads": torch.get_num_threads,
         "memory": lambda: os.sysconf("SC_PHYS_PAGES") * page,
         "free": lambda: os.sysconf("SC_AVPHYS_PAGES") * page,
@@ -132,7 +167,7 @@ def _describe_cpu() -> dict[str, Any]:
 
 
 def _describe_cuda(index: int) -> dict[str, Any]:
-    properties = asked(lambda: torch.cuda.get_device_properties(index))[0]
+    properties = answer_or_reason(lambda: torch.cuda.get_device_properties(index))[0]
     questions: dict[str, Callable[[], Any]] = {
         "name": lambda: properties.name,
         "memory": lambda: properties.total_memory,
@@ -163,29 +198,45 @@ def process_memory() -> int | None:
         import resource
     except ImportError:  # Windows
         return None
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+    largest = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if sys.platform == "darwin":  # bytes there, KiB elsewhere
+        return largest
+    return largest * 1024
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most allocated so far, elsewhere the largest resident size of this process; 0 where nobody tells."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else process_memory() or 0
+    """Bytes: on CUDA the most allocated so far, elsewhere the largest resident size of this process.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return process_memory() or 0
 
 
 def nccl_version() -> str | None:
     """Version of NCCL inside this PyTorch, None without it."""
     version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
-    return ".".join(map(str, version())) if torch.version.cuda else None
+    if not torch.version.cuda:
+        return None
+    return ".".join(map(str, version()))
 
 
 def driver_version() -> str | None:
     """Version of the NVIDIA kernel driver, None when the system does not tell."""
-    text = asked(lambda: Path("/proc/driver/nvidia/version").read_text("utf-8", "replace"))[0] or ""
-    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)", text)
-    return found[1] if found else None
+    version = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)", _text("/proc/driver/nvidia/version"))
+    if version is None:
+        return None
+    return version[1]
+
+
+def _text(path: str) -> str:
+    """What a file of the system says; empty when it cannot be read."""
+    return answer_or_reason(lambda: Path(path).read_text("utf-8", "replace"))[0] or ""
 
 
 def _answers(device: str, questions: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    answers = {key: asked(question) for key, question in questions.items()}
+    answers = {key: answer_or_reason(question) for key, question in questions.items()}
     return {
         "device": device,
         **{key: value for key, (value, _) in answers.items()},
@@ -194,4 +245,4 @@ def _answers(device: str, questions: dict[str, Callable[[], Any]]) -> dict[str, 
 
 
 def _mps() -> bool:
-    return bool(asked(torch.backends.mps.is_available)[0])
+    return bool(answer_or_reason(torch.backends.mps.is_available)[0])

@@ -1,11 +1,14 @@
-"""Many processes, one training: who I am, and the few words that ranks exchange. A lost peer is one line with exit 8."""
+"""Many processes, one training: the rank of this process, and what ranks exchange.
+
+A lost peer is one line with exit 8.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,11 +24,12 @@ START_SECONDS, STEADY_SECONDS = 600, 120
 
 
 class Ranks:
-    """The processes of one training: rank r of `world`; ``Ranks()`` is a process alone, for which every call is free.
+    """The processes of one training: rank r of `world`. ``Ranks()`` is a process alone: its calls are free.
 
-    All ranks must make the same calls in the same order. `agree` and `mean`, which every step makes, wait 120 s for a
-    silent peer; `gather`, `broadcast` and `barrier`, before which rank 0 may be writing, wait 600 s. A peer that died
-    is noticed at once. Raises PeerError E-PEER (exit 8) from every call: then nothing may be saved by this rank alone.
+    All ranks must make the same calls in the same order. `agree` and `mean`, which every step makes, wait 120
+    s for a silent peer; `gather`, `broadcast` and `barrier`, before which rank 0 may be writing, wait 600 s.
+    A peer that died is noticed at once. Every call raises PeerError E-PEER (exit 8): then this rank must save
+    nothing.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, *, steady: Any = None) -> None:
@@ -49,17 +53,13 @@ class Ranks:
     def mean(self, tensors: Sequence[Tensor]) -> None:
         """t = (1 / world) * sum over ranks of t, in place; bitwise the same on all ranks.
 
-        tensors: floating point, any shapes, dtypes and devices; every rank gives the same list. They travel as one flat
-        tensor per dtype and device. Raises ValueError: a dtype without a mean.
+        tensors: floating point, any shapes, dtypes and devices; every rank gives the same list. They travel
+        as one flat tensor per dtype and device. Raises ValueError: a dtype without a mean.
         """
-        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for tensor in tensors:
-            if not tensor.is_floating_point():
-                raise ValueError(f"mean over ranks needs floating point tensors, not {tensor.dtype}")
-            groups.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+        groups = _by_type(tensors)
         if self.world == 1:
             return
-        for group in groups.values():
+        for group in groups:
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             with self._watched("mean"):
                 dist.all_reduce(flat, group=self._steady)
@@ -68,7 +68,7 @@ class Ranks:
                 tensor.copy_(part.view(tensor.shape))
 
     def gather(self, value: Any) -> list[Any]:
-        """[v_0, ..., v_{world-1}] on every rank; values are plain JSON data and come back as such (tuples as lists)."""
+        """[v_0, ..., v_{world-1}] on every rank, for plain JSON data; tuples come back as lists."""
         mine = _encode(value)
         if self.world == 1:
             return [_decode(mine)]
@@ -76,18 +76,21 @@ class Ranks:
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
             dist.all_gather(sizes, torch.tensor([mine.numel()]))
             longest = max(int(size) for size in sizes)
-            found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
-            dist.all_gather(found, torch.cat([mine, mine.new_zeros(longest - mine.numel())]))
-        return [_decode(data[: int(size)]) for data, size in zip(found, sizes, strict=True)]
+            padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+            dist.all_gather(padded, torch.cat([mine, mine.new_zeros(longest - mine.numel())]))
+        return [_decode(data[: int(size)]) for data, size in zip(padded, sizes, strict=True)]
 
     def broadcast(self, value: Any) -> Any:
-        """v_0, the value of rank 0, on every rank; plain JSON data as in `gather`. What the others give is not looked at."""
-        data = _encode(value) if self.main else torch.zeros(0, dtype=torch.uint8)
+        """v_0, the value of rank 0, on every rank, for plain JSON data. The values of others are ignored."""
+        data = torch.zeros(0, dtype=torch.uint8)
+        if self.main:
+            data = _encode(value)
         if self.world > 1:
             with self._watched("broadcast"):
                 size = torch.tensor([data.numel()])
                 dist.broadcast(size, 0)
-                data = data if self.main else data.new_zeros(int(size))
+                if not self.main:
+                    data = data.new_zeros(int(size))
                 dist.broadcast(data, 0)
         return _decode(data)
 
@@ -98,9 +101,10 @@ class Ranks:
                 dist.all_reduce(torch.zeros(1))  # a CPU tensor: dist.barrier would wait for the GPU too
 
     def close(self) -> None:
-        """Leave the group; peers that still wait for this rank get their PeerError. Twice is once."""
+        """Leave the group; peers that wait for this rank get their PeerError. A second call does nothing."""
+        # After a peer was lost NCCL would wait for it; the end of the process frees everything.
         if self.world > 1 and dist.is_initialized() and (not self._lost or dist.get_backend() == "gloo"):
-            dist.destroy_process_group()  # with a peer lost, NCCL would wait for it: the end of the process frees all
+            dist.destroy_process_group()
 
     def __enter__(self) -> Ranks:
         return self
@@ -125,35 +129,31 @@ def solo() -> Ranks:
 
 
 def join(device: torch.device) -> Ranks:
-    """The group that the launcher's environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); `solo` without one.
+    """The group that the launcher's environment names; `solo` without one.
 
-    device: of this rank; CUDA makes it the current one, with nccl for its tensors; everything else goes through gloo.
-    ROBUSTCLI_PG_TIMEOUT: seconds that replace both patiences, 600 until all ranks have met and 120 afterwards.
+    The environment: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. ROBUSTCLI_PG_TIMEOUT is a number of seconds
+    that replaces both times of waiting: 600 s until all ranks have met, 120 s afterwards.
+
+    device: of this rank. A CUDA device becomes the current one, with nccl for its tensors; all else goes
+    through gloo.
 
     Raises UsageError: an impossible environment or device; PeerError: not all ranks came.
     """
-    world = _number("WORLD_SIZE", 1)
+    world = _number("WORLD_SIZE", "1")
     if world == 1:
         return solo()
-    rank = _number("RANK")
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing or not 0 <= rank < world:
-        what = f"{missing[0]} is not set" if missing else f"RANK={rank} is not below WORLD_SIZE={world}"
-        raise UsageError(what, where="environment", hint="start with torchrun, or with --nproc")
+    rank = _rank_below(world)
     if device.type not in ("cpu", "cuda"):
         raise UsageError(
             f"no training with many processes on {device.type}", where="device", hint="use cpu or cuda"
         )
     start, steady = _patience()
+    backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            rank=rank,
-            world_size=world,
-            timeout=start,
-        )
+        dist.init_process_group(backend, rank=rank, world_size=world, timeout=start)
         group = dist.new_group(timeout=steady)
     except (RuntimeError, ValueError) as error:
         raise _peer_error(rank, world, "joining", error) from error
@@ -164,35 +164,62 @@ def join(device: torch.device) -> Ranks:
 
 
 def local_device(name: str) -> str:
-    """The device of this rank: auto and cuda are ``cuda:LOCAL_RANK`` where there is CUDA, auto is cpu elsewhere.
+    """The device of this rank: auto and cuda are ``cuda:LOCAL_RANK`` with CUDA, auto is cpu without.
 
     In a process alone, and for any other name, `name` itself. Raises UsageError: LOCAL_RANK is no number.
     """
-    if _number("WORLD_SIZE", 1) == 1 or name not in ("auto", "cuda"):
+    if _number("WORLD_SIZE", "1") == 1 or name not in ("auto", "cuda"):
         return name
     if cuda_count():
-        return f"cuda:{_number('LOCAL_RANK', 0)}"
-    return "cpu" if name == "auto" else name
+        return f"cuda:{_number('LOCAL_RANK', '0')}"
+    if name == "auto":
+        return "cpu"
+    return name
 
 
-def _number(name: str, default: int | None = None) -> int:
-    text = os.environ.get(name, "" if default is None else str(default))
+def _rank_below(world: int) -> int:
+    """The rank of this process; the address at which ranks meet must be set, too. Raises UsageError."""
+    rank = _number("RANK")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise _environment_error(f"{name} is not set")
+    if not 0 <= rank < world:
+        raise _environment_error(f"RANK={rank} is not below WORLD_SIZE={world}")
+    return rank
+
+
+def _number(name: str, default: str = "") -> int:
+    """A whole number of the environment. Raises UsageError: not a number, or not set and no default."""
+    text = os.environ.get(name, default)
+    if not text:
+        raise _environment_error(f"{name} is not set")
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
-        raise UsageError(
-            f"{name}={text!r} is not a number" if text else f"{name} is not set",
-            where="environment",
-            hint="start with torchrun, or with --nproc",
-        )
+        raise _environment_error(f"{name}={text!r} is not a number")
     return int(text)
 
 
+def _environment_error(what: str) -> UsageError:
+    return UsageError(what, where="environment", hint="start with torchrun, or with --nproc")
+
+
 def _patience() -> list[timedelta]:
+    """How long to wait: until all ranks have met, and afterwards."""
     text = os.environ.get("ROBUSTCLI_PG_TIMEOUT", "")
     if text and not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
         raise UsageError(
             f"ROBUSTCLI_PG_TIMEOUT={text!r} is not a number of seconds from 1 to 99999", where="environment"
         )
     return [timedelta(seconds=int(text or seconds)) for seconds in (START_SECONDS, STEADY_SECONDS)]
+
+
+def _by_type(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """The tensors in groups of one dtype and device. Raises ValueError: a dtype without a mean."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise ValueError(f"mean over ranks needs floating point tensors, not {tensor.dtype}")
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+    return groups.values()
 
 
 def _encode(value: Any) -> Tensor:

@@ -31,7 +31,7 @@ def resolve(precision: str, device: torch.device, warn: Callable[[str], None] = 
     Raises UsageError: unknown name, fp16 on a CPU, tf32 where there is none.
     """
     if precision == "auto":
-        return torch.bfloat16 if bf16_native(device) else torch.float32
+        precision = "bf16" if bf16_native(device) else "fp32"
     if precision not in DTYPES:
         raise UsageError(
             f"unknown precision {precision!r}", where="precision", hint="use auto, fp32, tf32, bf16 or fp16"
@@ -50,7 +50,7 @@ def resolve(precision: str, device: torch.device, warn: Callable[[str], None] = 
 
 
 def tf32_native(device: torch.device) -> bool:
-    """Whether `device` can round the factors of fp32 products to 10 bits: CUDA from compute capability 8.0 on."""
+    """Whether `device` can round factors of fp32 products to 10 bits: CUDA from compute capability 8.0 on."""
     return (
         device.type == "cuda"
         and getattr(torch.version, "hip", None) is None
@@ -59,18 +59,22 @@ def tf32_native(device: torch.device) -> bool:
 
 
 def _fp32_switches() -> tuple[Any, ...]:
-    return torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009 - untyped in torch's stubs
+    convolutions = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - untyped in torch's stubs
+    return torch.backends.cuda.matmul, convolutions
 
 
 def allow_tf32(allowed: bool) -> None:
-    """From now on in this process: may products and convolutions in fp32 use TF32 on CUDA? PyTorch alone allows it to convolutions."""
+    """From now on in this process: may products and convolutions in fp32 use TF32 on CUDA?
+
+    PyTorch's own default allows it for convolutions only.
+    """
     for switch in _fp32_switches():
         switch.fp32_precision = "tf32" if allowed else "ieee"
 
 
 @contextmanager
 def tf32_products(allowed: bool) -> Iterator[None]:
-    """`allow_tf32` inside; as before afterwards."""
+    """`allow_tf32` inside the block; afterwards the settings are as before."""
     before = [switch.fp32_precision for switch in _fp32_switches()]
     allow_tf32(allowed)
     try:
@@ -81,7 +85,10 @@ def tf32_products(allowed: bool) -> Iterator[None]:
 
 
 def bf16_native(device: torch.device) -> bool:
-    """Whether matrix products in bf16 run in hardware: AMX-BF16, AVX512-BF16 or ARM BF16 on a CPU, compute capability >= 8.0 on CUDA."""
+    """Whether matrix products in bf16 run in hardware.
+
+    That is AMX-BF16, AVX512-BF16 or ARM BF16 on a CPU, and compute capability >= 8.0 on CUDA.
+    """
     return _bf16_native(device.type, device.index or 0)
 
 
@@ -91,16 +98,18 @@ def _bf16_native(kind: str, index: int) -> bool:
         has_kernels: Callable[[], bool] = torch.backends.mkldnn.is_available
         return has_kernels() and "bf16" in cpu_features()
     if kind == "cuda" and torch.cuda.is_available():
-        hip = getattr(torch.version, "hip", None) is not None
-        return (
-            bool(torch.cuda.is_bf16_supported()) if hip else torch.cuda.get_device_capability(index) >= (8, 0)
-        )
+        if getattr(torch.version, "hip", None) is not None:
+            return bool(torch.cuda.is_bf16_supported())
+        return torch.cuda.get_device_capability(index) >= (8, 0)
     return False
 
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """Of {avx2, avx512, amx, bf16} those that the CPU has, from PyTorch's public table, else its private tests, else the system's list."""
+    """Those of {avx2, avx512, amx, bf16} that the CPU has.
+
+    The first source that answers counts: PyTorch's public table, its private tests, the system's list.
+    """
     for source in (_from_public, _from_private, _from_system):
         flags = source()
         if flags is not None:
@@ -110,7 +119,8 @@ def cpu_features() -> frozenset[str]:
 
 def cpu_capability() -> str:
     """``AVX512 + AMX, bf16``: PyTorch's kernel level and what else counts here."""
-    extra = [name.upper() if name == "amx" else name for name in ("amx", "bf16") if name in cpu_features()]
+    shown = {"amx": "AMX", "bf16": "bf16"}
+    extra = [text for name, text in shown.items() if name in cpu_features()]
     return " + ".join([torch.backends.cpu.get_cpu_capability(), *extra])
 
 
@@ -134,11 +144,13 @@ def _from_private() -> set[str] | None:
         "amx": "_is_amx_tile_supported",
         "bf16": "_is_avx512_bf16_supported",
     }
-    found = {name: getattr(torch.cpu, test, None) for name, test in tests.items()}
-    if any(test is None for test in found.values()):
+    functions = {name: getattr(torch.cpu, test, None) for name, test in tests.items()}
+    if any(function is None for function in functions.values()):
         return None
-    flags = {name for name, test in found.items() if test is not None and test()}
-    return flags | ({"bf16"} if "amx" in flags else set())  # no CPU has AMX tiles without AMX-BF16
+    flags = {name for name, function in functions.items() if function is not None and function()}
+    if "amx" in flags:  # no CPU has AMX tiles without AMX-BF16
+        flags.add("bf16")
+    return flags
 
 
 def _from_system() -> set[str] | None:

@@ -16,16 +16,17 @@ import numpy
 import torch
 
 from robustcli.errors import UsageError
-from robustcli.runtime.device import asked, cpu_name, driver_version
+from robustcli.runtime.device import answer_or_reason, cpu_name, driver_version
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def seed_all(seed: int, deterministic: bool = False) -> None:
-    """Seed python, numpy and torch (all devices); with `deterministic`, operations without a deterministic kernel raise.
+    """Seed python, numpy and torch, on all devices.
 
-    The CPU generator of torch takes the low 32 bits. Attacks and data order do not draw from these generators (their draws
-    are keyed by sample); initial weights of layers do.
+    With `deterministic`, operations without a deterministic kernel raise.
+    The CPU generator of torch takes the low 32 bits. Initial weights of layers draw from these generators;
+    attacks and data order do not, since their draws are keyed by sample.
     Raises UsageError outside 0 <= seed < 2^63.
     """
     if not 0 <= seed < 2**63:
@@ -35,9 +36,8 @@ def seed_all(seed: int, deterministic: bool = False) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
-    if (
-        deterministic != torch.are_deterministic_algorithms_enabled()
-    ):  # the call imports torch's compiler: a second
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        # Not called without need: the call imports torch's compiler, which takes a second.
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False  # it times kernels and may pick another one in the next run
@@ -46,8 +46,8 @@ def seed_all(seed: int, deterministic: bool = False) -> None:
 def environment() -> dict[str, Any]:
     """What the numbers depend on besides config and data. A value that cannot be had is None; never raises.
 
-    Keys: robustcli, code (SHA-256 of our source), python, platform, cpu, threads, torch, torchvision, numpy, safetensors,
-    cuda, cudnn, driver, gpus (names).
+    Keys: robustcli, code (SHA-256 of our source), python, platform, cpu, threads, torch, torchvision, numpy,
+    safetensors, cuda, cudnn, driver, gpus (names).
     """
     questions: dict[str, Callable[[], Any]] = {
         "robustcli": lambda: metadata.version("robustcli"),
@@ -65,23 +65,23 @@ def environment() -> dict[str, Any]:
         "driver": driver_version,
         "gpus": lambda: [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-    return {key: asked(question)[0] for key, question in questions.items()}
+    return {key: answer_or_reason(question)[0] for key, question in questions.items()}
 
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """SHA-256 over the path and content of every ``robustcli/**/*.py``; ``unknown`` where the source cannot be read (a zip)."""
+    """SHA-256 over the path and content of every ``robustcli/**/*.py``.
+
+    ``unknown`` where the source cannot be read, as inside a zip.
+    """
     return hash_tree(PACKAGE)
 
 
 def hash_tree(root: Path) -> str:
-    """SHA-256 over (relative path, length, content) of the ``*.py`` files below `root`, in the order of their paths."""
+    """SHA-256 over (relative path, length, content) of the ``*.py`` files below `root`, sorted by path."""
     try:
-        files = sorted(
-            (path.relative_to(root).as_posix(), path.read_bytes())
-            for path in root.rglob("*.py")
-            if path.is_file()
-        )
+        paths = [path for path in root.rglob("*.py") if path.is_file()]
+        files = sorted((path.relative_to(root).as_posix(), path.read_bytes()) for path in paths)
     except OSError:
         return "unknown"
     if not files:

@@ -15,23 +15,28 @@ if sys.platform != "win32":
     import termios
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
-
-
 _active: list[StopFlag] = []
 
 
 def heed() -> None:
-    """Raises Interrupted when the innermost StopFlag of this process was asked to stop: for long work that nobody handed a flag to. Any thread."""
+    """Raises Interrupted when the innermost StopFlag of this process was asked to stop.
+
+    For long work that is not given a flag; any thread may call it.
+    """
     if _active:
         _active[-1].check()
 
 
 class StopFlag:
-    """``with StopFlag() as stop:`` SIGTERM or SIGINT sets the flag; ``stop.check()`` raises between two steps.
+    """``with StopFlag() as stop:`` SIGTERM or SIGINT sets a flag; ``stop.check()`` raises between two steps.
 
-    A second SIGINT ends the process at once with status 130 (the last checkpoint is untouched: saves are atomic). Outside
-    the main thread no handler can be installed: the flag then only answers to `request`. The handlers found on entry come
-    back on exit. A forked child keeps the default reaction to SIGTERM and ignores SIGINT, which is its parent's affair.
+    A second SIGINT ends the process at once with status 130; the last checkpoint stays whole, since saves are
+    atomic. Outside the main thread no handler can be installed: there only `request` sets the flag. The
+    handlers of before come back on exit. A forked child dies of SIGTERM and ignores SIGINT, to which its
+    parent reacts.
+
+    Attributes:
+        signum: the signal that asked for a stop; None before.
     """
 
     def __init__(self) -> None:
@@ -40,11 +45,6 @@ class StopFlag:
         self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
         self._terminal: list[Any] | None = None
-
-    @property
-    def requested(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.signum is not None
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Ask for a stop as a signal would; the first request decides the exit code."""
@@ -71,9 +71,9 @@ class StopFlag:
     ) -> None:
         _active.remove(self)
         for number, before in self._before.items():
-            signal.signal(
-                number, signal.SIG_DFL if before is None else before
-            )  # None: installed by C code, cannot be put back
+            if before is None:  # installed by C code, cannot be put back
+                before = signal.SIG_DFL
+            signal.signal(number, before)
         self._before.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -98,7 +98,7 @@ def _terminal_state() -> list[Any] | None:
 
 
 def _restore_terminal(state: list[Any] | None) -> None:
-    """Line discipline as found, cursor visible: a progress bar may have hidden it."""
+    """Put back the terminal's settings, and show the cursor, which a progress bar may have hidden."""
     if state is None or sys.platform == "win32":
         return
     try:

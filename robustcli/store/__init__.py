@@ -1,1 +1,4 @@
-"""What survives a kill: atomic writes, locks, run directories, checkpoints, weight files. Nothing is imported here."""
+"""What survives a kill: atomic writes, locks, run directories, checkpoints, weight files.
+
+Nothing is imported here.
+"""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +16,9 @@ from robustcli.errors import NumericsError
 from robustcli.store.disk import disk_error, explained
 
 TMP_PREFIX = ".tmp-"  # everything that a killed process may leave behind starts like this
-_NEW_FILE = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_EXCL
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_BLOCK = 65536  # bytes that `JsonLines` reads at once on its way back to a line break
+#: For os.open: follow no link, close in children, translate no line breaks; each where the system has it.
+PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def tmp_name(label: str = "") -> str:
@@ -32,7 +27,7 @@ def tmp_name(label: str = "") -> str:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write every byte of `data`; a short write goes on until an error names its reason. Raises OSError."""
+    """Write every byte of `data`: after a short write it writes the rest. Raises OSError."""
     view = memoryview(data)
     while len(view):
         view = view[os.write(fd, view) :]
@@ -41,9 +36,9 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 def write_new(path: Path, data: bytes, passed: Callable[[str], None] = lambda point: None) -> None:
     """Create `path` (mode 0600, must not exist, no link followed), write, fsync. Raises OSError.
 
-    passed: told ``after-write`` and ``after-fsync`` (fail points of the tests).
+    passed: is called with ``after-write`` and ``after-fsync``, the fail points of the tests.
     """
-    fd = os.open(path, _NEW_FILE, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o600)
     try:
         write_all(fd, data)
         passed("after-write")
@@ -54,7 +49,7 @@ def write_new(path: Path, data: bytes, passed: Callable[[str], None] = lambda po
 
 
 def fsync_dir(path: Path) -> None:
-    """Make the entries of a directory durable. Systems that cannot open a directory (Windows) have nothing to do."""
+    """Make the entries of a directory durable. Does nothing on Windows, which cannot open a directory."""
     if os.name != "posix":
         return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -65,9 +60,10 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """path = data, all or nothing: temporary file in the same directory, fsync, rename, fsync of the directory.
+    """Make `data` the content of `path`, all or nothing.
 
-    Raises ResourceError: E-DISK when there is no room, E-WRITE for anything else; the old content is untouched.
+    Order: temporary file in the same directory, fsync, rename, fsync of the directory.
+    Raises ResourceError: E-DISK when there is no room, E-WRITE for anything else; the old content then stays.
     """
     tmp = path.with_name(tmp_name())
     with explained(path, len(data)), removed_on_failure(tmp):
@@ -77,11 +73,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Replace the content of an existing file in place: not atomic, but needs no new space. Raises OSError; follows no link."""
-    fd = os.open(
-        path,
-        os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0),
-    )
+    """Replace the content of an existing file in place: not atomic, but needs no new space.
+
+    Raises OSError, also for a link.
+    """
+    fd = os.open(path, os.O_WRONLY | PLAIN)
     try:
         write_all(fd, data)
         os.ftruncate(fd, len(data))
@@ -91,41 +87,44 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented strict JSON through `write_atomic`. Raises also NumericsError: NaN or Inf inside."""
+    """Write `value` as indented JSON. Raises as `write_atomic` and as `strict_json`."""
     write_atomic(path, strict_json(value, indent=1, where=str(path)).encode() + b"\n")
 
 
 def strict_json(value: Any, *, indent: int | None = None, where: str = "") -> str:
-    """JSON with sorted keys and without NaN or Inf (no reader agrees on them). Raises NumericsError E-NAN naming the key."""
+    """JSON with sorted keys and without NaN or Inf, which readers take in different ways.
+
+    Raises NumericsError E-NAN naming the key.
+    """
     try:
         return json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
     except ValueError as error:
-        found = _not_finite(value, "")
-        if found is None:
+        key = _first_not_finite(value, "")
+        if key is None:
             raise
         raise NumericsError(
-            f"{found} is not a finite number", where=where, hint="nothing was written"
+            f"{key} is not a finite number", where=where, hint="nothing was written"
         ) from error
 
 
-def _not_finite(value: Any, path: str) -> str | None:
+def _first_not_finite(value: Any, path: str) -> str | None:
+    """The dotted path of the first NaN or Inf inside `value`; None when there is none."""
     if isinstance(value, float) and not math.isfinite(value):
         return path or "the value"
-    pairs = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, (list, tuple))
-        else ()
-    )
-    return next(
-        (
-            found
-            for key, item in pairs
-            if (found := _not_finite(item, f"{path}.{key}".lstrip("."))) is not None
-        ),
-        None,
-    )
+    for key, item in _children(value):
+        inner = _first_not_finite(item, f"{path}.{key}".lstrip("."))
+        if inner is not None:
+            return inner
+    return None
+
+
+def _children(value: Any) -> Iterable[tuple[Any, Any]]:
+    """(key or position, item) of a mapping, list or tuple; nothing for any other value."""
+    if isinstance(value, dict):
+        return value.items()
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    return ()
 
 
 @contextmanager
@@ -141,21 +140,15 @@ def removed_on_failure(tmp: Path) -> Iterator[None]:
 class JsonLines:
     """An append-only file of JSON objects, one per line, that a kill cannot leave with half a line.
 
-    Opening drops an unfinished last line. Each row reaches the kernel before `write` returns (a kill -9 loses
-    nothing); `sync` makes it durable against power loss. Store `offset` in a checkpoint and `truncate` to it on resume.
+    Opening drops an unfinished last line. Each row reaches the kernel before `write` returns, so that a kill
+    -9 loses nothing; `sync` makes it durable against power loss. Store `offset` in a checkpoint, and
+    `truncate` to it on resume.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        flags = (
-            os.O_RDWR
-            | os.O_CREAT
-            | getattr(os, "O_NOFOLLOW", 0)
-            | getattr(os, "O_CLOEXEC", 0)
-            | getattr(os, "O_BINARY", 0)
-        )
         with explained(path):
-            self._fd = os.open(path, flags, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | PLAIN, 0o600)
         self._offset = 0
         self.truncate(os.fstat(self._fd).st_size)
 
@@ -165,7 +158,10 @@ class JsonLines:
         return self._offset
 
     def write(self, row: Any) -> None:
-        """Append one row. Raises NumericsError (NaN/Inf inside) or ResourceError; the file then ends where it ended before."""
+        """Append one row.
+
+        Raises NumericsError (NaN or Inf inside) or ResourceError; the file then ends where it ended before.
+        """
         data = strict_json(row, where=str(self.path)).encode() + b"\n"
         try:
             write_all(self._fd, data)
@@ -175,10 +171,10 @@ class JsonLines:
         self._offset += len(data)
 
     def truncate(self, offset: int) -> int:
-        """Forget what was written after `offset`; returns the new length.
+        """Remove what was written after `offset`; returns the new length.
 
-        An offset beyond the end keeps the file (lines lost in a power failure cannot be made up); one inside a line
-        cuts that line too.
+        An offset inside a line removes that line too. An offset beyond the end changes nothing: the lines
+        that a power failure took cannot be made up.
         """
         end = max(0, min(offset, os.fstat(self._fd).st_size))
         with explained(self.path):
@@ -191,7 +187,7 @@ class JsonLines:
             os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file; twice is once."""
+        """Close the file; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -209,13 +205,13 @@ class JsonLines:
         os.lseek(self._fd, offset, os.SEEK_SET)
         self._offset = offset
 
-    def _line_start(self, end: int, block: int = 65536) -> int:
+    def _line_start(self, end: int) -> int:
         """The largest position <= end that is 0 or follows a line break."""
         while end > 0:
-            start = max(0, end - block)
+            start = max(0, end - _BLOCK)
             os.lseek(self._fd, start, os.SEEK_SET)
-            found = os.read(self._fd, end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
+            line_break = os.read(self._fd, end - start).rfind(b"\n")
+            if line_break >= 0:
+                return start + line_break + 1
             end = start
         return 0

@@ -1,10 +1,10 @@
 """Checkpoints that survive kill -9 at any instruction and never load silently wrong.
 
-    ROOT/step-00001200/{GROUP.safetensors ..., manifest.json}     one directory per save; the manifest is written last
-    ROOT/last, ROOT/best                                          one line each: the name of a step directory
+    ROOT/step-00001200/{GROUP.safetensors, manifest.json}     one directory per save; the manifest is written
+    last ROOT/last, ROOT/best                                      one line each: the name of a step directory
 
-Order of a save: temporary directory in ROOT -> files, each fsynced -> manifest -> rename -> fsync(ROOT) -> read back and
-verify -> move the pointers -> prune. So at every moment `last` names a verified directory.
+Order of a save: temporary directory in ROOT -> files, each fsynced -> manifest -> rename -> fsync(ROOT) ->
+read back and verify -> move the pointers -> prune. So at every moment `last` names a verified directory.
 """
 
 from __future__ import annotations
@@ -35,17 +35,7 @@ from robustcli.store.retention import (
 )
 from robustcli.store.snapshot import verify_checkpoint
 
-FAIL_POINTS = (
-    "after-tmp",
-    "after-write",
-    "after-fsync",
-    "after-manifest",
-    "after-aside",
-    "after-replace",
-    "after-pointer",
-    "before-prune",
-    "after-prune",
-)
+_BLOCK, _OVERHEAD = 4096, 16384  # bytes: a file takes whole blocks; directories and pointers take some more
 fail_point: Callable[[str], None] = lambda name: None  # noqa: E731  (tests put a SIGKILL here)
 
 
@@ -62,31 +52,35 @@ def save_checkpoint(
 
     Args:
         root: directory of the checkpoints of one run; the caller holds the lock of the run.
-        step: optimiser steps done, 0 <= step < 10^18. A step saved before is replaced; the same content is not written twice.
-        groups: {"model": state_dict, "optimizer": {...}, ...}; plain tensors of any dtype, shape, device; tied ones stay tied.
+        step: optimiser steps done, 0 <= step < 10^18. A step saved before is replaced; the same content is
+            not written twice.
+        groups: {"model": state_dict, "optimizer": {name: tensor}}; plain tensors of any dtype, shape and
+            device. Tied tensors stay tied.
         meta: plain JSON data, finite numbers (tuples come back as lists).
         tags: pointers to move: "last", "best".
         keep: newest checkpoints that stay, >= 2, besides those under a pointer.
 
-    Returns the directory. Raises ResourceError E-DISK (after pruning and one retry), E-WRITE, E-VERIFY; NumericsError: NaN or
-    Inf in `meta`; ValueError: a bad name, `keep` < 2, or a tensor that cannot be stored. The last good checkpoint is untouched.
+    Returns the directory.
+
+    Raises ResourceError E-DISK (after pruning and one retry), E-WRITE, E-VERIFY; NumericsError: NaN or Inf in
+    `meta`; ValueError: a bad name, `keep` < 2, or a tensor that cannot be stored. The last good checkpoint is
+    untouched.
     """
     if keep < 2:
         raise ValueError(f"keep={keep}: at least 2 checkpoints must stay, one to fall back to")
     final, tags = root / step_name(step), [check_tag(tag) for tag in tags]
     files, document = _encode(step, groups, meta)
-    need = sum(-(-len(data) // 4096) * 4096 for data in (*files.values(), document)) + 16384
     try:
-        _publish(final, files, document, tags, need)
+        _publish(final, files, document, tags)
     except ResourceError as error:
         if error.code != DISK_FULL or getattr(error.__cause__, "errno", 0) == errno.EFBIG:
             raise
         _make_room(root)
-        _publish(final, files, document, tags, need)
+        _publish(final, files, document, tags)
     fail_point("before-prune")
     prune(root, step, keep)
     with explained(root):
-        remove(root / (ASIDE + final.name))
+        remove(_aside(final))
     fail_point("after-prune")
     return final
 
@@ -94,6 +88,7 @@ def save_checkpoint(
 def _encode(
     step: int, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]
 ) -> tuple[dict[str, bytes], bytes]:
+    """(file name -> content, manifest) of a checkpoint."""
     files: dict[str, bytes] = {}
     aliases: dict[str, dict[str, str]] = {}
     for group, tensors in groups.items():
@@ -102,31 +97,29 @@ def _encode(
     return files, manifests.encode(Manifest(step, proofs, aliases, dict(meta)))
 
 
-def _publish(
-    final: Path, files: Mapping[str, bytes], document: bytes, tags: Sequence[str], need: int
-) -> None:
-    root = final.parent
+def _space_needed(files: Mapping[str, bytes], document: bytes) -> int:
+    """Bytes on the disk: each file takes whole blocks."""
+    blocks = sum(-(-len(data) // _BLOCK) for data in (*files.values(), document))
+    return blocks * _BLOCK + _OVERHEAD
+
+
+def _publish(final: Path, files: Mapping[str, bytes], document: bytes, tags: Sequence[str]) -> None:
+    """Write the directory `final`, unless it holds just this, verify it, and point the tags to it."""
+    root, need = final.parent, _space_needed(files, document)
     with explained(root, need):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _holds(final, document):
             preflight(root, need)
             _write(final, files, document)
-            if not _holds(final, document):
-                _take_back(final)
-                raise ResourceError(
-                    "the checkpoint just written reads back differently",
-                    where=str(final),
-                    hint="check the disk",
-                    code="E-VERIFY",
-                )
+            _verify(final, document)
         for tag in tags:
             point(root, tag, final.name)
             fail_point("after-pointer")
 
 
 def _write(final: Path, files: Mapping[str, bytes], document: bytes) -> None:
-    """Everything up to the durable rename. Raises OSError, the place `final` then holds what it held before."""
-    root, aside = final.parent, final.with_name(ASIDE + final.name)
+    """All steps up to the durable rename. Raises OSError; `final` then holds what it held before."""
+    root, aside = final.parent, _aside(final)
     tmp = root / tmp_name(final.name + "-")
     try:
         tmp.mkdir(mode=0o700)
@@ -150,26 +143,40 @@ def _write(final: Path, files: Mapping[str, bytes], document: bytes) -> None:
     fsync_dir(root)
 
 
-def _take_back(final: Path) -> None:
+def _verify(final: Path, document: bytes) -> None:
+    """Raises ResourceError E-VERIFY when the disk gives back other bytes; `final` then has the old ones."""
+    if _holds(final, document):
+        return
     remove(final)
-    aside = final.with_name(ASIDE + final.name)
+    aside = _aside(final)
     if os.path.lexists(aside):
         os.replace(aside, final)
+    raise ResourceError(
+        "the checkpoint just written reads back differently",
+        where=str(final),
+        hint="check the disk",
+        code="E-VERIFY",
+    )
+
+
+def _aside(final: Path) -> Path:
+    """Where a directory waits while a new save of the same step takes its place."""
+    return final.with_name(ASIDE + final.name)
 
 
 def _holds(path: Path, document: bytes) -> bool:
     """Whether `path` is an intact checkpoint with exactly this manifest, read back from the disk."""
     try:
-        return (
-            tensorfile.read_regular(path / manifests.NAME, manifests.MAX_BYTES) == document
-            and verify_checkpoint(path) is not None
-        )
+        if tensorfile.read_regular(path / manifests.NAME, manifests.MAX_BYTES) != document:
+            return False
+        verify_checkpoint(path)
     except CheckpointError:
         return False
+    return True
 
 
 def _make_room(root: Path) -> None:
-    """Give up the fallback checkpoints, but only when `last` itself is proven."""
+    """Remove the checkpoints that serve as fallback, but only when `last` itself is proven."""
     try:
         last = verify_checkpoint(resolve_checkpoint(root, "last"))
     except CheckpointError:

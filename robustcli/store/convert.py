@@ -1,10 +1,11 @@
-"""Turns one foreign PyTorch file into safetensors, in a process that has nothing to lose. Run as a script by `weights`.
+"""Turns one foreign PyTorch file into safetensors, in a confined process. `weights` runs it as a script.
 
     python -I convert.py SOURCE '["directories of torch and safetensors"]'     in an empty working directory
 
-Writes ``out.safetensors`` and ``report.json`` there. This is the only file of the project that may call torch.load, always
-with weights_only=True; around it stand limits on memory, CPU time and file size, no network where the system lets us
-drop it, and an audit hook that ends the process when anything tries to start a program, open a socket or a library.
+Writes ``out.safetensors`` and ``report.json`` there. This is the only file of the project that may call
+torch.load, always with weights_only=True. Around it stand limits on memory, CPU time and file size. The
+process leaves the network where the system allows it. An audit hook ends it when anything tries to start a
+program, or to open a socket or a library.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def main(source: str, search: list[str]) -> str:
 
 
 def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
-    """Load `file`, unwrap the state dict and write out.safetensors. confine: called between the imports and the load."""
+    """Load `file`, unwrap the state dict and write out.safetensors.
+
+    confine: called with `size` between the imports and the load.
+    """
     import safetensors.torch
     import torch
 
@@ -76,65 +80,65 @@ def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
     claimed = sum(value.numel() * value.element_size() for value in state.values())
     if claimed > 4 * size + MIB:  # stride-0 tensors claim terabytes of one number
         raise Refused(f"its tensors claim {claimed} bytes, the file has {size}")
-    safetensors.torch.save_file(
-        {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()},
-        "out.safetensors",
-    )
+    contiguous = torch.contiguous_format
+    copies = {name: value.detach().clone(memory_format=contiguous) for name, value in state.items()}
+    safetensors.torch.save_file(copies, "out.safetensors")
 
 
 def unwrap(loaded: Any) -> dict[Any, Any]:
-    """The state dict inside ``{"state_dict": {...}, "epoch": 3}`` and the like. Raises ValueError when there is none."""
+    """The state dict inside a mapping such as ``{"state_dict": STATE, "epoch": 3}``, up to three levels deep.
+
+    Raises ValueError when there is none.
+    """
     for _ in range(3):
-        inner = next(
-            (
-                loaded[key]
-                for key in WRAPPERS
-                if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)
-            ),
-            None,
-        )
-        if inner is None:
+        if not isinstance(loaded, dict):
             break
-        loaded = inner
+        wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)]
+        if not wrapped:
+            break
+        loaded = wrapped[0]
     if not isinstance(loaded, dict) or not loaded:
         raise ValueError(f"holds a {type(loaded).__name__}, not a state dict")
     return loaded
 
 
 def check_archive(file: BinaryIO, size: int) -> None:
-    """A zip must be what torch.save writes: stored, not deflated, no longer inside than outside, no TorchScript. Raises Refused."""
+    """Raises Refused for a zip that torch.save does not write: compressed, overlapping, or TorchScript."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
         if any(os.path.basename(entry.filename) == "constants.pkl" for entry in entries):
             raise Refused("a TorchScript archive is a program")
-        if (
-            any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            or sum(entry.file_size for entry in entries) > size
-        ):
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if compressed or sum(entry.file_size for entry in entries) > size:
             raise Refused("compressed or overlapping archive entries")
     file.seek(0)
 
 
 def classify(error: Exception) -> tuple[str, str]:
-    """(outcome, one line) of what torch.load raised: weights_only says "Weights only load failed" when the file names code."""
+    """(outcome, one line) of what torch.load raised.
+
+    torch says "Weights only load failed" when the file names code.
+    """
     text = str(error)
     if "eights only load failed" in text or "weights_only" in text:
         named = re.search(r"GLOBAL:? [\w.]*\w", text)
-        return (
-            "refused",
-            f"it names code: {named[0]}" if named else "it holds more than plain tensors, or is damaged",
-        )
+        if named:
+            return "refused", f"it names code: {named[0]}"
+        return "refused", "it holds more than plain tensors, or is damaged"
     if "alloc" in text and "memory" in text:
         return "limit", "it needs far more memory than its size"
     first = re.split(r"[\n:.](?:\s|$)", text.strip())[0][:200]
-    return "damaged", first if isinstance(
-        error, ValueError
-    ) else f"not readable ({type(error).__name__}: {first})"
+    if isinstance(error, ValueError):
+        return "damaged", first
+    return "damaged", f"not readable ({type(error).__name__}: {first})"
 
 
 def confine(size: int) -> None:
-    """From here on: bounded memory, CPU time and file size, no core dump, no new programs. Each bound only where the system has it."""
+    """From here on: bounded memory, CPU time and file size, no core dump, no new programs.
+
+    Each bound holds only where the system has it.
+    """
     if sys.platform != "win32":
         import resource
 
@@ -149,9 +153,10 @@ def confine(size: int) -> None:
             bounds[resource.RLIMIT_AS] = mapped + 8 * size + 512 * MIB
         for kind, bound in bounds.items():
             hard = resource.getrlimit(kind)[1]
-            value = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+            if hard != resource.RLIM_INFINITY:
+                bound = min(bound, hard)
             try:
-                resource.setrlimit(kind, (value, value))
+                resource.setrlimit(kind, (bound, bound))
             except (ValueError, OSError):
                 continue  # macOS refuses RLIMIT_AS; weights_only and the other bounds still stand
     sys.addaudithook(_watch)
@@ -164,7 +169,10 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _leave_network() -> None:
-    """A network namespace of our own, without any interface: as root directly, else together with a user namespace. Linux only."""
+    """Enter a new network namespace, which has no interface. Linux only.
+
+    Root may do so directly; anybody else needs a new user namespace as well.
+    """
     if sys.platform == "linux":
         new_net, new_user = 0x40000000, 0x10000000
         libc = ctypes.CDLL(None, use_errno=True)
@@ -181,4 +189,5 @@ def _mapped_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main(sys.argv[1], json.loads(sys.argv[2])) else 0)
+    reason = main(sys.argv[1], json.loads(sys.argv[2]))
+    sys.exit(1 if reason else 0)

@@ -14,14 +14,19 @@ DISK_FULL = (
     "E-DISK"  # no space, file size limit, quota: freeing space helps, so a save prunes and retries once
 )
 NOT_WRITTEN = "E-WRITE"  # read-only, no permission, other device, I/O error: a retry would not help
-FULL_ERRNOS = frozenset(
-    code for name in ("ENOSPC", "EFBIG", "EDQUOT") if (code := getattr(errno, name, None)) is not None
-)
+FULL_ERRNOS = {getattr(errno, name, None) for name in ("ENOSPC", "EFBIG", "EDQUOT")} - {None}
 _FREE_SOME = "free some space, or choose another directory with --out"
+_HINTS = {
+    "EFBIG": "a file size limit was hit: see `ulimit -f`",
+    "EDQUOT": "your disk quota is used up: see `quota`",
+}
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes a normal user may still write on the file system of `path` (or of its nearest existing parent); None when unknown."""
+    """Bytes a normal user may still write on the file system of `path`, or of its nearest existing parent.
+
+    None when the system does not tell.
+    """
     for place in (path, *path.absolute().parents):
         try:
             return shutil.disk_usage(place).free
@@ -45,13 +50,8 @@ def preflight(path: Path, need: int) -> None:
 def disk_error(error: OSError, path: Path, need: int = 0) -> ResourceError:
     """`error` as a ResourceError (exit 6). need: bytes that were to be written, 0 when unknown."""
     if error.errno in FULL_ERRNOS:
-        limit = {
-            "EFBIG": "a file size limit was hit: see `ulimit -f`",
-            "EDQUOT": "your disk quota is used up: see `quota`",
-        }
-        return _full(
-            need, free_bytes(path), path, limit.get(errno.errorcode.get(error.errno or 0, ""), _FREE_SOME)
-        )
+        name = errno.errorcode.get(error.errno or 0, "")
+        return _full(need, free_bytes(path), path, _HINTS.get(name, _FREE_SOME))
     reason = error.strerror or type(error).__name__
     hint = "check permissions and mounts, or choose another directory with --out"
     return ResourceError(f"could not write: {reason}", where=str(path), hint=hint, code=NOT_WRITTEN)

@@ -15,25 +15,33 @@ RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 def resolve_run(path: Path) -> Path:
-    """`path` with every ``latest`` in it, a link or a one-line file, replaced by the run that it names now."""
-    found = Path()
+    """`path` with every ``latest`` in it replaced by the run that it names now."""
+    resolved = Path()
     for part in path.parts:
-        found = found / part
+        resolved = resolved / part
         if part == LATEST:
-            found = _named(found)
-    return found
+            resolved = _named_by(resolved)
+    return resolved
 
 
-def _named(place: Path) -> Path:
-    with explained(place):
-        if place.is_symlink():
-            return place.parent / os.readlink(place)
-        name = place.read_text("utf-8", "replace").strip() if place.is_file() else ""
-    return place.with_name(name) if RUN_NAME.fullmatch(name.rpartition("-")[0]) else place
+def _named_by(latest: Path) -> Path:
+    """The run that a link or a one-line file names; `latest` itself when it is neither."""
+    with explained(latest):
+        if latest.is_symlink():
+            return latest.parent / os.readlink(latest)
+        if not latest.is_file():
+            return latest
+        name = latest.read_text("utf-8", "replace").strip()
+    if not RUN_NAME.fullmatch(name.rpartition("-")[0]):
+        return latest
+    return latest.with_name(name)
 
 
 def point_latest(run: Path) -> None:
-    """``latest`` beside `run` -> `run`, atomically: a link, or a file with its name where links are not possible. Raises OSError, ResourceError."""
+    """Make ``latest`` beside `run` name it, atomically: as a link, or as a one-line file without links.
+
+    Raises OSError, ResourceError.
+    """
     latest, tmp = run.with_name(LATEST), run.with_name(tmp_name())
     try:
         os.symlink(run.name, tmp)

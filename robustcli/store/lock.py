@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from robustcli.errors import LockError, ResourceError
-from robustcli.store.atomic import write_all
+from robustcli.store.atomic import PLAIN, write_all
 from robustcli.store.disk import disk_error
 
 if sys.platform == "win32":
@@ -23,36 +23,31 @@ else:
     import fcntl
 
 NAME = ".lock"
-_FLAGS = (
-    os.O_RDWR
-    | os.O_CREAT
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_PATIENCE = 0.5  # seconds in which a holder that is just starting writes its name
 _BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
 class RunLock:
-    """Exclusive lock of a directory, held from construction to `close` or to the death of the process (kill -9 included).
+    """Exclusive lock of a directory, held from construction to `close` or to the death of the process.
 
-    The file holds ``{"pid", "host", "boot_id", "started"}`` of the last holder and stays; only the kernel's lock counts.
-    Forked children (data workers) drop their copy of the lock, so that an orphan does not keep a dead run locked.
+    The file holds ``{"pid", "host", "boot_id", "started"}`` of the last holder. It stays after the lock is
+    gone: only the kernel's lock counts. Forked children (data workers) drop their copy of the lock, so that
+    an orphan does not keep a dead run locked.
 
-    Raises LockError E-LOCK (exit 7) naming pid and host of the holder; ResourceError when the directory is not writable
-    or its file system has no locks.
+    Raises LockError E-LOCK (exit 7) naming pid and host of the holder; ResourceError when the directory is
+    not writable or its file system has no locks.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / NAME
         try:
-            self._fd = os.open(self.path, _FLAGS, 0o600)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | PLAIN, 0o600)
         except OSError as error:
             raise disk_error(error, self.path) from error
         try:
             _lock(self._fd)
-            if not _is(self._fd, self.path):  # taken back with its directory by a run that was refused
+            if not _still_names(self.path, self._fd):  # a run that was refused removed its directory
                 raise OSError(errno.EAGAIN, "the lock is gone")
             _write_holder(self._fd)
         except OSError as error:
@@ -61,7 +56,7 @@ class RunLock:
         _held.add(self)
 
     def close(self) -> None:
-        """Give the directory back; twice is once."""
+        """Release the lock; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -93,46 +88,51 @@ class RunLock:
         return disk_error(error, self.path)
 
 
-def holder(path: Path, patience: float = 0.5) -> dict[str, Any] | None:
-    """What the holder wrote of itself; None when nothing readable appears within `patience` seconds.
+def holder(path: Path) -> dict[str, Any] | None:
+    """What the holder wrote of itself; None when nothing readable appears for a while.
 
-    A holder that is just starting has not yet replaced the text of its dead predecessor: that text is returned only at the end.
+    A holder that is just starting has not yet replaced the text of its dead predecessor. The text of a dead
+    process is therefore returned only when the patience is over.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _PATIENCE
     while True:
-        found = _read_holder(path)
-        if time.monotonic() >= deadline or (found is not None and _may_live(found)):
-            return found
+        record = _read_holder(path)
+        if time.monotonic() >= deadline or (record is not None and _may_live(record)):
+            return record
         time.sleep(0.01)
 
 
 def _read_holder(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as file:
-            found = json.loads(file.read(4096))
+            record = json.loads(file.read(4096))
     except (OSError, ValueError, RecursionError):
         return None  # not written yet, or being written
-    return found if isinstance(found, dict) and isinstance(found.get("pid"), int) else None
+    if isinstance(record, dict) and isinstance(record.get("pid"), int):
+        return record
+    return None
 
 
-def _may_live(found: dict[str, Any]) -> bool:
-    if found.get("host") != socket.gethostname() or os.name != "posix":
+def _may_live(record: dict[str, Any]) -> bool:
+    if record.get("host") != socket.gethostname() or os.name != "posix":
         return True  # another machine: cannot know
     try:
-        os.kill(found["pid"], 0)
+        os.kill(record["pid"], 0)
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True
-    return bool(found.get("boot_id") == boot_id())
+    return bool(record.get("boot_id") == boot_id())
 
 
-def describe(found: dict[str, Any] | None) -> str:
+def describe(record: dict[str, Any] | None) -> str:
     """``pid 123 on host box since 2025-01-31 12:00:00``."""
-    if found is None:
+    if record is None:
         return "another process"
-    since = f" since {found['started']}" if found.get("started") else ""
-    return f"pid {found['pid']} on host {found.get('host', '?')}{since}"
+    who = f"pid {record['pid']} on host {record.get('host', '?')}"
+    if record.get("started"):
+        who += f" since {record['started']}"
+    return who
 
 
 def boot_id() -> str:
@@ -164,7 +164,7 @@ def _lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _is(fd: int, path: Path) -> bool:
+def _still_names(path: Path, fd: int) -> bool:
     """Whether `path` still names the open file `fd`."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))

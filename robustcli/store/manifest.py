@@ -1,11 +1,16 @@
 """The manifest of a checkpoint: strict JSON that proves its own integrity and that of every file beside it.
 
-    {"aliases": {GROUP: {NAME: NAME}}, "files": {"GROUP.safetensors": {"sha256": HEX, "size": BYTES}}, "format": "robustcli-checkpoint",
-     "meta": {...}, "schema_version": 1, "sha256": HEX over this document without this key, "step": N}
+    {"aliases": {GROUP: {NAME: NAME}},
+     "files": {"GROUP.safetensors": {"sha256": HEX, "size": BYTES}},
+     "format": "robustcli-checkpoint",
+     "meta": JSON DATA,
+     "schema_version": 1,
+     "sha256": HEX over this document without this key,
+     "step": N}
 
-Neither pickle nor safetensors notices a flipped bit in the data; SHA-256 does. The document has exactly one valid
-spelling (sorted keys, fixed spacing), so that no changed byte goes unnoticed. It is integrity, not authenticity:
-whoever can write the directory can write a new manifest.
+Neither pickle nor safetensors notices a flipped bit in the data; SHA-256 does. The document has exactly one
+valid spelling (sorted keys, fixed spacing), so that no changed byte goes unnoticed. The hashes prove
+integrity, not authenticity: whoever can write the directory can write a new manifest.
 """
 
 from __future__ import annotations
@@ -33,13 +38,21 @@ _SHA = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one checkpoint directory must hold. files: name -> (SHA-256, size in bytes); aliases: group -> {name: same tensor}."""
+    """What one checkpoint directory must hold.
+
+    Args:
+        step: optimiser steps done.
+        files: name -> (SHA-256, size in bytes).
+        aliases: group -> {name: name under which the same tensor is stored}.
+        meta: plain JSON data.
+        sha256: of the document; set by `parse`.
+    """
 
     step: int
     files: dict[str, tuple[str, int]]
     aliases: dict[str, dict[str, str]]
     meta: dict[str, Any]
-    sha256: str = ""  # set by `parse`
+    sha256: str = ""
 
 
 def file_name(group: str) -> str:
@@ -55,7 +68,10 @@ def group_name(file: str) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The one valid spelling. Raises NumericsError: NaN or Inf in `meta`; ValueError, TypeError: `meta` is not plain JSON data."""
+    """The one valid spelling of the document.
+
+    Raises NumericsError: NaN or Inf in `meta`; ValueError, TypeError: `meta` is not plain JSON data.
+    """
     document = {
         "aliases": {group: dict(names) for group, names in manifest.aliases.items() if names},
         "files": {name: {"sha256": sha, "size": size} for name, (sha, size) in manifest.files.items()},
@@ -67,13 +83,17 @@ def encode(manifest: Manifest) -> bytes:
     data = _spell({**document, "sha256": _digest(document)})
     if len(data) > MAX_BYTES:
         raise ValueError(
-            f"the manifest would be {len(data)} bytes, more than {MAX_BYTES}; large state belongs into a tensor group"
+            f"the manifest would be {len(data)} bytes, more than {MAX_BYTES}; "
+            "large state belongs into a tensor group"
         )
     return data
 
 
 def read(directory: Path) -> Manifest:
-    """The proven manifest of a checkpoint directory. Raises CheckpointError E-CKPT-MISSING, -FORMAT or -HASH."""
+    """The manifest of a checkpoint directory, proven.
+
+    Raises CheckpointError E-CKPT-MISSING, E-CKPT-FORMAT or E-CKPT-HASH.
+    """
     path = directory / NAME
     manifest = parse(read_regular(path, MAX_BYTES), str(path))
     named = STEP_DIR.fullmatch(directory.name)
@@ -83,7 +103,7 @@ def read(directory: Path) -> Manifest:
 
 
 def parse(data: bytes, where: str) -> Manifest:
-    """Bytes -> Manifest, or CheckpointError: never another exception, never a document that was changed."""
+    """Bytes -> Manifest. Raises CheckpointError for any other document, a changed one too."""
     try:
         document = strict_loads(data)
         spelled = _spell(document)
@@ -92,10 +112,8 @@ def parse(data: bytes, where: str) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         _bad("not a robustcli checkpoint manifest", where)
     if document.get("schema_version") != SCHEMA_VERSION:
-        _bad(
-            f"schema_version {document.get('schema_version')!r}; this version of robustcli reads {SCHEMA_VERSION}",
-            where,
-        )
+        version = document.get("schema_version")
+        _bad(f"schema_version {version!r}; this version of robustcli reads {SCHEMA_VERSION}", where)
     recorded = document.pop("sha256", None)
     actual = _digest(document)
     if recorded != actual or spelled != data:
@@ -109,38 +127,38 @@ def parse(data: bytes, where: str) -> Manifest:
 
 
 def _checked(document: dict[str, Any], sha256: str, where: str) -> Manifest:
-    """Types and names of a document whose hash is right: a forged one may still not leave its directory."""
+    """The Manifest of a document whose hash is right, its types and names checked.
+
+    A forged document has a right hash, too: its names may not lead out of the directory.
+    """
     if set(document) != {"aliases", "files", "format", "meta", "schema_version", "step"}:
         _bad("unknown or missing keys", where)
     step, files, aliases, meta = (document[key] for key in ("step", "files", "aliases", "meta"))
-    if (
-        type(step) is not int
-        or not 0 <= step < 10**18
-        or not all(isinstance(part, dict) for part in (files, aliases, meta))
-    ):
+    mappings = all(isinstance(part, dict) for part in (files, aliases, meta))
+    if type(step) is not int or not 0 <= step < 10**18 or not mappings:
         _bad("a field has the wrong type", where)
     for name, entry in files.items():
         if not (name.endswith(_SUFFIX) and _GROUP.fullmatch(group_name(name))):
             _bad(f"file name {name!r} is not allowed", where)
-        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
-            _bad(f"entry of {name} is malformed", where)
-        if (
-            type(entry["size"]) is not int
-            or entry["size"] < 0
-            or not isinstance(entry["sha256"], str)
-            or not _SHA.fullmatch(entry["sha256"])
-        ):
+        if not _is_proof(entry):
             _bad(f"entry of {name} is malformed", where)
     for group, names in aliases.items():
-        if (
-            group + _SUFFIX not in files
-            or not isinstance(names, dict)
-            or not all(isinstance(target, str) for target in names.values())
-        ):
+        if group + _SUFFIX not in files or not _maps_to_names(names):
             _bad(f"tied tensors of {group!r} are malformed", where)
-    return Manifest(
-        step, {name: (entry["sha256"], entry["size"]) for name, entry in files.items()}, aliases, meta, sha256
-    )
+    proofs = {name: (entry["sha256"], entry["size"]) for name, entry in files.items()}
+    return Manifest(step, proofs, aliases, meta, sha256)
+
+
+def _is_proof(entry: Any) -> bool:
+    """Whether an entry of `files` is ``{"sha256": HEX, "size": BYTES}``."""
+    if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
+        return False
+    sha256, size = entry["sha256"], entry["size"]
+    return type(size) is int and size >= 0 and isinstance(sha256, str) and bool(_SHA.fullmatch(sha256))
+
+
+def _maps_to_names(names: Any) -> bool:
+    return isinstance(names, dict) and all(isinstance(target, str) for target in names.values())
 
 
 def _spell(document: Mapping[str, Any]) -> bytes:

@@ -33,17 +33,18 @@ def step_of(path: Path) -> int:
 
 
 def candidates(root: Path) -> list[Path]:
-    """The checkpoint directories in `root`, newest step first; one that waits aside counts where its place is empty. Links do not count."""
+    """The checkpoint directories in `root`, newest step first. Links do not count.
+
+    A directory that waits aside counts where its place is empty.
+    """
     with explained(root):
-        entries = (
-            [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
-            if root.is_dir()
-            else []
-        )
-    names = {name.removeprefix(ASIDE) for name in entries if STEP_DIR.fullmatch(name.removeprefix(ASIDE))}
-    return sorted(
-        (root / (name if name in entries else ASIDE + name) for name in names), key=step_of, reverse=True
-    )
+        if not root.is_dir():
+            return []
+        folders = [entry.name for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
+    in_place = {name: name for name in folders if _is_step(name)}
+    aside = {name.removeprefix(ASIDE): name for name in folders if _is_step(name.removeprefix(ASIDE))}
+    chosen = aside | in_place
+    return sorted((root / name for name in chosen.values()), key=step_of, reverse=True)
 
 
 def check_tag(tag: str) -> str:
@@ -72,7 +73,7 @@ def pointed(root: Path, tag: str) -> str | None:
         if error.code == "E-CKPT-MISSING":
             return None
         raise
-    if not STEP_DIR.fullmatch(text):
+    if not _is_step(text):
         raise CheckpointError(
             "not a pointer to a checkpoint",
             where=str(path),
@@ -83,7 +84,10 @@ def pointed(root: Path, tag: str) -> str | None:
 
 
 def resolve_checkpoint(root: Path, tag: str = "last") -> Path:
-    """The directory that `root`/`tag` points to. Raises CheckpointError: no pointer, a bad one, or nothing there."""
+    """The directory that `root`/`tag` points to.
+
+    Raises CheckpointError: no pointer, a bad one, or nothing where it points.
+    """
     name = pointed(root, tag)
     if name is None:
         raise CheckpointError(
@@ -92,64 +96,59 @@ def resolve_checkpoint(root: Path, tag: str = "last") -> Path:
             hint="train first, or name another run",
             code="E-CKPT-MISSING",
         )
-    found = {step_name(step_of(path)): path for path in candidates(root)}
-    if name not in found:
+    by_name = {step_name(step_of(path)): path for path in candidates(root)}
+    if name not in by_name:
         raise CheckpointError(
             f"{tag!r} points to {name}, which is not there", where=str(root), code="E-CKPT-MISSING"
         )
-    return found[name]
+    return by_name[name]
 
 
 def tagged(root: Path) -> set[str] | None:
-    """Names under any pointer; None when one of the pointers cannot be read, so that nothing may be called unused."""
+    """Names under any pointer; None when a pointer cannot be read: then nothing may be called unused."""
     with explained(root):
-        files = [
-            entry.name
-            for entry in os.scandir(root)
-            if not entry.is_dir(follow_symlinks=False) and _TAG.fullmatch(entry.name)
-        ]
+        files = [entry.name for entry in os.scandir(root) if not entry.is_dir(follow_symlinks=False)]
     try:
-        return {name for file in files if (name := pointed(root, file)) is not None}
+        names = {pointed(root, file) for file in files if _TAG.fullmatch(file)}
     except CheckpointError:
         return None
+    return {name for name in names if name is not None}
 
 
 def prune(root: Path, step: int, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints of steps <= `step`; never one under a pointer, never a later one.
+    """Remove all but the newest `keep` checkpoints of steps <= `step`.
 
-    Returns what was removed. Raises ResourceError.
+    Checkpoints under a pointer stay, and so do later ones. Returns what was removed. Raises ResourceError.
     """
     kept = tagged(root)
-    doomed = [path for path in candidates(root) if step_of(path) <= step][keep:] if kept is not None else []
-    doomed = [path for path in doomed if step_name(step_of(path)) not in (kept or ())]
+    if kept is None:
+        return []
+    older = [path for path in candidates(root) if step_of(path) <= step][keep:]
+    unused = [path for path in older if step_name(step_of(path)) not in kept]
     with explained(root):
-        for path in doomed:
-            grave = root / tmp_name(
-                "prune-"
-            )  # a rename first: a kill leaves rubbish that is known as rubbish, not half a checkpoint
-            os.replace(path, grave)
-            remove(grave)
-    return doomed
+        for path in unused:
+            # Renamed first: a kill then leaves what `sweep` knows as rubbish, not half a checkpoint.
+            doomed = root / tmp_name("prune-")
+            os.replace(path, doomed)
+            remove(doomed)
+    return unused
 
 
 def sweep(root: Path) -> list[Path]:
-    """Remove what a killed save left in `root`, and put back a directory that was set aside and not yet replaced.
+    """Remove what a killed save left in `root`; put back a directory that was set aside and not yet replaced.
 
     Only for the owner of the run (under its lock). Returns what was removed. Raises ResourceError.
     """
     removed: list[Path] = []
     with explained(root):
-        for path in sorted(root.iterdir()) if root.is_dir() else []:
-            if path.name.startswith(ASIDE) and STEP_DIR.fullmatch(path.name.removeprefix(ASIDE)):
-                place = root / path.name.removeprefix(ASIDE)
-                if not os.path.lexists(place):
-                    os.replace(path, place)
-                    fsync_dir(root)
-                    continue
-            elif not path.name.startswith(TMP_PREFIX):
+        if not root.is_dir():
+            return removed
+        for path in sorted(root.iterdir()):
+            if _put_back(path):
                 continue
-            remove(path)
-            removed.append(path)
+            if _is_aside(path) or path.name.startswith(TMP_PREFIX):
+                remove(path)
+                removed.append(path)
     return removed
 
 
@@ -159,3 +158,23 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _put_back(path: Path) -> bool:
+    """Whether `path` waited aside and its place was empty: it is then in its place again."""
+    if not _is_aside(path):
+        return False
+    place = path.with_name(path.name.removeprefix(ASIDE))
+    if os.path.lexists(place):
+        return False
+    os.replace(path, place)
+    fsync_dir(path.parent)
+    return True
+
+
+def _is_aside(path: Path) -> bool:
+    return path.name.startswith(ASIDE) and _is_step(path.name.removeprefix(ASIDE))
+
+
+def _is_step(name: str) -> bool:
+    return STEP_DIR.fullmatch(name) is not None

@@ -14,10 +14,10 @@ from robustcli.errors import Interrupted, ResourceError, RobustCliError, exit_co
 from robustcli.store.atomic import overwrite, write_all, write_atomic, write_json
 from robustcli.store.disk import DISK_FULL, explained
 from robustcli.store.latest import LATEST, point_latest
-from robustcli.store.leftovers import take_back
+from robustcli.store.leftovers import remove_without_result
 from robustcli.store.lock import RunLock
 
-_REFUSED = (2, 3, 4)  # what was asked for is wrong: nobody will want to go on with it
+_REFUSED = (2, 3, 4)  # exit codes: what was asked for is wrong, so nobody will want to go on with the run
 STATES = ("running", "done", "preempted", "failed")
 _LOG_FLAGS = (
     os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -25,28 +25,34 @@ _LOG_FLAGS = (
 
 
 class Run:
-    """One run's directory, with its lock. As a context manager it records how the block ended, if nobody else did.
+    """One run's directory, with its lock. As a context manager it records how the block ended.
 
-    status.json = {schema_version, state, code, step, last_checkpoint, resumable}: the truth about a run, whatever a
-    launcher made of the exit code. A killed run stays ``running`` with a free lock.
+    status.json = {schema_version, state, code, step, last_checkpoint, resumable} tells how a run ended; the
+    exit code that a launcher reports may differ. A state recorded before the end of the block stays. A killed
+    run stays ``running``, and its lock is free.
 
     Args:
-        made: this run made its directory, whose name nobody chose: refused before its first result, it takes the directory back.
+        path: the directory.
+        lock: held by this process; the run closes it.
+        resumed: the directory holds an earlier part of this run.
+        made: the directory was made for this run under a number, not under a name that the user chose. It is
+            removed when the run is refused before its first result.
 
-    `numbered`: ``latest`` beside the run is moved to it at its first checkpoint, or when it is done.
+    Attributes:
+        numbered: ``latest`` beside the run is moved to it at its first checkpoint, or when it is done.
     """
 
     def __init__(self, path: Path, lock: RunLock, *, resumed: bool, made: bool = False) -> None:
         self.path, self.resumed, self._lock, self._made = path, resumed, lock, made
         self.numbered = False
         before = read_status(path) if resumed else {}
-        kept = {key: before.get(key) for key in ("step", "last_checkpoint", "resumable")}
         self._status: dict[str, Any] = {
             "schema_version": 1,
             "state": "running",
             "code": None,
-            **kept,
-            "resumable": bool(kept["resumable"]),
+            "step": before.get("step"),
+            "last_checkpoint": before.get("last_checkpoint"),
+            "resumable": bool(before.get("resumable")),
         }
 
     @property
@@ -63,10 +69,16 @@ class Run:
         last_checkpoint: str | None = None,
         resumable: bool | None = None,
     ) -> None:
-        """Update the given fields of status.json, atomically; on a full disk in place, so that the last word is not lost.
+        """Update the given fields of status.json, atomically; on a full disk in place.
 
-        state: running | done | preempted | failed. code: exit code. step: optimiser steps done. last_checkpoint: path.
-        resumable: None means: there is a last checkpoint. Raises ResourceError.
+        Args:
+            state: running | done | preempted | failed.
+            code: exit code.
+            step: optimiser steps done.
+            last_checkpoint: its path.
+            resumable: None leaves it, or makes it True when `last_checkpoint` is given.
+
+        Raises ResourceError.
         """
         if state is not None and state not in STATES:
             raise ValueError(f"state {state!r} is not one of {', '.join(STATES)}")
@@ -80,6 +92,12 @@ class Run:
         self._status.update({key: value for key, value in given.items() if value is not None})
         if resumable is None and last_checkpoint is not None:
             self._status["resumable"] = True
+        self._write_status()
+        if self.numbered and (last_checkpoint is not None or state == "done"):
+            self.numbered = False  # once: a later run may have taken over
+            self._point_latest()
+
+    def _write_status(self) -> None:
         path = self.path / "status.json"
         try:
             write_json(path, self._status)
@@ -88,16 +106,15 @@ class Run:
                 raise
             with explained(path):
                 overwrite(path, (json.dumps(self._status) + "\n").encode())  # its blocks are already ours
-        if self.numbered and (last_checkpoint is not None or state == "done"):
-            self.numbered = False  # once: a later run may have taken over
-            self._point_latest()
 
     def log(self, text: str) -> None:
-        """Append to log.txt with the time; control characters (terminal escapes) become visible. Raises ResourceError."""
+        """Append to log.txt with the time; control characters (terminal escapes) become visible.
+
+        Raises ResourceError.
+        """
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        data = "".join(f"{stamp} {printable(line)}\n" for line in text.splitlines()).encode(
-            "utf-8", "backslashreplace"
-        )
+        lines = "".join(f"{stamp} {printable(line)}\n" for line in text.splitlines())
+        data = lines.encode("utf-8", "backslashreplace")
         path = self.path / "log.txt"
         with explained(path, len(data)):
             fd = os.open(path, _LOG_FLAGS, 0o600)
@@ -112,23 +129,23 @@ class Run:
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write one strict JSON file of the run, atomically. Raises ResourceError; NumericsError: NaN or Inf inside."""
+        """Write one JSON file of the run, atomically. Raises ResourceError, NumericsError for NaN or Inf."""
         write_json(self.path / name, value)
         return self.path / name
 
     def keep(self) -> None:
-        """Leave the directory in its place, even when the run is refused: somebody will look for it by its name."""
+        """Keep the directory even when the run is refused: somebody will look for it by its name."""
         self._made = False
 
     def _point_latest(self) -> None:
-        """A convenience: failing it fails no run."""
+        """Move ``latest`` to this run. It is a convenience: a failure is logged and fails no run."""
         try:
             point_latest(self.path)
         except (OSError, RobustCliError) as error:
             self.log(f"could not update {self.path.with_name(LATEST)}: {error}")
 
     def close(self) -> None:
-        """Give the directory back; twice is once."""
+        """Release the lock; a second call does nothing."""
         self._lock.close()
 
     def __enter__(self) -> Run:
@@ -138,13 +155,10 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            code = exit_code_of(error) if isinstance(error, Exception) else None
-            if code == 70 and error is not None:  # a bug: the user sees one line, this file the rest
+            if isinstance(error, Exception) and exit_code_of(error) == 70:
+                # A bug: the user sees one line, this file has the rest.
                 self.write_text("crash.log", "".join(traceback.format_exception(error)))
-            refused = (
-                code in _REFUSED and getattr(error, "code", "") != "E-WORKER"
-            )  # a worker may live longer next time
-            if self._status["state"] == "running" and not (self._made and refused and take_back(self.path)):
+            if self._status["state"] == "running" and not self._removed_after(error):
                 self.status(**_ending(error))
         except RobustCliError as second:
             if error is None:
@@ -153,9 +167,13 @@ class Run:
         finally:
             self.close()
 
+    def _removed_after(self, error: BaseException | None) -> bool:
+        """Whether the directory was removed: this run made it, and was refused before its first result."""
+        return self._made and _is_refusal(error) and remove_without_result(self.path)
+
 
 class Follower:
-    """The run as another rank sees it: the same directory, without its lock; nothing is written."""
+    """The run as another rank sees it: the same directory without its lock, where rank 0 alone writes."""
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
         self.path, self.resumed = path, resumed
@@ -166,7 +184,7 @@ class Follower:
         return self.path / "checkpoints"
 
     def status(self, **fields: Any) -> None:
-        """Written by rank 0."""
+        """Does nothing: rank 0 writes the status."""
 
     def write_text(self, name: str, text: str) -> Path:
         """The path at which rank 0 writes."""
@@ -186,18 +204,36 @@ class Follower:
 def read_status(path: Path) -> dict[str, Any]:
     """status.json of a run directory; empty when there is none or it is not readable as a mapping."""
     try:
-        found = json.loads((path / "status.json").read_bytes())
+        status = json.loads((path / "status.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(status, dict):
+        return {}
+    return status
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether what was asked for is wrong. A data worker that died (E-WORKER) may live longer next time."""
+    if not isinstance(error, Exception):
+        return False
+    return exit_code_of(error) in _REFUSED and getattr(error, "code", "") != "E-WORKER"
 
 
 def _ending(error: BaseException | None) -> dict[str, Any]:
+    """The fields of status.json for a block that ended with `error`."""
     if error is None:
         return {"state": "done", "code": 0}
     if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        return {"state": "failed" if code else "done", "code": code}
+        return _exit(error.code)
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return {"state": "preempted", "code": getattr(error, "exit_code", 130)}
     return {"state": "failed", "code": exit_code_of(error)}
+
+
+def _exit(code: object) -> dict[str, Any]:
+    """What ``sys.exit(code)`` means: None is 0, a text is 1."""
+    if code is None:
+        code = 0
+    if not isinstance(code, int):
+        code = 1
+    return {"state": "failed" if code else "done", "code": code}

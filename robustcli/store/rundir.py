@@ -1,4 +1,7 @@
-"""Run directories: ``runs/<verb>/<name>-N/``, one per run, mode 0700, locked while the run lives. See docs/runs.md."""
+"""Run directories: ``runs/<verb>/<name>-N/``, one per run, mode 0700, locked while the run lives.
+
+See docs/runs.md.
+"""
 
 from __future__ import annotations
 
@@ -32,25 +35,28 @@ def open_run(
     """The directory of a new or resumed run, locked, with status ``running``.
 
     Args:
-        verb: "train", "eval", …: the sub-directory of `base`.
+        verb: the sub-directory of `base`, such as "train" or "eval".
         name: of the run, `[A-Za-z0-9._-]{1,64}`.
         out: this directory exactly, instead of BASE/VERB/NAME-N.
         resume: go on in `out`, or in the NAME-N with the largest N; a new run when there is none.
-        overwrite: empty `out` first; only a directory that a run of ours made. One without a result counts as empty.
-        numbered: whether BASE/VERB/latest may come to name this run; None: when there is no `out`.
+        overwrite: empty `out` first; only a directory that a run of ours made. A directory without a result
+            counts as empty.
+        numbered: whether BASE/VERB/latest may come to name this run. None means: yes, unless `out` is given.
 
-    Raises UsageError (exit 2): bad name, `out` in use or not ours; LockError (exit 7); ResourceError (exit 6).
+    Raises UsageError (exit 2): bad name, `out` not empty or not ours; LockError (exit 7): `out` in use;
+    ResourceError (exit 6).
     """
     if not RUN_NAME.fullmatch(name):
         raise UsageError(f"run name {printable(name)!r} is not [A-Za-z0-9._-]{{1,64}}", where="name")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    run = (
-        _open_exact(Path(out), resume, overwrite)
-        if out is not None
-        else _open_numbered(base / verb, name, resume)
-    )
-    run.numbered = out is None if numbered is None else numbered
+    if out is not None:
+        run = _open_exact(Path(out), resume, overwrite)
+    else:
+        run = _open_numbered(base / verb, name, resume)
+    if numbered is None:
+        numbered = out is None
+    run.numbered = numbered
     with explained(run.path):
         for entry in list(run.path.iterdir()):
             if entry.name.startswith(TMP_PREFIX):
@@ -64,55 +70,67 @@ def newest_run(verb: str, name: str, *, out: str | None = None, base: Path = RUN
     if out is not None:
         return Path(out) if Path(out).is_dir() else None
     parent = base / verb
-    last = (
-        max((number for number, is_dir in _numbers(parent, name).items() if is_dir), default=0)
-        if parent.is_dir()
-        else 0
-    )
-    return parent / f"{name}-{last}" if last else None
+    if not parent.is_dir():
+        return None
+    numbers = [number for number, is_dir in _numbers(parent, name).items() if is_dir]
+    if not numbers:
+        return None
+    return parent / f"{name}-{max(numbers)}"
 
 
 def _open_exact(path: Path, resume: bool, overwrite: bool) -> Run:
     if path.exists() and not path.is_dir():
         raise UsageError("--out is a file", where=str(path), hint="name a directory")
     _make_dirs(path)
-    with explained(path):
-        ours = (path / LOCK_NAME).is_file()
-        if not ours and any(
-            path.iterdir()
-        ):  # checked before the lock, which would leave a file in somebody else's directory
-            raise UsageError(
-                "directory is not empty and not a run of robustcli",
-                where=str(path),
-                hint="choose another --out",
-            )
+    _check_ours(path)
     lock = RunLock(path)
     try:
         entries = [entry for entry in path.iterdir() if entry.name != LOCK_NAME]
-        if entries and overwrite:
-            with explained(path):
-                for entry in entries:
-                    remove(entry)
-        elif entries and not resume and holds_no_result(path):
-            with explained(path):
-                clear(path)
-        elif entries and not resume:
-            raise UsageError(
-                "run directory is not empty",
-                where=str(path),
-                hint="--resume goes on, --overwrite starts anew",
-            )
+        if entries and not resume:
+            _empty(path, entries, overwrite)
     except BaseException:
         lock.close()
         raise
     return Run(path, lock, resumed=bool(entries) and resume)
 
 
+def _check_ours(path: Path) -> None:
+    """Raises UsageError for a directory with files of somebody else.
+
+    Asked before the lock is taken: the lock would leave its file there.
+    """
+    with explained(path):
+        if not (path / LOCK_NAME).is_file() and any(path.iterdir()):
+            raise UsageError(
+                "directory is not empty and not a run of robustcli",
+                where=str(path),
+                hint="choose another --out",
+            )
+
+
+def _empty(path: Path, entries: list[Path], overwrite: bool) -> None:
+    """Make room for a new run. Raises UsageError when there is a result and `overwrite` is not given."""
+    if overwrite:
+        with explained(path):
+            for entry in entries:
+                remove(entry)
+    elif holds_no_result(path):
+        with explained(path):
+            clear(path)
+    else:
+        raise UsageError(
+            "run directory is not empty",
+            where=str(path),
+            hint="--resume goes on, --overwrite starts anew",
+        )
+
+
 def _open_numbered(parent: Path, name: str, resume: bool) -> Run:
     _make_dirs(parent)
-    last = newest_run(parent.name, name, base=parent.parent) if resume else None
-    if last is not None:
-        return Run(last, RunLock(last), resumed=True)
+    if resume:
+        last = newest_run(parent.name, name, base=parent.parent)
+        if last is not None:
+            return Run(last, RunLock(last), resumed=True)
     number = max(_numbers(parent, name), default=0)
     while True:
         number += 1
@@ -133,14 +151,14 @@ def _numbers(parent: Path, name: str) -> dict[int, bool]:
     taken = re.compile(re.escape(name) + r"-([1-9]\d{0,8})", re.ASCII)
     with explained(parent):
         return {
-            int(found[1]): entry.is_dir(follow_symlinks=False)
+            int(match[1]): entry.is_dir(follow_symlinks=False)
             for entry in os.scandir(parent)
-            if (found := taken.fullmatch(entry.name))
+            if (match := taken.fullmatch(entry.name))
         }
 
 
 def _make_dirs(path: Path) -> None:
-    """`path` and its missing parents, each with mode 0700 (Path.mkdir gives the mode to the last one only)."""
+    """Make `path` and its missing parents, each with mode 0700; Path.mkdir gives it to the last one only."""
     with explained(path):
         for place in reversed([path, *path.absolute().parents]):
             if not place.exists():

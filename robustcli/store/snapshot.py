@@ -1,4 +1,7 @@
-"""Reading checkpoints: proven byte by byte before anything is parsed, with a fallback when the last one is damaged."""
+"""Reading checkpoints: proven byte by byte before anything is parsed.
+
+An older checkpoint takes the place of a damaged last one, with a warning.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
@@ -29,8 +31,8 @@ class Snapshot:
     sha256: str
 
 
-def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> Snapshot:
-    """One checkpoint directory, proven byte by byte before it is parsed; no fallback.
+def load_checkpoint(path: Path) -> Snapshot:
+    """One checkpoint directory, proven byte by byte before it is parsed. A damaged one has no substitute.
 
     Raises CheckpointError: E-CKPT-MISSING, E-CKPT-HASH (file, expected, got) or E-CKPT-FORMAT.
     """
@@ -38,14 +40,12 @@ def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> Snapsh
     groups: dict[str, dict[str, Tensor]] = {}
     for name, data in _proven(path, manifest):
         group = manifests.group_name(name)
-        tensors = tensorfile.decode(data, manifest.aliases.get(group, {}), str(path / name))
-        moved = {id(t): t.to(device) for t in tensors.values()}  # by identity: tied tensors stay one
-        groups[group] = {key: moved[id(t)] for key, t in tensors.items()}
+        groups[group] = tensorfile.decode(data, manifest.aliases.get(group, {}), str(path / name))
     return Snapshot(path, manifest.step, groups, manifest.meta, manifest.sha256)
 
 
 def verify_checkpoint(path: Path) -> Manifest:
-    """Prove sizes and hashes of a directory without building tensors. Raises CheckpointError as `load_checkpoint`."""
+    """Prove sizes and hashes of a directory without building tensors. Raises as `load_checkpoint`."""
     manifest = manifests.read(path)
     for _ in _proven(path, manifest):
         continue
@@ -53,9 +53,11 @@ def verify_checkpoint(path: Path) -> Manifest:
 
 
 def latest_good(root: Path, warn: Callable[[str], None]) -> Snapshot | None:
-    """The checkpoint under `last`, else the newest older one that verifies, with one warning; None when there never was one.
+    """The checkpoint under `last`, else the newest older one that verifies; None when there never was one.
 
-    Reads only. Raises CheckpointError when there are checkpoints and none of them verifies: starting over would lose a run silently.
+    Reads only. `warn` is called once when the checkpoint is not the one under `last`.
+    Raises CheckpointError when there are checkpoints and none of them verifies: starting over would lose a
+    run silently.
     """
     problems: list[str] = []
     for path in _in_order(root, problems):
@@ -65,16 +67,18 @@ def latest_good(root: Path, warn: Callable[[str], None]) -> Snapshot | None:
             problems.append(str(error))
             continue
         if problems:
-            warn(
-                f"falling back to {path.name}: {problems[0]}"
-                + (f" (+{len(problems) - 1} more)" if len(problems) > 1 else "")
-            )
+            others = ""
+            if len(problems) > 1:
+                others = f" (+{len(problems) - 1} more)"
+            warn(f"falling back to {path.name}: {problems[0]}{others}")
         return snapshot
     if not problems:
         return None
-    hint = "--overwrite starts anew"
     raise CheckpointError(
-        f"no checkpoint is intact: {problems[0]}", where=str(root), hint=hint, code="E-CKPT-HASH"
+        f"no checkpoint is intact: {problems[0]}",
+        where=str(root),
+        hint="--overwrite starts anew",
+        code="E-CKPT-HASH",
     )
 
 
@@ -94,17 +98,24 @@ def _proven(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
 
 
 def _in_order(root: Path, problems: list[str]) -> list[Path]:
-    """`last`, then older ones from new to old, then later ones from old to new; without a usable pointer from new to old."""
-    found = candidates(root)
+    """Checkpoints in the order in which to try them; what is wrong with the pointer is added to `problems`.
+
+    `last` comes first, then older ones from new to old, then later ones from old to new. Without a usable
+    pointer the order is from new to old.
+    """
+    newest_first = candidates(root)
     try:
         name = pointed(root, "last")
     except CheckpointError as error:
-        name = None
         problems.append(str(error))
+        return newest_first
     if name is None:
-        problems.extend(["there is no pointer 'last'"] if found and not problems else [])
-        return found
+        if newest_first:
+            problems.append("there is no pointer 'last'")
+        return newest_first
     last = int(name.removeprefix("step-"))
-    if last not in map(step_of, found):
+    if last not in map(step_of, newest_first):
         problems.append(f"'last' points to {name}, which is not there")
-    return [p for p in found if step_of(p) <= last] + [p for p in reversed(found) if step_of(p) > last]
+    older = [path for path in newest_first if step_of(path) <= last]
+    later = [path for path in reversed(newest_first) if step_of(path) > last]
+    return older + later

@@ -1,4 +1,7 @@
-"""Does a saved state fit the model it is meant for? Asked before anything is copied, so that nothing loads in part."""
+"""Does a saved state fit the model it is meant for?
+
+The question is asked before anything is copied, so that nothing loads in part.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ _SHOWN = 5
 def compare_state(
     expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, where: str, strict_dtype: bool = True
 ) -> None:
-    """names(expected) = names(got), and shape and dtype of each tensor equal.
+    """names(expected) = names(got), and shape and dtype of each tensor are equal.
 
     Args:
         expected: state of the model as built.
         got: state read from a file; the order of names does not matter.
         where: the file, for the message.
-        strict_dtype: False lets one floating type stand for another (half-precision foreign weights), never an integer for a float.
+        strict_dtype: False lets one floating type stand for another (half-precision foreign weights), but
+            never an integer for a float.
 
     Raises CheckpointError E-CKPT-SHAPE listing the first 5 missing, unexpected and mismatching tensors.
     """
@@ -48,7 +52,10 @@ def compare_state(
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" (+{len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+    text = ", ".join(names[:_SHOWN])
+    if len(names) > _SHOWN:
+        text += f" (+{len(names) - _SHOWN} more)"
+    return text
 
 
 def _same_dtype(a: Tensor, b: Tensor, strict: bool) -> bool:

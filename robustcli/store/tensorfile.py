@@ -16,6 +16,7 @@ from safetensors import torch as st
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
+from robustcli.store.atomic import PLAIN
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format itself
 BITS = {
@@ -27,26 +28,26 @@ BITS = {
 
 
 def encode(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
-    """(file, aliases): each distinct tensor once; `aliases[name]` = the name under which the same tensor was written.
+    """(file, aliases): each distinct tensor once.
 
-    Non-contiguous tensors and views are written as what they show. Raises ValueError for what the format cannot
-    hold: sparse, quantised or meta tensors, the name ``__metadata__``.
+    ``aliases[name]`` is the name under which the same tensor was written. Non-contiguous tensors and views
+    are written as what they show. Raises ValueError for what the format cannot hold: sparse, quantised or
+    meta tensors, the name ``__metadata__``.
     """
     payload: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    first: dict[tuple[Any, ...], str] = {}
+    first_name: dict[tuple[Any, ...], str] = {}
     storages: set[tuple[str, int]] = set()
     for name, tensor in tensors.items():
         t = _plain(name, tensor)
-        same = (str(t.device), t.data_ptr(), t.dtype, tuple(t.shape), t.stride())
-        if t.numel() and first.setdefault(same, name) != name:
-            aliases[name] = first[same]
+        identity = (str(t.device), t.data_ptr(), t.dtype, tuple(t.shape), t.stride())
+        if t.numel() and first_name.setdefault(identity, name) != name:
+            aliases[name] = first_name[identity]
             continue
         storage = (str(t.device), t.untyped_storage().data_ptr())
-        shown = t.to("cpu").contiguous()
-        payload[name] = (
-            shown.clone() if storage in storages else shown
-        )  # a second view of one storage gets its own bytes
+        payload[name] = t.to("cpu").contiguous()
+        if storage in storages:  # a second view of one storage gets its own bytes
+            payload[name] = payload[name].clone()
         storages.add(storage)
     try:
         return st.save(payload), aliases
@@ -69,7 +70,7 @@ def decode(data: bytes, aliases: Mapping[str, str], where: str) -> dict[str, Ten
 
 
 def check_header(data: bytes, where: str) -> None:
-    """numel * itemsize = bytes of each tensor, tensors side by side without hole or overlap, nothing behind the last.
+    """numel * itemsize = bytes of each tensor; tensors lie side by side, and nothing follows the last.
 
     Costs memory for the header only. Raises CheckpointError E-CKPT-FORMAT.
     """
@@ -93,7 +94,10 @@ def check_header(data: bytes, where: str) -> None:
 
 
 def strict_loads(text: bytes) -> Any:
-    """JSON as RFC 8259 has it: no repeated key, no NaN or Infinity. Raises ValueError (or RecursionError for a depth bomb)."""
+    """JSON as RFC 8259 has it: no repeated key, no NaN or Infinity.
+
+    Raises ValueError, or RecursionError for a text that is nested too deeply.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -108,35 +112,20 @@ def strict_loads(text: bytes) -> Any:
 
 
 def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes:
-    """The bytes of a regular file; its size is looked at before anything is read. Never follows a link, never hangs on a FIFO.
+    """The bytes of a regular file, whose size is checked before anything is read.
 
-    Raises CheckpointError: E-CKPT-MISSING (no such file), E-CKPT-HASH (size differs from `exactly`), E-CKPT-FORMAT
-    (link, directory, device, longer than `limit` bytes, unreadable).
+    Follows no link and never waits for a FIFO.
+
+    Raises CheckpointError: E-CKPT-MISSING (no such file), E-CKPT-HASH (size differs from `exactly`),
+    E-CKPT-FORMAT (link, directory, device, longer than `limit` bytes, unreadable).
     """
-    flags = (
-        os.O_RDONLY
-        | getattr(os, "O_NOFOLLOW", 0)
-        | getattr(os, "O_NONBLOCK", 0)
-        | getattr(os, "O_CLOEXEC", 0)
-        | getattr(os, "O_BINARY", 0)
-    )
     try:
-        fd = os.open(path, flags)
+        fd = os.open(path, os.O_RDONLY | PLAIN | getattr(os, "O_NONBLOCK", 0))
         try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                _bad("not a regular file", str(path))
-            if exactly is not None and found.st_size != exactly:
-                raise CheckpointError(
-                    f"expected {exactly} bytes, got {found.st_size}",
-                    where=str(path),
-                    hint="the file is damaged",
-                    code="E-CKPT-HASH",
-                )
-            if found.st_size > limit:
-                _bad(f"{found.st_size} bytes, more than the limit of {limit}", str(path))
+            status = os.fstat(fd)
+            _check_regular(status, path, limit, exactly)
             with os.fdopen(fd, "rb", closefd=False) as file:
-                return file.read(found.st_size)
+                return file.read(status.st_size)
         finally:
             os.close(fd)
     except FileNotFoundError as error:
@@ -145,6 +134,20 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
         _bad(f"cannot read: {error.strerror}", str(path), error)
     except ValueError as error:  # a NUL in the name
         _bad(f"cannot read: {error}", str(path), error)
+
+
+def _check_regular(status: os.stat_result, path: Path, limit: int, exactly: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        _bad("not a regular file", str(path))
+    if exactly is not None and status.st_size != exactly:
+        raise CheckpointError(
+            f"expected {exactly} bytes, got {status.st_size}",
+            where=str(path),
+            hint="the file is damaged",
+            code="E-CKPT-HASH",
+        )
+    if status.st_size > limit:
+        _bad(f"{status.st_size} bytes, more than the limit of {limit}", str(path))
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

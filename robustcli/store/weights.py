@@ -1,9 +1,14 @@
-"""Bare weight files from outside: safetensors and npz are read here; formats that can run code go through `convert`, if at all."""
+"""Bare weight files from outside.
+
+Safetensors and npz are read here. Formats that can run code are refused, or converted by `convert` in a
+confined process.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -30,21 +35,19 @@ _CONVERT = Path(__file__).with_name("convert.py")
 
 
 def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """{name: tensor on the CPU} of one file, by its suffix; prefixes that DataParallel and torch.compile add are removed.
+    """{name: tensor on the CPU} of one file, by its suffix.
+
+    Prefixes that DataParallel and torch.compile add to names are removed.
 
     Args:
-        path: .safetensors, .npz, or with `allow_pickle` .pt .pth .ckpt .bin .pkl .tar (a state dict, or a mapping with one under
-            state_dict, model_state_dict, model or net).
+        path: .safetensors, .npz, or with `allow_pickle` .pt .pth .ckpt .bin .pkl .tar (a state dict, or a
+            mapping with one under state_dict, model_state_dict, model or net).
         allow_pickle: convert such a file in a confined process of its own; needs torch >= 2.10.
 
-    Raises CheckpointError (exit 4): missing, damaged, no weights; PolicyError (exit 9): may run code, or tried to.
+    Raises CheckpointError (exit 4): missing, damaged, no weights; PolicyError (exit 9): may run code, or
+    tried to.
     """
-    if re.match(r"https?:/", str(path)):
-        raise PolicyError(
-            "weights are not loaded from the network",
-            where=str(path),
-            hint="download the file and check its hash",
-        )
+    _refuse_address(path)
     path, suffix = Path(os.path.realpath(path)), path.suffix.lower()
     if path.is_dir():
         _refuse_directory(path)
@@ -74,9 +77,20 @@ def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def torch_version() -> tuple[int, int]:
-    """(major, minor) of the running PyTorch."""
-    found = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    """(major, minor) of the running PyTorch; (0, 0) when it does not tell."""
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    if version is None:
+        return 0, 0
+    return int(version[1]), int(version[2])
+
+
+def _refuse_address(path: Path) -> None:
+    if re.match(r"https?:/", str(path)):
+        raise PolicyError(
+            "weights are not loaded from the network",
+            where=str(path),
+            hint="download the file and check its hash",
+        )
 
 
 def _refuse_directory(path: Path) -> NoReturn:
@@ -90,14 +104,13 @@ def _refuse_directory(path: Path) -> NoReturn:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    """Every header is compared with the size of its entry before an array is made; object arrays are refused."""
+    """Arrays of numbers; every header is compared with the size of its entry before an array is made."""
     data = tensorfile.read_regular(path, MAX_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > 100 * len(data) + (64 << 20) or len(
-                {e.filename for e in entries}
-            ) != len(entries):
+            bomb = sum(entry.file_size for entry in entries) > 100 * len(data) + (64 << 20)
+            if bomb or len({entry.filename for entry in entries}) != len(entries):
                 _bad("compressed more than 100 times, or a name is repeated", path)
             return {entry.filename.removesuffix(".npy"): _read_npy(archive, entry, path) for entry in entries}
     except RobustCliError:
@@ -125,10 +138,7 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> T
         shape, _, dtype = readers[version](file)
         if dtype.kind not in "fiub" or dtype.itemsize > 8:
             _bad(f"array {entry.filename!r} holds {dtype}, not numbers", path)
-        numel = 1
-        for side in shape:
-            numel *= side
-        if numel * dtype.itemsize != entry.file_size - file.tell():
+        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             _bad(
                 f"array {entry.filename!r} of shape {shape} does not fit into its {entry.file_size} bytes",
                 path,
@@ -143,17 +153,16 @@ def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
     if not path.is_file():
         _bad("not a regular file", path)
     if not allowed:
-        hint = "convert it to .safetensors where it comes from, or accept it with --allow-pickle-weights"
         raise PolicyError(
             f"a {path.suffix} file may run code when it is loaded",
             where=str(path),
-            hint=hint,
+            hint="convert it to .safetensors where it comes from, or accept it with --allow-pickle-weights",
             code="E-PICKLE",
         )
     if version < SAFE_TORCH:
-        what = f"torch {version[0]}.{version[1]} cannot load a {path.suffix} file safely (CVE-2025-32434, CVE-2026-24747)"
         raise PolicyError(
-            what,
+            f"torch {version[0]}.{version[1]} cannot load a {path.suffix} file safely "
+            "(CVE-2025-32434, CVE-2026-24747)",
             where=str(path),
             hint="update to torch >= 2.10, or convert the file to .safetensors",
             code="E-PICKLE",
@@ -161,9 +170,8 @@ def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
         outcome, detail = _convert(path, Path(folder))
         if outcome == "ok":
-            return tensorfile.decode(
-                tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES), {}, str(path)
-            )
+            data = tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES)
+            return tensorfile.decode(data, {}, str(path))
     if outcome == "damaged":
         _bad(detail, path)
     raise PolicyError(
@@ -176,31 +184,37 @@ def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
 
 def _convert(path: Path, folder: Path) -> tuple[str, str]:
     """(outcome, detail) of the confined process; `folder` is its working directory."""
-    libraries = sorted({str(Path(module.__file__ or "").parents[1]) for module in (torch, safetensors)})
-    environment = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
-    command = [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries)]
-    with open(folder / "stderr", "wb") as stderr:
-        try:
-            limit = 120 + path.stat().st_size / 5e6
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                timeout=limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return "limit", "it did not load in time"
+    try:
+        status = _run_converter(path, folder)
+    except subprocess.TimeoutExpired:
+        return "limit", "it did not load in time"
     try:
         report = json.loads((folder / "report.json").read_text("utf-8"))
         return str(report["outcome"]), str(report["detail"])
     except (OSError, ValueError, KeyError):
-        said = (folder / "stderr").read_text("utf-8", "replace").strip().rpartition("\n")[2][:200]
-        return "limit", f"its conversion ended with status {done.returncode}" + (f" ({said})" if said else "")
+        detail = f"its conversion ended with status {status}"
+        last_line = (folder / "stderr").read_text("utf-8", "replace").strip().rpartition("\n")[2][:200]
+        if last_line:
+            detail += f" ({last_line})"
+        return "limit", detail
+
+
+def _run_converter(path: Path, folder: Path) -> int:
+    """The exit status of the confined process. Raises subprocess.TimeoutExpired."""
+    libraries = sorted({str(Path(module.__file__ or "").parents[1]) for module in (torch, safetensors)})
+    environment = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
+    with open(folder / "stderr", "wb") as stderr:
+        return subprocess.run(
+            [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            timeout=120 + path.stat().st_size / 5e6,
+            check=False,
+        ).returncode
 
 
 def _bad(what: str, path: Path, hint: str = "the file is damaged or not what its name says") -> NoReturn:

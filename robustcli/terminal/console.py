@@ -1,6 +1,7 @@
 """What the user sees: results on stdout, progress and messages on stderr, one JSON document when asked.
 
-A reader that goes away (`robustcli … | head`) changes neither the work nor its exit code: the rest of the text is dropped.
+A reader that goes away, as in ``robustcli eval CONFIG | head``, changes neither the work nor its exit code:
+the rest of the text is dropped.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from robustcli.terminal.progress import Bar, Heartbeat, Silent, live_bar
 from robustcli.terminal.streams import clean, is_terminal, write
 
 SCHEMA_VERSION = 1
-_GONE = {errno.EPIPE, errno.ECONNRESET, errno.EBADF} | ({errno.EINVAL} if os.name == "nt" else set())
+_GONE = {errno.EPIPE, errno.ECONNRESET, errno.EBADF}  # errors of a stream whose reader is gone
+if os.name == "nt":
+    _GONE.add(errno.EINVAL)
 
 
 class Tabular(Protocol):
-    """A table as `reporting.tables.Table` is one: this floor only shows it."""
+    """A table that can be shown, such as `reporting.tables.Table`."""
 
     def rich(self, width: int) -> Any:
         """A Rich renderable, for a terminal of `width` columns."""
@@ -41,17 +44,17 @@ class Console:
         quiet: no messages and no progress; warnings, errors and results stay.
         verbose: `detail` lines as well.
 
-    On a terminal: Rich tables and a live bar. Otherwise: markdown tables of any width, plain lines, no ANSI, and one
-    progress line every 10 % or 30 s. Text that the stream's encoding lacks is written as escapes; control characters
-    (terminal escapes in file or class names) as well.
+    On a terminal: Rich tables and a live bar. Otherwise: markdown tables of any width, plain lines, no ANSI,
+    and one progress line every 10 % or 30 s. Text that the stream's encoding lacks is written as escapes;
+    control characters (terminal escapes in file or class names) as well.
     """
 
     def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json, self.quiet, self.verbose = json, quiet, verbose
-        self._documents = 0
+        self._printed_document = False
         self._live: Any = None  # the Rich console of a running bar: lines go above it
 
-    # ---- messages: stderr --------------------------------------------------------------------------------------
+    # messages: stderr
 
     def info(self, text: str) -> None:
         """A line about what is going on; not with `quiet`."""
@@ -71,7 +74,7 @@ class Console:
         """The one line of a failure (`RobustCliError.line()`), always shown."""
         self._message(text)
 
-    # ---- results: stdout ---------------------------------------------------------------------------------------
+    # results: stdout
 
     def result(self, text: str) -> None:
         """Plain text that is the answer. Raises ResourceError E-DISK when stdout is a full disk."""
@@ -79,32 +82,40 @@ class Console:
             self._print(clean(text) + "\n")
 
     def table(self, table: Tabular) -> None:
-        """A table that is the answer: Rich on a terminal, markdown elsewhere. Raises ResourceError as `result`."""
-        if not self.json:
-            self._print(_rendered(table) if is_terminal(sys.stdout) else table.markdown().rstrip("\n") + "\n")
+        """A table that is the answer: Rich on a terminal, markdown elsewhere. Raises as `result`."""
+        if self.json:
+            return
+        if is_terminal(sys.stdout):
+            self._print(_rendered(table))
+        else:
+            self._print(table.markdown().rstrip("\n") + "\n")
 
     def document(self, document: Mapping[str, Any]) -> bool:
         """The one JSON document, with ``schema_version``; returns whether it was printed.
 
-        Without `json` nothing is printed, and only the first document ever is. NaN and Inf become null (no reader agrees
-        on them). Raises TypeError for what JSON cannot hold, ResourceError as `result`.
+        Only the first document is printed, and none without `json`. NaN and Inf become null, since readers
+        take them in different ways. Raises TypeError for what JSON cannot hold, ResourceError as `result`.
         """
-        if not self.json or self._documents:
+        if not self.json or self._printed_document:
             return False
-        text = _json.dumps(
-            _plain({"schema_version": SCHEMA_VERSION, **document}), allow_nan=False
-        )  # ASCII only: safe in any locale
-        self._documents += 1
+        complete = {"schema_version": SCHEMA_VERSION, **document}
+        text = _json.dumps(_plain(complete), allow_nan=False)  # ASCII only: safe in any locale
+        self._printed_document = True
         self._print(text + "\n")
         return True
 
-    # ---- progress ----------------------------------------------------------------------------------------------
+    # progress
 
     @contextmanager
     def progress(self, total: int | None, description: str, *, done: int = 0) -> Iterator[Bar]:
-        """``with console.progress(1200, "training") as bar: bar.advance(loss="0.31")``: rate and time left, on stderr.
+        """``with console.progress(1200, "training") as bar: bar.advance(loss="0.31")``
 
-        total: units to do; None or 0 when unknown. done: units done before (a resumed run), which count for no rate.
+        Shows the rate and the time left, on stderr.
+
+        Args:
+            total: units to do; None or 0 when unknown.
+            description: what the units are for.
+            done: units done before, by the run that this one resumes; they do not count for the rate.
         """
         if self.quiet:
             yield Silent()
@@ -117,7 +128,7 @@ class Console:
                 finally:
                     self._live = None
 
-    # ---- writing -----------------------------------------------------------------------------------------------
+    # writing
 
     def _message(self, text: str) -> None:
         if self._live is not None:
@@ -158,4 +169,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

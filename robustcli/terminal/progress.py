@@ -17,7 +17,7 @@ class Bar(Protocol):
     """Progress of one piece of work."""
 
     def advance(self, n: int = 1, **fields: Any) -> None:
-        """`n` more units are done; `fields` are shown beside them (loss="0.31") until the next call names them anew."""
+        """`n` more units are done; `fields` (loss="0.31") are shown beside them until the next call."""
 
 
 class Silent:
@@ -28,7 +28,7 @@ class Silent:
 
 
 class Pace:
-    """Units per second, counted from the first `advance` on: what was done before it says nothing about the speed."""
+    """Units per second since the first `add`; what was done before says nothing about the speed."""
 
     def __init__(self, done: int) -> None:
         self.done = done
@@ -41,27 +41,28 @@ class Pace:
         if self._first is None:
             self._first = now, self.done
             return None
-        passed = now - self._first[0]
-        return (self.done - self._first[1]) / passed if passed > 0 else None
+        first_time, first_done = self._first
+        if now <= first_time:
+            return None
+        return (self.done - first_done) / (now - first_time)
 
     def shown(self, rate: float | None, total: int) -> list[str]:
         """``["12.3/s", "0:31 left"]``, as far as known."""
         if not rate:
             return []
-        return [
-            f"{rate:.3g}/s",
-            *([f"{clock((total - self.done) / rate)} left"] if total > self.done else []),
-        ]
+        parts = [f"{rate:.3g}/s"]
+        if total > self.done:
+            parts.append(f"{clock((total - self.done) / rate)} left")
+        return parts
 
 
 class RichBar:
-    """A task of a Rich `Progress`."""
+    """A task of a Rich `Progress`, with our own rate: Rich would count the steps of an earlier run."""
 
     def __init__(self, shown: Any, task: Any, total: int, done: int) -> None:
         self._shown, self._task, self._total, self._pace = shown, task, total, Pace(done)
 
     def advance(self, n: int = 1, **fields: Any) -> None:
-        """Rich's own estimate would count the steps of a resumed run as done in this one; ours does not."""
         pace = self._pace.shown(self._pace.add(n), self._total)
         self._shown.update(self._task, advance=n, text=clean("  ".join([*pace, *_fields(fields)])))
 
@@ -80,7 +81,8 @@ def live_bar(stream: Any, total: int | None, description: str, done: int) -> Ite
     )
     forgiving = cast("IO[str]", Forgiving(stream))
     terminal = Console(file=forgiving, force_terminal=True, highlight=False, markup=False, emoji=False)
-    # Redirecting sys.stdout would send results to stderr; redirecting sys.stderr hands data workers a lock at fork.
+    # Redirecting sys.stdout would send results to stderr.
+    # Redirecting sys.stderr would hand data workers a lock when they are forked.
     with Progress(*columns, console=terminal, redirect_stdout=False, redirect_stderr=False) as shown:
         task = shown.add_task(clean(description), total=total, completed=done, text="")
         yield RichBar(shown, task, total or 0, done), terminal
@@ -95,7 +97,10 @@ class Heartbeat:
         self._said = time.monotonic()
 
     def _tenths(self) -> int:
-        return 10 * self._pace.done // self._total if self._total else 0
+        """Whole tenths that are done; 0 while the total is unknown."""
+        if not self._total:
+            return 0
+        return 10 * self._pace.done // self._total
 
     def advance(self, n: int = 1, **fields: Any) -> None:
         rate = self._pace.add(n)
@@ -106,12 +111,11 @@ class Heartbeat:
 
     def _line(self, rate: float | None, fields: Mapping[str, Any]) -> str:
         done, total = self._pace.done, self._total
-        parts = [
-            f"{self._description}: {100 * done // total} % {done}/{total}"
-            if total
-            else f"{self._description}: {done}"
-        ]
-        return ", ".join([*parts, *self._pace.shown(rate, total), *_fields(fields)])
+        amount = str(done)
+        if total:
+            amount = f"{100 * done // total} % {done}/{total}"
+        parts = [f"{self._description}: {amount}", *self._pace.shown(rate, total), *_fields(fields)]
+        return ", ".join(parts)
 
 
 def clock(seconds: float) -> str:
@@ -120,11 +124,14 @@ def clock(seconds: float) -> str:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"
 
 
 def _fields(fields: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in fields.items()
-    ]
+    return [f"{name} {_short(value)}" for name, value in fields.items()]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

@@ -1,4 +1,4 @@
-"""Writing to stdout and stderr so that neither a locale, a closed pipe nor a full disk ends in a traceback."""
+"""Writing to stdout and stderr: no locale, no closed pipe and no full disk ends in a traceback."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ def is_terminal(stream: Any) -> bool:
 
 def clean(text: str) -> str:
     """`text` with control characters as escapes; its line breaks and tabs stay."""
-    return "\n".join(
-        "\t".join(printable(cell) for cell in line.split("\t")) for line in str(text).split("\n")
-    )
+    return "\n".join(_clean_line(line) for line in str(text).split("\n"))
+
+
+def _clean_line(line: str) -> str:
+    return "\t".join(printable(cell) for cell in line.split("\t"))
 
 
 def write(stream: Any, text: str, *, flush: bool = True) -> OSError | None:
-    """Write what the stream's encoding has. After a failure the stream leads nowhere, and the error is returned."""
+    """Write `text`, with escapes for what the stream's encoding lacks.
+
+    Returns the error of a failed write; from then on the stream leads nowhere.
+    """
     if stream is None:  # closed before the start
         return None
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -41,7 +46,10 @@ def write(stream: Any, text: str, *, flush: bool = True) -> OSError | None:
 
 
 def silence(stream: Any) -> None:
-    """Point the descriptor to nowhere, so that the interpreter's last flush cannot fail again and change the exit code."""
+    """Point the descriptor to nowhere.
+
+    The interpreter's last flush then cannot fail again and change the exit code.
+    """
     try:
         number = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)

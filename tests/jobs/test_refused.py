@@ -164,7 +164,7 @@ def test_what_comes_during_the_removal_stays(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(leftovers, "holds_no_result", slow)
-    leftovers.take_back(run)
+    leftovers.remove_without_result(run)
     assert [path.name for path in run.iterdir()] == ["nan_batch.rank1.safetensors"]
 
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from robustcli.errors import ConfigError, PolicyError, UsageError
 from robustcli.models.build import build_model
+from robustcli.models.factory import build_plugin
 from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
 from robustcli.models.plugin import is_plugin, split_plugin
 from robustcli.models.source import load_model
 from robustcli.registry import models
@@ -151,13 +153,13 @@ def test_a_name_read_from_a_file_never_runs_code(tmp_path: Path) -> None:
 
 
 def test_a_factory_can_be_trained(file: Path, info: ModelInfo) -> None:
-    model = build_model("small_cnn", {"width": 6}, info, seed=3, plugin=f"{file}:counted")
-    again = build_model("small_cnn", {"width": 6}, info, seed=3, plugin=f"{file}:counted")
+    model = build_plugin(f"{file}:counted", {"width": 6}, info, seed=3)
+    again = build_plugin(f"{file}:counted", {"width": 6}, info, seed=3)
     assert model.arch == "plugin:counted" and model.params == {"width": 6} and model.training
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(model(x), model.backbone(x))  # it takes pixels, unless told otherwise
-    told = build_model("", {"width": 6}, info, seed=3, plugin=f"{file}:counted", normalize="imagenet")
+    told = build_plugin(f"{file}:counted", {"width": 6}, info, seed=3, normalize="imagenet")
     assert not torch.equal(told(x), model(x))
 
 
@@ -168,7 +170,7 @@ def test_a_factory_can_be_trained(file: Path, info: ModelInfo) -> None:
 def test_a_net_that_does_not_fit_the_data_dies_at_the_start(file: Path, factory: str, words: str) -> None:
     size = 16 if factory == "plain" else 8
     with pytest.raises(ConfigError, match=words):
-        build_model("", {}, ModelInfo(3, 3, size, (0.5,) * 3, (0.5,) * 3), seed=0, plugin=f"{file}:{factory}")
+        build_plugin(f"{file}:{factory}", {}, ModelInfo(3, 3, size, (0.5,) * 3, (0.5,) * 3), seed=0)
 
 
 def test_a_file_may_register_models(tmp_path: Path, info: ModelInfo) -> None:
@@ -181,7 +183,15 @@ def test_a_file_may_register_models(tmp_path: Path, info: ModelInfo) -> None:
     )
     try:
         for _ in range(2):  # a second run replaces the first
-            model = build_model("linear_of_a_test", {"bias": False}, info, seed=0, plugin=str(path))
+            model = load_model(
+                "linear_of_a_test",
+                params={"bias": False},
+                plugin=str(path),
+                num_classes=info.num_classes,
+                channels=info.channels,
+                size=info.size,
+            )
+        assert isinstance(model, NormalisedModel)
         assert model(torch.rand(2, 3, 8, 8)).shape == (2, 3) and model.params == {"bias": False}
     finally:
         models._entries.pop("linear_of_a_test", None)

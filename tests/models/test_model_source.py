@@ -25,6 +25,7 @@ from robustcli.errors import (
     UsageError,
 )
 from robustcli.models.build import build_model
+from robustcli.models.factory import build_plugin
 from robustcli.models.fill import load_weights
 from robustcli.models.info import ModelInfo
 from robustcli.models.meta import model_from_meta, model_meta
@@ -352,7 +353,7 @@ def test_a_checkpoint_of_a_users_model_needs_the_users_file(tmp_path: Path, info
     )
     (tmp_path / "net.py").write_text(text)
     factory = f"{tmp_path / 'net.py'}:f"
-    model = build_model("", {"bias": False}, info, seed=1, plugin=factory, normalize="imagenet")
+    model = build_plugin(factory, {"bias": False}, info, seed=1, normalize="imagenet")
     saved(tmp_path, model)
     assert_same(load_model(f"run:{tmp_path}", plugin=factory), model)
     with pytest.raises(CheckpointError, match="a user's model.*--plugin FILE.py:f"):

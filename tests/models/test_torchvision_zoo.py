@@ -219,7 +219,7 @@ def test_inception_renormalises_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """
     zoo = torchvision.models
     net = zoo.googlenet(aux_logits=False, init_weights=False, transform_input=True).eval()
-    monkeypatch.setattr("robustcli.models.torchvision_zoo._fetch", lambda weights, download: None)
+    monkeypatch.setattr("robustcli.models.torchvision_zoo.fetch", lambda weights, download: None)
     real = zoo.get_model
     monkeypatch.setattr(
         zoo,

@@ -10,7 +10,14 @@ import torch
 
 from robustcli.errors import ResourceError, UsageError
 from robustcli.runtime import device
-from robustcli.runtime.device import asked, cpu_name, describe_devices, pick_device, threads, why_no_cuda
+from robustcli.runtime.device import (
+    answer_or_reason,
+    cpu_name,
+    describe_devices,
+    pick_device,
+    threads,
+    why_no_cuda,
+)
 
 
 @pytest.fixture
@@ -141,8 +148,8 @@ def test_threads() -> None:
 
 
 def test_asked_and_cpu_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked(lambda: 3) == (3, "")
-    assert asked(lambda: 1 / 0) == (None, "ZeroDivisionError: division by zero")
+    assert answer_or_reason(lambda: 3) == (3, "")
+    assert answer_or_reason(lambda: 1 / 0) == (None, "ZeroDivisionError: division by zero")
 
     def gone(self: Path, *args: object) -> str:
         raise FileNotFoundError(2, "gone")

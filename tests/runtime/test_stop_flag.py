@@ -77,7 +77,7 @@ def test_the_second_interrupt_is_immediate_and_sigterm_never_is(forked: Any) -> 
 def test_the_first_request_decides_the_code() -> None:
     with StopFlag() as stop:
         stop.check()
-        assert not stop.requested
+        assert stop.signum is None
         stop.request()
         stop.request(signal.SIGINT)
         with pytest.raises(Interrupted, match="SIGTERM") as caught:
@@ -110,7 +110,7 @@ def test_outside_the_main_thread() -> None:
         with StopFlag() as stop:
             seen.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before)
             stop.request()
-            seen.append(stop.requested)
+            seen.append(stop.signum is not None)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -135,7 +135,7 @@ def test_a_forked_worker_dies_of_sigterm_and_leaves_sigint_to_its_parent(forked:
         os.kill(pids[1], signal.SIGKILL)
         return (
             0
-            if os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 143 and alive and not stop.requested
+            if os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 143 and alive and stop.signum is None
             else 1
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fail_points import FAIL_POINTS
 from torch import Tensor
 
 from robustcli.errors import CheckpointError, NumericsError
@@ -281,7 +282,7 @@ def test_an_interrupt_during_a_save_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
-    for point in checkpoint.FAIL_POINTS[:5]:
+    for point in FAIL_POINTS[:5]:
 
         def stop(name: str, point: str = point) -> None:
             if name == point:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from fail_points import FAIL_POINTS
 from torch import Tensor
 
 from robustcli.store import atomic, checkpoint
-from robustcli.store.checkpoint import FAIL_POINTS, save_checkpoint
+from robustcli.store.checkpoint import save_checkpoint
 from robustcli.store.retention import candidates, sweep
 from robustcli.store.snapshot import latest_good, verify_checkpoint
 

@@ -13,13 +13,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+from fail_points import FAIL_POINTS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from robustcli.errors import CheckpointError
 from robustcli.store import checkpoint
-from robustcli.store.checkpoint import FAIL_POINTS, save_checkpoint
+from robustcli.store.checkpoint import save_checkpoint
 from robustcli.store.retention import candidates, pointed, prune, sweep
 from robustcli.store.snapshot import latest_good
 

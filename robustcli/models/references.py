@@ -1,0 +1,161 @@
+"""The kinds of references to a model, one function each: (reference, request) -> network on the CPU.
+
+    from_run            run:PATH, or a checkpoint directory
+    from_weight_file    a file of weights; `request` says which network they belong to
+    from_factory        file.py:factory
+    from_name           a registered name, torchvision:NAME[@WEIGHTS], timm:NAME[@pretrained]
+
+`loader_of` tells which one a reference needs. `load_model` is the door in front of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from robustcli.errors import CheckpointError, UsageError
+from robustcli.models.build import build_model
+from robustcli.models.factory import build_plugin, call_factory
+from robustcli.models.fill import fill, holds_normalisation
+from robustcli.models.infer import infer_info
+from robustcli.models.meta import model_from_meta
+from robustcli.models.normalised import NormalisedModel, normalised
+from robustcli.models.plugin import is_plugin, names_factory, run_plugin, split_plugin
+from robustcli.models.request import Request
+from robustcli.store.latest import resolve_run
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.snapshot import load_checkpoint
+from robustcli.store.weights import CODE_FORMATS
+
+Loader = Callable[[str, Request], nn.Module]
+WEIGHT_FILES = (".safetensors", ".npz", *CODE_FORMATS)
+
+
+def loader_of(reference: str, request: Request) -> tuple[Loader, str]:
+    """The function that loads the reference, and what to give it: `request.plugin` may replace a name."""
+    if reference.startswith("run:") or Path(reference).is_dir():
+        return from_run, reference
+    if Path(reference).suffix.lower() in WEIGHT_FILES:
+        return from_weight_file, reference
+    if request.plugin is not None and names_factory(request.plugin):
+        return from_factory, request.plugin
+    return _builder_of(reference), reference
+
+
+def from_run(reference: str, request: Request) -> NormalisedModel:
+    """The network of a run's best checkpoint, else of its last, or of the one checkpoint that is named."""
+    if request.weights is not None or request.normalize is not None:
+        raise UsageError(
+            f"{reference} holds its weights and its normalisation",
+            hint="drop --normalize and weights",
+            code="E-MODEL",
+        )
+    path = _checkpoint(resolve_run(Path(reference.removeprefix("run:"))))
+    snapshot = load_checkpoint(path)
+    if "model" not in snapshot.groups:
+        raise CheckpointError("the checkpoint holds no model", where=str(path), code="E-CKPT-META")
+    model = model_from_meta(snapshot.meta, plugin=request.plugin, where=str(path))
+    fill(model, snapshot.groups["model"], str(path), strict_dtype=True)
+    model.sha256 = snapshot.sha256
+    return model
+
+
+def from_weight_file(reference: str, request: Request) -> nn.Module:
+    """The network that `request` names (`arch` or a factory), filled from the file."""
+    architecture = _architecture(reference, request)
+    build = _builder_of(architecture)
+    return build(architecture, replace(request, weights=reference))
+
+
+def from_factory(reference: str, request: Request) -> nn.Module:
+    """The user's network, with the weights of a file when there is one.
+
+    It is fitted to the data when their shape is known, and can then be trained; else it is as the factory
+    made it.
+    """
+    state, info = request.state(), request.data.info()
+    if info is not None:
+        model: nn.Module = build_plugin(
+            reference, request.params, info, seed=request.seed, normalize=request.normalize
+        )
+    else:
+        classes = request.data.num_classes
+        model = call_factory(reference, num_classes=classes, params=request.params, seed=request.seed)
+    if state is not None:
+        fill(model, state, str(request.weights), strict_dtype=False)
+    if info is None and request.normalize is not None:
+        return normalised(model, request.normalize)
+    return model
+
+
+def from_name(reference: str, request: Request) -> NormalisedModel:
+    """A registered, torchvision or timm network, with the weights of a file when there is one.
+
+    The plugin's file runs first, since it may register the name.
+    """
+    state = request.state()
+    if request.plugin is not None:
+        run_plugin(split_plugin(request.plugin)[0])
+    if state is not None and holds_normalisation(state) and request.normalize is not None:
+        raise UsageError(f"{request.weights} normalises inside", hint="drop --normalize", code="E-MODEL")
+    model = build_model(
+        reference,
+        request.params,
+        infer_info(reference, state, request.data),
+        seed=request.seed,
+        normalize=request.normalize,
+        download=request.download,
+    )
+    if state is not None:
+        fill(model, state, str(request.weights), strict_dtype=False)
+    return model
+
+
+def _builder_of(reference: str) -> Loader:
+    return from_factory if is_plugin(reference) else from_name
+
+
+def _architecture(file: str, request: Request) -> str:
+    """What builds the network for a bare weight file, which must exist and be the only one."""
+    if not Path(file).exists():
+        raise CheckpointError("no such weight file", where=file, code="E-CKPT-MISSING")
+    if request.weights is not None:
+        raise UsageError(f"two weight files: {file} and {request.weights}", hint="give one", code="E-MODEL")
+    if request.arch is not None:
+        return request.arch
+    if request.plugin is not None and names_factory(request.plugin):
+        return request.plugin
+    raise UsageError(
+        f"{file} holds weights, not the network",
+        hint="say which: model.name=NAME with weights, or --plugin FILE.py:factory",
+        code="E-MODEL",
+    )
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint that a directory stands for: a run, its ``checkpoints``, or a checkpoint itself.
+
+    A run stands for the checkpoint under ``best``; it has ``last`` only where there is no ``best``. A damaged
+    checkpoint has no substitute.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"no such run: {path}", hint="a run is a directory with checkpoints/ in it", code="E-CKPT-MISSING"
+        )
+    if (path / "manifest.json").exists():
+        return path
+    inner = path / "checkpoints"
+    root = inner if inner.is_dir() else path
+    for tag in ("best", "last"):
+        if os.path.lexists(root / tag):
+            return resolve_checkpoint(root, tag)
+    raise CheckpointError(
+        "no checkpoint here",
+        where=str(root),
+        hint="name a run directory or one of its checkpoints",
+        code="E-CKPT-MISSING",
+    )
