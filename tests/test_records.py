@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from robustcli.errors import DataError
 from robustcli.proportions import clopper_pearson
-from robustcli.records.rows import EvalRow, TrainRow, eval_rows, read_rows, train_rows
+from robustcli.records.eval import EvalRow, TrainRow, eval_rows, read_rows, train_rows
 from robustcli.store.atomic import JsonLines
 
 names = st.text(max_size=8)

@@ -12,7 +12,7 @@ from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.plan import AttackCall, Evaluation
 from robustcli.proportions import clopper_pearson
-from robustcli.records.rows import EvalRow
+from robustcli.records.eval import EvalRow
 from robustcli.reporting.tables import write_csv
 from robustcli.runtime.seed import code_hash
 from robustcli.store.atomic import JsonLines

@@ -22,7 +22,7 @@ from robustcli.jobs.evaluate import EvalFlags
 from robustcli.jobs.train import TrainFlags, train
 from robustcli.models.source import load_model
 from robustcli.proportions import Rate
-from robustcli.records.rows import EvalRow
+from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.plots import eps_curve
 from robustcli.reporting.tables import Table

@@ -29,7 +29,7 @@ from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
 from robustcli.jobs.sharded import header_of, merged
 from robustcli.jobs.sweep import check_sweep, run_sweep
-from robustcli.records.rows import EvalRow
+from robustcli.records.eval import EvalRow
 from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import class_table, eval_table
 from robustcli.runtime.seed import environment

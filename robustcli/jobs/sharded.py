@@ -25,7 +25,7 @@ from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
-from robustcli.records.rows import EvalRow
+from robustcli.records.eval import EvalRow
 from robustcli.runtime.seed import PACKAGE, hash_tree
 from robustcli.store.latest import resolve_run
 from robustcli.terminal.console import Console

@@ -21,7 +21,7 @@ from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.distances import minimal_calls, run_distances
 from robustcli.proportions import Rate, sign_test
-from robustcli.records.rows import EvalRow
+from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.curves import sweep_curve, sweep_table
 from robustcli.store.atomic import JsonLines
