@@ -262,7 +262,7 @@ def test_start_up_imports_nothing_heavy() -> None:
     """The same from outside: what is in sys.modules after the imports that every command makes."""
     code = f"""
 import sys
-import robustcli, robustcli.errors, robustcli.registry, robustcli.records.eval, robustcli.terminal.console
+import robustcli, robustcli.errors, robustcli.registry, robustcli.records.read, robustcli.terminal.console
 import robustcli.reporting.tables, robustcli.reporting.plots, robustcli.reporting.gallery, robustcli.reporting.summary
 robustcli.terminal.console.Console(json=True).document({{"ok": True}})
 heavy = sorted(set({sorted(HEAVY)}) & set(sys.modules))

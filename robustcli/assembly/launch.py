@@ -103,7 +103,11 @@ class _Launch:
     def _attempt(self, attempt: int) -> _Ending:
         listener = socket.create_server((_HOST, 0))  # torch's own server would listen on every interface
         port = listener.getsockname()[1]
-        listening: dict[str, Any] = {"is_master": True, "wait_for_workers": False, "master_listen_fd": listener.detach()}
+        listening: dict[str, Any] = {
+            "is_master": True,
+            "wait_for_workers": False,
+            "master_listen_fd": listener.detach(),
+        }
         store = dist.TCPStore(_HOST, port, **listening)  # type: ignore[attr-defined]
         redirects = {
             rank: Std.ALL if rank else Std.OUT if self.console.json else Std.NONE

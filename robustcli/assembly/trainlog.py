@@ -19,7 +19,8 @@ from robustcli.data.split import Split
 from robustcli.errors import Interrupted
 from robustcli.evaluation.lattice import to_lattice
 from robustcli.evaluation.plan import Search
-from robustcli.records.eval import TrainRow, train_rows
+from robustcli.records.read import train_rows
+from robustcli.records.train import TrainRow
 from robustcli.reporting.summary import train_summary
 from robustcli.reporting.tables import train_table, write_csv
 from robustcli.reporting.tracking import Panels, Pixels, open_trackers, panels_of, said

@@ -16,17 +16,10 @@ from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
-from robustcli.evaluation.alarms import (
-    RULES,
-    Alarm,
-    autograd_calls,
-    check_setup,
-    differing,
-    one_hot_rows,
-    output_counts,
-    too_many,
-)
+from robustcli.evaluation.alarms import autograd_calls, check_setup, differing, one_hot_rows, output_counts
 from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.rules import RULES, too_many
+from robustcli.records.alarm import Alarm
 
 _ORDER = ("rescale", "bpda", "eot", "minimal", "square", "transfer")
 _BEYOND = 24  # samples that searches from outside the ball are tried on
@@ -87,7 +80,7 @@ def diagnose(
 
 
 class _Probe:
-    """Counts what `alarms.RULES` name. Gradients come from `search`, every verdict from the judge."""
+    """Counts what `rules.RULES` name. Gradients come from `search`, every verdict from the judge."""
 
     def __init__(
         self,

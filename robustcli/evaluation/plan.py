@@ -13,8 +13,8 @@ from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
-from robustcli.evaluation.alarms import Alarm, reliability
 from robustcli.evaluation.bound import Audit
+from robustcli.records.alarm import Alarm, reliability
 
 
 @dataclass(frozen=True)

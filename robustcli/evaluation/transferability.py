@@ -15,12 +15,12 @@ from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
-from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import EvalPlan, Search
 from robustcli.evaluation.sizing import in_batches
 from robustcli.evaluation.surrogate import searched
 from robustcli.proportions import sign_test
+from robustcli.records.alarm import Alarm
 
 #: Chance that an honest set of models raises `transfer-beats-white-box`, over all pairs.
 LEVEL = 0.025

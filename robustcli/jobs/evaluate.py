@@ -21,7 +21,6 @@ from robustcli.config.dump import dump_config
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError, UsageError
-from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
@@ -29,6 +28,7 @@ from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
 from robustcli.jobs.sharded import header_of, merged
 from robustcli.jobs.sweep import check_sweep, run_sweep
+from robustcli.records.alarm import Alarm
 from robustcli.records.eval import EvalRow
 from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.tables import class_table, eval_table

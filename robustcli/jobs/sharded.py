@@ -17,7 +17,6 @@ from robustcli.assembly.rows import hashes_of, ids_digest, rows_from
 from robustcli.config.load import load_config
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
-from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.header import Header
@@ -25,6 +24,7 @@ from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
+from robustcli.records.alarm import Alarm
 from robustcli.records.eval import EvalRow
 from robustcli.runtime.seed import PACKAGE, hash_tree
 from robustcli.store.latest import resolve_run

@@ -16,11 +16,11 @@ from robustcli.assembly.ranges import Sweep
 from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
-from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.distances import minimal_calls, run_distances
 from robustcli.proportions import Rate, sign_test
+from robustcli.records.alarm import Alarm
 from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.curves import sweep_curve, sweep_table

@@ -19,11 +19,12 @@ from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.spec import ModelConfig, is_reference
 from robustcli.errors import RobustCliError, UsageError, printable
-from robustcli.evaluation.alarms import Alarm, reliability, state_digest
+from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transferability import Transfer, transfer_alarms, transfer_matrix
 from robustcli.jobs.evaluate import EvalFlags, begin
 from robustcli.proportions import Rate
+from robustcli.records.alarm import Alarm, reliability
 from robustcli.reporting.cells import Cell, format_eps
 from robustcli.reporting.heatmap import heatmap
 from robustcli.reporting.summary import sources

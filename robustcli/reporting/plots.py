@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.errors import printable
 from robustcli.proportions import Rate
-from robustcli.records.eval import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps
 from robustcli.store.atomic import write_atomic
 from robustcli.store.disk import explained

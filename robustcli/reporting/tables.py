@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.proportions import Rate
-from robustcli.records.eval import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import Cell, Eps, raw, shown, tall
 from robustcli.store.atomic import write_atomic
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from robustcli.errors import ResourceError
-from robustcli.records.eval import TrainRow
+from robustcli.records.train import TrainRow
 from robustcli.registry import trackers
 from robustcli.reporting.tracking import Panels, Tracker, scalars, sheet
 from robustcli.store.disk import explained

@@ -13,7 +13,7 @@ from robustcli import registry
 from robustcli.config.bind import bind_spec
 from robustcli.config.spec import Spec
 from robustcli.errors import ResourceError, RobustCliError, UsageError
-from robustcli.records.eval import TrainRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.gallery import amplified
 
 Pixels = NDArray[np.uint8]

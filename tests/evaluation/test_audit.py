@@ -267,7 +267,13 @@ def test_a_model_without_gradients_escalates_and_ends_below_what_rapid_says():
     fake = zoo.FAKES["quantised"][0]()
     bare, found = measure(fake, audit=0, n=16), measure(fake, audit=4, n=16)
     assert bare.audit.n == 0 and not bare.audit.escalated
-    assert found.audit.escalated and list(found.stages)[-5:] == ["apgd-ce", "apgd-t", "fab-t", "square", "apgd-wide"]
+    assert found.audit.escalated and list(found.stages)[-5:] == [
+        "apgd-ce",
+        "apgd-t",
+        "fab-t",
+        "square",
+        "apgd-wide",
+    ]
     assert found.survivors.sum() < bare.survivors.sum() - 2 and (found.survivors <= bare.survivors).all()
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from robustcli.errors import ResourceError
 from robustcli.proportions import wilson
-from robustcli.records.eval import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting import plots
 from robustcli.reporting.gallery import amplified, gallery
 from robustcli.reporting.plots import eps_curve, eps_points, training_curves

@@ -27,7 +27,8 @@ from robustcli.config.overlay import parse_assignment
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.errors import ConfigError, Interrupted, ResourceError, UsageError
-from robustcli.records.eval import TrainRow, train_rows
+from robustcli.records.read import train_rows
+from robustcli.records.train import TrainRow
 from robustcli.registry import Entry
 from robustcli.reporting import plots
 from robustcli.reporting.tracking import Panels, Trackers, open_trackers, panels_of, scalars, sheet
