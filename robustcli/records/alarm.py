@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Level = Literal["note", "suspect", "invalid"]
+_DOUBTS: tuple[Literal["invalid", "suspect"], ...] = ("invalid", "suspect")  # the worst first
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Alarm:
 def reliability(alarms: Sequence[Alarm]) -> Literal["ok", "suspect", "invalid"]:
     """The worst level of all alarms; notes do not count."""
     levels = {alarm.level for alarm in alarms}
-    if "invalid" in levels:
-        return "invalid"
-    return "suspect" if "suspect" in levels else "ok"
+    for doubt in _DOUBTS:
+        if doubt in levels:
+            return doubt
+    return "ok"

@@ -88,7 +88,7 @@ def _first_difference(row: Mapping[str, Any], again: Mapping[str, Any]) -> str |
     """The first key that only one of the two has, else the first with two values; None when they agree."""
     differing = sorted(set(row) ^ set(again))
     differing = differing or [name for name in again if not _same(row[name], again[name])]
-    return differing[0] if differing else None
+    return next(iter(differing), None)
 
 
 def _same(a: Any, b: Any) -> bool:

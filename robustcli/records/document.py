@@ -21,6 +21,11 @@ class Document:
     verb: str
     began: float = field(default_factory=time.perf_counter)
 
+    @property
+    def seconds(self) -> float:
+        """Since the work began, to the millisecond."""
+        return round(time.perf_counter() - self.began, 3)
+
     def finish(self, run: Path | None, content: Mapping[str, Any]) -> dict[str, Any]:
         """The envelope, then `content`: the keys of the verb. run: its directory, or None without one."""
         return {
@@ -28,6 +33,6 @@ class Document:
             "ok": True,
             "verb": self.verb,
             "run": None if run is None else str(run),
-            "seconds": round(time.perf_counter() - self.began, 3),
+            "seconds": self.seconds,
             **content,
         }

@@ -116,8 +116,9 @@ class EvalRow:
         """Broken, over the initially correct samples; None for a clean row, or when no sample was correct."""
         if self.kind == "clean" or not self.clean_correct:
             return None
-        broken = self.clean_correct - self.correct if self.broken is None else self.broken
-        return Rate(broken, self.clean_correct)
+        if self.broken is None:
+            return Rate(self.clean_correct - self.correct, self.clean_correct)
+        return Rate(self.broken, self.clean_correct)
 
     @property
     def balanced_acc(self) -> float | None:

@@ -26,7 +26,7 @@ class TrainRow:
         clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured.
         fgsm_acc: under one large step; measured where one-step training is watched.
         peak_memory: bytes, the most so far: allocated on the GPU, else the resident size of the process.
-        images_per_second: training throughput. waiting_share: share of the time that waits for data, in [0, 1].
+        images_per_second: training throughput. waiting_share: share of the time without data, in [0, 1].
         seconds: since the start of the run. passes_per_sample: forward + backward passes of a step per image.
         norm, eps, attack, params, data, model, seed, hashes: as in `EvalRow`; the attack is the validation's.
 
