@@ -31,7 +31,8 @@ def run(call: Call) -> dict[str, Any]:
         )
 
     loaded = Call(call.verb, values, call.console).load(adjust)
-    from robustcli.jobs.bench import BenchFlags, bench
+    from robustcli.jobs.bench import bench
+    from robustcli.jobs.flags import BenchFlags
 
     flags = BenchFlags(
         overwrite=call["overwrite"],

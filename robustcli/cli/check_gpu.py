@@ -13,8 +13,8 @@ FLAGS = ("require_cuda", "smoke", "dry_run", "json", "quiet", "verbose", "debug"
 
 def run(call: Call) -> dict[str, Any]:
     """Describe and time the devices; --dry-run only describes."""
+    from robustcli.jobs.flags import CheckFlags
     from robustcli.jobs.gpu import check_gpu
 
-    return check_gpu(
-        call.console, require_cuda=call["require_cuda"], measure=not (call["dry_run"] or call["smoke"])
-    )
+    only_describe = call["dry_run"] or call["smoke"]
+    return check_gpu(call.console, CheckFlags(require_cuda=call["require_cuda"], measure=not only_describe))
