@@ -24,9 +24,9 @@ def run(call: Call) -> dict[str, Any]:
         lambda first: ["eval.n=64"] if first.config.eval.n is None and first.config.eval.first is None else []
     )
     from robustcli.jobs.attack import attack
-    from robustcli.jobs.evaluate import EvalFlags
+    from robustcli.jobs.flags import MeasureFlags
 
-    flags = EvalFlags(
+    flags = MeasureFlags(
         overwrite=call["overwrite"],
         dry_run=call["dry_run"],
         plugin=call["plugin"],

@@ -36,7 +36,8 @@ def run(call: Call) -> dict[str, Any]:
     if call["merge"] is not None:
         from robustcli.config.number import parse_number
         from robustcli.errors import UsageError
-        from robustcli.jobs.evaluate import merge
+        from robustcli.jobs.flags import MergeFlags
+        from robustcli.jobs.merge import merge
 
         other = [name for name in FLAGS if name not in _WITH_MERGE and call[name]]
         if other or call["words"]:
@@ -47,10 +48,18 @@ def run(call: Call) -> dict[str, Any]:
             for item in call.overrides()
             if item.key.startswith("eval.fail_under.")
         }
-        name, overwrite, strict = call["name"] or "merged", bool(call["overwrite"]), bool(call["strict"])
-        return merge(call["merge"], call["out"], name, call.console, overwrite, strict, least)
+        asked = MergeFlags(
+            runs=call["merge"],
+            out=call["out"],
+            name=call["name"] or "merged",
+            overwrite=bool(call["overwrite"]),
+            strict=bool(call["strict"]),
+            fail_under=least,
+        )
+        return merge(call.console, asked)
     loaded = call.load()
-    from robustcli.jobs.evaluate import EvalFlags, evaluate
+    from robustcli.jobs.evaluate import evaluate
+    from robustcli.jobs.flags import EvalFlags
 
     flags = EvalFlags(
         overwrite=call["overwrite"],

@@ -37,10 +37,10 @@ def run(call: Call) -> dict[str, Any]:
             else []
         )
     )
-    from robustcli.jobs.evaluate import EvalFlags
+    from robustcli.jobs.flags import MeasureFlags
     from robustcli.jobs.transfer import transfer
 
-    flags = EvalFlags(
+    flags = MeasureFlags(
         overwrite=call["overwrite"], dry_run=call["dry_run"], allow_pickle=call["allow_pickle_weights"]
     )
     return transfer(loaded, models, call.console, flags)
