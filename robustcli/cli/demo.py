@@ -26,13 +26,14 @@ FLAGS = (
 def run(call: Call) -> dict[str, Any]:
     """The demo, or its plan."""
     from robustcli.jobs.demo import demo
+    from robustcli.jobs.flags import DemoFlags
 
     settings = [f"{name}={call[name]}" for name in ("device", "seed", "threads") if call[name] is not None]
-    return demo(
-        call.console,
+    flags = DemoFlags(
         settings=settings,
         out=call["out"],
         overwrite=call["overwrite"],
         smoke=call["smoke"],
         dry_run=call["dry_run"],
     )
+    return demo(call.console, flags)
