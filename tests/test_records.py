@@ -304,15 +304,40 @@ ABOUT: dict[str, Any] = {
 }
 WORST = dataclasses.replace(ROW, kind="worst", attack="", params={})
 PAIR = TransferRow(
-    **ABOUT, attack="fgsm, pgd-3", params=[{"name": "fgsm"}, {"name": "pgd", "steps": 3}], eps=0.1, samples=60, n=40,
-    source="a", target="b", source_reference="run:x/a", target_reference="run:x/b", k=13, gained=2, lost=5,
-)  # fmt: skip
+    **ABOUT,
+    attack="fgsm, pgd-3",
+    params=[{"name": "fgsm"}, {"name": "pgd", "steps": 3}],
+    eps=0.1,
+    samples=60,
+    n=40,
+    source="a",
+    target="b",
+    source_reference="run:x/a",
+    target_reference="run:x/b",
+    k=13,
+    gained=2,
+    lost=5,
+)
 MEASURED = BenchRow(
-    device={"device": "cpu", "name": None}, threads=2, peak={"fp32": {"tflops": 0.1, "size": 256}}, batch_sizes=None, model="mlp",
-    parameters=10, data="digits", batch_size=16, objective="madry", adversary="pgd-2 on ce", step="minmax", gflop_per_forward=1e-6,
-    passes_per_image=7, steps=[{"work": "attack step", "images_per_second": 5.0}], training_loop={"steps": 3}, cpu=None, gpu_over_cpu=None,
+    device={"device": "cpu", "name": None},
+    threads=2,
+    peak={"fp32": {"tflops": 0.1, "size": 256}},
+    batch_sizes=None,
+    model="mlp",
+    parameters=10,
+    data="digits",
+    batch_size=16,
+    objective="madry",
+    adversary="pgd-2 on ce",
+    step="minmax",
+    gflop_per_forward=1e-6,
+    passes_per_image=7,
+    steps=[{"work": "attack step", "images_per_second": 5.0}],
+    training_loop={"steps": 3},
+    cpu=None,
+    gpu_over_cpu=None,
     process_memory_mib=None,
-)  # fmt: skip
+)
 
 
 def sweep_row(since_half: Change | None = None) -> SweepRow:
