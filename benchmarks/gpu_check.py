@@ -27,7 +27,8 @@ from robustcli.core.modes import frozen
 from robustcli.errors import Interrupted
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.train import TrainFlags, TrainRun
+from robustcli.jobs.flags import TrainFlags
+from robustcli.jobs.trainrun import TrainRun
 from robustcli.runtime.distributed import solo
 from robustcli.runtime.precision import bf16_native
 from robustcli.store.latest import resolve_run
@@ -244,7 +245,7 @@ def _train(config: Any, out: Path, stop_after: int | None) -> bool:
         with open_run("train", config.name, out=str(out), resume=out.exists()) as run:
             TrainRun(
                 prepare(config, console), run, console, TrainFlags(resume=run.resumed), stop, solo()
-            ).go()
+            ).train()
     except Interrupted:
         return False
     return True

@@ -23,12 +23,12 @@ from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
 from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError
-from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation, Search
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.models.source import load_model
+from robustcli.records.alarm import Alarm
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.precision import resolve
 

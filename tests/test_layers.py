@@ -127,7 +127,7 @@ def test_there_is_something_to_check() -> None:
         "errors",
         "core.geometry",
         "attacks.pgd",
-        "records.rows",
+        "records.eval",
         "terminal.console",
         "__init__",
     }
@@ -268,7 +268,7 @@ def test_start_up_imports_nothing_heavy() -> None:
     """The same from outside: what is in sys.modules after the imports that every command makes."""
     code = f"""
 import sys
-import robustcli, robustcli.errors, robustcli.registry, robustcli.records.rows, robustcli.terminal.console
+import robustcli, robustcli.errors, robustcli.registry, robustcli.records.eval, robustcli.terminal.console
 import robustcli.reporting.tables, robustcli.reporting.plots
 import robustcli.reporting.gallery, robustcli.reporting.summary
 robustcli.terminal.console.Console(json=True).document({{"ok": True}})

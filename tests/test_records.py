@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from robustcli.errors import DataError
 from robustcli.proportions import clopper_pearson
-from robustcli.records.rows import EvalRow, TrainRow, eval_rows, read_rows, train_rows
+from robustcli.records.alarm import Alarm
+from robustcli.records.bench import BenchRow
+from robustcli.records.distance import DistanceRow, SampleDistance
+from robustcli.records.document import Document
+from robustcli.records.eval import EvalRow
+from robustcli.records.read import read_rows, train_rows
+from robustcli.records.sweep import Change, SweepRow
+from robustcli.records.train import TrainRow
+from robustcli.records.transfer import TransferRow
 from robustcli.store.atomic import JsonLines
 
 names = st.text(max_size=8)
@@ -257,7 +265,7 @@ def test_read_rows_in_order_with_both_kinds(tmp_path: Path) -> None:
         for row in rows:
             lines.write(row.to_json())
     assert read_rows(path) == rows
-    assert eval_rows(path) == [ROW] and [row.step for row in train_rows(path)] == [120, 240]
+    assert [row.step for row in train_rows(path)] == [120, 240]
 
 
 def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_not(tmp_path: Path) -> None:
@@ -283,3 +291,136 @@ def test_foreign_content_is_one_error(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the records"):
         read_rows(tmp_path / "none.jsonl")
+
+
+# ---- the other kinds -------------------------------------------------------------------------------------------
+
+ABOUT: dict[str, Any] = {
+    "data": "digits",
+    "split": "test",
+    "norm": "linf",
+    "seed": 1,
+    "hashes": {"model": "ab"},
+}
+WORST = dataclasses.replace(ROW, kind="worst", attack="", params={})
+PAIR = TransferRow(
+    **ABOUT,
+    attack="fgsm, pgd-3",
+    params=[{"name": "fgsm"}, {"name": "pgd", "steps": 3}],
+    eps=0.1,
+    samples=60,
+    n=40,
+    source="a",
+    target="b",
+    source_reference="run:x/a",
+    target_reference="run:x/b",
+    k=13,
+    gained=2,
+    lost=5,
+)
+MEASURED = BenchRow(
+    device={"device": "cpu", "name": None},
+    threads=2,
+    peak={"fp32": {"tflops": 0.1, "size": 256}},
+    batch_sizes=None,
+    model="mlp",
+    parameters=10,
+    data="digits",
+    batch_size=16,
+    objective="madry",
+    adversary="pgd-2 on ce",
+    step="minmax",
+    gflop_per_forward=1e-6,
+    passes_per_image=7,
+    steps=[{"work": "attack step", "images_per_second": 5.0}],
+    training_loop={"steps": 3},
+    cpu=None,
+    gpu_over_cpu=None,
+    process_memory_mib=None,
+)
+
+
+def sweep_row(since_half: Change | None = None) -> SweepRow:
+    return SweepRow(
+        total=WORST, key="eps", value=0.1, attacks=[{"name": "pgd", "params": {}}], since_half=since_half
+    )
+
+
+def distance_row(**changes: Any) -> DistanceRow:
+    values = {**ABOUT, "model": "mlp", "n": 9, "attack": "fmn", "label": "fmn-20", "params": {"steps": 20}}
+    values |= {"clean_correct": 8, "broken": 7, "quartiles": [0.01, 0.2, None]}
+    return DistanceRow(**{**values, **changes})
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        sweep_row(),
+        sweep_row(Change(value=0.05, fell=3, recovered=1)),
+        distance_row(),
+        PAIR,
+        dataclasses.replace(PAIR, n=0, k=0),
+        MEASURED,
+        Alarm("not-converged", "suspect", "3 fell", "more steps"),
+        SampleDistance(id=4, label="three", distance={"fmn": 0.5, "cw": None}),
+    ],
+    ids=lambda row: type(row).__name__,
+)
+def test_every_kind_of_row_survives_json(row: Any) -> None:
+    assert type(row).from_json(through_json(row.to_json())) == row
+
+
+def test_a_sweep_row_is_the_row_of_its_verdicts_and_what_varied() -> None:
+    row = sweep_row(Change(value=0.05, fell=3, recovered=1)).to_json()
+    assert list(row)[-4:] == ["key", "value", "attacks", "since_half"]
+    assert row["since_half"] == {"value": 0.05, "fell": 3, "recovered": 1}
+    verdicts = {name: value for name, value in row.items() if name not in list(row)[-4:]}
+    assert verdicts == {**WORST.to_json(), "kind": "sweep"}
+
+
+def test_the_rate_of_a_pair_follows_from_its_counts() -> None:
+    row = PAIR.to_json()
+    assert row["rate"] == 13 / 40 and row["intervals"] == {"rate": list(clopper_pearson(13, 40))}
+    nothing = dataclasses.replace(PAIR, n=0, k=0).to_json()
+    assert nothing["rate"] is None and nothing["intervals"] == {"rate": [0.0, 1.0]}
+    with pytest.raises(ValueError, match="k=41"):
+        dataclasses.replace(PAIR, k=41)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes"),
+    [
+        (sweep_row(), {"correct": 61}),
+        (sweep_row(), {"since_half": 3}),
+        (distance_row(), {"broken": 7.0}),
+        (distance_row(), {"kind": "sweep"}),
+        (PAIR, {"k": 14}),
+        (PAIR, {"surprise": 1}),
+        (MEASURED, {"schema_version": 2}),
+    ],
+)
+def test_an_edited_row_of_any_kind_is_refused(row: Any, changes: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        type(row).from_json({**row.to_json(), **changes})
+    assert caught.value.code == "E-RECORD"
+
+
+def test_sweeps_and_matrices_are_read_from_their_files(tmp_path: Path) -> None:
+    for rows in ([sweep_row(), sweep_row(Change(0.05, 3, 1))], [PAIR]):
+        with JsonLines(tmp_path / "rows.jsonl") as lines:
+            lines.truncate(0)
+            for row in rows:
+                lines.write(row.to_json())
+        assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_document_is_the_envelope_and_then_the_keys_of_its_verb() -> None:
+    document = Document("bench").finish(Path("runs/bench/x-1"), MEASURED.to_json())
+    assert list(document)[:6] == ["schema_version", "ok", "verb", "run", "seconds", "kind"]
+    assert (document["ok"], document["verb"], document["run"]) == (True, "bench", "runs/bench/x-1")
+    assert document["seconds"] >= 0 and BenchRow.from_json(through_json(document)) == MEASURED
+    assert Document("check-gpu").finish(None, {"devices": []})["run"] is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from robustcli.assembly.setting import Setting
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.bound import Audit
+from robustcli.evaluation.header import ids_digest
 from robustcli.evaluation.plan import AttackCall, Evaluation
 from robustcli.proportions import clopper_pearson
-from robustcli.records.rows import EvalRow
+from robustcli.records.eval import EvalRow
 from robustcli.reporting.record_tables import write_csv
 from robustcli.runtime.seed import code_hash
 from robustcli.store.atomic import JsonLines
@@ -35,7 +35,7 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[Eval
         "norm": setting.ball.norm,
         "eps": setting.ball.eps,
         "seed": config.seed,
-        "hashes": {**hashes_of(setting, model), "ids": ids_digest(result.ids)},
+        "hashes": {**hashes_of(setting, model), "ids": short_ids_digest(result.ids)},
     }
     return rows_from(result, setting.data.classes, common)
 
@@ -99,9 +99,9 @@ def hashes_of(setting: Setting, model: nn.Module) -> dict[str, str]:
     return {"model": state_digest(model), "data": setting.data.digest, "code": code_hash()}
 
 
-def ids_digest(ids: Tensor) -> str:
-    """Short hash of the sample ids: two rows are about the same images when it agrees."""
-    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
+def short_ids_digest(ids: Tensor) -> str:
+    """The first 16 digits of `ids_digest`: two records are about the same images when it agrees."""
+    return ids_digest(ids)[:16]
 
 
 def write_rows(run: Run, rows: list[EvalRow]) -> None:

@@ -22,7 +22,8 @@ from robustcli.data.split import Split
 from robustcli.errors import Interrupted
 from robustcli.evaluation.lattice import to_lattice
 from robustcli.evaluation.plan import Search
-from robustcli.records.rows import TrainRow, train_rows
+from robustcli.records.read import train_rows
+from robustcli.records.train import TrainRow
 from robustcli.reporting.pixels import Panels, Pixels, panels_of
 from robustcli.reporting.record_tables import train_table, write_csv
 from robustcli.reporting.summary import train_summary

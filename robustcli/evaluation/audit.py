@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from robustcli.core.random import RowRandom
-from robustcli.evaluation.alarms import Alarm, with_new
+from robustcli.evaluation.alarms import with_new
 from robustcli.evaluation.bound import LIMIT, Audit, most, most_of_one_draw
 from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation
+from robustcli.records.alarm import Alarm
 
 PASSES = 25_000  # at most for the usual 64 samples, whatever n
 _SPARE = (

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from robustcli.evaluation.alarms import Alarm, check_search, final_checks, with_new
+from robustcli.evaluation.alarms import check_search, final_checks, with_new
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import ShardStore, shards_of
+from robustcli.records.alarm import Alarm
 
 
 def concluded(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from robustcli.config.bind import TORCHATTACKS
 from robustcli.core.geometry import Ball
 from robustcli.data.split import Split
-from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.proportions import mcnemar
+from robustcli.records.alarm import Alarm
 
 _LEVEL = 0.01  # of the two-sided test
 

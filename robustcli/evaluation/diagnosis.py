@@ -15,18 +15,11 @@ from robustcli.core.gradients import straight_through
 from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
-from robustcli.evaluation.alarms import (
-    RULES,
-    Alarm,
-    autograd_calls,
-    check_setup,
-    differing,
-    one_hot_rows,
-    output_counts,
-    too_many,
-)
+from robustcli.evaluation.alarms import autograd_calls, check_setup, differing, one_hot_rows, output_counts
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.rules import RULES, too_many
+from robustcli.records.alarm import Alarm
 
 _ORDER = ("rescale", "bpda", "eot", "minimal", "square", "transfer")
 _BEYOND = 24  # samples that searches from outside the ball are tried on

@@ -20,7 +20,11 @@ from robustcli.evaluation.sizing import in_batches
 
 @dataclass(frozen=True)
 class Distances:
-    """ids, labels: int64 [n]. values: label of the attack -> float64 [n], pixel units; 0 = wrong from the start, inf = never broken."""
+    """What minimal-norm attacks found.
+
+    ids, labels: int64 [n]. values: label of the attack -> float64 [n], pixel units; 0 = wrong from the start,
+    inf = never broken.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -38,58 +42,72 @@ def closest_errors(
     say: Callable[[str], None] = lambda text: None,
     done: Callable[[int], None] = lambda samples: None,
 ) -> Distances:
-    """d_i = ||x_adv_i - x_i||_p of the closest misclassified point that each minimal-norm attack of the plan finds.
+    """d_i = ||x_adv_i - x_i||_p of the closest misclassified point that each attack of the plan finds.
 
-    Searched on the model itself in fp32 (a folded or rounded copy has its boundary elsewhere, and the closest points lie on it) and
-    confirmed by the judge; the radius of the plan's ball bounds nothing here. Untargeted. Memory: one number per sample and attack, and one
-    batch, halved (which `say` tells) where that does not fit.
+    The search runs on the model itself in fp32: a folded or rounded copy has its boundary elsewhere, and the
+    closest points lie on it. The judge confirms each point. The radius of the ball bounds nothing here.
+    Memory: one number per sample and attack, and one batch, which is halved where it does not fit.
+
+    Args:
+        plan: minimal-norm attacks, untargeted; seed and batch size.
+        split, positions: what to measure, int64 [n].
+        stop: raises to interrupt. say: told of a batch that did not fit.
+        done: told how many samples each finished batch had.
 
     Raises ValueError for a targeted plan, or an attack that is not minimal-norm.
     """
+    _check(plan)
+    with frozen(model):
+        search = _Search(model, plan, stop)
+        batches = []
+        for batch in in_batches(split, positions, device, plan.batch_size, search.batch, say):
+            batches.append(batch)
+            done(len(batch.ids))
+    return Distances(
+        torch.cat([batch.ids for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        {call.label: torch.cat([batch.values[call.label] for batch in batches]) for call in plan.attacks},
+    )
+
+
+def _check(plan: EvalPlan) -> None:
     if plan.target is not None:
         raise ValueError(f"distances are measured untargeted, got target={plan.target!r}")
     if other := [call.label for call in plan.attacks if call.kind != "minimal"]:
         raise ValueError(f"only minimal-norm attacks give distances, not {', '.join(other)}")
-    ids_seen, labels, values = [], [], {call.label: list[Tensor]() for call in plan.attacks}
-    with frozen(model):
-        judge = Judge(model, plan.ball, bounded=False)
-
-        def work(x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-            clean = judge.logits(x)
-            right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[:, 0]
-            far = [torch.zeros(len(y), dtype=torch.float64) for _ in plan.attacks]
-            for call, found in zip(plan.attacks, far, strict=True):
-                if len(right):
-                    found[right.cpu()] = _closest(
-                        model, judge, call, plan, x[right], y[right], ids[right], stop
-                    ).cpu()
-            return ids.cpu(), y.cpu(), far
-
-        for ids, y, far in in_batches(split, positions, device, plan.batch_size, work, say):
-            for call, found in zip(plan.attacks, far, strict=True):
-                values[call.label].append(found)
-            ids_seen.append(ids)
-            labels.append(y)
-            done(len(y))
-    return Distances(
-        torch.cat(ids_seen), torch.cat(labels), {label: torch.cat(parts) for label, parts in values.items()}
-    )
 
 
-def _closest(
-    model: nn.Module,
-    judge: Judge,
-    call: AttackCall,
-    plan: EvalPlan,
-    x: Tensor,
-    y: Tensor,
-    ids: Tensor,
-    stop: Callable[[], None] | None,
-) -> Tensor:
-    """float64 [R]: distance of the closest confirmed error, or inf."""
-    criterion, rng = Criterion(y), RowRandom(plan.seed, "start", ids)
-    oracle = Oracle(
-        model, x, criterion, rng=rng, keep="closest", ball=plan.ball, stop=stop, draws=plan.search.draws or 1
-    )
-    ruling = judge.rule(x, call.fn(oracle, x, plan.ball, **call.params), criterion)
-    return torch.where(ruling.hit.to(ruling.distance.device), ruling.distance, float("inf"))
+class _Search:
+    """The attacks of a plan on one frozen model."""
+
+    def __init__(self, model: nn.Module, plan: EvalPlan, stop: Callable[[], None] | None) -> None:
+        self._model, self._plan, self._stop = model, plan, stop
+        self._judge = Judge(model, plan.ball, bounded=False)
+
+    def batch(self, x: Tensor, y: Tensor, ids: Tensor) -> Distances:
+        """The distances of one batch, on the CPU: x [B, C, H, W] in [0, 1], y and ids int64 [B]."""
+        clean = self._judge.logits(x)
+        right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[:, 0]
+        values = {}
+        for call in self._plan.attacks:
+            far = torch.zeros(len(y), dtype=torch.float64)
+            if len(right):
+                far[right.cpu()] = self._closest(call, x[right], y[right], ids[right]).cpu()
+            values[call.label] = far
+        return Distances(ids.cpu(), y.cpu(), values)
+
+    def _closest(self, call: AttackCall, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        """float64 [R]: distance of the closest confirmed error, or inf."""
+        plan, criterion = self._plan, Criterion(y)
+        oracle = Oracle(
+            self._model,
+            x,
+            criterion,
+            rng=RowRandom(plan.seed, "start", ids),
+            keep="closest",
+            ball=plan.ball,
+            stop=self._stop,
+            draws=plan.search.draws or 1,
+        )
+        ruling = self._judge.rule(x, call.fn(oracle, x, plan.ball, **call.params), criterion)
+        return torch.where(ruling.hit.to(ruling.distance.device), ruling.distance, float("inf"))

@@ -15,9 +15,9 @@ from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
-from robustcli.evaluation.alarms import Alarm, reliability
 from robustcli.evaluation.bound import Audit
 from robustcli.facts import AttackFacts, Kind, Needs, Passes
+from robustcli.records.alarm import Alarm, reliability
 from robustcli.registry import Entry, parameters
 
 

@@ -17,7 +17,7 @@ from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
-from robustcli.evaluation.alarms import Alarm, check_model_output, state_digest
+from robustcli.evaluation.alarms import check_model_output, state_digest
 from robustcli.evaluation.audit import audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
@@ -26,6 +26,7 @@ from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation, Search
 from robustcli.evaluation.shards import ShardStore
 from robustcli.evaluation.sizing import in_batches
+from robustcli.records.alarm import Alarm
 
 #: (plan, alarms so far, ids int64 [n], name of a part or "") -> where proven shards of these samples are.
 OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]

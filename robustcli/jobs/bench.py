@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +15,17 @@ from robustcli.assembly.origin import pinned
 from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting, prepare
 from robustcli.assembly.throughput import Bench
-from robustcli.assembly.timing import Repeat, matmul_peak, precisions
+from robustcli.assembly.timing import Precision, Repeat, matmul_peak, precisions
 from robustcli.config.load import Loaded
 from robustcli.data.mixture import epoch_size
-from robustcli.errors import ResourceError, out_of_memory, printable
-from robustcli.jobs.evaluate import begin
+from robustcli.errors import ResourceError, out_of_memory
+from robustcli.jobs.bench_tables import bench_tables
+from robustcli.jobs.flags import BenchFlags
+from robustcli.jobs.once import each_once
+from robustcli.jobs.rerun import same_again, write_inputs
 from robustcli.models.size import count_parameters, flops
+from robustcli.records.bench import BenchRow
+from robustcli.records.document import Document
 from robustcli.reporting.tables import Table
 from robustcli.runtime.device import describe_devices, process_memory
 from robustcli.runtime.signals import StopFlag
@@ -30,145 +33,140 @@ from robustcli.store.run import Run
 from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 
-#: (full, smoke) sides of the square products, by kind of device.
+# Pairs are (full, smoke).
+#: Kind of device -> sides of the square products.
 _PRODUCTS = {"cuda": ([2048, 4096, 8192, 16384], [1024, 2048]), "cpu": ([512, 1024, 2048], [256, 512])}
-_FULL, _SMOKE = Repeat(), Repeat(budget=0.0, warm=1)
-_LARGEST, _SLOWEST = 2**17, 15.0  # images, seconds: where the search for a batch size ends at the latest
+_REPEAT = (Repeat(), Repeat(budget=0.0, warm=1))
+_LOOP_STEPS = (3, 1)  # of the training loop in one repetition
+#: Sizes, in images, where the search for a batch size begins and ends: on CUDA memory decides before.
+_SMALLEST, _LARGEST, _LARGEST_CPU = 16, 2**17, 512
+_SLOWEST = 15.0  # seconds of a step, where that search ends at the latest
 _ON_CPU = 64  # images per step of the comparison with the CPU, at most
 
-
-@dataclass(frozen=True)
-class BenchFlags:
-    """What only the command line says of a benchmark."""
-
-    overwrite: bool = False
-    smoke: bool = False
-    auto_batch: bool = False
-    plugin: str | None = None
-    allow_pickle: bool = False
+Rows = list[dict[str, Any]]
 
 
 def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]:
-    """Measure as configured; returns the `bench` document. Every number is the median of at least five timed repetitions.
+    """Measure as configured; returns the `bench` document.
 
+    Every number is the median of at least five timed repetitions.
     Raises ResourceError E-OOM: the batch does not fit (with auto_batch: not even the smallest).
     """
+    document = Document("bench")
     config = pinned(loaded.config)
-    began = time.perf_counter()
     setting = prepare(config, console)
     split_of(setting.data, "train")
     model = ModelSource.of(setting, flags).to_train()
     with open_run("bench", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
-        begin(run, config)
-        subject = Bench(setting, model, _SMOKE if flags.smoke else _FULL, stop.check, _once(console.warn))
-        found = _measured(subject, console, flags)
-        tables = _tables(found)
+        write_inputs(run, config)
+        subject = Bench(setting, model, _REPEAT[flags.smoke], stop.check, each_once(console.warn))
+        row = _measure(subject, console, flags)
+        tables = bench_tables(row)
         for table in tables:
             console.table(table)
-        document = {
-            "run": str(run.path),
-            "seconds": round(time.perf_counter() - began, 3),
-            "kind": "bench",
-            **found,
-        }
+        answer = document.finish(run.path, row.to_json())
         for name in ("bench.json", "summary.json"):
-            run.write_json(name, {"schema_version": 1, "ok": True, "verb": "bench", **document})
+            run.write_json(name, answer)
         run.write_text("summary.md", _summary(run, config.name, tables))
         run.status(state="done", code=0)
-    return document
+    return answer
 
 
-def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
-    """Each warning at its first time only: the same step is made for every precision."""
-    said: set[str] = set()
-
-    def say(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            warn(text)
-
-    return say
-
-
-def _measured(subject: Bench, console: Console, flags: BenchFlags) -> dict[str, Any]:
-    """All measurements; shares of the peak are added where the peak of that precision is known."""
+def _measure(subject: Bench, console: Console, flags: BenchFlags) -> BenchRow:
+    """All measurements, one after the other."""
     setting, device = subject.setting, subject.setting.device
     kinds = precisions(device)
-    sides = _PRODUCTS.get(device.type, _PRODUCTS["cpu"])[flags.smoke]
     console.info(f"measuring on {device} in {', '.join(kind.name for kind in kinds)}: matrix products")
-    peaks = {kind.name: matmul_peak(device, kind, sides, subject.repeat, subject.stop) for kind in kinds}
-    found: dict[str, Any] = {
-        "device": _device(device),
-        "threads": torch.get_num_threads(),
-        "peak": peaks,
-        "batch_sizes": None,
-    }
+    peak = _peak(subject, kinds, flags.smoke)
+    sizes = None
     batch = min(subject.batch, max(1, epoch_size(setting.data.train)))
     if flags.auto_batch:
         console.info(f"training steps at growing batch sizes, {kinds[-1].name}")
-        found["batch_sizes"] = _sizes(subject, device, flags.smoke)
-        batch = found["batch_sizes"]["fastest"]
+        sizes = _sizes(subject, device, flags.smoke)
+        batch = sizes["fastest"]
     subject = subject.resized(batch)
-    console.info(f"steps of {batch} images: attack")
+    steps, training_loop = _steps(subject, kinds, console, flags.smoke)
+    for step in steps:
+        step["mfu"] = step["tflops"] / peak[step["precision"]]["tflops"]
+    facts = _facts(subject)
+    comparison: dict[str, Any] = {"cpu": None, "gpu_over_cpu": None}
+    if device.type == "cuda":
+        console.info("the same on the CPU")
+        comparison = _against_cpu(subject, steps)
+    return BenchRow(
+        device=_device(device),
+        threads=torch.get_num_threads(),
+        peak=peak,
+        batch_sizes=sizes,
+        batch_size=batch,
+        steps=steps,
+        training_loop=training_loop,
+        process_memory_mib=(process_memory() or 0) / 2**20 or None,
+        **facts,
+        **comparison,
+    )
+
+
+def _peak(subject: Bench, kinds: Sequence[Precision], smoke: bool) -> dict[str, dict[str, Any]]:
+    """Precision -> rate of the fastest square matrix product."""
+    device = subject.setting.device
+    sides = _PRODUCTS.get(device.type, _PRODUCTS["cpu"])[smoke]
+    return {kind.name: matmul_peak(device, kind, sides, subject.repeat, subject.stop) for kind in kinds}
+
+
+def _steps(
+    subject: Bench, kinds: Sequence[Precision], console: Console, smoke: bool
+) -> tuple[Rows, dict[str, Any]]:
+    """Attack steps and training steps in every precision, and the training loop with its data."""
+    console.info(f"steps of {subject.batch} images: attack")
     try:
         rows = [subject.attack_step(kind, twin) for kind in kinds for twin in (True, False)]
         console.info("training")
         rows += [subject.training_step(kind) for kind in kinds]
         console.info("training loop with its data")
-        data = subject.data(1 if flags.smoke else 3)
+        return rows, subject.data(_LOOP_STEPS[smoke])
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        hint = "--batch-size auto finds what fits"
         raise ResourceError(
-            f"{batch} images do not fit into memory", where="train.batch_size", hint=hint, code="E-OOM"
+            f"{subject.batch} images do not fit into memory",
+            where="train.batch_size",
+            hint="--batch-size auto finds what fits",
+            code="E-OOM",
         ) from None
-    for row in rows:
-        row["mfu"] = row["tflops"] / peaks[row["precision"]]["tflops"]
-    cost = {
+
+
+def _facts(subject: Bench) -> dict[str, Any]:
+    """What is measured: model, data, work and its cost."""
+    setting, config = subject.setting, subject.setting.config
+    return {
+        "model": config.model.name,
+        "parameters": count_parameters(subject.model),
+        "data": setting.data.name,
+        "objective": config.objective.name,
+        "adversary": _adversary(setting),
+        "step": config.train.step.name,
         "gflop_per_forward": flops(subject.model, setting.data.shape) / 1e9,
         "passes_per_image": passes_per_image(setting),
     }
-    about = {
-        "model": setting.config.model.name,
-        "parameters": count_parameters(subject.model),
-        "data": setting.data.name,
-        "batch_size": batch,
-    }
-    work = {
-        "objective": setting.config.objective.name,
-        "adversary": _adversary(setting),
-        "step": setting.config.train.step.name,
-    }
-    found |= {
-        **about,
-        **work,
-        **cost,
-        "steps": rows,
-        "training_loop": data,
-        "cpu": None,
-        "gpu_over_cpu": None,
-    }
-    if device.type == "cuda":
-        console.info("the same on the CPU")
-        found |= _against_cpu(subject, rows)
-    return {**found, "process_memory_mib": (process_memory() or 0) / 2**20 or None}
 
 
 def _adversary(setting: Setting) -> str:
     """``pgd-10 on kl``: the attack of the step and the loss it ascends."""
-    inner = registry.objectives.get(setting.config.objective.name).facts.inner
-    return (
-        "none"
-        if inner is None
-        else f"{make_attacks([setting.config.adversary], setting.ball.norm, 'adversary')[0].label} on {inner}"
-    )
+    config = setting.config
+    inner = registry.objectives.get(config.objective.name).facts.inner
+    if inner is None:
+        return "none"
+    (attack,) = make_attacks([config.adversary], setting.ball.norm, "adversary")[:1]
+    return f"{attack.label} on {inner}"
 
 
 def _sizes(subject: Bench, device: torch.device, smoke: bool) -> dict[str, Any]:
-    """Doubling: on CUDA until memory runs out, elsewhere a few sizes. `largest` is the largest that fitted where `out_of_memory`."""
-    first, last = (16, _LARGEST) if device.type == "cuda" else (16, 512)
-    candidates = [8, 16] if smoke else [first << k for k in range((last // first).bit_length())]
+    """Training steps at sizes that double, on CUDA until memory runs out.
+
+    `out_of_memory` says whether it did: then `largest` is the largest size that fits, else the last tried.
+    """
+    candidates = _candidates(device, smoke)
     rows, full = subject.sizes(precisions(device)[-1], candidates, _SLOWEST)
     if not rows:
         raise ResourceError(
@@ -183,17 +181,26 @@ def _sizes(subject: Bench, device: torch.device, smoke: bool) -> dict[str, Any]:
     }
 
 
-def _against_cpu(subject: Bench, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _candidates(device: torch.device, smoke: bool) -> list[int]:
+    if smoke:
+        return [8, 16]
+    last = _LARGEST if device.type == "cuda" else _LARGEST_CPU
+    return [_SMALLEST << k for k in range((last // _SMALLEST).bit_length())]
+
+
+def _against_cpu(subject: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The fastest precision of each device against the other's, in images/s, each at its own batch size."""
     host = torch.device("cpu")
     other = subject.resized(min(subject.batch, _ON_CPU)).on(host)
     kind = precisions(host)[-1]
     on_cpu = [other.attack_step(kind, True), other.training_step(kind)]
-    best = [
-        max(float(row["images_per_second"]) for row in rows if row["work"] == slow["work"]) for slow in on_cpu
-    ]
-    ratios = {slow["work"]: fast / slow["images_per_second"] for fast, slow in zip(best, on_cpu, strict=True)}
+    ratios = {slow["work"]: _fastest(rows, slow["work"]) / slow["images_per_second"] for slow in on_cpu}
     return {"cpu": on_cpu, "gpu_over_cpu": ratios}
+
+
+def _fastest(rows: Sequence[Mapping[str, Any]], work: str) -> float:
+    """Images per second of the fastest row of this work."""
+    return max(float(row["images_per_second"]) for row in rows if row["work"] == work)
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -206,103 +213,6 @@ def _device(device: torch.device) -> dict[str, Any]:
     }
 
 
-# ---- what people read ------------------------------------------------------------------------------------------
-
-
-def _tables(found: dict[str, Any]) -> list[Table]:
-    """Steps, matrix products, batch sizes where they were tried, and the rest."""
-    steps = [
-        *found["steps"],
-        *({**row, "precision": f"{row['precision']} on the CPU", "mfu": None} for row in found["cpu"] or ()),
-    ]
-    names = (
-        "work",
-        "precision",
-        "search",
-        "images_per_second",
-        "low",
-        "high",
-        "tflops",
-        "mfu",
-        "peak_memory_mib",
-    )
-    shown = (
-        "work",
-        "precision",
-        "search",
-        "images/s",
-        "slowest",
-        "fastest",
-        "TFLOP/s",
-        "share of peak",
-        "peak MiB",
-    )
-    many = min(row["repetitions"] for row in found["steps"])
-    notes = sorted(
-        {f"{row['search'] or row['work']} {row['precision']}: {row['note']}" for row in steps if row["note"]}
-    )
-    note = f"Medians of {many} repetitions or more. " + "; ".join(notes)
-    title = f"{found['model']} on {found['data']}, {found['objective']}, {found['adversary']}, steps of {found['batch_size']} on {found['device']['device']}"
-    made = [Table(title, shown, [[row.get(name) for name in names] for row in steps], note.strip())]
-    products = [
-        [name, row["size"], row["tflops"], row["low"], row["high"]] for name, row in found["peak"].items()
-    ]
-    made.append(
-        Table("matrix products (the peak)", ["precision", "side", "TFLOP/s", "slowest", "fastest"], products)
-    )
-    if found["batch_sizes"]:
-        tried = found["batch_sizes"]
-        rows = [
-            [row["batch_size"], row["images_per_second"], row["low"], row["high"], row["peak_memory_mib"]]
-            for row in tried["rows"]
-        ]
-        end = (
-            f"{tried['largest']} fits, {2 * tried['largest']} does not"
-            if tried["out_of_memory"]
-            else "memory was not the limit"
-        )
-        made.append(
-            Table(
-                "batch sizes",
-                ["images", "images/s", "slowest", "fastest", "peak MiB"],
-                rows,
-                f"Fastest: {tried['fastest']}; {end}.",
-            )
-        )
-    loop = found["training_loop"]
-    facts = [
-        ["forward pass", f"{found['gflop_per_forward']:.4g} GFLOP an image"],
-        ["passes", f"{found['passes_per_image']} an image and training step"],
-    ]
-    facts.append(
-        [
-            "training loop",
-            f"{loop['images_per_second']:.4g} images/s ({loop['low']:.4g} to {loop['high']:.4g}), data and augmentation included",
-        ]
-    )
-    facts.append(
-        [
-            "waiting for data",
-            f"{loop['waiting_share']:.1%} of the loop ({loop['waiting_low']:.1%} to {loop['waiting_high']:.1%})",
-        ]
-    )
-    facts += [
-        [f"GPU over CPU, {work}", f"{ratio:.3g} times"]
-        for work, ratio in (found["gpu_over_cpu"] or {}).items()
-    ]
-    if found["process_memory_mib"]:
-        facts.append(["peak memory of the process", f"{found['process_memory_mib']:.0f} MiB"])
-    return [*made, Table("training as a whole", ["", "measured"], facts)]
-
-
-def _summary(run: Run, name: str, tables: list[Table]) -> str:
-    command = printable(f"robustcli bench {run.path / 'config.resolved.yaml'}").replace("`", " ")
-    return "\n".join(
-        [
-            f"# Benchmark: {name}",
-            "",
-            f"The same again: `{command}`.",
-            "",
-            *(table.markdown() for table in tables),
-        ]
-    )
+def _summary(run: Run, name: str, tables: Sequence[Table]) -> str:
+    lines = (f"# Benchmark: {name}", "", same_again(run, "robustcli bench"), "")
+    return "\n".join([*lines, *(table.markdown() for table in tables)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +19,14 @@ from robustcli.core.geometry import Ball
 from robustcli.evaluation.plan import BatchOutcome, EvalPlan, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.attack import attack
-from robustcli.jobs.evaluate import EvalFlags
-from robustcli.jobs.train import TrainFlags, train
+from robustcli.jobs.flags import DemoFlags, MeasureFlags, TrainFlags
+from robustcli.jobs.train import train
 from robustcli.models.source import load_model
 from robustcli.proportions import Rate
-from robustcli.records.rows import EvalRow
+from robustcli.records.document import Document
+from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import Cell, format_eps
-from robustcli.reporting.plots import eps_curve
+from robustcli.reporting.plots import Point, eps_curve
 from robustcli.reporting.tables import Table
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.run import Run
@@ -35,6 +35,8 @@ from robustcli.terminal.console import Console
 
 _CONFIG = "train/digits"
 _EPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2)
+_CURVE_IMAGES = 200  # at each eps, at most
+_ATTACKED = (64, 8)  # images under attack for the gallery: full, smoke
 _TINY = (
     "train.epochs=null",
     "train.steps=20",
@@ -44,67 +46,35 @@ _TINY = (
     "attacks.0.steps=4",
     "adversary.steps=3",
 )
+#: Name of a model -> what its configuration says beside that of the demo.
+_MODELS: Mapping[str, Sequence[str]] = {"natural": ("objective=natural",), "robust": ()}
 
 
-def demo(
-    console: Console,
-    *,
-    settings: Sequence[str] = (),
-    out: str | None = None,
-    overwrite: bool = False,
-    smoke: bool = False,
-    dry_run: bool = False,
-) -> dict[str, Any]:
-    """Train a natural and a robust model on `digits`, attack both with PGD-20, compare; returns the document."""
-    began = time.perf_counter()
-    base = [*settings, *(_TINY if smoke else ())]
+def demo(console: Console, flags: DemoFlags) -> dict[str, Any]:
+    """Train a natural and a robust model on `digits`, attack both with PGD-20; returns the document."""
+    document = Document("demo")
+    base = [*flags.settings, *(_TINY if flags.smoke else ())]
     first = _load([*base, "name=robust"])
-    if dry_run:
+    if flags.dry_run:
         setting = prepare(first.config, console)
         return training_plan(
-            setting, ModelSource.of(setting, EvalFlags()).to_measure(Console(quiet=True)), console
+            setting, ModelSource.of(setting, MeasureFlags()).to_measure(Console(quiet=True)), console
         )
-    with open_run("demo", "digits", out=out, overwrite=overwrite) as run:
-        models: dict[str, Setting] = {}
-        for name, more in (("natural", ["objective=natural"]), ("robust", [])):
-            console.info(f"{'1' if name == 'natural' else '2'}/4 training the {name} model")
-            loaded = _load([*base, *more, f"name={name}", f"out={run.path / name}"])
-            train(loaded, _muted(console), TrainFlags())
-            models[name] = prepare(loaded.config, Console(quiet=True))
-        results = {name: _measure(run, name, setting, console) for name, setting in models.items()}
-        rows = {name: rows_of(models[name], model, result) for name, (model, result) in results.items()}
-        documents = {name: eval_document(results[name][1], rows[name]) for name in models}
-        curves = _curves(run, models, console, smoke)
-        console.info("4/4 writing the images that break the natural model")
-        shown = _load(
-            [
-                *base,
-                f"out={run.path / 'attack'}",
-                f"model.name=run:{run.path / 'natural'}",
-                "eval.n=64" if not smoke else "eval.n=8",
-            ]
-        )
-        attack(shown, _muted(console), EvalFlags())
-        setting = models["robust"]
-        radius = format_eps(setting.ball.eps, setting.ball.norm)
-        table = _table(
-            rows,
-            f"{setting.data.name}, {setting.ball.norm} eps {radius}, {documents['robust']['n']} test images",
-        )
+    with open_run("demo", "digits", out=flags.out, overwrite=flags.overwrite) as run:
+        settings = _train(run, base, console)
+        results = {name: _measure(run, name, setting, console) for name, setting in settings.items()}
+        rows = {name: rows_of(settings[name], model, result) for name, (model, result) in results.items()}
+        documents = {name: eval_document(result, rows[name]) for name, (_, result) in results.items()}
+        curves = _curves(run, settings, console, flags.smoke)
+        _attack(run, base, console, flags.smoke)
+        table = _table(rows, _threat(settings["robust"], documents["robust"]["n"]))
         console.table(table)
-        summary = {
-            "schema_version": 1,
-            "ok": True,
-            "verb": "demo",
-            "run": str(run.path),
-            "seconds": round(time.perf_counter() - began, 3),
-            "models": documents,
-        }
+        answer = document.finish(run.path, {"models": documents})
         run.write_text("summary.md", table.markdown() + "\n")
-        run.write_json("summary.json", {**summary, "curves": curves})
+        run.write_json("summary.json", {**answer, "curves": curves})
         _next_steps(run, console)
         run.status(state="done", code=0)
-    return {key: value for key, value in summary.items() if key not in ("schema_version", "ok", "verb")}
+    return answer
 
 
 def _load(settings: Sequence[str]) -> Loaded:
@@ -116,60 +86,94 @@ def _muted(console: Console) -> Console:
     return Console(json=True, quiet=console.quiet)
 
 
+def _train(run: Run, base: Sequence[str], console: Console) -> dict[str, Setting]:
+    """Both models, each in a run of its own below `run`; their settings, to measure them."""
+    settings: dict[str, Setting] = {}
+    for number, (name, more) in enumerate(_MODELS.items(), 1):
+        console.info(f"{number}/4 training the {name} model")
+        loaded = _load([*base, *more, f"name={name}", f"out={run.path / name}"])
+        train(loaded, _muted(console), TrainFlags())
+        settings[name] = prepare(loaded.config, Console(quiet=True))
+    return settings
+
+
+def _model(run: Run, name: str, setting: Setting) -> nn.Module:
+    return load_model(f"run:{run.path / name}").to(setting.device)
+
+
 def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[nn.Module, Evaluation]:
     """PGD-20 on the whole test split."""
-    model = load_model(f"run:{run.path / name}").to(setting.device)
-    plan = eval_plan(setting, setting.config.attacks)
-    positions = choose(setting.data.test, n=setting.config.eval.n, first=None, seed=setting.config.seed)
-    with (
-        StopFlag() as stop,
-        console.progress(len(positions), f"3/4 {plan.attacks[0].label} on the {name} model") as bar,
-    ):
+    model, config, split = _model(run, name, setting), setting.config, setting.data.test
+    plan = eval_plan(setting, config.attacks)
+    positions = choose(split, n=config.eval.n, first=None, seed=config.seed)
+    title = f"3/4 {plan.attacks[0].label} on the {name} model"
+    with StopFlag() as stop, console.progress(len(positions), title) as bar:
 
-        def tick(outcome: BatchOutcome) -> None:
+        def advance(outcome: BatchOutcome) -> None:
             bar.advance(len(outcome.y))
 
-        result = RobustEvaluation(model, plan, stop=stop.check, say=console.warn).run(
-            setting.data.test, positions, setting.device, done=tick
-        )
-    return model, result
+        evaluation = RobustEvaluation(model, plan, stop=stop.check, say=console.warn)
+        return model, evaluation.run(split, positions, setting.device, done=advance)
 
 
 def _curves(
-    run: Run, models: dict[str, Setting], console: Console, smoke: bool
+    run: Run, settings: Mapping[str, Setting], console: Console, smoke: bool
 ) -> dict[str, list[list[float]]]:
-    """Accuracy against eps under PGD for both models: [eps, accuracy, low, high] with exact intervals, and the picture with Wilson's."""
-    curves: dict[str, list[list[float]]] = {}
-    points: dict[str, list[tuple[float, float, float, float]]] = {}
+    """Accuracy against eps under the attack of the demo, for each model.
+
+    Returns [eps, accuracy, low, high] with exact intervals; the picture shows Wilson's.
+    """
+    rates: dict[str, list[tuple[float, Rate]]] = {name: [] for name in settings}
     eps_list = _EPS[:: 3 if smoke else 1]
-    with console.progress(len(models) * len(eps_list), "3/4 accuracy against eps") as bar:
-        for name, setting in models.items():
-            model = load_model(f"run:{run.path / name}").to(setting.device)
-            positions = choose(
-                setting.data.test,
-                n=min(200, setting.config.eval.n or 200),
-                first=None,
-                seed=setting.config.seed,
-            )
-            calls = eval_plan(setting, setting.config.attacks).attacks
-            curves[name], points[name] = [], []
+    with console.progress(len(settings) * len(eps_list), "3/4 accuracy against eps") as bar:
+        for name, setting in settings.items():
+            model = _model(run, name, setting)
             for eps in eps_list:
-                plan = EvalPlan(
-                    Ball(setting.ball.norm, eps),
-                    calls,
-                    setting.config.seed,
-                    search=make_search(setting.config, setting.device),
-                )
-                result = RobustEvaluation(model, plan).run(setting.data.test, positions, setting.device)
-                rate = Rate(int(result.survivors.sum()), result.n)
-                curves[name].append([eps, rate.value, *rate.exact])
-                points[name].append((eps, rate.value, *rate.display))
+                rates[name].append((eps, _rate(model, setting, eps)))
                 bar.advance()
-    title = f"{models['robust'].data.name}: accuracy under {next(iter(calls)).label}"
-    eps_curve(
-        run.path / "plots" / "accuracy_against_eps.png", points, title=title, norm=models["robust"].ball.norm
+    _draw(run, settings["robust"], rates)
+    return {
+        name: [[eps, rate.value, *rate.exact] for eps, rate in of_model] for name, of_model in rates.items()
+    }
+
+
+def _rate(model: nn.Module, setting: Setting, eps: float) -> Rate:
+    """Right under the attack of the demo at this eps."""
+    config, split = setting.config, setting.data.test
+    n = min(_CURVE_IMAGES, config.eval.n or _CURVE_IMAGES)
+    positions = choose(split, n=n, first=None, seed=config.seed)
+    calls = eval_plan(setting, config.attacks).attacks
+    search = make_search(config, setting.device)
+    plan = EvalPlan(Ball(setting.ball.norm, eps), calls, config.seed, search=search)
+    result = RobustEvaluation(model, plan).run(split, positions, setting.device)
+    return Rate(int(result.survivors.sum()), result.n)
+
+
+def _draw(run: Run, setting: Setting, rates: Mapping[str, Sequence[tuple[float, Rate]]]) -> None:
+    """The curves as a picture."""
+    points: dict[str, list[Point]] = {
+        name: [(eps, rate.value, *rate.display) for eps, rate in of_model] for name, of_model in rates.items()
+    }
+    attack = eval_plan(setting, setting.config.attacks).attacks[0].label
+    path = run.path / "plots" / "accuracy_against_eps.png"
+    eps_curve(path, points, title=f"{setting.data.name}: accuracy under {attack}", norm=setting.ball.norm)
+
+
+def _attack(run: Run, base: Sequence[str], console: Console, smoke: bool) -> None:
+    """The images that break the natural model, in a run of their own below `run`."""
+    console.info("4/4 writing the images that break the natural model")
+    settings = (
+        f"out={run.path / 'attack'}",
+        f"model.name=run:{run.path / 'natural'}",
+        f"eval.n={_ATTACKED[smoke]}",
     )
-    return curves
+    attack(_load([*base, *settings]), _muted(console), MeasureFlags())
+
+
+def _threat(setting: Setting, n: int) -> str:
+    """Title of the table."""
+    ball = setting.ball
+    return f"{setting.data.name}, {ball.norm} eps {format_eps(ball.eps, ball.norm)}, {n} test images"
 
 
 def _table(models: Mapping[str, Sequence[EvalRow]], title: str) -> Table:
@@ -178,10 +182,12 @@ def _table(models: Mapping[str, Sequence[EvalRow]], title: str) -> Table:
         [name, rows[-1].clean, rows[-1].robust, rows[-1].success] for name, rows in models.items()
     ]
     attack = next(row.title for rows in models.values() for row in rows if row.kind == "attack")
-    note = "Clean and robust accuracy: of all samples. Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
-    return Table(
-        title, ["model", "clean accuracy", f"robust accuracy ({attack})", "attack success"], body, note
+    note = (
+        "Clean and robust accuracy: of all samples."
+        " Attack success: of the samples that are right without an attack. Brackets: 95 % Wilson interval."
     )
+    columns = ["model", "clean accuracy", f"robust accuracy ({attack})", "attack success"]
+    return Table(title, columns, body, note)
 
 
 def _next_steps(run: Run, console: Console) -> None:

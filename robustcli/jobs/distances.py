@@ -1,4 +1,4 @@
-"""`eval --sweep distance`: how far the samples are from the nearest error, as minimal-norm attacks find it."""
+"""`eval --sweep distance`: how far the samples are from the nearest error that minimal-norm attacks find."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustcli.assembly.attacks import eval_plan
-from robustcli.assembly.rows import hashes_of, ids_digest
+from robustcli.assembly.rows import hashes_of, short_ids_digest
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.errors import UsageError
 from robustcli.evaluation.nearest import Distances, closest_errors
-from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.records.distance import DistanceRow, SampleDistance
 from robustcli.reporting.distance_curve import distance_curve, distance_quantile, distance_table
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
@@ -24,82 +25,99 @@ from robustcli.terminal.console import Console
 _SHARES = (0.25, 0.5, 0.75)
 
 
-def minimal_calls(calls: Sequence[AttackCall], target: Any = None) -> list[AttackCall]:
+def minimal_calls(calls: Sequence[AttackCall], target: str | int | None = None) -> list[AttackCall]:
     """The minimal-norm attacks of a list. Raises UsageError when there is none, or for a target."""
     if target is not None:
         raise UsageError(
             "--sweep distance is measured untargeted", where="eval.target", hint="set it to null"
         )
-    found = [call for call in calls if call.kind == "minimal"]
-    if not found:
+    minimal = [call for call in calls if call.kind == "minimal"]
+    if not minimal:
         raise UsageError(
             "--sweep distance: none of the attacks is a minimal-norm attack",
             where="eval.sweep",
             hint="for example --attack fmn",
         )
-    return found
+    return minimal
 
 
 def run_distances(
     setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None], run: Run
-) -> list[dict[str, Any]]:
-    """Measure, write distances.jsonl and plots/distances.png, show a table; one row per attack with the quartiles of its distances."""
-    config, (split, positions) = setting.config, samples(setting)
+) -> list[DistanceRow]:
+    """One row per attack; writes distances.jsonl and plots/distances.png and shows a table."""
+    config = setting.config
     plan = eval_plan(setting, config.attacks)
     plan = replace(plan, attacks=minimal_calls(plan.attacks, config.eval.target))
-    with console.progress(
-        len(positions), f"distances by {', '.join(call.label for call in plan.attacks)}"
-    ) as bar:
-        found = closest_errors(
-            model, plan, split, positions, setting.device, stop=stop, say=console.warn, done=bar.advance
-        )
-    _write(run, setting, found)
-    curves = {label: values.tolist() for label, values in found.values.items()}
-    norm = setting.ball.norm
-    distance_curve(
-        run.path / "plots" / "distances.png",
-        curves,
-        title=f"{setting.data.name}: accuracy against eps",
-        norm=norm,
-    )
-    console.table(
-        distance_table(curves, norm=norm, title=f"distance to the nearest error: {setting.data.name}")
-    )
-    common: dict[str, Any] = {
-        "schema_version": 1,
-        "kind": "distance",
-        "key": "distance",
-        "data": setting.data.name,
-        "split": config.eval.split,
-    }
-    common |= {"model": config.model.name, "norm": norm, "seed": config.seed, "n": len(found.ids)}
-    common["hashes"] = {**hashes_of(setting, model), "ids": ids_digest(found.ids)}
+    distances = _measure(setting, model, plan, console, stop)
+    _write(run, setting, distances)
+    _show(run, setting, distances, console)
+    common = _common(setting, model, distances)
     return [
-        {
+        DistanceRow(
             **common,
-            "attack": call.name,
-            "label": call.label,
-            "params": dict(call.params),
-            **_facts(found.values[call.label]),
-        }
+            attack=call.name,
+            label=call.label,
+            params=dict(call.params),
+            **_facts(distances.values[call.label]),
+        )
         for call in plan.attacks
     ]
 
 
-def _facts(values: Tensor) -> dict[str, Any]:
-    """Counts and quartiles; None where no radius breaks so many."""
-    quartiles = [distance_quantile(values.tolist(), share) for share in _SHARES]
-    broken = int(values.isfinite().sum())
+def _measure(
+    setting: Setting, model: nn.Module, plan: EvalPlan, console: Console, stop: Callable[[], None]
+) -> Distances:
+    split, positions = samples(setting)
+    title = f"distances by {', '.join(call.label for call in plan.attacks)}"
+    with console.progress(len(positions), title) as bar:
+        return closest_errors(
+            model, plan, split, positions, setting.device, stop=stop, say=console.warn, done=bar.advance
+        )
+
+
+def _write(run: Run, setting: Setting, distances: Distances) -> None:
+    """distances.jsonl: one line per sample."""
+    with JsonLines(run.path / "distances.jsonl") as lines:
+        for k, (sample, label) in enumerate(
+            zip(distances.ids.tolist(), distances.labels.tolist(), strict=True)
+        ):
+            far = {name: _finite(float(values[k])) for name, values in distances.values.items()}
+            lines.write(SampleDistance(sample, setting.data.classes[label], far).to_json())
+
+
+def _show(run: Run, setting: Setting, distances: Distances, console: Console) -> None:
+    """The picture and the table."""
+    curves = {label: values.tolist() for label, values in distances.values.items()}
+    name, norm = setting.data.name, setting.ball.norm
+    path = run.path / "plots" / "distances.png"
+    distance_curve(path, curves, title=f"{name}: accuracy against eps", norm=norm)
+    console.table(distance_table(curves, norm=norm, title=f"distance to the nearest error: {name}"))
+
+
+def _common(setting: Setting, model: nn.Module, distances: Distances) -> dict[str, Any]:
+    """What the rows of all attacks share."""
+    config = setting.config
     return {
-        "clean_correct": int((values > 0).sum()),
-        "broken": broken,
-        "quartiles": [q if math.isfinite(q) else None for q in quartiles],
+        "data": setting.data.name,
+        "split": config.eval.split,
+        "model": config.model.name,
+        "norm": setting.ball.norm,
+        "seed": config.seed,
+        "n": len(distances.ids),
+        "hashes": {**hashes_of(setting, model), "ids": short_ids_digest(distances.ids)},
     }
 
 
-def _write(run: Run, setting: Setting, found: Distances) -> None:
-    """distances.jsonl: per sample its id, its class and its distance under each attack, null = never broken."""
-    with JsonLines(run.path / "distances.jsonl") as lines:
-        for k, (sample, label) in enumerate(zip(found.ids.tolist(), found.labels.tolist(), strict=True)):
-            values = {name: float(of[k]) if of[k].isfinite() else None for name, of in found.values.items()}
-            lines.write({"id": sample, "label": setting.data.classes[label], "distance": values})
+def _facts(values: Tensor) -> dict[str, Any]:
+    """Counts and quartiles of the distances that one attack found."""
+    ordered = values.tolist()
+    return {
+        "clean_correct": int((values > 0).sum()),
+        "broken": int(values.isfinite().sum()),
+        "quartiles": [_finite(distance_quantile(ordered, share)) for share in _SHARES],
+    }
+
+
+def _finite(distance: float) -> float | None:
+    """The distance; None where no radius breaks so many."""
+    return distance if math.isfinite(distance) else None

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from robustcli.assembly.origin import pinned
 from robustcli.config.load import Loaded
+from robustcli.config.schema import Config
 from robustcli.errors import UsageError
-from robustcli.jobs.train import TrainFlags, train
+from robustcli.jobs.flags import TrainFlags
+from robustcli.jobs.train import train
+from robustcli.records.document import Document
 from robustcli.reporting.tables import Table
 from robustcli.store.rundir import newest_run
 from robustcli.terminal.console import Console
+
+_METRICS = ("clean_acc", "robust_acc")
+_LONGEST = 64  # characters of a run's name
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -30,56 +36,56 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def train_seeds(loaded: Loaded, console: Console, flags: TrainFlags, text: str) -> dict[str, Any]:
-    """One run per seed, named NAME-seedS (or OUT/seed-S); the document of the last with `seeds` and mean and spread."""
-    began = time.perf_counter()
-    documents: dict[int, dict[str, Any]] = {}
-    config, seeds = loaded.config, parse_seeds(text)
-    parts = {
-        seed: {
-            "name": f"{config.name}-seed{seed}"[:64],
-            "out": f"{config.out}/seed-{seed}" if config.out else None,
-        }
-        for seed in seeds
-    }
-    first = (
-        newest_run("train", str(parts[seeds[0]]["name"]), out=parts[seeds[0]]["out"])
-        if flags.resume
-        else None
-    )
-    config = pinned(
-        config, first, console.info
-    )  # one source for all: the run of the first seed is ``latest`` for the second
-    for seed in seeds:
-        documents[seed] = train(
-            replace(loaded, config=config.model_copy(update={"seed": seed, **parts[seed]})), console, flags
-        )
+    """One run per seed; returns the document of the last one, with all runs and the spread over them."""
+    document = Document("train")
+    seeds = parse_seeds(text)
+    config = _with_one_source(loaded.config, seeds[0], console, flags)
+    answers = {seed: train(replace(loaded, config=_of_seed(config, seed)), console, flags) for seed in seeds}
     if flags.dry_run:
-        return next(iter(documents.values()))
-    rows, spread = [], {}
-    for metric in ("clean_acc", "robust_acc"):
-        values = [d["best"][metric] for d in documents.values() if d["best"][metric] is not None]
+        return answers[seeds[0]]
+    spread = _spread(list(answers.values()))
+    console.table(_table(spread))
+    last = answers[seeds[-1]]
+    runs = {str(seed): answer["run"] for seed, answer in answers.items()}
+    return {**last, "seconds": document.seconds, "seeds": runs, "spread": spread}
+
+
+def _of_seed(config: Config, seed: int) -> Config:
+    """The run of one seed: NAME-seedS, or OUT/seed-S."""
+    out = f"{config.out}/seed-{seed}" if config.out else None
+    return config.model_copy(
+        update={"seed": seed, "name": f"{config.name}-seed{seed}"[:_LONGEST], "out": out}
+    )
+
+
+def _with_one_source(config: Config, first: int, console: Console, flags: TrainFlags) -> Config:
+    """The same source for all seeds: by the second one, ``latest`` may be the run of the first."""
+    begun = None
+    if flags.resume:
+        of_first = _of_seed(config, first)
+        begun = newest_run("train", of_first.name, out=of_first.out)
+    return pinned(config, begun, console.info)
+
+
+def _spread(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Metric -> mean, median, standard deviation and values of the best checkpoints, where measured."""
+    spread = {}
+    for metric in _METRICS:
+        values = [answer["best"][metric] for answer in answers if answer["best"][metric] is not None]
         if values:
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             spread[metric] = {
                 "mean": statistics.fmean(values),
                 "median": statistics.median(values),
-                "std": deviation,
+                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
                 "values": values,
             }
-            rows.append(
-                [
-                    metric,
-                    f"{statistics.fmean(values):.2%}",
-                    f"{statistics.median(values):.2%}",
-                    f"{deviation:.2%}",
-                    str(len(values)),
-                ]
-            )
-    console.table(Table("validation over seeds", ["metric", "mean", "median", "std", "seeds"], rows))
-    last = next(reversed(documents.values()))
-    return {
-        **last,
-        "seconds": round(time.perf_counter() - began, 3),
-        "seeds": {str(s): d["run"] for s, d in documents.items()},
-        "spread": spread,
-    }
+    return spread
+
+
+def _table(spread: dict[str, dict[str, Any]]) -> Table:
+    shares = ("mean", "median", "std")
+    rows = [
+        [metric, *(f"{of[name]:.2%}" for name in shares), str(len(of["values"]))]
+        for metric, of in spread.items()
+    ]
+    return Table("validation over seeds", ["metric", *shares, "seeds"], rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.proportions import Rate
-from robustcli.records.rows import TrainRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.figure import COLOURS, accuracy_axis, eps_axis, eps_scale, plain, saved_figure
 

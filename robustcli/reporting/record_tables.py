@@ -12,7 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import Cell, Eps, share_of
 from robustcli.reporting.tables import Table
 from robustcli.store.atomic import write_atomic

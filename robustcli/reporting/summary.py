@@ -8,7 +8,8 @@ from typing import Any
 
 from robustcli import registry
 from robustcli.errors import printable
-from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps, format_rate
 from robustcli.reporting.record_tables import class_table, eval_table, train_table
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from robustcli.errors import ResourceError
-from robustcli.records.rows import TrainRow
+from robustcli.records.train import TrainRow
 from robustcli.registry import trackers
 from robustcli.reporting.pixels import Panels, sheet
 from robustcli.reporting.tracking import Tracker, scalars

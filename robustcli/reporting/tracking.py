@@ -10,7 +10,7 @@ from robustcli import registry
 from robustcli.config.bind import bind_spec
 from robustcli.config.spec import Spec
 from robustcli.errors import ResourceError, RobustCliError, UsageError
-from robustcli.records.rows import TrainRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.pixels import Panels
 
 

@@ -22,7 +22,8 @@ from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.config.shipped import shipped_configs
 from robustcli.data.fake import images
-from robustcli.jobs.train import TrainFlags, train
+from robustcli.jobs.flags import TrainFlags
+from robustcli.jobs.train import train
 from robustcli.reporting import plots
 from robustcli.store.retention import resolve_checkpoint
 from robustcli.store.snapshot import load_checkpoint

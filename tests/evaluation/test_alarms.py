@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustcli.evaluation.alarms import (
-    RULES,
-    Alarm,
-    check_model_output,
-    check_search,
-    final_checks,
-    reliability,
-    too_many,
-)
+from robustcli.evaluation.alarms import check_model_output, check_search, final_checks
+from robustcli.evaluation.rules import RULES, too_many
+from robustcli.records.alarm import Alarm, reliability
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -106,13 +106,13 @@ def test_a_key_that_came_later_is_no_other_experiment(forked, tmp_path):
     augment = "data.augment={crop: 1, flip: false}"
     assert forked("train", *TINY, "--out", "run", augment, "train.steps=6")[0]() == 0
     script = """
-from robustcli.jobs import train
-completed = train._completed
+from robustcli.jobs import resuming
+completed = resuming._completed
 def older(tree):
     for key in ("rotate", "scale", "translate"):
         del tree["data"]["augment"][key]
     return completed(tree)
-train._completed = older
+resuming._completed = older
 """
     words = ("train", *TINY, "--out", "run", "--resume", "train.steps=9")
     assert forked(*words, augment, prepare=lambda: exec(script, {}))[0]() == 0

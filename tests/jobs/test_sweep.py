@@ -15,7 +15,10 @@ from robustcli.assembly.setting import prepare
 from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.errors import UsageError
-from robustcli.jobs.sweep import check_sweep, grey_radius, measured, sweep_alarms
+from robustcli.jobs.sweep import check_sweep, grey_radius, sweep_alarms
+from robustcli.jobs.sweep_rows import sweep_rows
+from robustcli.records.eval import EvalRow
+from robustcli.records.sweep import Change, SweepRow
 from robustcli.terminal.console import Console
 
 BASE = (
@@ -67,7 +70,7 @@ def rows_of(text, *settings, model=None):
     model = model or Means()
     setting = labelled(setting_of(*settings), model)
     sweep = parse_sweep(text)
-    return setting, sweep, list(measured(setting, model, sweep))
+    return setting, sweep, list(sweep_rows(setting, model, sweep))
 
 
 # ---- what a text means -------------------------------------------------------------------------------------
@@ -152,23 +155,22 @@ def test_what_cannot_be_swept_is_refused_before_any_work():
 
 def test_radii_are_cumulative_and_only_survivors_are_attacked():
     _, _, rows = rows_of("eps=0,0.01,0.02,0.04,0.5", "attacks.0.steps=5")
-    correct = [row["correct"] for row in rows]
+    correct = [row.total.correct for row in rows]
     assert (
-        rows[0]["correct"] == rows[0]["clean_correct"] == rows[0]["n"] == 60
-        and rows[0]["passes_per_sample"] == 0
+        rows[0].total.correct == rows[0].total.clean_correct == rows[0].total.n == 60
+        and rows[0].total.passes_per_sample == 0
     )
     assert correct == sorted(correct, reverse=True) and 0 < correct[1] < 60 and correct[-1] == 0
-    assert rows[-1]["passes_per_sample"] <= 3 + 15 * correct[-2] / 60, (
+    assert rows[-1].total.passes_per_sample <= 3 + 15 * correct[-2] / 60, (
         "samples that fell at a smaller radius were attacked again"
     )
-    assert [row["eps"] for row in rows] == [row["value"] for row in rows] == [0, 0.01, 0.02, 0.04, 0.5]
+    assert [row.total.eps for row in rows] == [row.value for row in rows] == [0, 0.01, 0.02, 0.04, 0.5]
     assert (
-        all(row["since_half"]["recovered"] == 0 for row in rows[2:])
-        and rows[2]["since_half"]["fell"] == correct[1] - correct[2]
+        all(row.since_half.recovered == 0 for row in rows[2:])
+        and rows[2].since_half.fell == correct[1] - correct[2]
     )
-    assert (
-        rows[1]["intervals"]["robust_acc"][0] < rows[1]["robust_acc"] < rows[1]["intervals"]["robust_acc"][1]
-    )
+    low, high = rows[1].total.intervals()["robust_acc"]
+    assert low < rows[1].total.robust.value < high
 
 
 def test_a_point_found_at_a_smaller_radius_stays_valid():
@@ -181,7 +183,7 @@ def test_a_point_found_at_a_smaller_radius_stays_valid():
         return found(oracle, x, ball) if ball.eps < 0.03 else oracle.result(x.clone())
 
     once.__kwdefaults__ = {}
-    from robustcli.jobs import sweep as jobs
+    from robustcli.jobs import sweep_rows as jobs
 
     setting = labelled(setting_of("attacks=[fgsm]"), Means())
     original = jobs.eval_plan
@@ -190,22 +192,22 @@ def test_a_point_found_at_a_smaller_radius_stays_valid():
         and jobs.replace(plan, attacks=[jobs.replace(c, fn=once) for c in plan.attacks])
     )
     try:
-        rows = list(measured(setting, Means(), parse_sweep("eps=0.02,0.05")))
+        rows = list(sweep_rows(setting, Means(), parse_sweep("eps=0.02,0.05")))
     finally:
         jobs.eval_plan = original
-    assert rows[0]["correct"] == rows[1]["correct"] < 60
+    assert rows[0].total.correct == rows[1].total.correct < 60
 
 
 def test_steps_run_anew_at_every_value_and_more_of_them_find_more():
     setting, sweep, rows = rows_of(
         "steps=1..50", "attacks=[{name: pgd, step_size: 0.002, start: zero}]", "ball.eps=0.05"
     )
-    correct = [row["correct"] for row in rows]
-    assert correct[0] > correct[-1] and all(row["eps"] == 0.05 for row in rows)
-    assert [row["attacks"][0]["params"]["steps"] for row in rows] == [1, 2, 5, 10, 20, 50]
+    correct = [row.total.correct for row in rows]
+    assert correct[0] > correct[-1] and all(row.total.eps == 0.05 for row in rows)
+    assert [row.attacks[0]["params"]["steps"] for row in rows] == [1, 2, 5, 10, 20, 50]
     assert (
-        rows[-1]["since_half"]["value"] == 20
-        and rows[-1]["since_half"]["fell"] - rows[-1]["since_half"]["recovered"] == correct[-2] - correct[-1]
+        rows[-1].since_half.value == 20
+        and rows[-1].since_half.fell - rows[-1].since_half.recovered == correct[-2] - correct[-1]
     )
     (alarm,) = sweep_alarms(sweep, rows[:4], grey_radius(setting))
     assert (alarm.name, alarm.level) == ("not-converged", "suspect") and "5 to 10 steps" in alarm.evidence
@@ -220,8 +222,8 @@ def test_attacks_without_the_parameter_are_left_out_and_two_of_a_name_are_told_a
     _, _, rows = rows_of(
         "restarts=1,2", "attacks=[fgsm, {name: pgd, steps: 2}, {name: pgd, steps: 2, loss: margin}]"
     )
-    assert rows[0]["label"] == "pgd, pgd#2" and [
-        call["params"]["restarts"] for call in rows[1]["attacks"]
+    assert rows[0].total.label == "pgd, pgd#2" and [
+        call["params"]["restarts"] for call in rows[1].attacks
     ] == [2, 2]
     with pytest.raises(UsageError, match="takes steps"):
         rows_of("steps=1,2", "attacks=[fgsm]")
@@ -229,7 +231,7 @@ def test_attacks_without_the_parameter_are_left_out_and_two_of_a_name_are_told_a
 
 def test_a_configured_step_size_grows_with_the_radius():
     _, _, rows = rows_of("eps=0.05,0.2", "attacks=[{name: pgd, steps: 2, step_size: 0.02}]", "ball.eps=0.1")
-    assert [row["attacks"][0]["params"]["step_size"] for row in rows] == pytest.approx([0.01, 0.04])
+    assert [row.attacks[0]["params"]["step_size"] for row in rows] == pytest.approx([0.01, 0.04])
 
 
 def test_a_sweep_agrees_with_the_evaluation_at_its_own_radius():
@@ -240,7 +242,7 @@ def test_a_sweep_agrees_with_the_evaluation_at_its_own_radius():
     setting, _, rows = rows_of("steps=6", "ball.eps=0.03", "attacks.0.steps=6")
     plan = eval_plan(setting, setting.config.attacks)
     positions = choose(setting.data.test, n=60, first=None, seed=0)
-    assert rows[0]["correct"] == int(
+    assert rows[0].total.correct == int(
         RobustEvaluation(Means(), plan).run(setting.data.test, positions, torch.device("cpu")).survivors.sum()
     )
 
@@ -252,7 +254,7 @@ def test_a_masked_model_stands_where_every_image_can_be_grey_and_an_honest_one_d
     setting, sweep, rows = rows_of(
         "eps=0.1,0.5", "attacks=[{name: pgd, steps: 20, start: zero}]", model=Means(masked=True)
     )
-    assert rows[-1]["correct"] == 60, "the model masks nothing"
+    assert rows[-1].total.correct == 60, "the model masks nothing"
     (alarm,) = sweep_alarms(sweep, rows, grey_radius(setting))
     assert (alarm.name, alarm.level) == ("large-eps-survivors", "suspect") and "0.5" in alarm.evidence
     assert sweep_alarms(Sweep("eps", (0.1,)), rows[:1], grey_radius(setting)) == [], (
@@ -273,7 +275,14 @@ def test_the_radius_that_makes_any_image_grey():
     [(0, 0, False), (5, 0, False), (6, 0, True), (10, 9, False), (30, 10, True), (0, 30, False)],
 )
 def test_convergence_is_judged_against_chance(fell, recovered, fires):
-    row = {"value": 40, "since_half": {"value": 20, "fell": fell, "recovered": recovered}}
+    total = EvalRow(kind="worst", norm="linf", eps=0.1, correct=30, clean_correct=60, n=60)
+    row = SweepRow(
+        total=total,
+        key="steps",
+        value=40,
+        attacks=[],
+        since_half=Change(value=20, fell=fell, recovered=recovered),
+    )
     assert bool(sweep_alarms(Sweep("steps", (20, 40)), [row], 0.5)) is fires
 
 
@@ -307,19 +316,19 @@ def test_distances_are_those_to_the_boundary(tmp_path):
         .amin(1)
         .clamp_min(0)
     )
-    assert [row["attack"] for row in rows] == ["deepfool", "fmn"]
+    assert [row.attack for row in rows] == ["deepfool", "fmn"]
     for row in rows:
-        got = torch.tensor([line["distance"][row["label"]] for line in lines])
-        assert int((got == 0).sum()) == int((z.argmax(1) != y).sum()) > 5 and row["clean_correct"] == int(
+        got = torch.tensor([line["distance"][row.label] for line in lines])
+        assert int((got == 0).sum()) == int((z.argmax(1) != y).sum()) > 5 and row.clean_correct == int(
             (z.argmax(1) == y).sum()
         )
         assert (got >= nearest - 1e-5).all() and (got <= 1.2 * nearest + 1e-3).all(), (
             "a point beyond the radius counts: distances have none"
         )
         assert (
-            row["broken"] == row["n"] == 60
-            and row["quartiles"] == sorted(row["quartiles"])
-            and setting.ball.eps < row["quartiles"][2]
+            row.broken == row.n == 60
+            and row.quartiles == sorted(row.quartiles)
+            and setting.ball.eps < row.quartiles[2]
         )
     assert Image.open(tmp_path / "run" / "plots" / "distances.png").size[0] > 300
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from robustcli.errors import ResourceError
-from robustcli.records.rows import TrainRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting import plots
 from robustcli.reporting.gallery import gallery
 from robustcli.reporting.pixels import amplified

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_rate
 from robustcli.reporting.summary import eval_summary, source_of, sources, train_summary
 

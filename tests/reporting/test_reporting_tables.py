@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustcli.proportions import Rate, clopper_pearson, wilson
-from robustcli.records.rows import EvalRow, TrainRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import Eps, format_eps, format_rate, percent, raw, shown, tall
 from robustcli.reporting.record_tables import class_table, eval_table, train_table, write_csv
 from robustcli.reporting.tables import Table

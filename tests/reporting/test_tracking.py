@@ -29,7 +29,8 @@ from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.errors import ConfigError, Interrupted, ResourceError, UsageError
 from robustcli.facts import NoFacts
-from robustcli.records.rows import TrainRow, train_rows
+from robustcli.records.read import train_rows
+from robustcli.records.train import TrainRow
 from robustcli.registry import Entry
 from robustcli.reporting import plots
 from robustcli.reporting.pixels import Panels, panels_of, sheet

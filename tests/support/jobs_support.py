@@ -57,7 +57,7 @@ def instrument(said, hits=None):
     """
     from robustcli.assembly.trainlog import Written
     from robustcli.core.oracle import Oracle
-    from robustcli.jobs.train import TrainRun
+    from robustcli.jobs.trainrun import TrainRun
     from robustcli.reporting import plots
     from robustcli.store import checkpoint
     from robustcli.training.average import WeightCopy

@@ -29,9 +29,9 @@ def run(call: Call) -> dict[str, Any]:
     """One attack run."""
     loaded = call.load(_few_images)
     from robustcli.jobs.attack import attack
-    from robustcli.jobs.evaluate import EvalFlags
+    from robustcli.jobs.flags import MeasureFlags
 
-    flags = EvalFlags(
+    flags = MeasureFlags(
         overwrite=call.on("overwrite"),
         dry_run=call.on("dry_run"),
         plugin=call.text("plugin"),

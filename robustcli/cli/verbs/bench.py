@@ -32,7 +32,8 @@ def run(call: Call) -> dict[str, Any]:
     if auto_batch:
         plain = plain.replaced(bench_batch=None)
     loaded = plain.load(lambda loaded: _adversary_settings(call, loaded))
-    from robustcli.jobs.bench import BenchFlags, bench
+    from robustcli.jobs.bench import bench
+    from robustcli.jobs.flags import BenchFlags
 
     flags = BenchFlags(
         overwrite=call.on("overwrite"),

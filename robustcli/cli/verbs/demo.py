@@ -19,13 +19,14 @@ FLAGS = ("device", "seed", "threads", "out", "overwrite", "smoke", "dry_run", *O
 def run(call: Call) -> dict[str, Any]:
     """The demo, or its plan."""
     from robustcli.jobs.demo import demo
+    from robustcli.jobs.flags import DemoFlags
 
     given = {name: call.text(name) for name in ("device", "seed", "threads")}
-    return demo(
-        call.console,
+    flags = DemoFlags(
         settings=[f"{name}={value}" for name, value in given.items() if value is not None],
         out=call.text("out"),
         overwrite=call.on("overwrite"),
         smoke=call.on("smoke"),
         dry_run=call.on("dry_run"),
     )
+    return demo(call.console, flags)

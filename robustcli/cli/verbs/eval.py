@@ -31,7 +31,8 @@ def run(call: Call) -> dict[str, Any]:
     if parts is not None:
         return _merge(call, parts)
     loaded = call.load()
-    from robustcli.jobs.evaluate import EvalFlags, evaluate
+    from robustcli.jobs.evaluate import evaluate
+    from robustcli.jobs.flags import EvalFlags
 
     flags = EvalFlags(
         overwrite=call.on("overwrite"),
@@ -51,12 +52,20 @@ def run(call: Call) -> dict[str, Any]:
 def _merge(call: Call, parts: str) -> dict[str, Any]:
     """One verdict out of shards. Raises UsageError for flags and words that say what was measured."""
     from robustcli.config.number import parse_number
-    from robustcli.jobs.evaluate import merge
+    from robustcli.jobs.flags import MergeFlags
+    from robustcli.jobs.merge import merge
 
     others = [name for name in FLAGS if name not in _WITH_MERGE and call.values.get(name)]
     refused = [*(f"--{name.replace('_', '-')}" for name in others), *call.texts("words")]
     if refused:
         raise UsageError(f"--merge does not go with {refused[0]}", hint="the parts say what was measured")
     least = {item.key.rpartition(".")[2]: parse_number(item.value) for item in call.fail_under()}
-    name = call.text("name") or "merged"
-    return merge(parts, call.text("out"), name, call.console, call.on("overwrite"), call.on("strict"), least)
+    flags = MergeFlags(
+        runs=parts,
+        out=call.text("out"),
+        name=call.text("name") or "merged",
+        overwrite=call.on("overwrite"),
+        strict=call.on("strict"),
+        fail_under=least,
+    )
+    return merge(call.console, flags)

@@ -36,10 +36,10 @@ def run(call: Call) -> dict[str, Any]:
     if trained and call.source() is None:
         call = call.replaced(model=trained[0])
     loaded = call.load(lambda loaded: _few_images(call, loaded))
-    from robustcli.jobs.evaluate import EvalFlags
+    from robustcli.jobs.flags import MeasureFlags
     from robustcli.jobs.transfer import transfer
 
-    flags = EvalFlags(
+    flags = MeasureFlags(
         overwrite=call.on("overwrite"),
         dry_run=call.on("dry_run"),
         allow_pickle=call.on("allow_pickle_weights"),

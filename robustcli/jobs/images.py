@@ -1,0 +1,182 @@
+"""The adversarial images of `robustcli attack`: PNG files, their scores as such, and the gallery."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustcli.assembly.setting import Setting
+from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
+from robustcli.errors import DataError
+from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.lattice import from_lattice, to_lattice
+from robustcli.evaluation.plan import BatchOutcome
+from robustcli.reporting.cells import format_eps
+from robustcli.reporting.gallery import gallery
+from robustcli.store.atomic import JsonLines, write_atomic
+from robustcli.store.run import Run
+from robustcli.terminal.console import Console
+
+_MODES = {1: "L", 3: "RGB"}  # channels -> what PIL calls them
+_LONGEST = 40  # characters of a class in a file name
+
+
+class Panel(NamedTuple):
+    """One image of the gallery: uint8 [H, W, C], clean and adversarial; its true and its predicted class."""
+
+    clean: np.ndarray[Any, Any]
+    adversarial: np.ndarray[Any, Any]
+    true: str
+    predicted: str
+
+
+class ImageWriter:
+    """Writes each adversarial image, reads it back, scores it again, and collects the gallery."""
+
+    def __init__(self, setting: Setting, model: nn.Module, run: Run) -> None:
+        self.setting, self.model, self.run = setting, model, run
+        self.folder = run.path / "images"
+        self.folder.mkdir(exist_ok=True)
+        self.lines = JsonLines(run.path / "images.jsonl")
+        self.written = self.scored = self._right_8bit = self._right_float = 0
+        self._panels: list[Panel] = []
+
+    def add(self, outcome: BatchOutcome) -> None:
+        """One evaluated batch: round to 8 bits, judge all, write the broken ones and read them back."""
+        x, y = outcome.x, outcome.y
+        levels = to_lattice(x, outcome.x_adv, self.setting.ball)
+        with frozen(self.model):
+            judge = Judge(self.model, self.setting.ball, draws=outcome.draws)
+            ruling = judge.rule(x, from_lattice(levels), Criterion(y, outcome.goal))
+        broken = outcome.correct & ruling.hit
+        if outcome.goal is not None:
+            broken = broken & (outcome.goal != y)
+        self._right_8bit += int((outcome.correct & ~broken).sum())
+        self._right_float += int(outcome.survivors.sum())
+        self.scored += len(y)
+        rows = broken.nonzero()[:, 0]
+        self._collect(outcome, rows, levels, ruling.predicted)
+        rows = rows[: self._room(len(rows))]
+        self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
+
+    def _room(self, wanted: int) -> int:
+        """How many of so many more images `attack.save` allows."""
+        limit = self.setting.config.attack.save
+        return wanted if limit is None else max(0, min(wanted, limit - self.written))
+
+    def _write(
+        self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor, distance: Tensor
+    ) -> None:
+        """The chosen rows as PNG files, each compared with what it reads back as, and their lines."""
+        classes = self.setting.data.classes
+        for k, image, label, far in zip(
+            rows.tolist(), levels.cpu(), predicted.tolist(), distance.tolist(), strict=True
+        ):
+            sample, name = int(outcome.ids[k]), classes[int(outcome.y[k])]
+            path = self._path(sample, name)
+            write_atomic(path, encode_png(image))
+            if not torch.equal(read_png(path), image):
+                raise DataError("an adversarial image did not survive its file", where=str(path))
+            self.lines.write(
+                {
+                    "id": sample,
+                    "file": path.name,
+                    "label": name,
+                    "clean_predicted": classes[int(outcome.clean_predicted[k])],
+                    "predicted_8bit": classes[label],
+                    "distance_8bit": far,
+                    "broken_8bit": True,
+                }
+            )
+        self.written += len(rows)
+
+    def _path(self, sample: int, name: str) -> Path:
+        safe = re.sub(r"[^\w-]", "_", name)[:_LONGEST]
+        return self.folder / f"{sample:06d}_{safe}_adv.png"
+
+    def _collect(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor) -> None:
+        """Broken images for the gallery, up to `attack.gallery` in all."""
+        classes = self.setting.data.classes
+        room = max(0, self.setting.config.attack.gallery - len(self._panels))
+        for k in rows[:room].tolist():
+            clean = (outcome.x[k].cpu() * 255).round().to(torch.uint8)
+            true, wrong = classes[int(outcome.y[k])], classes[int(predicted[k])]
+            self._panels.append(Panel(_upright(clean), _upright(levels[k].cpu()), true, wrong))
+
+    def finish(self, console: Console) -> dict[str, Any]:
+        """Draw the gallery, tell the two accuracies; returns what the document says of the images."""
+        self.lines.close()
+        if self._panels:
+            console.info(f"gallery: {self._draw()}")
+        else:
+            console.info("no gallery: no image was broken")
+        as_8bit, as_float = self._share(self._right_8bit), self._share(self._right_float)
+        if self.scored:
+            both = f"{as_float:.1%} as floats, {as_8bit:.1%} as 8-bit images, of {self.scored}"
+            console.info(f"robust accuracy {both}; {self.written} broken images written to {self.folder}")
+        return {
+            "images": str(self.folder),
+            "images_written": self.written,
+            "robust_acc_8bit": as_8bit,
+            "robust_acc_float": as_float,
+        }
+
+    def _share(self, right: int) -> float | None:
+        """`right` of all images that were scored; None when there was none."""
+        return right / self.scored if self.scored else None
+
+    def _draw(self) -> Path:
+        """The gallery picture; returns where it is."""
+        path, ball = self.run.path / "plots" / "gallery.png", self.setting.ball
+        clean, adversarial, true, predicted = zip(*self._panels, strict=True)
+        gallery(
+            path,
+            np.stack(clean),
+            np.stack(adversarial),
+            list(true),
+            list(predicted),
+            amplify=float(self.setting.config.attack.amplify),
+            title=f"{ball.norm}, eps {format_eps(ball.eps, ball.norm)}",
+        )
+        return path
+
+
+def check_channels(channels: int) -> None:
+    """Raises DataError for images that PNG does not hold."""
+    if channels not in _MODES:
+        raise DataError(
+            f"images of {channels} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can"
+        )
+
+
+def encode_png(image: Tensor) -> bytes:
+    """uint8 [C, H, W], C = 1 or 3, as PNG bytes."""
+    from PIL import Image
+
+    pixels, buffer = _upright(image), io.BytesIO()
+    mode = _MODES[pixels.shape[2]]
+    if mode == "L":
+        pixels = pixels[:, :, 0]
+    Image.fromarray(pixels, mode=mode).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_png(path: Path) -> Tensor:
+    """uint8 [C, H, W] of a PNG written by `encode_png`."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image)))
+    return pixels.permute(2, 0, 1).contiguous()
+
+
+def _upright(image: Tensor) -> np.ndarray[Any, Any]:
+    """[C, H, W] as [H, W, C]."""
+    return image.permute(1, 2, 0).numpy()

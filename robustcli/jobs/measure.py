@@ -1,0 +1,174 @@
+"""Runs the configured attacks on a model, with a progress bar: the work that `eval` and `attack` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from robustcli.assembly.attacks import eval_plan, probe_size
+from robustcli.assembly.rows import rows_of
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting
+from robustcli.errors import UsageError
+from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.robust import OpenStore, RobustEvaluation
+from robustcli.evaluation.shards import ShardStore, part
+from robustcli.jobs.sharded import header_of
+from robustcli.records.alarm import Alarm
+from robustcli.records.eval import EvalRow
+from robustcli.terminal.console import Console
+from robustcli.terminal.progress import Bar
+
+_BATCH = 256  # images: shards smaller than this are measured one at a time, so that what is done is saved
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where the verdicts of an evaluation are kept, and which of them this run measures.
+
+    Args:
+        folder: of the shards; what is proven there is not measured again.
+        share: (i, n), only this part of them; None = all.
+        accepted: called when the folder turned out to belong to this evaluation.
+    """
+
+    folder: Path
+    share: tuple[int, int] | None
+    accepted: Callable[[], None]
+
+
+def measure(
+    setting: Setting,
+    model: nn.Module,
+    console: Console,
+    stop: Callable[[], None],
+    *,
+    extra: Sequence[AttackCall] = (),
+    shards: Shards | None = None,
+    audit: bool = True,
+    done: Callable[[BatchOutcome], None] = lambda outcome: None,
+) -> tuple[Evaluation, list[EvalRow]]:
+    """Run the configured attacks over the chosen samples.
+
+    Args:
+        stop: raises to interrupt.
+        extra: attacks behind the configured ones.
+        shards: where verdicts are kept; None = nowhere.
+        audit: whether a short list of attacks is audited, where it asks for that.
+        done: sees each batch before it is forgotten.
+
+    Returns the evaluation and its records: clean, each attack, worst case.
+    """
+    split, positions = samples(setting)
+    plan = _plan(setting, extra, len(positions), audit)
+    attacks = ", ".join(call.label for call in plan.attacks) or "no attack"
+    evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn)
+    with console.progress(len(positions), f"{setting.config.eval.split} images under {attacks}") as bar:
+        tally = _Tally(bar)
+
+        def batch_done(outcome: BatchOutcome) -> None:
+            tally.add(len(outcome.y), outcome.correct, outcome.survivors)
+            done(outcome)
+
+        result = evaluation.run(
+            split,
+            positions,
+            setting.device,
+            done=batch_done,
+            proven=tally.add,
+            open_store=_opener(setting, model, shards, console),
+            shards=_numbers(setting, len(positions), shards),
+        )
+    return result, rows_of(setting, model, result)
+
+
+def check_attacks(setting: Setting, extra: Sequence[AttackCall] = ()) -> None:
+    """Raises UsageError for what would be found out only after the run directory was made."""
+    config, classes = setting.config, len(setting.data.classes)
+    labels = [call.label for call in [*eval_plan(setting, config.attacks).attacks, *extra]]
+    if len(set(labels)) < len(labels):
+        raise UsageError(
+            f"two attacks have one name: {', '.join(labels)}", hint="rename the plugin's function"
+        )
+    target = config.eval.target
+    if isinstance(target, int) and target >= classes:
+        raise UsageError(
+            f"target {target} is no class of {setting.data.name}",
+            where="eval.target",
+            hint=f"0 to {classes - 1}",
+        )
+
+
+def check_share(setting: Setting, share: tuple[int, int] | None, *, needs_all: bool) -> None:
+    """Raises UsageError when part i of n is empty, or when something was asked for that needs all parts."""
+    if share is None:
+        return
+    i, n = share
+    if needs_all and n > 1:
+        raise UsageError(
+            "--sweep and --cross-check need the whole evaluation", hint="run them without --shard"
+        )
+    count = _count(setting, len(samples(setting)[1]))
+    if not part(count, i, n):
+        raise UsageError(
+            f"--shard {i}/{n}: there are only {count} shards",
+            hint="lower eval.shard_size, or use fewer parts",
+        )
+
+
+def _plan(setting: Setting, extra: Sequence[AttackCall], n: int, audit: bool) -> EvalPlan:
+    """The plan of the configured evaluation of n samples."""
+    config = setting.config.eval
+    plan = eval_plan(setting, setting.config.attacks, target=config.target)
+    attacks, size = [*plan.attacks, *extra], plan.batch_size
+    if not size and config.shard_size < _BATCH:
+        size = config.shard_size
+    if plan.audit is not None and not audit:
+        plan = replace(plan, audit=replace(plan.audit, samples=0))
+    checks = probe_size(attacks, n, config.checks, setting.classes, setting.ball.norm)
+    return replace(plan, attacks=attacks, batch_size=size, checks=checks, escalate=config.escalate)
+
+
+def _count(setting: Setting, n: int) -> int:
+    """How many shards n samples make."""
+    return -(-n // setting.config.eval.shard_size)
+
+
+def _numbers(setting: Setting, n: int, shards: Shards | None) -> list[int] | None:
+    """The numbers of the shards to measure; None = all."""
+    if shards is None or shards.share is None:
+        return None
+    return part(_count(setting, n), *shards.share)
+
+
+def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: Console) -> OpenStore | None:
+    """What opens the shards once the plan is final; None = verdicts are kept nowhere."""
+    if shards is None:
+        return None
+
+    def open_store(plan: EvalPlan, alarms: list[Alarm], ids: Tensor, name: str) -> ShardStore:
+        store = ShardStore(shards.folder / name, header_of(setting, model, plan, ids, alarms), console.warn)
+        shards.accepted()
+        return store
+
+    return open_store
+
+
+class _Tally:
+    """Accuracy so far, beside the progress bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._n = self._right = self._standing = 0
+
+    def add(self, n: int, right: Tensor, standing: Tensor) -> None:
+        """n more samples: bool tensors of those right on the clean image, and under every attack."""
+        if not n:
+            return
+        self._n += n
+        self._right += int(right.sum())
+        self._standing += int(standing.sum())
+        self._bar.advance(n, clean=f"{self._right / self._n:.1%}", robust=f"{self._standing / self._n:.1%}")

@@ -1,0 +1,132 @@
+"""`robustcli eval --merge A,B`: one verdict from the shards of several runs of the same evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcli.assembly.rows import rows_from, short_ids_digest
+from robustcli.config.load import load_config
+from robustcli.errors import UsageError
+from robustcli.evaluation.audit import joined
+from robustcli.evaluation.collect import concluded
+from robustcli.evaluation.header import Header
+from robustcli.evaluation.plan import AttackCall, Evaluation
+from robustcli.evaluation.shardfile import ShardResult
+from robustcli.evaluation.shards import audits
+from robustcli.evaluation.shards import merge as merge_shards
+from robustcli.jobs.flags import MergeFlags
+from robustcli.jobs.report import refuse_unreliable, report
+from robustcli.jobs.rerun import CONFIG, write_inputs
+from robustcli.jobs.thresholds import check_metrics
+from robustcli.records.alarm import Alarm
+from robustcli.records.document import Document
+from robustcli.records.eval import EvalRow
+from robustcli.store.latest import resolve_run
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
+
+
+def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
+    """Merge as asked; returns the `eval` document. The model is not needed.
+
+    Raises UsageError: no shards there, or parts of different evaluations.
+    DataError: two runs disagree on a sample.
+    """
+    document = Document("eval")
+    check_metrics(flags.fail_under)
+    folders = _folders(flags.runs)
+    header, result = _merged(folders, console)
+    config = load_config(str(folders[0] / CONFIG), []).config
+    gate = config.eval.model_copy(
+        update={"fail_under": dict(flags.fail_under)}
+    )  # of the whole, not of a part
+    config = config.model_copy(update={"eval": gate})
+    with open_run("eval", flags.name, out=flags.out, overwrite=flags.overwrite) as run:
+        write_inputs(run, config)
+        answer = report(run, document, config, result, _rows(header, result), console)
+    refuse_unreliable(result, run, flags.strict)
+    return answer
+
+
+def _folders(runs: str) -> list[Path]:
+    paths = [Path(text.strip()) for text in runs.split(",") if text.strip()]
+    if not paths:
+        raise UsageError("--merge names no run", hint="--merge RUN,RUN,...")
+    return [resolve_run(path) for path in paths]
+
+
+def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluation]:
+    """What all parts share, and their verdicts put together, audited ones too."""
+    shards = [folder / "shards" for folder in folders]
+    header, results = merge_shards(shards, console.warn)
+    if not results:
+        raise UsageError(
+            "no shard of these runs is complete",
+            where=", ".join(map(str, folders)),
+            hint="finish them with --resume first",
+        )
+    result = _evaluation(header, results)
+    if header.plan["audit"] is not None:
+        looked, fallen = audits(shards, header, console.warn)
+        again = f"robustcli eval {folders[0] / CONFIG} 'attacks=[autoattack]'"
+        advice = f"rapid is too weak here; run the whole of AutoAttack: {again}"
+        result = joined(header.plan["seed"], result, looked, fallen, advice)
+    return header, result
+
+
+def _rows(header: Header, result: Evaluation) -> list[EvalRow]:
+    """The records, from what the header says of the evaluation."""
+    about, plan = header.about, header.plan
+    common = {
+        "data": about["data"],
+        "split": about["split"],
+        "model": about["model"],
+        "norm": plan["ball"]["norm"],
+        "eps": plan["ball"]["eps"],
+        "seed": plan["seed"],
+        "hashes": {**about["hashes"], "ids": short_ids_digest(result.ids)},
+    }
+    return rows_from(result, tuple(about["classes"]), common)
+
+
+def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
+    """Verdicts of the shards put together, with the alarms that need all of them."""
+    calls = tuple(_call(call) for call in header.plan["attacks"])
+    seconds, passes, tallies = Counter[str](), Counter[str](), Counter[str]()
+    for part in results:
+        seconds.update(part.seconds)
+        passes.update(part.passes)
+        tallies.update(part.tallies)
+    ids = torch.cat([part.ids for part in results])
+    stages = {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls}
+    known = [Alarm.from_json(alarm) for alarm in header.alarms]
+    return Evaluation(
+        ids=ids,
+        labels=torch.cat([part.y for part in results]),
+        correct=torch.cat([part.correct for part in results]),
+        stages=stages,
+        seconds={call.label: float(seconds[call.label]) for call in calls},
+        passes_per_sample={call.label: passes[call.label] / len(ids) for call in calls},
+        alarms=concluded(known, tallies, calls, stages, len(ids)),
+        total_seconds=float(sum(seconds.values())),
+        apart=frozenset(call.label for call in calls if not call.bounded),
+        calls=calls,
+        total=header.n,
+        shards=(len(results), header.shards),
+    )
+
+
+def _call(stored: dict[str, Any]) -> AttackCall:
+    """An attack of a stored plan: enough for tables; it can no longer be run."""
+
+    def gone(*args: Any, **params: Any) -> Tensor:
+        raise AssertionError("an attack read from a shard header is not run")
+
+    facts = ("label", "name", "params", "kind", "needs", "precision")
+    return AttackCall(fn=gone, **{name: stored[name] for name in facts})

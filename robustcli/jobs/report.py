@@ -1,0 +1,81 @@
+"""What is written and shown of a finished evaluation: records, tables, alarms, summary, document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from robustcli.assembly.rows import eval_document, write_rows
+from robustcli.config.schema import Config
+from robustcli.errors import UnreliableError
+from robustcli.evaluation.plan import Evaluation
+from robustcli.jobs.thresholds import verdicts
+from robustcli.records.document import Document
+from robustcli.records.eval import EvalRow
+from robustcli.reporting.record_tables import class_table, eval_table
+from robustcli.reporting.summary import eval_summary
+from robustcli.store.run import Run
+from robustcli.terminal.console import Console
+
+
+def report(
+    run: Run,
+    document: Document,
+    config: Config,
+    result: Evaluation,
+    rows: list[EvalRow],
+    console: Console,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write and show everything, and end the run; returns the document. more: keys of this verb alone."""
+    write_rows(run, rows)
+    partial = _partial(result)
+    _show(result, rows, partial, console)
+    answer = document.finish(run.path, {**eval_document(result, rows), **(more or {})})
+    if result.complete and config.eval.fail_under:
+        answer["gate"] = verdicts(answer, config.eval.fail_under)
+    if partial:
+        answer["partial"] = dict(zip(("shards", "of"), result.shards, strict=True))
+        console.warn(partial)
+    run.write_text("summary.md", _summary(config, result, rows, partial))
+    run.write_json("summary.json", answer)
+    run.status(state="done", code=0)
+    return answer
+
+
+def refuse_unreliable(result: Evaluation, run: Run, strict: bool) -> None:
+    """--strict: raises UnreliableError (exit 10) for a verdict with alarms; the run keeps its numbers."""
+    if strict and result.reliability != "ok":
+        names = ", ".join(_alarm_names(result))
+        raise UnreliableError(f"the evaluation is {result.reliability}: {names}", where=str(run.path))
+
+
+def _partial(result: Evaluation) -> str:
+    """What must be said of numbers that are not final; empty when they are."""
+    if result.complete:
+        return ""
+    done, of = result.shards
+    return f"partial {done}/{of} shards: {result.n} of {result.total} samples; no number here is final"
+
+
+def _show(result: Evaluation, rows: Sequence[EvalRow], partial: str, console: Console) -> None:
+    """The tables on stdout, the alarms on stderr."""
+    table = eval_table(rows)
+    audit = "" if result.audit is None else f" Rapid, {result.audit.words()}."
+    alarms = ", ".join(_alarm_names(result)) or "no alarm"
+    note = f"{partial or table.note}{audit} Reliability: {result.reliability} ({alarms})."
+    console.table(replace(table, note=note))
+    console.table(class_table([rows[-1]]))
+    for alarm in result.alarms:
+        console.warn(alarm.line())
+
+
+def _summary(config: Config, result: Evaluation, rows: Sequence[EvalRow], partial: str) -> str:
+    head = f"**{partial}.**\n\n" if partial else ""
+    alarms = [alarm.to_json() for alarm in result.alarms]
+    return head + eval_summary(config.model_dump(mode="json"), rows, alarms)
+
+
+def _alarm_names(result: Evaluation) -> list[str]:
+    return sorted({alarm.name for alarm in result.alarms})

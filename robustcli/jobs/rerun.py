@@ -1,0 +1,23 @@
+"""What it takes to repeat a run: two files in its directory, and a command."""
+
+from __future__ import annotations
+
+from robustcli.config.dump import dump_config
+from robustcli.config.schema import Config
+from robustcli.errors import printable
+from robustcli.runtime.seed import environment
+from robustcli.store.run import Follower, Run
+
+CONFIG = "config.resolved.yaml"
+
+
+def write_inputs(run: Run | Follower, config: Config) -> None:
+    """The resolved configuration, which runs again unchanged, and the versions it ran with."""
+    run.write_text(CONFIG, dump_config(config.model_copy(update={"out": None})))
+    run.write_json("env.json", environment())
+
+
+def same_again(run: Run, command: str) -> str:
+    """The sentence of summary.md that names the command with the resolved configuration behind it."""
+    line = printable(f"{command} {run.path / CONFIG}").replace("`", " ")
+    return f"The same again: `{line}`."

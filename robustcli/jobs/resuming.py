@@ -1,0 +1,98 @@
+"""How a training run goes on: from which checkpoint, whether it may, what of its progress counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from robustcli.config.schema import Config
+from robustcli.errors import UsageError
+from robustcli.runtime.distributed import Ranks
+from robustcli.store.retention import point, sweep
+from robustcli.store.run import Follower, Run
+from robustcli.store.snapshot import Snapshot, latest_good
+from robustcli.terminal.console import Console
+from robustcli.training.resume import check_resume
+from robustcli.training.trainplan import Progress
+
+_BUDGET = ("steps", "minutes", "epochs")
+_ENDS = ("patience", "overfitting", *_BUDGET)
+
+
+def newest_checkpoint(run: Run | Follower, ranks: Ranks, console: Console) -> Snapshot | None:
+    """The newest checkpoint that verifies, or None; rank 0 first removes what an interrupted save left."""
+    if ranks.main:
+        for stale in sweep(run.checkpoints):
+            console.info(f"removed {stale.name}, left by an interrupted save")
+    ranks.barrier()
+    return latest_good(run.checkpoints, console.warn)
+
+
+def check_same_experiment(
+    stored: Mapping[str, Any],
+    tree: Mapping[str, Any],
+    digest: str,
+    override: Sequence[str],
+    warn: Callable[[str], None],
+) -> None:
+    """Raises UsageError E-RESUME for other data, or for another value of a key that makes another experiment.
+
+    Args:
+        stored: what the checkpoint says of its run.
+        tree: the configuration now, as a tree. digest: of the training data now.
+        override: keys whose change the user allows.
+        warn: told of a change that is no obstacle.
+    """
+    if stored.get("data", {}).get("digest") != digest and "data" not in override:
+        raise UsageError(
+            "the data is not the data of this run (its digest differs)",
+            hint="restore it, or add --override-resume data",
+            code="E-RESUME",
+        )
+    check_resume(_completed(stored["config"]), tree, override, warn)
+
+
+def progress_from(
+    stored: Mapping[str, Any], tree: Mapping[str, Any], world: int, warn: Callable[[str], None]
+) -> Progress:
+    """The progress in a checkpoint, without the budget and the end that the configuration `tree` has changed.
+
+    world: how many processes train now; `warn` is told when there were others.
+    """
+    progress = Progress(**stored["progress"])
+    if progress.world != world:
+        warn(
+            f"the run had {progress.world} processes and goes on with {world}:"
+            " close to, but not bitwise, the same training"
+        )
+    before, now = stored["config"]["train"], tree["train"]
+    if _changed(before, now, _ENDS):
+        progress.ended = ""  # what ended the run may no longer hold
+    if _changed(before, now, _BUDGET):
+        progress.max_steps = 0
+    return progress
+
+
+def repoint(checkpoints: Path, name: str, progress: Progress) -> None:
+    """Move the pointers to checkpoint `name`: a kill may have come between its save and them."""
+    point(checkpoints, "last", name)
+    if progress.best.get("step", progress.step) == progress.step:
+        point(checkpoints, "best", name)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    return any(before.get(key) != now.get(key) for key in keys)
+
+
+def _completed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored configuration with the defaults of keys that came later, under which it was trained.
+
+    As it is when it is no longer valid.
+    """
+    try:
+        return Config.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree

@@ -1,0 +1,219 @@
+"""One training in one run directory: what is put together for it, how it begins or goes on, how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from robustcli.assembly.cost import passes_per_image
+from robustcli.assembly.engine import Engine, make_engine
+from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.setting import Setting
+from robustcli.assembly.trainlog import Examples, Silent, TrainLog, Written
+from robustcli.errors import Interrupted, NumericsError, UsageError
+from robustcli.jobs.flags import TrainFlags
+from robustcli.jobs.rerun import write_inputs
+from robustcli.jobs.resuming import check_same_experiment, newest_checkpoint, progress_from, repoint
+from robustcli.models.meta import model_meta
+from robustcli.models.normalised import NormalisedModel
+from robustcli.runtime.distributed import Ranks
+from robustcli.store.disk import preflight
+from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.run import Follower, Run
+from robustcli.store.snapshot import load_checkpoint
+from robustcli.store.state import compare_state
+from robustcli.terminal.console import Console
+from robustcli.training.loop import Trainer
+from robustcli.training.trainplan import Progress
+
+_CHECKPOINTS = 2.2  # a save needs the room of two, and some more
+
+
+class TrainRun:
+    """Ties a `Trainer` to one run directory."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        run: Run | Follower,
+        console: Console,
+        flags: TrainFlags,
+        stop: Callable[[], None],
+        ranks: Ranks,
+    ) -> None:
+        self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
+        model = ModelSource.of(setting, flags).to_train()
+        assert isinstance(model, NormalisedModel)  # since the data say its shape
+        meta = model_meta(model, setting.data.classes)
+        self.config_tree = setting.config.model_dump(mode="json")
+        engine = make_engine(setting, model, ranks, stop, console.warn)
+        self.model, self.digest = engine.step.model, engine.digest
+        self.log = self._open_log(meta, _common(setting, engine))
+        self.trainer = Trainer(
+            engine.step,
+            engine.train,
+            engine.val,
+            engine.plan,
+            setting.device,
+            guards=engine.guards,
+            save=self.log.save,
+            log=self.log.row,
+            recall=lambda: load_checkpoint(resolve_checkpoint(run.checkpoints, "best")).groups,
+            stop=stop,
+            say=self._say,
+        )
+        if engine.val is not None:
+            published, positions = (lambda: self.trainer.published), engine.plan.val_positions
+            self.log.show(Examples(setting, published, engine.val, positions, stop))
+
+    def _open_log(self, meta: dict[str, Any], common: dict[str, Any]) -> TrainLog:
+        """Rank 0 writes; the others, which hold a `Follower`, do not."""
+        if isinstance(self.run, Follower):
+            return Silent()
+        return Written(self.run, self.setting, self.config_tree, meta, self.digest, self.console, common)
+
+    def _say(self, text: str) -> None:
+        self.console.info(text)
+        self.log.text(text)
+
+    def train(self) -> Progress:
+        """Start or resume, train, write the results."""
+        self._resume()
+        self.ranks.barrier()  # all have read before one writes
+        write_inputs(self.run, self.setting.config)
+        self._fix_budget()
+        self._say(self._plan())
+        self._check_disk()
+        progress = self._to_the_end()
+        self.log.finish(progress)
+        return progress
+
+    # ---- before the first step -----------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint that verifies; a run without one starts anew."""
+        if not self.run.resumed:
+            return
+        snapshot = newest_checkpoint(self.run, self.ranks, self.console)
+        if snapshot is None:
+            self.console.info("no checkpoint yet: starting from step 0")
+            self.log.cut(0)
+            return
+        stored, where, warn = snapshot.meta, str(snapshot.path), self.console.warn
+        check_same_experiment(stored, self.config_tree, self.digest, self.flags.override_resume, warn)
+        compare_state(self.model.state_dict(), snapshot.groups["model"], where=where)
+        progress = progress_from(stored, self.config_tree, self.ranks.world, warn)
+        self.trainer.restore(snapshot.groups, progress, where=where)
+        if self.ranks.main:
+            repoint(self.run.checkpoints, snapshot.path.name, progress)
+        self.log.cut(progress.log_offset)
+        self.console.info(f"resuming at step {progress.step} from {snapshot.path}")
+
+    def _fix_budget(self) -> None:
+        """Raises UsageError when a resumed run has made more steps than the new budget holds."""
+        progress = self.trainer.progress
+        if progress.max_steps:
+            return
+        self.trainer.fix_budget()
+        if progress.step > progress.max_steps:
+            raise UsageError(
+                f"the run has made {progress.step} steps already, and the budget is {progress.max_steps}",
+                where="train.steps",
+                hint="ask for more, or start a new run",
+            )
+
+    def _check_disk(self) -> None:
+        tensors = [tensor for group in self.trainer.groups().values() for tensor in group.values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        preflight(self.run.path, int(_CHECKPOINTS * size))
+
+    def _plan(self) -> str:
+        """What is about to be trained, and how, on one line."""
+        trainer, config = self.trainer, self.setting.config
+        losses = " + ".join(
+            spec.name for spec in (config.objective, *config.regularizers, *config.train.hooks)
+        )
+        shared = f" over {self.ranks.world} processes" if self.ranks.world > 1 else ""
+        computed = "tf32" if config.precision == "tf32" else _word(trainer.step.dtype)
+        return (
+            f"training {config.model.name} on {self.setting.data.name}: {losses},"
+            f" {trainer.progress.max_steps} steps of {trainer.batch_size}{shared}, {computed},"
+            f" attack {self._attack()}"
+        )
+
+    def _attack(self) -> str:
+        step = self.trainer.step
+        if step.inner is None:
+            return "none"
+        where = "on the model itself" if step.search.plain else f"in {_word(step.search.dtype)}"
+        return f"{self.setting.config.adversary.name} on {step.inner}, searched {where}"
+
+    # ---- the training --------------------------------------------------------------------------------------
+
+    def _to_the_end(self) -> Progress:
+        """Train with a progress bar; write what a resume needs after a signal, or the batch with a NaN."""
+        trainer = self.trainer
+        begun = trainer.progress
+        try:
+            with self.console.progress(begun.max_steps, "training", done=begun.step) as bar:
+                trainer.tick = lambda progress, rate, waiting: bar.advance(
+                    1, **self._fields(progress, rate, waiting)
+                )
+                return trainer.run()
+        except Interrupted as error:
+            raise self._preempted(error) from None
+        except NumericsError:
+            self._save_offending()
+            raise
+
+    def _fields(self, progress: Progress, rate: float, waiting: float) -> dict[str, Any]:
+        """What the progress bar shows."""
+        loss = progress.loss_sums.get("loss", 0.0) / max(1, progress.loss_count)
+        fields = {"loss": f"{loss:.3f}", "img/s": f"{rate:.0f}", "waiting for data": f"{waiting:.0%}"}
+        if progress.last.get("clean_acc") is not None:
+            fields["val"] = f"{progress.last['clean_acc']:.1%}"
+            if self.trainer.plan.robust_best:
+                fields["val"] += f"/{progress.last['robust_acc']:.1%}"
+        return fields
+
+    def _preempted(self, error: Interrupted) -> Interrupted:
+        """The same interruption, with the words for the user; the status says where a resume begins."""
+        last = resolve_checkpoint(self.run.checkpoints, "last").relative_to(self.run.path)
+        step = self.trainer.progress.step
+        self.run.status(state="preempted", code=error.exit_code, step=step, last_checkpoint=str(last))
+        config = self.setting.config
+        named = f"--out {self.run.path}" if config.out else f"name={config.name}"
+        return Interrupted(
+            error.what,
+            signum=error.signum,
+            where=str(self.run.path),
+            hint=f"resume with the same command and --resume ({named})",
+        )
+
+    def _save_offending(self) -> None:
+        """The batch in which a NaN appeared; each rank the one that it saw."""
+        if not self.trainer.offending:
+            return
+        rank = "" if self.ranks.main else f".rank{self.ranks.rank}"
+        save_file(self.trainer.offending, self.run.path / f"nan_batch{rank}.safetensors")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _common(setting: Setting, engine: Engine) -> dict[str, Any]:
+    """Fields that all records of the run share: the validation's attack, and what a step costs."""
+    common: dict[str, Any] = {
+        "data": setting.data.name,
+        "model": setting.config.model.name,
+        "passes_per_sample": float(passes_per_image(setting)),
+    }
+    validation = engine.plan.validation
+    if validation is not None and validation.attacks:
+        last = validation.attacks[-1]
+        common |= {"attack": last.name, "params": dict(last.params)}
+    return common
