@@ -19,6 +19,8 @@ from robustcli.registry import attacks
     precision="bf16",
     deterministic=True,
     keeps_best=True,
+    one_step=True,
+    starts_at_clean=True,
 )
 def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"] | None = None) -> Tensor:
     """x_adv = P(x + eps * steepest(grad_x loss)): one step to the border of the ball.
