@@ -147,7 +147,7 @@ class TrainRun:
         meta = model_meta(model, setting.data.classes)  # type: ignore[arg-type]
         self.config_tree = setting.config.model_dump(mode="json")
         engine = make_engine(setting, model, ranks, stop, console.warn)
-        self.model, self.digest = engine.step.model, engine.digest
+        self.model, self.digest = engine.step.settings.model, engine.digest
         about = _common(setting, engine)
         self.log: TrainLog = (
             Written(run, setting, self.config_tree, meta, self.digest, console, about)
@@ -235,7 +235,7 @@ class TrainRun:
         return result
 
     def _plan(self) -> str:
-        step, progress, config = self.trainer.step, self.trainer.progress, self.setting.config
+        step, progress, config = self.trainer.step.settings, self.trainer.progress, self.setting.config
         where = "on the model itself" if step.search.plain else f"in {_word(step.search.dtype)}"
         inner = "none" if step.inner is None else f"{config.adversary.name} on {step.inner}, searched {where}"
         around = [spec.name for spec in (*config.regularizers, *config.train.hooks)]

@@ -15,7 +15,8 @@ from robustcli import registry
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.core.types import LossTerms
-from robustcli.training.steps import MinMax
+from robustcli.training.minmax import MinMax
+from robustcli.training.settings import StepSettings
 
 STORED = Path(__file__).with_name("objective_curves.json")
 STEPS, ROWS, CLASSES = 10, 12, 3
@@ -58,7 +59,7 @@ def curve(case):
     torch.set_num_threads(1)
     try:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-        step = MinMax(
+        settings = StepSettings(
             net,
             objective,
             entry.facts["inner"],
@@ -66,6 +67,7 @@ def curve(case):
             Ball("linf", 0.1),
             optimizer,
         )
+        step = MinMax(settings)
         rows = []
         for number in range(STEPS):
             terms = step(x, y, torch.arange(ROWS), seed=0, epoch=number)
