@@ -22,8 +22,7 @@ class Free:
     """m times on one batch: the gradient at x + delta moves the weights, then delta.
 
     delta [B, C, H, W] belongs to the places of the batch, not to images: it goes on from batch to batch, 0 at
-    the first. Cost: 3 passes a replay, and m updates of the weights a step. Micro-batches and regularisers
-    are not possible.
+    the first. Cost: 3 passes a replay, and m updates of the weights a step. Micro-batches are not possible.
 
     Args:
         settings: model, objective, ball and optimiser; its attack is not used.
