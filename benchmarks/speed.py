@@ -34,7 +34,8 @@ from robustcli.models.build import build_model
 from robustcli.models.info import ModelInfo
 from robustcli.objectives.madry import madry
 from robustcli.runtime.precision import bf16_native
-from robustcli.training.steps import MinMax
+from robustcli.training.minmax import MinMax
+from robustcli.training.settings import StepSettings
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -106,7 +107,9 @@ def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callab
         def attack(oracle: Oracle, x: torch.Tensor, ball: Ball) -> torch.Tensor:
             return pgd(oracle, x, ball, steps=steps, step_size=STEP)
 
-        step = MinMax(model, madry, "ce", attack, ball, optimizer, dtype=dtype, search=Search(dtype))
+        step = MinMax(
+            StepSettings(model, madry, "ce", attack, ball, optimizer, dtype=dtype, search=Search(dtype))
+        )
         return lambda: step(x, y, ids, seed=0, epoch=0)
 
     low = torch.bfloat16 if bf16_native(device) else torch.float32

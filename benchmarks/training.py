@@ -47,7 +47,8 @@ from robustcli.objectives.madry import madry
 from robustcli.objectives.trades import trades
 from robustcli.runtime.precision import bf16_native
 from robustcli.training.awp import awp
-from robustcli.training.steps import MinMax
+from robustcli.training.minmax import MinMax
+from robustcli.training.settings import StepSettings
 
 LR, SEED = 0.01, 0
 MODELS: dict[str, dict[str, Any]] = {
@@ -106,7 +107,8 @@ def ours(
     objective, inner = (partial(trades, beta=BETA), "kl") if method == "TRADES" else (madry, "ce")
     hooks = [awp(model, gamma=GAMMA)] if method == "AWP" else []
     layout = {"dtype": dtype, "search": Search(dtype) if fast else Search().exact(), "channels_last": fast}
-    step = MinMax(model, objective, inner, attack, Ball("linf", EPS), sgd(model), hooks=hooks, **layout)
+    ball = Ball("linf", EPS)
+    step = MinMax(StepSettings(model, objective, inner, attack, ball, sgd(model), hooks=hooks, **layout))
     ids = torch.arange(len(x), device=x.device)
     return lambda: step(x, y, ids, seed=SEED, epoch=0).total.detach()
 

@@ -30,6 +30,7 @@ class AttackFacts:
             point is. Exact, or the most where the search may end early on a sample that stands.
         use: when to take it, for the documentation.
         deterministic: whether another seed gives the same points.
+        starts_at_clean: whether it begins at the clean points, where some losses have no slope.
         keeps_best: whether the caller may ask for the worst point met instead of the last one.
     """
 
@@ -41,6 +42,7 @@ class AttackFacts:
     use: str
     deterministic: bool
     keeps_best: bool
+    starts_at_clean: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +60,17 @@ class EnsembleFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LossFacts:
-    """state: what the loss is bound to, per row: labels "y", clean logits "clean". soft: whether it takes mixed labels."""
+    """What a loss is bound to.
+
+    Args:
+        state: per row: labels "y", clean logits "clean".
+        soft: whether it takes mixed labels.
+        flat_at_clean: whether its gradient is 0 at the clean points.
+    """
 
     state: tuple[str, ...] = ("y",)
     soft: bool = False
+    flat_at_clean: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +112,15 @@ class StepFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class HookFacts:
-    """extra_losses: losses that the hook computes again per step. publishes: whether it publishes weights of its own."""
+    """What a training hook adds.
+
+    Args:
+        extra_losses: how often it computes the loss again per step.
+        publishes: "weights" where it publishes weights of its own; only one hook of a run may.
+    """
 
     extra_losses: int
-    publishes: bool = False
+    publishes: Literal["weights"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from robustcli import registry
 from robustcli.assembly.attacks import make_search
 from robustcli.assembly.cost import passes_per_image
-from robustcli.assembly.engine import Engine, make_engine, make_step
+from robustcli.assembly.engine import Engine, make_engine
 from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat, Timing, timed
+from robustcli.assembly.trainstep import make_step
 from robustcli.core.losses import Criterion, bind_inner
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
@@ -33,7 +34,7 @@ from robustcli.runtime.distributed import solo
 from robustcli.runtime.precision import tf32_products
 from robustcli.training.forward import Forward
 from robustcli.training.guarding import Guards
-from robustcli.training.steps import MinMax
+from robustcli.training.step import Step
 
 #: The step is measured as it is at the end of a run: curricula and warm-ups are over.
 _LATE = 0.999
@@ -149,7 +150,7 @@ class Bench:
             )
         memory = torch.cuda.max_memory_allocated(device) / _MB if device.type == "cuda" else None
         row = self._row(timing, passes_per_image(self.setting))
-        note = step.twin_note or step.forward.note
+        note = step.twin_note or step.descent.forward.note
         return {
             "work": "training step",
             "precision": precision.name,
@@ -248,9 +249,9 @@ class Bench:
         return rows, full
 
 
-def _still(step: MinMax) -> MinMax:
+def _still(step: Step) -> Step:
     """The step with a learning rate of 0."""
-    for group in step.optimizer.param_groups:
+    for group in step.settings.optimizer.param_groups:
         group["lr"] = 0.0
     return step
 

@@ -21,6 +21,7 @@ from robustcli.registry import attacks
     use="a first look; never a robustness number",
     deterministic=True,
     keeps_best=True,
+    starts_at_clean=True,
 )
 def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"] | None = None) -> Tensor:
     """x_adv = P(x + eps * steepest(grad_x loss)): one step to the border of the ball.

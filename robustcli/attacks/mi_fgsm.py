@@ -23,6 +23,7 @@ from robustcli.registry import attacks
     use="images that are to fool another model",
     deterministic=True,
     keeps_best=True,
+    starts_at_clean=True,
 )
 def mi_fgsm(
     oracle: Oracle,

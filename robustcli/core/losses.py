@@ -1,7 +1,8 @@
 """Losses an attack maximises: logits [B, K] and what the loss is bound to -> one number per row [B].
 
 A registered loss states what it is bound to, in the order of its arguments: `state=("y",)` labels int64 [B] (so when it says
-nothing), `("clean",)` logits [B, K] at the clean points, `("y", "clean")` both.
+nothing), `("clean",)` logits [B, K] at the clean points, `("y", "clean")` both. `soft=True`: y may also be label
+distributions [B, K]. `flat_at_clean=True`: the gradient is 0 at the clean points.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from robustcli.registry import losses
 
 @losses.register("ce", soft=True)
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(z)_y; for label distributions y [B, K] `soft_ce`. Range [0, inf), no unit.
+    """-log softmax(z)_y. Range [0, inf), no unit. Source: the loss of Madry et al., ICLR 2018, arXiv:1706.06083.
 
-    Source: the loss of Madry et al., ICLR 2018, arXiv:1706.06083.
+    y: labels int64 [B] or distributions [B, K].
     """
     if y.is_floating_point():
         return soft_ce(logits, y)
@@ -78,7 +79,7 @@ def soft_ce(logits: Tensor, y_soft: Tensor) -> Tensor:
     return F.cross_entropy(logits, y_soft.to(logits.dtype), reduction="none")
 
 
-@losses.register("kl", state=("clean",))
+@losses.register("kl", state=("clean",), flat_at_clean=True)
 def kl_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
     """KL(softmax(clean) || softmax(z)) = sum_k p_k (log p_k - log q_k) per row. Range [0, inf), in nats; gradient to both arguments.
 
@@ -112,7 +113,7 @@ def nuclear(
 
     y: labels int64 [B] or distributions [B, K]; weight: no unit, >= 0. Source: as `nuclear_rows`.
     """
-    own = ce(logits, y)
+    own: Tensor = ce(logits, y)
     return own + weight * nuclear_rows(logits, clean_logits)
 
 
@@ -150,7 +151,7 @@ def bind_inner(
     Args:
         name: registered loss.
         y: labels int64 [B].
-        y_soft: label distributions [B, K]; take the place of y in "ce" and "nuclear", the other losses keep y.
+        y_soft: label distributions [B, K]; take the place of y in losses registered as `soft`, the others keep y.
         clean: () -> logits [B, K] of the attacked model at the clean points; called once, and only by losses that need them.
         params: keyword-only parameters of the loss (the weight of "nuclear").
 

@@ -50,7 +50,7 @@ class TrainRun:
         meta = model_meta(model, setting.data.classes)
         self.config_tree = setting.config.model_dump(mode="json")
         engine = make_engine(setting, model, ranks, stop, console.warn)
-        self.model, self.digest = engine.step.model, engine.digest
+        self.model, self.digest = engine.step.settings.model, engine.digest
         self.log = self._open_log(meta, _common(setting, engine))
         self.trainer = Trainer(
             engine.step,
@@ -137,7 +137,7 @@ class TrainRun:
             spec.name for spec in (config.objective, *config.regularizers, *config.train.hooks)
         )
         shared = f" over {self.ranks.world} processes" if self.ranks.world > 1 else ""
-        computed = "tf32" if config.precision == "tf32" else _word(trainer.step.dtype)
+        computed = "tf32" if config.precision == "tf32" else _word(trainer.step.settings.dtype)
         return (
             f"training {config.model.name} on {self.setting.data.name}: {losses},"
             f" {trainer.progress.max_steps} steps of {trainer.batch_size}{shared}, {computed},"
@@ -145,7 +145,7 @@ class TrainRun:
         )
 
     def _attack(self) -> str:
-        step = self.trainer.step
+        step = self.trainer.step.settings
         if step.inner is None:
             return "none"
         where = "on the model itself" if step.search.plain else f"in {_word(step.search.dtype)}"

@@ -1,4 +1,4 @@
-"""The copy of the weights that an average keeps."""
+"""A copy of the weights, in which a hook keeps their average."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from robustcli.errors import CheckpointError
 
 
-def _by_dtype(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs in lists of one dtype: only those are copied or mixed in one launch."""
+def _by_dtype(
+    copies: Iterable[Tensor], originals: Iterable[Tensor]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """(copies, originals) of each dtype: one launch copies or mixes only tensors of one dtype."""
     groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for own, live in zip(mine, theirs, strict=True):
+    for own, live in zip(copies, originals, strict=True):
         group = groups.setdefault(own.dtype, ([], []))
         group[0].append(own)
         group[1].append(live)
@@ -22,10 +24,13 @@ def _by_dtype(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> list[tuple[li
 
 
 class WeightCopy:
-    """theta', a copy of the live model: in eval mode, without gradients, one module object for its whole life.
+    """theta', a copy of the live model in eval mode, without gradients.
 
     Args:
         model: the live model, already on its device and in its memory format.
+
+    Attributes:
+        module: theta'; always the same object.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,30 +40,33 @@ class WeightCopy:
             module.training = False  # not .eval(): a module may override it
 
     def move(self, share: float) -> None:
-        """theta' <- theta' + share (theta - theta'), share in (0, 1], 1 copies bitwise; all buffers are copied."""
+        """theta' <- theta' + share (theta - theta'), share in (0, 1]; all buffers are copied.
+
+        A share of 1 copies bitwise.
+        """
         with torch.no_grad():
-            for mine, theirs in _by_dtype(self.module.parameters(), self._live.parameters()):
-                if share == 1 or not mine[0].is_floating_point():
-                    torch._foreach_copy_(mine, theirs)
+            for own, live in _by_dtype(self.module.parameters(), self._live.parameters()):
+                if share == 1 or not own[0].is_floating_point():
+                    torch._foreach_copy_(own, live)
                 else:
-                    torch._foreach_lerp_(mine, theirs, share)
-            # The live model's buffers anew at each step: a module may replace them, as .to() does.
-            for mine, theirs in _by_dtype(self.module.buffers(), self._live.buffers()):
-                torch._foreach_copy_(mine, theirs)
+                    torch._foreach_lerp_(own, live, share)
+            # The live model is asked for its buffers at each step: a module may replace them, as .to() does.
+            for own, live in _by_dtype(self.module.buffers(), self._live.buffers()):
+                torch._foreach_copy_(own, live)
 
     def tensors(self) -> dict[str, Tensor]:
-        """{"param.<name>": ..., "buffer.<name>": ...}: theta' itself, no copies."""
+        """{"param.<name>": ..., "buffer.<name>": ...}: the tensors of theta' themselves, no copies."""
         params = {f"param.{name}": parameter.detach() for name, parameter in self.module.named_parameters()}
         return params | {f"buffer.{name}": buffer for name, buffer in self.module.named_buffers()}
 
 
-def take_over(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], hook: str) -> None:
-    """Write `stored` into the tensors of `own`, in their memory format. Raises CheckpointError, nothing written, if names, shapes or dtypes differ."""
+def load_tensors(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], hook: str) -> None:
+    """Write the stored tensors of the hook named `hook` into those of `own`, which keep their memory format.
+
+    Raises CheckpointError, with nothing written, if names, shapes or dtypes differ.
+    """
     for name in sorted(own.keys() | stored.keys()):
-        here, there = (
-            "nothing" if t is None else f"{t.dtype} {tuple(t.shape)}"
-            for t in (own.get(name), stored.get(name))
-        )
+        here, there = _described(own.get(name)), _described(stored.get(name))
         if here != there:
             raise CheckpointError(
                 f"{hook} state {name!r} is {there}, the model has {here}",
@@ -66,3 +74,7 @@ def take_over(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], hook: str
             )
     for name, tensor in own.items():
         tensor.copy_(stored[name])
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"

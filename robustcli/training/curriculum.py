@@ -1,4 +1,4 @@
-"""Curriculum of the inner attack: how far and how long it searches, as a function of the share of all steps done."""
+"""Curriculum of the inner attack: how far and how long it searches at each moment of a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from robustcli.registry import parameters
 
 @dataclass(frozen=True)
 class Curriculum:
-    """eps(t) = eps * r(t),  r(t) = s + (1 - s) min(1, t / u);  steps(t) = n_0 + floor((n - n_0) min(1, t / v)) + more;  a(t) = r(t) a_n.
+    """eps(t) = r(t) eps,  r(t) = s + (1 - s) min(1, t / u);  n(t) = n_0 + floor((n - n_0) min(1, t / v)).
 
-    A function of t alone: a resumed run repeats it and nothing is saved (`more_steps` belongs to the guard that raises it).
+    n(t) is the number of attack steps, t the share of all training steps done. A step size follows the
+    radius: a(t) = r(t) a. All of it depends on t alone, so a resumed run repeats it and nothing is saved. A
+    guard may add steps (`more_steps`) and remembers them itself.
 
     Args:
         fn: a registered attack of kind "fixed", (oracle, x, ball, *, ...) -> x_adv.
-        params: its bound parameters. An explicit `step_size` is a length in pixels and follows the radius (see `at`).
+        params: its bound parameters. An explicit `step_size` is a length in pixel units (see `at`).
         ball: the whole threat; eps in pixel units of [0, 1].
         eps_start: s, factor on eps at t = 0, in [0, 1].
         eps_until: u, share of all steps after which eps is whole, in [0, 1); 0 = whole from the first step.
@@ -33,8 +35,8 @@ class Curriculum:
     Raises:
         ValueError: a share out of range; steps_start for an attack without `steps`, or outside 1 to n.
 
-    Source: steps: Cai et al., IJCAI 2018, arXiv:1805.04807. Radius: the linear eps schedules of Gowal et al., 2018, arXiv:1810.12715, and
-        CROWN-IBP, Zhang et al., ICLR 2020, arXiv:1906.06316.
+    Source: steps: Cai et al., IJCAI 2018, arXiv:1805.04807. Radius: the linear eps schedules of Gowal et al.,
+        2018, arXiv:1810.12715, and CROWN-IBP, Zhang et al., ICLR 2020, arXiv:1906.06316.
     """
 
     fn: Callable[..., Tensor]
@@ -51,25 +53,26 @@ class Curriculum:
         for name, value in (("eps_until", self.eps_until), ("steps_until", self.steps_until)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
-        if self.steps_start is None:
-            return
+        if self.steps_start is not None:
+            self._check_first_steps(self.steps_start)
+
+    def _check_first_steps(self, first: int) -> None:
         if self.steps is None:
-            raise ValueError(
-                f"steps_start needs an attack with the parameter steps; {getattr(self.fn, '__name__', 'this attack')} has none"
-            )
-        if not 1 <= self.steps_start <= self.steps:
-            raise ValueError(
-                f"steps_start must be from 1 to the attack's steps {self.steps}, got {self.steps_start}"
-            )
+            name = getattr(self.fn, "__name__", "this attack")
+            raise ValueError(f"steps_start needs an attack with the parameter steps; {name} has none")
+        if not 1 <= first <= self.steps:
+            raise ValueError(f"steps_start must be from 1 to the attack's steps {self.steps}, got {first}")
 
     @cached_property
     def steps(self) -> int | None:
-        """n, the configured steps of the attack; None for an attack without that parameter, to which no step can be added."""
+        """n, the configured steps of the attack; None where it has no such parameter and cannot take more."""
         known = parameters(self.fn).get("steps")
-        return None if known is None else int(self.params.get("steps", known.default))
+        if known is None:
+            return None
+        return int(self.params.get("steps", known.default))
 
     def share(self, t: float) -> float:
-        """r(t) in [0, 1]: the factor on eps at the share t in [0, 1] of the run. Raises ValueError for another t."""
+        """r(t) in [0, 1], the factor on eps. Raises ValueError for t outside [0, 1]."""
         return self.eps_start + (1 - self.eps_start) * _risen(t, self.eps_until)
 
     def steps_at(self, t: float, more_steps: int = 0) -> int | None:
@@ -79,37 +82,47 @@ class Curriculum:
         """
         risen, n = _risen(t, self.steps_until), self.steps
         if more_steps < 0 or (more_steps and n is None):
+            name = getattr(self.fn, "__name__", "the attack")
             raise ValueError(
-                f"cannot add {more_steps} steps to {getattr(self.fn, '__name__', 'the attack')}; use an attack with steps, such as pgd"
+                f"cannot add {more_steps} steps to {name}; use an attack with steps, such as pgd"
             )
         if n is None:
             return None
-        first = n if self.steps_start is None else self.steps_start
+        first = self.steps_start or n
         return first + math.floor((n - first) * risen) + more_steps
 
     def at(self, t: float, more_steps: int = 0) -> tuple[Callable[[Oracle, Tensor, Ball], Tensor], Ball]:
         """(attack, ball) at the share t in [0, 1] of the run; the attack expects that ball.
 
-        An explicit step size a of n steps becomes r(t) * min(a, max(n a, 2.5 eps) / m) for m steps: up to n steps it stays a; beyond, the steps
-        shorten, but reach together what they did and at least pgd's own 2.5 eps. Without `clip` (N-FGSM) nothing takes an overshoot back:
-        r(t) * min(a, n a / m), the same reach in more steps. At eps(t) = 0 the attack answers x and asks the model nothing.
+        An explicit step size of the attack follows the radius and the number of steps, see `_step_size`. At
+        eps(t) = 0 the attack answers x and asks the model nothing.
 
         Raises ValueError as `steps_at` does.
         """
         share, steps = self.share(t), self.steps_at(t, more_steps)
         ball = self.ball if share == 1 else replace(self.ball, eps=self.ball.eps * share)
         if not ball.eps:
-            return _still, ball
-        params = dict(self.params) if steps is None else {**self.params, "steps": steps}
+            return _unmoved, ball
+        params = dict(self.params)
+        if steps is not None:
+            params["steps"] = steps
         if params.get("step_size") is not None:
             params["step_size"] = share * self._step_size(float(params["step_size"]), steps)
         return partial(self.fn, **params), ball
 
-    def _step_size(self, a: float, steps: int | None) -> float:
-        if steps is None or self.steps is None or steps <= self.steps:
+    def _step_size(self, a: float, m: int | None) -> float:
+        """min(a, max(n a, 2.5 eps) / m) for m steps in place of n, at the whole radius.
+
+        Up to n steps it stays a. More steps are shorter: together they reach as far as n steps did, and at
+        least 2.5 eps as pgd's own do. Without `clip` (N-FGSM) nothing takes an overshoot back, so the reach
+        stays n a.
+        """
+        if m is None or self.steps is None or m <= self.steps:
             return a
         reach = self.steps * a
-        return min(a, (max(reach, 2.5 * self.ball.eps) if self.params.get("clip", True) else reach) / steps)
+        if self.params.get("clip", True):
+            reach = max(reach, 2.5 * self.ball.eps)
+        return min(a, reach / m)
 
 
 def _risen(t: float, until: float) -> float:
@@ -119,6 +132,10 @@ def _risen(t: float, until: float) -> float:
     return 1.0 if t >= until else t / until
 
 
-def _still(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
-    """x_adv = x: the only point of a ball of radius 0 (a step size of 0 is refused by the attacks, N-FGSM's noise would leave the ball)."""
+def _unmoved(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
+    """x_adv = x, the only point of a ball of radius 0.
+
+    The configured attack cannot be used there: attacks refuse a step size of 0, and N-FGSM's noise leaves
+    the ball.
+    """
     return oracle.result(x)

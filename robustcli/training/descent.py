@@ -2,88 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.types import Batch, Classifier, LossTerms
+from robustcli.core.types import Batch, LossTerms
 from robustcli.errors import NumericsError, ResourceError, out_of_memory
-from robustcli.runtime.distributed import Ranks, solo
-from robustcli.training.faults import caught, settle
+from robustcli.training.faults import shared_faults
 from robustcli.training.forward import Forward, Shared
 from robustcli.training.hooks import Hook, StepContext
-
-Objective = Callable[[Classifier, Batch], LossTerms]
-Regularizer = Callable[[Classifier, Batch], Tensor]
+from robustcli.training.settings import StepSettings
 
 
 class Descent:
-    """theta <- theta - lr * optimiser(mean over micro-batches and ranks of grad_theta [objective + regularisers]).
+    """theta <- theta - lr * optimiser(grad_theta [objective + regularisers]).
+
+    The gradient is the mean over micro-batches and ranks.
 
     Args:
-        model: the unwrapped classifier.
-        objective: (model, Batch) -> LossTerms, parameters bound.
-        optimizer: updates the model's parameters.
+        settings: model, objective, regularisers, optimiser, hooks, clipping, loss scaling and ranks; see
+            `StepSettings`. Gradients and BatchNorm statistics are averaged over the ranks.
+
+    Attributes:
         forward: the model as it is trained.
-        regularizers: name -> (model, Batch) -> scalar, already weighted; added to the objective. They share its passes.
-        hooks: surround the step; those that average weights come last whatever their order here.
-        grad_clip: largest global l2 norm of the gradient, or None.
-        scaler: torch.amp.GradScaler for fp16, else None.
-        ranks: the processes that train together; gradients and BatchNorm statistics are averaged over them.
+        hooks: those of the settings. A hook that averages weights runs last, so that it sees the step's final
+            weights.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        optimizer: torch.optim.Optimizer,
-        *,
-        forward: Forward,
-        regularizers: dict[str, Regularizer] | None = None,
-        hooks: Sequence[Hook] = (),
-        grad_clip: float | None = None,
-        scaler: Any = None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.model, self.objective, self.optimizer, self.forward = model, objective, optimizer, forward
-        self.regularizers, self.grad_clip, self.scaler = regularizers or {}, grad_clip, scaler
-        self.hooks = sorted(hooks, key=lambda hook: type(hook).averaged is not Hook.averaged)
-        self.ranks = ranks or solo()
+    def __init__(self, settings: StepSettings) -> None:
+        self.model, self.optimizer, self.ranks = settings.model, settings.optimizer, settings.ranks
+        self.objective, self.regularizers = settings.objective, settings.regularizers
+        self.scaler, self.grad_clip = settings.scaler, settings.grad_clip
+        self.hooks = sorted(settings.hooks, key=_averages)
+        self.forward = Forward(
+            settings.model,
+            dtype=settings.dtype,
+            data_parallel=settings.data_parallel,
+            compiled=settings.compiled,
+        )
 
     def __call__(self, batches: Sequence[Batch], progress: float) -> LossTerms:
-        """One update from micro-batches of one batch; each counts by its share of the images.
+        """One update from the micro-batches of one batch; each counts by its share of the images.
 
-        Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, the same on all ranks; parameters,
-        buffers and hooks are then as before.
+        Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, the same on
+        all ranks; parameters, buffers and hooks are then as before.
         """
-        buffers = [(b, b.clone()) for b in self.model.buffers()]
+        buffers = _copies(self.model.buffers())
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         context = StepContext(self.model, lambda wanted: self._gradients(batches, wanted), progress)
         try:
-            terms = self._descend(batches, context)
+            terms = self._accumulate(batches, context)
         except BaseException:
             for hook in reversed(self.hooks):
                 hook.undo(context)
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            _write_back(buffers)
             self.optimizer.zero_grad(set_to_none=True)
             raise
         with _final("the optimiser's step"):
-            if self.scaler is None:
-                self.optimizer.step()
-            else:
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             for hook in self.hooks:
                 hook.after_step(context)
         return terms
 
-    def _descend(self, batches: Sequence[Batch], context: StepContext) -> LossTerms:
-        with caught() as met:
+    def _accumulate(self, batches: Sequence[Batch], context: StepContext) -> LossTerms:
+        """The loss terms; `.grad` then holds what the optimiser needs, the same on all ranks."""
+        with shared_faults(self.ranks):
             for hook in self.hooks:
                 hook.before_loss(context)
             terms = self._backward(batches)
@@ -91,28 +80,28 @@ class Descent:
                 raise NumericsError(
                     "the loss is not finite", hint="lower the learning rate, or clip with train.grad_clip"
                 )
-        settle(self.ranks, met.fault)
         with _final("averaging the gradients"):
             self._average()
             self._check_gradient()
-        for hook in self.hooks:
-            hook.after_backward(context)
         return terms
 
     def _backward(self, batches: Sequence[Batch]) -> LossTerms:
-        """Add the gradients of all micro-batches to `.grad`; the means of loss and parts, detached."""
-        rows = sum(len(batch.y) for batch in batches)
-        sums: dict[str, Tensor] = {}
+        """Add the gradients of all micro-batches to `.grad`; return the means of loss and parts, detached."""
+        images = sum(len(batch.y) for batch in batches)
+        totals: list[Tensor] = []
+        parts: defaultdict[str, list[Tensor]] = defaultdict(list)
         for batch in batches:
-            terms, share = self._terms(batch), len(batch.y) / rows
-            total = terms.total if len(batches) == 1 else terms.total * share
-            (total if self.scaler is None else self.scaler.scale(total)).backward()
-            for name, value in {"": terms.total, **terms.parts}.items():
-                value = value.detach() if len(batches) == 1 else value.detach() * share
-                sums[name] = sums[name] + value if name in sums else value
-        return LossTerms(sums.pop(""), sums)
+            terms, share = self._terms(batch), len(batch.y) / images
+            total = terms.total * share
+            self.scaler.scale(total).backward()
+            totals.append(total.detach())
+            for name, value in terms.parts.items():
+                parts[name].append(value.detach() * share)
+        means = {name: reduce(torch.add, values) for name, values in parts.items()}
+        return LossTerms(reduce(torch.add, totals), means)
 
     def _terms(self, batch: Batch) -> LossTerms:
+        """Objective and regularisers of one micro-batch, with their graph."""
         model = Shared(self.forward)
         terms = self.objective(model, batch)
         if not self.regularizers:
@@ -123,19 +112,19 @@ class Descent:
 
     def _gradients(self, batches: Sequence[Batch], wanted: Sequence[nn.Parameter]) -> list[Tensor]:
         """See `StepContext.gradients`."""
-        buffers = [(b, b.clone()) for b in self.model.buffers()]
-        rows = sum(len(batch.y) for batch in batches)
-        sums = [torch.zeros_like(p) for p in wanted]
-        with caught() as met:
-            for batch in batches:
-                total = self._terms(batch).total * (len(batch.y) / rows)
-                found = torch.autograd.grad(total, list(wanted), allow_unused=True)
-                for into, grad in zip(sums, found, strict=True):
-                    if grad is not None:
-                        into.add_(grad)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        settle(self.ranks, met.fault)
+        buffers = _copies(self.model.buffers())
+        images = sum(len(batch.y) for batch in batches)
+        sums = [torch.zeros_like(parameter) for parameter in wanted]
+        with shared_faults(self.ranks):
+            try:
+                for batch in batches:
+                    total = self._terms(batch).total * (len(batch.y) / images)
+                    grads = torch.autograd.grad(total, list(wanted), allow_unused=True)
+                    for into, grad in zip(sums, grads, strict=True):
+                        if grad is not None:
+                            into.add_(grad)
+            finally:
+                _write_back(buffers)
         with _final("averaging the gradients"):
             self.ranks.mean(sums)
         return sums
@@ -147,25 +136,46 @@ class Descent:
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is None:  # the same list on every rank
                 parameter.grad = torch.zeros_like(parameter)
-        self.ranks.mean([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.ranks.mean([b for b in self.model.buffers() if b.is_floating_point()])
+        self.ranks.mean(self._present_gradients())
+        self.ranks.mean([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
 
     def _check_gradient(self) -> None:
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        """Undo the loss scaling, refuse a gradient that is not finite, clip the others."""
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(self._present_gradients())
         # fp16 gradients overflow now and then: the scaler skips such a step and lowers its scale.
-        if self.scaler is None and not bool(torch.isfinite(norm)):
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
             raise NumericsError(
                 "the gradient is not finite", hint="lower the learning rate, or clip with train.grad_clip"
             )
         if self.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.grad_clip, norm)
 
+    def _present_gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+
+def _averages(hook: Hook) -> bool:
+    """Whether this kind of hook averages weights."""
+    return type(hook).averaged is not Hook.averaged
+
+
+def _copies(buffers: Iterator[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(buffer, copy of what it holds now)."""
+    return [(buffer, buffer.clone()) for buffer in buffers]
+
+
+def _write_back(copies: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, before in copies:
+        buffer.copy_(before)
+
 
 @contextmanager
 def _final(what: str) -> Iterator[None]:
-    """Out of memory inside ends the run: some weights, or some ranks, may have gone on already, so the step cannot be tried again."""
+    """Out of memory inside ends the run.
+
+    Some weights, or some ranks, may have gone on already, so the step cannot be tried again.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

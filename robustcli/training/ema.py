@@ -9,13 +9,13 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from robustcli.registry import hooks
-from robustcli.training.average import WeightCopy, take_over
+from robustcli.training.average import WeightCopy, load_tensors
 from robustcli.training.hooks import Hook, StepContext
 from robustcli.training.schedules import Share
 
 
 class MovingAverage(Hook):
-    """theta' and t, the updates since the warm-up."""
+    """Holds theta' and t, the number of updates since the warm-up."""
 
     def __init__(self, model: nn.Module, decay: float, warmup: float) -> None:
         self.decay, self.warmup = decay, warmup
@@ -37,15 +37,16 @@ class MovingAverage(Hook):
         return {**self._copy.tensors(), "count": self._count}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        take_over(self.state(), state, "ema")
+        load_tensors(self.state(), state, "ema")
 
 
-@hooks.register("ema", extra_losses=0)
+@hooks.register("ema", extra_losses=0, publishes="weights")
 def ema(model: nn.Module, *, decay: Annotated[float, Ge(0), Lt(1)] = 0.995, warmup: Share = 0.025) -> Hook:
-    """theta' <- tau theta' + (1 - tau) theta,  tau = min(decay, (1 + t) / (10 + t)),  t = 0, 1, ... updates so far.
+    """theta' <- tau theta' + (1 - tau) theta,  tau = min(decay, (1 + t) / (10 + t)),  t = updates so far.
 
-    theta' starts as a copy of theta and follows it bitwise in the warm-up. Buffers, so also BatchNorm's running statistics, are copied from
-    the live model after each step. `averaged` is there from the beginning. Cost: one more copy of the model, no pass.
+    theta' starts as a copy of theta and follows it bitwise in the warm-up. Buffers, and with them BatchNorm's
+    running statistics, are copied from the live model after each step. There is an average from the first
+    step on. Cost: one more copy of the model, no pass.
 
     Args:
         model: the classifier that is trained, on its device and in its memory format.
@@ -55,7 +56,8 @@ def ema(model: nn.Module, *, decay: Annotated[float, Ge(0), Lt(1)] = 0.995, warm
     Raises:
         ValueError: decay or warmup out of range.
 
-    Source: Polyak averaging as in Gowal et al., 2020, arXiv:2010.03593, and Rebuffi et al., NeurIPS 2021, arXiv:2103.01946.
+    Source: Polyak averaging as in Gowal et al., 2020, arXiv:2010.03593, and Rebuffi et al., NeurIPS 2021,
+        arXiv:2103.01946.
     """
     if not 0 <= decay < 1 or not 0 <= warmup < 1:
         raise ValueError(f"decay and warmup must be in [0, 1), got {decay} and {warmup}")

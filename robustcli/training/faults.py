@@ -3,67 +3,70 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
 from robustcli.errors import Interrupted, NumericsError, out_of_memory
 from robustcli.runtime.distributed import Ranks
 
-T = TypeVar("T")
-
 #: Faults that leave the run as it was: a stop request, no memory, numbers that are not finite.
-FAULTS = (Interrupted, torch.OutOfMemoryError, NumericsError)
+FAULTS: tuple[type[BaseException], ...] = (Interrupted, torch.OutOfMemoryError, NumericsError)
 
 
 @dataclass
 class Caught:
-    """What happened in a `caught` block."""
+    """The fault that ended a `caught` block, or None."""
 
     fault: BaseException | None = None
 
 
 @contextmanager
 def caught() -> Iterator[Caught]:
-    """Keep one of FAULTS that is raised inside, for `settle`; every way in which memory runs out is torch.OutOfMemoryError then."""
-    found = Caught()
+    """Keep one of FAULTS that is raised inside, so that `raise_everywhere` can tell the other ranks of it.
+
+    Memory runs out in several ways (see `out_of_memory`); each is kept as torch.OutOfMemoryError.
+    """
+    result = Caught()
     try:
-        yield found
+        yield result
     except FAULTS as error:
-        found.fault = error
+        result.fault = error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        found.fault = torch.OutOfMemoryError(str(error))
+        result.fault = torch.OutOfMemoryError(str(error))
 
 
-def together(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work` gives; a fault that any rank meets in it is raised on all of them, see `settle`."""
-    with caught() as met:
-        found = work()
-    settle(ranks, met.fault)
-    return found
+@contextmanager
+def shared_faults(ranks: Ranks) -> Iterator[None]:
+    """One of FAULTS that any rank meets inside is raised on every rank when the block ends."""
+    with caught() as block:
+        yield
+    raise_everywhere(ranks, block.fault)
 
 
-def settle(ranks: Ranks, fault: BaseException | None) -> None:
-    """Raise `fault` here, or what another rank met, on every rank alike; returns when no rank has any. One small all-reduce.
+def raise_everywhere(ranks: Ranks, fault: BaseException | None) -> None:
+    """Raise `fault`, or the fault of another rank, on all ranks alike; return where no rank has one.
 
-    Without it a rank that leaves a step would let the others wait in the next collective for ever.
+    Without this a rank that leaves a step would let the others wait for ever in the next collective. Where
+    ranks have met faults of different kinds, all raise the kind that comes first in FAULTS. Cost: one small
+    all-reduce.
     """
-    met = ranks.agree(*(isinstance(fault, kind) for kind in FAULTS))
+    anywhere = ranks.agree(*(isinstance(fault, kind) for kind in FAULTS))
     if fault is not None and not isinstance(fault, FAULTS):
         raise fault
-    for kind, anywhere in zip(
-        FAULTS, met, strict=True
-    ):  # the same kind on every rank, whatever else one of them met
-        if anywhere:
-            raise fault if fault is not None and isinstance(fault, kind) else _elsewhere(kind)
+    for kind, raised in zip(FAULTS, anywhere, strict=True):
+        if raised and isinstance(fault, kind):
+            raise fault
+        if raised:
+            raise _elsewhere(kind)
 
 
 def _elsewhere(kind: type[BaseException]) -> BaseException:
+    """What this rank raises for a fault of another one."""
     if kind is Interrupted:
         return Interrupted("another rank was asked to stop", signum=signal.SIGTERM)
     if kind is NumericsError:

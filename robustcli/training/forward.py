@@ -1,4 +1,4 @@
-"""The model as it is trained: precision, layout, compilation, recomputation. Pixels in, float32 logits out."""
+"""The model as it is trained: precision, compilation, recomputation. Pixels in, float32 logits out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ class Forward:
     """Pixels [B, C, H, W] -> logits [B, K] in float32.
 
     Args:
-        model: the classifier; the passes go through `parallel` when it is given (a DataParallel around it).
+        model: the classifier.
         dtype: autocast type; float32 means none.
-        compiled: run through torch.compile; a model that does not compile runs as it is, and `note` says why.
+        data_parallel: run on all GPUs of this process; then nothing is compiled.
+        compiled: run through torch.compile.
+
+    Attributes:
+        note: why a model that should be compiled runs as it is; "" otherwise.
     """
 
     def __init__(
@@ -28,40 +32,49 @@ class Forward:
         model: nn.Module,
         *,
         dtype: torch.dtype = torch.float32,
-        parallel: nn.Module | None = None,
+        data_parallel: bool = False,
         compiled: bool = False,
     ) -> None:
         self.dtype, self.note = dtype, ""
-        self._plain: Callable[[Tensor], Tensor] = parallel if parallel is not None else model
-        self._run = torch.compile(model) if compiled and parallel is None else self._plain
-        self._proven = self._run is self._plain
+        self._plain: Callable[[Tensor], Tensor] = model
+        if data_parallel:
+            self._plain = nn.DataParallel(model)
+        self._run: Callable[[Tensor], Tensor] = self._plain
+        self._proven = not compiled or data_parallel
+        if not self._proven:
+            self._run = torch.compile(model)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One forward pass with its graph, counted by nobody."""
+        """One forward pass with its graph."""
         with self._autocast(x):
-            if self._proven:
-                plain: Tensor = self._run(x).float()
-                return plain
-            try:
-                logits = self._run(x)
-                self._proven = True
-            except Exception as failure:  # whatever the compiler cannot take, the model itself can
-                if out_of_memory(failure):
-                    raise
-                self.note = f"not compiled: {type(failure).__name__}"
-                self._run, self._proven = self._plain, True
-                logits = self._plain(x)
-        found: Tensor = logits.float()
-        return found
+            if not self._proven:
+                return self._first_compiled_pass(x).float()
+            return self._run(x).float()
+
+    def _first_compiled_pass(self, x: Tensor) -> Tensor:
+        """Compile; whatever the compiler cannot take, the model itself can."""
+        try:
+            logits = self._run(x)
+        except Exception as failure:
+            if out_of_memory(failure):
+                raise
+            self.note = f"not compiled: {type(failure).__name__}"
+            self._run = self._plain
+            logits = self._plain(x)
+        self._proven = True
+        return logits
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
-        return (
-            nullcontext() if self.dtype is torch.float32 else torch.autocast(x.device.type, dtype=self.dtype)
-        )
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=self.dtype)
 
 
 class Shared:
-    """A classifier that answers the same pixels once: objective and regularisers then share passes and their graph."""
+    """A classifier that answers the same pixels once.
+
+    Through it objective and regularisers share passes and their graph.
+    """
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self._model = model
@@ -78,18 +91,20 @@ class Shared:
 
 
 def recompute(model: nn.Module) -> int:
-    """Let each residual block forget its activations and compute them again in the backward pass; returns how many blocks do so.
+    """Let each residual block forget its activations and compute them again in the backward pass.
 
-    A block is a member of an nn.Sequential or nn.ModuleList that holds at least two modules with weights of their own. Memory falls from all
-    activations to those between the blocks, for one more forward pass. The second pass uses the statistics of the batch again and moves no
-    BatchNorm buffer: without that, running statistics would move twice a step. Source: Chen et al., 2016, arXiv:1604.06174.
+    Returns how many blocks do so. A block is a member of an nn.Sequential or nn.ModuleList that holds at
+    least two modules with weights of their own. Only the activations between blocks stay in memory, for one
+    more forward pass. That second pass moves no BatchNorm buffer: otherwise running statistics would move
+    twice a step.
+    Source: Chen et al., 2016, arXiv:1604.06174.
     """
+    lists = [module for module in model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList))]
+    members = [member for parent in lists for member in parent.children()]
     blocks = [
-        child
-        for parent in model.modules()
-        if isinstance(parent, (nn.Sequential, nn.ModuleList))
-        for child in parent.children()
-        if not isinstance(child, (nn.Sequential, nn.ModuleList)) and _layers(child) >= 2
+        member
+        for member in members
+        if not isinstance(member, (nn.Sequential, nn.ModuleList)) and _layers(member) >= 2
     ]
     for block in blocks:
         block.forward = _Recomputed(block)
@@ -97,6 +112,7 @@ def recompute(model: nn.Module) -> int:
 
 
 def _layers(module: nn.Module) -> int:
+    """How many modules inside have weights of their own."""
     return sum(1 for part in module.modules() if next(part.parameters(recurse=False), None) is not None)
 
 
@@ -114,26 +130,27 @@ class _Recomputed:
             self._block,
             *inputs,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _still(self._block)),
+            context_fn=lambda: (nullcontext(), _unmoved_statistics(self._block)),
             preserve_rng_state=True,
         )
 
 
 @contextmanager
-def _still(block: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm uses the batch as before (the same tensors are saved for the backward pass) but moves nothing: momentum 0."""
-    norms = [
-        (m, m.momentum, m.num_batches_tracked)
-        for m in block.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
-    ]
-    counts = [None if count is None else count.clone() for _, _, count in norms]
+def _unmoved_statistics(block: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm normalises by the batch as before but moves no running statistics: momentum 0.
+
+    It stays in training mode, because the second pass must save the same tensors for the backward pass.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    momenta = [(norm, norm.momentum) for norm in norms if norm.track_running_stats]
+    counters = [norm.num_batches_tracked for norm, _ in momenta if norm.num_batches_tracked is not None]
+    before = [counter.clone() for counter in counters]
     try:
-        for norm, _, _ in norms:
+        for norm, _ in momenta:
             norm.momentum = 0.0
         yield
     finally:
-        for (norm, momentum, count), before in zip(norms, counts, strict=True):
+        for norm, momentum in momenta:
             norm.momentum = momentum
-            if count is not None and before is not None:
-                count.copy_(before)
+        for counter, number in zip(counters, before, strict=True):
+            counter.copy_(number)

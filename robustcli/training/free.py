@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
@@ -15,49 +13,35 @@ from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch, LossTerms
 from robustcli.errors import CheckpointError
 from robustcli.registry import steps
-from robustcli.training.steps import MinMax
+from robustcli.training.descent import Descent
+from robustcli.training.settings import StepSettings
+from robustcli.training.step import Step
 
 
-@dataclass
-class Free(MinMax):
-    """m times on one batch:  g = grad of the outer loss at x + delta;  theta <- theta - lr g_theta;  delta <- P(delta + a steepest(g_x)).
+class Free:
+    """m times on one batch: the gradient at x + delta moves the weights, then delta.
 
-    delta [B, C, H, W] belongs to the places of the batch and goes on from batch to batch, 0 at the first. Cost: 3 passes a replay, and m
-    updates of the weights a step; the attack of the configuration is not used. Micro-batches and regularisers are not possible.
+    delta [B, C, H, W] belongs to the places of the batch, not to images: it goes on from batch to batch, 0 at
+    the first. Cost: 3 passes a replay, and m updates of the weights a step. Micro-batches are not possible.
 
     Args:
+        settings: model, objective, ball and optimiser; its attack is not used.
         replays: m, >= 1.
         step_size: a, pixel units; None means eps.
 
     Source: Shafahi et al., NeurIPS 2019, arXiv:1904.12843, Algorithm 1.
     """
 
-    replays: int = 4
-    step_size: float | None = None
-    _delta: Tensor | None = field(default=None, init=False)
+    def __init__(self, settings: StepSettings, replays: int = 4, step_size: float | None = None) -> None:
+        self.settings, self.replays, self.step_size = settings, replays, step_size
+        self.descent = Descent(settings)
+        self.micro_batch: int | None = None
+        self._delta: Tensor | None = None
 
-    def state(self) -> dict[str, Tensor]:
-        """delta of the whole batch, when there is one. Every rank must ask: each has the rows of its own places."""
-        if self._delta is None or self.ranks.world == 1:
-            return {} if self._delta is None else {"delta": self._delta}
-        parts = [torch.zeros_like(self._delta, dtype=torch.float64) for _ in range(self.ranks.world)]
-        parts[self.ranks.rank] = self._delta.double() * self.ranks.world
-        self.ranks.mean(parts)  # exact: one summand is not 0, and float64 holds a small multiple of a float32
-        return {"delta": torch.cat(parts).to(self._delta.dtype)}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Raises CheckpointError for anything but delta, or one that the ranks cannot share."""
-        if set(state) - {"delta"}:
-            raise CheckpointError(
-                f"unknown tensors {sorted(set(state) - {'delta'})} in the state of the free step"
-            )
-        delta, world = state.get("delta"), self.ranks.world
-        if delta is not None and len(delta) % world:
-            raise CheckpointError(
-                f"the free step's delta of {len(delta)} places cannot be shared by {world} processes",
-                hint="resume with as many as before",
-            )
-        self._delta = None if delta is None else delta.chunk(world)[self.ranks.rank].clone()
+    @property
+    def twin_note(self) -> str:
+        """Empty: nothing is searched."""
+        return ""
 
     def __call__(
         self,
@@ -70,52 +54,102 @@ class Free(MinMax):
         y_soft: Tensor | None = None,
         progress: float = 0.5,
     ) -> LossTerms:
-        """See `MinMax.__call__`; the terms are those of the last replay. A stop request waits for the end of the step."""
-        ball = self.threat(progress)[1]
+        """See `Step`; the terms are those of the last replay.
+
+        A stop request waits for the end of the step.
+        """
+        _, ball = self.settings.threat(progress)
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
-        x = self.laid_out(x)
-        delta = torch.zeros_like(x) if self._delta is None else self._delta.to(x.device)
+        x = self.settings.laid_out(x)
+        delta = self._delta_for(x)
+        own = delta[: len(x)]
+        terms = LossTerms(x.new_zeros(()))
+        for _ in range(self.replays):
+            point = (x + own).clamp_(ball.low, ball.high).requires_grad_(True)
+            terms = self.descent([Batch(x, y, point, ids, ball, rng, y_soft)], progress)
+            own = self._moved(own, point.grad, ball)
+        # A shorter batch leaves the last places as they were.
+        self._delta = own if len(own) == len(delta) else torch.cat((own, delta[len(own) :]))
+        return terms
+
+    def _delta_for(self, x: Tensor) -> Tensor:
+        """delta on the device of x; it has at least as many places as x."""
+        if self._delta is None:
+            return torch.zeros_like(x)
+        delta = self._delta.to(x.device)
         if delta.shape[1:] != x.shape[1:] or len(delta) < len(x):
             raise CheckpointError(
                 f"the free step's delta has shape {tuple(delta.shape)}, the batch {tuple(x.shape)}",
                 hint="resume with the same batch size",
             )
-        own = delta[: len(x)]
-        size = (
-            ball.eps if self.step_size is None else self.step_size * ball.eps / max(self.ball.eps, 1e-12)
-        )  # a length follows the radius
-        around = Ball(
-            ball.norm, ball.eps, -1.0, 1.0
-        )  # delta moves in the ball around 0; the box is that of the pixels
-        terms = LossTerms(x.new_zeros(()))
-        for _ in range(self.replays):
-            point = (x + own).clamp_(ball.low, ball.high).requires_grad_(True)
-            terms = self.descent([Batch(x, y, point, ids, ball, rng, y_soft)], progress)
-            grad = torch.zeros_like(x) if point.grad is None else point.grad.nan_to_num(0.0, 0.0, 0.0)
-            moved = own + size * around.steepest(grad, own)
-            own = around.project(torch.zeros_like(x), moved)
-        self._delta = own if len(delta) == len(x) else torch.cat((own, delta[len(x) :]))
-        return terms
+        return delta
+
+    def _moved(self, delta: Tensor, grad: Tensor | None, ball: Ball) -> Tensor:
+        """P(delta + a steepest(grad)), P the projection onto the ball around 0."""
+        origin = torch.zeros_like(delta)
+        if grad is None:
+            grad = origin
+        size = ball.eps
+        if self.step_size is not None:  # a length follows the radius
+            size = self.step_size * ball.eps / max(self.settings.ball.eps, 1e-12)
+        # The box of the pixels does not bound delta; -1 to 1 bounds nothing that x + delta could use.
+        around = Ball(ball.norm, ball.eps, -1.0, 1.0)
+        steepest = around.steepest(grad.nan_to_num(0.0, 0.0, 0.0), delta)
+        return around.project(origin, delta + size * steepest)
 
     def halve(self, rows: int) -> int:
         """0: every place of the batch has its delta and its update; a smaller batch is another training."""
         return 0
 
+    def state(self) -> dict[str, Tensor]:
+        """delta of the whole batch, when there is one.
+
+        Every rank must call this: each has the rows of its own places.
+        """
+        delta, ranks = self._delta, self.settings.ranks
+        if delta is None:
+            return {}
+        if ranks.world == 1:
+            return {"delta": delta}
+        parts = [torch.zeros_like(delta, dtype=torch.float64) for _ in range(ranks.world)]
+        parts[ranks.rank] = delta.double() * ranks.world
+        ranks.mean(parts)  # exact: one summand is not 0, and float64 holds a small multiple of a float32
+        return {"delta": torch.cat(parts).to(delta.dtype)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Raises CheckpointError for anything but delta, or one that the ranks cannot share."""
+        if set(state) - {"delta"}:
+            raise CheckpointError(
+                f"unknown tensors {sorted(set(state) - {'delta'})} in the state of the free step"
+            )
+        delta, ranks = state.get("delta"), self.settings.ranks
+        if delta is None:
+            self._delta = None
+            return
+        if len(delta) % ranks.world:
+            raise CheckpointError(
+                f"the free step's delta of {len(delta)} places cannot be shared by {ranks.world} processes",
+                hint="resume with as many as before",
+            )
+        self._delta = delta.chunk(ranks.world)[ranks.rank].clone()
+
 
 @steps.register("free", attacks=False)
 def free(
-    settings: Mapping[str, Any],
+    settings: StepSettings,
     *,
     replays: Annotated[int, Ge(1)] = 4,
     step_size: Annotated[float, Gt(0)] | None = None,
-) -> MinMax:
-    """g = grad L(theta, x + delta);  theta <- theta - lr g_theta;  delta <- P(delta + a steepest(g_x)):  m times on each batch.
+) -> Step:
+    """g = grad L(theta, x + delta);  theta <- theta - lr g_theta;  delta <- P(delta + a steepest(g_x)).
+
+    All of this happens m times on each batch.
 
     Args:
-        settings: the fields of `MinMax`; its attack is not used.
+        settings: what every step is given; the attack in it is not used.
         replays: m, >= 1: updates per batch. Divide the epochs of another recipe by m.
         step_size: a, pixel units; None means eps.
 
     Source: Shafahi et al., NeurIPS 2019, arXiv:1904.12843, Algorithm 1.
     """
-    return Free(**settings, replays=replays, step_size=step_size)
+    return Free(settings, replays, step_size)

@@ -1,7 +1,7 @@
 """Guards of a training run: small rules that read each validation and say when training goes wrong.
 
-They see validation images only, never test images, and draw nothing. `state()` is plain JSON and saved in every checkpoint, so a resumed run
-raises the same alarms at the same step.
+They see validation images only, never test images, and draw nothing. `state()` is plain JSON and saved in
+every checkpoint, so a resumed run raises the same alarms at the same step.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ Action = Literal["none", "warn", "stop", "rollback"]
 
 
 def spread(p: float, q: float, n: int) -> float:
-    """sqrt((p'(1 - p') + q'(1 - q')) / (n + 2)),  p' = (n p + 1) / (n + 2): standard deviation of the difference of two proportions of n.
+    """sqrt((p'(1 - p') + q'(1 - q')) / (n + 2)),  p' = (n p + 1) / (n + 2), q' likewise.
 
-    One success and one failure are added to each, so that it is not 0 at p = q = 1. The guards compare verdicts on the same n images, whose
-    difference varies less than that of two samples: alarms come rather too seldom than too often. p, q in [0, 1], n >= 1, else ValueError.
+    The standard deviation of the difference of two proportions p and q of n. One success and one failure are
+    added to each, so that it is not 0 at p = q = 1. The guards compare verdicts on the same n images. Their
+    difference varies less than that of two samples, so alarms come rather too seldom than too often.
+
+    Raises ValueError: p or q outside [0, 1], n < 1.
     Source: Agresti & Caffo, The American Statistician 54, 2000.
     """
     if n < 1 or not (0 <= p <= 1 and 0 <= q <= 1):
         raise ValueError(f"accuracies are fractions in [0, 1] of n >= 1 images, got {p} and {q} of {n}")
-    return math.sqrt(sum(r * (1 - r) for r in ((n * p + 1) / (n + 2), (n * q + 1) / (n + 2))) / (n + 2))
+    adjusted = [(n * share + 1) / (n + 2) for share in (p, q)]
+    return math.sqrt(sum(share * (1 - share) for share in adjusted) / (n + 2))
 
 
 class Guard:
-    """What all guards share: the fields named in `kept` are what they remember."""
+    """What all guards share. The fields named in `kept` are what a guard remembers between validations."""
 
     kept: ClassVar[tuple[str, ...]] = ()
 
@@ -52,7 +56,8 @@ class Guard:
 class EarlyStopping(Guard):
     """Stop when `patience` validations in a row brought no better model.
 
-    patience: >= 1, else ValueError; None trains to the end.  Source: for robust training Rice et al., ICML 2020, arXiv:2002.11569.
+    patience: >= 1, else ValueError; None trains to the end.
+    Source: for robust training Rice et al., ICML 2020, arXiv:2002.11569.
     """
 
     kept = ("waited",)
@@ -71,9 +76,11 @@ class EarlyStopping(Guard):
 
 @dataclass
 class OverfittingWatch(Guard):
-    """best - last > 2 spread(best, last, n): the robust accuracy on validation images has fallen for good (robust overfitting).
+    """best - last > 2 spread(best, last, n): robust accuracy on validation images has fallen for good.
 
-    n: validation images, >= 1.  Source: Rice et al., ICML 2020, arXiv:2002.11569 (7.9 points on CIFAR-10 between the best and the last of 200 epochs).
+    That is robust overfitting. n: validation images, >= 1.
+    Source: Rice et al., ICML 2020, arXiv:2002.11569: 7.9 points on CIFAR-10 between the best and the last of
+        200 epochs.
     """
 
     kept = ("best", "best_epoch", "last", "said")
@@ -84,54 +91,67 @@ class OverfittingWatch(Guard):
     said: bool = field(default=False, init=False)
 
     def update(self, robust_acc: float, epoch: float) -> str:
-        """`text`, the first time that there is one; else "". robust_acc in [0, 1], else ValueError; epoch: passes over the data so far."""
-        spread(robust_acc, robust_acc, self.n)
+        """The alarm in one line, the first time that there is one; else "".
+
+        robust_acc: in [0, 1], else ValueError.  epoch: passes over the data so far.
+        """
+        spread(robust_acc, robust_acc, self.n)  # raises for what is no accuracy
         self.last = robust_acc
         if self.best is None or robust_acc > self.best:
             self.best, self.best_epoch = robust_acc, epoch
-        text = "" if self.said else self.text
-        self.said = self.said or bool(text)
-        return text
+        if self.said:
+            return ""
+        self.said = bool(self.text)
+        return self.text
 
     @property
     def gap(self) -> float:
         """best - last in points (percent), >= 0; 0 before the first validation."""
-        return 0.0 if self.best is None or self.last is None else 100 * (self.best - self.last)
+        if self.best is None or self.last is None:
+            return 0.0
+        return 100 * (self.best - self.last)
 
     @property
     def text(self) -> str:
         """The alarm in one line as of the last validation; "" when the gap may be chance."""
-        if (
-            self.best is None
-            or self.last is None
-            or self.best - self.last <= 2 * spread(self.best, self.last, self.n)
-        ):
+        if self.best is None or self.last is None:
+            return ""
+        if self.best - self.last <= 2 * spread(self.best, self.last, self.n):
             return ""
         where = f"best {100 * self.best:.1f} % at epoch {self.best_epoch:.4g}, last {100 * self.last:.1f} %"
         return f"robust overfitting: {where}: {self.gap:.1f} points lost"
 
 
-#: Fractions; each is raised to three standard deviations where few validation images make it larger.
+#: Limits of `CatastrophicOverfitting`, fractions. With few validation images three standard deviations take
+#: their place.
 DROP, SPLIT, COLLAPSED = 0.10, 0.15, 0.50
 MAX_ROLLBACKS = 3
 
 
 @dataclass
 class CatastrophicOverfitting(Guard):
-    """best - robust > max(0.10, 3 spread) and fgsm - robust > max(0.15, 3 spread, split at best): one-step accuracy holds, true robustness is gone.
+    """best - robust > max(0.10, 3 spread)  and  fgsm - robust > max(0.15, 3 spread, split at best).
 
-    Or fgsm - robust > max(0.50, 3 spread) alone: a network that had collapsed before its first validation has no better past. Why these
-    numbers: Wong et al. stop when PGD accuracy on a training batch falls by 0.20, three standard deviations for their 128 images; on more
-    images half of that is as sure. In a healthy one-step network fgsm - robust is usually below 0.10, in a collapsed one near 1. In robust
-    overfitting both accuracies fall together: no alarm here. A rollback takes the best weights and gives the attack one step more
-    (`more_steps`), for the collapse lives on points inside the ball that a single step never visits.
+    Accuracy under one-step attacks then holds while true robustness is gone. fgsm - robust > max(0.50, 3
+    spread) is an alarm by itself: a network that had collapsed before its first validation has no better past
+    to fall from.
+
+    Why these numbers: Wong et al. stop when PGD accuracy on a training batch falls by 0.20, three standard
+    deviations for their 128 images; on more images half of that is as sure. In a healthy one-step network
+    fgsm - robust is usually below 0.10, in a collapsed one near 1. In robust overfitting both accuracies fall
+    together: no alarm here.
+
+    A rollback takes the best weights and gives the attack one step more (`more_steps`), for the collapse
+    lives on points inside the ball that a single step never visits.
 
     Args:
-        mode: "off", "warn" (once per collapse), "stop", or "rollback": at most 3 times, then stop. Another raises ValueError.
+        mode: "off", "warn" (once per collapse), "stop", or "rollback" (at most 3 times, then stop); else
+            ValueError.
         n: validation images, >= 1; both accuracies are measured on all of them, at the whole eps.
 
-    Source: Wong et al., ICLR 2020, arXiv:2001.03994; Andriushchenko & Flammarion, NeurIPS 2020, arXiv:2007.02617; de Jorge et al., NeurIPS
-        2022, arXiv:2202.01181. Recovery with multi-step attacks: Li et al., 2020, arXiv:2006.03089.
+    Source: Wong et al., ICLR 2020, arXiv:2001.03994; Andriushchenko & Flammarion, NeurIPS 2020,
+        arXiv:2007.02617; de Jorge et al., NeurIPS 2022, arXiv:2202.01181. Recovery with multi-step attacks:
+        Li et al., 2020, arXiv:2006.03089.
     """
 
     kept = ("best_robust", "best_split", "rollbacks", "alarmed")
@@ -153,37 +173,58 @@ class CatastrophicOverfitting(Guard):
         return self.rollbacks
 
     def update(self, fgsm_acc: float, robust_acc: float, *, newest_is_best: bool = False) -> Action:
-        """What to do after this validation; `text` then says why in one line ("" for "none"). Accuracies in [0, 1], else ValueError.
+        """What to do after this validation; `text` then says why in one line, "" for "none".
 
-        newest_is_best: this very model is the best so far: there is no better one to go back to.
+        Args:
+            fgsm_acc, robust_acc: in [0, 1], else ValueError.
+            newest_is_best: this very model is the best so far, so there is no better one to go back to.
         """
-        collapsed, known = self._collapsed(fgsm_acc, robust_acc), self.alarmed
+        collapsed, alarmed_before = self._collapsed(fgsm_acc, robust_acc), self.alarmed
         self.text, self.alarmed = "", collapsed
-        if not collapsed and (self.best_robust is None or robust_acc > self.best_robust):
-            self.best_robust, self.best_split = robust_acc, fgsm_acc - robust_acc
-        if not collapsed or self.mode == "off" or (self.mode == "warn" and known):
+        if not collapsed:
+            self._note_healthy(fgsm_acc, robust_acc)
             return "none"
-        action: Action = "stop" if self.mode == "rollback" and self.rollbacks >= MAX_ROLLBACKS else self.mode
-        self.rollbacks += action == "rollback"
-        best = "" if self.best_robust is None else f" (best {100 * self.best_robust:.1f} %)"
-        measured = f"FGSM accuracy {100 * fgsm_acc:.1f} %, robust {100 * robust_acc:.1f} %{best}"
+        if self.mode == "off" or (self.mode == "warn" and alarmed_before):
+            return "none"
+        action: Action = self.mode
         remedy = "use more attack steps, a smaller step_size, a wider start (N-FGSM) or a smaller eps"
-        if action == "rollback":
-            back = "no better weights to go back to" if newest_is_best else "the best weights again"
-            remedy = f"rollback {self.rollbacks} of {MAX_ROLLBACKS}: {back}, attack steps + {self.more_steps}"
-        self.text = f"catastrophic overfitting: {measured}; {remedy}"
+        if action == "rollback" and self.rollbacks >= MAX_ROLLBACKS:
+            action = "stop"
+        elif action == "rollback":
+            self.rollbacks += 1
+            remedy = self._described_rollback(newest_is_best)
+        self.text = f"catastrophic overfitting: {self._measured(fgsm_acc, robust_acc)}; {remedy}"
         return action
 
     def _collapsed(self, fgsm: float, robust: float) -> bool:
         split, chance = fgsm - robust, 3 * spread(fgsm, robust, self.n)
-        best = robust if self.best_robust is None else self.best_robust
-        fallen = best - robust > max(DROP, 3 * spread(best, robust, self.n))
-        return split > max(COLLAPSED, chance) or (fallen and split > max(SPLIT, chance, self.best_split))
+        if split > max(COLLAPSED, chance):
+            return True
+        if self.best_robust is None:
+            return False
+        fallen = self.best_robust - robust > max(DROP, 3 * spread(self.best_robust, robust, self.n))
+        return fallen and split > max(SPLIT, chance, self.best_split)
+
+    def _note_healthy(self, fgsm: float, robust: float) -> None:
+        """Remember the best validation of a network that had not collapsed."""
+        if self.best_robust is None or robust > self.best_robust:
+            self.best_robust, self.best_split = robust, fgsm - robust
+
+    def _measured(self, fgsm: float, robust: float) -> str:
+        best = "" if self.best_robust is None else f" (best {100 * self.best_robust:.1f} %)"
+        return f"FGSM accuracy {100 * fgsm:.1f} %, robust {100 * robust:.1f} %{best}"
+
+    def _described_rollback(self, newest_is_best: bool) -> str:
+        back = "no better weights to go back to" if newest_is_best else "the best weights again"
+        return f"rollback {self.rollbacks} of {MAX_ROLLBACKS}: {back}, attack steps + {self.more_steps}"
 
 
 @dataclass
 class StuckLoss(Guard):
-    """mean loss >= 0.99 ln K in two intervals in a row after a tenth of the run: all images get one answer. num_classes: K >= 2, else ValueError."""
+    """mean loss >= 0.99 ln K in two intervals in a row after a tenth of the run: all images get one answer.
+
+    num_classes: K >= 2, else ValueError.
+    """
 
     kept = ("count", "said")
     num_classes: int
@@ -195,15 +236,23 @@ class StuckLoss(Guard):
             raise ValueError(f"num_classes must be >= 2, got {self.num_classes}")
 
     def update(self, loss: float, t: float) -> str:
-        """The alarm in one line, once; else "". t: share of all steps done, in [0, 1].
+        """The alarm in one line, once; else "".
 
-        loss: mean training cross-entropy since the last validation, nats; the part "natural" where there is one, else "adversarial". A total
-        with a weighted second term, and MART's boosted cross-entropy, lie above ln K in healthy runs.
+        Args:
+            loss: mean training cross-entropy since the last validation, nats. A total with a weighted second
+                term, and MART's boosted cross-entropy, lie above ln K in healthy runs and do not fit here.
+            t: share of all steps done, in [0, 1].
         """
         limit = math.log(self.num_classes)
-        self.count = self.count + 1 if t >= 0.1 and loss >= 0.99 * limit else 0
+        if t >= 0.1 and loss >= 0.99 * limit:
+            self.count += 1
+        else:
+            self.count = 0
         if self.said or self.count < 2:
             return ""
         self.said = True
-        at = f"{'stuck at' if loss <= 1.01 * limit else f'{loss:.3f} is above'} ln {self.num_classes} = {limit:.3f}"
-        return f"loss {at}: the network answers with class frequencies; lower eps or use eps warm-up (train.curriculum), or lower lr"
+        where = "stuck at" if loss <= 1.01 * limit else f"{loss:.3f} is above"
+        return (
+            f"loss {where} ln {self.num_classes} = {limit:.3f}: the network answers with class frequencies; "
+            "lower eps or use eps warm-up (train.curriculum), or lower lr"
+        )

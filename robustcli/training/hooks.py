@@ -1,4 +1,7 @@
-"""What may surround a training step: weight perturbation, weight averaging. A hook knows no objective and no attack."""
+"""What may surround a training step: weight perturbation, weight averaging.
+
+A hook knows no objective and no attack.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ class StepContext:
     """What a hook sees of one training step.
 
     Args:
-        model: the unwrapped classifier that is trained, in training mode.
-        gradients: parameters -> gradients of the outer loss of this batch at the present weights, the mean over micro-batches and ranks,
-            detached; one more forward and backward pass. Zeros for a parameter that the loss does not reach. BatchNorm buffers are as
-            before afterwards; `.grad` is not touched.
+        model: the classifier that is trained, not wrapped, in training mode.
+        gradients: parameters -> gradients of the outer loss of this batch at the present weights, detached,
+            the mean over micro-batches and ranks. Zeros for a parameter that the loss does not reach. It
+            costs one more forward and backward pass, leaves BatchNorm's buffers as before and does not touch
+            `.grad`.
         progress: t in (0, 1), the share of all steps done, taken at the middle of the step.
     """
 
@@ -26,17 +30,14 @@ class StepContext:
 
 
 class Hook:
-    """One wrapper of the training step. Every method may stay as it is.
+    """What surrounds each training step. A hook overrides the methods that it needs; the others do nothing.
 
-    A step calls `before_loss` of each hook, computes the outer loss and its gradients, calls `after_backward`, steps the optimiser, calls
-    `after_step`. When loss or gradient is not finite it calls `undo` instead of the last two, and the weights must be as before the step.
+    A step calls `before_loss` of each hook, computes the outer loss and its gradients, steps the optimiser
+    and calls `after_step` of each. When loss or gradient is not finite it calls `undo` instead of stepping.
     """
 
     def before_loss(self, context: StepContext) -> None:
-        """The attack is done, the outer loss is not yet computed."""
-
-    def after_backward(self, context: StepContext) -> None:
-        """Gradients are ready; the optimiser has not stepped."""
+        """The attack has run; the outer loss is not yet computed."""
 
     def after_step(self, context: StepContext) -> None:
         """The optimiser has stepped."""
@@ -45,11 +46,17 @@ class Hook:
         """The step is thrown away: leave model and own state as they were before `before_loss`."""
 
     def averaged(self) -> nn.Module | None:
-        """The model to validate and to publish instead of the trained one, or None while there is none. Not in training mode."""
+        """The model to validate and publish in place of the trained one; None while there is none.
+
+        It is not in training mode.
+        """
         return None
 
     def refresh(self, batches: Iterable[Tensor]) -> None:
-        """Before `averaged` is used: training pixels [B, C, H, W] to estimate BatchNorm statistics from, read only when needed."""
+        """Estimate BatchNorm statistics of the average from training pixels [B, C, H, W], before it is used.
+
+        Reading the batches costs time: a hook that needs no statistics leaves them unread.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a bitwise resume needs; counters as 0-d tensors."""

@@ -1,4 +1,4 @@
-"""What is counted between two records: images, time, and time spent waiting for data."""
+"""How fast a training is: images, time, and time spent waiting for data, counted between two records."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 
 class Meter:
-    """Rates since the last `clear`."""
+    """Counts since the last `clear`."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Set all counts to 0."""
         self._seconds = self._waited = 0.0
         self._images = 0
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
-        """One training step on that many images of all ranks; it counts when it ends well."""
+        """Time one training step on that many images of all ranks; a step that raises is not counted."""
         began = time.perf_counter()
         yield
         self._images += images
@@ -28,7 +28,7 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The part of a step in which there is nothing to compute on."""
+        """Time the wait for the next batch."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
@@ -40,5 +40,5 @@ class Meter:
 
     @property
     def waiting_share(self) -> float:
-        """Time spent waiting for data / time, in [0, 1]."""
+        """Share of the time that was spent waiting for data, in [0, 1]."""
         return self._waited / max(self._seconds, 1e-9)

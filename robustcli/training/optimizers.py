@@ -16,15 +16,16 @@ Momentum = Annotated[float, Ge(0), Lt(1)]
 
 
 def groups(model: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict[str, object]]:
-    """Two parameter groups: weights of two or more dimensions decay; biases and BatchNorm do so only with decay_norms."""
-    named = [p for p in model.parameters() if p.requires_grad]
-    flat = [p for p in named if p.dim() < 2 and not decay_norms]
-    deep = [p for p in named if p.dim() >= 2 or decay_norms]
-    return [
-        g
-        for g in ({"params": deep, "weight_decay": weight_decay}, {"params": flat, "weight_decay": 0.0})
-        if g["params"]
-    ]
+    """Parameter groups: those that decay, and those that do not.
+
+    Weights of two or more dimensions decay; biases and BatchNorm do so only with decay_norms. An empty group
+    is left out.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decaying = [p for p in trained if p.dim() >= 2 or decay_norms]
+    free = [p for p in trained if p.dim() < 2 and not decay_norms]
+    both = ({"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
+    return [group for group in both if group["params"]]
 
 
 def _check(lr: float, weight_decay: float) -> None:
@@ -54,7 +55,10 @@ def sgd(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
     return torch.optim.SGD(
-        groups(model, weight_decay, decay_norms), lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0
+        groups(model, weight_decay, decay_norms),
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov and momentum > 0,
     )
 
 
@@ -71,7 +75,8 @@ def adamw(
     """Adam with decoupled weight decay.
 
     Args:
-        lr: peak rate, > 0. beta1, beta2: in [0, 1). weight_decay: >= 0. decay_norms: let biases and BatchNorm decay too.
+        lr: peak rate, > 0; the schedule multiplies it. beta1, beta2: in [0, 1). weight_decay: >= 0.
+        decay_norms: let biases and BatchNorm decay too.
 
     Raises ValueError if out of range. Source: Loshchilov & Hutter, ICLR 2019, arXiv:1711.05101.
     """

@@ -9,20 +9,22 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustcli.errors import NumericsError, ResourceError
-from robustcli.training.steps import MinMax
+from robustcli.training.step import Step
 
 
-def less_memory(step: MinMax, rows: int, oom: Literal["auto", "halve", "fail"]) -> int:
-    """Halve the micro-batch of `step` after out-of-memory on a batch of `rows` images, and give its new size.
+def less_memory(step: Step, rows: int, oom: Literal["auto", "halve", "fail"]) -> int:
+    """Halve the micro-batch after out-of-memory on a batch of `rows` images, and return its new size.
 
-    auto halves only without BatchNorm, whose statistics depend on the images of a pass; halve always; fail never.
-    Raises ResourceError E-OOM: it is not halved, and what to do instead.
+    oom: "auto" halves where the model has no BatchNorm, whose statistics depend on the images of a pass;
+        "halve" halves always, "fail" never.
+
+    Raises ResourceError E-OOM where it is not halved; the error says what to do instead.
     """
-    batch_norm = any(isinstance(module, _BatchNorm) for module in step.model.modules())
+    batch_norm = any(isinstance(module, _BatchNorm) for module in step.settings.model.modules())
     if oom == "fail" or (oom == "auto" and batch_norm):
-        hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve" + (
-            " (BatchNorm then sees smaller batches)" if batch_norm else ""
-        )
+        hint = "lower train.batch_size, set train.recompute=true, or train.oom=halve"
+        if batch_norm:
+            hint += " (BatchNorm then sees smaller batches)"
         raise ResourceError(
             f"{step.micro_batch or rows} images do not fit into memory",
             where="train.batch_size",
@@ -48,7 +50,7 @@ def less_memory(step: MinMax, rows: int, oom: Literal["auto", "halve", "fail"]) 
 
 
 def located(error: NumericsError, number: int, lr: float, ids: Tensor) -> NumericsError:
-    """The error with the step's number, and where its images are this rank's, with learning rate and sample ids."""
+    """The error with the step's number; where this rank met it, with learning rate and sample ids too."""
     what = f"{error.what} at step {number}"
     if error.elsewhere:
         return NumericsError(what, hint=error.hint)

@@ -1,4 +1,7 @@
-"""May this configuration continue that run? Every key of the schema is classified; a test fails for one that is not."""
+"""May this configuration continue that run?
+
+Every key of the schema is classified here; a test fails for one that is not.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 
 from robustcli.errors import UsageError
 
-#: Longest matching prefix decides. harmless: free. compatible: allowed with a warning. identity: another experiment.
+#: Dotted key, or a prefix of keys, -> what a change of it means. The longest prefix that matches decides.
+#: harmless: may change freely.  compatible: may change, with a warning.  identity: makes another experiment.
 CLASSES: dict[str, str] = {
     "name": "harmless",
     "out": "harmless",
@@ -52,36 +56,36 @@ CLASSES: dict[str, str] = {
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": leaf}; lists are leaves."""
-    if isinstance(tree, Mapping) and tree:
-        return {k: v for key, part in tree.items() for k, v in flatten(part, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): tree}
+    """{"a.b": leaf}; lists and empty mappings are leaves."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix.rstrip("."): tree}
+    leaves: dict[str, Any] = {}
+    for key, branch in tree.items():
+        leaves |= flatten(branch, f"{prefix}{key}.")
+    return leaves
 
 
 def classify(key: str) -> str:
     """harmless, compatible or identity. Raises KeyError for a key nobody classified."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
-        found = CLASSES.get(".".join(parts[:length]))
-        if found:
-            return found
+        kind = CLASSES.get(".".join(parts[:length]))
+        if kind:
+            return kind
     raise KeyError(f"{key} is not classified in training/resume.py")
 
 
 def changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (stored, now)} of all differing leaves; a missing one counts as None."""
     old, new = flatten(stored), flatten(now)
-    return {
-        key: (old.get(key), new.get(key))
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
 
 
 def check_resume(
     stored: Mapping[str, Any], now: Mapping[str, Any], override: Sequence[str], warn: Callable[[str], None]
 ) -> list[str]:
-    """Compare configurations; returns the identity keys that were overridden.
+    """Compare configurations; returns one line for each identity key that was overridden.
 
     Raises:
         UsageError: an identity key differs and is not under any key of `override`; all of them are named.
@@ -90,13 +94,16 @@ def check_resume(
     overridden: list[str] = []
     for key, (old, new) in changed(stored, now).items():
         kind = classify(key)
+        difference = f"{key}: {new!r} (the run has {old!r})"
         if kind == "compatible":
             warn(
-                f"resuming with {key}: {new!r} instead of {old!r}; results are no longer those of the uninterrupted run"
+                f"resuming with {key}: {new!r} instead of {old!r}; "
+                "results are no longer those of the uninterrupted run"
             )
+        elif kind == "identity" and _covers(override, key):
+            overridden.append(difference)
         elif kind == "identity":
-            allowed = any(key == word or key.startswith(f"{word}.") for word in override)
-            (overridden if allowed else refused).append(f"{key}: {new!r} (the run has {old!r})")
+            refused.append(difference)
     if refused:
         keys = " ".join(f"--override-resume {text.partition(':')[0]}" for text in refused)
         raise UsageError(
@@ -107,3 +114,8 @@ def check_resume(
     for text in overridden:
         warn(f"resume overridden: {text}")
     return overridden
+
+
+def _covers(override: Sequence[str], key: str) -> bool:
+    """Whether the key, or a section that it lies in, is named."""
+    return any(key == name or key.startswith(f"{name}.") for name in override)

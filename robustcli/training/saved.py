@@ -8,30 +8,35 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.errors import CheckpointError
-from robustcli.training.steps import MinMax
+from robustcli.training.step import Step
 
 Groups = dict[str, dict[str, Tensor]]
 
+#: Between a parameter's name and the name of an optimiser slot.
 _SEP = "\x1f"
 
 
 def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state as {"parameter name<US>slot": tensor}; learning rates come from the schedule, not from here."""
+    """Optimiser state as {"parameter name<US>slot": tensor}.
+
+    Learning rates are left out: the schedule gives them.
+    """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     packed: dict[str, Tensor] = {}
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items():
             if value is not None:
-                packed[f"{names[parameter]}{_SEP}{slot}"] = (
-                    value if isinstance(value, Tensor) else torch.tensor(value)
-                )
+                packed[f"{names[parameter]}{_SEP}{slot}"] = torch.as_tensor(value)
     return packed
 
 
 def unpack_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor], *, where: str = ""
 ) -> None:
-    """Inverse of `pack_optimizer`. Raises CheckpointError for a parameter or shape the model does not have."""
+    """Inverse of `pack_optimizer`.
+
+    Raises CheckpointError for a parameter or a shape that the model does not have.
+    """
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for key, value in packed.items():
@@ -43,9 +48,8 @@ def unpack_optimizer(
                 where=where,
                 hint="resume with the configuration of the run",
             )
-        if (
-            value.dim() > 0
-        ):  # momentum follows its parameter's memory format, so that a resumed step runs the same kernels
+        if value.dim() > 0:
+            # Momentum takes its parameter's memory format, so that a resumed step runs the same kernels.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         optimizer.state[parameter][slot] = value
 
@@ -55,28 +59,33 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
 
 
-def pack_run(step: MinMax, published: nn.Module) -> Groups:
-    """All tensors of a run as named groups: `model` what an evaluation should load (averaged weights when there are any), then `live`."""
+def pack_run(step: Step, published: nn.Module) -> Groups:
+    """All tensors of a run as named groups.
+
+    `model` is what an evaluation should load. Where that is an average of the weights, `live` holds the
+    weights that are trained.
+    """
+    model, optimizer, scaler = step.settings.model, step.settings.optimizer, step.settings.scaler
     groups: Groups = {
         "model": dict(published.state_dict()),
-        "optimizer": pack_optimizer(step.model, step.optimizer),
+        "optimizer": pack_optimizer(model, optimizer),
     }
-    if published is not step.model:
-        groups["live"] = dict(step.model.state_dict())
-    if step.scaler is not None:
-        groups["scaler"] = {key: torch.tensor(value) for key, value in step.scaler.state_dict().items()}
+    if published is not model:
+        groups["live"] = dict(model.state_dict())
+    groups["scaler"] = {key: torch.tensor(value) for key, value in scaler.state_dict().items()}
     for k, hook in enumerate(step.descent.hooks):
         groups[f"hook{k}"] = hook.state()
     groups["step"] = step.state()
     return {name: group for name, group in groups.items() if group or name in ("model", "optimizer")}
 
 
-def unpack_run(step: MinMax, groups: Groups, *, where: str = "") -> None:
+def unpack_run(step: Step, groups: Groups, *, where: str = "") -> None:
     """Inverse of `pack_run`. Raises CheckpointError for tensors that do not fit model, optimiser or hooks."""
-    step.model.load_state_dict(groups.get("live", groups["model"]))
-    unpack_optimizer(step.model, step.optimizer, groups.get("optimizer", {}), where=where)
-    if step.scaler is not None and "scaler" in groups:
-        step.scaler.load_state_dict({key: value.item() for key, value in groups["scaler"].items()})
+    model, optimizer, scaler = step.settings.model, step.settings.optimizer, step.settings.scaler
+    model.load_state_dict(groups.get("live", groups["model"]))
+    unpack_optimizer(model, optimizer, groups.get("optimizer", {}), where=where)
+    if "scaler" in groups:
+        scaler.load_state_dict({key: value.item() for key, value in groups["scaler"].items()})
     for k, hook in enumerate(step.descent.hooks):
         hook.load(groups.get(f"hook{k}", {}))
     step.load(groups.get("step", {}))

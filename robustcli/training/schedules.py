@@ -1,7 +1,7 @@
-"""Learning-rate schedules: a factor on the peak rate as a function of t in (0, 1), the share of all steps done.
+"""Learning-rate schedules: t -> factor on the peak rate, t in (0, 1) the share of all steps done.
 
-t is taken at the middle of a step, (step + 1/2) / steps, so no step has rate zero. Schedules run on steps, never on the
-clock, so a resumed run repeats them exactly.
+The middle of a step counts, t = (step + 1/2) / steps, so no step has rate zero. Schedules run on steps, never
+on the clock, so a resumed run repeats them exactly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ Share = Annotated[float, Ge(0), Lt(1)]
 Factor = Annotated[float, Ge(0), Le(1)]
 
 
-def _share(name: str, value: float) -> None:
+def _half_cosine(s: float, low: float) -> float:
+    """From 1 at s = 0 to `low` at s = 1."""
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * s))
+
+
+def _check_share(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
@@ -37,7 +42,8 @@ def step(
 ) -> float:
     """factor = gamma^(number of milestones passed); milestones are shares of all steps in (0, 1).
 
-    Raises ValueError if a milestone is outside (0, 1) or gamma <= 0. Source: Rice et al., ICML 2020, arXiv:2002.11569.
+    Raises ValueError if a milestone is outside (0, 1) or gamma <= 0.
+    Source: Rice et al., ICML 2020, arXiv:2002.11569.
     """
     if not gamma > 0 or any(not 0 < m < 1 for m in milestones):
         raise ValueError(f"milestones must be in (0, 1) and gamma > 0, got {milestones} and {gamma}")
@@ -50,7 +56,7 @@ def cyclic(t: float, *, peak: Share = 0.5) -> float:
 
     Raises ValueError if peak is outside [0, 1). Source: Wong et al., ICLR 2020, arXiv:2001.03994.
     """
-    _share("peak", peak)
+    _check_share("peak", peak)
     return t / peak if t < peak else (1 - t) / (1 - peak)
 
 
@@ -63,11 +69,12 @@ def one_cycle(t: float, *, warmup: Share = 0.25, start: Factor = 0.04, end: Fact
 
     Raises ValueError if out of range. Source: Smith & Topin, 2018, arXiv:1708.07120.
     """
-    _share("warmup", warmup)
+    _check_share("warmup", warmup)
     if not (0 <= start <= 1 and 0 <= end <= 1):
         raise ValueError(f"start and end must be in [0, 1], got {start} and {end}")
-    low, share = (start, 1 - t / warmup) if t < warmup else (end, (t - warmup) / (1 - warmup))
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
+    if t < warmup:
+        return _half_cosine(1 - t / warmup, start)
+    return _half_cosine((t - warmup) / (1 - warmup), end)
 
 
 @schedules.register("cosine")
@@ -76,5 +83,7 @@ def cosine(t: float, *, warmup: Share = 0.0) -> float:
 
     Raises ValueError if warmup is outside [0, 1). Source: Loshchilov & Hutter, ICLR 2017, arXiv:1608.03983.
     """
-    _share("warmup", warmup)
-    return t / warmup if t < warmup else 0.5 * (1 + math.cos(math.pi * (t - warmup) / (1 - warmup)))
+    _check_share("warmup", warmup)
+    if t < warmup:
+        return t / warmup
+    return 0.5 * (1 + math.cos(math.pi * (t - warmup) / (1 - warmup)))

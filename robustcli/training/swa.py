@@ -12,18 +12,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from robustcli.registry import hooks
-from robustcli.training.average import WeightCopy, take_over
+from robustcli.training.average import WeightCopy, load_tensors
 from robustcli.training.hooks import Hook, StepContext
 from robustcli.training.schedules import Share
 
 
 class _NormsOnly(nn.Module):
-    """What `update_bn` puts in training mode: BatchNorm alone, so that dropout stays off and nothing is drawn."""
+    """The model as `update_bn` sees it: `train` reaches BatchNorm alone.
+
+    Dropout stays off, so nothing is drawn.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.training, self.passes = model, False, 0
-        self.norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.norms = [norm for norm in norms if norm.running_mean is not None]
 
     def train(self, mode: bool = True) -> _NormsOnly:
         for norm in self.norms:
@@ -32,12 +36,16 @@ class _NormsOnly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
-        out: Tensor = self.model(x)
-        return out
+        logits: Tensor = self.model(x)
+        return logits
 
 
 class EqualMean(Hook):
-    """theta', the steps since the start, the models averaged so far, and for how many of them the statistics hold."""
+    """theta', and three counters.
+
+    _seen: steps since the start.  _count: models averaged so far.  _refreshed: value of _count when
+    BatchNorm's statistics were last estimated.
+    """
 
     def __init__(self, model: nn.Module, start: float, every: int) -> None:
         self.start, self.every = start, every
@@ -76,21 +84,24 @@ class EqualMean(Hook):
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        take_over(self.state(), state, "swa")
+        load_tensors(self.state(), state, "swa")
 
 
-@hooks.register("swa", extra_losses=0)
+@hooks.register("swa", extra_losses=0, publishes="weights")
 def swa(model: nn.Module, *, start: Share = 0.75, every: Annotated[int, Ge(1)] = 1) -> Hook:
-    """theta' = (theta_1 + ... + theta_n) / n,  theta_i = the weights after each `every`-th step from the share `start` on.
+    """theta' = (theta_1 + ... + theta_n) / n.
 
-    `averaged` is None before the first of them. `refresh` estimates BatchNorm's statistics of theta' as the plain mean over the batches, dropout
-    off, and only if theta' has changed since; until then they are the live model's. Cost: one more copy of the model; one forward pass per
-    batch of `refresh`. Works best with a learning rate that stays high after `start`.
+    theta_i are the weights after each `every`-th step from the share `start` on; before the first of them
+    there is no average. `refresh` estimates BatchNorm's statistics of theta' as the plain mean over its
+    batches, with dropout off, if theta' has changed since the last time; until then they are the live
+    model's. Cost: one more copy of the model, and one forward pass per batch of `refresh`. Works best with a
+    learning rate that stays high after `start`.
 
     Args:
         model: the classifier that is trained, on its device and in its memory format.
         start: share of all steps done before the first averaging, in [0, 1).
-        every: steps from one averaged model to the next, >= 1; the steps of an epoch give the paper's mean over epochs.
+        every: steps from one averaged model to the next, >= 1. As many as an epoch has give the paper's mean
+            over epochs.
 
     Raises:
         ValueError: start or every out of range; `refresh` without any batch.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from robustcli.config.sections import Augment
 from robustcli.core.random import RowRandom
+from robustcli.core.types import LossTerms
 from robustcli.data.augment import augment
 from robustcli.evaluation.plan import EvalPlan
 
@@ -19,22 +21,24 @@ class TrainPlan:
 
     Args:
         seed: of order, augmentation, attack starts and dropout.
-        batch_size: global batch, over all ranks.
-        factor: learning-rate factor as a function of t in (0, 1).
+        batch_size: images of all ranks in a step.
+        factor: t in (0, 1) -> factor on the learning rate.
         augment: crop, flip and pose, or None.
         budget: (unit, amount): ("steps", n), ("epochs", e) or ("minutes", m).
         save_every, validate_every: in steps, >= 1.
         validation: plan of the robust validation, or None when there is no validation split.
         val_positions: int64 [m], positions in the validation split.
-        robust_best: choose the best checkpoint by robust accuracy (natural training: by clean accuracy).
+        robust_best: choose the best checkpoint by robust accuracy; natural training chooses by clean
+            accuracy.
         cutmix: (x, y, ids, epoch) -> (x, y_soft), or None.
-        oom: after out-of-memory, halve the micro-batch or fail; auto fails where BatchNorm would see smaller batches.
+        oom: after out-of-memory, halve the micro-batch or fail; auto fails where BatchNorm would see smaller
+            batches.
     """
 
     seed: int
     batch_size: int
     factor: Callable[[float], float]
-    augment: Any
+    augment: Augment | None
     budget: tuple[str, float]
     save_every: int
     validate_every: int
@@ -48,14 +52,31 @@ class TrainPlan:
         """(x, y_soft) as a step sees them: cropped, mirrored, mixed; y_soft is None without CutMix."""
         if self.augment is not None:
             x = augment(x, RowRandom(self.seed, "augment", ids, epoch=epoch), self.augment)
-        return (x, None) if self.cutmix is None else self.cutmix(x, y, ids, epoch)
+        if self.cutmix is None:
+            return x, None
+        return self.cutmix(x, y, ids, epoch)
+
+    def score(self, accuracies: Mapping[str, Any]) -> tuple[float, float]:
+        """By what the best model is chosen: of two validations the larger one is better."""
+        clean, robust = float(accuracies["clean_acc"] or 0), float(accuracies["robust_acc"] or 0)
+        return (robust, clean) if self.robust_best else (clean, robust)
 
 
 @dataclass
 class Progress:
     """What a run remembers between steps; plain JSON, saved in every checkpoint.
 
-    loss_sums are those of this rank; rank_sums those of all ranks, filled in when a checkpoint of several processes is saved.
+    Attributes:
+        step, max_steps: steps made, and steps of the whole run; max_steps 0 means not yet known.
+        validated: the step of the last validation.
+        best, last: accuracies and epoch of the best and the last validation; empty while there is none.
+        loss_sums, loss_count: sums of the loss terms on this rank since the last validation, and of how many
+            steps.
+        rank_sums: loss_sums of all ranks; filled in when a checkpoint of several processes is saved.
+        log_offset: bytes of the records' file that belong to this state.
+        world: how many processes train.
+        micro_batch: most images in a pass after out-of-memory, or None.
+        guards: state of the guards.  alarms: what they have said.  ended: why the run ended early, or "".
     """
 
     step: int = 0
@@ -72,3 +93,23 @@ class Progress:
     guards: dict[str, dict[str, Any]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     ended: str = ""
+
+    def share(self, step: int) -> float:
+        """t in (0, 1]: how much of the run is done in the middle of the step with this number."""
+        return min((step + 0.5) / self.max_steps, 1.0)
+
+    def add(self, terms: LossTerms) -> None:
+        """Count the loss terms of one step."""
+        for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + float(value)
+        self.loss_count += 1
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means of the loss terms since the last validation; empty before the first step."""
+        if not self.loss_count:
+            return {}
+        return {name: total / self.loss_count for name, total in self.loss_sums.items()}
+
+    def clear_losses(self) -> None:
+        """Begin the means anew."""
+        self.loss_sums, self.loss_count = {}, 0

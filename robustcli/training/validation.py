@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.runtime.distributed import Ranks
-from robustcli.training.faults import caught, settle
+from robustcli.training.faults import caught, raise_everywhere
 
 FGSM = "fgsm"  # label of the one-step attack in a validation that watches for catastrophic overfitting
 
@@ -22,8 +23,13 @@ class Validation:
     """Clean and robust accuracy of a model on chosen validation images; each rank measures its share.
 
     Args:
-        split: the validation split. plan: attacks and ball; positions: int64 [m] in the split.
-        device: where it runs. ranks: who shares the work. stop: raises to interrupt. say: one line to the user.
+        split: the validation split.
+        plan: attacks and ball.
+        positions: int64 [m], which images of the split.
+        device: where it runs.
+        ranks: who shares the work.
+        stop: raises to interrupt.
+        say: one line to the user.
     """
 
     def __init__(
@@ -40,36 +46,40 @@ class Validation:
         self._stop, self._say = stop, say
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """{n, clean_acc, robust_acc (None without attacks), fgsm_acc where the plan has that stage}, the same on every rank."""
-        mine = self.positions[self.ranks.rank :: self.ranks.world]
+        """{clean_acc, robust_acc, n, fgsm_acc}, the same on every rank.
+
+        robust_acc is None without attacks; fgsm_acc is there only where the plan has that stage.
+        """
+        own = self.positions[self.ranks.rank :: self.ranks.world]
         counts: dict[str, int] = {}
-        with caught() as met:
-            counts = self._count(model, mine)
+        with caught() as block:
+            counts = self._count(model, own)
         self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
-        settle(self.ranks, met.fault)
-        gathered = self.ranks.gather(counts)
-        total = {
-            name: sum(part.get(name, 0) for part in gathered)
-            for name in dict.fromkeys(name for part in gathered for name in part)
-        }
+        raise_everywhere(self.ranks, block.fault)
+        total: Counter[str] = Counter()
+        for part in self.ranks.gather(counts):
+            total.update(part)
         n = total["n"]
-        robust = total["robust"] / n if self.plan.attacks else None
-        row: dict[str, Any] = {"clean_acc": total["clean"] / n, "robust_acc": robust, "n": n}
-        return row | ({"fgsm_acc": total[FGSM] / n} if FGSM in total else {})
+        row: dict[str, Any] = {"clean_acc": total["clean"] / n, "robust_acc": None, "n": n}
+        if self.plan.attacks:
+            row["robust_acc"] = total["robust"] / n
+        if FGSM in total:
+            row["fgsm_acc"] = total[FGSM] / n
+        return row
 
     def _count(self, model: nn.Module, positions: Tensor) -> dict[str, int]:
+        """How many images there are, how many are right when clean, and how many under the attacks."""
         if not len(positions):
             return {"n": 0, "clean": 0, "robust": 0}
-        result = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say).run(
-            self.split, positions, self.device
-        )
+        evaluation = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say)
+        result = evaluation.run(self.split, positions, self.device)
         counts = {"n": result.n, "clean": int(result.correct.sum()), "robust": int(result.survivors.sum())}
-        return counts | {
-            label: int(standing.sum()) for label, standing in result.stages.items() if label == FGSM
-        }
+        if FGSM in result.stages:
+            counts[FGSM] = int(result.stages[FGSM].sum())
+        return counts
 
     def seconds(self, model: nn.Module) -> float:
-        """Estimated seconds of one validation, from a sixteenth of it."""
+        """Estimated seconds of one validation, measured on about 64 of its images."""
         part = self.positions[:: max(1, len(self.positions) // 64)]
         began = time.perf_counter()
         RobustEvaluation(model, self.plan, stop=self._stop).run(self.split, part, self.device)

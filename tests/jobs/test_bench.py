@@ -155,9 +155,12 @@ def test_every_repetition_trains_on_the_same_weights(monkeypatch):
     bench, made, make_step = subject(), [], throughput.make_step
     monkeypatch.setattr(throughput, "make_step", lambda *args: made.append(make_step(*args)) or made[-1])
     bench.training_step(FP32)
-    wanted, got = dict(bench.model.named_parameters()), dict(made[0].model.named_parameters())
+    wanted, got = dict(bench.model.named_parameters()), dict(made[0].settings.model.named_parameters())
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    assert made[0].search.dtype is made[0].dtype is torch.float32 and not made[0].search.plain
+    assert (
+        made[0].settings.search.dtype is made[0].settings.dtype is torch.float32
+        and not made[0].settings.search.plain
+    )
 
 
 def test_a_batch_larger_than_the_split_repeats_its_images():

@@ -20,7 +20,8 @@ from robustcli.objectives.mart import boosted_ce, mart
 from robustcli.objectives.natural import natural
 from robustcli.objectives.nuat import nuat
 from robustcli.objectives.trades import trades
-from robustcli.training.steps import MinMax
+from robustcli.training.minmax import MinMax
+from robustcli.training.settings import StepSettings
 
 ROBUST = {"trades": trades, "mart": mart, "nuat": nuat}
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -180,14 +181,9 @@ def test_half_precision_logits_are_widened():
 
 def step(name, net, attack, **more):
     entry = registry.objectives.get(name)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     return MinMax(
-        net,
-        entry.fn,
-        entry.facts.inner,
-        attack,
-        Ball("linf", 0.3),
-        torch.optim.SGD(net.parameters(), lr=0.1),
-        **more,
+        StepSettings(net, entry.fn, entry.facts.inner, attack, Ball("linf", 0.3), optimizer, **more)
     )
 
 

@@ -62,7 +62,7 @@ def instrument(said, hits=None):
     from robustcli.store import checkpoint
     from robustcli.training.average import WeightCopy
     from robustcli.training.descent import Descent
-    from robustcli.training.loop import Trainer
+    from robustcli.training.runner import StepRunner
     from robustcli.training.validation import Validation
 
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
@@ -90,7 +90,7 @@ def instrument(said, hits=None):
         setattr(cls, method, wrapped)
 
     before(TrainRun, "__init__", "start")
-    before(Trainer, "_one", "feed")
+    before(StepRunner, "__call__", "feed")
     before(Oracle, "gradient", "attack")
     before(Oracle, "logits", "attack")
     for method in ("_backward", "_average", "_check_gradient"):

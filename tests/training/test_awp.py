@@ -38,7 +38,6 @@ def step(net, hook, now, lr=0.1):
     hook.before_loss(now)
     net.zero_grad()
     squared(net).backward()
-    hook.after_backward(now)
     torch.optim.SGD(net.parameters(), lr=lr).step()
     hook.after_step(now)
 

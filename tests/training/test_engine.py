@@ -16,10 +16,11 @@ from robustcli.core.random import RowRandom
 from robustcli.core.types import LossTerms
 from robustcli.errors import Interrupted, NumericsError
 from robustcli.runtime.distributed import Ranks
-from robustcli.training.faults import settle
+from robustcli.training.faults import raise_everywhere
 from robustcli.training.forward import Forward, Shared, recompute
 from robustcli.training.free import Free
-from robustcli.training.steps import MinMax
+from robustcli.training.minmax import MinMax
+from robustcli.training.settings import StepSettings
 
 X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3
@@ -53,24 +54,25 @@ def residual():
     )
 
 
-def minmax(net, *, objective="madry", kind=MinMax, **more):
+def settings_of(net, *, objective="madry", attack=None, ball=BALL, **more):
     entry = registry.objectives.get(objective)
-    attack = more.pop("attack", lambda oracle, x, ball: pgd(oracle, x, ball, steps=2))
-    return kind(
-        net,
-        entry.fn,
-        entry.facts.inner,
-        attack,
-        BALL,
-        torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
-        **more,
-    )
+    attack = attack or (lambda oracle, x, ball: pgd(oracle, x, ball, steps=2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    return StepSettings(net, entry.fn, entry.facts.inner, attack, ball, optimizer, **more)
+
+
+def minmax(net, **more):
+    return MinMax(settings_of(net, **more))
+
+
+def free(net, *, ball=BALL, **own):
+    return Free(settings_of(net, ball=ball), **own)
 
 
 def steps(step, count=3):
     for k in range(count):
         step(X, Y, IDS, seed=0, epoch=k)
-    return step.model.state_dict()
+    return step.settings.model.state_dict()
 
 
 def equal(a, b):
@@ -163,7 +165,7 @@ def test_free_training_by_hand():
     They are computed with plain autograd in the order of Algorithm 1.
     """
     net, hand = linear(), linear()
-    step = minmax(net, kind=Free, replays=2, step_size=0.04)
+    step = free(net, replays=2, step_size=0.04)
     optimizer = torch.optim.SGD(hand.parameters(), lr=0.1, momentum=0.9)
     delta = torch.zeros_like(X)
     for k in range(2):
@@ -178,18 +180,14 @@ def test_free_training_by_hand():
 
 
 def test_free_goes_on_from_its_state_and_one_replay_without_radius_is_natural():
-    first, second = minmax(linear(), kind=Free, replays=3), minmax(linear(), kind=Free, replays=3)
+    first, second = free(linear(), replays=3), free(linear(), replays=3)
     steps(first, 2)
-    second.model.load_state_dict(first.model.state_dict())
-    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.settings.model.load_state_dict(first.settings.model.state_dict())
+    second.settings.optimizer.load_state_dict(copy.deepcopy(first.settings.optimizer.state_dict()))
     second.load(first.state())
     assert equal(steps(first, 1), steps(second, 1))
-    free, natural = (
-        minmax(linear(), kind=Free, replays=1, step_size=1e-30),
-        minmax(linear(), objective="natural"),
-    )
-    free.ball = Ball("linf", 0.0)
-    assert equal(steps(free), steps(natural))
+    still = free(linear(), ball=Ball("linf", 0.0), replays=1, step_size=1e-30)
+    assert equal(steps(still), steps(minmax(linear(), objective="natural")))
 
 
 # ---- faults and ranks --------------------------------------------------------------------------------------
@@ -224,18 +222,18 @@ def test_what_one_rank_meets_stops_all_and_changes_nothing(index, kind):
 
 def test_a_stop_request_comes_before_other_faults_and_unknown_ones_pass():
     with pytest.raises(Interrupted):
-        settle(Pair((True, False, False)), NumericsError("here"))
+        raise_everywhere(Pair((True, False, False)), NumericsError("here"))
     with pytest.raises(NumericsError, match="here"):
-        settle(Pair(), NumericsError("here"))
+        raise_everywhere(Pair(), NumericsError("here"))
     with pytest.raises(KeyError):
-        settle(Pair((True, False, False)), KeyError("a bug"))
-    settle(Pair(), None)
+        raise_everywhere(Pair((True, False, False)), KeyError("a bug"))
+    raise_everywhere(Pair(), None)
 
 
 def test_half_the_micro_batch_until_one():
     step = minmax(linear())
     assert [step.halve(12) for _ in range(5)] == [6, 3, 2, 1, 0]
-    assert minmax(linear(), kind=Free).halve(12) == 0
+    assert free(linear()).halve(12) == 0
 
 
 def test_a_model_that_does_not_compile_runs_as_it_is(monkeypatch):
@@ -255,7 +253,7 @@ def test_a_model_that_does_not_compile_runs_as_it_is(monkeypatch):
 
 def test_an_objective_may_return_a_total_alone():
     step = minmax(linear())
-    step.objective = lambda model, batch: LossTerms(model(batch.x).square().mean())
+    step.descent.objective = lambda model, batch: LossTerms(model(batch.x).square().mean())
     assert float(step(X, Y, IDS, seed=0, epoch=0).total) > 0
 
 
@@ -267,6 +265,6 @@ def test_the_batch_of_an_objective_has_a_stream_of_its_own():
         return LossTerms(model(batch.x).square().mean())
 
     step = minmax(linear())
-    step.objective = objective
+    step.descent.objective = objective
     step(X, Y, IDS, seed=0, epoch=0)
     assert not torch.equal(seen["noise"], RowRandom(0, "start", IDS).uniform((4,)))

@@ -55,7 +55,6 @@ def step(net, hook, k):
     hook.before_loss(now)
     net.zero_grad()
     nn.functional.cross_entropy(net(x), y).backward()
-    hook.after_backward(now)
     torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1).step()
     hook.after_step(now)
 

@@ -10,8 +10,9 @@ from robustcli.config.schema import Config
 from robustcli.core.geometry import Ball
 from robustcli.errors import NumericsError, UsageError
 from robustcli.evaluation.plan import Search
+from robustcli.training.minmax import MinMax
 from robustcli.training.resume import CLASSES, changed, check_resume, classify, flatten
-from robustcli.training.steps import MinMax
+from robustcli.training.settings import StepSettings
 
 X = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 3
@@ -28,7 +29,8 @@ def minmax(net, **more):
     entry = registry.objectives.get(more.pop("objective", "madry"))
     optimizer = torch.optim.SGD(net.parameters(), lr=more.pop("lr", 0.1))
     attack = more.pop("attack", lambda oracle, x, ball: pgd(oracle, x, ball, steps=3))
-    return MinMax(net, entry.fn, entry.facts.inner, attack, Ball("linf", 0.1), optimizer, **more)
+    settings = StepSettings(net, entry.fn, entry.facts.inner, attack, Ball("linf", 0.1), optimizer, **more)
+    return MinMax(settings)
 
 
 @pytest.mark.parametrize("attack_bn", ["eval", "train"])
@@ -79,7 +81,7 @@ def test_broken_numbers_change_nothing(where):
     net = network()
     step = minmax(net)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    objective = step.objective
+    objective = step.descent.objective
 
     def broken(model, batch):
         terms = objective(model, batch)
@@ -89,7 +91,7 @@ def test_broken_numbers_change_nothing(where):
         net[4].weight.register_hook(lambda g: g * factor)
         return terms
 
-    step.objective = broken
+    step.descent.objective = broken
     with pytest.raises(NumericsError, match=where):
         step(X, Y, torch.arange(8), seed=0, epoch=0)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

@@ -18,7 +18,8 @@ from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.training.ema import ema
 from robustcli.training.guarding import Guards
 from robustcli.training.loop import Trainer
-from robustcli.training.steps import MinMax
+from robustcli.training.minmax import MinMax
+from robustcli.training.settings import StepSettings
 from robustcli.training.swa import swa
 from robustcli.training.trainplan import Progress, TrainPlan
 
@@ -64,10 +65,10 @@ def trainer(
     journal = journal or Journal()
     net = net or network()
     entry = registry.objectives.get(objective)
-    made = (step or MinMax)(
+    made = (step or MinMax)(StepSettings(
         net, entry.fn, entry.facts.inner, lambda oracle, x, ball: pgd(oracle, x, ball, steps=2), BALL,
         torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), hooks=[hook(net) for hook in hooks],
-    )  # fmt: skip
+    ))  # fmt: skip
     validation = EvalPlan(
         BALL,
         [AttackCall("fgsm", "pgd", pgd, {"steps": 1}), AttackCall("pgd", "pgd", pgd, {"steps": 2})],
@@ -180,7 +181,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(error, monke
         and t.progress.micro_batch == 2
         and [line.split(":")[0] for line in t.journal.said] == ["out of memory"] * 2
     )
-    for a, b in zip(t.step.model.parameters(), free.step.model.parameters(), strict=True):
+    for a, b in zip(t.step.settings.model.parameters(), free.step.settings.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     again = trainer(step=Cramped)
     again.restore(t.groups(), replace(t.progress))
@@ -190,7 +191,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(error, monke
 def test_the_twin_is_compared_on_no_more_images_than_a_pass_has(monkeypatch):
     asked, parity = [], SearchTwin.parity
     monkeypatch.setattr(SearchTwin, "parity", lambda self, x: (asked.append(len(x)), parity(self, x))[1])
-    t = trainer(step=lambda *args, **more: MinMax(*args, micro_batch=2, **more))
+    t = trainer(step=lambda settings: MinMax(replace(settings, micro_batch=2)))
     t.run()
     assert asked[0] == 2, "then come the validations"
 
@@ -246,7 +247,9 @@ def test_a_rollback_takes_the_best_state_and_goes_on_from_the_same_step():
         assert (
             any(
                 not torch.equal(a, b)
-                for a, b in zip(plain.step.model.parameters(), t.step.model.parameters(), strict=True)
+                for a, b in zip(
+                    plain.step.settings.model.parameters(), t.step.settings.model.parameters(), strict=True
+                )
             )
             and best
         )
@@ -286,8 +289,8 @@ def test_cutmix_reaches_attack_and_objective():
         return cutmix(x, y, RowRandom(0, "cutmix", ids, epoch=epoch), 3)
 
     t = trainer(cutmix=mix)
-    inner = t.step.objective
-    t.step.objective = lambda model, batch: seen.append(batch.y_soft) or inner(model, batch)
+    inner = t.step.descent.objective
+    t.step.descent.objective = lambda model, batch: seen.append(batch.y_soft) or inner(model, batch)
     t.run()
     assert (
         all(s is not None and torch.allclose(s.sum(1), torch.ones(len(s))) for s in seen) and len(seen) == 12
@@ -298,14 +301,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
     from robustcli.runtime.distributed import Ranks
 
     net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     made = MinMax(
-        net,
-        lambda m, b: None,
-        None,
-        lambda o, x, b: x,
-        BALL,
-        torch.optim.SGD(net.parameters(), lr=0.1),
-        ranks=Ranks(0, 3),
+        StepSettings(net, lambda m, b: None, None, lambda o, x, b: x, BALL, optimizer, ranks=Ranks(0, 3))
     )
     plan = TrainPlan(0, 8, lambda t: 1.0, None, ("steps", 1), 1, 1, None, torch.zeros(0))
     with pytest.raises(DataError, match="shared by 3 processes"):
@@ -383,7 +381,7 @@ def test_out_of_memory_in_the_optimizer_is_final(error):
     def broken(*args, **kwargs):
         raise error
 
-    t.step.optimizer.step = broken
+    t.step.settings.optimizer.step = broken
     with pytest.raises(ResourceError, match="no memory for the optimiser's step"):
         t.run()
 
@@ -392,7 +390,7 @@ def test_out_of_memory_in_the_optimizer_is_final(error):
 def test_out_of_memory_in_the_loss_halves_too(error):
     """In the descent, not in the attack: what was added up of the step before it counts no more."""
     t, free = trainer(), trainer()
-    plain, calls = t.step.objective, []
+    plain, calls = t.step.descent.objective, []
 
     def cramped(model, batch):
         calls.append(len(batch.y))
@@ -400,11 +398,11 @@ def test_out_of_memory_in_the_loss_halves_too(error):
             raise error
         return plain(model, batch)
 
-    t.step.objective = cramped
+    t.step.descent.objective = cramped
     t.run()
     free.run()
     assert t.step.micro_batch == 2 and max(calls) > 3
-    for a, b in zip(t.step.model.parameters(), free.step.model.parameters(), strict=True):
+    for a, b in zip(t.step.settings.model.parameters(), free.step.settings.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -414,7 +412,7 @@ def test_another_runtime_error_is_nobodys_business():
     def broken(model, batch):
         raise RuntimeError("shapes do not fit")
 
-    t.step.objective = broken
+    t.step.descent.objective = broken
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         t.run()
 
@@ -446,7 +444,8 @@ def test_a_refused_twin_is_told_once():
 def test_the_twin_folds_only_when_asked(fold_bn):
     net = network(batch_norm=True)
     t = trainer(
-        net, step=lambda *args, **more: MinMax(*args, search=Search(torch.bfloat16, fold_bn=fold_bn), **more)
+        net,
+        step=lambda settings: MinMax(replace(settings, search=Search(torch.bfloat16, fold_bn=fold_bn))),
     )
     t.run()
-    assert t.step._twin is not None and t.step._twin.folded == int(fold_bn)
+    assert t.step.ascent._twin is not None and t.step.ascent._twin.folded == int(fold_bn)

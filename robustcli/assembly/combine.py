@@ -1,0 +1,107 @@
+"""Parts of a training configuration that do not go together: found before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from robustcli import registry
+from robustcli.assembly.method import Method
+from robustcli.config.schema import Config
+from robustcli.config.spec import Spec
+from robustcli.errors import UsageError
+
+
+def check_combination(config: Config, method: Method) -> None:
+    """Raises UsageError for the first thing that does not fit."""
+    if method.step_attacks:
+        _check_attack(config, method)
+    else:
+        _check_free_step(config, method)
+    _check_curriculum(config, method)
+    _check_named_once(config.regularizers, "regularizer", "regularizers")
+    _check_named_once(config.train.hooks, "hook", "train.hooks")
+    _check_published_once(config.train.hooks)
+
+
+def _check_free_step(config: Config, method: Method) -> None:
+    """What has no meaning for a step that does not run the configured attack."""
+    step = config.train.step.name
+    flaw = ""
+    if method.inner is None:
+        flaw = "does not look at attacked images"
+    elif method.compares_with_clean:
+        flaw = f"compares with the clean answer, flat where {step} starts"
+    if flaw:
+        raise UsageError(
+            f"the {step} step needs another objective: {config.objective.name} {flaw}",
+            where="objective",
+            hint="use madry or mart",
+        )
+    if config.train.curriculum.steps_start is not None:
+        raise UsageError(
+            f"the {step} step has no attack whose steps could grow", where="train.curriculum.steps_start"
+        )
+    if config.train.micro_batch is not None:
+        raise UsageError(
+            f"train.micro_batch does not go with the {step} step",
+            where="train.micro_batch",
+            hint="lower train.batch_size",
+        )
+
+
+def _check_attack(config: Config, method: Method) -> None:
+    """An attack that would not ascend the objective's inner loss."""
+    if not method.compares_with_clean:
+        return
+    own_loss = method.attack_settings.get("loss")
+    if own_loss is not None:
+        hint = "remove adversary.loss" if "loss" in method.attack_params else "use pgd"
+        objective, attack = config.objective.name, config.adversary.name
+        raise UsageError(
+            f"{objective} attacks {method.inner}, and {attack} would ascend its own loss {own_loss}",
+            where="adversary",
+            hint=hint,
+        )
+    if method.flat_at_clean and method.starts_at_clean:
+        raise UsageError(
+            f"the {str(method.inner).upper()} of {config.objective.name} is flat at the clean image: "
+            "an attack that starts there never moves",
+            where="adversary.start",
+            hint="start: gaussian with start_scale: 0.001, or start: uniform",
+        )
+
+
+def _check_curriculum(config: Config, method: Method) -> None:
+    """A curriculum for an attack without a radius, or a start value without the share at which it ends."""
+    curriculum = config.train.curriculum
+    if curriculum != type(curriculum)() and method.kind != "fixed":
+        raise UsageError(
+            f"a curriculum needs an attack with a radius; {config.adversary.name} is {method.kind}",
+            where="train.curriculum",
+        )
+    for start, until in (("eps_start", "eps_until"), ("steps_start", "steps_until")):
+        if getattr(curriculum, start) not in (None, 1.0) and not getattr(curriculum, until):
+            raise UsageError(
+                f"train.curriculum.{start} without {until} has no effect",
+                where="train.curriculum",
+                hint=f"{until}: 0.3 ends the ramp after 30 %",
+            )
+
+
+def _check_named_once(specs: Sequence[Spec], kind: str, path: str) -> None:
+    names = [spec.name for spec in specs]
+    for k, name in enumerate(names):
+        if name in names[:k]:
+            raise UsageError(f"the {kind} {name} is named twice", where=f"{path}.{k}")
+
+
+def _check_published_once(hooks: Sequence[Spec]) -> None:
+    """Only one hook can publish weights in place of the trained ones."""
+    registered = registry.hooks
+    averaging = sorted(s.name for s in hooks if registered.get(s.name).facts.publishes == "weights")
+    if len(averaging) > 1:
+        raise UsageError(
+            f"{averaging[0]} and {averaging[1]} both publish an average of the weights",
+            where="train.hooks",
+            hint="choose one",
+        )

@@ -1,0 +1,143 @@
+"""From a validated configuration to the training step around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from robustcli import registry
+from robustcli.assembly.attacks import make_search
+from robustcli.assembly.bound import bound, call_with
+from robustcli.assembly.combine import check_combination
+from robustcli.assembly.method import Method, method_of
+from robustcli.assembly.setting import Setting
+from robustcli.config.schema import Config
+from robustcli.config.spec import Spec
+from robustcli.errors import UsageError
+from robustcli.runtime.distributed import Ranks
+from robustcli.runtime.precision import resolve
+from robustcli.training.curriculum import Curriculum
+from robustcli.training.forward import recompute
+from robustcli.training.guarding import Guards
+from robustcli.training.hooks import Hook
+from robustcli.training.settings import Objective, Regularizer, StepSettings
+from robustcli.training.step import Step
+
+
+def make_step(
+    setting: Setting,
+    model: nn.Module,
+    ranks: Ranks,
+    guards: Guards,
+    stop: Callable[[], None],
+    warn: Callable[[str], None],
+) -> Step:
+    """The configured training step around `model`.
+
+    Raises ConfigError, UsageError for parts that do not go together.
+    """
+    config = setting.config
+    train = config.train
+    method = method_of(config)
+    check_combination(config, method)
+    dtype = resolve(config.precision, setting.device, warn)
+    search = make_search(config, setting.device, warn)
+    if train.recompute and not recompute(model):
+        warn("train.recompute: this model has no blocks to compute again; memory stays as it is")
+    if train.sync_bn:
+        model = _synchronised(model, setting.device, ranks)
+    curriculum = _curriculum(setting, method)
+    settings = StepSettings(
+        model=model,
+        objective=_objective(config),
+        inner=method.inner,
+        inner_params=method.inner_params,
+        attack=call_with(method.attack, method.attack_params),
+        ball=setting.ball,
+        strength=lambda t: curriculum.at(t, guards.more_steps),
+        optimizer=_optimizer(config, model),
+        dtype=dtype,
+        attack_bn=train.attack_bn,
+        search=search,
+        channels_last=train.channels_last,
+        grad_clip=train.grad_clip,
+        data_parallel=train.parallel == "dp",
+        compiled=_compiled(config, setting.device, warn),
+        scaler=torch.amp.GradScaler(setting.device.type, enabled=dtype is torch.float16),
+        stop=stop,
+        regularizers=_regularizers(config.regularizers),
+        hooks=_hooks(train.hooks, model),
+        ranks=ranks,
+        micro_batch=train.micro_batch,
+    )
+    make, parameters = bound(registry.steps, train.step, "train.step")
+    step: Step = make(settings, **parameters)
+    return step
+
+
+def _objective(config: Config) -> Objective:
+    objective, parameters = bound(registry.objectives, config.objective, "objective")
+    return call_with(objective, parameters)
+
+
+def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    make, parameters = bound(registry.optimizers, config.train.optimizer, "train.optimizer")
+    optimizer: torch.optim.Optimizer = make(model, **parameters)
+    return optimizer
+
+
+def _compiled(config: Config, device: torch.device, warn: Callable[[str], None]) -> bool:
+    """Whether the outer step is compiled. PyTorch cannot compile a regularizer that differentiates twice."""
+    registered = registry.regularizers
+    twice = [spec.name for spec in config.regularizers if registered.get(spec.name).facts.twice]
+    wanted = config.train.compile
+    if twice and wanted == "on":
+        warn(
+            f"train.compile: {twice[0]} differentiates twice, which torch.compile cannot; "
+            "the step runs as it is"
+        )
+    return not twice and (wanted == "on" or (wanted == "auto" and device.type == "cuda"))
+
+
+def _curriculum(setting: Setting, method: Method) -> Curriculum:
+    wanted = setting.config.train.curriculum
+    try:
+        return Curriculum(
+            method.attack,
+            method.attack_params,
+            setting.ball,
+            float(wanted.eps_start),
+            float(wanted.eps_until),
+            wanted.steps_start,
+            float(wanted.steps_until),
+        )
+    except ValueError as error:
+        raise UsageError(str(error), where="train.curriculum") from None
+
+
+def _regularizers(specs: Sequence[Spec]) -> dict[str, Regularizer]:
+    made: dict[str, Regularizer] = {}
+    for k, spec in enumerate(specs):
+        regularizer, parameters = bound(registry.regularizers, spec, f"regularizers.{k}")
+        made[spec.name] = call_with(regularizer, parameters)
+    return made
+
+
+def _hooks(specs: Sequence[Spec], model: nn.Module) -> list[Hook]:
+    calls = [bound(registry.hooks, spec, f"train.hooks.{k}") for k, spec in enumerate(specs)]
+    return [make(model, **parameters) for make, parameters in calls]
+
+
+def _synchronised(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
+    """The model with BatchNorm statistics over all processes."""
+    if device.type != "cuda" or ranks.world == 1:
+        raise UsageError(
+            "train.sync_bn needs CUDA and more than one process",
+            where="train.sync_bn",
+            hint="start several processes with --nproc or torchrun on CUDA; "
+            "elsewhere the running statistics are averaged after each step",
+        )
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted

@@ -1,0 +1,103 @@
+"""The inner half of a training step: search the ball for points where the inner loss is high."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustcli.core.losses import Criterion, bind_inner
+from robustcli.core.modes import frozen
+from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
+from robustcli.core.twin import SearchTwin
+from robustcli.core.types import Classifier
+from robustcli.training.forward import Forward
+from robustcli.training.settings import StepSettings
+
+#: The setting `attack_bn` -> how `frozen` names it.
+_BATCH_NORM: dict[str, Literal["eval", "batch"]] = {"eval": "eval", "train": "batch"}
+
+
+class Ascent:
+    """x_adv = attack(x), on a search twin of the model or on the model itself.
+
+    Flags, weights and buffers of the model are as before afterwards.
+
+    Args:
+        settings: model, inner loss, attack and search; see `StepSettings`.
+        forward: the model as it is trained; it is attacked where there is no twin.
+    """
+
+    def __init__(self, settings: StepSettings, forward: Forward) -> None:
+        self.settings, self.twin_note = settings, ""
+        self._forward = forward
+        self._twin: SearchTwin | None = None
+        self._twin_tried = False
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rng: RowRandom,
+        parts: Sequence[slice],
+        y_soft: Tensor | None,
+        progress: float,
+    ) -> Tensor:
+        """x_adv [B, C, H, W] in the ball of the share `progress` of the run.
+
+        Args:
+            x: clean pixels [B, C, H, W] in [0, 1], in the memory format of training.
+            y: labels int64 [B]; y_soft: label distributions [B, K], or None.
+            rng: one random stream per row, for the start of the attack.
+            parts: the rows of each micro-batch; they cover x in order.
+        """
+        model, (attack, ball) = self.settings.model, self.settings.threat(progress)
+        with frozen(model, bn=_BATCH_NORM[self.settings.attack_bn]):
+            searcher = self._searcher(x[parts[0]])
+            attacked = []
+            for rows in parts:
+                clean = x[rows]
+                oracle = self._oracle(searcher, clean, y[rows], some_rows(y_soft, rows), rng.rows(rows))
+                attacked.append(attack(oracle, clean, ball))
+        return attacked[0] if len(attacked) == 1 else torch.cat(attacked)
+
+    def _oracle(
+        self, searcher: Classifier, x: Tensor, y: Tensor, y_soft: Tensor | None, rng: RowRandom
+    ) -> Oracle:
+        """What answers the attack on one micro-batch."""
+        assert self.settings.inner is not None, "nothing to ascend"
+        clean = partial(_logits, searcher, x)
+        loss = bind_inner(self.settings.inner, y, y_soft=y_soft, clean=clean, **self.settings.inner_params)
+        return Oracle(searcher, x, Criterion(y), loss=loss, rng=rng, stop=self.settings.stop)
+
+    def _searcher(self, x: Tensor) -> Classifier:
+        """The twin with the present weights, or the model itself; the first call compares both on x."""
+        if not self._twin_tried:
+            self._twin = self._make_twin(x)
+            self._twin_tried = True
+        elif self._twin is not None:
+            self._twin.refresh()
+        return self._twin or self._forward
+
+    def _make_twin(self, x: Tensor) -> SearchTwin | None:
+        """The twin where one is wanted and answers on x as the model does."""
+        settings = self.settings
+        if settings.search.plain or settings.attack_bn != "eval" or settings.data_parallel:
+            return None
+        twin = settings.search.copy_of(settings.model)
+        self.twin_note = twin.parity(x)
+        return None if self.twin_note else twin
+
+
+def _logits(searcher: Classifier, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return searcher(x)
+
+
+def some_rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    """These rows of a tensor that may be absent."""
+    return None if tensor is None else tensor[rows]

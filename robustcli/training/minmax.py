@@ -1,0 +1,99 @@
+"""The usual training step: attack the model, then descend on what the attack found."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from robustcli.core.random import RowRandom
+from robustcli.core.types import Batch, LossTerms
+from robustcli.registry import steps
+from robustcli.training.ascent import Ascent, some_rows
+from robustcli.training.descent import Descent
+from robustcli.training.faults import shared_faults
+from robustcli.training.settings import StepSettings
+from robustcli.training.step import Step
+
+
+class MinMax:
+    """Maximise the inner loss over the ball, then make one descent step on the outer loss.
+
+    Between two steps it remembers nothing but the size of the micro-batch and whether the twin is usable.
+
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083.
+    """
+
+    def __init__(self, settings: StepSettings) -> None:
+        self.settings, self.micro_batch = settings, settings.micro_batch
+        self.descent = Descent(settings)
+        self.ascent = Ascent(settings, self.descent.forward)
+
+    @property
+    def twin_note(self) -> str:
+        """See `Step`."""
+        return self.ascent.twin_note
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        y_soft: Tensor | None = None,
+        progress: float = 0.5,
+    ) -> LossTerms:
+        """See `Step`; a step that raises has changed neither parameters nor state."""
+        x = self.settings.laid_out(x)
+        start = RowRandom(seed, "start", ids, epoch=epoch)
+        with shared_faults(self.settings.ranks):
+            x_adv = self.adversarial(x, y, start, y_soft=y_soft, progress=progress)
+        _, ball = self.settings.threat(progress)
+        # A stream of its own: a regulariser must not see the noise that the attack started from.
+        rng = RowRandom(seed, "objective", ids, epoch=epoch)
+        batches = []
+        for rows in self._parts(len(x)):
+            clean = x[rows]
+            attacked = clean if x_adv is x else x_adv[rows]
+            soft = some_rows(y_soft, rows)
+            batches.append(Batch(clean, y[rows], attacked, ids[rows], ball, rng.rows(rows), soft))
+        return self.descent(batches, progress)
+
+    def adversarial(
+        self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5
+    ) -> Tensor:
+        """x_adv [B, C, H, W], found in micro-batches. Without an inner loss it is x itself."""
+        if self.settings.inner is None:
+            return x
+        return self.ascent(x, y, rng, self._parts(len(x)), y_soft, progress)
+
+    def _parts(self, rows: int) -> list[slice]:
+        """The rows of each micro-batch."""
+        size = self.micro_batch or rows
+        return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+    def halve(self, rows: int) -> int:
+        """See `Step`; 0 when one image is a micro-batch already."""
+        now = min(self.micro_batch or rows, rows)
+        if now <= 1:
+            return 0
+        self.micro_batch = (now + 1) // 2
+        return self.micro_batch
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Nothing to load."""
+
+
+@steps.register("minmax", attacks=True)
+def minmax(settings: StepSettings) -> Step:
+    """x_adv = argmax of the inner loss over the ball;  theta <- theta - lr grad L(theta, x, x_adv).
+
+    The attack runs first, then the weights descend on the points that it found.
+
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083.
+    """
+    return MinMax(settings)

@@ -1,0 +1,89 @@
+"""What a training step is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from robustcli.core.geometry import Ball
+from robustcli.core.oracle import Oracle
+from robustcli.core.types import Batch, Classifier, LossTerms
+from robustcli.evaluation.plan import Search
+from robustcli.runtime.distributed import Ranks, solo
+from robustcli.training.hooks import Hook
+
+#: (oracle, x, ball) -> x_adv, parameters bound.
+Attack: TypeAlias = Callable[[Oracle, Tensor, Ball], Tensor]
+#: (model, batch) -> loss terms, parameters bound.
+Objective: TypeAlias = Callable[[Classifier, Batch], LossTerms]
+#: (model, batch) -> scalar that is added to the objective, already weighted.
+Regularizer: TypeAlias = Callable[[Classifier, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Everything that a registered training step is given, besides parameters of its own.
+
+    Args:
+        model: the classifier that is trained, pixels -> logits, not wrapped.
+        objective: the outer loss.
+        inner: name of the loss that the attack ascends; None trains on clean images.
+        attack: what searches for x_adv.
+        ball: the threat.
+        optimizer: updates the model's parameters.
+        dtype: autocast type of the outer passes; float32 means none.
+        attack_bn: "eval" attacks with BatchNorm's running statistics, "train" with those of the batch.
+        search: the twin that is attacked. Only attack_bn "eval" uses it; `Search().exact()` is the model
+            itself.
+        channels_last: memory format of the pixels.
+        grad_clip: largest global l2 norm of the gradient; None clips nothing.
+        data_parallel: the outer passes run on all GPUs of this process (nn.DataParallel).
+        compiled: the outer passes run through torch.compile.
+        scaler: scales fp16 losses; a disabled one does nothing.
+        stop: raises to interrupt. It is called before every pass of the attack, never in the outer half.
+        regularizers: by name; they share the passes of the objective.
+        hooks: what surrounds the step.
+        ranks: the processes that train together.
+        strength: t -> (attack, ball), in place of `attack` and `ball`; a curriculum.
+        inner_params: parameters of the inner loss.
+        micro_batch: most images in one pass; gradients are added up to the whole batch. None: the whole
+            batch.
+    """
+
+    model: nn.Module
+    objective: Objective
+    inner: str | None
+    attack: Attack
+    ball: Ball
+    optimizer: torch.optim.Optimizer
+    dtype: torch.dtype = torch.float32
+    attack_bn: Literal["eval", "train"] = "eval"
+    search: Search = Search()
+    channels_last: bool = True
+    grad_clip: float | None = None
+    data_parallel: bool = False
+    compiled: bool = False
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    stop: Callable[[], None] | None = None
+    regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
+    hooks: Sequence[Hook] = ()
+    ranks: Ranks = field(default_factory=solo)
+    strength: Callable[[float], tuple[Attack, Ball]] | None = None
+    inner_params: Mapping[str, float] = field(default_factory=dict)
+    micro_batch: int | None = None
+
+    def threat(self, progress: float) -> tuple[Attack, Ball]:
+        """Attack and ball at the share `progress` of the run."""
+        if self.strength is None:
+            return self.attack, self.ball
+        return self.strength(progress)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """The pixels in the memory format of training."""
+        if self.channels_last and x.dim() == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
