@@ -48,24 +48,6 @@ class DataBundle:
     digest: str
     notes: list[str] = field(default_factory=list)
 
-    def split(self, part: str) -> Split:
-        """train, val or test by name. Raises ValueError on another name."""
-        if part not in ("train", "val", "test"):
-            raise ValueError(f"unknown split {part!r}; known: train, val, test")
-        chosen: Split = getattr(self, part)
-        return chosen
-
-
-def epsilon_preset(data: DataBundle | str, norm: str) -> float | None:
-    """The radius usual for this data set (a bundle or a configured name) and norm on the [0, 1] scale; None when there is none."""
-    if isinstance(data, DataBundle):
-        return data.presets.get(norm)
-    name = data.partition(":")[0]
-    if name not in datasets:
-        return None
-    presets: Mapping[str, float] = datasets.get(name).facts.presets
-    return presets.get(norm)
-
 
 def cpu_count() -> int:
     """CPUs this process may use."""

@@ -226,13 +226,6 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
-def check_head(outputs: int, num_classes: int, *, where: str = "model") -> None:
-    """The model has one output per class. Raises DataError (E-CLASS) with both numbers."""
-    if outputs != num_classes:
-        what = f"the model has {outputs} outputs, the data set {num_classes} classes"
-        raise DataError(what, where=where, hint="use the data set the model was trained on", code="E-CLASS")
-
-
 def check_split(
     labels: Tensor, classes: Sequence[str], part: str, *, where: str, every_class: bool = True
 ) -> list[str]:

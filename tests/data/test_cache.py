@@ -81,7 +81,7 @@ def same(one: DataBundle, other: DataBundle) -> None:
         skipped(other),
     )
     for part in ("train", "val", "test"):
-        a, b = one.split(part), other.split(part)
+        a, b = getattr(one, part), getattr(other, part)
         assert torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
         order = torch.randperm(len(a), generator=torch.Generator().manual_seed(0))
         for batches in ([order], list(order.split(3)), []):

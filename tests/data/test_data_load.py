@@ -66,13 +66,6 @@ def test_no_memory_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 6 and "data.storage=stream" in caught.value.hint
 
 
-def test_bundle_gives_splits_by_name() -> None:
-    bundle = load_data(DataConfig(name="fake", size=4), allow_download=False)
-    assert bundle.split("val") is bundle.val
-    with pytest.raises(ValueError, match="known: train, val, test"):
-        bundle.split("tset")
-
-
 SCRIPT = """
 import torch
 from robustcli.config.schema import DataConfig
