@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustcli.config.sections import Augment, DataConfig
-from robustcli.data import folder as module
+from robustcli.data import listings as module
 from robustcli.data.datasets import load_data
 from robustcli.data.split import MemorySplit
 from robustcli.data.stream import StreamSplit

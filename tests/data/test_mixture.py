@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
+from robustcli.data.extra import extra_split
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import (
     JoinedSplit,
     MixedSplit,
     epoch_batches,
     epoch_size,
-    extra_split,
     mixed_order,
 )
 from robustcli.data.sampling import train_order
