@@ -14,6 +14,10 @@ from robustcli.data.split import MemorySplit
 from robustcli.errors import DataError
 
 
+class NeedsFilesError(DataError):
+    """data.storage asks for image files, and these are arrays."""
+
+
 def bundle_arrays(
     config: DataConfig,
     entry: str,
@@ -32,10 +36,11 @@ def bundle_arrays(
         classes: names of the K classes.
 
     Raises:
-        DataError: labels, range or shape are wrong, or data.storage asks for image files.
+        DataError: labels, range or shape are wrong.
+        NeedsFilesError: data.storage is stream or cached.
     """
     if config.storage in ("stream", "cached"):
-        raise DataError(
+        raise NeedsFilesError(
             f"data.storage={config.storage} needs image files",
             where=where,
             hint="use folder:PATH, or data.storage=auto",

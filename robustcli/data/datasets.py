@@ -45,7 +45,7 @@ def _entry(text: str) -> Entry[DatasetFacts]:
     """The registered data set that `text` names, with a path exactly when that data set takes one."""
     name, _, path = text.partition(":")
     if name not in datasets:
-        known = ", ".join(_spelling(entry) for entry in datasets)
+        known = ", ".join(spelling(entry) for entry in datasets)
         hint = f"{suggestion(name, datasets.names())}known: {known}"
         raise ConfigError(f"unknown data set {text!r}", where="data.name", hint=hint)
     entry = datasets.get(name)
@@ -58,7 +58,7 @@ def _entry(text: str) -> Entry[DatasetFacts]:
     return entry
 
 
-def _spelling(entry: Entry[DatasetFacts]) -> str:
+def spelling(entry: Entry[DatasetFacts]) -> str:
     """How data.name names the data set."""
     if entry.facts.path:
         return f"{entry.name}:PATH"
