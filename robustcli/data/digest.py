@@ -30,13 +30,17 @@ def digest_memory(stored: Mapping[str, MemorySplit]) -> str:
 
 
 def digest_files(listings: Mapping[str, Listing], root: str) -> str:
-    """SHA-256 (hex) over each split's name, classes, and the relative path and size of each file.
+    """SHA-256 (hex) over each split's name and classes, and the relative path and size of each file.
 
-    It stands for the pixels where reading every byte of a large set would take too long.
+    Labels that the paths do not say count too. The digest stands for the pixels where reading every byte of a
+    large set would take too long.
     """
     state = hashlib.sha256()
     for part, listing in listings.items():
-        state.update(json.dumps([part, listing.classes]).encode())
+        about: list[object] = [part, listing.classes]
+        if not listing.labels_in_paths:
+            about.append(listing.labels)
+        state.update(json.dumps(about).encode())
         for path in listing.paths:
             size = str(_size(os.path.join(root, path)))
             state.update(os.fsencode(path) + b"\0" + size.encode() + b"\n")

@@ -86,12 +86,14 @@ class Listing:
     paths: of the files, relative to the root, in the order of the ids.
     labels: class of each file.
     ignored: how many other files lie beside them.
+    labels_in_paths: whether the paths say the labels, so that a digest of the paths covers both.
     """
 
     classes: tuple[str, ...]
     paths: list[str]
     labels: list[int]
     ignored: int = 0
+    labels_in_paths: bool = True
 
 
 def all_paths(listings: Mapping[str, Listing]) -> list[str]:
