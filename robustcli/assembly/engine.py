@@ -20,7 +20,8 @@ from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.core.random import RowRandom
 from robustcli.data.cutmix import cutmix
-from robustcli.data.mixture import MixedSplit, epoch_size, extra_split
+from robustcli.data.extra import extra_split
+from robustcli.data.mixture import MixedSplit, epoch_size
 from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.runtime.distributed import Ranks

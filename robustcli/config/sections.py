@@ -125,14 +125,6 @@ class DataConfig(Section):
         default=0.001, ge=0, le=1, description="largest share of unreadable images that may be skipped"
     )
 
-    @field_validator("name")
-    @classmethod
-    def _path_given(cls, value: str) -> str:
-        kind = value.rstrip(":")
-        if value in ("folder", "npz", "folder:", "npz:"):
-            raise ValueError(f"{kind} needs a path; write {kind}:PATH")
-        return value
-
 
 class BallConfig(Section):
     """The threat model: how far a pixel vector may move, in pixel units of [0, 1]."""

@@ -83,7 +83,9 @@ def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:
     if not isinstance(name, str) or not name:
         return []
     takes_path = {entry.name: bool(entry.facts.path) for entry in registries.datasets}
-    first, colon, _ = name.partition(":")
+    first, colon, path = name.partition(":")
+    if takes_path.get(first) and not path:
+        return [Fault("data.name", f"{first} needs a path; write {first}:PATH")]
     if first in takes_path and (takes_path[first] or not colon):
         return []
     known = [f"{item}:PATH" if path else item for item, path in takes_path.items()]

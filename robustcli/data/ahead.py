@@ -9,20 +9,22 @@ from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+_DEPTH = 2  # results that wait for the reader
 
 
-def ahead(job: Callable[[In], Out], items: Iterable[In], depth: int = 2) -> Generator[Out]:
-    """job(item) for each item, in order; while the reader works on one result, up to `depth` >= 1 later ones are being made.
+def ahead(job: Callable[[In], Out], items: Iterable[In]) -> Generator[Out]:
+    """job(item) for each item, in order, computed by one background thread.
 
-    One thread makes all of them, one after the other. It ends with the last item, when the generator is closed, and when a job fails, whose
-    exception is raised here in its place. A generator that nobody closes does not keep the program from ending.
+    While the reader works on one result, the thread computes up to two later ones. It ends with the last
+    item, or when the generator is closed, or when a job fails. The exception of that job is raised here, in
+    the place of its result. A generator that nobody closes does not keep the program from ending.
     """
     waiting: deque[Future[Out]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="robustcli-ahead")
     try:
         for item in items:
             waiting.append(pool.submit(job, item))
-            if len(waiting) > depth:
+            if len(waiting) > _DEPTH:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -1,4 +1,4 @@
-"""`data.storage=cached`: all files of a data set decoded once into one array on the disk, which every later run maps into its memory."""
+"""`data.storage=cached`: all files of a data set decoded once into one file, which later runs map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustcli.data.decoded import FORMAT, Decoded, Source, build, read
+from robustcli.data.decoded import FORMAT, Decoded, Source, decode_into, read_decoded
 from robustcli.errors import LockError, ResourceError, printable
 from robustcli.runtime.signals import heed
 from robustcli.store.atomic import TMP_PREFIX
@@ -22,12 +22,18 @@ _HINT = "choose another folder with data.cache, data.storage=stream, or a smalle
 
 
 def cache_folder(chosen: str | None) -> Path:
-    """`chosen`, else $XDG_CACHE_HOME/robustcli, else ~/.cache/robustcli. Raises ResourceError: no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if chosen is None and os.path.isabs(base):  # a relative one is to be ignored, says the standard
-        return Path(base) / "robustcli"
+    """`chosen`, else $XDG_CACHE_HOME/robustcli, else ~/.cache/robustcli.
+
+    Raises:
+        ResourceError: there is no home folder.
+    """
+    if chosen is None:
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        if os.path.isabs(base):  # a relative one is to be ignored, says the standard
+            return Path(base) / "robustcli"
+        chosen = "~/.cache/robustcli"
     try:
-        return Path("~/.cache/robustcli" if chosen is None else chosen).expanduser()
+        return Path(chosen).expanduser()
     except RuntimeError as error:
         raise ResourceError(
             "there is no home folder for decoded images",
@@ -38,35 +44,51 @@ def cache_folder(chosen: str | None) -> Path:
 
 
 def load(folder: Path, source: Source) -> tuple[Decoded, list[str]]:
-    """The decoded images in `folder`/decoded/<key>/ and notes; made first when they are not there, or not whole.
+    """The decoded images in `folder`/decoded/<key>/, and notes.
 
-    One process decodes while the others wait for it. Whatever moment it is killed at, what it leaves is never taken for whole.
+    Images that are missing or not whole are decoded first.
+    One process decodes while the others wait for it. It may be killed at any moment: what it leaves behind is
+    never taken for whole.
 
     Raises:
         DataError: no image can be read, or the images are not square.
         ResourceError: no room (E-DISK), or a folder that cannot be written (E-WRITE).
     """
-    place = folder / "decoded" / key(source)
-    found, _ = read(place, source)
-    notes, how = [], "found"
-    if found is None:
-        with _hinted(), explained(place):
-            place.mkdir(parents=True, exist_ok=True)
-            with _alone(place) as locked:
-                found, damage = read(place, source)
-                if found is None:
-                    started = time.monotonic()
-                    if locked:
-                        _sweep(place)
-                    found = build(place, source)
-                    how = f"decoded now in {time.monotonic() - started:.0f} s"
-                    notes += [f"cache: {damage}; decoded again"] if damage else []
-    count, _, height, width = found.store.pixels.shape
-    return found, [*notes, printable(f"storage: cached, {count} images of {height}x{width}, {place} ({how})")]
+    place = folder / "decoded" / cache_key(source)
+    decoded, _ = read_decoded(place, source)
+    notes: list[str] = []
+    how = "found"
+    if decoded is None:
+        decoded, notes, how = _wait_or_decode(place, source)
+    count, _, height, width = decoded.store.pixels.shape
+    note = printable(f"storage: cached, {count} images of {height}x{width}, {place} ({how})")
+    return decoded, [*notes, note]
 
 
-def key(source: Source) -> str:
-    """SHA-256 (hex) over all that decides pixels and digest: format, Pillow, decoder, splits, classes, labels, and path, size and time of each file."""
+def _wait_or_decode(place: Path, source: Source) -> tuple[Decoded, list[str], str]:
+    """The images that another process decodes meanwhile, or else that this one does; notes; how they came."""
+    with _hinted(), explained(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with _alone(place) as locked:
+            decoded, damage = read_decoded(place, source)
+            if decoded is not None:
+                return decoded, [], "found"
+            started = time.monotonic()
+            if locked:
+                _remove_leftovers(place)
+            decoded = decode_into(place, source)
+            how = f"decoded now in {time.monotonic() - started:.0f} s"
+    if damage:
+        return decoded, [f"cache: {damage}; decoded again"], how
+    return decoded, [], how
+
+
+def cache_key(source: Source) -> str:
+    """SHA-256 (hex) over all that decides the pixels and the digest.
+
+    That is: the format of the file, Pillow's version, the decoder, the splits, their classes and labels, and
+    the path, size and time of each file.
+    """
     from PIL import __version__
 
     decoder, root = source.decoder, os.path.realpath(source.decoder.root)
@@ -74,13 +96,17 @@ def key(source: Source) -> str:
     for part, listing in source.listings.items():
         state.update(json.dumps([part, listing.classes, listing.labels]).encode())
         for path in listing.paths:
-            try:
-                found = os.stat(os.path.join(root, path))
-                age = f"{found.st_size} {found.st_mtime_ns}"
-            except OSError:
-                age = "unreadable"
+            age = _size_and_time(os.path.join(root, path))
             state.update(os.fsencode(path) + b"\0" + age.encode() + b"\n")
     return state.hexdigest()
+
+
+def _size_and_time(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @contextmanager
@@ -94,7 +120,10 @@ def _hinted() -> Iterator[None]:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[bool]:
-    """Wait until no other process decodes into this folder. False where the file system has no locks: then each decodes, which does no harm."""
+    """Wait until no other process decodes into this folder.
+
+    Gives False where the file system has no locks. Each process decodes then, which does no harm.
+    """
     lock = None
     while lock is None:
         try:
@@ -113,7 +142,7 @@ def _alone(place: Path) -> Iterator[bool]:
             lock.close()
 
 
-def _sweep(place: Path) -> None:
-    """Remove what killed processes have left. We hold the lock, so nobody writes it."""
-    for left in place.glob(f"{TMP_PREFIX}*"):
-        left.unlink(missing_ok=True)
+def _remove_leftovers(place: Path) -> None:
+    """Remove the temporary files of killed processes. We hold the lock, so nobody writes them."""
+    for path in place.glob(f"{TMP_PREFIX}*"):
+        path.unlink(missing_ok=True)

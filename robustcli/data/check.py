@@ -1,4 +1,7 @@
-"""Validation of data from outside, before any work starts: labels, range, shape, classes. Every fault is a DataError (exit 3)."""
+"""Checks of data from outside, before any work starts: labels, range, shape, classes.
+
+Every fault is a DataError (exit 3).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from robustcli.errors import DataError
 
 _SLACK = 1e-6  # float rounding allowed outside [0, 1]
+_LABEL_HINTS = {-100: "-100 is the ignore label of some losses: drop those samples"}
 
 
 def check_labels(
@@ -22,63 +26,51 @@ def check_labels(
     paths: Sequence[str] | None = None,
     count: int | None = None,
 ) -> Tensor:
-    """int64 [N] with values in [0, K).
+    """The labels as int64 [N] with values in [0, K).
 
     Args:
         labels: numpy array or tensor from outside.
-        num_classes: K; None finds it: the labels must be 0 … K - 1 without a gap.
+        num_classes: K; None when the labels say it: then they must be 0 to K - 1 without a gap.
         where: file and key, for the message.
         paths: file of each label, for the message.
-        count: how many there must be.
+        count: how many labels there must be; None for any number.
 
     Raises:
         DataError: float, bool or text labels, wrong shape or length, a value out of range (-100 too).
     """
-    dtype = (
-        str(labels.dtype).removeprefix("torch.")
-        if isinstance(labels, Tensor)
-        else np.asarray(labels).dtype.name
-    )
-    if not dtype.startswith(("int", "uint")):
-        raise DataError(
-            f"labels are {dtype}, not integers",
-            where=where,
-            hint="store class indices as int64; bool and float labels are refused",
-        )
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    array = _integers(labels, where)
     if array.ndim != 1:
         hint = "one class index per image, not one-hot: y.argmax(1), or y.squeeze(1)"
         raise DataError(f"labels have shape {list(array.shape)}, expected [N]", where=where, hint=hint)
     if count is not None and len(array) != count:
-        raise DataError(
-            f"{len(array)} labels for {count} images",
-            where=where,
-            hint="images and labels must have one length",
-        )
+        what = f"{len(array)} labels for {count} images"
+        raise DataError(what, where=where, hint="images and labels must have one length")
     if num_classes is None:
         num_classes = _consecutive(array, where)
     wrong = np.flatnonzero((array < 0) | (array >= num_classes))
     if len(wrong):
-        index = int(wrong[0])
-        value = int(array[index])
-        file = f" ({paths[index]})" if paths is not None else ""
-        hint = (
-            "-100 is the ignore label of some losses: drop those samples"
-            if value == -100
-            else "labels are 0 … K - 1 without gaps"
-        )
-        more = f" (+{len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise DataError(
-            f"label {value} at index {index}{file} not in [0,{num_classes - 1}]{more}",
-            where=where,
-            hint=hint,
-            code="E-LABEL",
-        )
+        raise _out_of_range(array, wrong, num_classes, where, paths)
     return torch.from_numpy(array.astype(np.int64))
 
 
+def _integers(labels: Any, where: str) -> Any:
+    """The labels as a numpy array, when they are integers."""
+    if isinstance(labels, Tensor):
+        _check_integer(str(labels.dtype).removeprefix("torch."), where)
+        return labels.detach().cpu().numpy()
+    array = np.asarray(labels)
+    _check_integer(array.dtype.name, where)
+    return array
+
+
+def _check_integer(dtype: str, where: str) -> None:
+    if not dtype.startswith(("int", "uint")):
+        hint = "store class indices as int64; bool and float labels are refused"
+        raise DataError(f"labels are {dtype}, not integers", where=where, hint=hint)
+
+
 def _consecutive(array: Any, where: str) -> int:
-    """K such that 0 … K - 1 all occur and K does not."""
+    """K such that 0 to K - 1 all occur and K does not."""
     present = set(np.unique(array).tolist())
     count = next(k for k in range(len(present) + 1) if k not in present)
     if count == 0 and len(array):
@@ -91,6 +83,23 @@ def _consecutive(array: Any, where: str) -> int:
     return count
 
 
+def _out_of_range(
+    array: Any, wrong: Any, num_classes: int, where: str, paths: Sequence[str] | None
+) -> DataError:
+    index = int(wrong[0])
+    value, place, more = int(array[index]), f"index {index}", ""
+    if paths is not None:
+        place += f" ({paths[index]})"
+    if len(wrong) > 1:
+        more = f" (+{len(wrong) - 1} more)"
+    return DataError(
+        f"label {value} at {place} not in [0,{num_classes - 1}]{more}",
+        where=where,
+        hint=_LABEL_HINTS.get(value, "labels are 0 … K - 1 without gaps"),
+        code="E-LABEL",
+    )
+
+
 def check_shape(
     got: Sequence[int], expected: Sequence[int] | None = None, *, where: str = "images"
 ) -> tuple[int, int, int]:
@@ -101,30 +110,22 @@ def check_shape(
     """
     size = "x".join(str(n) for n in got)
     if expected is not None and tuple(got) != tuple(expected):
-        raise DataError(
-            f"expected {'x'.join(str(n) for n in expected)}, got {size}",
-            where=where,
-            hint=_shape_hint(got),
-            code="E-SHAPE",
-        )
+        wanted = "x".join(str(n) for n in expected)
+        raise _shape_fault(f"expected {wanted}, got {size}", where, _shape_hint(got))
     if len(got) != 3 or 0 in got or got[0] not in (1, 3):
-        raise DataError(
-            f"expected images of 1xHxW or 3xHxW, got {size}",
-            where=where,
-            hint=_shape_hint(got),
-            code="E-SHAPE",
-        )
+        raise _shape_fault(f"expected images of 1xHxW or 3xHxW, got {size}", where, _shape_hint(got))
     if got[1] != got[2]:
-        raise DataError(
-            f"images are not square: {size}",
-            where=where,
-            hint="data.size=N for folders; crop or pad arrays to a square",
-            code="E-SHAPE",
-        )
+        hint = "data.size=N for folders; crop or pad arrays to a square"
+        raise _shape_fault(f"images are not square: {size}", where, hint)
     return got[0], got[1], got[2]
 
 
+def _shape_fault(what: str, where: str, hint: str) -> DataError:
+    return DataError(what, where=where, hint=hint, code="E-SHAPE")
+
+
 def _shape_hint(got: Sequence[int]) -> str:
+    """The likely cause of a wrong shape, and what to do about it."""
     if len(got) == 3 and got[2] in (1, 3) and got[0] not in (1, 3):
         return "looks like HWC: x.transpose(0, 3, 1, 2)"
     if len(got) == 2:
@@ -142,117 +143,90 @@ def check_range(x: Tensor, *, where: str = "images", dark: bool = True) -> None:
     Args:
         x: any shape.
         where: file and key, or the batch, for the message.
-        dark: also refuse max <= 1/255 (divided by 255 twice); off for a few images, which may be black.
+        dark: also refuse max <= 1/255, which pixels divided by 255 twice have. Turn it off for a few images,
+            which may be black.
 
     Raises:
         DataError: E-RANGE, with the likely cause and its fix.
     """
     if x.numel() == 0:
         return
-    if x.dtype == torch.uint8:
-        if dark and int(x.max()) <= 1:
-            raise DataError(
-                "uint8 pixels are all 0 or 1",
-                where=where,
-                hint="store 0..255 (multiply by 255)",
-                code="E-RANGE",
-            )
-        return
-    if not x.is_floating_point():
-        raise DataError(
-            f"pixels are {str(x.dtype).removeprefix('torch.')}",
-            where=where,
-            hint="store uint8 0..255, or float in [0, 1]",
-            code="E-RANGE",
-        )
+    if x.is_floating_point():
+        _check_floats(x, where, dark)
+    elif x.dtype != torch.uint8:
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise _range_fault(f"pixels are {dtype}", where, "store uint8 0..255, or float in [0, 1]")
+    elif dark and int(x.max()) <= 1:
+        raise _range_fault("uint8 pixels are all 0 or 1", where, "store 0..255 (multiply by 255)")
+
+
+def _check_floats(x: Tensor, where: str, dark: bool) -> None:
     low, high = (float(v) for v in torch.aminmax(x))  # NaN passes through
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int((~torch.isfinite(x)).sum())
-        raise DataError(
-            f"{count} pixels are NaN or infinite",
-            where=where,
-            hint="repair or remove these images",
-            code="E-RANGE",
-        )
+        raise _range_fault(f"{count} pixels are NaN or infinite", where, "repair or remove these images")
     if low < -_SLACK or high > 1 + _SLACK:
-        whole = low >= 0 and 1.5 < high <= 255
-        what = (
-            "looks like 0..255"
-            if whole
-            else "looks normalised"
-            if low < -_SLACK
-            else "not on the [0,1] scale"
-        )
-        hint = (
-            "divide by 255, or store uint8"
-            if whole
-            else "put Normalize inside the model; pixels are in [0, 1]"
-        )
-        raise DataError(f"pixels in [{low:g}, {high:g}]: {what}", where=where, hint=hint, code="E-RANGE")
+        likely, hint = _wrong_scale(low, high)
+        raise _range_fault(f"pixels in [{low:g}, {high:g}]: {likely}", where, hint)
     if dark and high <= 1 / 255 + _SLACK:
-        raise DataError(
-            f"largest pixel is {high:g}: divided by 255 twice?",
-            where=where,
-            hint="divide by 255 once",
-            code="E-RANGE",
-        )
+        raise _range_fault(f"largest pixel is {high:g}: divided by 255 twice?", where, "divide by 255 once")
+
+
+def _wrong_scale(low: float, high: float) -> tuple[str, str]:
+    """The likely scale of pixels that leave [0, 1], and what to do about it."""
+    if low >= 0 and 1.5 < high <= 255:
+        return "looks like 0..255", "divide by 255, or store uint8"
+    hint = "put Normalize inside the model; pixels are in [0, 1]"
+    if low < -_SLACK:
+        return "looks normalised", hint
+    return "not on the [0,1] scale", hint
+
+
+def _range_fault(what: str, where: str, hint: str) -> DataError:
+    return DataError(what, where=where, hint=hint, code="E-RANGE")
 
 
 def check_classes(expected: Sequence[str], got: Sequence[str], *, where: str, against: str = "train") -> None:
-    """The class names are the same, compared by name.
+    """The class names are the same, in the same order.
 
     Raises:
         DataError: E-CLASS, both numbers, the missing and the unexpected names.
     """
-    missing, extra = (sorted(set(a) - set(b)) for a, b in ((expected, got), (got, expected)))
-    if missing or extra:
-        parts = [
-            f"{word} {_names(names)}"
-            for word, names in (("missing", missing), ("unexpected", extra))
-            if names
-        ]
-        what = f"{len(got)} classes, {len(expected)} in {against}: {'; '.join(parts)}"
+    differing = {
+        "missing": sorted(set(expected) - set(got)),
+        "unexpected": sorted(set(got) - set(expected)),
+    }
+    listed = "; ".join(f"{word} {_listed(names)}" for word, names in differing.items() if names)
+    if listed:
+        what = f"{len(got)} classes, {len(expected)} in {against}: {listed}"
         raise DataError(what, where=where, hint=f"the class names must be those of {against}", code="E-CLASS")
     if tuple(expected) != tuple(got):
-        raise DataError(
-            f"the classes come in another order than in {against}",
-            where=where,
-            hint="sort them the same way",
-            code="E-CLASS",
-        )
+        what = f"the classes come in another order than in {against}"
+        raise DataError(what, where=where, hint="sort them the same way", code="E-CLASS")
 
 
-def _names(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
+    """The first five names."""
     return ", ".join(repr(name) for name in names[:5]) + (" …" if len(names) > 5 else "")
-
-
-def check_head(outputs: int, num_classes: int, *, where: str = "model") -> None:
-    """The model has one output per class. Raises DataError (E-CLASS) with both numbers."""
-    if outputs != num_classes:
-        what = f"the model has {outputs} outputs, the data set {num_classes} classes"
-        raise DataError(what, where=where, hint="use the data set the model was trained on", code="E-CLASS")
 
 
 def check_split(
     labels: Tensor, classes: Sequence[str], part: str, *, where: str, every_class: bool = True
 ) -> list[str]:
-    """The split is not empty and has every class; returns the names of the classes it lacks (when `every_class` is off).
+    """Check that the split is not empty; give the names of the classes that have no image in it.
 
     Raises:
-        DataError: E-EMPTY.
+        DataError: E-EMPTY; with `every_class` also when a class has no image.
     """
     if len(labels) == 0:
-        hint = {"val": "raise data.val_fraction", "test": "raise data.test_fraction"}.get(
-            part, "lower data.val_fraction or data.test_fraction"
-        )
-        raise DataError(
-            f"the {part} split is empty", where=where, hint=f"add images, or {hint}", code="E-EMPTY"
-        )
+        remedies = {"val": "raise data.val_fraction", "test": "raise data.test_fraction"}
+        remedy = remedies.get(part, "lower data.val_fraction or data.test_fraction")
+        hint = f"add images, or {remedy}"
+        raise DataError(f"the {part} split is empty", where=where, hint=hint, code="E-EMPTY")
     present = torch.bincount(labels, minlength=len(classes))
     lacking = [classes[k] for k in torch.nonzero(present == 0).flatten().tolist()]
     if lacking and every_class:
+        what = f"no image of class {_listed(lacking)} in the {part} split"
         hint = "add images of it (two or more, for a seeded split), or remove the class"
-        raise DataError(
-            f"no image of class {_names(lacking)} in the {part} split", where=where, hint=hint, code="E-EMPTY"
-        )
+        raise DataError(what, where=where, hint=hint, code="E-EMPTY")
     return lacking

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
-from robustcli.errors import ConfigError, RobustCliError
-from robustcli.registry import datasets, suggestion
+from robustcli.errors import ConfigError, ResourceError
+from robustcli.facts import DatasetFacts
+from robustcli.registry import Entry, datasets, suggestion
 
 
 def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle:
-    """The data set named by `config.name`: a registered name, folder:PATH or npz:PATH.
+    """The data set named by `config.name`: a registered name, or NAME:PATH for one that takes a path.
 
     Args:
         config: the data section.
@@ -25,45 +26,45 @@ def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle
         ConfigError: an unknown name (exit 2).
         ResourceError: a missing or broken optional package (exit 6).
     """
-    name, _, rest = config.name.partition(":")
-    known = datasets
-    if name not in known:
-        names = ", ".join(n + ":PATH" if known.get(n).facts.path else n for n in known.names())
-        raise ConfigError(
-            f"unknown data set {config.name!r}",
-            where="data.name",
-            hint=f"{suggestion(name, known.names())}known: {names}",
-        )
-    takes_path = bool(known.get(name).facts.path)
-    if takes_path != bool(rest):
-        fix = f"write {name}:PATH" if takes_path else f"write {name}; its files are looked for in data.root"
-        raise ConfigError(
-            f"data set {config.name!r} {'needs' if takes_path else 'takes no'} path",
-            where="data.name",
-            hint=fix,
-        )
+    entry = _entry(config.name)
     if allow_download and not config.download:
         config = config.model_copy(update={"download": True})
     try:
-        bundle = known.get(name).fn(config)
-    except RobustCliError:
-        raise
+        bundle = entry.fn(config)
     except MemoryError as error:
-        raise _no_memory(config) from error
+        raise ResourceError(
+            f"no memory to load {config.name}",
+            hint="data.storage=stream, or a smaller data.size",
+            code="E-MEMORY",
+        ) from error
     assert isinstance(bundle, DataBundle)
     return bundle
 
 
-def _no_memory(config: DataConfig) -> RobustCliError:
-    from robustcli.errors import ResourceError
+def _entry(text: str) -> Entry[DatasetFacts]:
+    """The registered data set that `text` names, with a path exactly when that data set takes one."""
+    name, _, path = text.partition(":")
+    if name not in datasets:
+        known = ", ".join(spelling(entry) for entry in datasets)
+        hint = f"{suggestion(name, datasets.names())}known: {known}"
+        raise ConfigError(f"unknown data set {text!r}", where="data.name", hint=hint)
+    entry = datasets.get(name)
+    if path and not entry.facts.path:
+        hint = f"write {name}; its files are looked for in data.root"
+        raise ConfigError(f"data set {text!r} takes no path", where="data.name", hint=hint)
+    if not path and entry.facts.path:
+        hint = f"write {name}:PATH"
+        raise ConfigError(f"data set {text!r} needs path", where="data.name", hint=hint)
+    return entry
 
-    return ResourceError(
-        f"no memory to load {config.name}",
-        hint="data.storage=stream, or a smaller data.size",
-        code="E-MEMORY",
-    )
+
+def spelling(entry: Entry[DatasetFacts]) -> str:
+    """How data.name names the data set."""
+    if entry.facts.path:
+        return f"{entry.name}:PATH"
+    return entry.name
 
 
 def source_path(config: DataConfig) -> Path:
-    """PATH of folder:PATH or npz:PATH, with ~ expanded."""
+    """PATH of NAME:PATH, with ~ expanded."""
     return Path(config.name.partition(":")[2]).expanduser()

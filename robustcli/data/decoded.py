@@ -1,4 +1,7 @@
-"""The two files of a decoded data set: `pixels.u8`, one array of all images, and `about.json`, which is written last and says that it is whole."""
+"""The two files of a decoded data set.
+
+`pixels.u8` is one array of all images. `about.json` is written last and says that the array is whole.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustcli.data.files import Listing
-from robustcli.data.images import Decoder, Pixels, each, planes
+from robustcli.data.files import Listing, all_paths
+from robustcli.data.images import Decoder, Pixels, collect_faults, planes
 from robustcli.data.split import Store
 from robustcli.errors import DataError
 from robustcli.store.atomic import fsync_dir, removed_on_failure, tmp_name, write_all, write_json
@@ -26,14 +29,17 @@ from robustcli.store.disk import explained, preflight
 PIXELS, ABOUT = "pixels.u8", "about.json"
 FORMAT = 2
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+Side = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files to decode, and the two questions that only a first run asks.
+    """Files to decode, and the two questions that only the run that decodes them asks.
 
-    listings: stored split -> its files.  decoder: knows the root.  threads: that decode.
-    probe: (C, H, W) as far as a few files tell; 1 channel becomes 3 when another file has colour.
+    listings: stored split -> its files.
+    decoder: file -> pixels; it knows the root.
+    threads: that decode.
+    probe: gives (C, H, W) as far as a few files tell. One channel becomes three when another file has colour.
     digest: uint8 [N, C, H, W] -> digest of the data set.
     """
 
@@ -46,20 +52,33 @@ class Source:
     @cached_property
     def paths(self) -> list[str]:
         """All files, in the order of the rows."""
-        return [path for listing in self.listings.values() for path in listing.paths]
+        return all_paths(self.listings)
 
-    def image(self, index: int, side: tuple[int, int], *, grey: bool = False) -> Pixels:
-        """uint8 [1 if grey else 3, H, W]. Raises DataError; _Colour for a colour image where grey ones are expected."""
+    def image(self, index: int, side: Side, *, grey: bool = False) -> Pixels:
+        """uint8 [3, H, W], or [1, H, W] with `grey`.
+
+        Raises:
+            DataError: the image cannot be read, or has another size.
+            _Colour: a colour image, with `grey`.
+        """
         path = self.paths[index]
         decoded = self.decoder(path)
         if grey and decoded.ndim == 3:
             raise _Colour
-        return planes(decoded, (3, *side), os.path.join(self.decoder.root, path))[: 1 if grey else 3]
+        colour = planes(decoded, (3, *side), os.path.join(self.decoder.root, path))
+        if grey:
+            return colour[:1]
+        return colour
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """store: uint8 [N, C, H, W], mapped; unreadable files are rows of zeros.  faults: of these, by row.  digest: of the data set."""
+    """A decoded data set.
+
+    store: uint8 [N, C, H, W], mapped; unreadable files are rows of zeros.
+    faults: row -> why its file cannot be read.
+    digest: of the data set.
+    """
 
     store: Store
     faults: dict[int, DataError]
@@ -70,74 +89,109 @@ class _Colour(Exception):
     """A colour image among those that were taken for grey."""
 
 
-def read(place: Path, source: Source) -> tuple[Decoded | None, str]:
-    """What lies in the folder `place`; None and what is wrong with it, which is empty when there is nothing."""
+@dataclass(frozen=True)
+class _About:
+    """What `about.json` says.
+
+    shape: of the array of pixels, [N, C, H, W].
+    faults: rows of unreadable files.
+    digest: of the data set.
+    mtime_ns: when the pixels were written.
+    """
+
+    shape: tuple[int, int, int, int]
+    faults: list[int]
+    digest: str
+    mtime_ns: int
+
+
+def read_decoded(place: Path, source: Source) -> tuple[Decoded | None, str]:
+    """(the decoded data set in the folder `place`, ""), or (None, what is wrong with it).
+
+    Nothing is wrong where nothing has been decoded yet: (None, "").
+    """
     try:
-        about = (place / ABOUT).read_bytes()
+        text = (place / ABOUT).read_bytes()
     except FileNotFoundError:
         return None, ""
     except OSError as error:
         return None, f"cannot be read: {error.strerror or error}"
     try:
-        shape, bad, digest, written = _about(json.loads(about), len(source.paths))
-        size, whole = os.path.getsize(place / PIXELS), math.prod(shape)
-        if size != whole:
-            return None, f"{PIXELS} has {size} of {whole} bytes"
-        if os.stat(place / PIXELS).st_mtime_ns != written:
-            return None, f"{PIXELS} was written to since"
-        pixels = _mapped(place / PIXELS, shape)
+        about = _parsed(json.loads(text), len(source.paths))
+        damage = _damage(place / PIXELS, about)
+        if damage:
+            return None, damage
+        pixels = _mapped(place / PIXELS, about.shape)
     except OSError as error:
         return None, f"cannot be read: {error.strerror or error}"
     except (ValueError, TypeError, KeyError, RecursionError):
         return None, f"{ABOUT} is damaged"
-    # What hid a file may have passed since (permissions, a network disk); that changes neither its size nor its time.
-    faults = each(len(bad), source.threads, lambda k: _only_try(source, bad[k], (shape[2], shape[3])))
-    if len(faults) < len(bad):
-        return None, f"{len(bad) - len(faults)} of {len(bad)} unreadable images can be read now"
-    return Decoded(Store(pixels, mapped=True), {bad[k]: error for k, error in faults.items()}, digest), ""
+    faults = _still_unreadable(source, about)
+    if len(faults) < len(about.faults):
+        better = len(about.faults) - len(faults)
+        return None, f"{better} of {len(about.faults)} unreadable images can be read now"
+    return Decoded(Store(pixels, mapped=True), faults, about.digest), ""
 
 
-def _only_try(source: Source, index: int, side: tuple[int, int]) -> None:
-    source.image(index, side)
+def _damage(path: Path, about: _About) -> str:
+    """What is wrong with the array of pixels; "" when nothing is."""
+    size, whole = os.path.getsize(path), math.prod(about.shape)
+    if size != whole:
+        return f"{PIXELS} has {size} of {whole} bytes"
+    if os.stat(path).st_mtime_ns != about.mtime_ns:
+        return f"{PIXELS} was written to since"
+    return ""
 
 
-def _about(found: dict[str, object], count: int) -> tuple[tuple[int, int, int, int], list[int], str, int]:
-    """Shape, rows of unreadable files, digest, time of the pixels in ns.
+def _still_unreadable(source: Source, about: _About) -> dict[int, DataError]:
+    """Row -> why its file cannot be read now, of the files that could not be read when they were decoded.
 
-    Raises ValueError, TypeError or KeyError for anything that `build` would not have written.
+    What hid a file may have passed since (permissions, a network disk). That changes neither its size nor its
+    time, so the key of the cache does not see it.
     """
-    shape, bad, digest, written = found["shape"], found["faults"], found["digest"], found["mtime_ns"]
-    if not (
-        isinstance(shape, list)
-        and isinstance(bad, list)
-        and isinstance(digest, str)
-        and isinstance(written, int)
-    ):
+    rows, side = about.faults, about.shape[2:]
+
+    def read_again(k: int) -> None:
+        source.image(rows[k], side)
+
+    faults = collect_faults(len(rows), source.threads, read_again)
+    return {rows[k]: error for k, error in faults.items()}
+
+
+def _parsed(stored: dict[str, object], count: int) -> _About:
+    """What `decode_into` has written for `count` files.
+
+    Raises:
+        ValueError, TypeError, KeyError: it has not written that.
+    """
+    shape, faults = stored["shape"], stored["faults"]
+    digest, mtime_ns = stored["digest"], stored["mtime_ns"]
+    if not (isinstance(shape, list) and isinstance(faults, list)):
         raise TypeError("not what was written")
-    if not all(type(n) is int for n in [*shape, *bad]):
+    if not (isinstance(digest, str) and isinstance(mtime_ns, int)):
+        raise TypeError("not what was written")
+    if not all(type(n) is int for n in [*shape, *faults]):
         raise TypeError("not what was written")
     n, channels, height, width = shape
-    if (
-        n != count
-        or channels not in (1, 3)
-        or height < 1
-        or width < 1
-        or len(digest) != 64
-        or not all(0 <= index < count for index in bad)
-    ):
+    if n != count or channels not in (1, 3) or height < 1 or width < 1 or len(digest) != 64:
         raise ValueError("not what was written")
-    return (n, channels, height, width), bad, digest, written
+    if not all(0 <= row < count for row in faults):
+        raise ValueError("not what was written")
+    return _About((n, channels, height, width), faults, digest, mtime_ns)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The file as a tensor that nobody may write to. (A private writable map is refused by Linux when it is larger than the memory.)"""
+    """The file as a tensor that nobody may write to.
+
+    A private writable map would do too, but Linux refuses it when it is larger than the memory.
+    """
     array = np.memmap(path, np.uint8, "r", shape=shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
-def build(place: Path, source: Source) -> Decoded:
+def decode_into(place: Path, source: Source) -> Decoded:
     """Decode all files into the folder `place`, whatever lies there.
 
     Raises:
@@ -167,21 +221,21 @@ def build(place: Path, source: Source) -> Decoded:
 def _decode(place: Path, source: Source, shape: tuple[int, int, int]) -> dict[int, DataError]:
     """Write the pixels and give the faults by row. Raises _Colour: C is 1 and an image has colour."""
     channels, *side = shape
-    row, tmp, turn = math.prod(shape), place / tmp_name(), threading.Lock()
-    need = len(source.paths) * row
+    row_bytes, tmp, turn = math.prod(shape), place / tmp_name(), threading.Lock()
+    need = len(source.paths) * row_bytes
     preflight(place, need)
     with explained(place, need), removed_on_failure(tmp):
         fd = os.open(tmp, _NEW_FILE, 0o600)
         try:
             os.ftruncate(fd, need)  # rows that nobody writes are zeros
 
-            def job(index: int) -> None:
+            def write_row(index: int) -> None:
                 image = source.image(index, (side[0], side[1]), grey=channels == 1).tobytes()
                 with turn:  # written, not mapped: a full disk is then an error and not SIGBUS
-                    os.lseek(fd, index * row, os.SEEK_SET)
+                    os.lseek(fd, index * row_bytes, os.SEEK_SET)
                     write_all(fd, image)
 
-            faults = each(len(source.paths), source.threads, job)
+            faults = collect_faults(len(source.paths), source.threads, write_row)
             os.fsync(fd)
         finally:
             os.close(fd)

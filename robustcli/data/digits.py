@@ -15,15 +15,17 @@ from robustcli.registry import datasets
 
 @datasets.register("digits", presets={"linf": 0.1, "l2": 0.5}, augment=(0, False))
 def digits(config: DataConfig) -> DataBundle:
-    """1,797 grey 8x8 digits of 43 writers, 10 classes, pixels 0..16 stored as round(v * 255 / 16); seeded 25 % test split.
+    """1,797 grey 8x8 digits of 43 writers, 10 classes; seeded 25 % test split.
 
-    Source: Alpaydin & Kaynak, UCI Optical Recognition of Handwritten Digits, 1998, as shipped by scikit-learn.
+    The pixels v of 0..16 are stored as round(v * 255 / 16).
+
+    Source: Alpaydin & Kaynak, UCI Optical Recognition of Handwritten Digits, 1998, as shipped by
+    scikit-learn.
     """
-    stored = importlib.import_module(
-        "sklearn.datasets"
-    ).load_digits()  # late: it takes a second; scikit-learn has no types
-    pixels = np.rint(np.asarray(stored.images) * 255.0 / 16.0).astype(np.uint8)[:, None]
-    labels = torch.from_numpy(np.asarray(stored.target).astype(np.int64))
+    source = importlib.import_module("sklearn.datasets")  # late: it takes a second; scikit-learn has no types
+    loaded = source.load_digits()
+    pixels = np.rint(np.asarray(loaded.images) * 255.0 / 16.0).astype(np.uint8)[:, None]
+    labels = torch.from_numpy(np.asarray(loaded.target).astype(np.int64))
     classes = tuple(str(k) for k in range(10))
     return bundle_arrays(
         config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,8 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0
 def open_regular(path: str | Path, *, inside: str | None = None) -> BinaryIO:
     """The regular file, open for reading.
 
-    A FIFO or a device is refused without waiting for it; with `inside`, so is a link that leaves that folder.
+    A FIFO or a device is refused without waiting for it. With `inside`, a link that leaves that folder is
+    refused.
 
     Raises:
         DataError: E-FILE, with the path.
@@ -28,53 +30,41 @@ def open_regular(path: str | Path, *, inside: str | None = None) -> BinaryIO:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(
-            f"cannot open the file: {reason}",
-            where=str(path),
-            hint="check that it exists and may be read",
-            code="E-FILE",
-        ) from error
+        hint = "check that it exists and may be read"
+        raise _file_fault(f"cannot open the file: {reason}", path, hint) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataError(
-            "not a regular file (folder, FIFO, socket or device)",
-            where=str(path),
-            hint="remove it, or put a file there",
-            code="E-FILE",
-        )
+        what = "not a regular file (folder, FIFO, socket or device)"
+        raise _file_fault(what, path, "remove it, or put a file there")
     return os.fdopen(descriptor, "rb")
 
 
 def _check_link(path: str | Path, root: str) -> None:
-    target = os.path.realpath(path)
-    if not os.path.exists(target):
-        raise DataError(
-            "broken link", where=str(path), hint="remove it, or restore the file it points to", code="E-FILE"
-        )
+    if not os.path.exists(os.path.realpath(path)):
+        raise _file_fault("broken link", path, "remove it, or restore the file it points to")
+    if not is_inside(path, root):
+        raise _file_fault("link leaves the data folder", path, "copy the file into the folder")
+
+
+def is_inside(path: str | Path, root: str | Path) -> bool:
+    """Whether `path` lies in the folder `root`, all links followed."""
     base = os.path.realpath(root)
-    if os.path.commonpath([base, target]) != base:
-        raise DataError(
-            "link leaves the data folder",
-            where=str(path),
-            hint="copy the file into the folder",
-            code="E-FILE",
-        )
+    return os.path.commonpath([base, os.path.realpath(path)]) == base
+
+
+def _file_fault(what: str, path: str | Path, hint: str) -> DataError:
+    return DataError(what, where=str(path), hint=hint, code="E-FILE")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """Entries that are not hidden, sorted by name."""
     try:
-        with os.scandir(folder) as found:
-            return sorted(
-                (entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"),
-                key=lambda entry: entry.name,
-            )
+        with os.scandir(folder) as entries:
+            shown = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
     except OSError as error:
-        raise DataError(
-            f"cannot list the folder: {error.strerror}",
-            where=str(folder),
-            hint="check the path and its permissions",
-        ) from error
+        what = f"cannot list the folder: {error.strerror}"
+        raise DataError(what, where=str(folder), hint="check the path and its permissions") from error
+    return sorted(shown, key=lambda entry: entry.name)
 
 
 def folders(folder: Path, root: Path) -> list[str]:
@@ -90,21 +80,40 @@ def folders(folder: Path, root: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Listing:
-    """Images of one split: names of the classes, paths relative to the root (sorted), class of each, files left aside."""
+    """The images of one split.
+
+    classes: their names, class k is classes[k].
+    paths: of the files, relative to the root, in the order of the ids.
+    labels: class of each file.
+    ignored: how many other files lie beside them.
+    labels_in_paths: whether the paths say the labels, so that a digest of the paths covers both.
+    """
 
     classes: tuple[str, ...]
     paths: list[str]
     labels: list[int]
-    ignored: int
+    ignored: int = 0
+    labels_in_paths: bool = True
+
+
+def all_paths(listings: Mapping[str, Listing]) -> list[str]:
+    """The files of all splits, one split after the other."""
+    paths: list[str] = []
+    for listing in listings.values():
+        paths += listing.paths
+    return paths
 
 
 def list_images(root: Path, split: str) -> Listing:
-    """Images of `root/split/<class>/`, by class then name; hidden files are not seen, other kinds are counted as ignored.
+    """Images of `root/split/<class>/`, by class then name; `split` may be "".
+
+    Hidden files are not seen. Files that are not images are counted as ignored.
 
     Raises:
-        DataError: no class folder, a class without images, a folder inside a class folder, a class name with control characters.
+        DataError: no class folder, a class without images, a folder inside a class folder, a class name with
+            control characters.
     """
-    base = root / split if split else root
+    base = root / split
     classes = folders(base, root)
     if not classes:
         raise DataError("no class folders", where=str(base), hint="put images into <split>/<class>/<image>")
@@ -113,28 +122,28 @@ def list_images(root: Path, split: str) -> Listing:
     ignored = 0
     for label, name in enumerate(classes):
         if not name.isprintable():
-            raise DataError(
-                f"class folder name {name!r} has control or undecodable characters",
-                where=str(base),
-                hint="rename it",
-            )
-        before = len(paths)
-        for entry in _entries(base / name):
-            if entry.is_dir():
-                raise DataError(
-                    "a folder inside a class folder",
-                    where=entry.path,
-                    hint="images lie directly in <split>/<class>/",
-                )
-            if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-                ignored += 1
-                continue
-            paths.append(os.path.join(split, name, entry.name))
-        if len(paths) == before:
-            raise DataError(
-                f"class {name!r} has no images",
-                where=str(base / name),
-                hint=f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder",
-            )
-        labels.extend([label] * (len(paths) - before))
+            what = f"class folder name {name!r} has control or undecodable characters"
+            raise DataError(what, where=str(base), hint="rename it")
+        images, others = _images(base / name)
+        paths += [os.path.join(split, name, image) for image in images]
+        labels += [label] * len(images)
+        ignored += others
     return Listing(tuple(classes), paths, labels, ignored)
+
+
+def _images(folder: Path) -> tuple[list[str], int]:
+    """File names of the images in a class folder, and the number of other files."""
+    images: list[str] = []
+    others = 0
+    for entry in _entries(folder):
+        if entry.is_dir():
+            hint = "images lie directly in <split>/<class>/"
+            raise DataError("a folder inside a class folder", where=entry.path, hint=hint)
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            images.append(entry.name)
+        else:
+            others += 1
+    if not images:
+        hint = f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder"
+        raise DataError(f"class {folder.name!r} has no images", where=str(folder), hint=hint)
+    return images, others

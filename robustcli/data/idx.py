@@ -1,4 +1,4 @@
-"""`mnist` and `fashion-mnist`: IDX files read here, packed or not; torchvision is asked only to download them."""
+"""`mnist` and `fashion-mnist`: IDX files, packed or not, read here; torchvision only downloads them."""
 
 from __future__ import annotations
 
@@ -59,56 +59,62 @@ def fashion_mnist(config: DataConfig) -> DataBundle:
 
 
 def _load(config: DataConfig, name: str, vision: str, classes: tuple[str, ...]) -> DataBundle:
+    """The data set `name` from data.root, where torchvision's class `vision` downloads it."""
     root = Path(config.root).expanduser()
     places = [place.absolute() for place in (root / vision / "raw", root / name, root)]
-    found = _find(places)
-    if not found and config.download:
+    pairs = _pairs(places)
+    if not pairs and config.download:
         download(vision, root, name)
-        found = _find(places)
-    if not found:
+        pairs = _pairs(places)
+    if not pairs:
         looked = ", ".join(str(place) for place in places)
         where = f"looked for train-images-idx3-ubyte(.gz) and t10k-… in {looked}"
         raise DataError(f"{name} is not on disk", where=where, hint="add --download, or set data.root")
     stored = {
         part: (torch.from_numpy(read_idx(images)[:, None]), read_idx(labels))
-        for part, (images, labels) in found.items()
+        for part, (images, labels) in pairs.items()
     }
-    notes = ["t10k split: the 60,000 training images are not there"] if "train" not in stored else []
-    where = str(next(iter(found.values()))[0].parent)
+    notes = []
+    if "train" not in stored:
+        notes.append("t10k split: the 60,000 training images are not there")
+    where = str(next(iter(pairs.values()))[0].parent)
     return bundle_arrays(config, name, name=name, where=where, stored=stored, classes=classes, notes=notes)
 
 
-def _find(places: list[Path]) -> dict[str, tuple[Path, Path]]:
-    """{train, test: (images, labels)} in the first folder that has any pair."""
+def _pairs(places: list[Path]) -> dict[str, tuple[Path, Path]]:
+    """train, test -> (file of images, file of labels) in the first folder that has any such pair."""
     for place in places:
-        found: dict[str, tuple[Path, Path]] = {}
+        pairs: dict[str, tuple[Path, Path]] = {}
         for part, stem in (("train", "train"), ("test", "t10k")):
-            pair = [_either(place / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
-            if pair[0] and pair[1]:
-                found[part] = (pair[0], pair[1])
-        if found:
-            return found
+            images = _plain_or_packed(place / f"{stem}-images-idx3-ubyte")
+            labels = _plain_or_packed(place / f"{stem}-labels-idx1-ubyte")
+            if images and labels:
+                pairs[part] = images, labels
+        if pairs:
+            return pairs
     return {}
 
 
-def _either(path: Path) -> Path | None:
-    packed = path.with_name(path.name + ".gz")
-    return path if path.exists() else packed if packed.exists() else None
+def _plain_or_packed(path: Path) -> Path | None:
+    """The file, or else the file with .gz behind its name."""
+    for candidate in (path, path.with_name(f"{path.name}.gz")):
+        if candidate.exists():
+            return candidate
+    return None
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """The uint8 array of an IDX file (gzip or plain).
 
-    Format: bytes 0, 0, 8 (uint8), d, then d big-endian uint32 edges, then the values. Never reads more than the header announces.
+    Format: bytes 0, 0, 8 (uint8), d, then d big-endian uint32 edges, then the values. Never reads more than
+    the header announces.
 
     Raises:
         DataError: another format, a truncated file, trailing bytes.
     """
     with open_regular(path) as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
+        stream = _unpacked(raw)
         try:
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
             zero, kind, edges = struct.unpack(">HBB", stream.read(4))
             if zero != 0 or kind != 8 or not 1 <= edges <= 4:
                 raise ValueError("not an IDX file of bytes")
@@ -118,13 +124,22 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
                 raise ValueError(f"announces {size} bytes")
             values = stream.read(size + 1)
         except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-            raise DataError(
-                f"damaged IDX file: {error}", where=str(path), hint="download it again"
-            ) from error
-    if len(values) != size:
-        raise DataError(
-            f"IDX file has {'more than' if len(values) > size else len(values)} of {size} bytes",
-            where=str(path),
-            hint="download it again",
-        )
+            raise _damaged(f"damaged IDX file: {error}", path) from error
+    if len(values) > size:
+        raise _damaged(f"IDX file has more than of {size} bytes", path)
+    if len(values) < size:
+        raise _damaged(f"IDX file has {len(values)} of {size} bytes", path)
     return np.array(np.frombuffer(values, dtype=np.uint8).reshape(shape), dtype=np.uint8)
+
+
+def _unpacked(raw: BinaryIO) -> BinaryIO:
+    """The contents of the file, which may be packed by gzip."""
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    if packed:
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    return raw
+
+
+def _damaged(what: str, path: Path) -> DataError:
+    return DataError(what, where=str(path), hint="download it again")

@@ -25,15 +25,17 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of a GiB of RGB); Pillow warns there, we refuse
 # Plain raster formats only: others run interpreters (EPS) or rarely used parsers.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_UNKNOWN_SCALE = {"I": "32-bit integer", "F": "float"}  # Pillow's mode -> what its pixels are
 _CHUNK = 32  # images per task of the thread pool
 BAD_IMAGE = "E-IMAGE"  # what `bad_image: skip` may skip, together with E-FILE
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """file -> EXIF orientation -> 8-bit RGB or grey -> short side to round(size * ratio), centre crop to size.
+    """file -> EXIF turn -> 8-bit RGB or grey -> short side to round(size * ratio) -> centre crop to size.
 
-    Alpha is dropped (as torchvision does); 16-bit grey is scaled by 255/65535; the filter is PIL's bilinear (antialiased).
+    Alpha is dropped (as torchvision does); 16-bit grey is scaled by 255/65535; the filter is PIL's bilinear
+    (antialiased).
 
     Args:
         root: folder of the data set; links may not leave it.
@@ -53,11 +55,7 @@ class Decoder:
         with open_regular(path, inside=self.root) as stream:
             try:
                 with Image.open(stream, formats=_FORMATS) as image:
-                    if image.width * image.height > MAX_PIXELS:
-                        raise _bad(
-                            f"image of {image.width}x{image.height} pixels is larger than {MAX_PIXELS} (decompression bomb?)",
-                            path,
-                        )
+                    _check_size(image, path)
                     ImageOps.exif_transpose(image, in_place=True)
                     return np.asarray(self._fit(_eight_bit(image, path)), dtype=np.uint8)
             except (DataError, MemoryError):
@@ -82,12 +80,15 @@ class Decoder:
 
 
 def _bad(what: str, path: str) -> DataError:
-    return DataError(
-        what,
-        where=path,
-        hint="remove or replace the file, or data.bad_image=skip (training images only)",
-        code=BAD_IMAGE,
-    )
+    hint = "remove or replace the file, or data.bad_image=skip (training images only)"
+    return DataError(what, where=path, hint=hint, code=BAD_IMAGE)
+
+
+def _check_size(image: Image, path: str) -> None:
+    """Raises DataError for an image that would take too much memory."""
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height} pixels"
+        raise _bad(f"image of {size} is larger than {MAX_PIXELS} (decompression bomb?)", path)
 
 
 def _eight_bit(image: Image, path: str) -> Image:
@@ -100,46 +101,46 @@ def _eight_bit(image: Image, path: str) -> Image:
         if deep.min() < 0 or deep.max() > 65535:
             raise _bad("integer pixels outside 0..65535", path)
         return pil.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
-    if mode in ("I", "F"):
-        raise _bad(
-            f"{'32-bit integer' if mode == 'I' else 'float'} pixels: the scale is unknown, save 8-bit or 16-bit images",
-            path,
-        )
+    if mode in _UNKNOWN_SCALE:
+        kind = _UNKNOWN_SCALE[mode]
+        raise _bad(f"{kind} pixels: the scale is unknown, save 8-bit or 16-bit images", path)
     if mode in ("L", "RGB"):
         return image
     if mode in ("1", "LA", "La"):
         return image.convert("L")
-    # A palette's transparency must pass through RGBA, otherwise Pillow warns.
-    return (image.convert("RGBA") if mode == "P" and "transparency" in image.info else image).convert("RGB")
+    if mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # otherwise Pillow warns
+    return image.convert("RGB")
 
 
 def planes(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:
-    """uint8 [C, H, W] of a decoded image; grey becomes three equal planes when C is 3. Raises DataError (E-SHAPE) on anything else."""
-    channels, height, width = shape
-    got = 1 if pixels.ndim == 2 else 3
-    if pixels.shape[:2] != (height, width) or got > channels:
-        hint = (
-            "set data.size to resize all images"
-            if pixels.shape[:2] != (height, width)
-            else "convert the images to one mode"
-        )
-        raise DataError(
-            f"images differ: expected {channels}x{height}x{width}, got {got}x{pixels.shape[0]}x{pixels.shape[1]}",
-            where=path,
-            hint=hint,
-            code="E-SHAPE",
-        )
-    stacked = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return np.broadcast_to(stacked, shape)
+    """uint8 [C, H, W] of a decoded image; grey becomes three equal planes when C is 3.
+
+    Raises:
+        DataError: E-SHAPE, another size, or a colour image where C is 1.
+    """
+    stacked = np.atleast_3d(pixels).transpose(2, 0, 1)
+    if stacked.shape[1:] != shape[1:]:
+        hint = "set data.size to resize all images"
+    elif len(stacked) > shape[0]:
+        hint = "convert the images to one mode"
+    else:
+        return np.broadcast_to(stacked, shape)
+    expected, got = ("x".join(str(n) for n in edges) for edges in (shape, stacked.shape))
+    what = f"images differ: expected {expected}, got {got}"
+    raise DataError(what, where=path, hint=hint, code="E-SHAPE")
 
 
-def quiet() -> None:
+def quiet_pillow() -> None:
     """Hide Pillow's warnings on odd files: what matters is raised, with the path."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def each(count: int, threads: int, job: Callable[[int], None]) -> dict[int, DataError]:
-    """Run job(0) … job(count - 1) on threads (decoding frees the interpreter lock); the DataErrors by index, in order. Raises Interrupted, see `heed`."""
+def collect_faults(count: int, threads: int, job: Callable[[int], None]) -> dict[int, DataError]:
+    """Call job(index) for all `count` indices on threads: index -> the DataError of its job, in order.
+
+    Threads help, because decoding frees the interpreter lock. Raises Interrupted, see `heed`.
+    """
     faults: dict[int, DataError] = {}
 
     def run(start: int) -> None:
@@ -151,7 +152,7 @@ def each(count: int, threads: int, job: Callable[[int], None]) -> dict[int, Data
                 faults[index] = error
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, threads)) as pool:
-        quiet()
+        quiet_pillow()
         list(pool.map(run, range(0, count, _CHUNK)))
     return dict(sorted(faults.items()))
 
@@ -169,7 +170,9 @@ def first_shape(paths: Sequence[str], decoder: Decoder) -> tuple[int, int]:
 
 
 def decode_all(paths: Sequence[str], decoder: Decoder, threads: int) -> tuple[Tensor, dict[int, DataError]]:
-    """Pixels uint8 [N, C, H, W] of all files and the faults by index (their rows are zero). C is 1 when all are grey.
+    """Pixels uint8 [N, C, H, W] of all files, and the faults by index. C is 1 when all images are grey.
+
+    The rows of files with a fault are zero.
 
     Raises:
         DataError: no image can be read.
@@ -186,12 +189,12 @@ def decode_all(paths: Sequence[str], decoder: Decoder, threads: int) -> tuple[Te
         ) from error
     colour = np.zeros(len(paths), dtype=np.bool_)
 
-    def job(index: int) -> None:
+    def decode(index: int) -> None:
         decoded = decoder(paths[index])
         colour[index] = decoded.ndim == 3
         pixels[index] = planes(decoded, shape, os.path.join(decoder.root, paths[index]))
 
-    faults = each(len(paths), threads, job)
+    faults = collect_faults(len(paths), threads, decode)
     if not colour.any():
         pixels = np.ascontiguousarray(pixels[:, :1])
     return torch.from_numpy(pixels), faults

@@ -1,7 +1,7 @@
 """Which samples, in which order: seeded, stratified, and independent of every global random state.
 
-Random keys are raw Philox4x64 words (Salmon et al., SC 2011). numpy guarantees the words of a bit generator for ever
-(NEP 19), unlike its `permutation` or `shuffle`, so a split made today is the same in ten years.
+Random keys are raw Philox4x64 words (Salmon et al., SC 2011). numpy guarantees the words of a bit generator
+for ever (NEP 19), unlike its `permutation` or `shuffle`, so a split made today is the same in ten years.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def _keys(n: int, seed: int, stream: int, number: int = 0) -> npt.NDArray[np.uin
 
 
 def largest_remainder(counts: Ints, n: int) -> Ints:
-    """floor(n * counts / N) each, then one more to the largest remainders until the sum is n (Hamilton's method).
+    """floor(n * counts / N) for each class, then one more for the largest remainders, until the sum is n.
+
+    This is Hamilton's method.
 
     Args:
         counts: int64 [K], samples per class, all >= 0, N = their sum.
@@ -60,6 +62,7 @@ def _draw(
 
 
 def _classes(labels: Tensor) -> tuple[Ints, Ints, Ints]:
+    """Labels [N], the rank [N] of each among the labels that occur, and how often each of these occurs."""
     values = labels.detach().cpu().numpy().astype(np.int64)
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return values, inverse.reshape(-1).astype(np.int64), counts.astype(np.int64)
@@ -89,13 +92,13 @@ def stratified(labels: Tensor, n: int, seed: int) -> Tensor:
 
 
 def train_order(n: int, seed: int, epoch: int) -> Tensor:
-    """int64 [n]: a permutation of 0 … n - 1, a function of (seed, epoch) and of nothing else."""
+    """int64 [n]: a permutation of 0 to n - 1, a function of (seed, epoch) and of nothing else."""
     keys = _keys(n, seed, _ORDER, epoch)
     return torch.from_numpy(np.argsort(keys, kind="stable").astype(np.int64))
 
 
 def split_by_seed(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(rest, part): part holds round(fraction * N) samples, every class by its share, and the classes of >= 2 samples are in both.
+    """(rest, part): part holds round(fraction * N) samples, every class by its share.
 
     Args:
         labels: int64 [N].
@@ -103,8 +106,9 @@ def split_by_seed(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
         seed: in [0, 2^63).
 
     Returns:
-        two int64 vectors of sorted positions, disjoint, together 0 … N - 1. A class of one sample stays in `rest`;
-        a class whose share rounds to none gives one all the same, so `part` may be a little larger than asked.
+        two int64 vectors of sorted positions, disjoint, together 0 to N - 1. With a fraction above 0 every
+        class of two or more samples is in both. A class whose share rounds to none gives one all the same, so
+        `part` may be a little larger than asked. A class of one sample stays in `rest`.
 
     Raises:
         ValueError: fraction outside [0, 1) or a seed out of range.
@@ -124,27 +128,27 @@ def carve(
 ) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
     """Where train, val and test come from: {part: (stored split, int64 positions in it)} and notes.
 
-    `labels` maps the stored splits (some of train, val, test) to their labels. What lacks is carved by seed: the test
-    from the only split there is, the validation from train. A test is never used to validate or to train.
-    Beside a stored `train`, a lone `val` is the held-out split (ImageNet's custom), so it is the test.
+    `labels` maps the stored splits to their labels: one of any name, or train with val, test or both. A
+    missing test is carved by seed from the only split there is, a missing validation from train. A test is
+    never used to validate or to train. A stored `val` without a `test` is the held-out split (ImageNet's
+    custom), so it is the test.
     """
     seeded = f"stratified, split_seed {seed}"
     everything = {name: torch.arange(len(values)) for name, values in labels.items()}
-    notes: list[str] = []
+    if len(labels) == 3:
+        return {name: (name, everything[name]) for name in ("train", "val", "test")}, []
     if len(labels) == 1:
         (source,) = labels
-        rest, part = split_by_seed(labels[source], test_fraction, seed)
-        test = source, part
-        only = "" if source == "train" else f"; only the {source} split is there, so train comes from it too"
-        notes.append(f"test: {len(part)} of {len(labels[source])} images, {seeded}{only}")
+        rest, carved = split_by_seed(labels[source], test_fraction, seed)
+        test = source, carved
+        notes = [f"test: {len(carved)} of {len(labels[source])} images, {seeded}"]
+        if source != "train":
+            notes[0] += f"; only the {source} split is there, so train comes from it too"
+    elif "test" in labels:
+        source, rest, test, notes = "train", everything["train"], ("test", everything["test"]), []
     else:
-        source, rest = "train", everything["train"]
-        held = "test" if "test" in labels else "val"
-        test = held, everything[held]
-        if held == "val":
-            notes.append("test: the stored val split, because there is no test split")
-    if len(labels) == 3:
-        return {"train": (source, rest), "val": ("val", everything["val"]), "test": test}, notes
-    keep, part = split_by_seed(labels[source][rest], val_fraction, seed)
-    notes.append(f"val: {len(part)} of {len(rest)} training images, {seeded}")
-    return {"train": (source, rest[keep]), "val": (source, rest[part]), "test": test}, notes
+        source, rest, test = "train", everything["train"], ("val", everything["val"])
+        notes = ["test: the stored val split, because there is no test split"]
+    keep, carved = split_by_seed(labels[source][rest], val_fraction, seed)
+    notes.append(f"val: {len(carved)} of {len(rest)} training images, {seeded}")
+    return {"train": (source, rest[keep]), "val": (source, rest[carved]), "test": test}, notes

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from robustcli.data.ahead import ahead
 
+PARTS = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Split(Protocol):
     """Images with labels; every sample has an id that batching, order and sub-setting never change.
 
-    labels: int64 [N] on the CPU.  ids: int64 [N], the index in the stored split (paths sorted).
-    classes: their names, class k is classes[k].  shape: (C, H, W).
+    labels: int64 [N] on the CPU.
+    ids: int64 [N], the index in the stored split (paths sorted).
+    classes: their names, class k is classes[k].
+    shape: (C, H, W).
     """
 
     @property
@@ -33,7 +36,10 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def stream(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
-        """For each int64 vector of POSITIONS in this split: x float32 [B, C, H, W] in [0, 1], y int64 [B], ids int64 [B], on the device."""
+        """One batch for each int64 vector of POSITIONS in this split.
+
+        A batch is x float32 [B, C, H, W] in [0, 1], y int64 [B] and ids int64 [B], all on the device.
+        """
         ...
 
     def subset(self, positions: Tensor) -> Split:
@@ -44,7 +50,8 @@ class Split(Protocol):
 def unit(pixels: Tensor, device: torch.device) -> Tensor:
     """k / 255 for uint8 pixels, correctly rounded on every device; float pixels as float32.
 
-    A Python scalar divisor becomes a multiplication by 1/255 on CUDA, off by one ulp; a divisor on the device does not.
+    A Python scalar divisor becomes a multiplication by 1/255 on CUDA, off by one ulp; a divisor on the device
+    does not.
     """
     moved = pixels.to(device, non_blocking=True)
     if pixels.dtype != torch.uint8:
@@ -64,7 +71,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 class Store:
-    """The pixels of a data set, shared by its splits and sub-sets, copied to a device once if they leave half of its free memory.
+    """The pixels of a data set, shared by its splits and sub-sets.
+
+    They are copied to a device once, if they leave half of its free memory.
 
     Args:
         pixels: uint8 or float [M, C, H, W].
@@ -76,7 +85,10 @@ class Store:
         self._moved: dict[torch.device, Tensor | None] = {}
 
     def on(self, device: torch.device) -> Tensor | None:
-        """uint8 or float [M, C, H, W] on the device; None when they stay where they are. The answer is kept; only the last device's."""
+        """uint8 or float [M, C, H, W] on the device; None when they stay where they are.
+
+        The copy on the device asked for last is kept.
+        """
         if self.mapped:
             return None
         if device == self.pixels.device:
@@ -88,10 +100,25 @@ class Store:
         return self._moved[device]
 
 
-def _take(source: Tensor, rows: Tensor, pinned: bool) -> Tensor:
+def _gathered(source: Tensor, rows: Tensor, pinned: bool) -> Tensor:
     """source[rows] in memory of its own, page-locked when asked for."""
     out = torch.empty((len(rows), *source.shape[1:]), dtype=source.dtype, pin_memory=pinned)
     return torch.index_select(source, 0, rows, out=out)
+
+
+def rows_and_ids(labels: Tensor, rows: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Stored row and id of each sample, 0 to N - 1 where None is given.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if rows is None:
+        rows = torch.arange(len(labels))
+    if ids is None:
+        ids = torch.arange(len(labels))
+    if not len(labels) == len(ids) == len(rows):
+        raise ValueError(f"labels, ids and rows differ in length: {len(labels)}, {len(ids)}, {len(rows)}")
+    return rows, ids
 
 
 class MemorySplit:
@@ -101,8 +128,8 @@ class MemorySplit:
         pixels: the stored images, or a `Store` shared with other splits.
         labels: int64 [N].
         classes: names of the K classes.
-        rows: int64 [N], row of each sample in the store; None when they are the same.
-        ids: int64 [N], sample ids; None for 0 … N - 1.
+        rows: int64 [N], row of each sample in the store; None for 0 to N - 1.
+        ids: int64 [N], sample ids; None for 0 to N - 1.
     """
 
     def __init__(
@@ -116,12 +143,7 @@ class MemorySplit:
     ) -> None:
         self.store = pixels if isinstance(pixels, Store) else Store(pixels)
         self.labels, self.classes = labels, classes
-        self.ids = torch.arange(len(labels)) if ids is None else ids
-        self._rows = torch.arange(len(labels)) if rows is None else rows
-        if not len(self.labels) == len(self.ids) == len(self._rows):
-            raise ValueError(
-                f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}"
-            )
+        self._rows, self.ids = rows_and_ids(labels, rows, ids)
         self._moved: dict[torch.device, Batch] = {}
 
     @property
@@ -133,7 +155,10 @@ class MemorySplit:
         return len(self.labels)
 
     def stream(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
-        """See `Split.stream`. Pixels on the device are gathered there; others on the CPU, two batches ahead. The bits are the same."""
+        """See `Split.stream`.
+
+        Pixels on the device are gathered there, others on the CPU, two batches ahead. The bits are the same.
+        """
         pixels = self.store.on(device)
         if pixels is None:
             yield from self._fed(batches, device)
@@ -146,18 +171,21 @@ class MemorySplit:
             yield unit(pixels[rows[chosen]], device), labels[chosen], ids[chosen]
 
     def _fed(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
-        """A thread gathers; CUDA copies from pinned memory while the device still works on the batch before."""
+        """Batches that a thread gathers on the CPU, two ahead.
+
+        CUDA copies them from pinned memory while the device still works on the batch before.
+        """
         pinned = device.type == "cuda"
 
         def gather(positions: Tensor) -> Batch:
             return (
-                _take(self.store.pixels, self._rows[positions], pinned),
-                _take(self.labels, positions, pinned),
-                _take(self.ids, positions, pinned),
+                _gathered(self.store.pixels, self._rows[positions], pinned),
+                _gathered(self.labels, positions, pinned),
+                _gathered(self.ids, positions, pinned),
             )
 
-        with closing(ahead(gather, batches)) as ready:
-            for pixels, labels, ids in ready:
+        with closing(ahead(gather, batches)) as gathered:
+            for pixels, labels, ids in gathered:
                 yield (
                     unit(pixels, device),
                     labels.to(device, non_blocking=pinned),

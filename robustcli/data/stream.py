@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustcli.data.images import Decoder, Pixels, planes, quiet
-from robustcli.data.split import Batch, unit
+from robustcli.data.images import Decoder, Pixels, planes, quiet_pillow
+from robustcli.data.split import Batch, rows_and_ids, unit
 from robustcli.data.workers import Workers
 from robustcli.errors import DataError
 
@@ -47,16 +47,15 @@ class _Files(Dataset[Any]):
         out = np.empty((len(rows), *self.shape), dtype=np.uint8)
         for place, row in enumerate(rows):
             relative = os.fsdecode(self.paths[row])
+            path = os.path.join(self.decoder.root, relative)
             try:
-                out[place] = planes(
-                    self.decoder(relative), self.shape, os.path.join(self.decoder.root, relative)
-                )
+                out[place] = planes(self.decoder(relative), self.shape, path)
             except DataError as error:
                 return _Fault(error.what, error.where, error.hint, error.code)
         return out
 
 
-def _same(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 
@@ -64,11 +63,15 @@ def _start_worker(_: int) -> None:
     # Ctrl-C goes to the whole group: the main process decides, workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
-    quiet()
+    quiet_pillow()
 
 
 def _end_with_parent() -> None:
-    """A forked worker holds its parent's sockets: while it outlives a killed rank (torch looks every 5 s), the other ranks see no loss."""
+    """Have the system kill this worker when its parent dies.
+
+    A forked worker holds its parent's sockets. While it outlives a killed rank, the other ranks see no loss;
+    torch itself looks only every 5 s.
+    """
     parent = multiprocessing.parent_process()
     if sys.platform != "linux" or parent is None or os.getppid() != parent.pid:
         return  # elsewhere, or started by a server that holds no sockets
@@ -82,7 +85,8 @@ class StreamSplit:
     """A split read from files batch by batch; the answer does not depend on the number of workers.
 
     Args:
-        paths: file names relative to the decoder's root, as bytes (one numpy array, so that forked workers share it).
+        paths: file names relative to the decoder's root, as bytes (one numpy array, so that forked workers
+            share it).
         decoder: file -> pixels.
         labels: int64 [N].
         classes: names of the K classes.
@@ -93,20 +97,24 @@ class StreamSplit:
     """
 
     def __init__(
-        self, paths: Paths, decoder: Decoder, labels: Tensor, classes: tuple[str, ...], shape: tuple[int, int, int],
-        *, workers: int = 2, timeout: float = 120.0, rows: Tensor | None = None, ids: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        paths: Paths,
+        decoder: Decoder,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        shape: tuple[int, int, int],
+        *,
+        workers: int = 2,
+        timeout: float = 120.0,
+        rows: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> None:
         if timeout <= 0:
             raise ValueError(f"timeout must be > 0, got {timeout}")
         self._files = _Files(paths, decoder, shape)
         self.labels, self.classes, self.shape = labels, classes, shape
         self.workers, self.timeout = workers, timeout
-        self.ids = torch.arange(len(labels)) if ids is None else ids
-        self._rows = torch.arange(len(labels)) if rows is None else rows
-        if not len(self.labels) == len(self.ids) == len(self._rows):
-            raise ValueError(
-                f"labels, ids and rows differ in length: {len(self.labels)}, {len(self.ids)}, {len(self._rows)}"
-            )
+        self._rows, self.ids = rows_and_ids(labels, rows, ids)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,51 +123,67 @@ class StreamSplit:
         """See `Split.stream`.
 
         Raises:
-            DataError: an unreadable image (its path); E-WORKER when a worker dies or hangs (the ids of the batch).
+            DataError: an unreadable image (its path); E-WORKER when a worker dies or hangs (the ids of the
+                batch).
         """
-        workers = min(self.workers, len(batches))
-        rows = [self._rows[positions].tolist() for positions in batches]
-        running = Workers(self._loader(rows, workers), self.timeout) if workers else None
-        try:
-            for positions, chosen in zip(batches, rows, strict=True):
-                ids = self.ids[positions]
-                item = (
-                    running.next(f"sample ids {_some(ids)}") if running is not None else self._files[chosen]
-                )
+        with closing(self._decoded(batches)) as decoded:
+            for positions, item in zip(batches, decoded, strict=True):
                 if isinstance(item, _Fault):
                     raise DataError(item.what, where=item.where, hint=item.hint, code=item.code)
                 pixels = torch.from_numpy(item)
-                yield (
-                    unit(pixels.pin_memory() if device.type == "cuda" else pixels, device),
-                    self.labels[positions].to(device),
-                    ids.to(device),
-                )
+                if device.type == "cuda":
+                    pixels = pixels.pin_memory()
+                yield unit(pixels, device), self.labels[positions].to(device), self.ids[positions].to(device)
+
+    def _decoded(self, batches: Sequence[Tensor]) -> Generator[Pixels | _Fault]:
+        """uint8 [B, C, H, W] of each batch, decoded here, or by workers that end with this generator."""
+        workers = min(self.workers, len(batches))
+        rows = [self._rows[positions].tolist() for positions in batches]
+        if not workers:
+            yield from map(self._files.__getitem__, rows)
+            return
+        running = Workers(self._loader(rows, workers), self.timeout)
+        try:
+            for positions in batches:
+                yield running.next(f"sample ids {_shortened(self.ids[positions])}")
         finally:
-            if running is not None:
-                running.close()
+            running.close()
 
     def _loader(self, rows: list[list[int]], workers: int) -> DataLoader[Any]:
-        """One item per batch. Rows and pixels travel through the pipe (no tensors, no file descriptors), so /dev/shm does not matter."""
+        """One item per batch.
+
+        Rows and pixels travel through the pipe, without tensors or file descriptors, so /dev/shm does not
+        matter.
+        """
         return DataLoader(
             self._files,
             sampler=rows,
             batch_size=None,
-            collate_fn=_same,
+            collate_fn=_unchanged,
             num_workers=workers,
             worker_init_fn=_start_worker,
-            generator=torch.Generator().manual_seed(
-                0
-            ),  # otherwise the loader draws its base seed from the global state
+            # Otherwise the loader draws its base seed from the global state.
+            generator=torch.Generator().manual_seed(0),
         )
 
     def subset(self, positions: Tensor) -> StreamSplit:
         """See `Split.subset`; the list of files is shared."""
         return StreamSplit(
-            self._files.paths, self._files.decoder, self.labels[positions], self.classes, self.shape,
-            workers=self.workers, timeout=self.timeout, rows=self._rows[positions], ids=self.ids[positions],
-        )  # fmt: skip
+            self._files.paths,
+            self._files.decoder,
+            self.labels[positions],
+            self.classes,
+            self.shape,
+            workers=self.workers,
+            timeout=self.timeout,
+            rows=self._rows[positions],
+            ids=self.ids[positions],
+        )
 
 
-def _some(ids: Tensor) -> str:
+def _shortened(ids: Tensor) -> str:
+    """The first eight, and how many there are when there are more."""
     shown = ", ".join(str(i) for i in ids[:8].tolist())
-    return shown + (f", … ({len(ids)})" if len(ids) > 8 else "")
+    if len(ids) <= 8:
+        return shown
+    return f"{shown}, … ({len(ids)})"

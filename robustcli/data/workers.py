@@ -1,4 +1,4 @@
-"""The worker processes of one DataLoader: a dead or silent one becomes one DataError, and none is left behind."""
+"""The worker processes of a DataLoader: a dead or silent one becomes a DataError, and none is left behind."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _POLL = 0.1  # seconds between two looks at the processes while nothing comes
 class Workers:
     """Iterates a DataLoader that has workers, in a thread of its own, and watches its processes.
 
-    Two faults of a plain loop are avoided. torch answers a dead worker from a SIGCHLD handler, that is in the middle of
-    whatever the main thread does, often a training step far from here; it installs none from another thread. And a
-    worker killed in the middle of a message leaves the reader waiting for ever; here only our thread waits.
+    Two faults of a plain loop are avoided. First, torch answers a dead worker from a SIGCHLD handler, that is
+    in the middle of whatever the main thread does, often a training step far from here. From another thread
+    torch installs no such handler. Second, a worker killed in the middle of a message leaves its reader
+    waiting for ever. Here only our thread waits.
 
     Args:
         loader: num_workers >= 1, timeout 0 (ours holds).
@@ -34,12 +35,13 @@ class Workers:
         self._stop, started = threading.Event(), threading.Event()
         self.processes: list[BaseProcess] = []
         self._thread = threading.Thread(
-            target=self._pump, args=(loader, started), name="robustcli-data", daemon=True
+            target=self._hand_on, args=(loader, started), name="robustcli-data", daemon=True
         )
         self._thread.start()
         started.wait()  # nothing else runs here while the workers are forked
 
-    def _pump(self, loader: DataLoader[Any], started: threading.Event) -> None:
+    def _hand_on(self, loader: DataLoader[Any], started: threading.Event) -> None:
+        """Put each item of the loader, or its exception, where `next` takes it from."""
         iterator = None
         try:
             before = set(multiprocessing.active_children())
@@ -51,13 +53,14 @@ class Workers:
                     return
         except BaseException as error:  # handed to the consumer, who raises it
             self._put(None, error)
-            self._stop.wait()  # forked workers end with the thread that forked them, and would look like the fault
+            # Forked workers end with the thread that forked them, and would look like the fault.
+            self._stop.wait()
         finally:
             started.set()
             del iterator  # torch joins the workers
 
     def _put(self, item: Any, error: BaseException | None) -> bool:
-        """False when the consumer has gone."""
+        """Wait for room in the queue, and put the item there. False when the consumer has gone."""
         while not self._stop.is_set():
             try:
                 self._items.put((item, error), timeout=_POLL)
@@ -77,45 +80,42 @@ class Workers:
             try:
                 item, error = self._items.get(timeout=_POLL)
             except queue.Empty:
-                item, error = None, None
-                if not self._dead():
-                    if time.monotonic() < deadline:
-                        continue
-                    self.kill()
-                    hint = "check the disk, raise data.timeout, or use data.workers=0"
-                    raise DataError(
-                        f"data workers gave nothing for {self._timeout:g} s",
-                        where=what,
-                        hint=hint,
-                        code="E-WORKER",
-                    ) from None
-            else:
-                if error is None:
-                    return item
-            raise self._lost(what, error) from error
+                if self._dead():
+                    raise self._lost(what, None) from None
+                if time.monotonic() >= deadline:
+                    raise self._silent(what) from None
+                continue
+            if error is not None:
+                raise self._lost(what, error) from error
+            return item
+
+    def _silent(self, what: str) -> DataError:
+        """End the workers; the error that says they gave nothing."""
+        self.kill()
+        fault = f"data workers gave nothing for {self._timeout:g} s"
+        hint = "check the disk, raise data.timeout, or use data.workers=0"
+        return DataError(fault, where=what, hint=hint, code="E-WORKER")
 
     def _dead(self) -> list[str]:
+        """The processes that ended otherwise than they should."""
         return [f"pid {p.pid} exit {p.exitcode}" for p in self.processes if p.exitcode not in (None, 0)]
 
     def _lost(self, what: str, error: BaseException | None) -> BaseException:
-        """Classified by the exit codes of the processes, not by a text."""
+        """End the workers; the error that says why an item is missing.
+
+        The exit codes of the processes decide which one, not the text of `error`.
+        """
         deadline = time.monotonic() + 1
         while not (dead := self._dead()) and time.monotonic() < deadline:
             time.sleep(0.02)  # a broken pipe may be seen before the death that broke it
         self.kill()
         if dead or error is None:
-            fault, hint = (
-                f"a data worker died ({', '.join(dead)})",
-                "check RAM and /dev/shm, or use fewer data.workers",
-            )
+            fault = f"a data worker died ({', '.join(dead)})"
+            hint = "check RAM and /dev/shm, or use fewer data.workers"
             return DataError(fault, where=what, hint=hint, code="E-WORKER")
         if isinstance(error, (OSError, EOFError)):  # no process, no semaphore, no pipe
-            return DataError(
-                f"data workers failed: {error}",
-                where=what,
-                hint="check RAM and /dev/shm, or use data.workers=0",
-                code="E-WORKER",
-            )
+            hint = "check RAM and /dev/shm, or use data.workers=0"
+            return DataError(f"data workers failed: {error}", where=what, hint=hint, code="E-WORKER")
         return error
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""Input gradients that point the same way all over the ball: the cure for catastrophic overfitting of one-step attacks."""
+"""Input gradients that point the same way all over the ball: the cure for overfitting to one-step attacks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ _RESTART = -1  # attacks count restarts from 0, so that eta is independent of wh
 
 @regularizers.register("gradalign", passes=8, twice=True, use="keeps one-step training from collapsing")
 def gradalign(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 0.2) -> Tensor:
-    """weight * (1 - mean_i cos(g_i(x), g_i(x + eta))), g_i = grad CE(f(.)_i, y_i), eta uniform in the ball; 8 passes.
+    """weight * (1 - mean_i cos(g_i(x), g_i(x + eta))), g_i = grad CE(f(.)_i, y_i); cost 8 passes.
 
-    Double backward through g(x + eta); g(x) is a constant, as in the authors' FGSM runs. Rows where either gradient is 0 have no angle and
-    leave the mean; with none left the result is 0. eta is cut by the pixel box and is the same whenever the same batch is asked.
-    weight = 0 gives 0 and no pass. In training mode its two forward passes move BatchNorm's running statistics, unless the caller keeps them.
+    eta is uniform in the ball, cut by the pixel box, and the same whenever the same batch is asked. g(x) is a
+    constant, as in the authors' FGSM runs; the second derivative goes through g(x + eta). Rows where either
+    gradient is 0 have no angle and leave the mean; with none left the result is 0. weight = 0 gives 0 and no
+    pass. In training mode the two forward passes move BatchNorm's running statistics, unless the caller keeps
+    them.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; must be differentiable twice.
         batch: x, ball, rng and y (int64 [B]), or y_soft [B, K], are used.
-        weight: no unit, >= 0; 0.2 for linf 8/255 on CIFAR-10, 0.02 * 10^(eps * 255 / 8) there for other radii.
+        weight: no unit, >= 0; on CIFAR-10 0.2 for linf 8/255, and 0.02 * 10^(eps * 255 / 8) for other radii.
 
     Raises:
         ValueError: weight < 0.
@@ -48,7 +50,7 @@ def gradalign(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)
 
 
 def _input_gradient(model: Classifier, batch: Batch, at: Tensor, *, graph: bool) -> Tensor:
-    """grad of the summed cross-entropy [B, C * H * W]; graph: with a graph of its own for the second backward pass."""
+    """grad of the summed cross-entropy at `at`, [B, C * H * W]; with `graph` it has a derivative itself."""
     point = at.detach().requires_grad_(True)
     loss = bind_inner("ce", batch.y, y_soft=batch.y_soft)(wide(model(point))).sum()
     (grad,) = torch.autograd.grad(loss, point, create_graph=graph)
@@ -56,7 +58,7 @@ def _input_gradient(model: Classifier, batch: Batch, at: Tensor, *, graph: bool)
 
 
 def _unit(g: Tensor, angled: Tensor) -> Tensor:
-    """g / ||g|| per row, without underflow of squares; rows that are not `angled` give some constant unit vector."""
+    """g / ||g|| per row, without underflow of squares; some constant in rows that are not `angled`."""
     g = torch.where(angled[:, None], g, torch.ones_like(g))
     g = g / g.detach().abs().amax(1, keepdim=True)
     length: Tensor = torch.linalg.vector_norm(g, dim=1, keepdim=True)

@@ -20,7 +20,7 @@ from robustcli.registry import objectives
 def madry(
     model: Classifier, batch: Batch, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
 ) -> LossTerms:
-    """mean CE(f(x_adv), y), x_adv = argmax over the ball of CE: min-max training; cost 2K + 3 passes for K attack steps.
+    """mean CE(f(x_adv), y), x_adv = argmax over the ball of CE; cost 2K + 3 passes for K attack steps.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
@@ -30,7 +30,8 @@ def madry(
     Raises:
         ValueError: label_smoothing outside [0, 1).
 
-    Source: Madry et al., ICLR 2018, arXiv:1706.06083. With another attack also FGSM-RS (arXiv:2001.03994) and N-FGSM (arXiv:2202.01181).
+    Source: Madry et al., ICLR 2018, arXiv:1706.06083. With another attack also FGSM-RS (arXiv:2001.03994) and
+    N-FGSM (arXiv:2202.01181).
     """
     loss = mean_ce(model(batch.x_adv), batch.y, batch.y_soft, label_smoothing)
     return LossTerms(loss, {"adversarial": loss.detach()})

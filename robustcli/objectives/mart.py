@@ -18,20 +18,23 @@ from robustcli.registry import objectives
     "mart", inner="ce", passes=6, use="robust accuracy first: images that are wrong when clean weigh more"
 )
 def mart(model: Classifier, batch: Batch, *, beta: Annotated[float, Ge(0)] = 5.0) -> LossTerms:
-    """mean BCE(f(x_adv), y) + beta * mean KL(f(x) || f(x_adv)) * (1.0000001 - p(x)_y); cost 2K + 6 passes for K attack steps.
+    """mean BCE(f(x_adv), y) + beta * mean KL(f(x) || f(x_adv)) * (1.0000001 - p(x)_y); cost 2K + 6 passes.
 
-    BCE(z, y) = -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12), p = softmax(z): `boosted_ce`. Gradients run through all three factors.
-    The authors attack with `{name: pgd, steps: 10, step_size: 0.007, start: gaussian, start_scale: 0.001}` in eval mode.
+    BCE(z, y) = -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12) with p = softmax(z) is `boosted_ce`, and K
+    is the number of attack steps. Gradients run through all three factors. The authors attack in eval mode
+    with `{name: pgd, steps: 10, step_size: 0.007, start: gaussian, start_scale: 0.001}`.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
-        batch: x, x_adv and y (int64 [B]), or y_soft [B, K], are used. Mixed labels q: BCE and p_y are averaged over y drawn from q.
+        batch: x, x_adv and y (int64 [B]), or y_soft [B, K], are used. For mixed labels q, BCE and p_y are
+            means over y drawn from q.
         beta: weight of the second term, no unit, >= 0; 5 for ResNet-18, 6 for WideResNet.
 
     Raises:
         ValueError: beta < 0.
 
-    Source: Wang et al., ICLR 2020, openreview.net/forum?id=rklOg6EFwS, and the authors' code for the constants.
+    Source: Wang et al., ICLR 2020, openreview.net/forum?id=rklOg6EFwS, and the authors' code for the
+    constants.
     """
     if not beta >= 0:
         raise ValueError(f"beta must be >= 0, got {beta}")
@@ -45,7 +48,12 @@ def mart(model: Classifier, batch: Batch, *, beta: Annotated[float, Ge(0)] = 5.0
 
 
 def boosted_ce(logits: Tensor, q: Tensor) -> Tensor:
-    """sum_y q_y (-log p_y - log(1.0001 - max_{k != y} p_k + 1e-12)) [B], p = softmax(z) [B, K], q label distributions [B, K]."""
+    """sum_y q_y (-log p_y - log(1.0001 - max_{k != y} p_k + 1e-12)) [B], p = softmax(z).
+
+    Args:
+        logits: z [B, K].
+        q: label distributions [B, K].
+    """
     log_p = logits.log_softmax(1)
     first, second = log_p.exp().topk(2, dim=1).values.split(1, dim=1)
     top = F.one_hot(logits.argmax(1), logits.shape[1]).bool()

@@ -33,7 +33,8 @@ def mixed(
     Raises:
         ValueError: clean_weight outside [0, 1] or label_smoothing outside [0, 1).
 
-    Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572 (section 6); Kurakin et al., ICLR 2017, arXiv:1611.01236.
+    Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572 (section 6);
+    Kurakin et al., ICLR 2017, arXiv:1611.01236.
     """
     if not 0 <= clean_weight <= 1:
         raise ValueError(f"clean_weight must be in [0, 1], got {clean_weight}")

@@ -19,13 +19,17 @@ def nuat(
     weight: Annotated[float, Ge(0)] = 4.0,
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
 ) -> LossTerms:
-    """mean CE(f(x), y) + weight * ||f(x_adv) - f(x)||_* / B on logits, ||D||_* the sum of singular values; cost 2K + 7 passes.
+    """mean CE(f(x), y) + weight * ||f(x_adv) - f(x)||_* / B on logits; cost 2K + 7 passes for K attack steps.
 
-    x_adv ascends mean CE(f(x_adv), y) + weight * ||f(x_adv) - f(x)||_* / B. The authors take one step from random corners at half the
-    radius: `adversary: {name: pgd, steps: 1, step_size: 8/255, start: bernoulli, start_scale: 0.5}` for eps 8/255; NuAT2 is steps: 2.
-    Here `weight` is constant and every attack step ascends both terms; there `weight` grows from 0 to 4 over the epochs and every other
-    batch (NuAT2: the second step) ascends CE alone. Clean logits for the attack come from eval mode, as in NuAT2; that is the seventh pass.
-    The norm is that of the rows at hand: a micro-batch, or a process, takes the norm of its own.
+    ||D||_* is the sum of the singular values of D. It is taken over the rows at hand: a micro-batch, or a
+    process, takes the norm of its own.
+
+    x_adv ascends mean CE(f(x_adv), y) + weight * ||f(x_adv) - f(x)||_* / B. The attack takes the clean logits
+    from eval mode, as NuAT2 does; that is the seventh pass. The authors take one step from random corners at
+    half the radius, which for eps 8/255 is
+    `adversary: {name: pgd, steps: 1, step_size: 8/255, start: bernoulli, start_scale: 0.5}`; NuAT2 is steps:
+    2. Their `weight` grows from 0 to 4 over the epochs, and every other batch ascends CE alone (NuAT2: the
+    second step). Here `weight` is constant, and every attack step ascends both terms.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
@@ -36,7 +40,8 @@ def nuat(
     Raises:
         ValueError: weight < 0 or label_smoothing outside [0, 1).
 
-    Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI; the start: the same authors, NeurIPS 2020, arXiv:2011.14969.
+    Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI;
+    the start: the same authors, NeurIPS 2020, arXiv:2011.14969.
     """
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight}")

@@ -14,10 +14,11 @@ from robustcli.registry import regularizers
 
 @regularizers.register("nuclear", passes=6, use="the term of nuat beside another objective")
 def nuclear(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 4.0) -> Tensor:
-    """weight * ||f(x) - f(x_adv)||_* / B, ||D||_* the sum of singular values of D [B, K]; 6 passes, those that an objective makes too included.
+    """weight * ||f(x) - f(x_adv)||_* / B on logits [B, K]; cost at most 6 passes.
 
-    Gradients run through both logits. The norm is that of the rows at hand: a micro-batch, or a process, takes the norm of its own.
-    weight = 0 gives 0 and no pass.
+    ||D||_* is the sum of the singular values of D. It is taken over the rows at hand: a micro-batch, or a
+    process, takes the norm of its own. Gradients run through both logits. The 6 passes include those that the
+    objective makes too. weight = 0 gives 0 and no pass.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].

@@ -24,15 +24,18 @@ def trades(
     beta: Annotated[float, Ge(0)] = 6.0,
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
 ) -> LossTerms:
-    """mean CE(f(x), y) + beta * mean KL(f(x) || f(x_adv)), gradients through both terms; cost 2K + 7 passes for K attack steps.
+    """mean CE(f(x), y) + beta * mean KL(f(x) || f(x_adv)); cost 2K + 7 passes for K attack steps.
 
-    x_adv ascends the same KL, which is 0 with gradient 0 at x: the adversary needs a start away from x, such as
-    `{name: pgd, steps: 10, step_size: 2/255, start: gaussian, start_scale: 0.001}`. Clean and attacked images are two forward passes with
-    batch statistics of their own, as in the authors' code; the seventh pass gives the attack the clean logits in eval mode.
+    Gradients run through both terms. x_adv ascends the same KL, which is 0 with gradient 0 at x. So the
+    adversary needs a start away from x, such as
+    `{name: pgd, steps: 10, step_size: 2/255, start: gaussian, start_scale: 0.001}`. Clean and attacked images
+    are two forward passes with batch statistics of their own, as in the authors' code. The seventh pass gives
+    the attack the clean logits in eval mode.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
-        batch: x, x_adv and y (int64 [B]), or y_soft [B, K], are used; mixed labels change the first term only.
+        batch: x, x_adv and y (int64 [B]), or y_soft [B, K], are used; mixed labels change the first term
+            only.
         beta: weight of the robust term, no unit, >= 0; 6 on CIFAR-10, 1 on MNIST. 0 is `natural`.
         label_smoothing: share of the label spread evenly over all classes, in [0, 1); first term only.
 

@@ -120,6 +120,7 @@ from robustcli.config.verb_sections import EvalConfig, TrainConfig
          "c.yaml:1: data.name: unknown data set 'digit'; did you mean 'digits'? "
          "known: digits, fake, folder:PATH"),
         ("data: {name: folder}", "c.yaml:1: data.name: folder needs a path; write folder:PATH"),
+        ("data: {name: 'npz:'}", "c.yaml:1: data.name: npz needs a path; write npz:PATH"),
         ("data: {name: 'digits:x'}", "c.yaml:1: data.name: unknown data set 'digits:x'"),
         ("ball: {norm: l2}\nadversary: corner",
          "c.yaml:2: adversary.name: attack 'corner' works for linf, and ball.norm is l2"),
@@ -174,7 +175,7 @@ def test_the_api_is_as_strict_as_the_file() -> None:
     for build in (
         lambda: Config.model_validate({"seed": True}), lambda: BallConfig(eps=8.0),
         lambda: TrainConfig(epochs=1.0, steps=1), lambda: EvalConfig(n=1, first=1),
-        lambda: DataConfig(name="folder"), lambda: Spec.of("pgd", steps=float("nan")),
+        lambda: DataConfig(name=""), lambda: Spec.of("pgd", steps=float("nan")),
         lambda: Spec.of("pgd", x={"y": object()}), lambda: Spec.of("a\nb"),
         lambda: Spec.of("pgd", x=["\x1b"]), lambda: ModelConfig.of("x", normalize="1,0"),
         lambda: Augment(crop=-1), lambda: Spec.of(""),

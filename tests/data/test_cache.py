@@ -17,13 +17,15 @@ import torch
 
 from robustcli.config.sections import DataConfig
 from robustcli.data import cache, decoded
-from robustcli.data import folder as module
+from robustcli.data import listings as module
 from robustcli.data import split as split_module
 from robustcli.data.ahead import ahead
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
+from robustcli.data.extra import extra_split
+from robustcli.data.folder import list_splits
 from robustcli.data.images import Decoder
-from robustcli.data.mixture import MixedSplit, epoch_batches, extra_split
+from robustcli.data.mixture import MixedSplit, epoch_batches
 from robustcli.data.split import MemorySplit, Store
 from robustcli.errors import DataError, Interrupted, ResourceError
 from robustcli.runtime.signals import StopFlag
@@ -81,7 +83,7 @@ def same(one: DataBundle, other: DataBundle) -> None:
         skipped(other),
     )
     for part in ("train", "val", "test"):
-        a, b = one.split(part), other.split(part)
+        a, b = getattr(one, part), getattr(other, part)
         assert torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
         order = torch.randperm(len(a), generator=torch.Generator().manual_seed(0))
         for batches in ([order], list(order.split(3)), []):
@@ -217,7 +219,7 @@ def test_what_the_key_holds(make_folder, tmp_path: Path, monkeypatch: pytest.Mon
 def test_other_labels_of_the_same_files(make_folder) -> None:
     """A table gives them, as in GTSRB."""
     root = make_folder(SPLITS)
-    listings, _ = module._list(root)
+    listings, _ = list_splits(root)
     swapped = {
         part: replace(listing, labels=[1 - label for label in listing.labels])
         for part, listing in listings.items()

@@ -6,7 +6,6 @@ import torch
 
 from robustcli.data.check import (
     check_classes,
-    check_head,
     check_labels,
     check_range,
     check_shape,
@@ -151,12 +150,6 @@ def test_classes_are_compared_by_name() -> None:
         check_classes, ("cat", "dog"), ("cat", "dog", "emu"), where="test"
     )
     assert "another order" in message(check_classes, ("cat", "dog"), ("dog", "cat"), where="test")
-
-
-def test_head() -> None:
-    check_head(10, 10)
-    line = message(check_head, 9, 10)
-    assert "9 outputs" in line and "10 classes" in line
 
 
 def test_empty_split_and_class() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustcli.config.sections import Augment, DataConfig
-from robustcli.data import folder as module
+from robustcli.data import listings as module
 from robustcli.data.datasets import load_data
 from robustcli.data.split import MemorySplit
 from robustcli.data.stream import StreamSplit
@@ -73,7 +73,7 @@ def test_memory_and_stream_agree(make_folder) -> None:
     root = make_folder(SPLITS)
     memory, stream = load(root, storage="memory"), load(root, storage="stream")
     for part in ("train", "val", "test"):
-        for a, b in zip(everything(memory.split(part)), everything(stream.split(part)), strict=True):
+        for a, b in zip(everything(getattr(memory, part)), everything(getattr(stream, part)), strict=True):
             assert torch.equal(a, b)
     assert memory.mean == stream.mean and memory.std == stream.std and memory.augment == stream.augment
 

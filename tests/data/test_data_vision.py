@@ -13,10 +13,10 @@ import torch
 
 from robustcli.config.sections import Augment, DataConfig
 from robustcli.data import vision
-from robustcli.data.bundle import epsilon_preset
 from robustcli.data.datasets import load_data
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError, ResourceError
+from robustcli.registry import datasets
 
 
 def load(root: Path, name: str, *, allow_download: bool = False, **options):
@@ -280,13 +280,13 @@ def test_torchvision_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("cifar10", "linf", 8 / 255), ("cifar100", "l2", 0.5), ("svhn", "l1", 12.0),
         ("gtsrb", "linf", 8 / 255), ("imagenet", "linf", 4 / 255), ("imagenet", "l2", 3.0),
         ("digits", "linf", 0.1), ("fake", "linf", 8 / 255), ("digits", "l1", None),
-        ("folder:/a/b", "linf", None), ("npz:a.npz", "l2", None), ("nothing", "linf", None),
+        ("folder", "linf", None), ("npz", "l2", None),
     ],
 )  # fmt: skip
 def test_presets(name: str, norm: str, eps: float | None) -> None:
-    assert epsilon_preset(name, norm) == eps
+    assert datasets.get(name).facts.presets.get(norm) == eps
 
 
 def test_preset_of_a_bundle() -> None:
     bundle = load_data(DataConfig(name="fake", size=4), allow_download=False)
-    assert epsilon_preset(bundle, "linf") == 8 / 255 and epsilon_preset(bundle, "l1") is None
+    assert bundle.presets == {"linf": 8 / 255, "l2": 0.5}

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
+from robustcli.data.extra import extra_split
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import (
     JoinedSplit,
     MixedSplit,
     epoch_batches,
     epoch_size,
-    extra_split,
     mixed_order,
 )
 from robustcli.data.sampling import train_order
@@ -399,7 +399,7 @@ def test_every_image_of_a_folder(training, make_folder, picture, storage: str) -
 
 @pytest.mark.parametrize("source", ["digits", "npz:", "npz", "folder:", "other:here", ""])
 def test_unknown_sources(training, source: str) -> None:
-    with pytest.raises(ConfigError, match="npz:PATH or folder:PATH"):
+    with pytest.raises(ConfigError, match="folder:PATH or npz:PATH"):
         extra_split(source, *training)
 
 
