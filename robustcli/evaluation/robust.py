@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.best import Watch
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle, Watch
+from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split

@@ -448,4 +448,4 @@ def test_the_twin_folds_only_when_asked(fold_bn):
         net, step=lambda *args, **more: MinMax(*args, search=Search(torch.bfloat16, fold_bn=fold_bn), **more)
     )
     t.run()
-    assert t.step._twin is not None and t.step._twin.folded == int(fold_bn)
+    assert t.step._twin is not None and len(t.step._twin.folded) == int(fold_bn)
