@@ -48,12 +48,13 @@ def square(
 ) -> Tensor:
     """x_{k+1} = x_k with one random s x s window changed, kept if the loss grows;  s = sqrt(p_k H W).
 
-    p_k halves with k. linf: the window becomes x +- eps, one sign per channel, from a start of vertical +-eps
-    stripes; a window that is so already gets the opposite signs (the authors draw again). l2: the window
-    takes a bump of random sign and the mass of a second window, from a start of tiled bumps. l1: the same
-    with l1 lengths, steeper bumps and the exact projection. Unlike the authors' code each row has windows of
-    its own, so its verdict does not depend on who shares the batch, and a window may touch the last row and
-    column.
+    p_k falls from p by halves, at set numbers of queries. What a window becomes, and where the search starts:
+        linf: x +- eps, one sign per channel, from vertical +-eps stripes. A window that is so already gets
+            the opposite signs; the authors draw again.
+        l2: a bump of random sign with the mass of a second window, from tiled bumps.
+        l1: as l2, with l1 lengths, steeper bumps and the exact projection.
+    Unlike in the authors' code each row has windows of its own, so that its verdict does not depend on who
+    shares the batch, and a window may touch the last row and column.
 
     Args:
         oracle: answers with logits [B, K]; holds labels and one random stream per row.
@@ -64,8 +65,8 @@ def square(
         restarts: independent searches, >= 1; the worst point of all is kept per row.
         loss: what has to grow: max_{k != y} z_k - z_y, or cross-entropy; with a target its negative towards
             the target.
-        rescale: p halves at fixed shares of `queries` (at 10, 50, 200 ... of 10,000) instead of at fixed
-            numbers.
+        rescale: p halves at fixed shares of `queries` (after 10 of 10,000, 50, 200 and so on) instead of at
+            fixed numbers.
 
     Returns:
         x_adv [B, C, H, W], detached, inside `ball` around x.
