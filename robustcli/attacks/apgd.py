@@ -1,15 +1,20 @@
-"""Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself."""
+"""Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself.
+
+`apgd` has more than 50 lines: most are its documentation, and the rest is one nest of restarts, targets and
+balls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from robustcli.core.boundary import rivals
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import RowLoss, difference, dlr_targeted
 from robustcli.core.oracle import Oracle
@@ -17,9 +22,10 @@ from robustcli.core.random import RowRandom
 from robustcli.core.search import checkpoints, stalled
 from robustcli.registry import attacks
 
-#: The name of a registered loss, or (logits [R, K], y [R], goal [R]) -> [R], which heads for the class `goal`.
+#: The name of a registered loss, or (logits [R, K], y [R], goal [R]) -> [R], which leads to the class `goal`.
 Ascent = str | Callable[[Tensor, Tensor, Tensor], Tensor]
 _KEPT = 0.75  # share of the gradient step; the rest goes on in the direction of the step before
+_WIDEST: dict[str, float] = {"linf": 1.0, "l2": 1.0, "l1": 3.0}  # first radius in units of eps, as published
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
@@ -27,7 +33,7 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     runs = given["restarts"]
     if given["loss"] == "dlr-targeted":
         runs *= max(0, min(given["skip"] + given["targets"], classes - 1) - given["skip"])
-    balls = len(_phases(Ball("linf", 1.0), given["steps"], _widest(given["widest"], norm)))
+    balls = len(_phases(Ball("linf", 1.0), given["steps"], given["widest"] or _WIDEST[norm]))
     return int(max(1, runs * (2 * (given["steps"] + balls) + 1)))
 
 
@@ -55,26 +61,32 @@ def apgd(
     rho: Annotated[float, Ge(0), Le(1)] = 0.75,
     widest: Annotated[float, Ge(1)] | None = None,
 ) -> Tensor:
-    """Auto-PGD:  z = P(x_k + a_k * steepest(grad_k)),  x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  a_0 = 2 * eps.
+    """x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  z = P(x_k + a_k * steepest(grad_k)).
 
-    At each checkpoint a row that oscillates or stands still halves its step a and goes on from its best point. With widest w > 1
-    the ball shrinks: w eps, (w + 1) / 2 eps and eps for 0.3, 0.3 and 0.4 of the steps; outside a model that masks its gradients near
-    the image often shows them. With l1 the steps are sparse.
+    a_0 is 2 * eps. At each checkpoint a row that oscillates or stands still halves its step a and goes on
+    from its best point. With widest w > 1 the ball shrinks: w eps, (w + 1) / 2 eps and eps for 0.3, 0.3 and
+    0.4 of the steps. A model that masks its gradients near the image often shows them outside. With l1 the
+    steps are sparse.
 
     Args:
-        oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels and one random stream per row.
+        oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels and one
+            random stream per row.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm, radius and box, in pixel units of [0, 1].
-        steps: per restart and target, >= 1; cost = steps + 1 forward and backward passes (steps + 3 with a shrinking ball).
+        steps: per restart and target, >= 1; cost = steps + 1 forward and backward passes (steps + 3 with a
+            shrinking ball).
         restarts: independent random starts, >= 1; the worst point of all is kept per row.
-        loss: "ce"; "margin"; "dlr"; or "dlr-targeted", which climbs towards each of the likeliest wrong classes in turn. With two
-            classes dlr becomes the margin, with fewer than four dlr-targeted becomes z_t - z_y. Where the caller asks for one
-            target, dlr-targeted is dlr towards it: z_t must pass every other logit, not only z_y.
-        targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1 exist.
-        skip: how many of the likeliest wrong classes dlr-targeted leaves out, >= 0: those that a stage before has tried. Where
-            the caller asks for one target, skip is not used.
+        loss: "ce"; "margin"; "dlr"; or "dlr-targeted", which climbs towards each of the likeliest wrong
+            classes in turn. With two classes dlr becomes the margin, with fewer than four dlr-targeted
+            becomes z_t - z_y. Where the caller asks for one target, dlr-targeted is dlr towards it: z_t must
+            pass every other logit, not only z_y.
+        targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1
+            exist.
+        skip: how many of the likeliest wrong classes dlr-targeted leaves out, >= 0: those that a stage before
+            has tried. Where the caller asks for one target, skip is not used.
         rho: share of rising steps, in [0, 1], up to which a row counts as oscillating; l1 does not use it.
-        widest: first radius in units of eps, >= 1; None means 3 under l1 (published), else 1: all steps in the ball.
+        widest: first radius in units of eps, >= 1; None means 3 under l1 (published), else 1: all steps in
+            the ball.
 
     Returns:
         x_adv [B, C, H, W], detached, inside `ball`; in training the point of the largest loss.
@@ -82,10 +94,33 @@ def apgd(
     Raises:
         ValueError: steps, restarts or targets < 1, skip < 0, rho outside [0, 1], widest < 1.
 
-    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1 and the shrinking ball: ICML 2021, arXiv:2103.01208. Starts are uniform in the ball (l1: projected
-        Gaussian); the authors' l2 start lies on the sphere, their linf start has a pixel at the border. Their code compares the
-        loss after the first step with 0, where the paper and we take the loss at the start.
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1 and the shrinking ball: ICML 2021, arXiv:2103.01208.
+        Starts are uniform in the ball (l1: projected Gaussian); the authors' l2 start lies on the sphere,
+        their linf start has a pixel at the border. Their code compares the loss after the first step with 0,
+        where the paper and we take the loss at the start.
     """
+    _check(steps, restarts, targets, skip, rho, widest)
+    ascent, goals = _headings(oracle, loss, targets, skip)
+    headings = goals.shape[1]
+    phases = _phases(ball, steps, widest or _WIDEST[ball.norm])
+    x_best = x
+    for run in range(restarts * headings):
+        ask = _Question(oracle, ascent, run % headings)
+        x_best = _first(x, phases[0][0], oracle.rng.restart(run))
+        for current, count in phases:
+            scored = current == ball
+            if ball.norm == "l1":
+                x, goals, x_best = _climb_sparsely(ask, x, goals, x_best, current, count, scored=scored)
+            else:
+                x, goals, x_best = _climb(ask, x, goals, x_best, current, count, rho, scored=scored)
+        x, goals, x_best = oracle.compact(x, goals, x_best)
+        if restarts * headings > 1:
+            oracle.score(x_best)
+    return oracle.result(x_best)
+
+
+def _check(steps: int, restarts: int, targets: int, skip: int, rho: float, widest: float | None) -> None:
+    """ValueError for a parameter outside its range."""
     for name, value in (("steps", steps), ("restarts", restarts), ("targets", targets)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
@@ -95,45 +130,32 @@ def apgd(
         raise ValueError(f"rho must be in [0, 1], got {rho}")
     if widest is not None and not widest >= 1:
         raise ValueError(f"widest must be >= 1, got {widest}")
-    ascent, goals = _headings(oracle, loss, targets, skip)
-    headings = goals.shape[1]
-    x_best = x
-    for run in range(restarts * headings):
-        ask = _Question(oracle, ascent, run % headings)
-        phases = _phases(ball, steps, _widest(widest, ball.norm))
-        x_best = _first(x, phases[0][0], oracle.rng.restart(run))
-        for part, count in phases:
-            inside = part == ball
-            if ball.norm == "l1":
-                x, goals, x_best = _climb_sparsely(ask, x, goals, x_best, part, count, scored=inside)
-            else:
-                x, goals, x_best = _climb(ask, x, goals, x_best, part, count, rho, scored=inside)
-        x, goals, x_best = oracle.compact(x, goals, x_best)
-        if restarts * headings > 1:
-            oracle.score(x_best)
-    return oracle.result(x_best)
 
 
 def _headings(oracle: Oracle, loss: str, targets: int, skip: int) -> tuple[Ascent, Tensor]:
-    """What to ascend, and the classes to head for in turn, int64 [R, T]; a registered loss takes one turn and reads no class."""
+    """What to ascend, and the classes to head for in turn, int64 [R, T].
+
+    A registered loss takes one turn and reads no class.
+    """
     own = oracle.y[:, None]
-    if loss in ("ce", "margin") or not oracle.alive:
-        return loss if loss == "margin" else "ce", own
+    if loss == "margin":
+        return "margin", own
+    if loss == "ce" or not oracle.alive:
+        return "ce", own
     classes = oracle.clean().shape[1]
     if loss == "dlr" or oracle.target is not None:
-        if classes < 3:
-            oracle.note(f"apgd: {loss} needs 3 classes, the model has {classes}: the margin is ascended")
-        return "dlr" if classes > 2 else "margin", own
+        if classes > 2:
+            return "dlr", own
+        oracle.note(f"apgd: {loss} needs 3 classes, the model has {classes}: the margin is ascended")
+        return "margin", own
+    ascent: Ascent = dlr_targeted
     if classes < 4:
-        oracle.note(
-            f"apgd: dlr-targeted needs 4 classes, the model has {classes}: the plain logit difference is ascended"
-        )
+        ascent = difference
+        needs = f"apgd: dlr-targeted needs 4 classes, the model has {classes}"
+        oracle.note(f"{needs}: the plain logit difference is ascended")
     if classes - 1 <= skip:
         oracle.note(f"apgd: skip {skip} leaves none of the {classes - 1} wrong classes: nothing is tried")
-    ranked = (
-        oracle.clean().scatter(1, own, float("-inf")).topk(min(skip + targets, classes - 1), dim=1).indices
-    )
-    return dlr_targeted if classes > 3 else difference, ranked[:, skip:]
+    return ascent, rivals(oracle, skip + targets)[:, skip:]
 
 
 @dataclass(frozen=True)
@@ -145,37 +167,35 @@ class _Question:
     heading: int
 
     def __call__(self, x_adv: Tensor, goals: Tensor, *, scored: bool = True) -> tuple[Tensor, Tensor]:
-        """Loss [R] and input gradient [R, C, H, W]; a NaN loss never counts as the best. Points out of the ball are not `scored`."""
-        loss = (
-            self.ascent
-            if isinstance(self.ascent, str)
-            else RowLoss(self.ascent, (self.oracle.y, goals[:, self.heading]))
-        )
-        value, _, grad = self.oracle.gradient(x_adv, loss, scored=scored)
+        """Loss [R] and input gradient [R, C, H, W]; a NaN loss becomes -inf, and never counts as the best.
+
+        scored=False: the point lies outside the ball, and does not count as met.
+        """
+        value, _, grad = self.oracle.gradient(x_adv, self._loss(goals), scored=scored)
         return value.nan_to_num(nan=float("-inf")), grad
 
-
-def _widest(widest: float | None, norm: str) -> float:
-    """The first radius in units of eps: as asked for, else as published."""
-    if widest is not None:
-        return widest
-    return 3.0 if norm == "l1" else 1.0
+    def _loss(self, goals: Tensor) -> str | RowLoss:
+        if isinstance(self.ascent, str):
+            return self.ascent
+        return RowLoss(self.ascent, (self.oracle.y, goals[:, self.heading]))
 
 
 def _phases(ball: Ball, steps: int, widest: float) -> list[tuple[Ball, int]]:
     """(ball, steps in it), from the widest to `ball`, which gets 0.4 of the steps, and one at least."""
-    early = min(-(-3 * steps // 10), steps - 1) if widest > 1 else 0
+    if not widest > 1:
+        return [(ball, steps)]
+    early = min(-(-3 * steps // 10), steps - 1)
     later = min(early, steps - 1 - early)
     radii = ((widest, early), ((widest + 1) / 2, later))
-    wide = [
-        (Ball(ball.norm, scale * ball.eps, ball.low, ball.high), count) for scale, count in radii if count
-    ]
+    wide = [(replace(ball, eps=scale * ball.eps), count) for scale, count in radii if count]
     return [*wide, (ball, steps - early - later)]
 
 
 def _first(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
     """A random point of the first ball: uniform, or a Gaussian brought into it (l1)."""
-    return ball.start(x, "gaussian", rng) if ball.norm == "l1" else ball.random_point(x, rng)
+    if ball.norm == "l1":
+        return ball.start(x, "gaussian", rng)
+    return ball.random_point(x, rng)
 
 
 def _climb(
@@ -189,7 +209,10 @@ def _climb(
     *,
     scored: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps in one ball under linf or l2, from x_adv: (x, goals, point of the largest loss) of the rows that have not fallen."""
+    """Steps in one ball under linf or l2, from x_adv.
+
+    Returns (x, goals, point of the largest loss) of the rows that have not fallen.
+    """
     x_adv = x_old = x_best = ball.project(x, x_adv)
     loss, grad = ask(x_adv, goals, scored=scored)
     best = then = loss
@@ -225,10 +248,11 @@ def _climb(
 def _climb_sparsely(
     ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, *, scored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps in one l1 ball, of l1 length a spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed; returns what `_climb` does.
+    """Steps in one l1 ball, from x_adv; returns what `_climb` does.
 
-    Every 0.04 * steps: where x_best has lost more than 5 % of its changed pixels, a = eps and the row goes on from there, else
-    a shrinks by 1.5, down to eps / 10.
+    A step has l1 length a, spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed.
+    Every 0.04 * steps a row looks back. Where x_best has lost more than 5 % of its changed pixels, a becomes
+    eps and the row goes on from there. Else a shrinks by 1.5, down to eps / 10.
     """
     x_adv = ball.project(x, x_adv)
     loss, grad = ask(x_adv, goals, scored=scored)
@@ -256,10 +280,13 @@ def _climb_sparsely(
 
 
 def _sparse(grad: Tensor, changed: Tensor) -> Tensor:
-    """Step of l1 length 1: the signs of the m largest |grad| of each row divided by m, m = ceil(2/3 changed) and at least 1; ties are all taken."""
+    """A step of l1 length 1 per row: the signs of its m largest |grad|, divided by their number.
+
+    m is ceil(2/3 changed), 1 at least. Ties are all taken.
+    """
     size = grad.abs().flatten(1)
     m = ((2 * changed + 2) // 3).clamp_(1, size.shape[1])
-    least = size.topk(int(m.max()) if len(m) else 1, dim=1).values.gather(1, m[:, None] - 1)
+    least = size.topk(int(m.max()), dim=1).values.gather(1, m[:, None] - 1)
     sign = grad.sign() * (size >= least).reshape(grad.shape)
     return sign / sign.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
 

@@ -15,7 +15,7 @@ from robustcli.core.random import RowRandom
 from robustcli.registry import attacks
 
 Type = Literal["gaussian_noise", "shot_noise", "gaussian_blur", "brightness", "contrast", "pixelate"]
-# One number per severity 1 ... 5. CIFAR-10-C's up to 64 pixels a side, ImageNet-C's above.
+# One number per severity, 1 to 5. CIFAR-10-C's up to 64 pixels a side, ImageNet-C's above.
 _SMALL: dict[Type, tuple[float, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "shot_noise": (500, 250, 100, 75, 50),
@@ -55,9 +55,10 @@ def corruption(
     type: Type = "gaussian_noise",
     severity: Annotated[int, Ge(1), Le(5)] = 3,
 ) -> Tensor:
-    """x_adv = clip(c_s(x)): one common corruption of severity s; nothing is searched for, and no norm bounds the change.
+    """x_adv = clip(c_s(x)), c_s a common corruption of severity s.
 
-    The number of each severity, up to 64 pixels a side (CIFAR-10-C) | above (ImageNet-C):
+    Nothing is searched for, and no norm bounds the change. The number of each severity, up to 64 pixels a
+    side (CIFAR-10-C) | above (ImageNet-C):
         gaussian_noise  standard deviation in pixel units     .04 .06 .08 .09 .10    | .08 .12 .18 .26 .38
         shot_noise      photons of a white pixel              500 250 100 75 50      | 60 25 12 5 3
         gaussian_blur   standard deviation in pixels          .4 .6 .7 .8 1          | 1 2 3 4 6
@@ -69,23 +70,24 @@ def corruption(
         oracle: sees the corrupted image; holds one random stream per row.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: its pixel box; norm and radius are ignored.
-        type: which corruption. severity: 1 (weak) ... 5.
+        type: which corruption.
+        severity: 1 (weak) to 5 (strong).
 
     Returns:
-        x_adv [B, C, H, W], detached, in the pixel box; cost: one forward pass (none in training). Where the caller keeps the worst
-        point met, a row that the corruption does not break may come back clean.
+        x_adv [B, C, H, W], detached, in the pixel box; cost: one forward pass (none in training). Where the
+        caller keeps the worst point met, a row that the corruption does not break may come back clean.
 
     Raises:
-        ValueError: severity outside 1 ... 5, unknown type.
+        ValueError: severity outside 1 to 5, unknown type.
 
     Source: Hendrycks & Dietterich, ICLR 2019, arXiv:1903.12261.
     """
     if type not in _SMALL or severity not in range(1, 6):
-        raise ValueError(
-            f"type must be one of {', '.join(_SMALL)} and severity 1, 2, 3, 4 or 5, got type {type!r}, severity {severity}"
-        )
-    amount = (_SMALL if max(x.shape[2:]) <= 64 else _LARGE)[type][severity - 1]
-    return oracle.result(_corrupt(x, type, amount, oracle.rng).clamp_(ball.low, ball.high))
+        rule = f"type must be one of {', '.join(_SMALL)} and severity 1, 2, 3, 4 or 5"
+        raise ValueError(f"{rule}, got type {type!r}, severity {severity}")
+    amounts = _SMALL if max(x.shape[2:]) <= 64 else _LARGE
+    corrupted = _corrupt(x, type, amounts[type][severity - 1], oracle.rng)
+    return oracle.result(corrupted.clamp_(ball.low, ball.high))
 
 
 def _corrupt(x: Tensor, type: Type, amount: float, rng: RowRandom) -> Tensor:
@@ -108,7 +110,10 @@ def _corrupt(x: Tensor, type: Type, amount: float, rng: RowRandom) -> Tensor:
 
 
 def _bin_means(side: int, share: float, like: Tensor) -> Tensor:
-    """[side, side]: replaces each of `side` pixels by the mean of its bin, int(side * share) bins: a box filter down and up again."""
+    """[side, side]: the matrix that replaces each of `side` pixels by the mean of its bin.
+
+    There are int(side * share) bins: it is a box filter down and up again.
+    """
     bins = (2 * torch.arange(side, device=like.device) + 1) * max(1, int(side * share)) // (2 * side)
     same = (bins[:, None] == bins[None, :]).to(like.dtype)
     return same / same.sum(1, keepdim=True)
@@ -117,22 +122,19 @@ def _bin_means(side: int, share: float, like: Tensor) -> Tensor:
 def _blur(x: Tensor, sigma: float) -> Tensor:
     """Convolution with N(0, sigma^2), cut at 4 sigma; border pixels are repeated outside."""
     radius = int(4 * sigma + 0.5)
-    weight = (
-        torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-        .div_(sigma)
-        .square_()
-        .mul_(-0.5)
-        .exp_()
-    )
+    along = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    weight = along.div_(sigma).square_().mul_(-0.5).exp_()
     weight = weight / weight.sum()
     image = F.pad(x.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(image, weight.reshape(1, 1, 1, -1)), weight.reshape(1, 1, -1, 1)).reshape(
-        x.shape
-    )
+    along_rows = F.conv2d(image, weight.reshape(1, 1, 1, -1))
+    return F.conv2d(along_rows, weight.reshape(1, 1, -1, 1)).reshape(x.shape)
 
 
 def _poisson(rate: Tensor, rng: RowRandom) -> Tensor:
-    """Poisson counts with means `rate` >= 0: inverse distribution up to rate 10, above it Cornish and Fisher's rounded normal."""
+    """Poisson counts [B, C, H, W] with means `rate` >= 0.
+
+    Up to rate 10 they come from the inverse distribution, above it from Cornish and Fisher's rounded normal.
+    """
     tail = tuple(rate.shape[1:])
     u, z = rng.uniform(tail).to(rate.dtype), rng.normal(tail).to(rate.dtype)
     low = rate.clamp_max(_EXACT_RATE)

@@ -1,4 +1,8 @@
-"""Carlini and Wagner's l2 attack."""
+"""Carlini and Wagner's l2 attack.
+
+`cw` has more than 50 lines: half are its documentation, and the rest is Adam inside a binary search, both as
+published.
+"""
 
 from __future__ import annotations
 
@@ -39,22 +43,28 @@ def cw(
     initial_c: Annotated[float, Gt(0)] = 1.0,
     confidence: Annotated[float, Ge(0)] = 0.0,
 ) -> Tensor:
-    """min_w ||x_adv - x||_2^2 + c * max(z_y - max_{k != y} z_k, -confidence),  x_adv = low + (high - low) (tanh(w) + 1) / 2, by Adam.
+    """min_w ||x_adv - x||_2^2 + c * max(z_y - max_{k != y} z_k, -confidence), by Adam.
 
-    c is searched per row: times 10 until a search succeeds, then halfway between the largest that failed and the smallest that did not.
+    x_adv = low + (high - low) (tanh(w) + 1) / 2. c is searched per row: times 10 until a search succeeds,
+    then halfway between the largest that failed and the smallest that did not.
 
     Args:
-        oracle: answers with margin [B], logits [B, K] and input gradient [B, C, H, W]; remembers the closest success.
+        oracle: answers with margin [B], logits [B, K] and input gradient [B, C, H, W]; remembers the closest
+            success.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: the box; its radius is not used.
-        steps: Adam steps for each c, >= 1; cost = steps * binary_search + 1 forward + backward passes and one forward.
+        steps: Adam steps for each c, >= 1; cost = steps * binary_search + 1 forward and backward passes, and
+            one forward pass.
         binary_search: values of c tried per row, >= 1 (the paper: 9).
-        step_size: of Adam, in units of w, > 0. The paper's 0.01 wants thousands of steps: a black or white pixel starts at |w| = 7.
+        step_size: of Adam, in units of w, > 0. The paper's 0.01 wants thousands of steps: a black or white
+            pixel starts at |w| = 7.
         initial_c: the first c, > 0.
-        confidence: logit margin that a success must have to stop c from growing, >= 0; the point kept is the closest success of any margin.
+        confidence: logit margin that a success must have to stop c from growing, >= 0; the point kept is the
+            closest success of any margin.
 
     Returns:
-        x_adv [B, C, H, W], detached, in the box: the closest success of each row, or x, where the oracle tracks; else the last point.
+        x_adv [B, C, H, W], detached, in the box: where the oracle remembers points the closest success of
+        each row, or x, else the last point.
 
     Raises:
         ValueError: steps < 1, binary_search < 1, step_size <= 0, initial_c <= 0 or confidence < 0.
@@ -70,9 +80,8 @@ def cw(
     x, x_adv, c, low, high, margin_0, grad_0 = oracle.compact(x, x_adv, c, low, high, margin_0, grad_0)
     for _ in range(binary_search):
         w = torch.atanh((x - middle) / half * _INNER)
-        x_adv = home = middle + half * torch.tanh(
-            w
-        )  # x up to rounding, from which Adam would make whole steps
+        # x up to rounding, from which Adam would make whole steps.
+        x_adv = home = middle + half * torch.tanh(w)
         margin, grad = margin_0, grad_0
         m, v, won = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(c, dtype=torch.bool)
         for k in range(1, steps + 1):
@@ -86,10 +95,8 @@ def cw(
             x, x_adv, home, w, m, v, margin, grad, won, c, low, high, margin_0, grad_0 = oracle.compact(
                 x, x_adv, home, w, m, v, margin, grad, won, c, low, high, margin_0, grad_0
             )
-        low, high = (
-            torch.where(won, low, torch.maximum(low, c)),
-            torch.where(won, torch.minimum(high, c), high),
-        )
+        low = torch.where(won, low, torch.maximum(low, c))
+        high = torch.where(won, torch.minimum(high, c), high)
         c = torch.where(torch.isfinite(high), (low + high) / 2, c * 10)
     return oracle.result(x_adv)
 

@@ -4,63 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from robustcli.core.boundary import nearest_boundary, rivals
 from robustcli.core.geometry import Ball, column
-from robustcli.core.hyperplane import dual_length, length, to_plane
-from robustcli.core.losses import RowLoss, difference
+from robustcli.core.hyperplane import length, to_plane
 from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
-
-
-class Boundary(NamedTuple):
-    """A decision boundary linearised at a point: value [R] (> 0 beyond it) and normal [R, C, H, W]; `hit` [R]: the point is a success."""
-
-    value: Tensor
-    normal: Tensor
-    hit: Tensor
-
-
-def rivals(oracle: Oracle, count: int) -> Tensor:
-    """The `count` classes other than y with the largest clean logits, int64 [R, min(count, K - 1)]; of a targeted search the target alone."""
-    if oracle.target is not None:
-        return oracle.target[:, None]
-    clean = oracle.clean()
-    index: Tensor = (
-        clean.scatter(1, oracle.y[:, None], float("-inf")).topk(min(count, clean.shape[1] - 1), dim=1).indices
-    )
-    return index
-
-
-def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor) -> Boundary:
-    """argmin_k |z_k - z_y| / ||grad(z_k - z_y)||_q over the classes k in `classes` int64 [R, T], linearised at x_adv; T forward and backward passes.
-
-    In a targeted search the boundary is z_t - max_{k != t} z_k. Without a finite value or a gradient: value 0, normal 0.
-    """
-    best, shortest = None, x_adv.new_full((len(x_adv),), float("inf"))
-    for k in classes.unbind(1):
-        answer = oracle.gradient(
-            x_adv, RowLoss(difference, (oracle.y, k)) if oracle.target is None else "margin"
-        )
-        slope = dual_length(answer.grad, ball.norm)
-        live = torch.isfinite(answer.loss) & (slope > 0)
-        away = torch.where(live, answer.loss.abs() / slope, float("inf"))
-        if best is None:
-            value, normal = torch.where(live, answer.loss, 0.0), answer.grad
-            best, shortest = Boundary(value, normal, oracle.hit(answer.logits)), away
-            continue
-        nearer = away < shortest
-        normal = torch.where(column(nearer, x_adv), answer.grad, best.normal)
-        best, shortest = (
-            Boundary(torch.where(nearer, answer.loss, best.value), normal, best.hit),
-            torch.minimum(away, shortest),
-        )
-    assert best is not None  # there are at least two classes
-    return best
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
@@ -89,16 +43,20 @@ def deepfool(
     overshoot: Annotated[float, Ge(0)] = 0.02,
     classes: Annotated[int, Ge(2)] = 10,
 ) -> Tensor:
-    """x_{k+1} = clip(x + (1 + overshoot) r_{k+1}),  r_{k+1} = r_k + (shortest way from x_k to its nearest linearised boundary), until the class changes.
+    """x_{k+1} = clip(x + (1 + overshoot) r_{k+1}),  r_{k+1} = r_k + d_k, until the class changes.
+
+    d_k is the shortest way from x_k to its nearest linearised boundary. Where the box has cut a step, the
+    exact steps inside the box are tried too, and the nearer success counts.
 
     Args:
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
         x: clean pixels [B, C, H, W] in [0, 1]; the search starts there.
         ball: norm and box; points may leave its radius.
-        steps: linearisations, >= 1; cost = `steps` * (min(classes, K) - 1) forward + backward passes, less once all rows are broken, and as
-            many again where the box has cut a step: the exact steps inside the box are then tried too, and the nearer success counts.
+        steps: linearisations, >= 1; cost = `steps` * (min(classes, K) - 1) forward and backward passes, less
+            once all rows are broken, and as many again where the box has cut a step.
         overshoot: share of the way added to cross the boundary, >= 0.
-        classes: how many classes, the true one and those of the largest clean logits, are linearised, >= 2; a targeted search has one boundary.
+        classes: how many classes are linearised, >= 2: the true one and those of the largest clean logits. A
+            targeted search has one boundary.
 
     Returns:
         x_adv [B, C, H, W], detached, in the box; rows never broken come back as the oracle keeps them.
@@ -106,28 +64,28 @@ def deepfool(
     Raises:
         ValueError: steps < 1, overshoot < 0 or classes < 2.
 
-    Source: Moosavi-Dezfooli et al., CVPR 2016, arXiv:1511.04599. Unlike there, points stay in the box and the next step linearises where
-        the last one ended.
+    Source: Moosavi-Dezfooli et al., CVPR 2016, arXiv:1511.04599. Unlike there, points stay in the box and the
+        next step linearises where the last one ended.
     """
     if steps < 1 or not overshoot >= 0 or classes < 2:
         raise ValueError(
             f"steps must be >= 1, overshoot >= 0 and classes >= 2, got {steps}, {overshoot} and {classes}"
         )
-    touched, x, found, others = _walk(
-        oracle, x, ball, rivals(oracle, classes - 1), steps, overshoot, exact=False
+    others = rivals(oracle, classes - 1)
+    was_cut, x, x_free, others = _walk(oracle, x, ball, others, steps, overshoot, exact=False)
+    if not was_cut or not oracle.alive:
+        return oracle.result(x_free)
+    size = _size(oracle, x, x_free, ball)
+    x, x_free, others, size = oracle.compact(x, x_free, others, size)
+    _, x, x_exact, _, x_free, size = _walk(
+        oracle, x, ball, others, steps, overshoot, x_free, size, exact=True
     )
-    if not touched or not oracle.alive:
-        return oracle.result(found)
-    x, found, others, size = oracle.compact(x, found, others, _size(oracle, x, found, ball))
-    _, x, again, others, found, size = _walk(
-        oracle, x, ball, others, steps, overshoot, found, size, exact=True
-    )
-    nearer = _size(oracle, x, again, ball) < size
-    return oracle.result(torch.where(column(nearer, x), again, found))
+    nearer = _size(oracle, x, x_exact, ball) < size
+    return oracle.result(torch.where(column(nearer, x), x_exact, x_free))
 
 
 def _size(oracle: Oracle, x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
-    """[R]: how far x_adv lies from x, infinite where it is no success; one forward pass."""
+    """[R]: how far x_adv lies from x in pixel units, infinite where it is no success; one forward pass."""
     hit = oracle.hit(oracle.logits(x_adv))
     return length(x_adv - x, ball.norm).masked_fill(~hit, float("inf"))
 
@@ -136,30 +94,31 @@ def _walk(
     oracle: Oracle,
     x: Tensor,
     ball: Ball,
-    others: Tensor,
+    classes: Tensor,
     steps: int,
     overshoot: float,
     *carried: Tensor,
     exact: bool,
 ) -> tuple[Any, ...]:
-    """(whether the box cut a step, x, last point, others, *carried) of the rows still in play; `carried` [R, ...] leave with their rows.
+    """(whether the box cut a step, x, last point, classes, *carried) of the rows still in play.
 
-    exact: the shortest step to the plane inside the box. Else the shortest one of all, cut by the box: it moves less where most pixels that
+    Tensors in `carried` [R, ...] leave with their rows. exact=True takes the shortest step to the plane
+    inside the box. False takes the shortest step of all, cut by the box: it moves less where most pixels that
     should move cannot, and the next linearisation takes it on.
     """
-    x_adv, way, touched = x, torch.zeros_like(x), False
-    free = replace(ball, low=-1e6, high=1e6)
+    within = ball
+    if not exact:
+        within = replace(ball, low=-1e6, high=1e6)
+    x_adv, way, was_cut = x, torch.zeros_like(x), False
     for _ in range(steps):
-        value, normal, hit = nearest_boundary(oracle, x_adv, ball, others)
-        step = to_plane(
-            x_adv, normal, value.masked_fill(hit, 0.0), ball if exact else free
-        )  # broken rows stay
-        inside = (x + way + step).clamp(ball.low, ball.high) - x
-        touched = touched or bool((inside != x + way + step - x).any())
-        way = inside
+        value, normal, hit = nearest_boundary(oracle, x_adv, ball, classes)
+        step = to_plane(x_adv, normal, value.masked_fill(hit, 0.0), within)  # broken rows stay
+        boxed = (x + way + step).clamp(ball.low, ball.high) - x
+        was_cut = was_cut or bool((boxed != x + way + step - x).any())
+        way = boxed
         x_adv = (x + (1 + overshoot) * way).clamp(ball.low, ball.high)
-        x, x_adv, way, others, *left = oracle.compact(x, x_adv, way, others, *carried)
+        x, x_adv, way, classes, *left = oracle.compact(x, x_adv, way, classes, *carried)
         carried = tuple(left)
         if bool(hit.all()):
             break
-    return touched, x, x_adv, others, *carried
+    return was_cut, x, x_adv, classes, *carried

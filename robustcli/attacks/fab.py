@@ -1,4 +1,7 @@
-"""Fast adaptive boundary attack."""
+"""Fast adaptive boundary attack.
+
+`fab` has more than 50 lines: most are its documentation, and its nested loops are one search.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from robustcli.attacks.deepfool import Boundary, nearest_boundary, rivals
+from robustcli.core.boundary import Boundary, nearest_boundary, rivals
 from robustcli.core.geometry import Ball, column
 from robustcli.core.hyperplane import dot, length, to_plane
 from robustcli.core.oracle import Oracle
@@ -52,20 +55,26 @@ def fab(
     eta: Annotated[float, Ge(1)] = 1.05,
     beta: Annotated[float, Gt(0), Le(1)] = 0.9,
 ) -> Tensor:
-    """x_{k+1} = clip((1 - a) (x_k + eta d) + a (x + eta d')),  d, d' the shortest ways from x_k and x to the boundary linearised at x_k.
+    """x_{k+1} = clip((1 - a) (x_k + eta d) + a (x + eta d')),  a = min(||d|| / (||d|| + ||d'||), alpha_max).
 
-    a = min(||d|| / (||d|| + ||d'||), alpha_max) pulls the search towards x. Where x_{k+1} is a success the search goes back to
-    x + beta (x_{k+1} - x) and linearises there: a plane moved from x_{k+1} is another plane where the boundary bends.
+    d and d' are the shortest ways from x_k and from x to the boundary linearised at x_k; a pulls the search
+    towards x. Where x_{k+1} is a success the search goes back to x + beta (x_{k+1} - x) and linearises there:
+    a plane moved from x_{k+1} is another plane where the boundary bends.
 
     Args:
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
         x: clean pixels [B, C, H, W] in [0, 1]; the first restart starts there.
         ball: norm and box; points may leave its radius, which only bounds the random starts.
-        steps: linearisations per class and restart, >= 1; cost = `steps` * min(targets, K - 1) * restarts times two forward passes and a backward one.
-        restarts: searches, >= 1; all but the first start at random, half as far away as the nearest success, at most half the radius.
-        targets: how many classes are searched one after another (FAB-T), those of the largest clean logits, >= 1; a targeted search has one boundary.
-        skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has tried. A targeted search ignores it.
-        targeted: false for one search that steps to the nearest of all K - 1 boundaries, `steps` * (K - 1) forward + backward passes per restart.
+        steps: linearisations per class and restart, >= 1; cost = `steps` * min(targets, K - 1) * restarts
+            times two forward passes and a backward one.
+        restarts: searches, >= 1; all but the first start at random, half as far away as the nearest success,
+            at most half the radius.
+        targets: how many classes are searched one after another (FAB-T), those of the largest clean logits,
+            >= 1; a targeted search has one boundary.
+        skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has
+            tried. A targeted search ignores it.
+        targeted: false for one search that steps to the nearest of all K - 1 boundaries, `steps` * (K - 1)
+            forward and backward passes per restart.
         alpha_max: largest a, in [0, 1].
         eta: overshoot beyond the plane, >= 1.
         beta: what a success keeps of its distance, in (0, 1].
@@ -76,11 +85,13 @@ def fab(
     Raises:
         ValueError: a parameter outside its range.
 
-    Source: Croce & Hein, ICML 2020, arXiv:1907.02044; FAB-T: Croce & Hein, ICML 2020, arXiv:2003.01690. In fp32 and without random
-        starts each search is that of the authors' code (fra31/auto-attack), up to rounding.
+    Source: Croce & Hein, ICML 2020, arXiv:1907.02044; FAB-T: Croce & Hein, ICML 2020, arXiv:2003.01690. In
+        fp32 and without random starts each search is that of the authors' code (fra31/auto-attack), up to
+        rounding.
     """
     _check(steps, restarts, targets, skip, alpha_max, eta, beta)
-    skip = skip if oracle.target is None else 0
+    if oracle.target is not None:
+        skip = 0
     last = rivals(oracle, skip + targets).shape[1]
     runs = max(0, last - skip) if targeted else 1
     if not runs:
@@ -88,18 +99,16 @@ def fab(
     reach, x_adv = x.new_full((len(x),), float("inf")), x
     for restart in range(restarts):
         for rank in range(runs):
-            others = (
-                rivals(oracle, last)[:, skip + rank : skip + rank + 1]
-                if targeted
-                else rivals(oracle, oracle.clean().shape[1] - 1)
-            )
-            x_adv = (
-                x
-                if restart == 0
-                else _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
-            )
+            if targeted:
+                others = rivals(oracle, last)[:, skip + rank, None]
+            else:
+                others = rivals(oracle, oracle.clean().shape[1] - 1)
+            x_adv = x
+            if restart > 0:
+                x_adv = _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
             for _ in range(steps):
-                x_adv = _step(x, x_adv, nearest_boundary(oracle, x_adv, ball, others), ball, alpha_max, eta)
+                boundary = nearest_boundary(oracle, x_adv, ball, others)
+                x_adv = _step(x, x_adv, boundary, ball, alpha_max, eta)
                 hit = oracle.hit(oracle.logits(x_adv))
                 reach = torch.where(hit, torch.minimum(reach, length(x_adv - x, ball.norm)), reach)
                 x_adv = torch.where(column(hit, x), x + beta * (x_adv - x), x_adv)
@@ -126,23 +135,24 @@ def _check(
 
 
 def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: float, eta: float) -> Tensor:
-    """The biased step to the boundary linearised at x_adv."""
+    """clip((1 - a) (x_adv + eta d) + a (x + eta d')): the biased step to the boundary linearised at x_adv."""
     value, normal, _ = boundary
-    near = to_plane(x_adv, normal, value, ball)
-    far = to_plane(
-        x, normal, value + dot(normal, x - x_adv).nan_to_num(), ball
-    )  # sums of huge gradients overflow
+    value_at_x = value + dot(normal, x - x_adv).nan_to_num()  # sums of huge gradients overflow
+    near, far = to_plane(x_adv, normal, value, ball), to_plane(x, normal, value_at_x, ball)
     size = length(near, ball.norm)
-    share = column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)
-    return ((1 - share) * (x_adv + eta * near) + share * (x + eta * far)).clamp_(ball.low, ball.high)
+    a = column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)
+    return ((1 - a) * (x_adv + eta * near) + a * (x + eta * far)).clamp_(ball.low, ball.high)
 
 
 def _random_start(x: Tensor, reach: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
-    """x + r u / ||u||, in the box: r = min(distance of the nearest success `reach` [R], eps) / 2; u uniform (linf) or normal."""
-    u = (
-        rng.uniform(tuple(x.shape[1:])).mul_(2).sub_(1)
-        if ball.norm == "linf"
-        else rng.normal(tuple(x.shape[1:]))
-    )
+    """x + r u / ||u||, in the box;  r = min(reach, eps) / 2, u uniform (linf) or normal.
+
+    reach: [R], pixel units, the distance of the nearest success; infinite where there is none.
+    """
+    tail = tuple(x.shape[1:])
+    if ball.norm == "linf":
+        u = rng.uniform(tail).mul_(2).sub_(1)
+    else:
+        u = rng.normal(tail)
     scale = 0.5 * reach.clamp_max(ball.eps) / length(u, ball.norm).clamp_min(_TINY)
     return (x + column(scale, x) * u.to(x.dtype)).clamp_(ball.low, ball.high)

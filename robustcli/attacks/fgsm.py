@@ -37,4 +37,5 @@ def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"]
 
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
-    return oracle.result(ball.project(x, x + ball.eps * ball.steepest(oracle.gradient(x, loss).grad, x)))
+    grad = oracle.gradient(x, loss).grad
+    return oracle.result(ball.project(x, x + ball.eps * ball.steepest(grad, x)))

@@ -1,4 +1,7 @@
-"""Fast minimum-norm attack."""
+"""Fast minimum-norm attack.
+
+`fmn` has more than 50 lines: most are its documentation, and its one loop is the published algorithm.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, Norm
+from robustcli.core.hyperplane import dual_length, length
 from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
-_ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
-_DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
+#: A linf step has to move every pixel: l2 length 1 shared by 784 pixels is 0.04 each, too little for eps 0.3.
+_FIRST_STEP: dict[Norm, float] = {"linf": 10.0, "l2": 1.0, "l1": 1.0}
 _TINY = 1e-12
 
 
@@ -40,33 +44,40 @@ def fmn(
     gamma: Annotated[float, Gt(0), Lt(1)] = 0.05,
     gamma_final: Annotated[float, Gt(0), Lt(1)] = 0.001,
 ) -> Tensor:
-    """min ||d||_p with x + d misclassified:  d_{k+1} = P_eps(d_k + a_k g / ||g||_2),  eps * (1 - gamma_k) after a success, else eps * (1 + gamma_k).
+    """min ||d||_p with x + d misclassified:  d_{k+1} = P_eps(d_k + a_k g / ||g||_2),  eps adapted per row.
 
-    Until its first success a row's eps is also at least ||d|| + |margin| / ||g||_q, q dual to p: where the boundary would be if the
-    model were linear. The paper takes that estimate alone, and rows between two wrong classes may then never grow past it.
-    a_k and gamma_k fall as a cosine.
+    After a success eps becomes eps * (1 - gamma_k), else eps * (1 + gamma_k). Until its first success a row's
+    eps is also at least ||d|| + |margin| / ||g||_q, q dual to p: where the boundary would be if the model
+    were linear. The paper takes that estimate alone, and rows between two wrong classes may then never grow
+    past it. a_k and gamma_k fall as a cosine.
 
     Args:
-        oracle: answers with margin [B], logits [B, K] and input gradient [B, C, H, W]; remembers the closest success.
+        oracle: answers with margin [B], logits [B, K] and input gradient [B, C, H, W]; remembers the closest
+            success.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm and box; its radius is not used: each row has its own.
-        steps: gradient evaluations, >= 1; cost = `steps` forward + backward passes and one forward for the final point.
-        step_size: a_0, l2 length of the first step in pixel units whatever the norm, > 0; None means 10 for linf, else 1.
+        steps: gradient evaluations, >= 1; cost = `steps` forward and backward passes, and one forward pass
+            for the final point.
+        step_size: a_0, l2 length of the first step in pixel units whatever the norm, > 0; None means 10 for
+            linf, else 1.
         step_size_final: a at the end, > 0; None means a_0 / 100.
         gamma: relative change of eps at the start, in (0, 1).
         gamma_final: relative change of eps at the end, in (0, gamma].
 
     Returns:
-        x_adv [B, C, H, W], detached, in the box: the closest success of each row, or x, where the oracle tracks; else the last point.
+        x_adv [B, C, H, W], detached, in the box: where the oracle remembers points the closest success of
+        each row, or x, else the last point.
 
     Raises:
         ValueError: steps < 1, step_size <= 0, step_size_final <= 0, gamma or gamma_final out of range.
 
     Source: Pintor et al., NeurIPS 2021, arXiv:2102.12827, Algorithm 1.
     """
-    # A linf step has to move every pixel: l2 length 1 shared by 784 pixels is 0.04 each, too little to reach eps 0.3 in time.
-    first = ball.check_step(steps, (10.0 if ball.norm == "linf" else 1.0) if step_size is None else step_size)
-    last = first / 100 if step_size_final is None else step_size_final
+    if step_size is None:
+        step_size = _FIRST_STEP[ball.norm]
+    if step_size_final is None:
+        step_size_final = step_size / 100
+    first, last = ball.check_step(steps, step_size), step_size_final
     if not last > 0:
         raise ValueError(f"step_size_final must be > 0, got {last}")
     if not 0 < gamma_final <= gamma < 1:
@@ -74,22 +85,17 @@ def fmn(
             f"need 0 < gamma_final <= gamma < 1, got gamma_final {gamma_final} and gamma {gamma}"
         )
     x_adv, eps = x, x.new_zeros(len(x))
-    closest, farthest = (
-        torch.full_like(eps, math.inf),
-        _length(torch.maximum(x - ball.low, ball.high - x), ball.norm),
-    )
+    closest = torch.full_like(eps, math.inf)
+    farthest = length(torch.maximum(x - ball.low, ball.high - x), ball.norm)
     for k in range(steps):
         share = (1 + math.cos(math.pi * k / steps)) / 2
         a, g = last + (first - last) * share, gamma_final + (gamma - gamma_final) * share
         margin, logits, grad = oracle.gradient(x_adv, "margin")
-        hit, length = oracle.hit(logits), _length(x_adv - x, ball.norm)
-        closest = torch.where(hit, torch.minimum(closest, length), closest)
-        border = margin.abs() / torch.linalg.vector_norm(
-            grad.flatten(1), ord=_DUAL[ball.norm], dim=1
-        ).clamp_min(_TINY)
-        wider = torch.where(
-            torch.isfinite(closest), eps * (1 + g), torch.maximum(length + border, eps * (1 + g))
-        )
+        hit, size = oracle.hit(logits), length(x_adv - x, ball.norm)
+        closest = torch.where(hit, torch.minimum(closest, size), closest)
+        border = margin.abs() / dual_length(grad, ball.norm).clamp_min(_TINY)
+        wider = eps * (1 + g)
+        wider = torch.where(torch.isfinite(closest), wider, torch.maximum(size + border, wider))
         eps = torch.where(hit, torch.minimum(eps * (1 - g), closest), wider)
         eps = torch.minimum(eps.nan_to_num(math.inf), farthest)  # a NaN logit must not become a NaN pixel
         x, x_adv, grad, eps, closest, farthest = oracle.compact(x, x_adv, grad, eps, closest, farthest)
@@ -97,16 +103,12 @@ def fmn(
     return oracle.result(x_adv)
 
 
-def _length(d: Tensor, norm: Norm) -> Tensor:
-    """||d||_p per row [B]."""
-    length: Tensor = torch.linalg.vector_norm(d.flatten(1), ord=_ORDER[norm], dim=1)
-    return length
-
-
 def _project(x: Tensor, z: Tensor, eps: Tensor, ball: Ball) -> Tensor:
     """The nearest point to z with ||z - x||_p <= eps, a radius [B] for each row, then the box.
 
-    l1: sign(d) max(|d| - t, 0), t = (sum of the r largest |d| - eps) / r, r the largest with |d|_(r) > t. Source: Duchi et al., ICML 2008.
+    l1: sign(d) max(|d| - t, 0) with t = (sum of the r largest |d| - eps) / r, r the largest number with
+    |d|_(r) > t.
+    Source: Duchi et al., ICML 2008.
     """
     d, radius = (z - x).flatten(1), eps[:, None]
     if ball.norm == "linf":

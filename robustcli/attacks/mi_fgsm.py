@@ -35,9 +35,10 @@ def mi_fgsm(
     decay: Annotated[float, Ge(0)] = 1.0,
     loss: Literal["ce", "margin"] | None = None,
 ) -> Tensor:
-    """g_{k+1} = decay * g_k + grad_k / mean|grad_k|,  x_{k+1} = P(x_k + a * steepest(g_{k+1})),  x_0 = x, g_0 = 0.
+    """g_{k+1} = decay * g_k + grad_k / mean|grad_k|,  x_{k+1} = P(x_k + a * steepest(g_{k+1})).
 
-    The paper divides by the sum of |grad|; the mean differs by a constant factor that `steepest` does not see.
+    x_0 = x and g_0 = 0. The paper divides by the sum of |grad|; the mean differs by a constant factor that
+    `steepest` does not see.
 
     Args:
         oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W].

@@ -41,8 +41,8 @@ def noise(
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm, radius and box, in pixel units of [0, 1].
         draws: points per row, >= 1; cost = one forward pass each (none for a single point in training).
-        kind: "uniform" in the ball; "gaussian", of expected length eps (linf: standard deviation eps per pixel), projected;
-            "corners" of a linf ball, x +- eps per pixel.
+        kind: "uniform" in the ball; "gaussian", of expected length eps (linf: standard deviation eps per
+            pixel), projected; or "corners" of a linf ball, x +- eps per pixel.
 
     Returns:
         x_adv [B, C, H, W], detached, inside `ball` around x.
@@ -71,7 +71,7 @@ def _point(oracle: Oracle, x: Tensor, ball: Ball, kind: str) -> Tensor:
         return ball.random_point(x, oracle.rng)
     tail = tuple(x.shape[1:])
     if kind == "corners":
-        return ball.project(x, x + ball.eps * oracle.rng.integers(0, 2, tail).mul_(2).sub_(1).to(x.dtype))
+        return ball.project(x, x + ball.eps * oracle.rng.signs(tail).to(x.dtype))
     d = math.prod(tail)
     # E ||g||_2 is about sqrt(d), E ||g||_1 = d sqrt(2 / pi).
     spread = {"linf": 1.0, "l2": math.sqrt(d), "l1": d * math.sqrt(2 / math.pi)}[ball.norm]

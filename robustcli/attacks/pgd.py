@@ -1,4 +1,7 @@
-"""Projected gradient ascent."""
+"""Projected gradient ascent.
+
+`pgd` has more than 50 lines: all but a dozen are its documentation.
+"""
 
 from __future__ import annotations
 
@@ -36,26 +39,31 @@ def pgd(
     restarts: Annotated[int, Ge(1)] = 1,
     loss: Literal["ce", "margin"] | None = None,
 ) -> Tensor:
-    """Projected gradient ascent:  x_{k+1} = P(x_k + a * steepest(grad_x loss_k)),  x_0 a random point of the ball.
+    """Projected gradient ascent:  x_{k+1} = P(x_k + a * steepest(grad_x loss_k)),  x_0 random in the ball.
 
     Args:
-        oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels, loss and one random stream per row.
+        oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels, loss and
+            one random stream per row.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm, radius and box, in pixel units of [0, 1] (8/255, never 8).
-        steps: gradient evaluations, >= 1; cost = `steps` forward + backward passes per restart.
+        steps: gradient evaluations, >= 1; cost = `steps` forward and backward passes per restart.
         step_size: a, pixel units, > 0; None means 2.5 * radius / steps.
-        start: "uniform" in the ball, "gaussian", "bernoulli" (+-start_scale * eps per pixel; linf only) or "zero". A loss that is 0 at the
-            clean point ("kl") needs a start away from it.
-        start_scale: factor on the start noise, > 0: uniform in the ball of radius start_scale * eps, or the standard deviation in pixels.
-        clip: project on the ball after each step; false keeps only the pixel box (N-FGSM), and such points are no valid attack.
+        start: "uniform" in the ball, "gaussian", "bernoulli" (+-start_scale * eps per pixel; linf only) or
+            "zero". A loss that is 0 at the clean point ("kl") needs a start away from it.
+        start_scale: factor on the start noise, > 0: uniform in the ball of radius start_scale * eps, or the
+            standard deviation in pixel units.
+        clip: project on the ball after each step; false keeps only the pixel box (N-FGSM), and such points
+            are no valid attack.
         restarts: independent random starts, >= 1; the worst point of all is kept per row.
         loss: which loss to ascend; None means the caller's.
 
     Returns:
-        x_adv [B, C, H, W], detached, inside `ball` around x. Success is not claimed here: `evaluation.judge` decides.
+        x_adv [B, C, H, W], detached, inside `ball` around x. Success is not claimed here: `evaluation.judge`
+        decides.
 
     Raises:
-        ValueError: steps < 1, restarts < 1, step_size <= 0, start_scale <= 0, or start "bernoulli" outside linf.
+        ValueError: steps < 1, restarts < 1, step_size <= 0, start_scale <= 0, or start "bernoulli" outside
+        linf.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083. FGSM-RS: Wong et al., ICLR 2020, arXiv:2001.03994.
         N-FGSM: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
@@ -66,9 +74,8 @@ def pgd(
     for restart in range(restarts):
         x_adv = ball.start(x, start, oracle.rng.restart(restart), scale=start_scale, clip=clip)
         for _ in range(steps):
-            x_adv = ball.project(
-                x, x_adv + a * ball.steepest(oracle.gradient(x_adv, loss).grad, x_adv), clip=clip
-            )
+            direction = ball.steepest(oracle.gradient(x_adv, loss).grad, x_adv)
+            x_adv = ball.project(x, x_adv + a * direction, clip=clip)
             x, x_adv = oracle.compact(x, x_adv)  # rows already broken leave; in training none does
         if restarts > 1:
             oracle.score(x_adv)

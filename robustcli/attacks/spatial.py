@@ -1,9 +1,13 @@
-"""Rotations and translations: small to the eye, large in every norm."""
+"""Rotations and translations: small to the eye, large in every norm.
+
+`spatial` has more than 50 lines: all but a dozen are its signature and its documentation.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import product, repeat
 from typing import Annotated, Any
 
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
 from robustcli.core.warp import warp
 from robustcli.registry import attacks
 
@@ -46,21 +51,24 @@ def spatial(
     angles: Annotated[int, Ge(1)] = 31,
     shifts: Annotated[int, Ge(1)] = 5,
 ) -> Tensor:
-    """x_adv = T_{a, u, v}(x): the worst of some rotations by |a| <= rotation and shifts by |u|, |v| <= translation of the side.
+    """x_adv = T_{a, u, v}(x), the worst of some turns |a| <= rotation and shifts |u|, |v| <= translation.
 
-    No norm bounds the change: the ball's radius plays no part, only its pixel box does. Pixels are interpolated bilinearly,
-    and what turns or slides in from outside the image is 0 (black).
+    No norm bounds the change: the ball's radius plays no part, only its pixel box does. Pixels are
+    interpolated bilinearly, and what turns or slides in from outside the image is 0 (black).
 
     Args:
         oracle: keeps the worst point per row; holds one random stream per row.
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: its pixel box; norm and radius are ignored.
         rotation: largest angle, degrees in [0, 180].
-        translation: largest shift as a share of height and of width, in [0, 1]; the paper's 3 of 28 to 32 pixels is about 0.1.
-        draws: random transformations per row, >= 1; cost = one forward pass each (none for one in training). The paper's worst of 10.
-        grid: try instead every combination of `angles` angles and `shifts` x `shifts` shifts, evenly spaced (the paper's
-            grid: 31, 5, hence 775 forward passes for the rows that stand to the end).
-        angles, shifts: size of the grid, >= 1; with 1 the angle or the shift is 0.
+        translation: largest shift as a share of height and of width, in [0, 1]; the paper's 3 of 28 to 32
+            pixels is about 0.1.
+        draws: random transformations per row, >= 1; cost = one forward pass each (none for one in training).
+            The default is the paper's worst of 10.
+        grid: try instead every combination of `angles` angles and `shifts` x `shifts` shifts, evenly spaced.
+            The default is the paper's grid: 775 forward passes for the rows that stand to the end.
+        angles: number of angles of the grid, >= 1; a single one is 0.
+        shifts: number of shifts of the grid along each side, >= 1; a single one is 0.
 
     Returns:
         x_adv [B, C, H, W], detached, in the pixel box.
@@ -71,22 +79,19 @@ def spatial(
     Source: Engstrom et al., ICML 2019, arXiv:1712.02779.
     """
     if not 0 <= rotation <= 180 or not 0 <= translation <= 1:
-        raise ValueError(
-            f"rotation must be in [0, 180] degrees and translation in [0, 1], got rotation {rotation}, translation {translation}"
-        )
+        ranges = "rotation must be in [0, 180] degrees and translation in [0, 1]"
+        raise ValueError(f"{ranges}, got rotation {rotation}, translation {translation}")
     if min(draws, angles, shifts) < 1:
-        raise ValueError(
-            f"draws, angles and shifts must be >= 1, got draws {draws}, angles {angles}, shifts {shifts}"
-        )
+        given = f"draws {draws}, angles {angles}, shifts {shifts}"
+        raise ValueError(f"draws, angles and shifts must be >= 1, got {given}")
     limit = torch.tensor((math.radians(rotation), translation, translation), device=x.device)
+    poses: Iterator[tuple[float, ...] | None] = repeat(None, draws)
+    if grid:
+        poses = _grid(angles, shifts)
     x_adv = x
-    for pose in _grid(angles, shifts) if grid else [None] * draws:
-        unit = (
-            oracle.rng.uniform((3,)).mul_(2).sub_(1)
-            if pose is None
-            else torch.tensor(pose, device=x.device).expand(len(x), 3)
-        )
-        x_adv = warp(x, *(unit * limit).unbind(1)).clamp_(ball.low, ball.high)
+    for pose in poses:
+        a, u, v = (_unit(pose, x, oracle.rng) * limit).unbind(1)
+        x_adv = warp(x, a, u, v).clamp_(ball.low, ball.high)
         if grid or draws > 1:
             oracle.score(x_adv)
             x, x_adv = oracle.compact(x, x_adv)
@@ -95,10 +100,19 @@ def spatial(
     return oracle.result(x_adv)
 
 
-def _grid(angles: int, shifts: int) -> Iterator[tuple[float, float, float]]:
+def _unit(pose: tuple[float, ...] | None, x: Tensor, rng: RowRandom) -> Tensor:
+    """The pose for all rows, or one drawn for each row: angle, shift right, shift down, [R, 3] in [-1, 1]."""
+    if pose is None:
+        return rng.uniform((3,)).mul_(2).sub_(1)
+    return torch.tensor(pose, device=x.device).expand(len(x), 3)
+
+
+def _grid(angles: int, shifts: int) -> Iterator[tuple[float, ...]]:
     """(angle, shift right, shift down), each evenly spaced in [-1, 1], or 0 alone."""
+    return product(_spaced(angles), _spaced(shifts), _spaced(shifts))
 
-    def spaced(n: int) -> list[float]:
-        return [2 * k / (n - 1) - 1 for k in range(n)] if n > 1 else [0.0]
 
-    yield from ((a, u, v) for a in spaced(angles) for u in spaced(shifts) for v in spaced(shifts))
+def _spaced(n: int) -> list[float]:
+    if n == 1:
+        return [0.0]
+    return [2 * k / (n - 1) - 1 for k in range(n)]

@@ -1,4 +1,7 @@
-"""Square Attack: random search with square windows, by scores alone."""
+"""Square Attack: random search with square windows, by scores alone.
+
+`square` has more than 50 lines: most are its documentation, and its nested loops are one search.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,11 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks, losses
 
-_HALVINGS = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # p halves after the queries of these numbers, counted from 0
-_BLOCK = 64  # queries whose random numbers are drawn at once: many small draws would cost more than a small network
+# p halves after the queries of these numbers, counted from 0.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_BLOCK = 64  # queries whose random numbers are drawn at once: many small draws cost more than a small network
+_ORDER: dict[Norm, int] = {"l2": 2, "l1": 1}
+_DECAY: dict[Norm, int] = {"l2": 2, "l1": 4}  # published: under l1 a bump must be narrow
 _TINY = 1e-12
 
 
@@ -52,13 +48,15 @@ def square(
     loss: Literal["margin", "ce"] = "margin",
     rescale: bool = False,
 ) -> Tensor:
-    """x_{k+1} = x_k with one random s x s window changed, kept if the loss grows;  s = sqrt(p_k H W), p_k halving with k.
+    """x_{k+1} = x_k with one random s x s window changed, kept if the loss grows;  s = sqrt(p_k H W).
 
-    linf: the window becomes x +- eps, one sign per channel, from a start of vertical +-eps stripes; a window that is so
-    already gets the opposite signs (the authors draw again). l2: the window takes a bump of random sign and the mass of a
-    second window, from a start of tiled bumps. l1: the same with l1 lengths, steeper bumps and the exact projection. Unlike the
-    authors' code each row has windows of its own, so its verdict does not depend on who shares the batch, and a window may touch
-    the last row and column.
+    p_k falls from p by halves, at set numbers of queries. What a window becomes, and where the search starts:
+        linf: x +- eps, one sign per channel, from vertical +-eps stripes. A window that is so already gets
+            the opposite signs; the authors draw again.
+        l2: a bump of random sign with the mass of a second window, from tiled bumps.
+        l1: as l2, with l1 lengths, steeper bumps and the exact projection.
+    Unlike in the authors' code each row has windows of its own, so that its verdict does not depend on who
+    shares the batch, and a window may touch the last row and column.
 
     Args:
         oracle: answers with logits [B, K]; holds labels and one random stream per row.
@@ -67,8 +65,10 @@ def square(
         queries: windows tried per restart, >= 1; cost = `queries` + 1 forward passes per restart.
         p: p_0, share of the image that the first windows cover, in (0, 1].
         restarts: independent searches, >= 1; the worst point of all is kept per row.
-        loss: what has to grow: max_{k != y} z_k - z_y, or cross-entropy; with a target its negative towards the target.
-        rescale: p halves at fixed shares of `queries` (at 10, 50, 200 ... of 10,000) instead of at fixed numbers.
+        loss: what has to grow: max_{k != y} z_k - z_y, or cross-entropy; with a target its negative towards
+            the target.
+        rescale: p halves at fixed shares of `queries` (after 10 of 10,000, 50, 200 and so on) instead of at
+            fixed numbers.
 
     Returns:
         x_adv [B, C, H, W], detached, inside `ball` around x.
@@ -76,21 +76,20 @@ def square(
     Raises:
         ValueError: queries < 1, restarts < 1, p outside (0, 1].
 
-    Source: Andriushchenko et al., ECCV 2020, arXiv:1912.00049. Schedule as in AutoAttack, Croce & Hein, ICML 2020, arXiv:2003.01690;
-        l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
+    Source: Andriushchenko et al., ECCV 2020, arXiv:1912.00049. Schedule as in AutoAttack, Croce & Hein, ICML
+        2020, arXiv:2003.01690; l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
     """
     if queries < 1 or restarts < 1 or not 0 < p <= 1:
-        raise ValueError(
-            f"queries and restarts must be >= 1 and p in (0, 1], got queries {queries}, restarts {restarts}, p {p}"
-        )
+        given = f"queries {queries}, restarts {restarts}, p {p}"
+        raise ValueError(f"queries and restarts must be >= 1 and p in (0, 1], got {given}")
     sides = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm != "linf", rescale))
     for _ in range(restarts):
-        x_adv = _stripes(x, ball, oracle.rng) if ball.norm == "linf" else _tiles(x, ball, oracle.rng)
+        x_adv = _start(x, ball, oracle.rng)
         best = _score(oracle, oracle.logits(x_adv), loss)
         x, x_adv, best = oracle.compact(x, x_adv, best)
         for side, count in sides:
             into, source, lying, sign = _plan(oracle.rng.uniform((count, 5 + x.shape[1])), side, x)
-            window, bumps = _window(side, x), _bumps(side, ball.norm, x)
+            window, bumps = _window(side, x), _bumps(side, ball.norm, x).flatten(1)
             for k in range(count):
                 if not oracle.alive:
                     return oracle.result(x_adv)
@@ -98,9 +97,7 @@ def square(
                 if ball.norm == "linf":
                     x_new = _paint(x, x_adv, ball, to, signs)
                 else:
-                    x_new = _move(
-                        x, x_adv, ball, to, source[:, k] + window, bumps.flatten(1)[lying[:, k]], signs
-                    )
+                    x_new = _move(x, x_adv, ball, to, source[:, k] + window, bumps[lying[:, k]], signs)
                 value = _score(oracle, oracle.logits(x_new), loss)
                 x_adv = torch.where((value > best)[:, None, None, None], x_new, x_adv)
                 best = torch.maximum(value, best)
@@ -116,23 +113,35 @@ def square(
 def _sides(
     queries: int, p: float, height: int, width: int, bumps: bool, rescale: bool
 ) -> Iterator[tuple[int, int]]:
-    """(window side, number of queries with it), in blocks; for bumps an odd side of at least 3, as published."""
-    done, most, share = 0, min(height, width), queries / 10000 if rescale else 1.0
+    """(window side, number of queries with it), in blocks."""
+    first, share = 0, 1.0
+    if rescale:
+        share = queries / 10000
     for halvings, last in enumerate((*_HALVINGS, math.inf)):
         end = math.ceil(min(queries, (last + 1) * share))
-        side = round(math.sqrt(p / 2**halvings * height * width))
-        # A painted window as large as the image could only flip whole channels.
-        side = min(max(side + (side % 2 == 0), 3), most) if bumps else max(1, min(side, most - 1))
-        while done < end:
-            count = min(_BLOCK, end - done)
+        side = _side(p / 2**halvings * height * width, min(height, width), bumps)
+        while first < end:
+            count = min(_BLOCK, end - first)
             yield side, count
-            done += count
+            first += count
+
+
+def _side(area: float, most: int, bumps: bool) -> int:
+    """The side of a window of `area` pixels, at most `most`; for bumps odd and at least 3, as published."""
+    side = round(math.sqrt(area))
+    if bumps:
+        return min(max(side + (side % 2 == 0), 3), most)
+    # A painted window as large as the image could only flip whole channels.
+    return max(1, min(side, most - 1))
 
 
 def _score(oracle: Oracle, logits: Tensor, loss: str) -> Tensor:
     """[R]: the loss to ascend, untargeted or towards the target; NaN counts as the worst try."""
     fn = losses.get(loss).fn
-    value: Tensor = fn(logits, oracle.y) if oracle.target is None else -fn(logits, oracle.target)
+    if oracle.target is not None:
+        value: Tensor = -fn(logits, oracle.target)
+    else:
+        value = fn(logits, oracle.y)
     return value.nan_to_num(nan=-math.inf)
 
 
@@ -142,11 +151,14 @@ def _sign(u: Tensor, like: Tensor) -> Tensor:
 
 
 def _plan(u: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """n queries from u [R, n, 5 + C]: corners of two windows in the flattened image, int64 [R, n, 1, 1], uniform over all positions,
-    a bump's direction int64 [R, n], signs [R, n, C, 1].
+    """n queries from uniforms u [R, n, 5 + C]: corners of two windows, a bump's direction, signs.
+
+    Corners are places in the flattened image, int64 [R, n, 1, 1], uniform over all positions. Directions are
+    int64 [R, n], 0 or 1. Signs are [R, n, C, 1], -1 or 1.
     """
     height, width = like.shape[2:]
-    top, left = (u[..., 0:4:2] * (height - side + 1)).long(), (u[..., 1:4:2] * (width - side + 1)).long()
+    top = (u[..., 0:4:2] * (height - side + 1)).long()
+    left = (u[..., 1:4:2] * (width - side + 1)).long()
     corner = (top * width + left)[..., None, None]
     return corner[:, :, 0], corner[:, :, 1], (u[..., 4] < 0.5).long(), _sign(u[..., 5:], like)[..., None]
 
@@ -157,6 +169,12 @@ def _window(side: int, like: Tensor) -> Tensor:
     return (along[:, None] * like.shape[3] + along[None, :]).flatten().expand(like.shape[1], -1)
 
 
+def _start(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
+    if ball.norm == "linf":
+        return _stripes(x, ball, rng)
+    return _tiles(x, ball, rng)
+
+
 def _stripes(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
     """x +- eps with one sign per column and channel: networks are sensitive to such high frequencies."""
     channels, _, width = x.shape[1:]
@@ -164,17 +182,16 @@ def _stripes(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
 
 
 def _paint(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, sign: Tensor) -> Tensor:
-    """x_adv with one window per row set to x +- eps: places `to` int64 [R, C, side * side], signs [R, C, 1]."""
+    """x_adv with one window per row set to x +- eps.
+
+    to: places of the window int64 [R, C, side * side]; sign: [R, C, 1], -1 or 1.
+    """
     clean, flat = x.flatten(2).gather(2, to), x_adv.flatten(2)
     colour = ball.eps * sign
     new = (clean + colour).clamp_(ball.low, ball.high)
     idle = (new == flat.gather(2, to)).flatten(1).all(1)
     new = torch.where(idle[:, None, None], (clean - colour).clamp_(ball.low, ball.high), new)
     return flat.scatter(2, to, new).reshape(x.shape)
-
-
-_ORDER: dict[Norm, int] = {"l2": 2, "l1": 1}
-_DECAY: dict[Norm, int] = {"l2": 2, "l1": 4}  # published: under l1 a bump must be narrow
 
 
 def _long(delta: Tensor, norm: Norm) -> Tensor:
@@ -184,20 +201,25 @@ def _long(delta: Tensor, norm: Norm) -> Tensor:
 
 
 def _bump(height: int, width: int, norm: Norm, like: Tensor) -> Tensor:
-    """[height, width]: sum over c >= d of (c + 1)^-q, d the Chebyshev distance from the middle, q = 2 (l2) or 4 (l1); length 1."""
+    """[height, width]: sum over c >= d of (c + 1)^-q, d the Chebyshev distance from the middle; of length 1.
+
+    q is 2 under l2 and 4 under l1.
+    """
     far = torch.maximum(
         (torch.arange(height, device=like.device) - height // 2).abs()[:, None],
         (torch.arange(width, device=like.device) - width // 2).abs()[None, :],
     )
-    term = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).pow(
-        -_DECAY[norm]
-    )
+    rings = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype)
+    term = rings.pow(-_DECAY[norm])
     bump = term.flip(0).cumsum(0).flip(0)[far]
     return bump / _long(bump.flatten(), norm).clamp_min(_TINY)
 
 
 def _bumps(side: int, norm: Norm, like: Tensor) -> Tensor:
-    """[2, side, side]: a bump above the negative of another, and the same lying on its side; length 1 each. Nothing under linf."""
+    """[2, side, side]: a bump above the negative of another, and the same on its side; of length 1 each.
+
+    Zeros under linf, which has no bumps.
+    """
     if norm == "linf":
         return like.new_zeros(2, side, side)
     half = side // 2
@@ -206,14 +228,16 @@ def _bumps(side: int, norm: Norm, like: Tensor) -> Tensor:
 
 
 def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
-    """x plus tiled bumps (five along the shorter side), each of random sign per channel and random direction, made as long as eps allows."""
+    """x plus tiled bumps, five along the shorter side, made as long as eps allows.
+
+    Each bump has a random sign per channel and a random direction.
+    """
     channels, height, width = x.shape[1:]
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
     u = rng.uniform((1 + channels, down, across))
-    tile = (
-        _bumps(side, ball.norm, x)[(u[:, :1] < 0.5).long()] * _sign(u[:, 1:], x)[..., None, None]
-    )  # [R, C, down, across, side, side]
+    bumps = _bumps(side, ball.norm, x)[(u[:, :1] < 0.5).long()]
+    tile = bumps * _sign(u[:, 1:], x)[..., None, None]  # [R, C, down, across, side, side]
     body = tile.transpose(3, 4).reshape(len(x), channels, down * side, across * side)
     delta = torch.zeros_like(x)
     top, left = (height - down * side) // 2, (width - across * side) // 2
@@ -222,7 +246,7 @@ def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
 
 
 def _fitted(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
-    """l2: x + eps * delta / ||delta||, cut by the box. l1: the point nearest to x + delta in the ball and the box."""
+    """l2: x + eps * delta / ||delta||, cut by the box. l1: the nearest point of ball and box to x + delta."""
     if ball.norm == "l1":
         return ball.project(x, x + delta)
     scale = ball.eps / _long(delta.flatten(1), ball.norm).add_(_TINY)
@@ -232,9 +256,10 @@ def _fitted(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
 def _move(
     x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump: Tensor, sign: Tensor
 ) -> Tensor:
-    """The mass of two windows of x_adv - x, and what eps leaves unused, gathered in the first, bent towards a bump.
+    """x_adv with the mass of two windows of x_adv - x, and what eps leaves unused, moved into the first.
 
-    to, source: places int64 [R, C, side * side]; bump [R, side * side]; sign [R, C, 1].
+    There it is bent towards a bump. to, source: places int64 [R, C, side * side]; bump: [R, side * side], of
+    length 1; sign: [R, C, 1], -1 or 1.
     """
     q, channels, delta = _ORDER[ball.norm], x.shape[1], (x_adv - x).flatten(2)
     old, emptied = delta.gather(2, to), delta.scatter(2, to, 0.0)
@@ -242,8 +267,8 @@ def _move(
     unused = (ball.eps**q - _long(delta.flatten(1), ball.norm).pow(q)).clamp_min_(0)[:, :, None] / channels
     new = bump[:, None, :] * sign + old / _long(old, ball.norm).add_(_TINY)
     size = (unused + mass).pow(1 / q)
-    size = (
-        size * channels if ball.norm == "l1" else size
-    )  # published: too long on purpose, the projection cuts it
+    if ball.norm == "l1":
+        size = size * channels  # published: too long on purpose, the projection cuts it
     new = new / _long(new, ball.norm).add_(_TINY) * size
-    return _fitted(x, emptied.scatter(2, source, 0.0).scatter_(2, to, new).reshape(x.shape), ball)
+    moved = emptied.scatter(2, source, 0.0).scatter_(2, to, new)
+    return _fitted(x, moved.reshape(x.shape), ball)

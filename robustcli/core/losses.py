@@ -1,8 +1,11 @@
-"""Losses an attack maximises: logits [B, K] and what the loss is bound to -> one number per row [B].
+"""Losses that an attack maximises: logits [B, K] and what the loss is bound to -> one number per row [B].
 
-A registered loss states what it is bound to, in the order of its arguments: `state=("y",)` labels int64 [B] (so when it says
-nothing), `("clean",)` logits [B, K] at the clean points, `("y", "clean")` both. `soft=True`: y may also be label
-distributions [B, K]. `flat_at_clean=True`: the gradient is 0 at the clean points.
+A registered loss states what it is bound to, in the order of its arguments:
+    state=("y",)          labels int64 [B]; also where it states nothing
+    state=("clean",)      logits [B, K] at the clean points
+    state=("y", "clean")  both
+`soft=True`: y may also be label distributions [B, K]. `flat_at_clean=True`: the gradient is 0 at the clean
+points.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from torch.nn import functional as F
 
 from robustcli.registry import losses
 
+_TINY = 1e-12
+
 
 @losses.register("ce", soft=True)
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(z)_y. Range [0, inf), no unit. Source: the loss of Madry et al., ICLR 2018, arXiv:1706.06083.
+    """-log softmax(z)_y. Range [0, inf), in nats. Source: Madry et al., ICLR 2018, arXiv:1706.06083.
 
     y: labels int64 [B] or distributions [B, K].
     """
@@ -33,20 +38,22 @@ def ce(logits: Tensor, y: Tensor) -> Tensor:
 
 @losses.register("margin")
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{k != y} z_k - z_y: positive exactly when the row is misclassified. Source: Carlini & Wagner, 2017, arXiv:1608.04644."""
+    """max_{k != y} z_k - z_y. Range (-inf, inf), in logits; > 0 exactly when the row is misclassified.
+
+    Source: Carlini & Wagner, 2017, arXiv:1608.04644.
+    """
     own = logits.gather(1, y[:, None])[:, 0]
     rest = logits.scatter(1, y[:, None], float("-inf"))
     return rest.amax(1) - own
 
 
-_TINY = 1e-12
-
-
 @losses.register("dlr")
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12), z_(i) the i-th largest logit: the margin, free of shift and scale.
+    """-(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12), z_(i) the i-th largest logit.
 
-    Range [-1, 1] up to ties; > 0 exactly when misclassified. With two classes there is no z_(3): raises ValueError, use `margin`.
+    It is the margin, free of the shift and scale of the logits. Range [-1, 1] up to ties, no unit; > 0
+    exactly when the row is misclassified. With two classes there is no z_(3), and it raises ValueError: use
+    `margin`.
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 6.
     """
     if logits.shape[1] < 3:
@@ -59,9 +66,11 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12): towards the class `target` [B], free of shift and scale.
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), z_(i) the i-th largest logit.
 
-    Raises ValueError for fewer than 4 classes; `difference` exists for any. Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 7.
+    It leads towards t, the class `target` int64 [B], free of the shift and scale of the logits. Raises
+    ValueError for fewer than 4 classes; `difference` exists for any number.
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 7.
     """
     if logits.shape[1] < 4:
         raise ValueError(f"the targeted dlr loss needs at least 4 classes, the model has {logits.shape[1]}")
@@ -70,20 +79,24 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def difference(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """z_t - z_y for one class `target` int64 [B] per row; > 0 when the row prefers it to its own class y."""
+    """z_t - z_y, t the class `target` int64 [B]; in logits, > 0 when the row prefers t to its own class y."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
 
 def soft_ce(logits: Tensor, y_soft: Tensor) -> Tensor:
-    """-sum_k q_k log softmax(z)_k [B] for label distributions q [B, K]: `ce` where labels are mixed. Source: Yun et al., ICCV 2019, arXiv:1905.04899."""
+    """-sum_k q_k log softmax(z)_k with label distributions q [B, K]: `ce` where labels are mixed.
+
+    Range [0, inf), in nats. Source: Yun et al., ICCV 2019, arXiv:1905.04899.
+    """
     return F.cross_entropy(logits, y_soft.to(logits.dtype), reduction="none")
 
 
 @losses.register("kl", state=("clean",), flat_at_clean=True)
 def kl_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """KL(softmax(clean) || softmax(z)) = sum_k p_k (log p_k - log q_k) per row. Range [0, inf), in nats; gradient to both arguments.
+    """KL(p || q) = sum_k p_k (log p_k - log q_k) per row, p = softmax(clean), q = softmax(z).
 
-    Its gradient is 0 where z = clean: an attack must not start at the clean point.
+    Range [0, inf), in nats. Both arguments get a gradient; it is 0 where z = clean, so an attack must not
+    start there.
     Source: Zhang et al., ICML 2019, arXiv:1901.08573.
     """
     log_p = wide(clean_logits).log_softmax(1)
@@ -91,15 +104,18 @@ def kl_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
 
 
 def nuclear_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """<D_i, (U V^T)_i> with D = z - clean = U S V^T: the rows [B] sum to the nuclear norm ||D||_* = sum of S, their gradient is U V^T, its own.
+    """<D_i, (U V^T)_i> for the rows i of D = z - clean = U S V^T.
 
-    U V^T is a constant, restricted to singular values above rounding, so that D = 0 has gradient 0. The rows depend on each other: the
-    norm is that of the rows given. Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI (NuAT).
+    The rows [B] sum to the nuclear norm ||D||_*, the sum of S, and the gradient of their sum is U V^T, that
+    of the norm. U V^T is a constant, restricted to singular values above rounding, so that D = 0 has gradient
+    0. The rows depend on each other: the norm is that of the rows given.
+
+    Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI (NuAT).
     """
     d = wide(logits) - wide(clean_logits)
-    u, s, vh = torch.linalg.svd(
-        d.detach().nan_to_num(0.0, 0.0, 0.0), full_matrices=False
-    )  # a broken loss is reported by the step, not by svd
+    # A broken loss is reported by the training step, not by svd.
+    finite = d.detach().nan_to_num(0.0, 0.0, 0.0)
+    u, s, vh = torch.linalg.svd(finite, full_matrices=False)
     keep = s > s.amax() * max(d.shape) * torch.finfo(s.dtype).eps
     polar: Tensor = (u * keep) @ vh
     return (d * polar).sum(1)
@@ -109,22 +125,35 @@ def nuclear_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
 def nuclear(
     logits: Tensor, y: Tensor, clean_logits: Tensor, *, weight: Annotated[float, Ge(0)] = 4.0
 ) -> Tensor:
-    """CE(z, y) + weight * <D_i, (U V^T)_i>, D = z - clean = U S V^T: sums to B mean CE + weight ||D||_*, the batch loss of NuAT times B.
+    """CE(z, y) + weight * <D_i, (U V^T)_i> per row i, D = z - clean = U S V^T.
 
-    y: labels int64 [B] or distributions [B, K]; weight: no unit, >= 0. Source: as `nuclear_rows`.
+    The rows sum to B * mean CE + weight * ||D||_*: NuAT's loss of a batch, times B.
+
+    Args:
+        logits, clean_logits: [B, K].
+        y: labels int64 [B], or label distributions [B, K].
+        weight: no unit, >= 0.
+
+    Source: as `nuclear_rows`.
     """
     own: Tensor = ce(logits, y)
     return own + weight * nuclear_rows(logits, clean_logits)
 
 
 def wide(z: Tensor) -> Tensor:
-    """z in float32, or in float64 where it is."""
+    """z in float32; a float64 z as it is."""
     return z if z.dtype == torch.float64 else z.float()
 
 
 @dataclass(frozen=True)
 class RowLoss:
-    """A loss bound to the rows of one batch: `state` (labels, targets, clean logits …) is sliced when rows leave."""
+    """A loss bound to the rows of one batch.
+
+    Args:
+        fn: (logits [R, K], *state) -> loss [R].
+        state: what the loss compares with, each [R, ...]: labels, targets or clean logits. Rows that leave
+            take theirs along.
+    """
 
     fn: Callable[..., Tensor]
     state: tuple[Tensor, ...]
@@ -133,8 +162,8 @@ class RowLoss:
         """Loss per row [R]; larger is worse for the defender."""
         return self.fn(logits, *self.state)
 
-    def rows(self, index: Tensor) -> RowLoss:
-        """The loss of some rows."""
+    def rows(self, index: Tensor | slice) -> RowLoss:
+        """The loss of some rows; index is int64 [R], bool [B] or a slice."""
         return RowLoss(self.fn, tuple(part[index] for part in self.state))
 
 
@@ -146,13 +175,15 @@ def bind_inner(
     clean: Callable[[], Tensor] | None = None,
     **params: float,
 ) -> RowLoss:
-    """The registered loss `name` with what it needs: labels, mixed labels, logits at the clean points.
+    """The registered loss `name`, bound to what it needs: labels, mixed labels, logits at the clean points.
 
     Args:
         name: registered loss.
         y: labels int64 [B].
-        y_soft: label distributions [B, K]; take the place of y in losses registered as `soft`, the others keep y.
-        clean: () -> logits [B, K] of the attacked model at the clean points; called once, and only by losses that need them.
+        y_soft: label distributions [B, K]; they take the place of y in losses registered as `soft`, the others
+            keep y.
+        clean: () -> logits [B, K] of the attacked model at the clean points; called once, for a loss that
+            needs them.
         params: keyword-only parameters of the loss (the weight of "nuclear").
 
     Raises:
@@ -163,10 +194,10 @@ def bind_inner(
     if "clean" in needs and clean is None:
         raise ValueError(f"the {name} loss compares with the clean logits, and there are none")
     label = y_soft if y_soft is not None and entry.facts.soft else y
-    fn = partial(entry.fn, **params) if params else entry.fn
-    return RowLoss(
-        fn, tuple(clean().detach() if part == "clean" and clean is not None else label for part in needs)
-    )
+    known = {"y": label}
+    if "clean" in needs and clean is not None:
+        known["clean"] = clean().detach()
+    return RowLoss(partial(entry.fn, **params), tuple(known[part] for part in needs))
 
 
 @dataclass(frozen=True)
@@ -181,18 +212,26 @@ class Criterion:
     y: Tensor
     target: Tensor | None = None
 
-    def hit(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
-        """bool [R]: success per row. A NaN logit never counts as success."""
+    def hit(self, logits: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+        """Whether each row of logits [R, K] is a success: bool [R]. A NaN logit never makes one.
+
+        rows: which rows of the batch these are, int64 [R] or a slice; None means all.
+        """
         label = self.y if self.target is None else self.target
-        label = label if rows is None else label[rows]
-        predicted = logits.argmax(1)
-        right = predicted != label if self.target is None else predicted == label
-        return right & torch.isfinite(logits).all(1)
+        if rows is not None:
+            label = label[rows]
+        hits = logits.argmax(1) == label
+        if self.target is None:
+            hits = ~hits
+        return hits & torch.isfinite(logits).all(1)
 
     def bind(self, name: str, clean: Callable[[], Tensor] | None = None) -> RowLoss:
-        """The registered loss `name`, or its negative towards the target when there is one; `clean` as in `bind_inner`.
+        """The registered loss `name` of y, or with a target its negative of the target.
 
-        Raises ValueError for a loss of the clean logits when there is a target: it leads away from the clean point, not to a class.
+        clean: () -> logits [B, K] at the clean points, as in `bind_inner`.
+
+        With a target a loss of the clean logits raises ValueError: it leads away from the clean point, not to
+        a class.
         """
         if self.target is None:
             return bind_inner(name, self.y, clean=clean)
@@ -203,10 +242,14 @@ class Criterion:
 
 
 def mean_ce(logits: Tensor, y: Tensor, y_soft: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Scalar mean_i -sum_k q_ik log softmax(z_i)_k, with q = (1 - s) * label + s / K; the outer loss of training.
+    """mean_i -sum_k q_ik log softmax(z_i)_k with q = (1 - s) * label + s / K: a scalar, in nats.
+
+    It is the outer loss of training.
 
     Args:
-        logits: [B, K]; y: int64 [B]; y_soft: label distribution [B, K] that replaces y, or None.
+        logits: [B, K].
+        y: labels int64 [B].
+        y_soft: label distributions [B, K] that take the place of y, or None.
         smoothing: s in [0, 1).
 
     Raises:
@@ -215,4 +258,6 @@ def mean_ce(logits: Tensor, y: Tensor, y_soft: Tensor | None = None, smoothing: 
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {smoothing}")
     z = wide(logits)
-    return F.cross_entropy(z, y if y_soft is None else y_soft.to(z.dtype), label_smoothing=smoothing)
+    if y_soft is not None:
+        y = y_soft.to(z.dtype)
+    return F.cross_entropy(z, y, label_smoothing=smoothing)

@@ -1,4 +1,4 @@
-"""A model held still while it is attacked."""
+"""A model that is held still while it is attacked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def frozen(model: nn.Module, bn: Literal["eval", "batch"] = "eval") -> Iterator[nn.Module]:
-    """Eval mode and no parameter gradients inside; every module's flags are as before on exit, even after an exception.
+    """Eval mode and no parameter gradients inside; on exit every flag is as before, even after an exception.
 
-    bn="batch": BatchNorm layers use the statistics of the batch but write no buffer (reference codes that attack in train
-    mode let attack passes into the running statistics).
+    bn="batch": BatchNorm layers use the statistics of the batch but write no buffer. Reference codes that
+    attack in train mode let the attack's passes into the running statistics.
     """
     training = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]

@@ -1,6 +1,7 @@
-"""A forward-only form of a traced bf16 network for CPUs: weights laid out beforehand, sums and ReLU inside the convolution.
+"""A forward-only form of a traced bf16 network for CPUs.
 
-oneDNN lays a weight out anew at every call of F.conv2d, and a ReLU of its own reads and writes all activations once more. Its
+Weights are laid out beforehand, and sums and ReLU happen inside the convolution. In a plain network oneDNN
+lays a weight out anew at every call of F.conv2d, and a ReLU reads and writes all activations once more. The
 operators without these costs have no derivative, so they answer only where no gradient is asked for.
 """
 
@@ -24,10 +25,13 @@ _OPERATORS = (
 
 
 class PackedConv(nn.Module):
-    """act(conv(x) + b [+ other]), act the identity or ReLU, in bf16 without a gradient; x [B, C, H, W] -> [B, K, H', W'].
+    """act(conv(x) + b [+ other]), act the identity or ReLU, in bf16 without a gradient.
+
+    It takes activations x [B, C, H, W] to [B, K, H', W']; `other` has that shape, too.
 
     Args:
-        conv: bf16 on the CPU, padded with zeros, see `packable`; asked itself where a sum broadcasts or changes the type.
+        conv: bf16 on the CPU, padded with zeros, see `packable`. Where a sum broadcasts or changes the type,
+            it is called itself.
         relu: whether act is ReLU.
 
     Source: the operators that torch.compile uses for frozen convolutions on CPUs (oneDNN post-ops).
@@ -40,7 +44,7 @@ class PackedConv(nn.Module):
         self._call, self._call_sum = ops._convolution_pointwise.default, ops._convolution_pointwise.binary
         self._geometry = [int(n) for n in conv.padding], list(conv.stride), list(conv.dilation), conv.groups
         self._weight: Tensor = ops._reorder_convolution_weight(conv.weight.detach(), *self._geometry, None)
-        self._bias = None if conv.bias is None else conv.bias.detach()
+        self._bias = _bias(conv)
         self._tail: tuple[Any, ...] = ("relu" if relu else "none", [], "")
         self._tail_sum: tuple[Any, ...] = ("add", 1.0, "relu" if relu else None, [], None)
 
@@ -48,20 +52,24 @@ class PackedConv(nn.Module):
         """Raises RuntimeError where oneDNN has no kernel."""
         x = x.to(torch.bfloat16)
         if other is None:
-            return self._call(x, self._weight, self._bias, *self._geometry, *self._tail)  # type: ignore[no-any-return]
+            alone: Tensor = self._call(x, self._weight, self._bias, *self._geometry, *self._tail)
+            return alone
         if other.dtype is torch.bfloat16 and other.shape == self._result(x):
-            return self._call_sum(x, other, self._weight, self._bias, *self._geometry, *self._tail_sum)  # type: ignore[no-any-return]
+            inside: Tensor = self._call_sum(
+                x, other, self._weight, self._bias, *self._geometry, *self._tail_sum
+            )
+            return inside
         total: Tensor = self._plain(x) + other
-        return total.relu() if self._relu else total
+        if self._relu:
+            return total.relu()
+        return total
 
     def _result(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of conv(x)."""
         conv, (padding, stride, dilation, _) = self._plain, self._geometry
-        sides = zip(x.shape[2:], conv.kernel_size, padding, zip(stride, dilation, strict=True), strict=True)
-        return (
-            len(x),
-            conv.out_channels,
-            *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, (s, d) in sides),
-        )
+        reach = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, dilation, strict=True)]
+        sides = zip(x.shape[2:], padding, reach, stride, strict=True)
+        return len(x), conv.out_channels, *((n + 2 * p - r) // s + 1 for n, p, r, s in sides)
 
 
 class PackedLinear(nn.Module):
@@ -72,12 +80,17 @@ class PackedLinear(nn.Module):
         ops: Any = torch.ops.mkldnn
         self._call = ops._linear_pointwise.default
         self._weight: Tensor = ops._reorder_linear_weight(linear.weight.detach(), None)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._bias = _bias(linear)
         self._tail: tuple[Any, ...] = ("relu" if relu else "none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises RuntimeError where oneDNN has no kernel."""
-        return self._call(x.to(torch.bfloat16), self._weight, self._bias, *self._tail)  # type: ignore[no-any-return]
+        out: Tensor = self._call(x.to(torch.bfloat16), self._weight, self._bias, *self._tail)
+        return out
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor | None:
+    return None if layer.bias is None else layer.bias.detach()
 
 
 def available() -> bool:
@@ -85,102 +98,118 @@ def available() -> bool:
     ops: Any = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in _OPERATORS):
         return False
-    return hasattr(ops._convolution_pointwise, "binary") and bool(
-        getattr(ops, "_is_mkldnn_bf16_supported", lambda: False)()
-    )
+    has_bf16 = getattr(ops, "_is_mkldnn_bf16_supported", lambda: False)
+    return hasattr(ops._convolution_pointwise, "binary") and bool(has_bf16())
 
 
 def packable(module: nn.Module | None) -> bool:
     """A plain bf16 Conv2d padded with zeros, or Linear, on the CPU, whose call nothing watches."""
-    if isinstance(module, nn.Conv2d):
-        known = (
-            type(module) is nn.Conv2d
-            and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str)
-        )
-    else:
-        known = type(module) is nn.Linear
-    if module is None or not known or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is nn.Conv2d:
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return False
+    elif type(module) is not nn.Linear:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
     return all(p.dtype is torch.bfloat16 and p.device.type == "cpu" for p in module.parameters())
 
 
 def pack(twin: nn.Module) -> fx.GraphModule | None:
-    """The forward-only form of a traced twin, or None where nothing can be packed. Weights are those of now; all other modules are shared.
+    """The forward-only form of a traced twin, or None where nothing can be packed.
 
-    Conv2d, Conv2d -> ReLU, Conv2d -> add [-> ReLU], Linear and Linear -> ReLU become one operator where nothing else reads what
-    lies between; all else stays. Run it under autocast to bf16, without a gradient. Raises RuntimeError where oneDNN refuses a layout.
+    Where nothing else reads what lies between, one operator takes the place of
+        Conv2d;  Conv2d -> ReLU;  Conv2d -> add;  Conv2d -> add -> ReLU;  Linear;  Linear -> ReLU.
+    Packed weights are those of now, all other modules are shared. Run it under autocast to bf16, without a
+    gradient. Raises RuntimeError where oneDNN refuses a layout.
     """
     if not isinstance(twin, fx.GraphModule) or not available():
         return None
     graph = fx.Graph()
     graph.output(graph.graph_copy(twin.graph, {}))
-    made, modules = fx.GraphModule(twin, graph), dict(twin.named_modules())
-    found = [
-        node
-        for node in graph.nodes
-        if node.op == "call_module"
-        and packable(modules.get(str(node.target)))
-        and len(node.args) == 1
-        and not node.kwargs
-    ]
-    for number, node in enumerate(found):
-        _replace(made, node, modules, f"packed_{number}")
+    packed, modules = fx.GraphModule(twin, graph), dict(twin.named_modules())
+    nodes = [node for node in graph.nodes if _packable_call(node, modules)]
+    if not nodes:
+        return None
+    for number, node in enumerate(nodes):
+        _replace(packed, node, modules, f"packed_{number}")
     graph.lint()
-    made.recompile()
-    return made if found else None
+    packed.recompile()
+    return packed
 
 
-def _replace(made: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module], name: str) -> None:
+def _packable_call(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """A packable module that is called with one input."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return False
+    return packable(modules.get(str(node.target)))
+
+
+def _replace(packed: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module], name: str) -> None:
     """One packed call for `node` and what follows it: a sum, if it is a convolution's, and a ReLU."""
     layer = modules[str(node.target)]
-    other = _other_summand(node, modules) if isinstance(layer, nn.Conv2d) else None
-    last = node if other is None else next(iter(node.users))
-    follower = next(iter(last.users)) if len(last.users) == 1 else None
-    relu = follower is not None and _is_relu(follower, modules)
-    packed: nn.Module
+    inputs, chain = [node.args[0]], [node]
     if isinstance(layer, nn.Conv2d):
-        packed = PackedConv(layer, relu)
-    else:
-        assert isinstance(layer, nn.Linear)
-        packed = PackedLinear(layer, relu)
-    made.add_submodule(name, packed)
-    with made.graph.inserting_before(last):
-        call = made.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
+        other = _other_summand(node, modules)
+        if other is not None:
+            inputs.append(other)
+            chain.append(next(iter(node.users)))
+    last, follower = chain[-1], _only_reader(chain[-1])
+    relu = follower is not None and _is_relu(follower, modules)
+    packed.add_submodule(name, _packed(layer, relu))
+    with packed.graph.inserting_before(last):
+        call = packed.graph.call_module(name, tuple(inputs))
     if follower is not None and relu:
-        follower.replace_all_uses_with(call)
-        made.graph.erase_node(follower)
-    else:
-        last.replace_all_uses_with(call)
-    for gone in dict.fromkeys((last, node)):
-        made.graph.erase_node(gone)
+        chain.append(follower)
+    chain[-1].replace_all_uses_with(call)
+    for replaced in reversed(chain):
+        packed.graph.erase_node(replaced)
+
+
+def _packed(layer: nn.Module, relu: bool) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return PackedConv(layer, relu)
+    assert isinstance(layer, nn.Linear)
+    return PackedLinear(layer, relu)
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """What alone reads a node."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _other_summand(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    """What a sum adds to this node, where the sum alone reads it. An in-place sum must write into this node, not into the other.
+    """What a sum adds to this node, where the sum alone reads it.
 
-    The convolution moves down to its sum: what it passes on the way must not write into its input.
+    An in-place sum must write into this node, not into the other.
     """
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    if user is None or user.kwargs or len(user.args) != 2 or user.args[0] is user.args[1]:
+    total = _only_reader(node)
+    if total is None or total.kwargs or len(total.args) != 2 or total.args[0] is total.args[1]:
         return None
-    plain = (user.op == "call_function" and user.target in (operator.add, torch.add)) or (
-        user.op == "call_method" and user.target == "add"
-    )
-    inside = (user.op == "call_function" and user.target is operator.iadd) or (
-        user.op == "call_method" and user.target == "add_"
-    )
-    other = user.args[1] if user.args[0] is node else user.args[0]
-    if not isinstance(other, fx.Node) or not (plain or (inside and user.args[0] is node)):
+    first, second = total.args
+    plain = _calls(total, (operator.add, torch.add), "add")
+    into_node = first is node and _calls(total, (operator.iadd,), "add_")
+    other = second if first is node else first
+    if not isinstance(other, fx.Node) or not (plain or into_node) or not _may_move(node, total, modules):
         return None
-    passed = node.next
-    while passed is not user:
-        if passed.op != "get_attr" and (
-            passed.op != "call_module" or not isinstance(modules.get(str(passed.target)), _PURE)
-        ):
-            return None
-        passed = passed.next
     return other
+
+
+def _calls(node: fx.Node, functions: tuple[Any, ...], method: str) -> bool:
+    """Whether a node calls one of the functions, or the method."""
+    if node.op == "call_function":
+        return node.target in functions
+    return node.op == "call_method" and node.target == method
+
+
+def _may_move(node: fx.Node, total: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a convolution may move down to its sum: nothing on the way writes into its input."""
+    passed = node.next
+    while passed is not total:
+        pure = passed.op == "call_module" and isinstance(modules.get(str(passed.target)), _PURE)
+        if not pure and passed.op != "get_attr":
+            return False
+        passed = passed.next
+    return True
 
 
 def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -1,11 +1,12 @@
 """Counter-based random numbers, one independent stream per row.
 
-Every draw is a function of (seed, stream, epoch, restart, sample id, draw number, element). So a sample gets the same
-draws whatever the batch size, the order, the shard, the number of workers or the rows that left before it, and no
-generator state has to be saved.
+Every draw is a function of (seed, stream, epoch, restart, sample id, draw number, element). So a sample gets
+the same draws whatever the batch size, the order, the shard, the number of workers or the rows that left
+before it, and no generator state has to be saved.
 
 The generator is SplitMix64 used as a counter: mix(key + n * gamma), Steele, Lea & Flood, OOPSLA 2014. Integer
-arithmetic is exact on every device, so uniforms and integers are bitwise equal everywhere; normals only on one device.
+arithmetic is exact on every device, so uniforms and integers are bitwise equal everywhere; normals only on
+one device.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _signed(word: int) -> int:
 
 
 def _word(*parts: object) -> int:
-    """A signed 64-bit word from a few plain values; stable across processes (unlike `hash`)."""
+    """A signed 64-bit word from a few plain values. Unlike `hash` it is the same in every process."""
     digest = hashlib.blake2b("\x1f".join(str(p) for p in parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -49,7 +50,7 @@ class RowRandom:
 
     Args:
         seed: the run's seed.
-        stream: what the draws are for: order, augment, start, square, target, val …; streams are independent.
+        stream: what the draws are for, such as order, augment or start; streams are independent.
         ids: int64 [B], sample ids: the index in the stored split, never the place in the batch.
         epoch: training epoch; 0 in evaluation.
         restart: number of the attack restart.
@@ -68,14 +69,10 @@ class RowRandom:
         return RowRandom(seed, stream, self.ids, epoch=epoch, restart=number)
 
     def rows(self, index: Tensor | slice) -> RowRandom:
-        """The streams of some rows (index int64 [R] or bool [B], or a slice), at the same draw number."""
+        """The streams of some rows, at the same draw number; index is int64 [R], bool [B] or a slice."""
         part = object.__new__(RowRandom)
-        part._origin, part.ids, part._key, part._draw = (
-            self._origin,
-            self.ids[index],
-            self._key[index],
-            self._draw,
-        )
+        part._origin, part._draw = self._origin, self._draw
+        part.ids, part._key = self.ids[index], self._key[index]
         return part
 
     def _bits(self, tail: tuple[int, ...]) -> Tensor:
@@ -87,7 +84,7 @@ class RowRandom:
         return mix64(key[:, None] + counter[None, :])
 
     def uniform(self, tail: tuple[int, ...] = ()) -> Tensor:
-        """float32 [B, *tail], uniform on {0, 1, …, 2^24 - 1} / 2^24, hence in [0, 1)."""
+        """float32 [B, *tail], uniform in [0, 1) on the multiples of 2^-24."""
         n = math.prod(tail)
         half = (n + 1) // 2
         bits = self._bits((half,))
@@ -96,14 +93,21 @@ class RowRandom:
         return both.to(torch.float32).mul_(2.0**-24).reshape(len(bits), *tail)
 
     def integers(self, low: int, high: int, tail: tuple[int, ...] = ()) -> Tensor:
-        """int64 [B, *tail], uniform on low … high - 1 (bias below (high - low) / 2^40). Raises ValueError when empty."""
+        """int64 [B, *tail], uniform on low, low + 1, up to high - 1; bias below (high - low) / 2^40.
+
+        Raises ValueError unless 1 <= high - low <= 2^22.
+        """
         if not 0 < high - low <= 2**22:
             raise ValueError(f"integers needs 1 <= high - low <= 2^22, got [{low}, {high})")
         bits = _shift(self._bits(tail), 24)  # 40 bits
         return ((bits * (high - low)) >> 40).add_(low).reshape(len(bits), *tail)
 
+    def signs(self, tail: tuple[int, ...] = ()) -> Tensor:
+        """int64 [B, *tail], -1 or +1 with equal chance."""
+        return self.integers(0, 2, tail).mul_(2).sub_(1)
+
     def normal(self, tail: tuple[int, ...] = ()) -> Tensor:
-        """float32 [B, *tail], standard normal by Box and Muller (1958); bitwise repeatable on one device only."""
+        """float32 [B, *tail], standard normal (Box & Muller, 1958); bitwise repeatable on one device only."""
         n = math.prod(tail)
         half = (n + 1) // 2
         radius = self.uniform((half,)).neg_().add_(1.0).log_().mul_(-2.0).sqrt_()  # 1 - u is in (0, 1]

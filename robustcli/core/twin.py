@@ -1,22 +1,28 @@
 """A faster copy of a frozen classifier to search on: BN folded, channels-last, low precision.
 
-A twin can miss an attack, it can never invent one: every success found on it is confirmed by the original fp32 model.
+A twin can miss an attack, it can never invent one: every success found on it is confirmed by the original
+fp32 model.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robustcli.core.modes import frozen
 from robustcli.core.packed import pack
+from robustcli.core.padding import filled, power_of_two
 from robustcli.core.types import Classifier
 from robustcli.errors import out_of_memory
 
-_DRIFT = 0.05  # of the largest logit: half of what the twin itself may be off
+# Shares of the largest logit: what a twin may be off, and what its forward-only form may differ from it.
+_OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+_DRIFT = 0.05
 _SHOWN = 16  # images kept to compare the forward-only form on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
 
@@ -27,13 +33,14 @@ class SearchTwin:
     Args:
         model: the classifier; never changed. Read again by `refresh`.
         dtype: torch.float32, torch.bfloat16 or torch.float16: precision of convolutions and matrix products.
-        fold_bn: fold BatchNorm into the convolution before it, only where torch.fx proves that nothing else reads
-            the convolution's output; an untraceable model keeps its BatchNorm.
+        fold_bn: fold BatchNorm into the convolution before it, only where torch.fx proves that nothing else
+            reads the convolution's output; an untraceable model keeps its BatchNorm.
         channels_last: memory format of images and convolution weights.
-        compiled: run the copy through torch.compile. Batches are padded to powers of two, so that a shrinking number of survivors
-            meets code (and CUDA graphs) that exists already.
+        compiled: run the copy through torch.compile. Batches are filled up to powers of two, so that a
+            shrinking number of survivors meets code (and CUDA graphs) that exists already.
 
-    The fold: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta.
+    The fold: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta. `folded`
+    holds the names of the (convolution, BatchNorm) pairs that were folded.
     """
 
     def __init__(
@@ -47,11 +54,11 @@ class SearchTwin:
     ) -> None:
         self._model, self._dtype, self._compiled = model, dtype, compiled
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._pairs: list[tuple[str, str]] = []
-        copied, self.traced = _trace(model) if fold_bn else (copy.deepcopy(model), False)
-        if self.traced and isinstance(copied, fx.GraphModule):
-            self._pairs = _fold(copied)
-        self._copy = copied.eval().requires_grad_(False)
+        self.folded: list[tuple[str, str]] = []
+        twin = copy.deepcopy(model).eval()
+        if fold_bn:
+            twin, self.folded = _fold(twin)
+        self._copy: nn.Module = twin.eval().requires_grad_(False)
         for module in self._copy.modules():
             if isinstance(module, _LOW):
                 module.to(dtype=dtype)
@@ -62,18 +69,13 @@ class SearchTwin:
         self._run: Classifier = torch.compile(self._copy, dynamic=False) if compiled else self._copy
         self.refresh()
 
-    @property
-    def folded(self) -> int:
-        """How many BatchNorm layers were folded."""
-        return len(self._pairs)
-
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the weights and buffers of the original again (it has been trained since)."""
         self._forward_only = None
         twins = dict(self._copy.named_parameters()) | dict(self._copy.named_buffers())
-        done: set[str] = set()
-        for conv_name, bn_name in self._pairs:
+        fused: set[str] = set()
+        for conv_name, bn_name in self.folded:
             conv: Any = self._model.get_submodule(conv_name)
             bn: Any = self._model.get_submodule(bn_name)
             weight, bias = fuse_conv_bn_weights(
@@ -81,9 +83,9 @@ class SearchTwin:
             )
             twins[f"{conv_name}.weight"].copy_(weight)
             twins[f"{conv_name}.bias"].copy_(bias)
-            done |= {f"{conv_name}.weight", f"{conv_name}.bias"}
+            fused |= {f"{conv_name}.weight", f"{conv_name}.bias"}
         for name, tensor in [*self._model.named_parameters(), *self._model.named_buffers()]:
-            if name in twins and name not in done:
+            if name in twins and name not in fused:
                 twins[name].copy_(tensor)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -92,39 +94,39 @@ class SearchTwin:
 
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
-        """Logits in float32 without a gradient, equal to a call up to rounding: by `core.packed` where it applies and agrees.
+        """Logits in float32 without a gradient, equal to those of a call up to rounding.
 
-        It applies to bf16 on a CPU, not compiled, after `parity` has found no fault.
+        They come from `core.packed` where it agrees with the twin: for bf16 on a CPU, not compiled, after
+        `parity` has found no fault.
         """
         if self._forward_only is None:
             self._forward_only = self._packed()
-        return self._logits(
-            x, self._forward_only if len(x) and x.dim() == 4 and x.device.type == "cpu" else self._run
-        )
+        if len(x) and x.dim() == 4 and x.device.type == "cpu":
+            return self._logits(x, self._forward_only)
+        return self._logits(x, self._run)
 
     def _packed(self) -> Classifier:
         """The forward-only form, or the plain one where there is any doubt."""
         if self._shown is None:
             return self._run
         try:
-            made = pack(self._copy)
-            if made is None:
+            packed = pack(self._copy)
+            if packed is None:
                 return self._run
-            got = self._logits(self._shown, made)
+            got = self._logits(self._shown, packed)
         except Exception:  # noqa: BLE001 - whatever an operator of this build refuses, the plain form can do
             return self._run
         wanted = self._logits(self._shown, self._run)
-        close = got.shape == wanted.shape and float((got - wanted).abs().max()) <= _DRIFT * float(
-            wanted.abs().max()
-        )
-        return made if close else self._run
+        if got.shape == wanted.shape and _largest(got - wanted) <= _DRIFT * _largest(wanted):
+            return packed
+        return self._run
 
     def _logits(self, x: Tensor, run: Classifier) -> Tensor:
         rows = len(x)
         if self._compiled and rows:
-            missing = max(8, 1 << (rows - 1).bit_length()) - rows
-            x = torch.cat((x, x[-1:].expand(missing, *x.shape[1:]))) if missing else x
-        x = x.contiguous(memory_format=self._format) if x.dim() == 4 else x
+            x = filled(x, power_of_two(rows))
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=self._format)
         if self._dtype is torch.float32:
             return run(x)[:rows]
         with torch.autocast(x.device.type, dtype=self._dtype, cache_enabled=False):
@@ -133,20 +135,14 @@ class SearchTwin:
 
     @torch.no_grad()
     def parity(self, x: Tensor) -> str:
-        """An empty string when twin and original agree on x [B, C, H, W], else why the twin must not be used.
+        """Why the twin must not be used, judged on x [B, C, H, W]; empty where it agrees with the model.
 
-        The largest logit difference may be 1e-3 (fp32) or 0.1 (bf16, fp16) of the largest logit. A randomised model
-        differs from itself and is refused with the same words.
+        The largest logit difference may be 1e-3 (fp32) or 0.1 (bf16, fp16) of the largest logit. A randomised
+        model differs from itself and is refused with the same words.
         """
         self._shown = self._forward_only = None
-        training = [(m, m.training) for m in self._model.modules()]
-        try:
-            for module, _ in training:
-                module.training = False
+        with frozen(self._model):
             wanted = self._model(x)
-        finally:
-            for module, flag in training:
-                module.training = flag
         try:
             got = self(x)
         except Exception as failure:  # tracing drops context managers, so user code may not run again
@@ -155,58 +151,55 @@ class SearchTwin:
             return f"its copy does not run ({type(failure).__name__})"
         if got.shape != wanted.shape:
             return f"its logits have shape {tuple(got.shape)}, not {tuple(wanted.shape)}"
-        scale = float(wanted.abs().max().clamp_min(1e-6))
-        error = float((got - wanted).abs().max()) / scale
-        limit = 1e-3 if self._dtype is torch.float32 else 0.1
-        if (
-            error <= limit
-            and self._dtype is torch.bfloat16
-            and x.device.type == "cpu"
-            and x.dim() == 4
-            and not self._compiled
-        ):
+        error = _largest(got - wanted) / max(_largest(wanted), 1e-6)
+        limit = _OFF[self._dtype]
+        if not error <= limit:
+            return f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
+        if self._dtype is torch.bfloat16 and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
             self._shown = x[:_SHOWN].detach().clone()
-        return (
-            ""
-            if error <= limit
-            else f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
-        )
+        return ""
 
 
-def _trace(model: nn.Module) -> tuple[nn.Module, bool]:
-    """A graph copy of the model, or a plain deep copy when torch.fx cannot trace it."""
-    plain = copy.deepcopy(model).eval()
+def _largest(z: Tensor) -> float:
+    """The largest absolute value."""
+    return float(z.abs().max())
+
+
+def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
+    """A graph of the model without the BatchNorm2d layers that alone read a Conv2d's output.
+
+    Each such convolution gets a bias. Second come the (conv, bn) names. A model that torch.fx cannot trace
+    comes back as it is.
+    """
     try:
-        return fx.symbolic_trace(plain), True
+        graph = fx.symbolic_trace(model)
     except Exception:  # noqa: BLE001 - any failure of tracing user code means: do not fold
-        return plain, False
-
-
-def _fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
-    """Drop each BatchNorm2d that alone reads a Conv2d's output; give the convolution a bias. Returns (conv, bn) names."""
+        return model, []
     modules = dict(graph.named_modules())
-    calls: dict[object, int] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []
     for node in list(graph.graph.nodes):
-        source = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        source = _single_source(node)
+        if source is None or calls[source.target] != 1 or calls[node.target] != 1:
             continue
         conv, bn = modules.get(str(source.target)), modules.get(str(node.target))
-        if (
-            type(conv) is not nn.Conv2d
-            or type(bn) is not nn.BatchNorm2d
-            or bn.running_mean is None
-            or conv.padding_mode != "zeros"
-        ):
+        if type(conv) is not nn.Conv2d or type(bn) is not nn.BatchNorm2d or conv.padding_mode != "zeros":
             continue
-        if calls[source.target] != 1 or calls[node.target] != 1 or not bn.affine:
+        if bn.running_mean is None or not bn.affine:
             continue
         conv.bias = nn.Parameter(torch.zeros_like(bn.running_mean))
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
         pairs.append((str(source.target), str(node.target)))
     graph.recompile()
-    return pairs
+    return graph, pairs
+
+
+def _single_source(node: fx.Node) -> fx.Node | None:
+    """The module call whose output a module call reads, where nothing else reads it."""
+    if node.op != "call_module" or not node.args:
+        return None
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        return None
+    return source

@@ -23,8 +23,8 @@ class Batch:
         x: clean pixels [B, C, H, W] in [0, 1], after augmentation.
         y: labels int64 [B].
         x_adv: attacked pixels, in `ball` around x; x itself when the objective has no inner attack.
-        ids: int64 [B], index in the stored split.
-        ball: the threat.
+        ids: int64 [B], index of each sample in the stored split.
+        ball: norm, radius and box of the threat, in pixel units of [0, 1].
         rng: one random stream per row.
         y_soft: label distribution [B, K] when an augmentation mixes images, else None.
     """
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """`total` is the scalar to minimise; `parts` are named scalars for the log."""
+    """What an objective answers: `total`, the scalar to minimise, and `parts`, named scalars for the log."""
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Turning, growing and shifting images, one pose per image."""
+"""Turning, enlarging and shifting images, one pose per image."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from torch.nn import functional
 
 
 def warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, grow: Tensor | None = None) -> Tensor:
-    """x'[T(p)] = x[p] with T(p) = grow * R(angle) p + (right, down), p measured from the centre of the image; zeros come in from outside.
+    """x'[T(p)] = x[p] with T(p) = grow * R(angle) p + (right, down).
+
+    p is a place, measured from the centre of the image. Zeros come in from outside.
 
     Args:
-        x: [B, C, H, W].
-        angle: radians [B], clockwise. right, down: shares [B] of the width and of the height.
-        grow: factors [B] > 0, above 1 enlarges; None = 1.
+        x: pixels [B, C, H, W], any range.
+        angle: [B], radians, clockwise.
+        right: [B], a share of the width.
+        down: [B], a share of the height.
+        grow: [B], a factor > 0, above 1 enlarges; None means 1.
 
     Returns:
-        [B, C, H, W], bilinear between pixels. Bits may differ between devices.
+        x' [B, C, H, W], bilinear between pixels. Bits may differ between devices.
 
     Source: the sampling grid of Jaderberg et al., NeurIPS 2015, arXiv:1506.02025.
     """
@@ -24,7 +28,7 @@ def warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, grow: Tensor | N
     cos, sin = angle.cos(), angle.sin()
     if grow is not None:
         cos, sin = cos / grow, sin / grow
-    # The sampling map, output place -> input place in units of half a side, is the inverse: shift back, then turn back.
+    # The sampling map leads from output to input, in units of half a side: shift back, then turn back.
     right, down = -2 * right, -2 * down
     across, along = height / width, width / height
     rows = (
@@ -36,9 +40,5 @@ def warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, grow: Tensor | N
         -sin * along * right + cos * down,
     )
     theta = torch.stack(rows, 1).reshape(-1, 2, 3).to(x.dtype)
-    return functional.grid_sample(
-        x,
-        functional.affine_grid(theta, list(x.shape), align_corners=False),
-        padding_mode="zeros",
-        align_corners=False,
-    )
+    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="zeros", align_corners=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
-from robustcli.core.oracle import padded
+from robustcli.core.padding import padded
 from robustcli.runtime.precision import tf32_products
 
 _SURE = 0.9  # share of the draws

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robustcli import registry
-from robustcli.attacks.deepfool import nearest_boundary, rivals
+from robustcli.core.boundary import nearest_boundary, rivals
 from robustcli.core.geometry import NORMS, Ball
 from robustcli.core.hyperplane import dual_length
 from robustcli.core.losses import Criterion

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from robustcli import registry
-from robustcli.attacks.deepfool import Boundary
 from robustcli.attacks.fab import _random_start, _step
+from robustcli.core.boundary import Boundary
 from robustcli.core.geometry import NORMS, Ball
 from robustcli.core.hyperplane import dual_length, length, to_plane
 from robustcli.core.losses import Criterion

@@ -7,7 +7,8 @@ from torch import nn
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle, bucket, padded
+from robustcli.core.oracle import Oracle
+from robustcli.core.padding import bucket, padded
 from robustcli.core.random import RowRandom
 
 torch.manual_seed(0)
