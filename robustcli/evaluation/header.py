@@ -19,12 +19,8 @@ SHARD = 256
 NAME = "header.json"
 _FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
-_FREE = (
-    "batch_size",
-    "fn",
-    "compile",
-    "short_forms",
-)  # fields of a plan that decide no verdict; the functions are in the code hash
+#: Fields of a plan that decide no verdict. The functions among them are part of the hash of the code.
+_FREE = ("batch_size", "fn", "cost", "compile", "short_forms")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.errors import DataError, ResourceError, UsageError
 from robustcli.evaluation.header import SHARD, Header
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import ShardStore, merge, parse_part, part, shards_of
 from robustcli.store import atomic
@@ -273,6 +273,14 @@ def test_batch_size_names_and_alarms_may_change(tmp_path):
     more = {"about": {"model": "run:a"}, "alarms": [{"name": "softmax-output"}]}
     store = ShardStore(tmp_path, header(ids.flip(0), the_plan=plan(batch_size=None), **more), silent)
     assert store.missing() == [] and same(store.read(1, groups[1]), result_of(groups[1]))
+
+
+def test_a_header_says_the_same_in_every_process():
+    """A function prints with its address, which another process does not share: none may stand in a header."""
+    registered = AttackCall.of(registry.attacks.get("pgd"), {"steps": 20})
+    audit = AuditPlan(64, lambda passes: [registered], [registered])
+    stored = header(sample_ids(6), the_plan=plan(attacks=[registered], audit=audit)).plan
+    assert " at 0x" not in json.dumps(stored) and registered.cost is not None
 
 
 def test_a_damaged_header_is_written_anew_and_the_shards_still_count(tmp_path):
