@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustcli.assembly.compose import Setting
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.bound import Audit
-from robustcli.evaluation.plan import AttackCall, Evaluation
+from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.result import Evaluation
 from robustcli.proportions import clopper_pearson
 from robustcli.records.rows import EvalRow
 from robustcli.reporting.tables import write_csv

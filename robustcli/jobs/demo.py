@@ -15,7 +15,8 @@ from robustcli.assembly.subjects import model_of
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.core.geometry import Ball
-from robustcli.evaluation.plan import BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.plan import EvalPlan
+from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.attack import attack
 from robustcli.jobs.evaluate import EvalFlags
@@ -126,7 +127,7 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
             bar.advance(len(outcome.y))
 
         result = RobustEvaluation(model, plan, stop=stop.check, say=console.warn).run(
-            setting.data.test, positions, setting.device, done=tick
+            setting.data.test, positions, setting.device, on_batch=tick
         )
     return model, result
 

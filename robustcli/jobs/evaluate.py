@@ -24,7 +24,8 @@ from robustcli.errors import UnreliableError, UsageError
 from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
-from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, parse_part, part
 from robustcli.jobs.sharded import header_of, merged
@@ -302,8 +303,8 @@ def measure(
             split,
             positions,
             setting.device,
-            done=batch,
-            proven=tick,
+            on_batch=batch,
+            on_proven=tick,
             open_store=open_store if store is not None else None,
             shards=part(count, *shard) if shard else None,
         )

@@ -21,7 +21,8 @@ from robustcli.evaluation.alarms import Alarm
 from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.header import Header
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards

@@ -17,7 +17,8 @@ from robustcli.assembly.rows import hashes_of, ids_digest
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
 from robustcli.evaluation.alarms import Alarm
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.distances import minimal_calls, run_distances
 from robustcli.proportions import Rate, sign_test
