@@ -1,4 +1,7 @@
-"""A look at a model before it is measured: some passes on a few samples show gradients that lead nowhere."""
+"""A look at a model before it is measured: some passes on a few samples show gradients that lead nowhere.
+
+The file is long because its questions share one record of what was counted, and depend on those before.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +127,10 @@ class _Probe:
     randomised: bool = False
 
     def count(self, name: str, cases: Tensor | int, of: int, more: str = "") -> bool:
-        """Book cases, a number or bool [n], under a rule; True when it raises its alarm, which `more` ends."""
+        """Book cases, a number or bool [n], under the rule `name`; True when it raises its alarm.
+
+        of: how many could have been cases. more: the end of the alarm's text.
+        """
         count = int(cases.sum()) if isinstance(cases, Tensor) else cases
         self.evidence[name] = count / max(1, of)
         raised = RULES[name].alarm(count, of, more)

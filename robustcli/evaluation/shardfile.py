@@ -1,6 +1,6 @@
 """One file per shard: the verdicts of its samples, and the proof that they are whole and of which evaluation.
 
-For R samples a file has R + 2 lines of JSON: a head, one line per sample in the order of the ids, and the seal.
+For R samples a file has R + 2 lines of JSON: a head, one line per sample in the order of ids, and the seal.
 
 {"header": digest, "shard": k, "rows": R, "stages": [label], "seconds": ..., "passes": ..., "tallies": ...}
 {"id": i, "y": k, "correct": bool, "stages": {label: bool}}
