@@ -150,7 +150,7 @@ def _survivors(
     split = setting.data.test
     positions = choose(split, n=n, first=None, seed=0)
     found = RobustEvaluation(model, plan, say=(said if said is not None else []).append).run(
-        split, positions, setting.device, done=keep
+        split, positions, setting.device, on_batch=keep
     )
     return found.survivors, torch.cat(margins)
 

@@ -25,7 +25,8 @@ from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.outside import callable_call
-from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation, Search
+from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.models.source import load_model
 from robustcli.records.alarm import Alarm

@@ -10,7 +10,8 @@ from robustcli.assembly.setting import Setting
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.header import ids_digest
-from robustcli.evaluation.plan import AttackCall, Evaluation
+from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.result import Evaluation
 from robustcli.proportions import clopper_pearson
 from robustcli.records.eval import EvalRow
 from robustcli.reporting.record_tables import write_csv

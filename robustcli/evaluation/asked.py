@@ -1,11 +1,11 @@
-"""What code of another library is given, and what it may do: ask for logits, draw random numbers of its own, fail in one line."""
+"""How code of another library runs here: it asks for logits, draws random numbers, and fails in one line."""
 
 from __future__ import annotations
 
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from robustcli.models.blocks import seeded
 
 
 class Asked(nn.Module):
-    """Pixels [R, C, H, W] in [0, 1] -> logits [R, K] through an oracle: differentiable, every pass counted, nothing of it tracked.
+    """Pixels [R, C, H, W] in [0, 1] -> logits [R, K] of an oracle: differentiable, and every pass is counted.
 
-    It has no weights of the model, so no library can train, cast or move them; an empty parameter tells the device.
+    It holds no weights of the model, so no library can train, cast or move them. An empty parameter tells the
+    device.
     """
 
     def __init__(self, oracle: Oracle, x: Tensor) -> None:
@@ -33,9 +34,7 @@ class Asked(nn.Module):
         x = x.to(self.anchor)
         if x.requires_grad:
             x = x.view_as(x)
-            x.register_hook(
-                lambda grad: grad.contiguous()
-            )  # other libraries `view` it; a channels-last twin's gradient refuses
+            x.register_hook(_contiguous)  # other libraries `view` it, which a channels-last gradient refuses
         logits = self._oracle.ask(x)
         if logits.requires_grad:
             logits.register_hook(self._count)
@@ -45,23 +44,27 @@ class Asked(nn.Module):
         self._oracle.backward_rows += len(grad)
 
 
+def _contiguous(grad: Tensor) -> Tensor:
+    return grad.contiguous()
+
+
 def seed_of(oracle: Oracle) -> int:
-    """For the global generators that other libraries draw from: a function of the plan's seed and the first row's id."""
+    """A seed for generators of other libraries: it depends on the plan's seed and the id of the first row."""
     return int(oracle.rng.integers(0, 2**22)[0])
 
 
 def no_target(label: str) -> UsageError:
-    """For an attack that cannot aim at a class."""
+    """The error of an attack that cannot aim at a class."""
     return UsageError(f"{label} has no targeted search", hint="leave eval.target unset")
 
 
-def points_of(found: Any, x: Tensor, label: str) -> Tensor:
-    """The answer as a tensor like x. Raises UsageError for anything else."""
+def points_of(answer: Any, x: Tensor, label: str) -> Tensor:
+    """What an attack returned, as a tensor like x. Raises UsageError for anything that is no such tensor."""
     try:
-        points = torch.as_tensor(found).detach().to(x)
+        points = torch.as_tensor(answer).detach().to(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"{label} returned {type(found).__name__}, not x_adv",
+            f"{label} returned {type(answer).__name__}, not x_adv",
             hint="return the points alone, of the shape of x",
             code="E-PLUGIN",
         ) from error
@@ -74,7 +77,11 @@ def points_of(found: Any, x: Tensor, label: str) -> Tensor:
 
 @contextmanager
 def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
-    """Global generators follow `seed` inside and are as before outside; prints go to stderr; a failure is one line that names the attack."""
+    """Run another library's code: its draws follow `seed`, its prints go to stderr, its failure is one line.
+
+    Global generators are afterwards as they were before. Raises UsageError naming the attack; errors of ours
+    and an out-of-memory error pass on.
+    """
     cuda = [device] if device.type == "cuda" else []
     try:
         with (
@@ -82,19 +89,33 @@ def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
             seeded(seed),
             torch.enable_grad(),
             redirect_stdout(sys.stderr),
+            _seeded_on(device, seed),
         ):
-            with torch.cuda.device(device) if cuda else nullcontext():
-                if cuda:
-                    torch.cuda.manual_seed(seed)
-                yield
+            yield
     except Exception as error:
         if isinstance(error, RobustCliError) or out_of_memory(error):
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = (str(error).splitlines() or [""])[0][:200]
-        raise UsageError(
-            f"{label} failed: {type(error).__name__}: {text}",
-            where=f"{frame.filename}:{frame.lineno}",
-            hint="the fault lies there; try other parameters",
-            code="E-PLUGIN",
-        ) from error
+        raise _failure(label, error) from error
+
+
+@contextmanager
+def _seeded_on(device: torch.device, seed: int) -> Iterator[None]:
+    """On a GPU: it is the current one inside, and its generator begins at `seed`."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        torch.cuda.manual_seed(seed)
+        yield
+
+
+def _failure(label: str, error: Exception) -> UsageError:
+    """The first line of an error of the attack `label`, and the file:line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = (str(error).splitlines() or [""])[0][:200]
+    return UsageError(
+        f"{label} failed: {type(error).__name__}: {text}",
+        where=f"{frame.filename}:{frame.lineno}",
+        hint="the fault lies there; try other parameters",
+        code="E-PLUGIN",
+    )

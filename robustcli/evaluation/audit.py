@@ -1,9 +1,14 @@
-"""A short list checks itself: some of what it left standing meets short forms of what it leaves out, and all of it the long list when two fall."""
+"""A short list checks itself on some of its survivors.
+
+These meet short forms of the attacks that the list leaves out. Where one falls, as many again are looked at.
+Where a second falls, all survivors meet the long list (`AuditPlan.escalation`). A list is audited where
+`EvalPlan.audit` is set.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,135 +16,157 @@ from torch import Tensor
 
 from robustcli.core.random import RowRandom
 from robustcli.evaluation.alarms import with_new
-from robustcli.evaluation.bound import LIMIT, Audit, most, most_of_one_draw
+from robustcli.evaluation.bound import LIMIT, Audit, most_breakable, most_breakable_of_one_draw
 from robustcli.evaluation.escalation import EOT_DRAWS
-from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.records.alarm import Alarm
 
-PASSES = 25_000  # at most for the usual 64 samples, whatever n
-_SPARE = (
-    8  # passes per sample beside the searches: the clean point, starts, candidates that are no hits, rulings
-)
+PASSES = 25_000  # at most for the usual 64 samples, however many are evaluated
+_SPARE = 8  # passes per sample beside the searches: clean point, starts, refused candidates, judgements
+_SHORTEST = 12  # passes per sample, at least: a shorter search says nothing
 LABEL = "rapid:audit"
 
-#: (attacks, positions, name) -> their evaluation: the caller knows how to run it, and where its shards lie.
-Again = Callable[[Sequence[AttackCall], Tensor, str], Evaluation]
+#: (attacks, positions int64, name) -> evaluation of these attacks there. The name is that of the folder for
+#: its shards, or "" for a look at a few samples, which has none.
+Rerun = Callable[[Sequence[AttackCall], Tensor, str], Evaluation]
 
 
 def in_order(seed: int, ids: Tensor) -> Tensor:
-    """Places of `ids` int64 [S] in the order H(seed, id): the first of them are audited, whoever else is in the evaluation."""
+    """Places of `ids`, int64 [S], in the order of the hash H(seed, id).
+
+    The first of them are audited. So it does not matter who else is in the evaluation.
+    """
     drawn = RowRandom(seed, "audit", ids).integers(0, 2**22)
     by_id = ids.argsort()
     return by_id[drawn[by_id].argsort(stable=True)]
 
 
 def depth(plan: AuditPlan, standing: int, *, part: bool, draws: int) -> tuple[int, int]:
-    """(samples of the first draw, passes per sample): the fewer there are, the longer the searches; two draws stay within `PASSES`.
+    """(samples of the first draw, passes per sample): the fewer samples, the longer the searches.
 
-    part: of an evaluation in shards: it cannot know what the others find, and audits what a second draw would. draws: model passes per answer.
+    Two draws of 64 samples together stay within `PASSES`; more samples get as many passes each.
+
+    Args:
+        plan: how many samples it asks for.
+        standing: survivors to draw from, >= 1.
+        part: this is a part of an evaluation in shards. It cannot know what falls in the others, so its first
+            draw has the samples of both.
+        draws: model passes per answer.
     """
     first = min(plan.samples, standing)
     size = min(2 * plan.samples, standing)
-    budget = PASSES * plan.samples / 64  # who asks for another sample asks for as many passes on each
+    budget = PASSES * plan.samples / 64
     passes = int(0.99 * budget / (draws * max(1, size))) - _SPARE
-    if passes < 12:  # a randomised model: fewer samples, not shorter searches
-        first = min(first, max(1, int(budget / (draws * 2 * (12 + _SPARE)))))
-        passes = 12
-    return (min(2 * first, standing) if part else first), passes
+    if passes < _SHORTEST:  # a randomised model: fewer samples, not shorter searches
+        first = min(first, max(1, int(budget / (draws * 2 * (_SHORTEST + _SPARE)))))
+        passes = _SHORTEST
+    if part:
+        first = min(2 * first, standing)
+    return first, passes
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What draws of an audit found: places, int64, of who was looked at and who fell; and what they cost."""
+
+    looked: Tensor
+    fallen: Tensor
+    passes: float
+    seconds: float
+
+    def __add__(self, other: _Look) -> _Look:
+        """Both together."""
+        return _Look(
+            torch.cat((self.looked, other.looked)),
+            torch.cat((self.fallen, other.fallen)),
+            self.passes + other.passes,
+            self.seconds + other.seconds,
+        )
 
 
 def audited(
-    plan: EvalPlan, result: Evaluation, positions: Tensor, again: Again, *, part: bool
+    plan: EvalPlan, result: Evaluation, positions: Tensor, rerun: Rerun, *, part: bool
 ) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
     """(the evaluation after its audit, (ids looked at, ids that fell)).
 
-    A sample that falls counts as broken. One fall doubles the audit; a second ends it, and the plan's escalation runs on all survivors.
-    part: only look: shards that other processes measure are missing.
+    A sample that falls counts as broken. When one falls, a second draw is made; when two fall, the plan's
+    escalation runs on all survivors. A part of an evaluation makes one draw and never escalates.
 
     Args:
         plan: the final one, with an audit.
         result: of the plan's attacks; its survivors are audited.
         positions: int64 [n], of the samples of `result`.
-        again: runs other attacks on some of these positions.
+        rerun: runs other attacks on some of these positions.
+        part: other processes measure the other shards.
     """
     assert plan.audit is not None
-    places = result.survivors.nonzero()[:, 0]
-    order = places[in_order(plan.seed, result.ids[places])]
+    order = _survivors_in_order(plan.seed, result)
     if not plan.audit.samples or not len(order):
-        empty = Audit(0, 0, 0.0 if not len(order) else len(order) / max(1, result.n))
-        return replace(result, audit=empty), (result.ids[:0], result.ids[:0])
-    first, passes = depth(plan.audit, len(order), part=part, draws=EOT_DRAWS if plan.randomised else 1)
-    calls = list(plan.audit.short_forms(passes))
-    looked, fallen, spent, seconds = order[:0], order[:0], 0.0, 0.0
-    for draw in (order[:first], order[first : 2 * first]):
-        if not len(draw) or (len(looked) and not (len(fallen) == 1 and not part)):
-            break
-        found = again(calls, positions[draw].sort().values, "")
-        looked = torch.cat((looked, draw))
-        gone = found.ids[~found.survivors]
-        fallen = torch.cat((fallen, torch.isin(result.ids, gone).nonzero()[:, 0]))
-        spent += sum(found.passes_per_sample.values()) * found.n
-        seconds += found.total_seconds
+        unaudited = Audit(0, 0, bound=len(order) / max(1, result.n))
+        return replace(result, audit=unaudited), (result.ids[:0], result.ids[:0])
+    first, passes = depth(plan.audit, len(order), part=part, draws=plan.draws(EOT_DRAWS))
+    short_forms = list(plan.audit.short_forms(passes))
+    look = _look(result, positions, order[:first], short_forms, rerun)
+    second = order[first : 2 * first]
+    if len(look.fallen) == 1 and len(second) and not part:
+        look += _look(result, positions, second, short_forms, rerun)
     standing = result.survivors.clone()
-    standing[fallen] = False
-    result = _with_stage(
-        result,
-        LABEL,
-        AttackCall(LABEL, "audit", _gone, {"samples": len(looked), "passes": passes}),
-        standing,
-        seconds,
-        spent,
-    )
-    due = len(fallen) >= LIMIT
+    standing[look.fallen] = False
+    call = _audit_call(samples=len(look.looked), passes=passes)
+    ids = result.ids[look.looked], result.ids[look.fallen]
+    result = _with_stage(result, call, standing, look.seconds, look.passes)
+    due = len(look.fallen) >= LIMIT
     if due and not part:
-        result = escalated(result, again(list(plan.audit.escalation), positions[standing], "escalated"))
-    bound = (
-        None if due else (most(len(order), first, len(looked) - first, len(fallen)) - len(fallen)) / result.n
-    )
+        long_list = list(plan.audit.escalation)
+        result = escalated(result, rerun(long_list, positions[standing], "escalated"))
     audit = Audit(
-        len(looked), len(fallen), bound, escalated=due and not part, due=due and part, passes=round(spent)
+        n=len(look.looked),
+        fallen=len(look.fallen),
+        bound=_bound(look, len(order), first, result.n),
+        escalated=due and not part,
+        due=due and part,
+        passes=round(look.passes),
     )
-    return replace(result, audit=audit), (result.ids[looked], result.ids[fallen])
+    return replace(result, audit=audit), ids
 
 
 def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy: str) -> Evaluation:
-    """The verdicts of all parts after the audits of the parts: ids looked at and fallen, int64.
+    """The verdicts of all parts of an evaluation after the audits of the parts.
 
-    Every fall counts as broken. The bound stands on the longest run of the order H(seed, id) that was looked at without a gap. Two falls make
-    the evaluation suspect: the long list is due, and `remedy` says how to run it.
+    Every fall counts as broken. The bound is that of one draw: the longest beginning of the order H(seed, id)
+    of which each sample was looked at. Two falls make the evaluation suspect, for the long list should run.
+
+    Args:
+        seed: of the plan.
+        result: the verdicts of all parts, without their audits.
+        looked, fallen: ids, int64, over all parts.
+        remedy: how the user runs the long list.
     """
-    places = result.survivors.nonzero()[:, 0]
-    order = places[in_order(seed, result.ids[places])]
-    run = int(torch.isin(result.ids[order], looked).long().cumprod(0).sum())
+    order = _survivors_in_order(seed, result)
+    drawn = int(torch.isin(result.ids[order], looked).long().cumprod(0).sum())
     gone = torch.isin(result.ids, fallen)
-    falls, among = int(gone.sum()), int(gone[order[:run]].sum())
-    n_looked = int(torch.isin(result.ids, looked).sum())
-    call = AttackCall(LABEL, "audit", _gone, {"samples": n_looked})
-    due = falls >= LIMIT
-    bound = None if due else max(0, most_of_one_draw(len(order), run, among) - falls) / max(1, result.n)
-    result = replace(result, audit=Audit(n_looked, falls, bound, due=due))
+    falls, n_looked = int(gone.sum()), int(torch.isin(result.ids, looked).sum())
+    falls_drawn = int(gone[order[:drawn]].sum())
     if n_looked:
-        result = _with_stage(result, LABEL, call, result.survivors & ~gone, 0.0, 0.0)
-    alarm = Alarm(
-        "escalation-due", "suspect", f"{falls} of {n_looked} audited survivors of rapid fell", remedy
-    )
-    return replace(result, alarms=with_new(result.alarms, [alarm])) if due else result
+        result = _with_stage(result, _audit_call(samples=n_looked), result.survivors & ~gone, 0.0, 0.0)
+    if falls < LIMIT:
+        more = max(0, most_breakable_of_one_draw(len(order), drawn, falls_drawn) - falls)
+        return replace(result, audit=Audit(n_looked, falls, bound=more / max(1, result.n)))
+    evidence = f"{falls} of {n_looked} audited survivors of rapid fell"
+    alarm = Alarm("escalation-due", "suspect", evidence, remedy)
+    audit = Audit(n_looked, falls, bound=None, due=True)
+    return replace(result, audit=audit, alarms=with_new(result.alarms, [alarm]))
 
 
 def escalated(result: Evaluation, more: Evaluation) -> Evaluation:
-    """`result` with the stages of an evaluation of its survivors behind its own."""
+    """`result`, and behind its stages those of an evaluation of its survivors."""
     at = torch.isin(result.ids, more.ids)
     for call in more.calls:
         standing = torch.zeros_like(result.correct)
         standing[at] = more.stages[call.label]
-        result = _with_stage(
-            result,
-            call.label,
-            call,
-            standing,
-            more.seconds[call.label],
-            more.passes_per_sample[call.label] * more.n,
-        )
+        passes = more.passes_per_sample[call.label] * more.n
+        result = _with_stage(result, call, standing, more.seconds[call.label], passes)
     return replace(
         result,
         alarms=with_new(result.alarms, more.alarms),
@@ -147,18 +174,47 @@ def escalated(result: Evaluation, more: Evaluation) -> Evaluation:
     )
 
 
+def _survivors_in_order(seed: int, result: Evaluation) -> Tensor:
+    """Places of the survivors, int64, in the order in which they are audited."""
+    places = result.survivors.nonzero()[:, 0]
+    return places[in_order(seed, result.ids[places])]
+
+
+def _look(
+    result: Evaluation, positions: Tensor, places: Tensor, attacks: Sequence[AttackCall], rerun: Rerun
+) -> _Look:
+    """Run attacks on the samples at some places of `result`."""
+    seen = rerun(attacks, positions[places].sort().values, "")
+    fallen = torch.isin(result.ids, seen.ids[~seen.survivors]).nonzero()[:, 0]
+    return _Look(places, fallen, sum(seen.passes_per_sample.values()) * seen.n, seen.total_seconds)
+
+
+def _bound(look: _Look, standing: int, first: int, n: int) -> float | None:
+    """Share of n samples that the attacks would break at most beyond those that fell; None after `LIMIT`."""
+    looked, fallen = len(look.looked), len(look.fallen)
+    if fallen >= LIMIT:
+        return None
+    return (most_breakable(standing, first, looked - first, fallen) - fallen) / n
+
+
 def _with_stage(
-    result: Evaluation, label: str, call: AttackCall, standing: Tensor, seconds: float, passes: float
+    result: Evaluation, call: AttackCall, standing: Tensor, seconds: float, passes: float
 ) -> Evaluation:
-    """One stage more, behind the others."""
+    """`result` with one stage more behind the others."""
+    per_sample = passes / max(1, result.n)
     return replace(
         result,
-        stages={**result.stages, label: standing},
-        seconds={**result.seconds, label: seconds},
-        passes_per_sample={**result.passes_per_sample, label: passes / max(1, result.n)},
+        stages={**result.stages, call.label: standing},
+        seconds={**result.seconds, call.label: seconds},
+        passes_per_sample={**result.passes_per_sample, call.label: per_sample},
         calls=(*result.calls, call),
     )
 
 
-def _gone(*args: Any, **params: Any) -> Tensor:
+def _audit_call(**params: int) -> AttackCall:
+    """The audit as a stage of tables; it is no attack that runs by itself."""
+    return AttackCall(LABEL, "audit", _never_run, params)
+
+
+def _never_run(*args: Any, **params: Any) -> Tensor:
     raise AssertionError("an audit is no attack that runs by itself")

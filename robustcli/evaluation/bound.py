@@ -1,4 +1,4 @@
-"""What an audit of some survivors says of all of them: exact, without assumptions about who is breakable."""
+"""What an audit of some survivors says of all of them: exact, whichever samples are breakable."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import Any
 CONFIDENCE = 0.95
 #: Falls at which the audit stops and the long list runs on every survivor.
 LIMIT = 2
+#: An outcome less likely than this speaks against the D that it was computed for.
+_CONTRADICTED = 1 - Fraction(CONFIDENCE).limit_denominator(1000)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """What an audit saw.
 
-    n: survivors that met its attacks; 0 = not audited. fallen: of these, broken (they count as broken). bound: largest share of all samples
-    that its attacks would break beyond those, with `confidence`; None once escalated. escalated: the long list ran on all survivors.
-    due: it should have run and could not (parts of an evaluation). passes: model passes spent.
+    Args:
+        n: survivors that met its attacks; 0 = not audited.
+        fallen: how many of these broke. They count as broken.
+        bound: the largest share of all samples, in [0, 1], that its attacks would break beyond those, with
+            `confidence`; None where the long list ran or should have run.
+        escalated: the long list ran on all survivors.
+        due: the long list should have run and could not: this is a part of an evaluation.
+        passes: model passes spent.
     """
 
     n: int
@@ -35,7 +42,7 @@ class Audit:
         return {key: value for key, value in asdict(self).items() if key not in ("due", "passes")}
 
     def words(self) -> str:
-        """For tables: "audit 0 of 64: its attacks would break at most 2.9 points more, 95 %"."""
+        """For tables, such as "audit 0 of 64: its attacks would break at most 2.9 points more, 95 %"."""
         if self.escalated:
             return f"escalated: {self.fallen} of {self.n} audited fell"
         if self.due:
@@ -44,49 +51,55 @@ class Audit:
             return "not audited"
         if not self.bound:
             return f"audit {self.fallen} of {self.n}, all that stood"
-        more = 100 * self.bound
-        return f"audit {self.fallen} of {self.n}: its attacks would break at most {more:.1f} points more, {100 * self.confidence:.0f} %"
+        most = f"at most {100 * self.bound:.1f} points more, {100 * self.confidence:.0f} %"
+        return f"audit {self.fallen} of {self.n}: its attacks would break {most}"
 
 
-def most(standing: int, first: int, more: int, fallen: int) -> int:
-    """Largest D that an audit of `standing` samples, D of them breakable, would not contradict at 95 %.
+def most_breakable(standing: int, first: int, more: int, fallen: int) -> int:
+    """Largest D with P(this outcome or a better one | D of `standing` samples are breakable) >= 0.05.
 
-    The audit draws `first` without replacement; when none of them falls it ends, when one does it draws `more`. So the outcomes are ordered
-    0 of first, 1 of first + more, worse; D is the largest number with P(this outcome or a better one | D) >= 0.05, by exact fractions.
+    It is exact, by fractions.
+
+    The audit draws `first` samples without replacement. When none of them falls it ends; when one falls it
+    draws `more`. So the outcomes are, from the best on: 0 of first, 1 of first + more, all others.
 
     Args:
-        standing: samples from which the audit draws. first, more: sizes of its two draws. fallen: 0, or 1 of first + more.
+        standing: samples from which the audit draws.
+        first, more: sizes of its two draws.
+        fallen: the outcome, 0 of first or 1 of first + more.
 
     Source: Clopper & Pearson, Biometrika 26, 1934, for draws without replacement.
     """
-    level = 1 - Fraction(CONFIDENCE).limit_denominator(1000)
-
-    def none_of(size: int, breakable: int, population: int) -> Fraction:
-        return (
-            Fraction(comb(population - breakable, size), comb(population, size))
-            if 0 <= breakable <= population
-            else Fraction(0)
-        )
 
     def chance(d: int) -> Fraction:
-        found = none_of(first, d, standing)
-        if fallen and d and first:
-            one = Fraction(d * comb(standing - d, first - 1), comb(standing, first))
-            found += one * none_of(more, d - 1, standing - first)
-        return found
+        none = _none_drawn(first, d, standing)
+        if not (fallen and d and first):
+            return none
+        one = Fraction(d * comb(standing - d, first - 1), comb(standing, first))
+        return none + one * _none_drawn(more, d - 1, standing - first)
 
-    return _largest(standing, fallen, lambda d: chance(d) >= level)
+    return _largest(standing, fallen, lambda d: chance(d) >= _CONTRADICTED)
 
 
-def most_of_one_draw(standing: int, size: int, fallen: int) -> int:
-    """Largest D with P(at most `fallen` of `size` draws without replacement are among D of `standing`) >= 0.05, exactly."""
-    level, total = 1 - Fraction(CONFIDENCE).limit_denominator(1000), comb(standing, size)
+def most_breakable_of_one_draw(standing: int, size: int, fallen: int) -> int:
+    """Largest D with P(at most `fallen` of `size` draws hit D of `standing` samples) >= 0.05, exactly.
+
+    Draws are without replacement. It is the bound of an audit whose draws were not planned in two steps.
+    """
+    total = comb(standing, size)
 
     def kept(d: int) -> bool:
-        ways = sum(comb(d, k) * comb(standing - d, size - k) for k in range(min(fallen, size) + 1) if k <= d)
-        return Fraction(ways, total) >= level
+        ways = sum(comb(d, k) * comb(standing - d, size - k) for k in range(min(fallen, size, d) + 1))
+        return Fraction(ways, total) >= _CONTRADICTED
 
     return _largest(standing, fallen, kept)
+
+
+def _none_drawn(size: int, breakable: int, population: int) -> Fraction:
+    """C(population - breakable, size) / C(population, size): the chance that no draw is breakable."""
+    if not 0 <= breakable <= population:
+        return Fraction(0)
+    return Fraction(comb(population - breakable, size), comb(population, size))
 
 
 def _largest(standing: int, least: int, kept: Callable[[int], bool]) -> int:
@@ -94,5 +107,8 @@ def _largest(standing: int, least: int, kept: Callable[[int], bool]) -> int:
     low, high = least, standing
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if kept(middle) else (low, middle - 1)
+        if kept(middle):
+            low = middle
+        else:
+            high = middle - 1
     return low

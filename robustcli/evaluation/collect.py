@@ -1,4 +1,4 @@
-"""Verdicts of many batches put together: one flag per sample and attack, whole shards written as soon as they are complete."""
+"""Verdicts of many batches put together, one flag per sample and attack. A whole shard is written at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robustcli.evaluation.alarms import check_search, final_checks, with_new
-from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import ShardStore, shards_of
 from robustcli.records.alarm import Alarm
@@ -22,22 +23,50 @@ def concluded(
     stages: Mapping[str, Tensor],
     n: int,
 ) -> list[Alarm]:
-    """The alarms of the first look at the model, and those that only the verdicts of all attacks give."""
+    """The alarms of the first look at the model, and those that only the verdicts of all attacks give.
+
+    Args:
+        alarms: of the first look.
+        tallies: counts of all batches: gradients that were asked for and zero, points that were refused or
+            broken, digests of the model that had changed.
+        calls, stages: the attacks, and label -> bool [n], who is right after that attack.
+        n: samples measured.
+    """
     zero_share = tallies.get("zero", 0) / max(1, tallies.get("asked", 0))
-    alarms = with_new(
-        alarms,
-        check_search(
-            zero_share, tallies.get("refused", 0), bool(tallies.get("mutated", 0)), tallies.get("broken", 0)
-        ),
-    )
+    mutated = bool(tallies.get("mutated", 0))
+    searched = check_search(zero_share, tallies.get("refused", 0), mutated, tallies.get("broken", 0))
     needs = {call.label: call.needs for call in calls if call.bounded}
-    return with_new(alarms, final_checks({label: int(stages[label].sum()) for label in needs}, needs, n))
+    standing = {label: int(stages[label].sum()) for label in needs}
+    return with_new(with_new(alarms, searched), final_checks(standing, needs, n))
+
+
+class _Costs:
+    """What some samples cost: seconds and model passes by label; and the tallies that alarms need."""
+
+    def __init__(
+        self,
+        seconds: Mapping[str, float] | None = None,
+        passes: Mapping[str, int] | None = None,
+        tallies: Mapping[str, int] | None = None,
+    ) -> None:
+        self.seconds = Counter[str](seconds)
+        self.passes = Counter[str](passes)
+        self.tallies = Counter[str](tallies)
+
+    def add(self, other: _Costs) -> None:
+        """Add those of other samples."""
+        self.seconds.update(other.seconds)
+        self.passes.update(other.passes)
+        self.tallies.update(other.tallies)
 
 
 class Collector:
     """Arrays over the n chosen samples, filled batch by batch or from shards proven earlier.
 
-    They are allocated once: small tensors that outlive a batch would pin the heap between large ones, and memory would grow with n.
+    They are allocated once. Small tensors that outlive a batch would pin the heap between large ones, and
+    memory would grow with n.
+
+    `todo` holds the places in `ids` that batches must bring, int64, in their order.
 
     Args:
         plan: the final one, with escalations.
@@ -53,116 +82,111 @@ class Collector:
         self.plan, self._ids, self._store = plan, ids, store
         self._y, self._correct = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         self._stages = {call.label: torch.zeros(n, dtype=torch.bool) for call in plan.attacks}
-        self._done = torch.zeros(n, dtype=torch.bool)
-        self._seconds, self._passes, self.tallies = Counter[str](), Counter[str](), Counter[str]()
-        self._pending: dict[int, tuple[Counter[str], Counter[str], Counter[str]]] = {}
-        self._parts = shards_of(ids, store.size) if store is not None else []
-        self._number = torch.zeros(n, dtype=torch.int64)
-        for number, rows in enumerate(self._parts):
-            self._number[rows] = number
-        wanted = set(range(len(self._parts)) if shards is None else shards)
-        mine = (
-            torch.isin(self._number, torch.tensor(sorted(wanted), dtype=torch.int64))
-            if store is not None
-            else torch.ones(n, dtype=torch.bool)
-        )
-        for number in sorted(wanted) if store is not None else ():
-            self._read(number)
-        self.todo = (mine & ~self._done).nonzero()[:, 0]
+        self._measured = torch.zeros(n, dtype=torch.bool)
+        self._costs, self._pending = _Costs(), dict[int, _Costs]()
+        self._parts: list[Tensor] = []  # shard -> places of its samples
+        self._number = torch.zeros(n, dtype=torch.int64)  # of each sample's shard
+        mine = torch.ones(n, dtype=torch.bool)
+        if store is not None:
+            mine = self._resume(store, shards)
+        self.todo = (mine & ~self._measured).nonzero()[:, 0]
         self._next = 0
 
-    def _read(self, number: int) -> None:
-        """A shard that was proven earlier."""
-        assert self._store is not None
-        rows = self._parts[number]
-        found = self._store.read(number, self._ids[rows])
-        if found is not None:
-            self.put(rows, found)
+    def _resume(self, store: ShardStore, shards: Sequence[int] | None) -> Tensor:
+        """Cut the samples into shards and read the proven ones. bool [n]: who is in this process's shards."""
+        self._parts = shards_of(self._ids, store.size)
+        for number, rows in enumerate(self._parts):
+            self._number[rows] = number
+        if shards is None:
+            shards = range(len(self._parts))
+        mine = sorted(set(shards))
+        for number in mine:
+            rows = self._parts[number]
+            proven = store.read(number, self._ids[rows])
+            if proven is not None:
+                self._fill(rows, proven)
+        return torch.isin(self._number, torch.tensor(mine, dtype=torch.int64))
 
-    def put(self, rows: Tensor, found: ShardResult) -> None:
-        """Verdicts of one shard at these places."""
-        self._y[rows], self._correct[rows], self._done[rows] = found.y, found.correct, True
-        for label, standing in found.stages.items():
+    def _fill(self, rows: Tensor, proven: ShardResult) -> None:
+        """Verdicts and costs of one shard, whose samples are at these places."""
+        self._y[rows], self._correct[rows], self._measured[rows] = proven.y, proven.correct, True
+        for label, standing in proven.stages.items():
             self._stages[label][rows] = standing
-        self._seconds.update(found.seconds)
-        self._passes.update(found.passes)
-        self.tallies.update(found.tallies)
+        self._costs.add(_Costs(proven.seconds, proven.passes, proven.tallies))
 
     @property
     def proven(self) -> tuple[int, Tensor, Tensor]:
         """(samples known so far, who of them is right on the clean image, who survives)."""
-        chain = [self._stages[call.label] for call in self.plan.attacks if call.bounded]
-        return (
-            int(self._done.sum()),
-            self._correct[self._done],
-            (chain[-1] if chain else self._correct)[self._done],
-        )
+        standing = self._correct
+        for call in self.plan.attacks:
+            if call.bounded:
+                standing = self._stages[call.label]
+        known = self._measured
+        return int(known.sum()), self._correct[known], standing[known]
 
     @property
     def known(self) -> Tensor:
         """Places in `ids` of the samples known so far, int64."""
-        return self._done.nonzero()[:, 0]
+        return self._measured.nonzero()[:, 0]
 
-    def take(self, outcome: BatchOutcome) -> None:
+    def tally(self, name: str, count: int) -> None:
+        """Add to one of the counts that alarms need."""
+        self._costs.tallies[name] += count
+
+    def add(self, outcome: BatchOutcome) -> None:
         """The next batch of `todo`."""
         rows = self.todo[self._next : self._next + len(outcome.ids)]
         self._next += len(rows)
-        self._y[rows], self._correct[rows], self._done[rows] = outcome.y.cpu(), outcome.correct.cpu(), True
-        seconds, passes = Counter[str](), Counter[str]()
-        for k, call in enumerate(self.plan.attacks):
-            self._stages[call.label][rows] = outcome.standing[k].cpu()
-            seconds[call.label] += outcome.seconds[k]  # type: ignore[assignment]
-            passes[call.label] += outcome.passes[k]
-        tallies = Counter(outcome.tallies)
-        for total, part in ((self._seconds, seconds), (self._passes, passes), (self.tallies, tallies)):
-            total.update(part)
+        self._y[rows], self._correct[rows] = outcome.y.cpu(), outcome.correct.cpu()
+        self._measured[rows] = True
+        labels = [call.label for call in self.plan.attacks]
+        for label, standing in zip(labels, outcome.standing, strict=True):
+            self._stages[label][rows] = standing.cpu()
+        seconds = dict(zip(labels, outcome.seconds, strict=True))
+        passes = dict(zip(labels, outcome.passes, strict=True))
+        costs = _Costs(seconds, passes, outcome.tallies)
+        self._costs.add(costs)
         if self._store is not None:
-            self._write(rows, seconds, passes, tallies)
+            self._write(self._store, rows, costs)
 
-    def _write(
-        self, rows: Tensor, seconds: Counter[str], passes: Counter[str], tallies: Counter[str]
-    ) -> None:
-        """Save every shard that this batch completed; its costs are booked on the first shard it touched."""
-        assert self._store is not None
+    def _write(self, store: ShardStore, rows: Tensor, costs: _Costs) -> None:
+        """Save every shard that a batch completed. Its costs are booked on the first shard it touched."""
         numbers = self._number[rows].unique().tolist()
-        kept = self._pending.setdefault(numbers[0], (Counter(), Counter(), Counter()))
-        for total, part in zip(kept, (seconds, passes, tallies), strict=True):
-            total.update(part)
+        self._pending.setdefault(numbers[0], _Costs()).add(costs)
         for number in numbers:
-            part = self._parts[number]
-            if bool(self._done[part].all()):
-                spent = self._pending.pop(number, (Counter[str](), Counter[str](), Counter[str]()))
-                stages = {label: standing[part] for label, standing in self._stages.items()}
-                self._store.write(
-                    number,
-                    ShardResult(
-                        self._ids[part],
-                        self._y[part],
-                        self._correct[part],
-                        stages,
-                        dict(spent[0]),
-                        dict(spent[1]),
-                        dict(spent[2]),
-                    ),
-                )
+            if bool(self._measured[self._parts[number]].all()):
+                spent = self._pending.pop(number, None) or _Costs()
+                store.write(number, self._shard(self._parts[number], spent))
+
+    def _shard(self, rows: Tensor, spent: _Costs) -> ShardResult:
+        """The verdicts on the samples at these places."""
+        return ShardResult(
+            ids=self._ids[rows],
+            y=self._y[rows],
+            correct=self._correct[rows],
+            stages={label: standing[rows] for label, standing in self._stages.items()},
+            seconds=dict(spent.seconds),
+            passes=dict(spent.passes),
+            tallies=dict(spent.tallies),
+        )
 
     def evaluation(self, alarms: list[Alarm], seconds: float) -> Evaluation:
-        """What is known so far; `alarms` are those of the first look at the model."""
-        done = self._done
-        known = int(done.sum())
-        n = max(1, known)
-        stages = {label: standing[done] for label, standing in self._stages.items()}
+        """What is known so far. `alarms` are those of the first look at the model."""
+        known, costs, calls = self._measured, self._costs, self.plan.attacks
+        n = int(known.sum())
+        stages = {label: standing[known] for label, standing in self._stages.items()}
+        complete = sum(bool(known[part].all()) for part in self._parts)
         return Evaluation(
-            self._ids[done],
-            self._y[done],
-            self._correct[done],
-            stages,
-            {label: float(self._seconds[label]) for label in self._stages},
-            {label: self._passes[label] / n for label in self._stages},
-            concluded(alarms, self.tallies, self.plan.attacks, stages, known),
-            seconds,
-            frozenset(call.label for call in self.plan.attacks if not call.bounded),
-            tuple(self.plan.attacks),
-            len(done),
-            (sum(bool(done[part].all()) for part in self._parts), len(self._parts)),
+            ids=self._ids[known],
+            labels=self._y[known],
+            correct=self._correct[known],
+            stages=stages,
+            seconds={label: float(costs.seconds[label]) for label in stages},
+            passes_per_sample={label: costs.passes[label] / max(1, n) for label in stages},
+            alarms=concluded(alarms, costs.tallies, calls, stages, n),
+            total_seconds=seconds,
+            apart=frozenset(call.label for call in calls if not call.bounded),
+            calls=tuple(calls),
+            total=len(known),
+            shards=(complete, len(self._parts)),
         )

@@ -14,6 +14,7 @@ from robustcli.core.geometry import Ball
 from robustcli.data.split import Split
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.proportions import mcnemar
 from robustcli.records.alarm import Alarm
@@ -23,7 +24,7 @@ _LEVEL = 0.01  # of the two-sided test
 
 @dataclass(frozen=True)
 class _Peer:
-    """Class of torchattacks for each norm, and our parameters in its words."""
+    """An attack of torchattacks. classes: norm -> its class. words: our parameter -> its name there."""
 
     classes: Mapping[str, str]
     words: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +66,9 @@ _PEERS = {
 
 
 def peer_of(call: AttackCall, ball: Ball) -> tuple[AttackCall | None, str]:
-    """torchattacks' attack with the same radius, steps and step size, and what it cannot be told; (None, why) when it has no such attack.
+    """(torchattacks' attack with the same radius, steps and step size, which of our parameters it lacks).
+
+    (None, why) when torchattacks has no such attack.
 
     Raises ResourceError E-EXTRA when torchattacks is not installed.
     """
@@ -81,17 +84,21 @@ def peer_of(call: AttackCall, ball: Ball) -> tuple[AttackCall | None, str]:
         del words["loss"]
     params = {theirs: _value(call.name, key, given, ball) for key, theirs in words.items() if key in given}
     untold = [key for key in call.params if key not in peer.words]
-    found = torchattacks_call(TORCHATTACKS + name, params, ball.norm)
-    return replace(found, search=call.search), f"it knows no {', '.join(untold)}" if untold else ""
+    counterpart = replace(torchattacks_call(TORCHATTACKS + name, params, ball.norm), search=call.search)
+    if untold:
+        return counterpart, f"it knows no {', '.join(untold)}"
+    return counterpart, ""
 
 
 def _value(name: str, key: str, given: Mapping[str, Any], ball: Ball) -> Any:
-    """Our parameter as torchattacks wants it; a step size of None is worked out as the attack does."""
+    """Our parameter as torchattacks wants it. A step size of None becomes the one that our attack takes."""
     if key == "start":
         return given[key] != "zero"
-    if key == "step_size" and given[key] is None:
-        return ball.eps / given["steps"] if name == "mi_fgsm" else ball.check_step(given["steps"], None)
-    return given[key]
+    if key != "step_size" or given[key] is not None:
+        return given[key]
+    if name == "mi_fgsm":
+        return ball.eps / given["steps"]
+    return ball.check_step(given["steps"], None)
 
 
 def cross_check(
@@ -104,46 +111,78 @@ def cross_check(
     stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[dict[str, Any]], list[Alarm]]:
-    """Each attack of the plan alone, ours and torchattacks', on all initially correct samples: (one row per attack, alarms).
+    """Each attack of the plan alone, ours and torchattacks', on the samples that are right: (rows, alarms).
 
-    A row counts the samples that each left standing, those that only one of them broke, and `p` of `mcnemar`; `verdict` is agree, ours
-    weaker, ours stronger (both: p < 0.01) or not compared. Only a weaker attack of ours makes a robust accuracy doubtful, hence an alarm.
+    There is one row per attack. It counts the samples that each left standing and those that only one of them
+    broke; `p` is that of `mcnemar`. `verdict` is agree, ours weaker, ours stronger (both: p < 0.01) or not
+    compared. Only a weaker attack of ours makes a robust accuracy doubtful, hence an alarm.
+
+    Args:
+        model, plan: what is attacked, and the attacks in its ball.
+        split, positions, device: the samples at these places, int64 [n], are measured there.
+        stop, say: as for `RobustEvaluation`.
 
     Raises:
         ResourceError E-EXTRA: torchattacks is not installed.
     """
 
-    def standing(call: AttackCall) -> tuple[Tensor, Tensor, float]:
-        alone = replace(plan, attacks=[call], checks=0, escalate=False, audit=None)
-        result = RobustEvaluation(model, alone, stop=stop, say=say).run(split, positions, device)
-        return result.correct, result.stages[call.label], result.passes_per_sample[call.label]
+    def alone(call: AttackCall) -> Evaluation:
+        own = replace(plan, attacks=[call], checks=0, escalate=False, audit=None)
+        return RobustEvaluation(model, own, stop=stop, say=say).run(split, positions, device)
 
     rows: list[dict[str, Any]] = []
     alarms: list[Alarm] = []
-    for call in (call for call in plan.attacks if call.bounded):
+    for call in plan.attacks:
+        if not call.bounded:
+            continue
         peer, note = peer_of(call, plan.ball)
         if peer is None:
             rows.append({"attack": call.label, "peer": None, "verdict": "not compared", "note": note})
             continue
-        (correct, ours, passes), (_, theirs, peer_passes) = standing(call), standing(peer)
-        only_ours, only_peer = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
-        p = mcnemar(only_ours, only_peer)
-        verdict = "agree" if p >= _LEVEL else "ours weaker" if only_peer > only_ours else "ours stronger"
-        rows.append(
-            {
-                "attack": call.label, "peer": peer.label, "n": int(correct.sum()), "standing": int(ours.sum()), "peer_standing": int(theirs.sum()),
-                "only_ours": only_ours, "only_peer": only_peer, "p": p, "verdict": verdict, "passes_per_sample": passes,
-                "peer_passes_per_sample": peer_passes, "note": note,
-            }
-        )  # fmt: skip
-        if verdict == "ours weaker":
-            counts = f"{peer.label} broke {only_peer} of {int(correct.sum())} samples that {call.label} left standing, the reverse {only_ours} (p = {p:.2g})"
-            alarms.append(
-                Alarm(
-                    "cross-check",
-                    "suspect",
-                    f"ours is weaker: {counts}",
-                    "give ours more steps or restarts; if it stays, report it",
-                )
-            )
+        row = _compared(alone(call), alone(peer), note)
+        rows.append(row)
+        if row["verdict"] == "ours weaker":
+            alarms.append(_weaker(row))
     return rows, alarms
+
+
+def _compared(ours: Evaluation, theirs: Evaluation, note: str) -> dict[str, Any]:
+    """One row from two evaluations of one attack each, on the same samples."""
+    (call,), (peer,) = ours.calls, theirs.calls
+    our_standing, their_standing = ours.stages[call.label], theirs.stages[peer.label]
+    only_ours = int((their_standing & ~our_standing).sum())
+    only_peer = int((our_standing & ~their_standing).sum())
+    p = mcnemar(only_ours, only_peer)
+    return {
+        "attack": call.label,
+        "peer": peer.label,
+        "n": int(ours.correct.sum()),
+        "standing": int(our_standing.sum()),
+        "peer_standing": int(their_standing.sum()),
+        "only_ours": only_ours,
+        "only_peer": only_peer,
+        "p": p,
+        "verdict": _verdict(only_ours, only_peer, p),
+        "passes_per_sample": ours.passes_per_sample[call.label],
+        "peer_passes_per_sample": theirs.passes_per_sample[peer.label],
+        "note": note,
+    }
+
+
+def _verdict(only_ours: int, only_peer: int, p: float) -> str:
+    """agree, ours weaker or ours stronger."""
+    if p >= _LEVEL:
+        return "agree"
+    if only_peer > only_ours:
+        return "ours weaker"
+    return "ours stronger"
+
+
+def _weaker(row: Mapping[str, Any]) -> Alarm:
+    """The alarm of a row in which ours is weaker."""
+    evidence = (
+        f"ours is weaker: {row['peer']} broke {row['only_peer']} of {row['n']} samples that {row['attack']} "
+        f"left standing, the reverse {row['only_ours']} (p = {row['p']:.2g})"
+    )
+    remedy = "give ours more steps or restarts; if it stays, report it"
+    return Alarm("cross-check", "suspect", evidence, remedy)

@@ -1,4 +1,4 @@
-"""What an evaluation does by itself: look at the model first, compare the fast search with fp32, add stages where gradients are masked."""
+"""Done unasked: fp32 where the fast search misses hits, more stages where gradients are masked."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ EOT_DRAWS = 20  # AutoAttack's version "rand"
 JUDGE_DRAWS = 25  # odd: a majority always exists
 _STEPS = 50
 
-
-#: What a short form of an attack keeps of its parameters: enough to see whether two searches find the same.
+#: The most that a short form of an attack keeps of these parameters: enough to compare two searches.
 _SHORT = {"steps": 20, "restarts": 1, "targets": 2, "queries": 200, "binary_search": 2, "draws": 5}
+
+#: (label, name, parameters): what breaks models whose gradients lead astray only inside the ball.
+_BEYOND: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("apgd-wide", "apgd", {"steps": 100, "loss": "margin", "widest": 3.0}),
+    ("fab-t", "fab", {"steps": 100, "targeted": True, "targets": 9}),
+)
 
 
 def trusted(
@@ -34,43 +39,42 @@ def trusted(
     ids: Tensor,
     say: Callable[[str], None],
 ) -> list[AttackCall]:
-    """The attacks of a plan, where a family's low-precision search misses hits that fp32 finds: on the plain fp32 model.
+    """The attacks of a plan, on the plain fp32 model where a search in low precision misses hits.
 
-    A family is a kind and what it needs (fixed gradient, minimal gradient, scores); its first attack stands for it, in a short form,
-    on the samples that the families before left standing. Attacks that bear no low precision are not asked.
+    A family is a kind and what it needs (fixed gradient, minimal gradient, scores). Its first attack stands
+    for it, in a short form, on the samples that the families before it left standing. Attacks that search in
+    fp32 anyway are not asked.
+
+    Args:
+        plan: its attacks, and the precision in which they search.
+        model: the original one, frozen.
+        twin_of: (search, pixels) -> what is searched on.
+        x, y, ids: samples that the model classifies correctly, [n, C, H, W] in [0, 1] and int64 [n].
+        say: told of each family that goes to fp32.
     """
-    calls, standing, families = (
-        list(plan.attacks),
-        torch.ones_like(y, dtype=torch.bool),
-        dict[tuple[str, str], str](),
-    )
-    for call in calls:
+    standing = torch.ones_like(y, dtype=torch.bool)
+    misses: dict[tuple[str, str], str] = {}  # family -> what its low-precision search misses, "" for nothing
+    for call in plan.attacks:
         family, search = (call.kind, call.needs), call.searching(plan.search)
-        if (
-            family in families
-            or not call.bounded
-            or search.dtype is torch.float32
-            or plan.ball.eps == 0
-            or not bool(standing.any())
-        ):
+        low_precision = call.bounded and search.dtype is not torch.float32
+        if family in misses or not low_precision or plan.ball.eps == 0 or not bool(standing.any()):
             continue
         rows = standing.nonzero()[:, 0]
         low, exact = twin_of(search, x), twin_of(replace(search, dtype=torch.float32), x)
-        families[family], fell = (
-            ("", standing.new_zeros(len(rows)))
-            if low is model
-            else gap(low, exact, model, x[rows], y[rows], ids[rows], call, plan)
-        )
+        if low is model:
+            misses[family] = ""
+            continue
+        misses[family], fell = gap(low, exact, model, x[rows], y[rows], ids[rows], call, plan)
         standing[rows[fell]] = False
-        if families[family]:
-            say(f"{call.kind} attacks search on the plain fp32 model: {families[family]}")
-    moved = {family for family, why in families.items() if why}
-    return [
-        replace(call, search=call.searching(plan.search).exact())
-        if (call.kind, call.needs) in moved
-        else call
-        for call in calls
-    ]
+        if misses[family]:
+            say(f"{call.kind} attacks search on the plain fp32 model: {misses[family]}")
+
+    def precise(call: AttackCall) -> AttackCall:
+        if misses.get((call.kind, call.needs)):
+            return replace(call, search=call.searching(plan.search).exact())
+        return call
+
+    return [precise(call) for call in plan.attacks]
 
 
 def gap(
@@ -83,25 +87,38 @@ def gap(
     call: AttackCall,
     plan: EvalPlan,
 ) -> tuple[str, Tensor]:
-    """(why `low` must not be searched on, or ""; bool [n], who fell to either): its short attack misses hits, judged in fp32, that it finds on `exact`.
+    """(what a search on `low` misses, or ""; bool [n], who fell to either search).
 
-    Borderline samples flip both ways; two more missed than won, of at most 64, is no chance.
+    A short form of the attack searches on `low` and on `exact`, and the model judges in fp32. Borderline
+    samples flip both ways. Two more missed than won, of at most 64, is no chance.
     """
     judge, criterion = Judge(model, plan.ball), Criterion(y)
     given = call.given
     short = {name: min(most, given[name]) for name, most in _SHORT.items() if name in given}
-    hits = []
-    for searched in (low, exact):
-        rng = RowRandom(plan.seed, "gap", ids)
-        oracle = call.oracle(searched, x, criterion, rng=rng, ball=plan.ball)
-        hits.append(judge.rule(x, call.points(oracle, x, plan.ball, **short), criterion).hit)
-    missed, won = int((hits[1] & ~hits[0]).sum()), int((hits[0] & ~hits[1]).sum())
-    why = f"{call.label} in {str(call.searching(plan.search).dtype)[6:]} missed {missed} of {int(hits[1].sum())} hits on {len(x)} samples"
-    return why if missed - won >= 2 else "", hits[0] | hits[1]
+
+    def hits_on(searched: Classifier) -> Tensor:
+        oracle = call.oracle(searched, x, criterion, rng=RowRandom(plan.seed, "gap", ids), ball=plan.ball)
+        return judge.rule(x, call.points(oracle, x, plan.ball, **short), criterion).hit
+
+    low_hits, exact_hits = hits_on(low), hits_on(exact)
+    fell = low_hits | exact_hits
+    missed, won = int((exact_hits & ~low_hits).sum()), int((low_hits & ~exact_hits).sum())
+    if missed - won < 2:
+        return "", fell
+    precision = str(call.searching(plan.search).dtype).removeprefix("torch.")
+    hits = int(exact_hits.sum())
+    return f"{call.label} in {precision} missed {missed} of {hits} hits on {len(x)} samples", fell
 
 
 def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
-    """Extra stages for what the diagnosis asks for: rescaled logits, straight-through gradients, EOT, a wide or minimal-norm search, a black box."""
+    """Extra stages for what the diagnosis asks for.
+
+    Args:
+        names: of rescale (logits brought to another scale), bpda (straight-through gradients), eot (gradients
+            averaged over draws), minimal (a wide and a minimal-norm search), square (no gradients); others
+            add nothing.
+        plan: what it holds already is not added again.
+    """
     exact = replace(plan.search, dtype=torch.float32, compile=False)
     rescale, bpda = "rescale" in names or plan.search.rescale, "bpda" in names
     calls: list[AttackCall] = []
@@ -112,47 +129,31 @@ def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
     if "eot" in names:
         calls.append(_apgd("eot", replace(exact, rescale=rescale, bpda=bpda, draws=EOT_DRAWS)))
     if "minimal" in names:
-        calls += [
-            AttackCall.of(registry.attacks.get(name), params, label=f"escalated:{label}")
-            for label, name, params in _BEYOND
-            if not _has(plan, name, params)
-        ]
+        missing = (stage for stage in _BEYOND if not _has(plan, *stage[1:]))
+        calls += [_escalated(label, name, params) for label, name, params in missing]
     if "square" in names and not _has(plan, "square", {}):
-        calls.append(
-            AttackCall.of(registry.attacks.get("square"), {"queries": 1000}, label="escalated:square")
-        )
+        calls.append(_escalated("square", "square", {"queries": 1000}))
     return calls
 
 
-#: What breaks models whose gradients lead astray inside the ball only.
-_BEYOND: tuple[tuple[str, str, dict[str, object]], ...] = (
-    ("apgd-wide", "apgd", {"steps": 100, "loss": "margin", "widest": 3.0}),
-    ("fab-t", "fab", {"steps": 100, "targeted": True, "targets": 9}),
-)
-
-
 def _has(plan: EvalPlan, name: str, params: Mapping[str, object]) -> bool:
-    """Whether the plan holds an attack of this name that does what these parameters do, at least half as long."""
+    """Whether the plan holds an attack of this name with these parameters, running at least half as long."""
     same = [call.given for call in plan.attacks if call.name == name]
     return any(all(_enough(given.get(key), value) for key, value in params.items()) for given in same)
 
 
 def _enough(given: Any, wanted: Any) -> bool:
-    return bool(
-        given == wanted
-        or (
-            isinstance(wanted, int)
-            and not isinstance(wanted, bool)
-            and isinstance(given, int)
-            and 2 * given >= wanted
-        )
-    )
+    """Whether a parameter is the wanted one, or a count of at least half of it."""
+    if given == wanted:
+        return True
+    counts = isinstance(wanted, int) and not isinstance(wanted, bool) and isinstance(given, int)
+    return counts and 2 * given >= wanted
+
+
+def _escalated(label: str, name: str, params: Mapping[str, object]) -> AttackCall:
+    return AttackCall.of(registry.attacks.get(name), params, label=f"escalated:{label}")
 
 
 def _apgd(prefix: str, search: Search) -> AttackCall:
-    return AttackCall.of(
-        registry.attacks.get("apgd"),
-        {"steps": _STEPS, "loss": "ce"},
-        label=f"{prefix}:apgd-ce",
-        search=search,
-    )
+    params = {"steps": _STEPS, "loss": "ce"}
+    return AttackCall.of(registry.attacks.get("apgd"), params, label=f"{prefix}:apgd-ce", search=search)

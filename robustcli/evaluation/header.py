@@ -1,4 +1,4 @@
-"""What the verdicts of an evaluation depend on, in words and as one digest: verdicts of unequal headers never mix."""
+"""What the verdicts of an evaluation depend on, in words and as one digest. Unequal headers never mix."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from robustcli.errors import CheckpointError, DataError
 from robustcli.store.atomic import strict_json, write_json
 from robustcli.store.tensorfile import read_regular, strict_loads
 
-SHARD = 256
 NAME = "header.json"
 _FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
-_FREE = (
-    "batch_size",
-    "fn",
-    "compile",
-    "short_forms",
-)  # fields of a plan that decide no verdict; the functions are in the code hash
+_NAMED = 3  # differences that a message names
+#: Fields of a plan that decide no verdict. The functions among them are part of the hash of the code.
+_FREE = ("batch_size", "fn", "cost", "compile", "short_forms")
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,11 @@ class Header:
     Args:
         model, data, code: SHA-256 of the weights, the data set and the source.
         plan: ball, attacks in order with their parameters, seed, target, search: plain JSON.
-        ids: SHA-256 over the sorted sample ids.  n: how many samples.  size: samples per shard.
-        about: names for tables.  alarms: found out about the model before the first batch. Neither is compared.
+        ids: SHA-256 over the sorted sample ids.
+        n: how many samples.
+        size: samples per shard.
+        about: names for tables; not compared.
+        alarms: what the first look at the model raised; not compared.
     """
 
     model: str
@@ -44,7 +43,7 @@ class Header:
     plan: Mapping[str, Any]
     ids: str
     n: int
-    size: int = SHARD
+    size: int
     about: Mapping[str, Any] = field(default_factory=dict)
     alarms: Sequence[Mapping[str, Any]] = ()
 
@@ -57,21 +56,21 @@ class Header:
         model: str,
         data: str,
         code: str,
-        size: int = SHARD,
+        size: int,
         about: Mapping[str, Any] | None = None,
         alarms: Sequence[Mapping[str, Any]] = (),
     ) -> Header:
-        """The header of a plan (a dataclass; its batch size does not count) over samples with these ids, int64 [n] in any order."""
+        """The header of a plan, a dataclass, over samples with these ids, int64 [n] in any order."""
         return cls(
-            model,
-            data,
-            code,
-            _plain(plan),
-            ids_digest(ids),
-            len(ids),
-            size,
-            _plain(about or {}),
-            _plain(alarms),
+            model=model,
+            data=data,
+            code=code,
+            plan=_plain(plan),
+            ids=ids_digest(ids),
+            n=len(ids),
+            size=size,
+            about=_plain(about or {}),
+            alarms=_plain(alarms),
         )
 
     @property
@@ -89,7 +88,7 @@ class Header:
         return min(self.size, self.n - number * self.size)
 
     def differences(self, other: Header) -> list[str]:
-        """What differs by name, "seed: 0 there, 1 here", where `self` is there and `other` here; empty when the digests agree."""
+        """What differs, as "seed: 0 there, 1 here", `self` there and `other` here; [] when digests agree."""
         return list(_differences(self._compared(), other._compared(), ""))
 
     def write(self, folder: Path) -> None:
@@ -99,7 +98,7 @@ class Header:
 
     @classmethod
     def read(cls, folder: Path) -> Header | None:
-        """The header in a folder of shards, None when there is none. Raises DataError: damaged, or of another version."""
+        """The header in a folder, None where none is. Raises DataError: damaged or of another version."""
         path = folder / NAME
         try:
             document = strict_loads(read_regular(path, _LIMIT))
@@ -135,14 +134,16 @@ def ids_digest(ids: Tensor) -> str:
     return hashlib.sha256(ids.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def few(differing: Sequence[str], most: int = 3) -> str:
-    """The first differences on one line."""
-    return ", ".join(differing[:most]) + (
-        f", and {len(differing) - most} more" if len(differing) > most else ""
-    )
+def few(differences: Sequence[str]) -> str:
+    """The first differences on one line, and how many more there are."""
+    first, more = ", ".join(differences[:_NAMED]), len(differences) - _NAMED
+    if more > 0:
+        return f"{first}, and {more} more"
+    return first
 
 
 def _differences(there: Any, here: Any, path: str) -> Iterator[str]:
+    """One line per difference between two plain JSON values, each with its dotted path below `path`."""
     if strict_json(there) == strict_json(here):
         return
     if isinstance(there, Mapping) and isinstance(here, Mapping):
@@ -156,21 +157,32 @@ def _differences(there: Any, here: Any, path: str) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    """A list by the labels of its entries, hashes by their first digits."""
+    """A value on one line: a list by the labels of its entries, hashes by their first digits."""
     if isinstance(value, list):
-        return f"[{', '.join(_short(entry.get('label')) if isinstance(entry, Mapping) else _short(entry) for entry in value)}]"
-    return _HASH.sub(r"\1", value) if isinstance(value, str) else strict_json(value)
+        return f"[{', '.join(_short(_label(entry)) for entry in value)}]"
+    if isinstance(value, str):
+        return _HASH.sub(r"\1", value)
+    return strict_json(value)
+
+
+def _label(entry: Any) -> Any:
+    """What names an entry of a list: the label of an attack, anything else itself."""
+    if isinstance(entry, Mapping):
+        return entry.get("label")
+    return entry
 
 
 def _plain(value: Any) -> Any:
-    """`value` as plain JSON: dataclasses without the fields that decide no verdict, types such as torch.float32 by name."""
+    """`value` as plain JSON: dataclasses without the fields `_FREE`, types such as torch.float32 by name."""
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _FREE}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
 
 
 def _sha(document: Any) -> str:

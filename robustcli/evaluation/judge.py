@@ -15,19 +15,23 @@ from robustcli.core.losses import Criterion
 from robustcli.core.padding import padded
 from robustcli.runtime.precision import tf32_products
 
-_SURE = 0.9  # share of the draws
+_SURE = 0.9  # share of the draws that must be successes before a running attack gives a row up
 
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """No autocast and no TF32 inside: cuDNN convolutions use TF32 by default, which moves borderline verdicts."""
+    """No autocast and no TF32 inside: cuDNN uses TF32 by default, which moves borderline verdicts."""
     with tf32_products(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the judge found for each row: success, label predicted now, distance float64, inside ball and box, logits (mean over draws)."""
+    """What the judge says of R points.
+
+    hit: bool [R], a success inside the ball and the box. predicted: int64 [R], the label now. distance:
+    float64 [R], from the clean image. inside: bool [R], in ball and box. logits: [R, K], mean over the draws.
+    """
 
     hit: Tensor
     predicted: Tensor
@@ -37,23 +41,30 @@ class Ruling:
 
 
 class Clean(NamedTuple):
-    """What the judge sees on clean images: logits [B, K], mean over draws; right bool [B], finite and of label y."""
+    """What the judge says of clean images.
+
+    logits: [B, K], mean over the draws. right: bool [B], finite and of label y.
+    """
 
     logits: Tensor
     right: Tensor
 
 
 class Judge:
-    """Re-predicts with the original model in fp32 and re-measures in float64.
+    """Predicts again with the original model in fp32, and measures again in float64.
+
+    It counts rows: `forward_rows` that the model was asked for, `refused_rows` that lay outside the ball or
+    the box, `broken_rows` whose answer held NaN or Inf.
 
     Args:
         model: the original classifier, held frozen in eval mode by the caller.
-        ball: the threat; points outside it never count, whatever the model says of them.
-        draws: for a randomised model, passes per question: the majority of fresh draws decides, and half of them is no success.
-        bounded: False for threats that no radius describes (rotations, corruptions): only finite points in the pixel box are asked for.
+        ball: the threat. Points outside it never count, whatever the model says of them.
+        draws: model passes per question, more than 1 for a randomised model: the majority of fresh draws
+            decides, and a tie is no success.
+        bounded: False for threats that no radius describes (rotations, corruptions): any finite point of the
+            pixel box counts.
 
-    Raises ValueError if draws < 1. `forward_rows`, `refused_rows` and `broken_rows` count what was asked of the model, what lay outside, and
-    answers with NaN or Inf.
+    Raises ValueError if draws < 1.
     """
 
     def __init__(self, model: nn.Module, ball: Ball, *, draws: int = 1, bounded: bool = True) -> None:
@@ -65,51 +76,60 @@ class Judge:
         self.broken_rows = 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, K] float32 of the original model, no gradient; the mean over the draws."""
+        """float32 [B, K] of the original model, without gradient: the mean over the draws."""
         return self._passes(x).mean(0)
 
     def clean(self, x: Tensor, y: Tensor) -> Clean:
-        """Logits of x and who is right; of a randomised model the majority of fresh draws says who is."""
+        """Logits of x, and which rows are right; of a randomised model the majority of other draws says."""
         logits = self.logits(x)
-        label = self.label(x) if self._draws > 1 else logits.argmax(1)
+        label = logits.argmax(1)
+        if self._draws > 1:
+            label = self.label(x)
         return Clean(logits, (label == y) & torch.isfinite(logits).all(1))
 
     def label(self, x: Tensor) -> Tensor:
-        """int64 [B]: the class that most draws predict, the smallest of equals."""
+        """int64 [B]: the class that most draws predict; of several the one with the smallest number."""
         return _mode(self._passes(x))
 
     def success_rate(self, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
-        """float32 [R]: share of the draws in which each point is a success; 1 - its mean over all samples is the accuracy of one random draw."""
+        """float32 [R]: in which share of the draws each point is a success.
+
+        1 - its mean over all samples is the accuracy of a single draw.
+        """
         return _votes(self._passes(x_adv), criterion, rows).float().mean(0)
 
     def hits(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
-        """bool [R], as `rule`, but the model is asked only about the points that may count: for candidates of a running attack.
+        """bool [R]: which candidates of a running attack are successes; arguments as for `rule`.
 
-        With several draws nine of ten must be successes, so that the verdict on fresh draws is not in doubt.
+        The model is asked only about points inside. With several draws nine of ten must be successes: a
+        search that stopped at its first lucky majority would be refused by the fresh draws of `rule`.
         """
         hit = self._inside(x, x_adv)
         asked = hit.nonzero()[:, 0]
         if len(asked):
             of = asked if rows is None else rows[asked]
-            votes = _votes(self._passes(x_adv[asked]), criterion, of)
-            # A search that stopped at its first lucky majority would be refused by the fresh draws of `rule`.
-            hit[asked] = votes.float().mean(0) >= _SURE if len(votes) > 1 else _majority(votes)
+            hit[asked] = _sure(_votes(self._passes(x_adv[asked]), criterion, of))
         return hit
 
     def rule(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Ruling:
-        """Decide the rows `rows` of `criterion` (all by default); x and x_adv hold just these rows, [R, C, H, W]."""
+        """The verdict on R points.
+
+        Args:
+            x, x_adv: clean images and points, [R, C, H, W] in [0, 1].
+            criterion: what a success is, for the B rows of a batch.
+            rows: int64 [R], which of these rows the points are of; None = all of them, R = B.
+        """
         inside, logits = self._inside(x, x_adv), self._passes(x_adv)
         hit = _majority(_votes(logits, criterion, rows)) & inside
         return Ruling(hit, _mode(logits), self._ball.distance(x, x_adv), inside, logits.mean(0))
 
     def _inside(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """bool [R]: points that count; the others are counted as refused."""
+        """bool [R]: points that may count. The others are counted as refused."""
         if self._bounded:
             inside = self._ball.contains(x, x_adv)
         else:
-            inside = (
-                ((x_adv >= self._ball.low) & (x_adv <= self._ball.high)).flatten(1).all(1)
-            )  # a NaN is in no box
+            boxed = (x_adv >= self._ball.low) & (x_adv <= self._ball.high)  # a NaN is in no box
+            inside = boxed.flatten(1).all(1)
         self.refused_rows += int((~inside).sum())
         return inside
 
@@ -128,6 +148,13 @@ class Judge:
 def _votes(logits: Tensor, criterion: Criterion, rows: Tensor | None) -> Tensor:
     """bool [D, R]: success per draw, from logits [D, R, K]."""
     return torch.stack([criterion.hit(draw, rows) for draw in logits])
+
+
+def _sure(votes: Tensor) -> Tensor:
+    """bool [R]: a share of `_SURE` or more of the votes [D, R]; of a single vote that vote."""
+    if len(votes) == 1:
+        return _majority(votes)
+    return votes.float().mean(0) >= _SURE
 
 
 def _majority(votes: Tensor) -> Tensor:

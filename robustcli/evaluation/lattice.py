@@ -1,4 +1,4 @@
-"""Adversarial images as 8-bit files: points of the lattice {0, 1/255, …, 1} that are still inside the ball."""
+"""Adversarial images as 8-bit files: pixels that are multiples of 1/255, still inside the ball."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _ROUND = 1e-4  # in levels: float32 noise of k / 255
 
 
 def to_lattice(x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
-    """uint8 [B, C, H, W]: the nearest level of each pixel that keeps the row inside the ball around x.
+    """round(255 x_adv), uint8 [B, C, H, W]: the nearest 8-bit image that lies in the ball around x.
 
-    linf: round, then clamp to the levels inside [x - eps, x + eps]; truncating instead would turn 8/255 into 9/255 or 7/255.
-    l2, l1: round to nearest; a row that left the ball is rounded towards x instead, which never makes a step longer when x
-    itself is 8-bit. A row whose x is not 8-bit may have no such point; the judge measures it again.
+    linf: each level is clamped to those within [x - eps, x + eps]. Truncating would turn 8/255 into 9/255 or
+    7/255. l2, l1: a row that rounding moved out of the ball is rounded towards x instead. That makes no
+    pixel's step longer when x itself is 8-bit. Where it is not, there may be no such image: the judge
+    measures what was written again.
 
     Args:
         x, x_adv: pixels [B, C, H, W] in [0, 1].

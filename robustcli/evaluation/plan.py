@@ -1,4 +1,4 @@
-"""What an evaluation measures, and what it found: plain data between the engine and those who ask it."""
+"""What an evaluation measures: plain data for the engine. `evaluation.result` holds its answer."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
-from robustcli.evaluation.bound import Audit
 from robustcli.facts import AttackFacts, Kind, Needs, Passes
-from robustcli.records.alarm import Alarm, reliability
 from robustcli.registry import Entry, parameters
 
 
 @dataclass(frozen=True)
 class Search:
-    """How attacks look for candidates; never how they are judged. `dtype` float32 without folding is the model itself.
+    """On what attacks look for candidates. It never changes how these are judged.
 
     Args:
-        dtype, fold_bn, channels_last, compile: of the search twin (`core.twin.SearchTwin`).
-        bpda: gradients pass straight through rounding, signs and integer casts (`core.gradients.straight_through`).
+        dtype, fold_bn, channels_last, compile: of the search twin (`core.twin.SearchTwin`), a copy of the
+            model that answers faster.
+        bpda: gradients pass straight through rounding, signs and integer casts
+            (`core.gradients.straight_through`).
         rescale: logits are brought to a scale where cross-entropy has gradients (`core.gradients.rescaled`).
-        draws: model passes averaged per answer; None means 1, or 20 when the model turns out to be randomised (EOT).
+        draws: model passes averaged per answer; None means 1, or 20 when the model turns out to be randomised
+            (EOT).
     """
 
     dtype: torch.dtype = torch.float32
@@ -47,9 +48,7 @@ class Search:
     @property
     def plain(self) -> bool:
         """True when the search runs on the model itself."""
-        return (
-            self.dtype is torch.float32 and not self.fold_bn and not self.channels_last and not self.compile
-        )
+        return self == self.exact()
 
     def copy_of(self, model: nn.Module) -> SearchTwin:
         """The search twin, not yet compared with the model."""
@@ -62,19 +61,28 @@ class Search:
         )
 
     def twin(self, model: nn.Module, x: Tensor, say: Callable[[str], None] = lambda text: None) -> Classifier:
-        """The search twin of a frozen model, or the model itself when they disagree on x (said through `say`)."""
-        found: Classifier = model
-        if (
-            not self.plain and not self.bpda
-        ):  # straight-through gradients look into the model's own operations
-            twin = self.copy_of(model)
-            why = twin.parity(x)
-            if why:
-                say(f"searching on the plain fp32 model: {why}")
-            else:
-                found = twin
-        found = straight_through(found) if self.bpda else found
-        return rescaled(found) if self.rescale else found
+        """What attacks ask: the search twin of a frozen model, with `bpda` and `rescale` applied.
+
+        Where the twin disagrees with the model on pixels x [B, C, H, W], which `say` tells, it is the model
+        itself.
+        """
+        searched = self._faithful_copy(model, x, say)
+        if self.bpda:
+            searched = straight_through(searched)
+        if self.rescale:
+            searched = rescaled(searched)
+        return searched
+
+    def _faithful_copy(self, model: nn.Module, x: Tensor, say: Callable[[str], None]) -> Classifier:
+        """The twin if it agrees with the model on x, else the model."""
+        if self.plain or self.bpda:  # straight-through gradients look into the model's own operations
+            return model
+        twin = self.copy_of(model)
+        difference = twin.parity(x)
+        if not difference:
+            return twin
+        say(f"searching on the plain fp32 model: {difference}")
+        return model
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,12 @@ class AttackCall:
     Args:
         label: its name in tables ("pgd-20").
         name: its registered name, or what stands for it (a file of the user's, a class of another library).
-        kind: fixed and minimal attacks answer within the plan's ball. An unbounded one (rotations, corruptions) is a
-            threat of its own: it runs on every initially correct sample, and its breaks do not count against the ball.
+        kind: fixed and minimal attacks answer within the plan's ball. An unbounded one (rotations,
+            corruptions) is a threat of its own: it runs on every initially correct sample, and its breaks do
+            not count against the ball.
         needs: gradient, scores or decisions.
         search: how this call searches, instead of the plan's way.
-        precision: the lowest that its search bears, bf16 or fp32.
+        precision: the lowest in which it may search, bf16 or fp32.
         cost: model passes on a sample that survives, see `facts.AttackFacts.passes`; None where nobody knows.
     """
 
@@ -112,22 +121,22 @@ class AttackCall:
         search: Search | None = None,
     ) -> AttackCall:
         """The call of a registered attack, with the facts of its registration."""
-        facts, title = entry.facts, label or entry.name
+        facts = entry.facts
         return cls(
-            title,
-            entry.name,
-            entry.fn,
-            params,
-            facts.kind,
-            facts.needs,
-            search,
-            facts.precision,
-            facts.passes,
+            label=label or entry.name,
+            name=entry.name,
+            fn=entry.fn,
+            params=params,
+            kind=facts.kind,
+            needs=facts.needs,
+            search=search,
+            precision=facts.precision,
+            cost=facts.passes,
         )
 
     @property
     def given(self) -> dict[str, Any]:
-        """All parameters of the attack: its defaults, and over them what was asked for."""
+        """All parameters of the attack: its defaults, replaced by those that were asked for."""
         defaults = {name: parameter.default for name, parameter in parameters(self.fn).items()}
         return defaults | dict(self.params)
 
@@ -137,38 +146,43 @@ class AttackCall:
         return self.kind != "unbounded"
 
     def passes(self, classes: int, norm: str) -> int:
-        """Model passes on one sample that survives, its last point included; 0 where nobody knows."""
+        """Model passes on one sample that survives, the judge's at the end included; 0 where nobody knows."""
         if self.cost is None:
             return 0
         draws = (self.search and self.search.draws) or 1
         return self.cost(self.given, classes, norm) * draws
 
     def searching(self, plan: Search) -> Search:
-        """How this call searches in a plan that searches so: never in less than it bears."""
+        """How this call searches in a plan: its own way, else the plan's, never below its precision."""
         chosen = self.search or plan
         if self.precision == "fp32":
             return replace(chosen, dtype=torch.float32)
         return chosen
 
     def oracle(self, model: Classifier, x: Tensor, criterion: Criterion, **settings: Any) -> Oracle:
-        """What the attack asks: it keeps the closest success for a minimal-norm attack, else the worst point met."""
+        """What the attack asks. It keeps the worst point met, for a minimal attack the closest success."""
         return Oracle(model, x, criterion, keep="closest" if self.kind == "minimal" else "best", **settings)
 
     def points(self, oracle: Oracle, x: Tensor, ball: Ball, **changed: Any) -> Tensor:
         """x_adv [R, C, H, W] of a search, with some parameters `changed`.
 
-        The closest success of a minimal-norm attack may lie outside the ball, which is no fault of the attack: then x.
+        The closest success of a minimal-norm attack may lie outside the ball, which is no fault of the
+        attack. In such rows the answer is x.
         """
         x_adv = self.fn(oracle, x, ball, **{**self.params, **changed})
-        return ball.or_origin(x, x_adv) if self.kind == "minimal" else x_adv
+        if self.kind == "minimal":
+            return ball.or_origin(x, x_adv)
+        return x_adv
 
 
 @dataclass(frozen=True)
 class AuditPlan:
     """What checks a short list of attacks: see `evaluation.audit`.
 
-    samples: survivors that are looked at; 0 = none. short_forms: model passes per sample -> attacks. escalation: runs on all
-    survivors when two of those samples fall.
+    Args:
+        samples: survivors that are looked at; 0 = none.
+        short_forms: model passes per sample -> the attacks that these samples meet.
+        escalation: attacks that run on all survivors when two of those samples fall.
     """
 
     samples: int
@@ -184,15 +198,18 @@ class EvalPlan:
         ball: the threat.
         attacks: run in this order, each on the rows still standing.
         seed: of all draws; they depend on it and the sample id only.
-        batch_size: images per batch, or None for as many as the device's memory takes; never changes a verdict (decisions:
-            borderline flips below 1e-5 excepted).
+        batch_size: images per batch, or None for as many as the device's memory takes. No verdict depends on
+            it, but for borderline flips of less than 1e-5 (docs/decisions.md).
         target: None for untargeted, "random", "least-likely" or a class number.
         search: precision and layout of the search twin.
-        checks: initially correct samples on which the model is diagnosed before anything is measured; 0 = only the free checks.
+        checks: initially correct samples on which the model is diagnosed before anything is measured; 0 =
+            only the free checks.
         escalate: add stages of our own when the diagnosis finds masked gradients.
-        randomised: found out by the first look at the model: gradients are averaged and a majority of draws decides.
+        randomised: the model answers differently each time, as the first look at it found: gradients are
+            averaged and a majority of draws decides.
         audit: how survivors are looked at once more, or None where the list needs no audit.
-        stream: of the attacks' draws: two attacks of one kind that share it begin at the same points.
+        stream: name of the attacks' random streams. Two attacks of one kind that share it begin at the same
+            points.
 
     Raises:
         ValueError: two attacks with one label.
@@ -215,90 +232,6 @@ class EvalPlan:
         if len(set(labels)) < len(labels):
             raise ValueError(f"two attacks have one name: {', '.join(labels)}")
 
-
-@dataclass(frozen=True)
-class BatchOutcome:
-    """One batch after all attacks; tensors over its B rows, on the device.
-
-    `x_adv` is the point in the ball that broke the row, or the worst one met; `standing[k]` tells who is right after attack k
-    (for an unbounded attack: right under it and on the clean image). `tallies`: counts that alarms need. `survivors`: right on the
-    clean image and under every attack in the ball. `goal`: the label that a targeted attack heads for. `draws`: model passes per judgement.
-    """
-
-    ids: Tensor
-    x: Tensor
-    y: Tensor
-    x_adv: Tensor
-    clean_predicted: Tensor
-    predicted: Tensor
-    correct: Tensor
-    standing: list[Tensor]
-    seconds: list[float]
-    passes: list[int]
-    tallies: dict[str, int]
-    survivors: Tensor
-    goal: Tensor | None = None
-    draws: int = 1
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result over n samples; bool tensors [n] on the CPU in the order of `ids`, which are sorted.
-
-    `correct`: right on the clean image. `stages[label]`: correct and still right after that attack and all before it; for the labels
-    in `apart` (unbounded attacks) correct and right under that attack alone. `shards`: how many are complete, of how many.
-    `audit`: of a list that is audited; what fell there is broken in its stages and in `survivors`.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    correct: Tensor
-    stages: dict[str, Tensor]
-    seconds: dict[str, float]
-    passes_per_sample: dict[str, float]
-    alarms: list[Alarm]
-    total_seconds: float
-    apart: frozenset[str] = frozenset()
-    calls: tuple[AttackCall, ...] = ()
-    total: int = 0
-    shards: tuple[int, int] = (0, 0)
-    audit: Audit | None = None
-
-    @property
-    def survivors(self) -> Tensor:
-        """bool [n]: right on the clean image and under every attack in the ball; where no attack is in a ball, under each of them."""
-        bounded = [standing for label, standing in self.stages.items() if label not in self.apart]
-        if bounded or not self.stages:
-            return bounded[-1] if bounded else self.correct
-        return torch.stack(list(self.stages.values())).all(0)
-
-    @property
-    def n(self) -> int:
-        """Samples measured."""
-        return len(self.ids)
-
-    @property
-    def complete(self) -> bool:
-        """False when other shards of the same evaluation are missing: then no number here is final."""
-        return self.n == (self.total or self.n)
-
-    @property
-    def clean_acc(self) -> float:
-        """Share right on clean images, in [0, 1]."""
-        return int(self.correct.sum()) / max(1, self.n)
-
-    @property
-    def robust_acc(self) -> float:
-        """Share of all samples that are right under every attack in the ball, in [0, 1]."""
-        return int(self.survivors.sum()) / max(1, self.n)
-
-    @property
-    def attack_success(self) -> float:
-        """Share of the initially correct samples that some attack in the ball broke, in [0, 1]."""
-        right = int(self.correct.sum())
-        return (right - int(self.survivors.sum())) / right if right else 0.0
-
-    @property
-    def reliability(self) -> str:
-        """ok, suspect or invalid: the worst alarm."""
-        return reliability(self.alarms)
+    def draws(self, many: int) -> int:
+        """Model passes per answer: `many` for a randomised model, else 1."""
+        return many if self.randomised else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,37 +12,34 @@ from torch import Tensor, nn
 
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
+from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
 from robustcli.evaluation.alarms import check_model_output, state_digest
-from robustcli.evaluation.audit import audited
+from robustcli.evaluation.audit import Rerun, audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
 from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, trusted
 from robustcli.evaluation.judge import Judge
-from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation, Search
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.shards import ShardStore
 from robustcli.evaluation.sizing import in_batches
+from robustcli.evaluation.stage import Batch, Stage
 from robustcli.records.alarm import Alarm
 
 #: (plan, alarms so far, ids int64 [n], name of a part or "") -> where proven shards of these samples are.
 OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
 
 
-def _named(
-    open_store: OpenStore, name: str, plan: EvalPlan, alarms: list[Alarm], ids: Tensor, whole: str
-) -> ShardStore:
-    """The store of a part of an evaluation, in a folder of its own."""
-    return open_store(plan, alarms, ids, name)
-
-
 class RobustEvaluation:
     """Runs an `EvalPlan` batch by batch; memory does not grow with n beyond one flag per sample and attack.
 
     Args:
-        model: pixels -> logits; held in eval mode without parameter gradients while a batch is worked on.
+        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; held in eval mode without parameter gradients
+            while a batch is worked on.
         plan: what to measure.
         stop: raises to interrupt, called before every model pass.
         say: one line to the user.
@@ -62,19 +58,19 @@ class RobustEvaluation:
         self._twins: dict[Search, Classifier] = {}
         self._alarms: list[Alarm] = []
         self._notes: list[str] = []
-        self._ready = False
-        self._prepared: Tensor | None = (
-            None  # images on which twins are compared: the same for every part of an evaluation
-        )
+        self._prepared = False
+        #: Images on which twins are compared with the model, the same for every part of an evaluation.
+        self._shown: Tensor | None = None
 
     def prepare(self, split: Split, positions: Tensor, device: torch.device) -> EvalPlan:
-        """Look at the model on a few samples: free checks, diagnosis and gap test. The plan with the stages that it calls for.
+        """The plan after a look at the model on a few samples: free checks, diagnosis and gap test.
 
-        A function of (model, data, plan) alone, so that a resumed evaluation, or another machine's shards, make the same plan.
+        A function of (model, data, plan) alone, so that a resumed evaluation, or another machine's shards,
+        make the same plan.
         """
-        if self._ready or not len(positions):
+        if self._prepared or not len(positions):
             return self.plan
-        self._ready = True
+        self._prepared = True
         probe = max(2 * self.plan.checks, 32)
         while True:
             try:
@@ -86,18 +82,17 @@ class RobustEvaluation:
                 probe //= 2
 
     def _look(self, split: Split, positions: Tensor, device: torch.device, probe: int) -> None:
-        spread = torch.linspace(
-            0, len(positions) - 1, min(probe, len(positions))
-        ).long()  # stored order is often by class
+        """The free checks on `probe` samples, and the diagnosis on those that are right."""
+        n = len(positions)
+        spread = torch.linspace(0, n - 1, min(probe, n)).long()  # stored order is often by class
         x, y, ids = next(iter(split.stream([positions[spread]], device)))
         with frozen(self.model):
             judge = Judge(self.model, self.plan.ball)
             clean, right = judge.clean(x, y)
             self._alarms = check_model_output(clean, judge.logits(x))
-            self.plan = replace(
-                self.plan, randomised=any(alarm.name == "random-forward" for alarm in self._alarms)
-            )
-            self._prepared = x
+            randomised = any(alarm.name == "random-forward" for alarm in self._alarms)
+            self.plan = replace(self.plan, randomised=randomised)
+            self._shown = x
             probed = right.nonzero()[: self.plan.checks, 0]
             if self.plan.checks and len(probed):
                 self._diagnose(x[probed], y[probed], ids[probed])
@@ -105,20 +100,30 @@ class RobustEvaluation:
     def _diagnose(self, x: Tensor, y: Tensor, ids: Tensor) -> None:
         """Alarms, escalations and the precision of the search, from initially correct samples."""
         plan = self.plan
-        found = diagnose(
+        diagnosis = diagnose(
             self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop
         )
-        names = {alarm.name for alarm in found.alarms}  # the diagnosis has looked longer: its word counts
-        self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + list(found.alarms)
-        plan = replace(plan, randomised=plan.randomised or found.randomised)
+        # The diagnosis has looked longer than the free checks: where both raise an alarm, its word counts.
+        names = {alarm.name for alarm in diagnosis.alarms}
+        self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + diagnosis.alarms
+        plan = replace(plan, randomised=plan.randomised or diagnosis.randomised)
         if not plan.randomised:
             plan = replace(plan, attacks=trusted(plan, self.model, self._twin, x, y, ids, self._say))
         if plan.escalate and plan.target is None:
-            plan = replace(plan, attacks=[*plan.attacks, *escalations(found.escalations, plan)])
+            plan = replace(plan, attacks=[*plan.attacks, *escalations(diagnosis.escalations, plan)])
         self.plan = plan
 
+    def _twin(self, search: Search, x: Tensor) -> Classifier:
+        """What attacks with this search ask, made once. x: images to compare it on where none are set yet."""
+        if self.plan.randomised:
+            search = search.exact()  # tracing would freeze the draws
+        if search not in self._twins:
+            shown = x if self._shown is None else self._shown
+            self._twins[search] = search.twin(self.model, shown, self._say)
+        return self._twins[search]
+
     def batches(self, split: Split, positions: Tensor, device: torch.device) -> Iterator[BatchOutcome]:
-        """Attack the samples at `positions` (int64 [n]) of a split, one batch at a time; halved where memory does not suffice."""
+        """Attack the samples at `positions`, int64 [n], batch by batch, in halves where memory runs out."""
         self.prepare(split, positions, device)
 
         def work(x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
@@ -128,109 +133,92 @@ class RobustEvaluation:
         yield from in_batches(split, positions, device, self.plan.batch_size, work, self._say)
 
     def attack_batch(self, x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
-        """All attacks of the plan on one batch: x [B, C, H, W] in [0, 1], y and ids int64 [B]. The model must be frozen."""
-        draws = JUDGE_DRAWS if self.plan.randomised else 1
+        """All attacks of the plan on x [B, C, H, W] in [0, 1], y and ids int64 [B], of a frozen model."""
+        draws = self.plan.draws(JUDGE_DRAWS)
         judge = Judge(self.model, self.plan.ball, draws=draws)
         if self._stop is not None:
             self._stop()
-        clean, correct = judge.clean(x, y)
-        goal = self._targets(clean, y, ids)
-        x_adv, predicted, still = x.clone(), clean.argmax(1), correct.clone()
+        batch = Batch.judged(judge, self.plan, x, y, ids)
+        clean_predicted = batch.logits.argmax(1)
+        x_adv, predicted, survivors = x.clone(), clean_predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
             began = time.perf_counter()
-            eligible = still if call.bounded else correct
-            open_rows = (eligible if goal is None else eligible & (goal != y)).nonzero()[:, 0]
-            left, spent = eligible.clone(), 0
-            if len(open_rows):
-                criterion = Criterion(y[open_rows], None if goal is None else goal[open_rows])
-                referee = (
-                    judge if call.bounded else Judge(self.model, self.plan.ball, draws=draws, bounded=False)
-                )
-                found, spent, counts = self._run(
-                    call, referee, x[open_rows], criterion, ids[open_rows], clean[open_rows]
-                )
-                asked = referee.forward_rows
-                ruling = referee.rule(x[open_rows], found, criterion)
-                spent += referee.forward_rows - asked
-                if referee is not judge:
-                    counts |= {"refused": referee.refused_rows, "broken": referee.broken_rows}
-                left[open_rows[ruling.hit]] = False
-                tallies.update(counts)
-                if call.bounded:
-                    x_adv[open_rows], predicted[open_rows], still = found, ruling.predicted, left
+            if call.bounded:
+                stage = self._stage(call, judge, batch, survivors)
+                x_adv[stage.rows], predicted[stage.rows] = stage.x_adv, stage.predicted
+                survivors = stage.standing
+            else:
+                stage = self._apart(call, batch, draws)
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
-            standing.append(left)
             seconds.append(time.perf_counter() - began)
-            passes.append(spent)
+            standing.append(stage.standing)
+            passes.append(stage.passes)
+            tallies.update(stage.tallies)
         tallies.update({"refused": judge.refused_rows, "broken": judge.broken_rows})
         return BatchOutcome(
-            ids,
-            x,
-            y,
-            x_adv,
-            clean.argmax(1),
-            predicted,
-            correct,
-            standing,
-            seconds,
-            passes,
-            dict(tallies),
-            still,
-            goal,
-            draws,
+            ids=ids,
+            x=x,
+            y=y,
+            x_adv=x_adv,
+            clean_predicted=clean_predicted,
+            predicted=predicted,
+            correct=batch.correct,
+            standing=standing,
+            seconds=seconds,
+            passes=passes,
+            tallies=dict(tallies),
+            survivors=survivors,
+            goal=batch.goal,
+            draws=draws,
         )
 
-    def _twin(self, search: Search, x: Tensor) -> Classifier:
-        search = search.exact() if self.plan.randomised else search  # tracing would freeze the draws
-        if search not in self._twins:
-            self._twins[search] = search.twin(
-                self.model, self._prepared if self._prepared is not None else x, self._say
-            )
-        return self._twins[search]
+    def _apart(self, call: AttackCall, batch: Batch, draws: int) -> Stage:
+        """An unbounded attack on all rows that are right on the clean image, under a judge of its own."""
+        judge = Judge(self.model, self.plan.ball, draws=draws, bounded=False)
+        stage = self._stage(call, judge, batch, batch.correct)
+        judged = {"refused": judge.refused_rows, "broken": judge.broken_rows}
+        return replace(stage, tallies=stage.tallies | judged)
 
-    def _run(
+    def _stage(self, call: AttackCall, judge: Judge, batch: Batch, eligible: Tensor) -> Stage:
+        """One attack on the eligible rows, bool [B], and the verdict on the points it finds."""
+        rows, standing = batch.open_rows(eligible), eligible.clone()
+        x = batch.x[rows]
+        if not len(rows):
+            return Stage(standing, rows, x, batch.y[rows])
+        criterion, judged_before = batch.criterion(rows), judge.forward_rows
+        oracle = self._oracle(call, judge, x, criterion, batch.ids[rows], batch.logits[rows])
+        x_adv = call.points(oracle, x, self.plan.ball)
+        self._notes += [note for note in oracle.notes if note not in self._notes]
+        ruling = judge.rule(x, x_adv, criterion)
+        standing[rows[ruling.hit]] = False
+        passes = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - judged_before
+        tallies = {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
+        return Stage(standing, rows, x_adv, ruling.predicted, passes, tallies)
+
+    def _oracle(
         self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor
-    ) -> tuple[Tensor, int, dict[str, int]]:
-        """One attack on rows that still stand: (best points found, model passes spent, tallies)."""
-        search = call.searching(self.plan.search)
+    ) -> Oracle:
+        """What an attack on R rows asks: the twin answers, the judge confirms. clean: logits [R, K] of x."""
+        plan, search = self.plan, call.searching(self.plan.search)
         twin = self._twin(search, x)
-        before = judge.forward_rows
 
         def confirm(rows: Tensor, candidates: Tensor) -> Tensor:
             return judge.hits(x[rows], candidates, criterion, rows)
 
-        oracle = call.oracle(
+        known = twin is self.model and not plan.randomised
+        return call.oracle(
             twin,
             x,
             criterion,
-            rng=RowRandom(self.plan.seed, self.plan.stream, ids),
+            rng=RowRandom(plan.seed, plan.stream, ids),
             watch=confirm,
             stop=self._stop,
-            clean_logits=clean if twin is self.model and not self.plan.randomised else None,
-            ball=self.plan.ball,
-            draws=search.draws or (EOT_DRAWS if self.plan.randomised else 1),
+            clean_logits=clean if known else None,
+            ball=plan.ball,
+            draws=search.draws or plan.draws(EOT_DRAWS),
         )
-        x_adv = call.points(oracle, x, self.plan.ball)
-        self._notes += [note for note in oracle.notes if note not in self._notes]
-        spent = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - before
-        return x_adv, spent, {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
-
-    def _targets(self, clean: Tensor, y: Tensor, ids: Tensor) -> Tensor | None:
-        """Target label per row int64 [B], or None. "random" is uniform over the wrong classes, keyed by sample id."""
-        target, classes = self.plan.target, clean.shape[1]
-        if target is None:
-            return None
-        if target == "least-likely":
-            return clean.scatter(1, y[:, None], float("inf")).argmin(1)
-        if target == "random":
-            return (y + RowRandom(self.plan.seed, "target", ids).integers(1, classes)) % classes
-        if not isinstance(target, int) or not 0 <= target < classes:
-            raise ValueError(
-                f"target must be random, least-likely or a class in 0..{classes - 1}, got {target!r}"
-            )
-        return torch.full_like(y, target)
 
     def run(
         self,
@@ -238,56 +226,72 @@ class RobustEvaluation:
         positions: Tensor,
         device: torch.device,
         *,
-        done: Callable[[BatchOutcome], None] = lambda outcome: None,
-        proven: Callable[[int, Tensor, Tensor], None] = lambda n, right, standing: None,
+        on_batch: Callable[[BatchOutcome], None] = lambda outcome: None,
+        on_proven: Callable[[int, Tensor, Tensor], None] = lambda n, right, standing: None,
         open_store: OpenStore | None = None,
         shards: Sequence[int] | None = None,
     ) -> Evaluation:
-        """Measure all positions, then audit what a short list left standing; `done` sees each batch (progress, saving images) before it is forgotten.
+        """Measure all positions, then audit what a short list left standing.
 
         Args:
-            proven: told once of the samples that shards from earlier runs hold: how many, who was right, who survived.
-            open_store: makes the store of proven shards from the final plan and the alarms so far; what it holds is not measured again.
+            split, positions, device: the samples at these places, int64 [n], are measured there.
+            on_batch: sees each batch before it is forgotten, for progress and for saving images.
+            on_proven: told once of the samples that shards from earlier runs hold: how many, who was right,
+                who survived.
+            open_store: makes the store of proven shards from the final plan and the alarms so far. What it
+                holds is not measured again.
             shards: numbers of the shards to measure; None = all.
         """
         began, before = time.perf_counter(), state_digest(self.model)
         positions = positions[split.ids[positions].argsort()]
-        plan = self.prepare(split, positions, device)
-        store = open_store(plan, self._alarms, split.ids[positions], "") if open_store else None
-        collector = Collector(plan, split.ids[positions], store, shards)
-        proven(*collector.proven)
+        ids = split.ids[positions]
+        plan, store = self.prepare(split, positions, device), None
+        if open_store is not None:
+            store = open_store(plan, self._alarms, ids, "")
+        collector = Collector(plan, ids, store, shards)
+        on_proven(*collector.proven)
         for outcome in self.batches(split, positions[collector.todo], device):
-            if store is not None:  # kept with the shards, for a resumed run sees the end only
+            if store is not None:  # kept with the shards: a resumed run sees the end only
                 outcome.tallies["mutated"] = int(state_digest(self.model) != before)
-            collector.take(outcome)
-            done(outcome)
+            collector.add(outcome)
+            on_batch(outcome)
         for note in self._notes:
             self._say(note)
-        collector.tallies["mutated"] += int(state_digest(self.model) != before)
+        collector.tally("mutated", int(state_digest(self.model) != before))
         result = collector.evaluation(self._alarms, time.perf_counter() - began)
         if plan.audit is None:
             return result
-
-        def again(attacks: Sequence[AttackCall], where: Tensor, name: str) -> Evaluation:
-            if name:
-                self._say(
-                    f"samples of the audit fell: {', '.join(call.label for call in attacks)} run on all {len(where)} survivors"
-                )
-            inner = functools.partial(_named, open_store, name) if open_store is not None and name else None
-            stream = (
-                self.plan.stream if name else "audit"
-            )  # where rapid has begun, a second look finds nothing new
-            return self._beside(attacks, stream).run(split, where, device, open_store=inner)
-
-        part = not result.complete
-        result, (looked, fallen) = audited(self.plan, result, positions[collector.known], again, part=part)
+        rerun = self._rerun(split, device, open_store)
+        known, part = positions[collector.known], not result.complete
+        result, (looked, fallen) = audited(plan, result, known, rerun, part=part)
         if store is not None:
             store.write_audit(looked, fallen)
         return replace(result, total_seconds=time.perf_counter() - began)
 
+    def _rerun(self, split: Split, device: torch.device, open_store: OpenStore | None) -> Rerun:
+        """How an audit runs other attacks on some samples, without a second look at the model."""
+
+        def rerun(attacks: Sequence[AttackCall], positions: Tensor, name: str) -> Evaluation:
+            if not name:  # where the list has begun, a second look would find nothing new
+                return self._beside(attacks, "audit").run(split, positions, device)
+            labels = ", ".join(call.label for call in attacks)
+            self._say(f"samples of the audit fell: {labels} run on all {len(positions)} survivors")
+            other = self._beside(attacks, self.plan.stream)
+            return other.run(split, positions, device, open_store=_named(open_store, name))
+
+        return rerun
+
     def _beside(self, attacks: Sequence[AttackCall], stream: str) -> RobustEvaluation:
-        """Other attacks in the same plan, on the same twins, without a second look at the model."""
+        """An evaluation of other attacks on the same twins; stream: of their draws."""
         plan = replace(self.plan, attacks=attacks, audit=None, stream=stream)
         other = RobustEvaluation(self.model, plan, stop=self._stop, say=self._say)
-        other._twins, other._prepared, other._ready = self._twins, self._prepared, self._ready
+        other._twins, other._shown, other._prepared = self._twins, self._shown, self._prepared
         return other
+
+
+def _named(open_store: OpenStore | None, name: str) -> OpenStore | None:
+    """The same stores, each in the folder `name` of its own."""
+    if open_store is None:
+        return None
+    opened = open_store
+    return lambda plan, alarms, ids, whole: opened(plan, alarms, ids, name)

@@ -1,8 +1,12 @@
-"""One file per shard: the verdicts of its samples, with the proof that they are whole and of which evaluation.
+"""One file per shard: the verdicts of its samples, and the proof that they are whole and of which evaluation.
 
-{"header": digest, "shard": k, "rows": R, "stages": [label], "seconds": {...}, "passes": {...}, "tallies": {...}}
-{"id": i, "y": k, "correct": bool, "stages": {label: bool}}, R times, by id
+For R samples a file has R + 2 lines of JSON: a head, one line per sample in the order of ids, and the seal.
+
+{"header": digest, "shard": k, "rows": R, "stages": [label], "seconds": ..., "passes": ..., "tallies": ...}
+{"id": i, "y": k, "correct": bool, "stages": {label: bool}}
 {"sha256": over every byte before this line}
+
+In the head, seconds and passes are objects label -> number, and tallies is one of name -> count.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +25,25 @@ from robustcli.evaluation.header import Header
 from robustcli.store.atomic import strict_json, write_atomic
 from robustcli.store.tensorfile import read_regular, strict_loads
 
+T = TypeVar("T")
+
 _LIMIT = 1 << 28  # bytes
+#: What reading a damaged file raises. RuntimeError: a number beyond int64, or JSON nested too deeply.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardResult:
-    """Verdicts over the R rows of one shard, by id, as CPU tensors.
+    """Verdicts on the R samples of one shard, in the order of their ids, as CPU tensors.
 
-    ids, y: int64 [R].  correct: bool [R].  stages[label]: bool [R], never true where `correct` is not.  seconds, passes (model
-    passes spent): by label.  tallies: counts that the caller adds up over shards.
-    Raises ValueError when lengths differ, or a row is right under an attack that is wrong on the clean image.
+    Args:
+        ids, y: sample ids and labels, int64 [R].
+        correct: bool [R], right on the clean image.
+        stages: label -> bool [R], right under that attack too.
+        seconds, passes: label -> time and model passes spent.
+        tallies: counts that the caller adds up over shards.
+
+    Raises ValueError when lengths differ, or a sample is right under an attack and wrong on the clean image.
     """
 
     ids: Tensor
@@ -50,7 +63,7 @@ class ShardResult:
                 raise ValueError(f"stage {label!r} is right where the clean image is not")
 
     def disagreement(self, other: ShardResult) -> list[int]:
-        """Ids of the samples that have another label or verdict in `other`; all of them when it is about other attacks."""
+        """Ids of the samples with another label or verdict in `other`; all ids when its attacks differ."""
         if self.stages.keys() != other.stages.keys() or self.ids.shape != other.ids.shape:
             return [int(i) for i in self.ids]
         unequal = (self.ids != other.ids) | (self.y != other.y) | (self.correct != other.correct)
@@ -60,11 +73,12 @@ class ShardResult:
 
 
 def file_name(number: int) -> str:
-    """Of a shard in its folder."""
+    """The name of shard `number` in its folder."""
     return f"{number:04d}.jsonl"
 
 
 def _seal(body: bytes) -> bytes:
+    """The line that proves `body`."""
     return strict_json({"sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
 
 
@@ -75,21 +89,17 @@ def encode(result: ShardResult, header: Header, number: int) -> bytes:
     rows: list[dict[str, Any]] = [
         {"header": header.digest, "shard": number, "rows": len(result.ids), "stages": labels, **costs}
     ]
-    flags = (
-        zip(*(standing.tolist() for standing in result.stages.values()), strict=True)
-        if labels
-        else [()] * len(result.ids)
-    )
-    for i, y, correct, standing in zip(
-        result.ids.tolist(), result.y.tolist(), result.correct.tolist(), flags, strict=True
-    ):
-        rows.append({"id": i, "y": y, "correct": correct, "stages": dict(zip(labels, standing, strict=True))})
+    standing = {label: flags.tolist() for label, flags in result.stages.items()}
+    columns = zip(result.ids.tolist(), result.y.tolist(), result.correct.tolist(), strict=True)
+    for k, (i, y, correct) in enumerate(columns):
+        stages = {label: flags[k] for label, flags in standing.items()}
+        rows.append({"id": i, "y": y, "correct": correct, "stages": stages})
     body = "".join(strict_json(row) + "\n" for row in rows).encode()
     return body + _seal(body)
 
 
 def _unsealed(data: bytes) -> bytes:
-    """Everything before the seal. Raises ValueError: it is not the seal of these bytes."""
+    """Everything before the seal. Raises ValueError where it is not the seal of these bytes."""
     end = len(data) - len(_seal(b""))
     if end < 0 or data[end:] != _seal(data[:end]):
         raise ValueError("its hash does not match")
@@ -97,7 +107,7 @@ def _unsealed(data: bytes) -> bytes:
 
 
 def _decode(data: bytes, header: Header, number: int) -> ShardResult:
-    """The inverse of `encode`. Raises ValueError and its like: damaged, or not this shard of this evaluation."""
+    """The inverse of `encode`. Raises one of `_DAMAGED`: damaged, or not this shard of this evaluation."""
     first, *rows = [strict_loads(line) for line in _unsealed(data).split(b"\n")[:-1]]
     if first["header"] != header.digest:
         raise ValueError("it is of another evaluation")
@@ -117,23 +127,7 @@ def load(
 ) -> tuple[bytes, ShardResult] | None:
     """(bytes, result) of a proven file; None when it is missing, or does not count, which is said."""
     path = folder / file_name(number)
-    try:
-        data = read_regular(path, _LIMIT)
-        return data, _decode(data, header, number)
-    except CheckpointError as error:
-        if error.code == "E-CKPT-MISSING":
-            return None
-        why = error.what
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # RuntimeError: a number beyond int64, deep JSON
-        why = str(error)
-    say(f"shard {number} does not count: {why}: {path}")
-    return None
+    return _read(path, lambda data: (data, _decode(data, header, number)), f"shard {number}", say)
 
 
 def write_sealed(path: Path, document: dict[str, Any]) -> None:
@@ -144,14 +138,18 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
 
 def read_sealed(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What `write_sealed` wrote; None when it is missing, or does not count, which is said."""
+    return _read(path, lambda data: strict_loads(_unsealed(data)), "an audit", say)
+
+
+def _read(path: Path, decode: Callable[[bytes], T], title: str, say: Callable[[str], None]) -> T | None:
+    """decode(bytes of a file); None when it is missing, or does not count, which is said under its title."""
     try:
-        found: dict[str, Any] = strict_loads(_unsealed(read_regular(path, _LIMIT)))
-        return found
+        return decode(read_regular(path, _LIMIT))
     except CheckpointError as error:
         if error.code == "E-CKPT-MISSING":
             return None
         why = error.what
-    except (ValueError, TypeError, RecursionError) as error:
+    except _DAMAGED as error:
         why = str(error)
-    say(f"an audit does not count: {why}: {path}")
+    say(f"{title} does not count: {why}: {path}")
     return None

@@ -1,4 +1,4 @@
-"""How many images fit into a batch: found by growing, halved when memory runs out, never visible in a verdict."""
+"""How many images a batch has: it grows, and is halved when memory runs out. No verdict depends on it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class BatchSizer:
     """The size of the next batch.
 
     Args:
-        size: a fixed number of images, or None: begin at 256 and, on a GPU, double while a batch took less than 40 % of its memory.
-            CPU caches gain nothing beyond 256.
+        size: a fixed number of images, or None: begin at 256 and, on a GPU, double while a batch took less
+            than 40 % of its memory. CPU caches gain nothing beyond 256.
         device: where batches run.
     """
 
@@ -34,13 +34,12 @@ class BatchSizer:
 
     def grow(self) -> None:
         """After a batch that fitted."""
-        if self._growing and self.size < _LARGEST:
-            peak, total = (
-                torch.cuda.max_memory_allocated(self._device),
-                torch.cuda.get_device_properties(self._device).total_memory,
-            )
-            self._growing = peak < 0.4 * total
-            self.size *= 2 if self._growing else 1
+        if not self._growing or self.size >= _LARGEST:
+            return
+        peak = torch.cuda.max_memory_allocated(self._device)
+        self._growing = peak < 0.4 * torch.cuda.get_device_properties(self._device).total_memory
+        if self._growing:
+            self.size *= 2
 
     def halve(self) -> None:
         """After a batch that did not fit; from now on the size only falls."""
@@ -48,14 +47,14 @@ class BatchSizer:
 
 
 class Attempt:
-    """Whether the block ran out of memory."""
+    """What `halving` yields. failed: whether its block ran out of memory."""
 
     failed = False
 
 
 @contextmanager
 def halving(sizer: BatchSizer, rows: int) -> Iterator[Attempt]:
-    """Catch an out-of-memory error of a batch with more than one row and halve the sizer; one row's error passes on."""
+    """Catch the out-of-memory error of a batch and halve the sizer. That of a single row passes on."""
     attempt = Attempt()
     try:
         yield attempt
@@ -77,14 +76,15 @@ def in_batches(
     work: Callable[[Tensor, Tensor, Tensor], T],
     say: Callable[[str], None],
 ) -> Iterator[T]:
-    """work(x, y, ids) of the samples at `positions` (int64 [n]), batch by batch; one that memory does not suffice for is worked on in halves.
+    """work(x, y, ids) of each batch of samples; a batch that runs out of memory comes again in halves.
 
     Args:
+        split, positions, device: the samples at these places, int64 [n], are worked on there.
         size: images per batch, or None: as many as pay off, see `BatchSizer`.
-        work: must leave no trace when it runs out of memory: the same samples come again.
+        work: must leave no trace when it runs out of memory, for the same samples come again.
         say: told of each halving.
 
-    Raises what `work` raises; its out-of-memory error when a single image does not fit.
+    Raises what `work` raises, its out-of-memory error only when a single image does not fit.
     """
     sizer, start = BatchSizer(size, device), 0
     while start < len(positions):
@@ -92,11 +92,11 @@ def in_batches(
         stream = iter(split.stream(list(parts), device))
         for part in parts:
             with halving(sizer, len(part)) as attempt:
-                found = work(*next(stream))
+                outcome = work(*next(stream))
             if attempt.failed:
                 say(f"out of memory with {len(part)} images: going on with {sizer.size}")
                 break
-            yield found
+            yield outcome
             start += len(part)
             sizer.grow()
             if sizer.size != before:

@@ -16,7 +16,8 @@ from robustcli.assembly.setting import Setting, prepare
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.core.geometry import Ball
-from robustcli.evaluation.plan import BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.plan import EvalPlan
+from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.attack import attack
 from robustcli.jobs.flags import DemoFlags, MeasureFlags, TrainFlags
@@ -113,7 +114,7 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
             bar.advance(len(outcome.y))
 
         evaluation = RobustEvaluation(model, plan, stop=stop.check, say=console.warn)
-        return model, evaluation.run(split, positions, setting.device, done=advance)
+        return model, evaluation.run(split, positions, setting.device, on_batch=advance)
 
 
 def _curves(

@@ -17,7 +17,7 @@ from robustcli.core.modes import frozen
 from robustcli.errors import DataError
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
-from robustcli.evaluation.plan import BatchOutcome
+from robustcli.evaluation.result import BatchOutcome
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
 from robustcli.store.atomic import JsonLines, write_atomic

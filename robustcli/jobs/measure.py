@@ -13,7 +13,8 @@ from robustcli.assembly.rows import rows_of
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.errors import UsageError
-from robustcli.evaluation.plan import AttackCall, BatchOutcome, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import OpenStore, RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, part
 from robustcli.jobs.sharded import header_of
@@ -77,8 +78,8 @@ def measure(
             split,
             positions,
             setting.device,
-            done=batch_done,
-            proven=tally.add,
+            on_batch=batch_done,
+            on_proven=tally.add,
             open_store=_opener(setting, model, shards, console),
             shards=_numbers(setting, len(positions), shards),
         )

@@ -16,7 +16,8 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.header import Header
-from robustcli.evaluation.plan import AttackCall, Evaluation
+from robustcli.evaluation.plan import AttackCall
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards

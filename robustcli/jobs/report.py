@@ -9,7 +9,7 @@ from typing import Any
 from robustcli.assembly.rows import eval_document, write_rows
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError
-from robustcli.evaluation.plan import Evaluation
+from robustcli.evaluation.result import Evaluation
 from robustcli.jobs.thresholds import verdicts
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow

@@ -17,7 +17,8 @@ from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Evaluation
+from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.once import each_once
 from robustcli.records.eval import EvalRow

@@ -16,8 +16,9 @@ from robustcli.assembly.attacks import make_attacks, make_audit
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.audit import PASSES, audited, depth, in_order, joined
-from robustcli.evaluation.bound import Audit, most, most_of_one_draw
-from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Evaluation
+from robustcli.evaluation.bound import Audit, most_breakable, most_breakable_of_one_draw
+from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan
+from robustcli.evaluation.result import Evaluation
 
 CALL = AttackCall("rapid:all", "apgd", lambda *a, **k: None, {})
 SHORT = AttackCall("short", "fab", lambda *a, **k: None, {})
@@ -43,7 +44,7 @@ def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
     ids, asked = torch.arange(n) * 3, []  # ids are not places
     weak, long_weak = {3 * k for k in weak}, {3 * k for k in (*weak, *long_weak)}
 
-    def again(attacks, where, name):
+    def rerun(attacks, where, name):
         asked.append(([call.label for call in attacks], ids[where].tolist()))
         falls = long_weak if name else weak
         return evaluation(
@@ -54,7 +55,7 @@ def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
 
     plan = EvalPlan(Ball("linf", 0.1), [CALL], seed, audit=AuditPlan(samples, lambda passes: [SHORT], [LONG]))
     found, (looked, fallen) = audited(
-        plan, evaluation(ids, torch.arange(n) < standing), torch.arange(n), again, part=part
+        plan, evaluation(ids, torch.arange(n) < standing), torch.arange(n), rerun, part=part
     )
     return found, set(looked.tolist()), set(fallen.tolist()), asked
 
@@ -160,9 +161,9 @@ def test_the_bound_covers_at_95_percent_by_enumeration(standing, first, seed):
         for breakable in itertools.islice(itertools.combinations(range(standing), d), 400):
             one, two = sum(k < first for k in breakable), sum(first <= k < first + more for k in breakable)
             bound = (
-                most(standing, first, 0, 0)
+                most_breakable(standing, first, 0, 0)
                 if one == 0
-                else most(standing, first, more, 1)
+                else most_breakable(standing, first, more, 1)
                 if one == 1 and two == 0
                 else standing
             )
@@ -172,11 +173,14 @@ def test_the_bound_covers_at_95_percent_by_enumeration(standing, first, seed):
 
 
 def test_bounds_by_hand():
-    assert most(64, 64, 0, 0) == 0 and most(30, 30, 0, 1) == 1
+    assert most_breakable(64, 64, 0, 0) == 0 and most_breakable(30, 30, 0, 1) == 1
     # C(100 - D, 50) / C(100, 50): 0.0587 for D = 4 and 0.0281 for D = 5.
-    assert most(100, 50, 0, 0) == 4 == most_of_one_draw(100, 50, 0)
-    assert most_of_one_draw(100, 0, 0) == 100 and most_of_one_draw(20, 20, 3) == 3
-    assert most(10_000, 64, 64, 1) > most(10_000, 64, 0, 0) - 200 and most(10_000, 64, 0, 0) == 455
+    assert most_breakable(100, 50, 0, 0) == 4 == most_breakable_of_one_draw(100, 50, 0)
+    assert most_breakable_of_one_draw(100, 0, 0) == 100 and most_breakable_of_one_draw(20, 20, 3) == 3
+    assert (
+        most_breakable(10_000, 64, 64, 1) > most_breakable(10_000, 64, 0, 0) - 200
+        and most_breakable(10_000, 64, 0, 0) == 455
+    )
 
 
 @pytest.mark.parametrize("n", [200, 1000])
@@ -225,7 +229,7 @@ def test_parts_put_together_say_what_the_whole_would():
     )
     assert (
         quiet.audit.n == 256
-        and quiet.audit.bound == most_of_one_draw(400, run, 0) / 400
+        and quiet.audit.bound == most_breakable_of_one_draw(400, run, 0) / 400
         and run >= 128
         and quiet.alarms == []
     )

@@ -14,6 +14,7 @@ from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.evaluation.stage import goals
 
 CPU = torch.device("cpu")
 PLAIN = Search(torch.float32, fold_bn=False, channels_last=False)
@@ -173,13 +174,11 @@ def test_targets(target):
 
 def test_the_least_likely_wrong_class_and_a_random_wrong_class():
     logits, y = torch.tensor([[0.0, 3.0, 1.0], [5.0, 9.0, 8.0]]), torch.tensor([0, 0])
-    goals = {
-        t: RobustEvaluation(Net(), EvalPlan(Ball("linf", 0.1), [], target=t))._targets(
-            logits, y, torch.arange(2)
-        )
+    labels = {
+        t: goals(EvalPlan(Ball("linf", 0.1), [], target=t), logits, y, torch.arange(2))
         for t in ("least-likely", "random")
     }
-    assert goals["least-likely"].tolist() == [2, 2] and (goals["random"] != y).all()
+    assert labels["least-likely"].tolist() == [2, 2] and (labels["random"] != y).all()
 
 
 def test_a_bad_target_is_named():

@@ -1,6 +1,7 @@
 """Transfer matrix, black box by surrogate, the sign test and its alarm."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,11 @@ def data(model, n=80, seed=0):
 def call(name="pgd", **params):
     entry = registry.attacks.get(name)
     return AttackCall(name, name, entry.fn, params, entry.facts.kind, entry.facts.needs)
+
+
+def plain(name="pgd", **params):
+    """The same, searched on the model itself."""
+    return replace(call(name, **params), search=PLAIN)
 
 
 def centred(weight):
@@ -241,7 +247,7 @@ def test_a_surrogate_that_is_the_victim_finds_what_the_attack_finds():
     model, ball = centred(weights(1)), Ball("linf", 0.05)
     split = data(model)
     x, y = split.store.pixels.float() / 255, split.labels
-    black = transferred(model, call(steps=4), PLAIN)(victim_oracle(model, x, y, ball), x, ball)
+    black = transferred(model, plain(steps=4))(victim_oracle(model, x, y, ball), x, ball)
     white = registry.attacks.get("pgd").fn(victim_oracle(model, x, y, ball), x, ball, steps=4)
     assert torch.equal(black, white) and bool(ball.contains(x, black).all())
 
@@ -252,7 +258,7 @@ def test_the_victim_is_asked_once_and_never_for_a_gradient():
     x, y = split.store.pixels.float() / 255, split.labels
     oracle = victim_oracle(victim, x, y, ball, clean_logits=victim(x).detach())
     surrogate = centred(weights(1) + 0.3 * weights(2)).train()
-    found = transferred(surrogate, call(steps=4, restarts=2), PLAIN)(oracle, x, ball)
+    found = transferred(surrogate, plain(steps=4, restarts=2))(oracle, x, ball)
     assert (oracle.forward_rows, oracle.backward_rows) == (len(x), 0) and surrogate.training
     assert Judge(victim, ball).rule(x, found, Criterion(y)).hit.sum() > 10
 
@@ -263,10 +269,10 @@ def test_a_surrogate_in_train_mode_is_searched_on_as_it_predicts():
     x, y = split.store.pixels.float() / 255, split.labels
     noisy = nn.Sequential(nn.Dropout(0.5), model).train()
     found = [
-        transferred(noisy, call("fgsm"), search)(victim_oracle(model, x, y, ball), x, ball)
+        transferred(noisy, replace(call("fgsm"), search=search))(victim_oracle(model, x, y, ball), x, ball)
         for search in (PLAIN, Search())
     ]
-    expected = transferred(model, call("fgsm"), PLAIN)(victim_oracle(model, x, y, ball), x, ball)
+    expected = transferred(model, plain("fgsm"))(victim_oracle(model, x, y, ball), x, ball)
     assert all(torch.equal(part, expected) for part in found) and noisy.training and noisy[0].training
     assert all(p.requires_grad and p.grad is None for p in noisy.parameters())
 
@@ -277,7 +283,7 @@ def test_confirmed_rows_and_no_rows_at_all_are_no_trouble():
     x, y = split.store.pixels.float() / 255, split.labels.clone()
     y[::2] = 1 - y[::2]  # wrong from the start: confirmed at the clean point
     judge = Judge(victim, ball)
-    attack = transferred(victim, call(steps=2), PLAIN)
+    attack = transferred(victim, plain(steps=2))
     found = attack(
         victim_oracle(
             victim, x, y, ball, watch=lambda rows, z: judge.rule(x[rows], z, Criterion(y), rows).hit
@@ -297,7 +303,7 @@ def test_a_minimal_attack_on_the_surrogate_stays_in_the_ball():
     victim, ball = centred(weights(1)), Ball("linf", 0.01)
     split = data(victim)
     x, y = split.store.pixels.float() / 255, split.labels
-    found = transferred(victim, AttackCall("far", "far", far, {}, "minimal"), PLAIN)(
+    found = transferred(victim, AttackCall("far", "far", far, {}, "minimal", search=PLAIN))(
         victim_oracle(victim, x, y, ball), x, ball
     )
     assert torch.equal(found, x)
@@ -311,7 +317,7 @@ def test_stop_interrupts_the_search_on_the_surrogate():
     split = data(model)
     x, y = split.store.pixels.float() / 255, split.labels
     with pytest.raises(KeyboardInterrupt):
-        transferred(model, call(steps=4), PLAIN, stop=stop)(victim_oracle(model, x, y, ball), x, ball)
+        transferred(model, plain(steps=4), stop=stop)(victim_oracle(model, x, y, ball), x, ball)
 
 
 class Greedy(Linear):

@@ -1,0 +1,122 @@
+"""What an evaluation found: the verdicts on one batch, and on all samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustcli.evaluation.bound import Audit
+from robustcli.evaluation.plan import AttackCall
+from robustcli.records.alarm import Alarm, reliability
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """One batch after all attacks: tensors over its B rows, on the device.
+
+    Args:
+        ids, x, y: sample ids int64 [B], clean pixels [B, C, H, W] in [0, 1] and labels int64 [B].
+        x_adv: the point in the ball that broke the row, or the worst one met.
+        clean_predicted, predicted: int64 [B], the model's labels for x and x_adv.
+        correct: bool [B], right on the clean image.
+        standing: per attack bool [B]: right after it and all attacks in the ball before it. For an unbounded
+            attack: right on the clean image and under this attack alone.
+        seconds, passes: per attack.
+        tallies: counts that alarms need.
+        survivors: bool [B], right on the clean image and under every attack in the ball.
+        goal: int64 [B], the label that a targeted attack heads for; None when untargeted.
+        draws: model passes per judgement.
+    """
+
+    ids: Tensor
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor
+    clean_predicted: Tensor
+    predicted: Tensor
+    correct: Tensor
+    standing: list[Tensor]
+    seconds: list[float]
+    passes: list[int]
+    tallies: dict[str, int]
+    survivors: Tensor
+    goal: Tensor | None = None
+    draws: int = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Verdicts on n samples: tensors [n] on the CPU, in the order of `ids`, which are sorted.
+
+    Args:
+        ids, labels: int64 [n].
+        correct: bool [n], right on the clean image.
+        stages: label -> bool [n]: correct, and right after that attack and all before it. For the labels in
+            `apart`: correct, and right under that attack alone.
+        seconds, passes_per_sample: by label.
+        alarms: signs that these numbers must not be believed.
+        total_seconds: of the whole evaluation.
+        apart: labels of the unbounded attacks, whose breaks do not count against the ball.
+        calls: the attacks, in the order they ran.
+        total: samples of the whole evaluation, of which this may be a part; 0 = n.
+        shards: (how many are complete, of how many).
+        audit: what it saw, for a list of attacks that is audited. Who fell there is broken in the stages and
+            in `survivors`.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    correct: Tensor
+    stages: dict[str, Tensor]
+    seconds: dict[str, float]
+    passes_per_sample: dict[str, float]
+    alarms: list[Alarm]
+    total_seconds: float
+    apart: frozenset[str] = frozenset()
+    calls: tuple[AttackCall, ...] = ()
+    total: int = 0
+    shards: tuple[int, int] = (0, 0)
+    audit: Audit | None = None
+
+    @property
+    def survivors(self) -> Tensor:
+        """bool [n]: right on the clean image and under all attacks in the ball; if none is, under all."""
+        bounded = [standing for label, standing in self.stages.items() if label not in self.apart]
+        if bounded:
+            return bounded[-1]
+        if self.stages:
+            return torch.stack(list(self.stages.values())).all(0)
+        return self.correct
+
+    @property
+    def n(self) -> int:
+        """Samples measured."""
+        return len(self.ids)
+
+    @property
+    def complete(self) -> bool:
+        """False when other shards of the same evaluation are missing; no number is final then."""
+        return self.n == (self.total or self.n)
+
+    @property
+    def clean_acc(self) -> float:
+        """Share right on clean images, in [0, 1]."""
+        return int(self.correct.sum()) / max(1, self.n)
+
+    @property
+    def robust_acc(self) -> float:
+        """Share of all samples that are right under every attack in the ball, in [0, 1]."""
+        return int(self.survivors.sum()) / max(1, self.n)
+
+    @property
+    def attack_success(self) -> float:
+        """Share of the initially correct samples that some attack in the ball broke, in [0, 1]."""
+        right = int(self.correct.sum())
+        return (right - int(self.survivors.sum())) / max(1, right)
+
+    @property
+    def reliability(self) -> str:
+        """ok, suspect or invalid: the worst alarm."""
+        return reliability(self.alarms)

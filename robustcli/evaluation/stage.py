@@ -1,0 +1,89 @@
+"""A batch before its attacks, and what one attack leaves of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustcli.core.losses import Criterion
+from robustcli.core.random import RowRandom
+from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.plan import EvalPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows before any attack.
+
+    Args:
+        x, y, ids: clean pixels [B, C, H, W] in [0, 1], labels and sample ids int64 [B].
+        logits: [B, K], the judge's for x.
+        correct: bool [B], right on x.
+        goal: int64 [B], the label that each row is to get; None for an untargeted evaluation.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    logits: Tensor
+    correct: Tensor
+    goal: Tensor | None
+
+    @classmethod
+    def judged(cls, judge: Judge, plan: EvalPlan, x: Tensor, y: Tensor, ids: Tensor) -> Batch:
+        """The batch as the judge sees it, with the goals of the plan. Raises ValueError as `goals` does."""
+        logits, correct = judge.clean(x, y)
+        return cls(x, y, ids, logits, correct, goals(plan, logits, y, ids))
+
+    def open_rows(self, eligible: Tensor) -> Tensor:
+        """Places int64 [R] of the rows `eligible`, bool [B], without those whose goal is their own label."""
+        if self.goal is not None:
+            eligible = eligible & (self.goal != self.y)
+        return eligible.nonzero()[:, 0]
+
+    def criterion(self, rows: Tensor) -> Criterion:
+        """What a success is for the rows at these places, int64 [R]."""
+        if self.goal is None:
+            return Criterion(self.y[rows])
+        return Criterion(self.y[rows], self.goal[rows])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack on a batch of B rows.
+
+    Args:
+        standing: bool [B], the eligible rows that it left.
+        rows: int64 [R], places of the rows that it ran on.
+        x_adv, predicted: the points that it found for them, [R, C, H, W], and the labels there, int64 [R].
+        passes: model passes spent.
+        tallies: counts that alarms need.
+    """
+
+    standing: Tensor
+    rows: Tensor
+    x_adv: Tensor
+    predicted: Tensor
+    passes: int = 0
+    tallies: dict[str, int] = field(default_factory=dict)
+
+
+def goals(plan: EvalPlan, logits: Tensor, y: Tensor, ids: Tensor) -> Tensor | None:
+    """The label that each row is to get, int64 [B], or None for an untargeted plan.
+
+    "random" is uniform over the wrong classes, drawn from the sample id. "least-likely" is the wrong class
+    with the smallest of the logits [B, K]. Raises ValueError for a target that is none of these and no class.
+    """
+    target, classes = plan.target, logits.shape[1]
+    if target is None:
+        return None
+    if target == "least-likely":
+        return logits.scatter(1, y[:, None], float("inf")).argmin(1)
+    if target == "random":
+        return (y + RowRandom(plan.seed, "target", ids).integers(1, classes)) % classes
+    if not isinstance(target, int) or not 0 <= target < classes:
+        choices = f"random, least-likely or a class in 0..{classes - 1}"
+        raise ValueError(f"target must be {choices}, got {target!r}")
+    return torch.full_like(y, target)
