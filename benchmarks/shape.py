@@ -3,7 +3,8 @@
     python benchmarks/shape.py                 # ours, beside code bases that engineers admire
     python benchmarks/shape.py PATH [PATH ...]  # any other
 
-Tests are left out. Conditional expressions are counted in 1,000 lines that are not blank; a nested one stands inside another.
+Tests are left out. Conditional expressions are counted in 1,000 lines that are not blank; a nested one stands
+inside another.
 """
 
 from __future__ import annotations

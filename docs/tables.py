@@ -1,4 +1,4 @@
-"""The tables of the documentation that say what is registered: made from registrations, signatures and docstrings.
+"""The tables of the documentation, made from registrations, signatures and docstrings.
 
     python docs/tables.py            # writes them between their markers
     python docs/tables.py --check    # exit 1 where a page is not what would be written

@@ -1,4 +1,8 @@
-"""The Python API beside the CLI: `load_model`, `attack`, `evaluate`, `benchmark`, `assert_robust`."""
+"""The Python API beside the CLI: `load_model`, `attack`, `evaluate`, `benchmark`, `assert_robust`.
+
+The file is long, and so are `evaluate` and `benchmark`, because
+their docstrings are the reference that a caller reads.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +48,13 @@ _THREATS: dict[str, tuple[Norm, float]] = {"linf": ("linf", 8 / 255), "l2": ("l2
 class Verdict:
     """Result of `evaluate` over n samples.
 
-    clean_acc, robust_acc: shares of all n, in [0, 1]. attack_success: share of the initially correct that was broken.
+    clean_acc, robust_acc: shares of all n, in [0, 1]. attack_success: share of the initially correct that was
+    broken.
     survivors: bool [n]. stages: {attack name: bool [n] still right after it and all before it}.
-    reliability: ok, suspect or invalid; alarms: why. passes_per_sample: {attack name: model passes per sample}.
-    audit: of version "rapid": how many survivors met short forms of what it leaves out, how many fell, and what that bounds; else None.
+    reliability: ok, suspect or invalid; alarms: why. passes_per_sample: {attack name: model passes per
+    sample}.
+    audit: of version "rapid": how many survivors met short forms of what it leaves out, how many fell, and
+    what that bounds; else None.
     """
 
     n: int
@@ -111,7 +118,8 @@ def _checked(
     place = pick_device(device)
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise TypeError(
-            f"x and y are tensors, got {type(x).__name__} and {type(y).__name__}; torch.from_numpy converts arrays"
+            f"x and y are tensors, got {type(x).__name__} and {type(y).__name__}; "
+            "torch.from_numpy converts arrays"
         )
     if x.dim() != 4 or len(x) != len(y):
         raise DataError(
@@ -174,14 +182,17 @@ def evaluate(
     """Clean and robust accuracy; each success is confirmed by the model in fp32 and measured in float64.
 
     Args:
-        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device, held in eval mode.
+        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device,
+            held in eval mode.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
         eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2 or l1.
-        attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for rapid), "torchattacks:NAME", any callable
-            atk(x, y) -> x_adv, or several, run in order on the samples still standing; `params` (steps=20 …) go to a single one.
+        attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for
+            rapid), "torchattacks:NAME", any callable atk(x, y) -> x_adv, or several, run in order on the
+            samples still standing; `params` (steps=20 …) go to a single one.
         seed: of all draws, keyed by the place in x. target: None, "random", "least-likely" or a class.
         search: precision of the search; verdicts are fp32 always.
-        checks: samples on which the model is diagnosed first (masked gradients, randomness …); None = by cost, 0 = none.
+        checks: samples on which the model is diagnosed first (masked gradients, randomness …); None = by
+            cost, 0 = none.
         stop: called before every model pass; raises to interrupt. say: told one line at a time.
 
     Raises:
@@ -229,13 +240,17 @@ def benchmark(
     search: Literal["auto", "fp32", "bf16"] = "auto",
     say: Callable[[str], None] = _warn,
 ) -> tuple[float, float]:
-    """(clean accuracy, robust accuracy) under AutoAttack on the first n test examples, in [0, 1]; RobustBench's signature.
+    """(clean accuracy, robust accuracy) under AutoAttack on the first n test examples, in [0, 1].
+
+    The signature is RobustBench's.
 
     Args:
         model: pixels in [0, 1] -> logits. n_examples: the first n of the stored test split.
-        dataset: a data set of ours (cifar10, cifar100, mnist, digits, folder:PATH, npz:PATH …); nothing is downloaded.
+        dataset: a data set of ours (cifar10, cifar100, mnist, digits, folder:PATH, npz:PATH …); nothing is
+            downloaded.
         threat_model: Linf, L2 or L1. eps: radius in pixel units; None = 8/255, 0.5 or 12.
-        version: which AutoAttack. say: told of alarms, one line each (a warning by default); a number with alarms must not be quoted without them.
+        version: which AutoAttack. say: told of alarms, one line each (a warning by default); a number with
+            alarms must not be quoted without them.
 
     Raises:
         ValueError: unknown threat model. DataError: the data set is not on this machine.
@@ -280,12 +295,15 @@ def assert_robust(
     attack: Attack | Sequence[Attack] = "autoattack",
     **more: Any,
 ) -> Verdict:
-    """For pytest: the verdict, when robust accuracy >= at_least and no alarm is raised; arguments as for `evaluate`.
+    """For pytest: the verdict, when robust accuracy >= at_least and no alarm is raised.
+
+    Arguments as for `evaluate`.
 
     With attack="autoattack" the version is "rapid" unless another is given.
 
     Raises:
-        AssertionError: robust accuracy is lower (it names the counts and the attack that broke most), or the evaluation is not reliable.
+        AssertionError: robust accuracy is lower (it names the counts and the attack that broke most), or the
+            evaluation is not reliable.
         ValueError: at_least outside [0, 1].
     """
     if not 0 <= at_least <= 1:
@@ -302,7 +320,8 @@ def assert_robust(
     if verdict.robust_acc < at_least:
         left = ", ".join(f"{int(kept.sum())} after {label}" for label, kept in verdict.stages.items())
         raise AssertionError(
-            f"robust accuracy {standing}/{verdict.n} = {verdict.robust_acc:.3f} is below {at_least} at eps {eps:.4g} ({left})"
+            f"robust accuracy {standing}/{verdict.n} = {verdict.robust_acc:.3f} "
+            f"is below {at_least} at eps {eps:.4g} ({left})"
         )
     return verdict
 
@@ -322,10 +341,13 @@ def attack(
     stop: Callable[[], None] | None = None,
     **params: Any,
 ) -> Tensor:
-    """x_adv [n, C, H, W] inside the ball around x: per sample the worst point met, all samples attacked (also misclassified ones).
+    """x_adv [n, C, H, W] inside the ball around x: the worst point met of each sample.
 
-    Arguments as for `evaluate`; `params` (steps=20, step_size=2/255 …) go to the attack. The result lies on x's device in float32.
-    A minimal-norm attack (fab, fmn, cw, deepfool) gives its closest success, wherever that lies, and x where it found none.
+    All samples are attacked, also misclassified ones.
+
+    Arguments as for `evaluate`; `params` (steps=20, step_size=2/255 …) go to the attack. The result lies on
+    x's device in float32. A minimal-norm attack (fab, fmn, cw, deepfool) gives its closest success, wherever
+    that lies, and x where it found none.
     No success is claimed: re-predict, or call `evaluate`.
 
     Raises:

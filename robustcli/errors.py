@@ -145,7 +145,7 @@ _NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out: MemoryError, torch.OutOfMemoryError, or a RuntimeError of PyTorch, CUDA or cuBLAS that says so."""
+    """Whether memory ran out: MemoryError, or a RuntimeError of PyTorch, CUDA or cuBLAS that says so."""
     named = any(
         kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__
     )  # without importing torch
@@ -160,16 +160,15 @@ def exit_code_of(error: BaseException) -> int:
     """The documented exit code of a failure that is no SystemExit: 70 for what nobody foresaw."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return (
-        ResourceError.exit_code
-        if out_of_memory(error)
-        else UsageError.exit_code
-        if refused_value(error)
-        else getattr(error, "exit_code", 70)
-    )
+    if out_of_memory(error):
+        return ResourceError.exit_code
+    if refused_value(error):
+        return UsageError.exit_code
+    code: int = getattr(error, "exit_code", 70)
+    return code
 
 
 def printable(text: str) -> str:
-    """`text` on one line: line breaks become spaces, other control characters (terminal escapes) become ``\\xNN``."""
+    """`text` on one line: line breaks become spaces, other control characters become ``\\xNN``."""
     text = text.replace("\r", " ").replace("\n", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,6 @@
-"""What a registered thing says of itself: one frozen class of facts per registry, so that nobody has to know a name.
+"""What a registered thing says of itself: one frozen class of facts per registry.
+
+So nobody has to know a name.
 
 Nothing here imports torch: `--help` and shell completion read registrations.
 """
@@ -20,14 +22,14 @@ class AttackFacts:
     """What an attack needs, costs and promises.
 
     Args:
-        kind: "fixed" searches inside the ball; "minimal" looks for the closest success and may leave the radius;
-            "unbounded" is a threat of its own, which no radius describes.
+        kind: "fixed" searches inside the ball; "minimal" looks for the closest success and may leave the
+            radius; "unbounded" is a threat of its own, which no radius describes.
         norms: the norms it works for.
         needs: what it asks the model for.
         precision: the lowest in which its search finds what it finds in fp32.
-        passes: forward and backward passes over one sample that survives an evaluation: each forward pass and each
-            backward pass counts one. The clean point, whose logits an evaluation knows, is not counted; the last
-            point is. Exact, or the most where the search may end early on a sample that stands.
+        passes: forward and backward passes over one sample that survives an evaluation: each forward pass and
+            each backward pass counts one. The clean point, whose logits an evaluation knows, is not counted;
+            the last point is. Exact, or the most where the search may end early on a sample that stands.
         use: when to take it, for the documentation.
         deterministic: whether another seed gives the same points.
         starts_at_clean: whether it begins at the clean points, where some losses have no slope.
@@ -125,7 +127,7 @@ class HookFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """cite: the paper. tiny: parameters of a network for tests. fixed_size: whether it takes one image size only."""
+    """cite: the paper. tiny: parameters of a small one, for tests. fixed_size: it takes one size only."""
 
     cite: str = ""
     tiny: Mapping[str, Any] = field(default_factory=dict)

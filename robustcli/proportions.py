@@ -10,10 +10,11 @@ Interval = tuple[float, float]
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
-    """Exact two-sided interval of a proportion:  [B(a/2; k, n-k+1), B(1-a/2; k+1, n-k)],  a = 1 - level, B the beta quantile.
+    """[B(a/2; k, n-k+1), B(1-a/2; k+1, n-k)],  a = 1 - level, B the beta quantile: exact and two-sided.
 
-    It covers the true proportion with probability >= level for every n; 0 and 1 are its ends at k = 0 and k = n.
-    Of no samples (n = 0) nothing is known: [0, 1]. Raises ValueError unless 0 <= k <= n and 0 < level < 1. Source: Clopper and Pearson, Biometrika 26, 1934.
+    It covers the true proportion with probability >= level for every n; 0 and 1 are its ends at k = 0 and k =
+    n. Of no samples (n = 0) nothing is known: [0, 1]. Raises ValueError unless 0 <= k <= n and 0 < level < 1.
+    Source: Clopper and Pearson, Biometrika 26, 1934.
     """
     from scipy.special import betaincinv  # scipy.stats gives the same numbers, a second later
 
@@ -25,7 +26,7 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
 
 
 def sign_test(gained: int, lost: int) -> float:
-    """P(X >= gained), X ~ Binomial(gained + lost, 1/2): how likely chance alone favours one of two paired verdicts so much.
+    """P(X >= gained), X ~ Binomial(gained + lost, 1/2): how likely chance alone favours one verdict so much.
 
     McNemar's exact test, one-sided; 1 without discordant pairs. Source: McNemar, Psychometrika 12, 1947.
     """
@@ -35,9 +36,10 @@ def sign_test(gained: int, lost: int) -> float:
 
 
 def mcnemar(b: int, c: int) -> float:
-    """min(1, 2 P(X >= max(b, c))),  X ~ Binomial(b + c, 1/2): exact two-sided p that two verdicts on the same samples differ by chance.
+    """min(1, 2 P(X >= max(b, c))),  X ~ Binomial(b + c, 1/2): p that two verdicts differ by chance.
 
-    b, c: samples that only the one, only the other broke, >= 0. Source: McNemar, Psychometrika 12, 1947; the exact form of his test.
+    b, c: samples that only the one, only the other broke, >= 0. Source: McNemar, Psychometrika 12, 1947; the
+    exact form of his test.
     """
     return min(1.0, 2 * sign_test(max(b, c), min(b, c)))
 
@@ -45,7 +47,8 @@ def mcnemar(b: int, c: int) -> float:
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     """Score interval of a proportion:  (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  p = k/n.
 
-    Closer to its level on average than Clopper-Pearson: for display. n = 0 and errors as for `clopper_pearson`.
+    Closer to its level on average than Clopper-Pearson: for display. n = 0 and errors as for
+    `clopper_pearson`.
     Source: Wilson, JASA 22, 1927.
     """
     _check(k, n, level)

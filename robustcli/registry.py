@@ -1,7 +1,7 @@
-"""Named things: attacks, objectives, regularisers, losses, models, data sets, schedules, optimisers, hooks, trackers.
+"""Named things: attacks, losses, objectives, models, data sets, schedules, optimisers, hooks and so on.
 
-A registry never imports torch, so `--help` and shell completion stay fast. The instances live here, on the lowest
-floor; the modules that fill them are imported when somebody asks for a name.
+A registry never imports torch, so `--help` and shell completion stay fast. The instances live here, on the
+lowest floor; the modules that fill them are imported when somebody asks for a name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Entry(Generic[Facts]):
 
 
 class Registry(Generic[Stated, Facts]):
-    """name -> callable and its facts. The first question imports the package, whose modules register themselves.
+    """name -> callable and its facts. The first question imports the package, which fills it.
 
     Args:
         kind: what is registered, in the singular, for messages ("attack").
@@ -61,7 +61,7 @@ class Registry(Generic[Stated, Facts]):
         self._filled = not package
 
     def register(self, name: str, *args: Stated.args, **facts: Stated.kwargs) -> Callable[[Fn], Fn]:
-        """Decorator. Raises ValueError when the name is taken by another function, TypeError for a wrong fact."""
+        """Decorator. Raises ValueError when another function has the name, TypeError for a wrong fact."""
         stated = self._facts(*args, **facts)
 
         def add(fn: Fn) -> Fn:

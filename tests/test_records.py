@@ -293,7 +293,7 @@ def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl")
 
 
-# ---- the other kinds -------------------------------------------------------------------------------------------
+# ---- the other kinds ---------------------------------------------------------------------------------------
 
 ABOUT: dict[str, Any] = {
     "data": "digits",

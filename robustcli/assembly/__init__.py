@@ -1,1 +1,1 @@
-"""A configuration in, objects out: ball, attacks, samples, model, engine, and what they cost. Nothing is imported here."""
+"""A configuration in, objects out: ball, attacks, samples, model, engine and what they cost."""

@@ -83,7 +83,8 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
 def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> AuditPlan | None:
     """How the survivors of these attacks are looked at once more; None where nobody needs it.
 
-    The first ensemble that needs an audit says how. Where another one runs the long list anyway there is none.
+    The first ensemble that needs an audit says how. Where another one runs the long list anyway there is
+    none.
     """
     audits: list[Any] = []
     for k, spec in enumerate(specs):
@@ -106,14 +107,14 @@ def planned_passes(calls: Sequence[AttackCall], classes: int, norm: str) -> int:
 
 
 def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None, classes: int, norm: str) -> int:
-    """Samples of the diagnosis (about 250 passes each): `checks`, or a tenth of the planned work, from 8 to 64."""
+    """Samples of the diagnosis (some 250 passes each): `checks`, or a tenth of the planned work, 8 to 64."""
     if checks is not None:
         return checks
     return max(8, min(64, planned_passes(calls, classes, norm) * n // 2500))
 
 
 def label_of(name: str, params: Mapping[str, Any]) -> str:
-    """How tables call an attack: ``pgd-20``, ``pgd-20x5`` (restarts), ``corruption-pixelate-3`` (severity)."""
+    """The name in tables: ``pgd-20``, ``pgd-20x5`` (restarts), ``corruption-pixelate-3`` (severity)."""
     if "severity" in params:
         return f"{name}-{params.get('type')}-{params['severity']}"
     steps, restarts = params.get("steps"), params.get("restarts") or 1

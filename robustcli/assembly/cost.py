@@ -25,7 +25,7 @@ from robustcli.terminal.console import Console
 
 
 def attack_passes(name: str, params: dict[str, Any], classes: int, norm: str) -> int:
-    """Model passes of one attack on one training image: nothing falls, and the last point is not looked at."""
+    """Model passes of one attack on one training image: nothing falls, nobody looks at the last point."""
     return AttackCall.of(registry.attacks.get(name), params).passes(classes, norm) - 1
 
 
@@ -145,7 +145,10 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
 def evaluation_plan(
     setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console
 ) -> dict[str, Any]:
-    """Images, passes, FLOPs, memory and time of the configured evaluation; an upper bound, for broken rows leave early."""
+    """Images, passes, FLOPs, memory and time of the configured evaluation.
+
+    It is an upper bound: samples that fall leave early.
+    """
     config = setting.config
     n = len(samples(setting)[1])
     calls = make_attacks(specs, setting.ball.norm)
@@ -176,7 +179,10 @@ def evaluation_plan(
 
 
 def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan as a table of two columns; each number with its unit, once. What an evaluation costs is an upper bound, and is called one."""
+    """The plan as a table of two columns, each number with its unit.
+
+    What an evaluation costs is an upper bound, and is called one.
+    """
     measures = "n" in plan
     most = "at most " if measures else ""
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {

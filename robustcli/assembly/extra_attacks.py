@@ -22,7 +22,7 @@ from robustcli.terminal.console import Console
 def surrogate_calls(
     setting: Setting, console: Console, reference: str | None, allow_pickle: bool, stop: StopFlag
 ) -> list[AttackCall]:
-    """`--surrogate REF`: APGD on that model, shown to the measured one; a black-box stage behind the others."""
+    """`--surrogate REF`: APGD on that model, shown to the measured one: a black-box stage at the end."""
     if not reference:
         return []
     config = setting.config.model_copy(update={"model": ModelConfig(name=reference)})

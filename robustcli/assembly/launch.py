@@ -1,4 +1,4 @@
-"""`robustcli train ... --nproc N`: N workers on this machine, their signals, their restarts and one exit code."""
+"""`robustcli train ... --nproc N`: N workers on this machine, their signals, restarts and one exit code."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ def launch(
     Args:
         argv: of every worker: the verb and its arguments, without --nproc and --max-restarts.
         nproc: workers, >= 1.
-        max_restarts: how often all workers start again, from the last checkpoint, after one was lost (exit 8), >= 0.
-            A fault that would only come back (wrong configuration, NaN, full disk) and a stop are final.
+        max_restarts: how often all workers start again, from the last checkpoint, after one was lost (exit
+            8), >= 0. A fault that would only come back (wrong configuration, NaN, full disk) and a stop are
+            final.
         console: gets `rank R: reason` of the first failure; with json, the one document.
         command: what a worker runs (tests have their own).
 
-    SIGINT reaches the workers as itself; SIGTERM, SIGUSR1, SIGHUP and SIGQUIT reach them as SIGTERM. They save and end
-    with 130 or 143. Codes 2 to 10, 70, 130 and 143 of the worker that failed first are passed on. A worker that was
-    killed, or that ends in any other way, gives 8.
+    SIGINT reaches the workers as itself; SIGTERM, SIGUSR1, SIGHUP and SIGQUIT reach them as SIGTERM. They
+    save and end with 130 or 143. Codes 2 to 10, 70, 130 and 143 of the worker that failed first are passed
+    on. A worker that was killed, or that ends in any other way, gives 8.
 
     Raises UsageError: nproc or max_restarts out of range.
     """
@@ -156,7 +157,7 @@ class _Launch:
             environment["GLOO_SOCKET_IFNAME"] = "lo"  # nobody else can connect, and no host name need resolve
         return environment
 
-    # ---- signals -----------------------------------------------------------------------------------------------
+    # ---- signals -------------------------------------------------------------------------------------------
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
@@ -190,7 +191,7 @@ class _Launch:
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    # ---- the end -----------------------------------------------------------------------------------------------
+    # ---- the end -------------------------------------------------------------------------------------------
 
     def _document(self, ending: _Ending) -> None:
         """With --json: the document of rank 0 where it tells what happened, else one of our own."""
@@ -209,8 +210,8 @@ def _ending(
 ) -> _Ending:
     """How the worker ended that failed first.
 
-    Several fail together. A fault of a worker's own counts first. Then come an abort, which libraries make when a peer
-    is lost, a lost peer, and last our own SIGTERM.
+    Several fail together. A fault of a worker's own counts first. Then come an abort, which libraries make
+    when a peer is lost, a lost peer, and last our own SIGTERM.
     """
     if not failures:
         return _Ending(0)

@@ -1,6 +1,7 @@
 """Which run a model comes from.
 
-What ``latest`` means is decided when a run begins. It is written down, and stays the same when the run goes on.
+What ``latest`` means is decided when a run begins. It is written down, and stays the same when the run goes
+on.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def followed(reference: str) -> str:
 def pinned(
     config: Config, resumed: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Config:
-    """`config` with the names of runs in the place of ``latest``, so that config.resolved.yaml says what was read.
+    """`config` with the names of runs in the place of ``latest``: config.resolved.yaml says what was read.
 
     Args:
         config: names the model, and with it perhaps a run.
-        resumed: directory of a run that goes on. Its model stays the one it began with: by now ``latest`` may be
-            another run, or this very one.
+        resumed: directory of a run that goes on. Its model stays the one it began with: by now ``latest`` may
+            be another run, or this very one.
         say: told when ``latest`` names another run by now.
 
     Raises ResourceError: ``latest`` cannot be read.

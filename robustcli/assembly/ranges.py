@@ -19,7 +19,10 @@ _HINT = "for example eps=0..16/255, eps=0,4/255,8/255, steps=1..200, restarts=1.
 
 @dataclass(frozen=True)
 class Sweep:
-    """What varies: `key` is eps (pixel units of [0, 1]), steps or restarts; `values` ascend. distance has no values."""
+    """What varies: `key` is eps (pixel units of [0, 1]), steps, restarts or distance, which has no values.
+
+    `values` ascend.
+    """
 
     key: str
     values: tuple[float, ...]

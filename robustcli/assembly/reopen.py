@@ -20,7 +20,7 @@ class Opening(NamedTuple):
 
 
 def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
-    """What the user asked for. After a restart by a launcher: the directory that this job opened before, to go on in."""
+    """What the user asked for. After a restart by a launcher: to go on where this job was."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
         return Opening(out, resume, overwrite)
     note = os.environ.get(RUN_FILE)
@@ -33,7 +33,7 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
 
 
 def found_by_name() -> bool:
-    """Whether a launcher that notes nothing (torchrun) would make this job go on in the newest run of its name."""
+    """Whether a launcher that notes nothing (torchrun) would let this job go on in the newest of its name."""
     return "TORCHELASTIC_RUN_ID" in os.environ and RUN_FILE not in os.environ
 
 

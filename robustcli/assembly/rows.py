@@ -26,7 +26,8 @@ SHORT_LIST = "rapid:"  # how the stages of a list begin that is shorter than Aut
 def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[EvalRow]:
     """One record for clean accuracy, one for each attack, one for the worst case.
 
-    The number of an attack in the ball is cumulative: under it and all before it. An unbounded attack stands alone.
+    The number of an attack in the ball is cumulative: under it and all before it. An unbounded attack stands
+    alone.
     """
     config = setting.config
     common: dict[str, Any] = {
@@ -75,7 +76,7 @@ def _named(call: AttackCall) -> dict[str, Any]:
 
 
 def _worst(result: Evaluation) -> dict[str, Any]:
-    """What the record of the worst case says; the number of a short list is never to be taken for AutoAttack's."""
+    """What the record of the worst case says: a short list's number is never to be taken for AutoAttack's."""
     named: dict[str, Any] = {}
     if any(call.label.startswith(SHORT_LIST) for call in result.calls):
         named["label"] = f"all attacks (rapid{_checked(result.audit)})"

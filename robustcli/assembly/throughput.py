@@ -1,4 +1,4 @@
-"""Images per second of the configured model, adversary and objective: one attack step, one training step, the training loop with its data."""
+"""Images per second of the configured training: attack step, training step, loop with its data."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ class Bench:
         )
 
     def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
-        """One batch of training images on the device; they repeat where the split is smaller. Raises DataError for an empty split."""
+        """One batch of training images on the device; they repeat where the split is smaller.
+
+        Raises DataError for an empty split.
+        """
         train, device = split_of(self.setting.data, "train"), self.setting.device
         x, y, ids = next(iter(train.stream([torch.arange(self.batch) % len(train)], device)))
         return (
@@ -91,10 +94,10 @@ class Bench:
             ids,
         )
 
-    # ---- one step ----------------------------------------------------------------------------------------------
+    # ---- one step ------------------------------------------------------------------------------------------
 
     def attack_step(self, precision: Precision, twin: bool) -> dict[str, Any]:
-        """Images/s of one forward pass with its input gradient of the inner loss: on the search twin, or on the model itself."""
+        """Images/s of one input gradient of the inner loss: on the search twin, or on the model itself."""
         config, device = self.setting.config, self.setting.device
         x, y, ids = self.pixels()
         inner, note = registry.objectives.get(config.objective.name).facts.inner or "ce", ""
@@ -122,7 +125,10 @@ class Bench:
         }
 
     def training_step(self, precision: Precision) -> dict[str, Any]:
-        """Images/s of the whole configured step, attack included; the learning rate is 0, so that every repetition does the same work."""
+        """Images/s of the whole configured step, attack included.
+
+        The learning rate is 0, so that every repetition does the same work.
+        """
         device, config = self.setting.device, self.setting.config
         search = config.search.model_copy(
             update={"precision": "bf16" if precision.dtype is torch.bfloat16 else "fp32"}
@@ -177,12 +183,13 @@ class Bench:
             "tflops": tflops,
         }
 
-    # ---- the loop ----------------------------------------------------------------------------------------------
+    # ---- the loop ------------------------------------------------------------------------------------------
 
     def data(self, steps: int) -> dict[str, Any]:
-        """Images/s of the training loop as configured, and the share of its time in which it waits for the next batch.
+        """Images/s of the training loop as configured, and the share of its time in which it waits for data.
 
-        A repetition is `steps` steps: fetch, augment, attack, descend. The first one warms up and does not count.
+        A repetition is `steps` steps: fetch, augment, attack, descend. The first one warms up and does not
+        count.
         """
         device = self.setting.device
         engine = make_engine(self.setting, copy.deepcopy(self.model), solo(), self.stop, self.warn)
@@ -218,12 +225,14 @@ class Bench:
             "steps": steps,
         }
 
-    # ---- batch size --------------------------------------------------------------------------------------------
+    # ---- batch size ----------------------------------------------------------------------------------------
 
     def sizes(
         self, precision: Precision, candidates: list[int], slowest: float
     ) -> tuple[list[dict[str, Any]], bool]:
-        """A training step at each batch size, ascending, and whether memory ran out; ends before a step that would take over `slowest` seconds.
+        """A training step at each batch size, ascending, and whether memory ran out.
+
+        It ends before a step that would take over `slowest` seconds.
 
         Nothing is compiled meanwhile: each size would be compiled anew.
         """

@@ -19,8 +19,8 @@ from robustcli.runtime.precision import bf16_native, tf32_native, tf32_products
 class Precision:
     """A way to compute.
 
-    name: for tables. dtype: of autocast; float32 means none. tf32: whether CUDA may round the factors of fp32 products
-    to 10 bits.
+    name: for tables. dtype: of autocast; float32 means none. tf32: whether CUDA may round the factors of fp32
+    products to 10 bits.
     """
 
     name: str
@@ -36,7 +36,7 @@ FP32, TF32, BF16 = (
 
 
 def precisions(device: torch.device) -> list[Precision]:
-    """fp32; tf32 on CUDA from compute capability 8.0 on; bf16 where it runs in hardware. The last is the fastest."""
+    """fp32; tf32 on CUDA from compute capability 8.0 on; bf16 where hardware has it. The last is fastest."""
     native = [FP32]
     if tf32_native(device):
         native.append(TF32)

@@ -190,7 +190,9 @@ class Written:
 
 
 class Examples:
-    """The first validation images, attacked as in training, for the trackers. Images and draws are the same each time.
+    """The first validation images, attacked as in training, for the trackers.
+
+    Images and draws are the same each time.
 
     Args:
         setting: of the run.
@@ -213,7 +215,7 @@ class Examples:
         self._batch: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, count: int) -> Panels:
-        """At most `count` images, clean, adversarial and their difference; the model's flags and buffers are as before."""
+        """At most `count` images, clean, adversarial and their difference. The model stays as it was."""
         if self._batch is None:
             self._batch = next(iter(self.split.stream([self.positions[:count]], self.setting.device)))
         x, y, ids = (part[:count] for part in self._batch)

@@ -1,4 +1,4 @@
-"""AutoAttack as data: which attacks, in which order, with which parameters; every one runs on what the ones before left standing."""
+"""AutoAttack as data: which attacks, in which order, with which parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Version = Literal["standard", "plus", "rand", "rapid"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of an ensemble: its name in results, its registered name, its parameters; `draws` > 1 averages gradients (EOT)."""
+    """One attack of an ensemble: its name in results, its registered name, its parameters.
+
+    It runs on what the stages before left standing. `draws` > 1 averages gradients (EOT).
+    """
 
     label: str
     name: str
@@ -25,18 +28,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Audit:
-    """How a short list is checked: `samples` of its survivors meet `short_forms`; when two fall, all meet `escalation`."""
+    """How a short list is checked: `samples` of its survivors meet `short_forms`.
+
+    When two of them fall, all survivors meet `escalation`.
+    """
 
     norm: str
     samples: int
     escalation: list[Stage]
 
     def short_forms(self, passes: int) -> list[Stage]:
-        """FAB towards the likeliest classes and Square, together at most about `passes` model passes on a sample that stands.
+        """FAB towards the likeliest classes and Square: at most `passes` passes on a sample that stands.
 
-        Under l2 and l1 rapid has tried the likeliest class with FAB, and half of the passes go to those after it. Under linf FAB
-        breaks little that gradients do not, and a quarter of the passes go to it. Under l1, where each start of APGD ends elsewhere,
-        half of them go to the restarts that rapid leaves out.
+        Under l2 and l1 rapid has tried the likeliest class with FAB, and half of the passes go to those after
+        it. Under linf FAB breaks little that gradients do not, and a quarter of the passes go to it. Under
+        l1, where each start of APGD ends elsewhere, half of them go to the restarts that rapid leaves out.
         """
         stages, climb = [], passes // 2 if self.norm == "l1" else 0
         if climb:
@@ -70,7 +76,10 @@ def _apgd(
 
 
 def _wide(label: str, *, steps: int) -> Stage:
-    """The margin, ascended in a ball that shrinks from 3 eps to eps: it finds what searches inside the ball miss where gradients are masked."""
+    """The margin, ascended in a ball that shrinks from 3 eps to eps.
+
+    Where gradients are masked it finds what searches inside the ball miss.
+    """
     return Stage(label, "apgd", {"steps": steps, "restarts": 1, "loss": "margin", "widest": 3.0})
 
 
@@ -79,7 +88,7 @@ def _fab(label: str, *, targeted: bool, restarts: int, targets: int = 9) -> Stag
 
 
 def audit(norm: str, *, version: Version = "standard", audit: int = 64) -> Audit | None:
-    """How the answer of `autoattack` with these parameters is checked: rapid's by what it leaves out, the others' not at all."""
+    """How the answer of `autoattack` is checked: rapid's by what it leaves out, the others' not at all."""
     return Audit(norm, audit, autoattack(norm)) if version == "rapid" else None
 
 
@@ -89,17 +98,20 @@ def autoattack(
 ) -> list[Stage]:
     """Worst case per sample over a list of attacks without free parameters: `version` names the list.
 
-    standard: apgd-ce, apgd-t (targeted DLR, 9 classes), fab-t, square (5,000 queries): the authors' list. Ours goes on with apgd-wide
-    (linf, l2). Under l1 apgd-ce takes 12 restarts (the authors: 5, whose verdict on masked models moves by several samples from seed
-    to seed), and apgd-t 5 target classes.
-    plus: apgd-ce and apgd-dlr with 5 restarts, fab with 5 restarts, square, apgd-t, fab-t. rand: apgd-ce and apgd-dlr with gradients
-    averaged over 20 draws, for randomised models. rapid: our own shorter list, see docs/autoattack.md; it is no AutoAttack number.
+    standard: apgd-ce, apgd-t (targeted DLR, 9 classes), fab-t, square (5,000 queries): the authors' list.
+    Ours goes on with apgd-wide (linf, l2). Under l1 apgd-ce takes 12 restarts (the authors: 5, whose verdict
+    on masked models moves by several samples from seed to seed), and apgd-t 5 target classes.
+    plus: apgd-ce and apgd-dlr with 5 restarts, fab with 5 restarts, square, apgd-t, fab-t. rand: apgd-ce and
+    apgd-dlr with gradients averaged over 20 draws, for randomised models. rapid: our own shorter list, see
+    docs/autoattack.md; it is no AutoAttack number.
 
     Args:
         norm: linf, l2 or l1.
-        audit: survivors of rapid that meet short forms of FAB and Square afterwards; 0 = none, and the record says so.
+        audit: survivors of rapid that meet short forms of FAB and Square afterwards; 0 = none, and the record
+            says so.
 
-    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Parameters: fra31/auto-attack.
+    Source: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: ICML 2021, arXiv:2103.01208. Parameters:
+        fra31/auto-attack.
     """
     restarts, targets = (12, 5) if norm == "l1" else (1, 9)
     square = Stage("square", "square", {"queries": 5000})
@@ -126,7 +138,11 @@ def autoattack(
 
 
 def _rapid(norm: str) -> list[Stage]:
-    """Where gradients are masked a search from outside the ball finds what one inside misses; under l2 and l1 a minimal-norm search finds more."""
+    """The short list.
+
+    Where gradients are masked a search from outside the ball finds what one inside misses; under l2 and l1 a
+    minimal-norm search finds more.
+    """
     nearest = Stage("rapid:fab-1", "fab", {"steps": 98, "restarts": 1, "targeted": True, "targets": 1})
     if norm == "l1":  # every run of apgd is wide there, and a short one does not arrive
         return [

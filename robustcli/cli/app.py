@@ -23,8 +23,8 @@ from robustcli.terminal.console import Console
 class Verb(Protocol):
     """What the module of a verb has.
 
-    POSITION orders the verbs in `--help`. `run` loads the configuration, calls one work function and returns its
-    document.
+    POSITION orders the verbs in `--help`. `run` loads the configuration, calls one work function and returns
+    its document.
     """
 
     @property

@@ -126,7 +126,7 @@ FLAGS: dict[str, Flag] = {
 
 
 def add_flag(name: str, flag: Flag) -> str:
-    """Add a flag that one verb alone has; returns its name. Raises ValueError when the word has a meaning already."""
+    """Add a flag that one verb alone has; returns its name. Raises ValueError when the word is taken."""
     if FLAGS.setdefault(name, flag) is not flag:
         raise ValueError(f"the flag {name!r} is taken: {FLAGS[name].help}")
     return name

@@ -180,8 +180,8 @@ def bind_inner(
     Args:
         name: registered loss.
         y: labels int64 [B].
-        y_soft: label distributions [B, K]; they take the place of y in losses registered as `soft`, the others
-            keep y.
+        y_soft: label distributions [B, K]; they take the place of y in losses registered as `soft`, the
+            others keep y.
         clean: () -> logits [B, K] of the attacked model at the clean points; called once, for a loss that
             needs them.
         params: keyword-only parameters of the loss (the weight of "nuclear").

@@ -86,7 +86,10 @@ def test_standard_is_never_more_than_one_sample_above_and_rapid_follows(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_no_stage_is_above_by_more_than_two_deviations_of_our_seeds(case):
-    """Each stage's count over five seeds against the authors' at seed 0, which is one draw as well: hence the deviation of a single seed."""
+    """Each stage's count over five seeds against the authors' at seed 0.
+
+    Theirs is one draw as well: hence the deviation of a single seed.
+    """
     model, x, y, stages = case.some(60)
     counts = [
         {

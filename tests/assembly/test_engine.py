@@ -94,7 +94,7 @@ def test_two_hooks_that_publish_weights_do_not_go_together(hooks):
 
 
 def test_every_hook_that_averages_says_that_it_publishes_the_weights():
-    """The order of the hooks follows from the method, the check above from the registration: they must agree."""
+    """The order of the hooks follows from the method, the check above from the registration."""
     model = ModelSource(setting_of()).to_train()
     for entry in registry.hooks:
         averages = type(entry.fn(model)).averaged is not Hook.averaged

@@ -161,7 +161,7 @@ class Recorded(nn.Module):
 
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_same_seed_same_points_and_another_seed_others(name, norm):
-    """All points on the way count: few l1 steps may end at one point from two starts, for they move few pixels."""
+    """All points on the way count: few l1 steps move few pixels, and may end at one point from two starts."""
     entry, ball = registry.attacks.get(name), Ball(norm, 0.1)
     net, x, y = setup((6, 3, 4, 4), 3, 1)
 

@@ -1,4 +1,4 @@
-"""What a registration states about cost is what the attack asks for: counted by the oracle, for every registered attack."""
+"""What a registration states about cost is what the attack asks for, counted by the oracle."""
 
 from __future__ import annotations
 

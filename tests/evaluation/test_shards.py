@@ -280,7 +280,7 @@ def test_batch_size_names_and_alarms_may_change(tmp_path):
 
 
 def test_a_header_says_the_same_in_every_process():
-    """A function prints with its address, which another process does not share: none may stand in a header."""
+    """A function prints with its address, which no other process shares: none may stand in a header."""
     registered = AttackCall.of(registry.attacks.get("pgd"), {"steps": 20})
     audit = AuditPlan(64, lambda passes: [registered], [registered])
     stored = header(sample_ids(6), the_plan=plan(attacks=[registered], audit=audit)).plan

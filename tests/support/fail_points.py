@@ -1,4 +1,4 @@
-"""The moments of a save at which a test may kill it, in their order: the names that `checkpoint.fail_point` is told."""
+"""The moments of a save at which a test may kill it, in order, as `checkpoint.fail_point` names them."""
 
 from __future__ import annotations
 

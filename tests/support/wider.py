@@ -1,4 +1,7 @@
-"""The wider reference: small networks, threats and the verdicts of the AutoAttack authors' code, see tests/agreement/wider/README.md."""
+"""The wider reference: small networks, threats and the verdicts of the AutoAttack authors' code.
+
+See tests/agreement/wider/README.md.
+"""
 
 import json
 import os
