@@ -27,8 +27,8 @@ from robustcli.core.modes import frozen
 from robustcli.errors import Interrupted
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.flags import TrainFlags
 from robustcli.jobs.trainrun import TrainRun
+from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.runtime.distributed import solo
 from robustcli.runtime.precision import bf16_native
 from robustcli.store.latest import resolve_run

@@ -46,7 +46,7 @@ from robustcli.models.info import ModelInfo
 from robustcli.objectives.madry import madry
 from robustcli.objectives.trades import trades
 from robustcli.runtime.precision import bf16_native
-from robustcli.training.awp import awp
+from robustcli.training.hooks.awp import awp
 from robustcli.training.minmax import MinMax
 from robustcli.training.settings import StepSettings
 

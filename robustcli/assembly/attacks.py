@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustcli import registry
-from robustcli.assembly.bound import bound
+from robustcli.assembly.binding import bound
 from robustcli.assembly.setting import Setting
 from robustcli.config.bind import TORCHATTACKS
 from robustcli.config.schema import Config

@@ -11,7 +11,7 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.assembly.attacks import make_attacks, make_search, planned_passes
-from robustcli.assembly.bound import bound
+from robustcli.assembly.binding import bound
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.config.spec import Spec

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustcli import registry
 from robustcli.assembly.attacks import eval_plan
-from robustcli.assembly.bound import bound, call_with
+from robustcli.assembly.binding import bound, call_with
 from robustcli.assembly.method import Method, method_of, steps_of
 from robustcli.assembly.samples import choose
 from robustcli.assembly.setting import Setting

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from robustcli import registry
-from robustcli.assembly.bound import bound
+from robustcli.assembly.binding import bound
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.evaluation.plan import AttackCall

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.assembly.attacks import make_search
-from robustcli.assembly.bound import bound, call_with
+from robustcli.assembly.binding import bound, call_with
 from robustcli.assembly.combine import check_combination
 from robustcli.assembly.method import Method, method_of
 from robustcli.assembly.setting import Setting
@@ -21,7 +21,7 @@ from robustcli.runtime.precision import resolve
 from robustcli.training.curriculum import Curriculum
 from robustcli.training.forward import recompute
 from robustcli.training.guarding import Guards
-from robustcli.training.hooks import Hook
+from robustcli.training.hook import Hook
 from robustcli.training.settings import Objective, Regularizer, StepSettings
 from robustcli.training.step import Step
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from robustcli.config.bind import Registries
-from robustcli.config.files import SUFFIXES, display, problem, read_text
+from robustcli.config.config_files import SUFFIXES, display, problem, read_text
 from robustcli.config.overlay import Override, default_layer, environment_layer, override_layer
 from robustcli.config.schema import Config, rules
 from robustcli.config.shipped import find_config

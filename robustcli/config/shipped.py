@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from robustcli.config.files import problem, read_text, reason
+from robustcli.config.config_files import problem, read_text, reason
 from robustcli.errors import ConfigError
 from robustcli.registry import suggestion
 

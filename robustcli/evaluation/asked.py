@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustcli.core.oracle import Oracle
 from robustcli.errors import RobustCliError, UsageError, out_of_memory
-from robustcli.models.blocks import seeded
+from robustcli.models.architectures.blocks import seeded
 
 
 class Asked(nn.Module):

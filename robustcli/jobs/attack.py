@@ -9,11 +9,11 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.setting import prepare
 from robustcli.config.load import Loaded
-from robustcli.jobs.flags import MeasureFlags
-from robustcli.jobs.images import ImageWriter, check_channels
+from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
 from robustcli.jobs.report import report
 from robustcli.jobs.rerun import write_inputs
+from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.rundir import open_run

@@ -20,9 +20,9 @@ from robustcli.config.load import Loaded
 from robustcli.data.mixture import epoch_size
 from robustcli.errors import ResourceError, out_of_memory
 from robustcli.jobs.bench_tables import bench_tables
-from robustcli.jobs.flags import BenchFlags
 from robustcli.jobs.once import each_once
 from robustcli.jobs.rerun import same_again, write_inputs
+from robustcli.jobs.verb_flags import BenchFlags
 from robustcli.models.size import count_parameters, flops
 from robustcli.records.bench import BenchRow
 from robustcli.records.document import Document

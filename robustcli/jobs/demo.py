@@ -20,8 +20,8 @@ from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.attack import attack
-from robustcli.jobs.flags import DemoFlags, MeasureFlags, TrainFlags
 from robustcli.jobs.train import train
+from robustcli.jobs.verb_flags import DemoFlags, MeasureFlags, TrainFlags
 from robustcli.models.source import load_model
 from robustcli.proportions import Rate
 from robustcli.records.document import Document

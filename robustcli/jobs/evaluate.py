@@ -23,12 +23,12 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
 from robustcli.evaluation.shards import parse_part
-from robustcli.jobs.flags import EvalFlags
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
 from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sweep import check_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
+from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag

@@ -16,7 +16,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.errors import ResourceError
-from robustcli.jobs.flags import CheckFlags
+from robustcli.jobs.verb_flags import CheckFlags
 from robustcli.models.build import build_model
 from robustcli.models.info import ModelInfo
 from robustcli.records.document import Document

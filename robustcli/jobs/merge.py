@@ -21,10 +21,10 @@ from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
-from robustcli.jobs.flags import MergeFlags
 from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.rerun import CONFIG, write_inputs
 from robustcli.jobs.thresholds import check_metrics
+from robustcli.jobs.verb_flags import MergeFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow

@@ -11,8 +11,8 @@ from robustcli.assembly.origin import pinned
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
-from robustcli.jobs.flags import TrainFlags
 from robustcli.jobs.train import train
+from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.records.document import Document
 from robustcli.reporting.tables import Table
 from robustcli.store.rundir import newest_run

@@ -15,8 +15,8 @@ from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted
-from robustcli.jobs.flags import TrainFlags
 from robustcli.jobs.trainrun import TrainRun
+from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.records.document import Document
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.distributed import Ranks, join, local_device, solo

@@ -14,9 +14,9 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.errors import Interrupted, NumericsError, UsageError
-from robustcli.jobs.flags import TrainFlags
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import check_same_experiment, newest_checkpoint, progress_from, repoint
+from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.models.meta import model_meta
 from robustcli.models.normalised import NormalisedModel
 from robustcli.runtime.distributed import Ranks

@@ -22,9 +22,9 @@ from robustcli.config.spec import ModelConfig, is_reference
 from robustcli.errors import RobustCliError, UsageError
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transferability import Transfer, transfer_matrix
-from robustcli.jobs.flags import MeasureFlags
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.transfer_report import Subjects, report
+from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.rundir import open_run

@@ -15,8 +15,8 @@ from torch import nn
 from robustcli.config.bind import check_spec
 from robustcli.config.tree import config_error
 from robustcli.errors import ConfigError, PolicyError, ResourceError, out_of_memory
+from robustcli.models.architectures.blocks import seeded
 from robustcli.models.backbone import Backbone
-from robustcli.models.blocks import seeded
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel, parse_normalize
 from robustcli.models.plugin import is_plugin

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from robustcli.errors import UsageError
-from robustcli.models.blocks import seeded
+from robustcli.models.architectures.blocks import seeded
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import Normalisation, NormalisedModel, parse_normalize
 from robustcli.models.plugin import run_plugin, split_plugin, user_code

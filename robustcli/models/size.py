@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robustcli.core.modes import frozen
 from robustcli.errors import ConfigError, DataError, RobustCliError
-from robustcli.models.blocks import seeded
+from robustcli.models.architectures.blocks import seeded
 from robustcli.models.complaint import first_line
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel

@@ -14,7 +14,7 @@ from robustcli.core.types import Batch, LossTerms
 from robustcli.errors import NumericsError, ResourceError, out_of_memory
 from robustcli.training.faults import shared_faults
 from robustcli.training.forward import Forward, Shared
-from robustcli.training.hooks import Hook, StepContext
+from robustcli.training.hook import Hook, StepContext
 from robustcli.training.settings import StepSettings
 
 

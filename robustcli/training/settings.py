@@ -14,7 +14,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.evaluation.plan import Search
 from robustcli.runtime.distributed import Ranks, solo
-from robustcli.training.hooks import Hook
+from robustcli.training.hook import Hook
 
 #: (oracle, x, ball) -> x_adv, parameters bound.
 Attack: TypeAlias = Callable[[Oracle, Tensor, Ball], Tensor]

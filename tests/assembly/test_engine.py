@@ -12,7 +12,7 @@ from robustcli.errors import UsageError
 from robustcli.registry import attacks
 from robustcli.runtime.distributed import solo
 from robustcli.terminal.console import Console
-from robustcli.training.hooks import Hook
+from robustcli.training.hook import Hook
 
 BASE = ("data={name: fake, size: 8}", "model=mlp", "train.steps=2", "train.batch_size=8", "device=cpu")
 

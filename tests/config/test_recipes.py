@@ -21,9 +21,9 @@ from robustcli.config.bind import Registries
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.config.shipped import shipped_configs
-from robustcli.data.fake import images
-from robustcli.jobs.flags import TrainFlags
+from robustcli.data.sets.fake import images
 from robustcli.jobs.train import train
+from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.reporting import plots
 from robustcli.store.retention import resolve_checkpoint
 from robustcli.store.snapshot import load_checkpoint

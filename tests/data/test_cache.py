@@ -23,9 +23,9 @@ from robustcli.data.ahead import ahead
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
 from robustcli.data.extra import extra_split
-from robustcli.data.folder import list_splits
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import MixedSplit, epoch_batches
+from robustcli.data.sets.folder import list_splits
 from robustcli.data.split import MemorySplit, Store
 from robustcli.errors import DataError, Interrupted, ResourceError
 from robustcli.runtime.signals import StopFlag

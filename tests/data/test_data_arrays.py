@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from robustcli.config.sections import Augment, DataConfig
 from robustcli.data.datasets import load_data
-from robustcli.data.fake import images as fake_images
+from robustcli.data.sets.fake import images as fake_images
 from robustcli.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

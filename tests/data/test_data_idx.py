@@ -11,7 +11,7 @@ import torch
 
 from robustcli.config.sections import Augment, DataConfig
 from robustcli.data.datasets import load_data
-from robustcli.data.idx import read_idx
+from robustcli.data.sets.idx import read_idx
 from robustcli.errors import DataError
 
 

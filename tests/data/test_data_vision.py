@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from robustcli.config.sections import Augment, DataConfig
-from robustcli.data import vision
 from robustcli.data.datasets import load_data
+from robustcli.data.sets import vision
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError, ResourceError
 from robustcli.registry import datasets

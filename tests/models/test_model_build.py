@@ -69,7 +69,7 @@ def test_more_memory_than_the_machine_has_is_refused_before_it_is_taken(info: Mo
 
 
 def test_a_failed_allocation_is_a_resource_error(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    import robustcli.models.small_cnn as module
+    import robustcli.models.architectures.small_cnn as module
 
     def fail(net: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

@@ -60,8 +60,8 @@ def instrument(said, hits=None):
     from robustcli.jobs.trainrun import TrainRun
     from robustcli.reporting import plots
     from robustcli.store import checkpoint
-    from robustcli.training.average import WeightCopy
     from robustcli.training.descent import Descent
+    from robustcli.training.hooks.average import WeightCopy
     from robustcli.training.runner import StepRunner
     from robustcli.training.validation import Validation
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.training.awp import awp
-from robustcli.training.hooks import StepContext
+from robustcli.training.hook import StepContext
+from robustcli.training.hooks.awp import awp
 
 X = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from robustcli.errors import CheckpointError
-from robustcli.training.ema import ema
-from robustcli.training.hooks import StepContext
+from robustcli.training.hook import StepContext
+from robustcli.training.hooks.ema import ema
 
 
 def context(net, progress=0.5):

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.errors import CheckpointError
-from robustcli.training.hooks import Hook, StepContext
+from robustcli.training.hook import Hook, StepContext
 
 HOOKS = registry.hooks.names()
 TOTAL = 8  # steps of a run; the last two are beyond the default start of every hook

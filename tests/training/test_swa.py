@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from robustcli.errors import CheckpointError
-from robustcli.training.hooks import StepContext
-from robustcli.training.swa import swa
+from robustcli.training.hook import StepContext
+from robustcli.training.hooks.swa import swa
 
 BATCHES = [torch.rand(n, 2, 4, 4, generator=torch.Generator().manual_seed(n)) for n in (5, 8, 3)]
 

@@ -15,12 +15,12 @@ from robustcli.data.mixture import MixedSplit
 from robustcli.data.split import MemorySplit
 from robustcli.errors import DataError, Interrupted, ResourceError
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.training.ema import ema
 from robustcli.training.guarding import Guards
+from robustcli.training.hooks.ema import ema
+from robustcli.training.hooks.swa import swa
 from robustcli.training.loop import Trainer
 from robustcli.training.minmax import MinMax
 from robustcli.training.settings import StepSettings
-from robustcli.training.swa import swa
 from robustcli.training.trainplan import Progress, TrainPlan
 
 G = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def test_the_averaged_model_is_validated_and_published():
                 1, keepdim=True
             )
 
-    from robustcli.training.hooks import Hook
+    from robustcli.training.hook import Hook
 
     class Always(Hook):
         def averaged(self):

@@ -29,7 +29,7 @@ def run(call: Call) -> dict[str, Any]:
     """One attack run."""
     loaded = call.load(_few_images)
     from robustcli.jobs.attack import attack
-    from robustcli.jobs.flags import MeasureFlags
+    from robustcli.jobs.verb_flags import MeasureFlags
 
     flags = MeasureFlags(
         overwrite=call.on("overwrite"),

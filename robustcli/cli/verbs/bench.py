@@ -33,7 +33,7 @@ def run(call: Call) -> dict[str, Any]:
         plain = plain.replaced(bench_batch=None)
     loaded = plain.load(lambda loaded: _adversary_settings(call, loaded))
     from robustcli.jobs.bench import bench
-    from robustcli.jobs.flags import BenchFlags
+    from robustcli.jobs.verb_flags import BenchFlags
 
     flags = BenchFlags(
         overwrite=call.on("overwrite"),

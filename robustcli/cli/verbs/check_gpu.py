@@ -18,8 +18,8 @@ FLAGS = ("require_cuda", "smoke", "dry_run", *OUTPUT)
 
 def run(call: Call) -> dict[str, Any]:
     """Describe and time the devices; --dry-run and --smoke only describe them."""
-    from robustcli.jobs.flags import CheckFlags
     from robustcli.jobs.gpu import check_gpu
+    from robustcli.jobs.verb_flags import CheckFlags
 
     only_describe = call.on("dry_run") or call.on("smoke")
     flags = CheckFlags(require_cuda=call.on("require_cuda"), measure=not only_describe)

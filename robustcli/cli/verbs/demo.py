@@ -19,7 +19,7 @@ FLAGS = ("device", "seed", "threads", "out", "overwrite", "smoke", "dry_run", *O
 def run(call: Call) -> dict[str, Any]:
     """The demo, or its plan."""
     from robustcli.jobs.demo import demo
-    from robustcli.jobs.flags import DemoFlags
+    from robustcli.jobs.verb_flags import DemoFlags
 
     given = {name: call.text(name) for name in ("device", "seed", "threads")}
     flags = DemoFlags(

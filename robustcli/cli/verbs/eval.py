@@ -32,7 +32,7 @@ def run(call: Call) -> dict[str, Any]:
         return _merge(call, parts)
     loaded = call.load()
     from robustcli.jobs.evaluate import evaluate
-    from robustcli.jobs.flags import EvalFlags
+    from robustcli.jobs.verb_flags import EvalFlags
 
     flags = EvalFlags(
         overwrite=call.on("overwrite"),
@@ -52,8 +52,8 @@ def run(call: Call) -> dict[str, Any]:
 def _merge(call: Call, parts: str) -> dict[str, Any]:
     """One verdict out of shards. Raises UsageError for flags and words that say what was measured."""
     from robustcli.config.number import parse_number
-    from robustcli.jobs.flags import MergeFlags
     from robustcli.jobs.merge import merge
+    from robustcli.jobs.verb_flags import MergeFlags
 
     others = [name for name in FLAGS if name not in _WITH_MERGE and call.values.get(name)]
     refused = [*(f"--{name.replace('_', '-')}" for name in others), *call.texts("words")]

@@ -30,9 +30,9 @@ def run(call: Call) -> dict[str, Any] | None:
     nproc, restarts = _count(call, "nproc", "1"), _count(call, "max_restarts", "0")
     if (nproc != 1 or restarts) and not call.on("dry_run"):
         raise typer.Exit(_launch(call, nproc, restarts))
-    from robustcli.jobs.flags import TrainFlags
     from robustcli.jobs.seeds import train_seeds
     from robustcli.jobs.train import train
+    from robustcli.jobs.verb_flags import TrainFlags
 
     flags = TrainFlags(
         resume=call.on("resume"),

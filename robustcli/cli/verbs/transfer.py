@@ -36,8 +36,8 @@ def run(call: Call) -> dict[str, Any]:
     if trained and call.source() is None:
         call = call.replaced(model=trained[0])
     loaded = call.load(lambda loaded: _few_images(call, loaded))
-    from robustcli.jobs.flags import MeasureFlags
     from robustcli.jobs.transfer import transfer
+    from robustcli.jobs.verb_flags import MeasureFlags
 
     flags = MeasureFlags(
         overwrite=call.on("overwrite"),

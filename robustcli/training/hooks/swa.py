@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from robustcli.registry import hooks
-from robustcli.training.average import WeightCopy, load_tensors
-from robustcli.training.hooks import Hook, StepContext
+from robustcli.training.hook import Hook, StepContext
+from robustcli.training.hooks.average import WeightCopy, load_tensors
 from robustcli.training.schedules import Share
 
 

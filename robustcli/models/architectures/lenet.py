@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from robustcli.models.blocks import Activation, Count, activation_layer, kaiming
+from robustcli.models.architectures.blocks import Activation, Count, activation_layer, kaiming
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 

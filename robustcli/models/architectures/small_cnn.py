@@ -7,7 +7,14 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from robustcli.errors import ConfigError
-from robustcli.models.blocks import Activation, Count, Stride, activation_layer, conv3x3, kaiming
+from robustcli.models.architectures.blocks import (
+    Activation,
+    Count,
+    Stride,
+    activation_layer,
+    conv3x3,
+    kaiming,
+)
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 

@@ -17,7 +17,7 @@ from robustcli.config.sections import DataConfig
 from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.data.files import open_regular
-from robustcli.data.vision import download
+from robustcli.data.sets.vision import download
 from robustcli.errors import DataError
 from robustcli.registry import datasets
 

@@ -9,7 +9,15 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from robustcli.errors import ConfigError
-from robustcli.models.blocks import Activation, Count, Rate, activation_layer, conv3x3, kaiming, stages
+from robustcli.models.architectures.blocks import (
+    Activation,
+    Count,
+    Rate,
+    activation_layer,
+    conv3x3,
+    kaiming,
+    stages,
+)
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 

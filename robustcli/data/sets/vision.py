@@ -21,9 +21,9 @@ from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels
 from robustcli.data.files import Listing, list_images, open_regular
-from robustcli.data.folder import bundle_folder
 from robustcli.data.images import Decoder
 from robustcli.data.listings import bundle_listings
+from robustcli.data.sets.folder import bundle_folder
 from robustcli.data.signs import SIGNS
 from robustcli.errors import DataError, ResourceError
 from robustcli.registry import datasets

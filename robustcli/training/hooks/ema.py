@@ -9,8 +9,8 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from robustcli.registry import hooks
-from robustcli.training.average import WeightCopy, load_tensors
-from robustcli.training.hooks import Hook, StepContext
+from robustcli.training.hook import Hook, StepContext
+from robustcli.training.hooks.average import WeightCopy, load_tensors
 from robustcli.training.schedules import Share
 
 

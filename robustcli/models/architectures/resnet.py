@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustcli.models.blocks import Count, Stem, conv3x3, kaiming, stages
+from robustcli.models.architectures.blocks import Count, Stem, conv3x3, kaiming, stages
 from robustcli.models.info import ModelInfo
 from robustcli.registry import models
 

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from robustcli.registry import hooks
-from robustcli.training.hooks import Hook, StepContext
+from robustcli.training.hook import Hook, StepContext
 from robustcli.training.schedules import Share
 
 #: Keeps a tensor without gradient where it is; the constant of the reference code.

@@ -1,0 +1,1 @@
+"""Registered networks, one file for each. The registry imports them all."""

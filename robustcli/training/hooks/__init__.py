@@ -1,0 +1,1 @@
+"""Registered training hooks, one file for each. The registry imports them all."""
