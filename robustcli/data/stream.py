@@ -73,8 +73,10 @@ def _end_with_parent() -> None:
     torch itself looks only every 5 s.
     """
     parent = multiprocessing.parent_process()
-    if sys.platform != "linux" or parent is None or os.getppid() != parent.pid:
-        return  # elsewhere, or started by a server that holds no sockets
+    if sys.platform != "linux" or parent is None:
+        return
+    if multiprocessing.get_start_method() != "fork":
+        return  # started by a server, which holds no sockets
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent.pid:  # it died in between
