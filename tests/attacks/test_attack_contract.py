@@ -242,18 +242,11 @@ def test_bad_parameters_are_named(name, bad):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 def test_registration_tells_what_contract_tests_select_on(entry):
-    assert entry.facts.kind in {"fixed", "minimal", "unbounded"} and set(entry.facts.norms) <= {
-        "linf",
-        "l2",
-        "l1",
-    }
-    assert entry.facts.needs in {"gradient", "scores", "decisions"} and {
-        "deterministic",
-        "keeps_best",
-    } <= set(entry.facts)
-    assert entry.facts.precision in {"bf16", "fp32"} and (
-        entry.facts.kind != "minimal" or entry.facts.precision == "fp32"
-    )
+    facts = entry.facts
+    assert facts.kind in {"fixed", "minimal", "unbounded"} and set(facts.norms) <= {"linf", "l2", "l1"}
+    assert facts.needs in {"gradient", "scores", "decisions"} and len(facts.use) > 10
+    assert {type(facts.deterministic), type(facts.keeps_best), type(facts.starts_at_clean)} == {bool}
+    assert facts.precision in {"bf16", "fp32"} and (facts.kind != "minimal" or facts.precision == "fp32")
     assert "arXiv" in entry.fn.__doc__ and "Source" in entry.fn.__doc__ and entry.summary
 
 
