@@ -1,6 +1,6 @@
 """Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself.
 
-`apgd` has more than 50 lines: most are its documentation, and the rest is one nest of restarts, targets and
+`apgd` has more than 50 lines. Most are its documentation; the rest is one loop over restarts, targets and
 balls.
 """
 
@@ -29,7 +29,10 @@ _WIDEST: dict[str, float] = {"linf": 1.0, "l2": 1.0, "l1": 3.0}  # first radius 
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
-    """Two passes for each step and for each ball's first point, one for the last point of each run."""
+    """runs * (2 * (steps + balls) + 1), a run being one restart towards one class.
+
+    Each step and the first point in each ball costs two passes, the last point of a run one.
+    """
     runs = given["restarts"]
     if given["loss"] == "dlr-targeted":
         runs *= max(0, min(given["skip"] + given["targets"], classes - 1) - given["skip"])
@@ -63,10 +66,13 @@ def apgd(
 ) -> Tensor:
     """x_{k+1} = P(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),  z = P(x_k + a_k * steepest(grad_k)).
 
-    a_0 is 2 * eps. At each checkpoint a row that oscillates or stands still halves its step a and goes on
-    from its best point. With widest w > 1 the ball shrinks: w eps, (w + 1) / 2 eps and eps for 0.3, 0.3 and
-    0.4 of the steps. A model that masks its gradients near the image often shows them outside. With l1 the
-    steps are sparse.
+    P is the projection on the ball. a_0 is 2 * eps, and x_1 is z. At each checkpoint a row that oscillates or
+    stands still halves its step a and goes on from its best point. Under l1 there is no momentum, a_0 is eps,
+    and each step moves few pixels: see `_climb_sparsely`.
+
+    With widest w > 1 the search takes 0.3 of its steps in a ball of radius w * eps, 0.3 in one of radius
+    (w + 1) * eps / 2, and 0.4 in `ball`. A model that masks its gradients near the image often shows them
+    further away.
 
     Args:
         oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W]; holds labels and one
@@ -133,9 +139,9 @@ def _check(steps: int, restarts: int, targets: int, skip: int, rho: float, wides
 
 
 def _headings(oracle: Oracle, loss: str, targets: int, skip: int) -> tuple[Ascent, Tensor]:
-    """What to ascend, and the classes to head for in turn, int64 [R, T].
+    """(what to ascend, goals): goals are the classes to head for, one after another, int64 [R, T].
 
-    A registered loss takes one turn and reads no class.
+    A registered loss reads no goal. For it T is 1, and the column only says how many searches there are.
     """
     own = oracle.y[:, None]
     if loss == "margin":
@@ -160,28 +166,32 @@ def _headings(oracle: Oracle, loss: str, targets: int, skip: int) -> tuple[Ascen
 
 @dataclass(frozen=True)
 class _Question:
-    """One gradient of what is ascended, towards column `heading` of the goals."""
+    """What a search asks at each point: the loss `ascent` and its gradient, towards one class per row.
+
+    The class is in column `heading` of the goals.
+    """
 
     oracle: Oracle
     ascent: Ascent
     heading: int
 
     def __call__(self, x_adv: Tensor, goals: Tensor, *, scored: bool = True) -> tuple[Tensor, Tensor]:
-        """Loss [R] and input gradient [R, C, H, W]; a NaN loss becomes -inf, and never counts as the best.
+        """Loss [R] and input gradient [R, C, H, W] at x_adv [R, C, H, W]; a NaN loss becomes -inf.
 
-        scored=False: the point lies outside the ball, and does not count as met.
+        goals: int64 [R, T]. scored: as in `Oracle.gradient`.
         """
         value, _, grad = self.oracle.gradient(x_adv, self._loss(goals), scored=scored)
         return value.nan_to_num(nan=float("-inf")), grad
 
     def _loss(self, goals: Tensor) -> str | RowLoss:
+        """The name of a registered loss, or `ascent` bound to y and to the goal of each row."""
         if isinstance(self.ascent, str):
             return self.ascent
         return RowLoss(self.ascent, (self.oracle.y, goals[:, self.heading]))
 
 
 def _phases(ball: Ball, steps: int, widest: float) -> list[tuple[Ball, int]]:
-    """(ball, steps in it), from the widest to `ball`, which gets 0.4 of the steps, and one at least."""
+    """(ball, steps in it), the widest first. The last is `ball`, with 0.4 of the steps and one at least."""
     if not widest > 1:
         return [(ball, steps)]
     early = min(-(-3 * steps // 10), steps - 1)
@@ -192,7 +202,7 @@ def _phases(ball: Ball, steps: int, widest: float) -> list[tuple[Ball, int]]:
 
 
 def _first(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
-    """A random point of the first ball: uniform, or a Gaussian brought into it (l1)."""
+    """A random point of `ball`: uniform, or under l1 x + N(0, 1) per pixel, projected."""
     if ball.norm == "l1":
         return ball.start(x, "gaussian", rng)
     return ball.random_point(x, rng)
@@ -209,9 +219,19 @@ def _climb(
     *,
     scored: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps in one ball under linf or l2, from x_adv.
+    """`steps` steps of Auto-PGD in one ball under linf or l2.
 
-    Returns (x, goals, point of the largest loss) of the rows that have not fallen.
+    Args:
+        ask: gives loss and gradient.
+        x, x_adv: clean pixels and the first point, [R, C, H, W]; the first point is projected on `ball`.
+        goals: classes to head for, int64 [R, T].
+        ball: where the steps stay.
+        steps: >= 1.
+        rho: as in `apgd`.
+        scored: whether the points are met; false where `ball` is wider than the threat.
+
+    Returns:
+        (x, goals, the point of the largest loss among those asked here) of the rows still in play.
     """
     x_adv = x_old = x_best = ball.project(x, x_adv)
     loss, grad = ask(x_adv, goals, scored=scored)
@@ -248,11 +268,14 @@ def _climb(
 def _climb_sparsely(
     ask: _Question, x: Tensor, goals: Tensor, x_adv: Tensor, ball: Ball, steps: int, *, scored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps in one l1 ball, from x_adv; returns what `_climb` does.
+    """`steps` steps in one l1 ball: x_{k+1} = P(x_k + a * s), s of l1 length 1 as in `_sparse`.
 
-    A step has l1 length a, spread over the m largest |grad|, m = 2/3 of the pixels that x_best has changed.
-    Every 0.04 * steps a row looks back. Where x_best has lost more than 5 % of its changed pixels, a becomes
-    eps and the row goes on from there. Else a shrinks by 1.5, down to eps / 10.
+    a_0 is eps. A row counts the pixels in which its best point differs from x, first at the start and then
+    every 0.04 * steps steps. s moves 2/3 of the last count. Where the count has fallen by more than 5 %, a
+    becomes eps again, and the row goes on from its best point. Elsewhere a becomes a / 1.5, eps / 10 at
+    least.
+
+    Arguments and result are those of `_climb`.
     """
     x_adv = ball.project(x, x_adv)
     loss, grad = ask(x_adv, goals, scored=scored)
@@ -280,9 +303,10 @@ def _climb_sparsely(
 
 
 def _sparse(grad: Tensor, changed: Tensor) -> Tensor:
-    """A step of l1 length 1 per row: the signs of its m largest |grad|, divided by their number.
+    """sign(grad) / m at the m pixels of the largest |grad|, else 0: a step of l1 length 1 per row.
 
-    m is ceil(2/3 changed), 1 at least. Ties are all taken.
+    m = ceil(2/3 * changed), 1 at least; ties of the smallest are all taken. A row of zeros stays.
+    grad: [R, C, H, W]; changed: int64 [R].
     """
     size = grad.abs().flatten(1)
     m = ((2 * changed + 2) // 3).clamp_(1, size.shape[1])
@@ -292,5 +316,5 @@ def _sparse(grad: Tensor, changed: Tensor) -> Tensor:
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` in the rows [R] that are true, else `old`, both [R, ...]."""
+    """`new` where `rows`, bool [R], is true, else `old`; both [R, C, H, W] or [R, 1, 1, 1]."""
     return torch.where(rows[:, None, None, None], new, old)

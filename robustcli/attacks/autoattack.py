@@ -15,9 +15,13 @@ Version = Literal["standard", "plus", "rand", "rapid"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of an ensemble: its name in results, its registered name, its parameters.
+    """One attack of an ensemble. It runs on the samples that the stages before it left standing.
 
-    It runs on what the stages before left standing. `draws` > 1 averages gradients (EOT).
+    Args:
+        label: its name in results.
+        name: its registered name.
+        params: its parameters.
+        draws: model passes over which each gradient is averaged (EOT), >= 1.
     """
 
     label: str
@@ -28,9 +32,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Audit:
-    """How a short list is checked: `samples` of its survivors meet `short_forms`.
+    """How a short list is checked: some of its survivors meet other attacks.
 
-    When two of them fall, all survivors meet `escalation`.
+    Args:
+        norm: linf, l2 or l1.
+        samples: how many survivors meet `short_forms`.
+        escalation: the attacks that all survivors meet when two of those samples fall.
     """
 
     norm: str
@@ -38,24 +45,26 @@ class Audit:
     escalation: list[Stage]
 
     def short_forms(self, passes: int) -> list[Stage]:
-        """FAB towards the likeliest classes and Square: at most `passes` passes on a sample that stands.
+        """APGD (l1 alone), FAB and Square, which share at most `passes` passes on a sample that stands.
 
-        Under l2 and l1 rapid has tried the likeliest class with FAB, and half of the passes go to those after
-        it. Under linf FAB breaks little that gradients do not, and a quarter of the passes go to it. Under
-        l1, where each start of APGD ends elsewhere, half of them go to the restarts that rapid leaves out.
+        l1: half of the passes go to restarts of APGD, because each start ends elsewhere. FAB and Square share
+        the rest.
+        linf: FAB gets a quarter, because it breaks little that gradients do not. Square gets three quarters.
+        l2, l1: FAB gets half of what is left and Square the other half. FAB leaves out the likeliest class,
+        which rapid has tried.
         """
         stages, climb = [], passes // 2 if self.norm == "l1" else 0
         if climb:
             restarts = max(1, climb // (2 * (100 + 3) + 1))
-            steps = (climb // restarts - 1) // 2 - 3  # the first points of three balls, and the last point
+            # A restart also asks for the first points of three balls, two passes each, and the last point.
+            steps = (climb // restarts - 1) // 2 - 3
             stages.append(_apgd("rapid:audit-apgd", "ce", steps=max(1, min(100, steps)), restarts=restarts))
         share, skip = (4, 0) if self.norm == "linf" else (2, 1)
         linearisations = max(1, (passes - climb) // (3 * share))
         targets = max(1, min(8, linearisations // 60))
         fab: dict[str, Any] = {"steps": min(100, linearisations // targets), "targets": targets, "skip": skip}
-        queries = max(
-            1, passes - climb - 3 * targets * fab["steps"] - 3
-        )  # FAB's last point, Square's first and last
+        # The last 3 passes are FAB's last point, and Square's first and last.
+        queries = max(1, passes - climb - 3 * targets * fab["steps"] - 3)
         square = Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True})
         return [*stages, Stage("rapid:audit-fab", "fab", fab), square]
 
@@ -76,9 +85,9 @@ def _apgd(
 
 
 def _wide(label: str, *, steps: int) -> Stage:
-    """The margin, ascended in a ball that shrinks from 3 eps to eps.
+    """APGD on the margin, in a ball that shrinks from radius 3 * eps to eps.
 
-    Where gradients are masked it finds what searches inside the ball miss.
+    Where gradients are masked, it finds points that a search inside the ball misses.
     """
     return Stage(label, "apgd", {"steps": steps, "restarts": 1, "loss": "margin", "widest": 3.0})
 
@@ -88,7 +97,7 @@ def _fab(label: str, *, targeted: bool, restarts: int, targets: int = 9) -> Stag
 
 
 def audit(norm: str, *, version: Version = "standard", audit: int = 64) -> Audit | None:
-    """How the answer of `autoattack` is checked: rapid's by what it leaves out, the others' not at all."""
+    """The audit of `autoattack`: for rapid the attacks that rapid leaves out, for other versions None."""
     return Audit(norm, audit, autoattack(norm)) if version == "rapid" else None
 
 
@@ -138,13 +147,13 @@ def autoattack(
 
 
 def _rapid(norm: str) -> list[Stage]:
-    """The short list.
+    """The stages of version rapid.
 
-    Where gradients are masked a search from outside the ball finds what one inside misses; under l2 and l1 a
-    minimal-norm search finds more.
+    apgd-wide is there for masked gradients, see `_wide`. fab-1 is there under l2 and l1, where a minimal-norm
+    search finds more.
     """
     nearest = Stage("rapid:fab-1", "fab", {"steps": 98, "restarts": 1, "targeted": True, "targets": 1})
-    if norm == "l1":  # every run of apgd is wide there, and a short one does not arrive
+    if norm == "l1":  # apgd begins in a wider ball by itself there, and a short run does not reach the end
         return [
             _apgd("rapid:apgd-ce", "ce", restarts=3, steps=100),
             _apgd("rapid:apgd-t2", "dlr-targeted", targets=2, steps=60),

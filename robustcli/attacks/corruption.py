@@ -91,7 +91,7 @@ def corruption(
 
 
 def _corrupt(x: Tensor, type: Type, amount: float, rng: RowRandom) -> Tensor:
-    """The corrupted image before clipping; a new tensor."""
+    """The corrupted image [B, C, H, W] before clipping, a new tensor; amount: the number of its severity."""
     if type == "gaussian_noise":
         return x + amount * rng.normal(tuple(x.shape[1:])).to(x.dtype)
     if type == "shot_noise":
@@ -112,7 +112,8 @@ def _corrupt(x: Tensor, type: Type, amount: float, rng: RowRandom) -> Tensor:
 def _bin_means(side: int, share: float, like: Tensor) -> Tensor:
     """[side, side]: the matrix that replaces each of `side` pixels by the mean of its bin.
 
-    There are int(side * share) bins: it is a box filter down and up again.
+    The bins are int(side * share) runs of neighbours, 1 at least. The image is reduced to one pixel per bin,
+    and enlarged again.
     """
     bins = (2 * torch.arange(side, device=like.device) + 1) * max(1, int(side * share)) // (2 * side)
     same = (bins[:, None] == bins[None, :]).to(like.dtype)
@@ -120,7 +121,10 @@ def _bin_means(side: int, share: float, like: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Convolution with N(0, sigma^2), cut at 4 sigma; border pixels are repeated outside."""
+    """x [B, C, H, W] convolved with N(0, sigma^2), sigma in pixels, cut at 4 sigma.
+
+    Outside the image the border pixels are repeated.
+    """
     radius = int(4 * sigma + 0.5)
     along = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     weight = along.div_(sigma).square_().mul_(-0.5).exp_()
@@ -133,7 +137,8 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 def _poisson(rate: Tensor, rng: RowRandom) -> Tensor:
     """Poisson counts [B, C, H, W] with means `rate` >= 0.
 
-    Up to rate 10 they come from the inverse distribution, above it from Cornish and Fisher's rounded normal.
+    Up to rate 10 a count is the exact inverse of the distribution at a uniform number. Above, it is a normal
+    number with the correction of Cornish and Fisher, rounded.
     """
     tail = tuple(rate.shape[1:])
     u, z = rng.uniform(tail).to(rate.dtype), rng.normal(tail).to(rate.dtype)

@@ -18,7 +18,7 @@ from robustcli.registry import attacks
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
-    """Most: both walks to the last step, the lengths of both ways, the last point."""
+    """The most there can be: all steps of both walks, one pass for the size of each way, one last point."""
     boundaries = min(given["classes"], classes) - 1
     return int(2 * 2 * given["steps"] * boundaries + 2 + 1)
 
@@ -45,8 +45,8 @@ def deepfool(
 ) -> Tensor:
     """x_{k+1} = clip(x + (1 + overshoot) r_{k+1}),  r_{k+1} = r_k + d_k, until the class changes.
 
-    d_k is the shortest way from x_k to its nearest linearised boundary. Where the box has cut a step, the
-    exact steps inside the box are tried too, and the nearer success counts.
+    d_k is the shortest way from x_k to its nearest linearised boundary, without regard to the box. Where the
+    box has cut such a step, a second walk takes the shortest ways inside the box. The nearer success counts.
 
     Args:
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
@@ -85,7 +85,7 @@ def deepfool(
 
 
 def _size(oracle: Oracle, x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
-    """[R]: how far x_adv lies from x in pixel units, infinite where it is no success; one forward pass."""
+    """||x_adv - x||_p [R] in pixel units, infinite where x_adv is no success; cost: one forward pass."""
     hit = oracle.hit(oracle.logits(x_adv))
     return length(x_adv - x, ball.norm).masked_fill(~hit, float("inf"))
 
@@ -100,11 +100,19 @@ def _walk(
     *carried: Tensor,
     exact: bool,
 ) -> tuple[Any, ...]:
-    """(whether the box cut a step, x, last point, classes, *carried) of the rows still in play.
+    """Walk from x to the nearest boundary, which is linearised anew at each step.
 
-    Tensors in `carried` [R, ...] leave with their rows. exact=True takes the shortest step to the plane
-    inside the box. False takes the shortest step of all, cut by the box: it moves less where most pixels that
-    should move cannot, and the next linearisation takes it on.
+    Args:
+        x: clean pixels [R, C, H, W] in the box.
+        ball: norm and box.
+        classes: whose boundaries are linearised, int64 [R, T].
+        steps, overshoot: as in `deepfool`.
+        carried: further tensors [R, ...], from which the rows that leave are taken out.
+        exact: true takes the shortest step inside the box. False takes the shortest step without a box, and
+            lets the box cut it. Such a step may stop short of the plane; the next one goes on from there.
+
+    Returns:
+        (whether the box cut a step, x, last point, classes, *carried) of the rows still in play.
     """
     within = ball
     if not exact:

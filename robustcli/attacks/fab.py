@@ -23,7 +23,7 @@ _TINY = 1e-12
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
-    """Two passes for each boundary linearised and one for the new point, in each step of each search."""
+    """In each step of each search two per boundary linearised and one for the new point; 1 at the end."""
     if given["targeted"]:
         searches = max(0, min(given["skip"] + given["targets"], classes - 1) - given["skip"])
         return int(3 * given["steps"] * searches * given["restarts"] + 1)
@@ -57,18 +57,18 @@ def fab(
 ) -> Tensor:
     """x_{k+1} = clip((1 - a) (x_k + eta d) + a (x + eta d')),  a = min(||d|| / (||d|| + ||d'||), alpha_max).
 
-    d and d' are the shortest ways from x_k and from x to the boundary linearised at x_k; a pulls the search
-    towards x. Where x_{k+1} is a success the search goes back to x + beta (x_{k+1} - x) and linearises there:
-    a plane moved from x_{k+1} is another plane where the boundary bends.
+    d is the shortest way from x_k to the boundary linearised at x_k, and d' the shortest way from x to the
+    same plane. a pulls the search towards x. Where x_{k+1} is a success, the search goes back to
+    x + beta (x_{k+1} - x), and the boundary is linearised there.
 
     Args:
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
         x: clean pixels [B, C, H, W] in [0, 1]; the first restart starts there.
         ball: norm and box; points may leave its radius, which only bounds the random starts.
-        steps: linearisations per class and restart, >= 1; cost = `steps` * min(targets, K - 1) * restarts
-            times two forward passes and a backward one.
-        restarts: searches, >= 1; all but the first start at random, half as far away as the nearest success,
-            at most half the radius.
+        steps: linearisations per class and restart, >= 1. One costs two forward passes and a backward one;
+            there are `steps` * min(targets, K - 1) * `restarts`.
+        restarts: searches, >= 1. All but the first start at a random point. Its distance from x is half that
+            of the nearest success, and at most half the radius.
         targets: how many classes are searched one after another (FAB-T), those of the largest clean logits,
             >= 1; a targeted search has one boundary.
         skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has
@@ -135,9 +135,9 @@ def _check(
 
 
 def _step(x: Tensor, x_adv: Tensor, boundary: Boundary, ball: Ball, alpha_max: float, eta: float) -> Tensor:
-    """clip((1 - a) (x_adv + eta d) + a (x + eta d')): the biased step to the boundary linearised at x_adv."""
+    """clip((1 - a) (x_adv + eta d) + a (x + eta d')): x_{k+1} of `fab`, [R, C, H, W], from x_k = x_adv."""
     value, normal, _ = boundary
-    value_at_x = value + dot(normal, x - x_adv).nan_to_num()  # sums of huge gradients overflow
+    value_at_x = value + dot(normal, x - x_adv).nan_to_num()  # a sum over huge gradients may overflow
     near, far = to_plane(x_adv, normal, value, ball), to_plane(x, normal, value_at_x, ball)
     size = length(near, ball.norm)
     a = column((size / (size + length(far, ball.norm)).clamp_min(_TINY)).clamp_max(alpha_max), x)

@@ -46,10 +46,11 @@ def fmn(
 ) -> Tensor:
     """min ||d||_p with x + d misclassified:  d_{k+1} = P_eps(d_k + a_k g / ||g||_2),  eps adapted per row.
 
-    After a success eps becomes eps * (1 - gamma_k), else eps * (1 + gamma_k). Until its first success a row's
-    eps is also at least ||d|| + |margin| / ||g||_q, q dual to p: where the boundary would be if the model
-    were linear. The paper takes that estimate alone, and rows between two wrong classes may then never grow
-    past it. a_k and gamma_k fall as a cosine.
+    g is the gradient of the margin at x + d_k. After a success eps becomes eps * (1 - gamma_k), and at most
+    the distance of the nearest success. After a failure it becomes eps * (1 + gamma_k). Before the first
+    success of a row, eps is also at least ||d_k|| + |margin| / ||g||_q, 1/p + 1/q = 1: the distance of the
+    boundary if the model were linear. The paper takes this estimate alone; then eps may stop growing on a row
+    where two wrong classes compete. a_k and gamma_k fall as a cosine.
 
     Args:
         oracle: answers with margin [B], logits [B, K] and input gradient [B, C, H, W]; remembers the closest
@@ -104,10 +105,11 @@ def fmn(
 
 
 def _project(x: Tensor, z: Tensor, eps: Tensor, ball: Ball) -> Tensor:
-    """The nearest point to z with ||z - x||_p <= eps, a radius [B] for each row, then the box.
+    """clip(x + u), u the nearest to d = z - x with ||u||_p <= eps; x, z [B, C, H, W], eps [B] pixel units.
 
-    l1: sign(d) max(|d| - t, 0) with t = (sum of the r largest |d| - eps) / r, r the largest number with
-    |d|_(r) > t.
+    l1: u = sign(d) max(|d| - t, 0) with t = (sum of the r largest |d| - eps) / r. r is the largest number for
+    which the r-th largest |d| exceeds t.
+
     Source: Duchi et al., ICML 2008.
     """
     d, radius = (z - x).flatten(1), eps[:, None]

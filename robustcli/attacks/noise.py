@@ -66,7 +66,7 @@ def noise(
 
 
 def _point(oracle: Oracle, x: Tensor, ball: Ball, kind: str) -> Tensor:
-    """One random point per row."""
+    """One random point [R, C, H, W] per row of x; kind as in `noise`."""
     if kind == "uniform":
         return ball.random_point(x, oracle.rng)
     tail = tuple(x.shape[1:])

@@ -53,8 +53,8 @@ def spatial(
 ) -> Tensor:
     """x_adv = T_{a, u, v}(x), the worst of some turns |a| <= rotation and shifts |u|, |v| <= translation.
 
-    No norm bounds the change: the ball's radius plays no part, only its pixel box does. Pixels are
-    interpolated bilinearly, and what turns or slides in from outside the image is 0 (black).
+    T turns by the angle a and shifts by u to the right and by v down, see `core.warp`. No norm bounds the
+    change. Pixels are interpolated bilinearly, and places outside the image hold 0 (black).
 
     Args:
         oracle: keeps the worst point per row; holds one random stream per row.
@@ -101,18 +101,22 @@ def spatial(
 
 
 def _unit(pose: tuple[float, ...] | None, x: Tensor, rng: RowRandom) -> Tensor:
-    """The pose for all rows, or one drawn for each row: angle, shift right, shift down, [R, 3] in [-1, 1]."""
+    """(angle, shift right, shift down) of each row, [R, 3], as shares in [-1, 1] of the largest ones.
+
+    pose: the same for all rows; None draws one for each row.
+    """
     if pose is None:
         return rng.uniform((3,)).mul_(2).sub_(1)
     return torch.tensor(pose, device=x.device).expand(len(x), 3)
 
 
 def _grid(angles: int, shifts: int) -> Iterator[tuple[float, ...]]:
-    """(angle, shift right, shift down), each evenly spaced in [-1, 1], or 0 alone."""
+    """All (angle, shift right, shift down) with each number from `_spaced`."""
     return product(_spaced(angles), _spaced(shifts), _spaced(shifts))
 
 
 def _spaced(n: int) -> list[float]:
+    """n numbers from -1 to 1, evenly spaced; 0 for n = 1."""
     if n == 1:
         return [0.0]
     return [2 * k / (n - 1) - 1 for k in range(n)]

@@ -50,13 +50,14 @@ def square(
 ) -> Tensor:
     """x_{k+1} = x_k with one random s x s window changed, kept if the loss grows;  s = sqrt(p_k H W).
 
-    p_k falls from p by halves, at set numbers of queries. What a window becomes, and where the search starts:
-        linf: x +- eps, one sign per channel, from vertical +-eps stripes. A window that is so already gets
-            the opposite signs; the authors draw again.
-        l2: a bump of random sign with the mass of a second window, from tiled bumps.
+    p_k starts at p and is halved after set numbers of queries.
+        linf: the search starts at x plus vertical stripes of +-eps. A window becomes x +- eps, one sign per
+            channel. A window that has these pixels already gets the opposite signs; the authors draw again.
+        l2: the search starts at x plus tiled bumps. A window gets a bump of random sign, whose length is
+            taken from this window and a second one. The second one becomes x.
         l1: as l2, with l1 lengths, steeper bumps and the exact projection.
-    Unlike in the authors' code each row has windows of its own, so that its verdict does not depend on who
-    shares the batch, and a window may touch the last row and column.
+    In the authors' code all rows share the windows. Here each row draws its own, so that its verdict does not
+    depend on the batch, and a window may touch the last row and column.
 
     Args:
         oracle: answers with logits [B, K]; holds labels and one random stream per row.
@@ -113,7 +114,7 @@ def square(
 def _sides(
     queries: int, p: float, height: int, width: int, bumps: bool, rescale: bool
 ) -> Iterator[tuple[int, int]]:
-    """(window side, number of queries with it), in blocks."""
+    """(window side, number of queries with it), in order; `_BLOCK` queries at most, `queries` in all."""
     first, share = 0, 1.0
     if rescale:
         share = queries / 10000
@@ -136,7 +137,7 @@ def _side(area: float, most: int, bumps: bool) -> int:
 
 
 def _score(oracle: Oracle, logits: Tensor, loss: str) -> Tensor:
-    """[R]: the loss to ascend, untargeted or towards the target; NaN counts as the worst try."""
+    """loss(z, y), or -loss(z, target) in a targeted search: [R]; NaN becomes -inf, which is never kept."""
     fn = losses.get(loss).fn
     if oracle.target is not None:
         value: Tensor = -fn(logits, oracle.target)
@@ -151,10 +152,13 @@ def _sign(u: Tensor, like: Tensor) -> Tensor:
 
 
 def _plan(u: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """n queries from uniforms u [R, n, 5 + C]: corners of two windows, a bump's direction, signs.
+    """What n queries change, from uniforms u [R, n, 5 + C].
 
-    Corners are places in the flattened image, int64 [R, n, 1, 1], uniform over all positions. Directions are
-    int64 [R, n], 0 or 1. Signs are [R, n, C, 1], -1 or 1.
+    Returns:
+        Upper left corner of the window, and of the second window: places h * W + w in the flattened image,
+        int64 [R, n, 1, 1], uniform over all positions.
+        Direction of the bump, int64 [R, n]: the index into `_bumps`, 0 or 1.
+        Signs, [R, n, C, 1], -1 or 1.
     """
     height, width = like.shape[2:]
     top = (u[..., 0:4:2] * (height - side + 1)).long()
@@ -164,12 +168,13 @@ def _plan(u: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _window(side: int, like: Tensor) -> Tensor:
-    """int64 [C, side * side]: places in the flattened image of a window in its first corner."""
+    """int64 [C, side * side]: places h * W + w of the pixels of a window whose upper left corner is 0."""
     along = torch.arange(side, device=like.device)
     return (along[:, None] * like.shape[3] + along[None, :]).flatten().expand(like.shape[1], -1)
 
 
 def _start(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
+    """Where a search begins, [R, C, H, W]: stripes under linf, else tiled bumps."""
     if ball.norm == "linf":
         return _stripes(x, ball, rng)
     return _tiles(x, ball, rng)
@@ -195,15 +200,16 @@ def _paint(x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, sign: Tensor) -> Te
 
 
 def _long(delta: Tensor, norm: Norm) -> Tensor:
-    """||delta||_p over the last dimension, which stays with length 1."""
+    """||delta||_p over the last dimension, kept as a dimension of size 1; l2 or l1."""
     size: Tensor = torch.linalg.vector_norm(delta, ord=_ORDER[norm], dim=-1, keepdim=True)
     return size
 
 
 def _bump(height: int, width: int, norm: Norm, like: Tensor) -> Tensor:
-    """[height, width]: sum over c >= d of (c + 1)^-q, d the Chebyshev distance from the middle; of length 1.
+    """b / ||b|| [height, width], b = sum_{c >= d} (c + 1)^-q: a bump, highest in the middle.
 
-    q is 2 under l2 and 4 under l1.
+    d is the Chebyshev distance from the middle, in pixels. c ends at half the longer side. q is 2 under l2
+    and 4 under l1.
     """
     far = torch.maximum(
         (torch.arange(height, device=like.device) - height // 2).abs()[:, None],
@@ -216,7 +222,7 @@ def _bump(height: int, width: int, norm: Norm, like: Tensor) -> Tensor:
 
 
 def _bumps(side: int, norm: Norm, like: Tensor) -> Tensor:
-    """[2, side, side]: a bump above the negative of another, and the same on its side; of length 1 each.
+    """[2, side, side]: a bump above the negative of another, and the transpose; both of length 1.
 
     Zeros under linf, which has no bumps.
     """
@@ -228,9 +234,9 @@ def _bumps(side: int, norm: Norm, like: Tensor) -> Tensor:
 
 
 def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
-    """x plus tiled bumps, five along the shorter side, made as long as eps allows.
+    """x [R, C, H, W] plus tiles of bumps, five tiles along the shorter side, cut by `_fitted`.
 
-    Each bump has a random sign per channel and a random direction.
+    Each tile is one of `_bumps`, drawn at random, with a random sign per channel.
     """
     channels, height, width = x.shape[1:]
     side = max(1, min(height, width) // 5)
@@ -246,7 +252,10 @@ def _tiles(x: Tensor, ball: Ball, rng: RowRandom) -> Tensor:
 
 
 def _fitted(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
-    """l2: x + eps * delta / ||delta||, cut by the box. l1: the nearest point of ball and box to x + delta."""
+    """l2: clip(x + eps * delta / ||delta||). l1: the point of ball and box nearest to x + delta.
+
+    x, delta: [R, C, H, W].
+    """
     if ball.norm == "l1":
         return ball.project(x, x + delta)
     scale = ball.eps / _long(delta.flatten(1), ball.norm).add_(_TINY)
@@ -256,10 +265,18 @@ def _fitted(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
 def _move(
     x: Tensor, x_adv: Tensor, ball: Ball, to: Tensor, source: Tensor, bump: Tensor, sign: Tensor
 ) -> Tensor:
-    """x_adv with the mass of two windows of x_adv - x, and what eps leaves unused, moved into the first.
+    """x_adv with a longer change in one window, and none in a second.
 
-    There it is bent towards a bump. to, source: places int64 [R, C, side * side]; bump: [R, side * side], of
-    length 1; sign: [R, C, 1], -1 or 1.
+    With delta = x_adv - x, and q = 2 under l2 or 1 under l1, per channel:
+        u = bump * sign + delta_to / ||delta_to||: the new direction of the window `to`;
+        s^q = ||delta_to||^q + ||delta_source||^q + (eps^q - ||delta||^q) / C: its new length;
+        delta_to = s u / ||u||; delta_source = 0. Then `_fitted`. Pixels of both windows count to `to` alone.
+
+    Args:
+        x, x_adv: [R, C, H, W].
+        to, source: places h * W + w of both windows, int64 [R, C, side * side].
+        bump: [R, side * side], of length 1.
+        sign: [R, C, 1], -1 or 1.
     """
     q, channels, delta = _ORDER[ball.norm], x.shape[1], (x_adv - x).flatten(2)
     old, emptied = delta.gather(2, to), delta.scatter(2, to, 0.0)
@@ -268,7 +285,7 @@ def _move(
     new = bump[:, None, :] * sign + old / _long(old, ball.norm).add_(_TINY)
     size = (unused + mass).pow(1 / q)
     if ball.norm == "l1":
-        size = size * channels  # published: too long on purpose, the projection cuts it
+        size = size * channels  # as published; `_fitted` projects what is too long
     new = new / _long(new, ball.norm).add_(_TINY) * size
     moved = emptied.scatter(2, source, 0.0).scatter_(2, to, new)
     return _fitted(x, moved.reshape(x.shape), ball)

@@ -1,4 +1,7 @@
-"""What is remembered of a search: the best point of each row, and which rows have fallen."""
+"""The memory of a search: the best point of each row, and which rows have fallen.
+
+"Best" is meant as the attacker sees it. A row falls when the watch confirms a success on it.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,17 @@ Watch = Callable[[Tensor, Tensor], Tensor]
 
 
 class BestPoints:
-    """The best point met per row: a success before a failure, then the one of larger loss.
+    """The best point per row: a success before a failure, then the one of larger loss.
 
-    With `closest_in` only successes are kept, and the nearest one to the clean point is the best.
+    With `closest_in` a failure is never kept, and the success nearest to the clean point is the best.
 
     Args:
-        points: where the memory begins [B, C, H, W], pixels; a row that no later point beats keeps its point.
+        points: pixels [B, C, H, W], what each row holds before the first point is considered.
         origin: clean pixels [B, C, H, W] in [0, 1], from which `closest_in` measures.
-        closest_in: the ball that measures distances, or None; a success outside it is not shown to the watch.
-        watch: confirms successes; a confirmed row falls, and keeps the point with which it fell.
+        closest_in: the ball that measures distances, or None. A success outside it may be kept, but it is
+            not shown to the watch.
+        watch: confirms successes, or None, and then no row falls. A fallen row keeps the point with which
+            it fell.
     """
 
     def __init__(self, points: Tensor, origin: Tensor, closest_in: Ball | None, watch: Watch | None) -> None:
@@ -35,16 +40,17 @@ class BestPoints:
         self._origin, self._ball, self._watch = origin, closest_in, watch
 
     def consider(self, index: Tensor | slice, x_adv: Tensor, hits: Tensor, loss: Tensor) -> bool:
-        """Keep each point that beats the best of its row so far; let the watch confirm successes.
+        """Keep each point that beats the best of its row so far, and each success that the watch confirms.
 
         Args:
-            index: which rows are asked about, int64 [R]; slice(None) where these are all rows.
-            x_adv: their points [R, C, H, W].
+            index: the rows of the points, int64 [R]; slice(None) for all rows.
+            x_adv: one point for each of these rows, pixels [R, C, H, W].
             hits: bool [R], which points are a success.
-            loss: [R]; a point of a non-finite loss is not kept unless the watch confirms it.
+            loss: [R]. A point of a non-finite loss is kept only if the watch confirms it. With `closest_in`
+                the loss is not read.
 
         Returns:
-            Whether a row has fallen.
+            Whether a row fell in this call.
         """
         rows = self._numbers[index]
         best_hits, best, fallen = self._hits[index], self._values[index], self.fallen[index]
@@ -63,7 +69,10 @@ class BestPoints:
         return bool(len(confirmed))
 
     def _confirmed(self, rows: Tensor, x_adv: Tensor, candidates: Tensor) -> Tensor:
-        """Which of the candidates, bool [R], the watch confirms: int64 [n]. Their rows have fallen now."""
+        """The places int64 [n], among the R points, of those that the watch confirms; their rows fall.
+
+        rows: int64 [R], row of each point. candidates: bool [R], the points that the watch is shown.
+        """
         if self._watch is None:
             return rows[:0]
         shown = candidates.nonzero()[:, 0]
@@ -74,6 +83,7 @@ class BestPoints:
         return confirmed
 
     def _keep(self, rows: Tensor, x_adv: Tensor, hits: Tensor, values: Tensor, kept: Tensor) -> None:
+        """Make the points at the places `kept`, int64 [n] among the R points, the best of their rows."""
         if not len(kept):  # most tries change no row's best
             return
         moved = rows[kept]

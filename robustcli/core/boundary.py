@@ -14,11 +14,11 @@ from robustcli.core.oracle import Oracle
 
 
 class Boundary(NamedTuple):
-    """A decision boundary linearised at a point.
+    """value + <normal, d> = 0: a decision boundary linearised at one point per row, d the way from it.
 
     Args:
-        value: [R], in logits; > 0 beyond the boundary.
-        normal: [R, C, H, W], the gradient of the value, in logits per pixel unit.
+        value: [R], a logit difference at the point; > 0 beyond the boundary.
+        normal: [R, C, H, W], the gradient of `value` at the point, in logits per pixel unit.
         hit: bool [R], whether the point is a success.
     """
 
@@ -28,9 +28,9 @@ class Boundary(NamedTuple):
 
 
 def rivals(oracle: Oracle, count: int) -> Tensor:
-    """The `count` likeliest classes other than y at the clean points: int64 [R, min(count, K - 1)], sorted.
+    """The `count` likeliest classes other than y at the clean points: int64 [R, min(count, K - 1)].
 
-    In a targeted search this is the target alone, [R, 1].
+    The likeliest comes first. In a targeted search the answer is the target alone, [R, 1].
     """
     if oracle.target is not None:
         return oracle.target[:, None]
@@ -43,8 +43,18 @@ def rivals(oracle: Oracle, count: int) -> Tensor:
 def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor) -> Boundary:
     """argmin_k |z_k - z_y| / ||grad(z_k - z_y)||_q over the classes k, linearised at x_adv [R, C, H, W].
 
-    `classes` is int64 [R, T]; cost: T forward and backward passes. In a targeted search the boundary is
-    z_t - max_{k != t} z_k. Without a finite value or a gradient: value 0, normal 0.
+    Cost: T forward and backward passes.
+
+    Args:
+        oracle: answers with logits [R, K] and gradients [R, C, H, W] of logit differences.
+        x_adv: pixels [R, C, H, W], the points of the rows in play.
+        ball: its norm p, with 1/p + 1/q = 1; radius and box are not used.
+        classes: k, int64 [R, T]. A targeted search reads only T: its boundary is
+            z_t - max_{k != t} z_k = 0.
+
+    Returns:
+        The nearest of the T boundaries. A class whose value is not finite, or whose gradient is 0, counts as
+        infinitely far. A row with no other class gets the value 0, from which `to_plane` makes no move.
     """
     nearest, shortest = None, x_adv.new_full((len(x_adv),), float("inf"))
     for k in classes.unbind(1):
@@ -65,7 +75,10 @@ def nearest_boundary(oracle: Oracle, x_adv: Tensor, ball: Ball, classes: Tensor)
 
 
 def _lead(oracle: Oracle, k: Tensor) -> RowLoss | str:
-    """The loss that is > 0 beyond the boundary to class k int64 [R], or to the target where there is one."""
+    """z_k - z_y, k int64 [R]; in a targeted search z_t - max_{k != t} z_k. It is > 0 beyond the boundary.
+
+    The oracle turns the name "margin" into its targeted form.
+    """
     if oracle.target is not None:
         return "margin"
     return RowLoss(difference, (oracle.y, k))

@@ -1,8 +1,8 @@
 """Threat geometry: a norm ball of radius eps around each image, cut by the pixel box [low, high].
 
-A norm is defined by four things: distance, projection, random point, steepest direction. An attack uses only
-these, so a new norm needs no new attack. All images are pixels [B, C, H, W] in the box; eps is in pixel units
-of [0, 1] (8/255, never 8).
+Four things depend on the norm: distance, projection, random point, steepest direction. An attack that uses
+only these works with a new norm as it is. All images are pixels [B, C, H, W] in the box. eps is in pixel
+units of [0, 1] (8/255, never 8).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Ball:
     def contains(self, x: Tensor, z: Tensor) -> Tensor:
         """||z - x||_p <= eps * (1 + 1e-6) + slack, and z finite and in the box: bool [B].
 
-        The slack is what float32 rounding of each pixel may add: 2^-24 of the largest pixel value, summed in
-        the norm.
+        Rounding to float32 moves a pixel by at most r = 2^-24 * max(|low|, |high|). The slack is the norm of
+        a vector whose d = C * H * W entries are all r: linf r, l2 r sqrt(d), l1 r d.
         """
         flat = z.flatten(1)
         pixels = flat.shape[1]
@@ -75,11 +75,15 @@ class Ball:
         return near.to(boxed.device) & boxed
 
     def project(self, x: Tensor, z: Tensor, *, clip: bool = True) -> Tensor:
-        """A point [B, C, H, W] near z in the ball and the box.
+        """A point [B, C, H, W] of ball and box near z.
 
-        Under linf and l1 it is the nearest one (Euclidean). Under l2 z - x is first scaled to the radius,
-        then boxed. clip=False keeps only the box: N-FGSM's noise may leave the ball. eps = 0 gives x back
-        bitwise.
+        linf and l1: the point nearest to z in Euclidean distance. l2: z - x is shortened to length eps, then
+        x + (z - x) is cut by the box. With eps = 0 the answer is x, bitwise.
+
+        Args:
+            x: clean pixels [B, C, H, W] in the box.
+            z: any pixels [B, C, H, W].
+            clip: false cuts z by the box alone, so that the answer may lie outside the ball (N-FGSM).
         """
         if not clip:
             return z.clamp(self.low, self.high)
@@ -95,8 +99,10 @@ class Ball:
     def _shrink_l1(self, x: Tensor, d: Tensor) -> Tensor:
         """argmin_u ||u - d||_2 with ||u||_1 <= eps and x + u in the box: u = sign(d) clamp(|d| - t, 0, room).
 
-        room is how far the box lets a pixel move. The mass sum_i clamp(|d_i| - t, 0, room_i) falls piecewise
-        linearly in t >= 0: its knots are sorted, and the t where it meets eps is interpolated.
+        x, d, u: [B, C, H, W]. room_i is how far the box lets pixel i move in the direction of d_i. The length
+        ||u||_1 = sum_i clamp(|d_i| - t, 0, room_i) falls piecewise linearly in t >= 0. Its knots are sorted,
+        and the t where it equals eps is interpolated between two of them.
+
         Source: Duchi et al., ICML 2008; with the box Croce & Hein, ICML 2021, arXiv:2103.01208.
         """
         flat, size = d.flatten(1), d.abs().flatten(1)
@@ -120,18 +126,25 @@ class Ball:
         return (u * flat.sign()).reshape(d.shape)
 
     def or_origin(self, x: Tensor, z: Tensor) -> Tensor:
-        """z [B, C, H, W] in the rows where the ball around x contains it, else x.
+        """z in the rows where the ball around x contains it, else x; all [B, C, H, W].
 
-        This is the answer of an attack that may leave the radius.
+        It turns the answer of an attack that may leave the ball into one inside it.
         """
         return torch.where(column(self.contains(x, z), x), z, x)
 
     def random_point(self, x: Tensor, rng: RowRandom, *, radial: bool = False) -> Tensor:
-        """x + noise, uniform in the norm ball, then brought into the box: [B, C, H, W].
+        """P(x + noise), noise uniform in the norm ball, P as in `project`: [B, C, H, W].
 
-        l2: a Gaussian direction, radius eps * u^(1/d). l1: Barthe et al., Ann. Probab. 2005. radial=True
-        draws the l2 radius uniform in [0, eps]: in many dimensions a ball is nearly all sphere, where a
-        search that is projected back begins badly.
+        linf: each pixel uniform in [-eps, eps]. l2: a Gaussian direction of length eps * u^(1/d), u uniform
+        in [0, 1), d = C * H * W. l1: see `_noise_l1`.
+
+        Args:
+            x: clean pixels [B, C, H, W] in the box.
+            rng: one random stream per row.
+            radial: under l2 the length is eps * u, uniform in [0, eps]. In many dimensions nearly all of a
+                ball lies close to its sphere, and a projected search begins badly there.
+
+        Source: l1: Barthe et al., Ann. Probab. 2005.
         """
         tail = tuple(x.shape[1:])
         if self.norm == "linf":
@@ -143,7 +156,7 @@ class Ball:
         return self.project(x, x + noise.to(x.dtype))
 
     def _noise_l2(self, tail: tuple[int, ...], rng: RowRandom, radial: bool) -> Tensor:
-        """float32 [B, *tail], length <= eps."""
+        """float32 [B, *tail], tail = (C, H, W), l2 length <= eps; `radial` as in `random_point`."""
         noise = rng.normal(tail)
         length = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp_min_(_TINY)
         radius = rng.uniform()
@@ -152,9 +165,10 @@ class Ball:
         return noise * column(radius * self.eps / length, noise)
 
     def _noise_l1(self, tail: tuple[int, ...], rng: RowRandom) -> Tensor:
-        """float32 [B, *tail], sum of absolute values <= eps.
+        """float32 [B, *tail], tail = (C, H, W), uniform with l1 length <= eps.
 
-        d exponential variables, divided by the sum of d + 1 of them, are uniform in the solid simplex.
+        Take d + 1 exponential variables, d = C * H * W. The first d of them, divided by the sum of all, are
+        uniform in the simplex {s >= 0, sum s <= 1}. Random signs make the simplex a ball.
         """
         d = math.prod(tail)
         e = rng.uniform((d + 1,)).neg_().add_(1.0).log_().neg_()
@@ -164,15 +178,22 @@ class Ball:
     def start(
         self, x: Tensor, kind: Start, rng: RowRandom, *, scale: float = 1.0, clip: bool = True
     ) -> Tensor:
-        """Where a search begins: x + noise, projected; clip=False keeps only the box.
+        """P(x + noise): the point [B, C, H, W] where a search begins, P as in `project`.
 
-        zero: no noise. uniform: in the ball of radius scale * eps; under l2 direction and radius are uniform.
-        gaussian: scale * N(0, 1) per pixel. bernoulli: scale * eps * s with s = -1 or +1 per pixel at equal
-        chance, for linf alone, where this is a corner of the ball.
+        Args:
+            x: clean pixels [B, C, H, W] in the box.
+            kind: the noise.
+                "zero": none.
+                "uniform": uniform in the ball of radius scale * eps; under l2 `random_point` with `radial`.
+                "gaussian": scale * N(0, 1) per pixel, in pixel units.
+                "bernoulli": scale * eps * s, s = -1 or +1 per pixel with equal chance; linf alone.
+            rng: one random stream per row.
+            scale: factor on the noise. FGSM-RS is uniform with 1, N-FGSM uniform with 2 and clip=False,
+                TRADES gaussian with 0.001, NuAT bernoulli with 0.5.
+            clip: as in `project`.
 
-        FGSM-RS is uniform with scale 1; N-FGSM uniform with scale 2 and clip=False; TRADES gaussian with
-        scale 0.001; NuAT bernoulli with scale 0.5. Raises ValueError for an unknown start, or bernoulli
-        outside linf.
+        Raises:
+            ValueError: an unknown kind, or "bernoulli" under another norm than linf.
         """
         tail = tuple(x.shape[1:])
         if kind == "zero" or (self.eps == 0 and kind == "uniform"):
@@ -189,12 +210,18 @@ class Ball:
         raise ValueError(f"unknown start {kind!r}; known: uniform, gaussian, bernoulli, zero")
 
     def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
-        """argmax_v <grad, v> with ||v||_p <= 1: linf sign(g); l2 g / ||g||; l1 spread over the largest |g|.
+        """argmax_v <grad, v> with ||v||_p <= 1: linf sign(g); l2 g / ||g||; l1 only nearly.
 
-        The exact l1 maximiser moves one pixel. A step spread evenly over the largest 1 % of the pixels is
-        usual (Tramer & Boneh, NeurIPS 2019, arXiv:1904.13000). With the current point `at` [B, C, H, W]
-        given, l1 passes over pixels that the box keeps from moving: a saturated largest pixel would be chosen
-        again for ever (Croce & Hein, ICML 2021, arXiv:2103.01208). A row of zeros gives a row of zeros.
+        The exact l1 maximiser moves one pixel. Here the step is spread evenly over the 1 % of the pixels with
+        the largest |g|, one at least. A row of zeros gives a row of zeros.
+
+        Args:
+            grad: g, [B, C, H, W], finite, any scale.
+            at: the current point, pixels [B, C, H, W], or None; read under l1 alone. Pixels that the box
+                keeps from moving are then left out: otherwise the largest would be chosen again for ever.
+
+        Source: l1: Tramer & Boneh, NeurIPS 2019, arXiv:1904.13000; `at`: Croce & Hein, ICML 2021,
+            arXiv:2103.01208.
         """
         if self.norm == "linf":
             return grad.sign()
@@ -209,13 +236,14 @@ class Ball:
         return torch.zeros_like(flat).scatter_(1, index, spread).reshape(grad.shape)
 
     def _stuck(self, push: Tensor, at: Tensor) -> Tensor:
-        """bool [B, d]: the pixels `at` that the box keeps from moving where they are pushed."""
+        """bool [B, d]: pixels that the box keeps from moving; at: their values, push: > 0 is upwards."""
         return ((push > 0) & (at >= self.high)) | ((push < 0) & (at <= self.low))
 
     def check_step(self, steps: int, step_size: float | None) -> float:
         """The step size in pixel units: the given one, or 2.5 * eps / steps.
 
-        Raises ValueError if steps < 1 or step_size <= 0.
+        Raises:
+            ValueError: steps < 1 or step_size <= 0.
         """
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
@@ -227,7 +255,10 @@ class Ball:
 
 
 def _unit(grad: Tensor) -> Tensor:
-    """g / ||g||_2 per row, or zeros. g is first divided by max |g|: squares of tiny gradients underflow."""
+    """g / ||g||_2 per row [B, C, H, W]; a row of zeros stays.
+
+    g is divided by max |g| first: without that, squares of tiny gradients underflow.
+    """
     flat = grad.flatten(1)
     top = flat.abs().amax(1, keepdim=True)
     unit = flat / torch.where(top > 0, top, torch.ones_like(top))

@@ -1,4 +1,7 @@
-"""Gradients for models that hide theirs: values stay, the backward pass is replaced by a useful one."""
+"""Useful gradients for models that hide theirs.
+
+`straight_through` keeps the logits and changes the backward pass. `rescaled` changes the scale of the logits.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _FLOOR = 1e-30  # smallest probability whose logarithm is taken
 
 
 class _Pass(torch.autograd.Function):
-    """The value of one tensor with the gradient of another of the same shape."""
+    """Forward: `value`. Backward: the gradient goes to `surrogate`, a tensor of the same shape."""
 
     @staticmethod
     def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
@@ -38,6 +41,7 @@ class _Pass(torch.autograd.Function):
 
 
 def _pass(surrogate: Tensor, value: Tensor) -> Tensor:
+    """A tensor with the numbers of `value` and the gradient of `surrogate`, both of one shape."""
     passed: Tensor = _Pass.apply(surrogate, value.detach())
     return passed
 
@@ -50,19 +54,22 @@ def _soft_sign(u: Tensor) -> Tensor:
 
 
 def straight_through(model: Classifier) -> Classifier:
-    """Value model(x), gradient of the model with smooth functions in place of its steps.
+    """x -> model(x), whose backward pass puts smooth functions in place of the model's steps.
 
-    This is BPDA without knowing the defence. While the model runs, piecewise-constant operations of torch get
-    a gradient. In the backward pass
-        rounding, casts to integers and floor division are the number or the quotient itself;
-        sign(u) is v / (1 + |v|), v = 5 u / mean |u|;
-        a comparison u > t, used as a number or by `torch.where` between constants, is half of sign(u - t);
-        a one-hot vector of an argmax is what the argmax was taken of.
-    What is computed from integers among them has a gradient, too. Not seen are operations outside torch,
-    `detach`, `no_grad`, custom autograd functions, scripted or compiled code, and tables indexed by integers.
+    This is BPDA without knowing the defence. While the model runs, calls of torch are intercepted. The
+    backward pass differentiates, in place of
+        rounding, a cast to integers: the number itself;
+        floor division: the quotient;
+        sign(u): v / (1 + |v|) with v = 5 u / mean |u|;
+        a comparison u > t, used as a number or by `torch.where` between constants: half of sign(u - t);
+        a one-hot vector of an argmax: the scores of which the argmax was taken.
+    What the model computes from such an integer or bool has a gradient, too.
+
+    No gradient is given to operations outside torch, `detach`, `no_grad`, custom autograd functions, scripted
+    or compiled code, and tables indexed by integers.
 
     Args:
-        model: pixels [B, C, H, W] -> logits [B, K].
+        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
 
     Source: Athalye et al., ICML 2018, arXiv:1802.00420, section 4.1; the sign's gradient: Bengio et al.,
     2013, arXiv:1308.3432.
@@ -80,12 +87,14 @@ def straight_through(model: Classifier) -> Classifier:
 def rescaled(model: Classifier) -> Classifier:
     """z / s per row with s = (max z - min z) / 10, z the model's logits; s gets no gradient.
 
-    So cross-entropy has a gradient at any scale of the logits: in float32 it is exactly 0 beyond a lead of
-    17, its gradient beyond 104. Rows that are probabilities p (in [0, 1], of sum 1) become log p first, with
-    p >= 1e-30. The order of the classes is kept, up to ties.
+    The span of each row becomes 10, so that cross-entropy has a gradient at any scale of the model's logits.
+    In float32, cross-entropy is exactly 0 where the true class leads by more than 17. Its gradient is exactly
+    0 beyond a lead of 104. A row of probabilities p, see `distribution_rows`, becomes log max(p, 1e-30)
+    before it is scaled. The order of the classes is kept, up to ties. A row of equal or non-finite logits is
+    not scaled.
 
     Args:
-        model: pixels [B, C, H, W] -> logits or probabilities [B, K].
+        model: pixels [B, C, H, W] in [0, 1] -> logits or probabilities [B, K].
 
     Source: Carlini & Wagner, 2016, arXiv:1607.04311 (scaled logits undo defensive distillation).
     """
@@ -104,14 +113,17 @@ def rescaled(model: Classifier) -> Classifier:
 def distribution_rows(z: Tensor) -> Tensor:
     """bool [B]: the rows of z [B, K] that are probabilities, not logits.
 
-    They lie in [0, 1], sum to 1 within 1e-5, and are no one-hot vector.
+    Such a row lies in [0, 1], sums to 1 within 1e-5, and is no one-hot vector.
     """
     inside = (z >= 0) & (z <= 1)
     return inside.all(1) & ((z.sum(1) - 1).abs() < 1e-5) & ((z > 0) & (z < 1)).any(1)
 
 
 class _Call(NamedTuple):
-    """One intercepted call of torch; `known` are its positional arguments, or what stands for them."""
+    """One intercepted call of torch: func(*args, **kwargs), called `name`.
+
+    `known` are the positional arguments with the shadow of each integer or bool tensor in its place.
+    """
 
     func: Callable[..., Any]
     name: str
@@ -123,13 +135,13 @@ class _Call(NamedTuple):
 class _StraightThrough(TorchFunctionMode):
     """Intercepts torch calls and gives piecewise-constant ones a gradient.
 
-    An integer or bool result has a float shadow: the same number, with a gradient. So has what
-    is computed from it.
+    torch gives an integer or bool tensor no gradient. Such a result therefore gets a shadow: a float tensor
+    of the same numbers, with a gradient. A later call on the result is made on the shadow, too.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # id -> (the tensor itself, so that nobody else gets its id; what stands for it)
+        # id -> (the tensor, held so that no other gets its id; its shadow, or the scores of an argmax)
         self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
         self._choices: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -151,7 +163,7 @@ class _StraightThrough(TorchFunctionMode):
         return self._replaced(call, value, self._after(call, value, surrogate))
 
     def _shadow(self, arg: Any) -> Any:
-        """What stands for an argument: the shadow of an integer tensor, also inside a list, or itself."""
+        """The argument with a shadow in place of each tensor that has one, also inside a list or tuple."""
         if isinstance(arg, (list, tuple)) and any(id(part) in self._shadows for part in arg):
             return [self._shadow(part) for part in arg]
         if isinstance(arg, Tensor) and id(arg) in self._shadows:
@@ -159,7 +171,7 @@ class _StraightThrough(TorchFunctionMode):
         return arg
 
     def _surrogate(self, call: _Call) -> Tensor | None:
-        """What to differentiate in place of the call; None where its own gradient will do."""
+        """The float tensor to differentiate in place of the call; None leaves the call its own gradient."""
         u, name, two = call.known[0], call.name, len(call.known) > 1
         base = name if name.startswith("__") else name.rstrip("_")
         if isinstance(u, Tensor) and u.is_floating_point():
@@ -175,7 +187,10 @@ class _StraightThrough(TorchFunctionMode):
         return self._followed(call)
 
     def _followed(self, call: _Call) -> Tensor | None:
-        """The call on shadows; None where no argument has one, or the call cannot take it (bits, indices)."""
+        """The result of the call made on shadows.
+
+        None where no argument has a shadow, and where the call takes no float (a bit operation, an index).
+        """
         func, name, args, known, kwargs = call
         named = {key: self._shadow(item) for key, item in kwargs.items()}
         pairs = [*zip(args, known, strict=True), *((kwargs[key], item) for key, item in named.items())]
@@ -197,7 +212,11 @@ class _StraightThrough(TorchFunctionMode):
         return result if isinstance(result, Tensor) else None
 
     def _after(self, call: _Call, value: Tensor, surrogate: Tensor | None) -> Tensor | None:
-        """The surrogate, now that the value is known: casts and choices by an argmax have their own."""
+        """The surrogate to use, once `value`, the result of the call, is known.
+
+        A cast gets the shadow of its argument. A call that turns an argmax into a vector gets the scores of
+        which the argmax was taken. Every other call keeps the surrogate it has.
+        """
         if call.name in _CAST and not (value.is_floating_point() and call.known[0] is call.args[0]):
             shadow: Tensor = call.known[0].to(value.device)
             return shadow
@@ -209,7 +228,11 @@ class _StraightThrough(TorchFunctionMode):
         return surrogate
 
     def _replaced(self, call: _Call, value: Tensor, surrogate: Tensor | None) -> Tensor:
-        """The value with the gradient of the surrogate, if that fits; an integer value gets a shadow."""
+        """The result that the model sees: numbers of `value`, gradient of `surrogate`.
+
+        An integer or bool value is returned as it is, and its shadow is stored. Without a surrogate of the
+        same shape that has a gradient, the value is returned as it is.
+        """
         if surrogate is None or surrogate.shape != value.shape or not surrogate.requires_grad:
             return value
         if not value.is_floating_point():
@@ -219,13 +242,16 @@ class _StraightThrough(TorchFunctionMode):
         in_place = value is call.args[0] and call.name not in _CHOICE
         if not in_place:
             return passed
-        if not value.requires_grad:  # never a graph into a buffer
+        if not value.requires_grad:  # a buffer of the model must not get a graph
             return value
         return value.copy_(passed)
 
 
 def _lead(base: str, u: Tensor, other: Tensor) -> Tensor:
-    """By how much the comparison `base` of u with `other`, a tensor or a number, holds: > 0 where it does."""
+    """u - other, or other - u for a comparison `base` that asks for "less": > 0 where it holds.
+
+    `other` is a tensor or a number. heaviside compares u with 0.
+    """
     if base == "heaviside":
         return u
     if base in _DOWN:
@@ -234,7 +260,7 @@ def _lead(base: str, u: Tensor, other: Tensor) -> Tensor:
 
 
 def _quotient(name: str, u: Tensor, other: Tensor) -> Tensor:
-    """What a floor division of u and `other`, a tensor or a number, rounds."""
+    """u / other, the quotient that a floor division rounds; other / u for the reversed operator."""
     if name == "__rfloordiv__":
         return other / u
     return u / other

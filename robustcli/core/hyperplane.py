@@ -14,7 +14,7 @@ _TINY = 1e-37  # only keeps 0 out of denominators: slopes of pixels with small w
 
 
 def length(d: Tensor, norm: Norm) -> Tensor:
-    """||d||_p per row: [B], from d [B, C, H, W], in its type. `Ball.distance` measures what is reported."""
+    """||d||_p per row: [B], in the type of d [B, C, H, W]. Reported distances come from `Ball.distance`."""
     size: Tensor = torch.linalg.vector_norm(d.flatten(1), ord=ORDER[norm], dim=1)
     return size
 
@@ -22,7 +22,7 @@ def length(d: Tensor, norm: Norm) -> Tensor:
 def dual_length(w: Tensor, norm: Norm) -> Tensor:
     """||w||_q per row with 1/p + 1/q = 1: [B], from w [B, C, H, W].
 
-    A plane of value v and normal w is |v| / ||w||_q away under p.
+    Under the norm p, the plane v + <w, d> = 0 lies |v| / ||w||_q away from d = 0.
     """
     size: Tensor = torch.linalg.vector_norm(w.flatten(1), ord=_DUAL[norm], dim=1)
     return size
@@ -36,12 +36,13 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def to_plane(x: Tensor, w: Tensor, value: Tensor, ball: Ball) -> Tensor:
     """argmin_d ||d||_p  subject to  value + <w, d> = 0,  low <= x + d <= high;  exact, [B, C, H, W].
 
-    Each pixel helps in one direction only, up to the box: by `room`. The sizes 0 <= m_i <= room_i of the
-    moves must bring sum_i |w_i| m_i to |value|. The shortest solution is
-        linf: m = min(t, room);
-        l2:   m = min(t |w|, room);
-        l1:   the pixels of the largest |w_i| take all their room, one after another.
-    A plane out of reach inside the box gives the box corner nearest to it. w = 0 or value = 0 gives d = 0.
+    A move of pixel i towards the plane has one direction, a size m_i >= 0, and at most the size room_i, where
+    the box ends. The plane is reached when sum_i |w_i| m_i = |value|. The shortest moves are
+        linf: m_i = min(t, room_i), with the t that reaches the plane;
+        l2:   m_i = min(t |w_i|, room_i), with the t that reaches the plane;
+        l1:   m_i = room_i for the pixels of the largest |w_i|, one after another, until it is reached.
+    A plane that does not meet the box gives the corner of the box nearest to it. w = 0 or value = 0 gives
+    d = 0.
 
     Args:
         x: points in the box [B, C, H, W].
@@ -67,11 +68,13 @@ def to_plane(x: Tensor, w: Tensor, value: Tensor, ball: Ball) -> Tensor:
 
 
 def _together(rate: Tensor, room: Tensor, need: Tensor, pace: Tensor) -> Tensor:
-    """m_i = min(t pace_i, room_i) with sum_i rate_i m_i = need, or m = room; all [B, n], need [B, 1].
+    """m_i = min(t pace_i, room_i) with sum_i rate_i m_i = need; m = room where no t is enough.
 
-    t starts as if no pixel were full. Each round fixes the pixels that are full at t and solves t for the
-    rest. This is Newton's method on a concave function from below: t only grows, and a round without a newly
-    full pixel is exact. A handful of rounds costs less than a sort.
+    A pixel is full when m_i = room_i. Each round solves t for the pixels that are not full, then finds those
+    that are full at this t. t only grows: this is Newton's method on a concave function, from below. A round
+    that fills no further pixel is exact. A handful of rounds costs less than a sort.
+
+    rate, room, pace, m: [B, n]; need: [B, 1]; all >= 0.
     """
     mass, slope = rate * room, rate * pace
     free = room > 0
@@ -86,9 +89,10 @@ def _together(rate: Tensor, room: Tensor, need: Tensor, pace: Tensor) -> Tensor:
 
 
 def _steepest_first(rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """sum_i rate_i m_i = need, or m = room; all [B, n], need [B, 1].
+    """The m of least sum with 0 <= m_i <= room_i and sum_i rate_i m_i = need; m = room where none exists.
 
-    m is all room of the pixels of the largest rates, a part of it for the next pixel, and 0 for the rest.
+    m_i is room_i for the pixels of the largest rates, a part of it for the next pixel, 0 for the rest.
+    rate, room, m: [B, n]; need: [B, 1]; all >= 0.
     """
     rate, order = rate.sort(dim=1, descending=True, stable=True)
     room = room.gather(1, order)

@@ -51,9 +51,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """-(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12), z_(i) the i-th largest logit.
 
-    It is the margin, free of the shift and scale of the logits. Range [-1, 1] up to ties, no unit; > 0
-    exactly when the row is misclassified. With two classes there is no z_(3), and it raises ValueError: use
-    `margin`.
+    It is the margin, free of the shift and scale of the logits. No unit. Range [-1, 0] while z_y is the
+    largest logit, else > 0; with 4 classes or more it has no upper bound.
+
+    Raises:
+        ValueError: two classes, where there is no z_(3); use `margin`.
+
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 6.
     """
     if logits.shape[1] < 3:
@@ -68,8 +71,12 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), z_(i) the i-th largest logit.
 
-    It leads towards t, the class `target` int64 [B], free of the shift and scale of the logits. Raises
-    ValueError for fewer than 4 classes; `difference` exists for any number.
+    t is the class `target`, int64 [B], to which the loss leads. No unit; free of the shift and scale of the
+    logits; > 0 when the row prefers t to its own class y.
+
+    Raises:
+        ValueError: fewer than 4 classes; `difference` works with any number.
+
     Source: Croce & Hein, ICML 2020, arXiv:2003.01690, eq. 7.
     """
     if logits.shape[1] < 4:
@@ -84,7 +91,7 @@ def difference(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def soft_ce(logits: Tensor, y_soft: Tensor) -> Tensor:
-    """-sum_k q_k log softmax(z)_k with label distributions q [B, K]: `ce` where labels are mixed.
+    """-sum_k q_k log softmax(z)_k: cross-entropy with label distributions q = y_soft [B, K].
 
     Range [0, inf), in nats. Source: Yun et al., ICCV 2019, arXiv:1905.04899.
     """
@@ -95,8 +102,9 @@ def soft_ce(logits: Tensor, y_soft: Tensor) -> Tensor:
 def kl_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
     """KL(p || q) = sum_k p_k (log p_k - log q_k) per row, p = softmax(clean), q = softmax(z).
 
-    Range [0, inf), in nats. Both arguments get a gradient; it is 0 where z = clean, so an attack must not
-    start there.
+    Range [0, inf), in nats. Both arguments get a gradient. The gradient is 0 where z = clean, so an attack
+    must not start at the clean point.
+
     Source: Zhang et al., ICML 2019, arXiv:1901.08573.
     """
     log_p = wide(clean_logits).log_softmax(1)
@@ -104,11 +112,11 @@ def kl_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
 
 
 def nuclear_rows(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """<D_i, (U V^T)_i> for the rows i of D = z - clean = U S V^T.
+    """<D_i, (U V^T)_i> for each row i of D = z - clean [B, K], with the singular values D = U S V^T.
 
-    The rows [B] sum to the nuclear norm ||D||_*, the sum of S, and the gradient of their sum is U V^T, that
-    of the norm. U V^T is a constant, restricted to singular values above rounding, so that D = 0 has gradient
-    0. The rows depend on each other: the norm is that of the rows given.
+    The B answers sum to the nuclear norm ||D||_*, which is the sum of S. U V^T is held constant, so the
+    gradient of that sum is U V^T, the gradient of the norm. Singular values within rounding of 0 are left
+    out of U V^T, so D = 0 has gradient 0. An answer depends on all rows of the batch.
 
     Source: Sriramanan et al., NeurIPS 2021, openreview.net/forum?id=kuK2VARZGnI (NuAT).
     """
@@ -151,8 +159,7 @@ class RowLoss:
 
     Args:
         fn: (logits [R, K], *state) -> loss [R].
-        state: what the loss compares with, each [R, ...]: labels, targets or clean logits. Rows that leave
-            take theirs along.
+        state: what the loss compares with, each [R, ...]: labels, targets or clean logits.
     """
 
     fn: Callable[..., Tensor]
@@ -163,7 +170,7 @@ class RowLoss:
         return self.fn(logits, *self.state)
 
     def rows(self, index: Tensor | slice) -> RowLoss:
-        """The loss of some rows; index is int64 [R], bool [B] or a slice."""
+        """The same loss bound to some of the rows; index: int64 [R], bool [B] or a slice."""
         return RowLoss(self.fn, tuple(part[index] for part in self.state))
 
 
@@ -213,7 +220,7 @@ class Criterion:
     target: Tensor | None = None
 
     def hit(self, logits: Tensor, rows: Tensor | slice | None = None) -> Tensor:
-        """Whether each row of logits [R, K] is a success: bool [R]. A NaN logit never makes one.
+        """Whether each row of logits [R, K] is a success: bool [R]. A row with NaN or Inf is none.
 
         rows: which rows of the batch these are, int64 [R] or a slice; None means all.
         """
@@ -226,12 +233,15 @@ class Criterion:
         return hits & torch.isfinite(logits).all(1)
 
     def bind(self, name: str, clean: Callable[[], Tensor] | None = None) -> RowLoss:
-        """The registered loss `name` of y, or with a target its negative of the target.
+        """What to ascend: the registered loss(z, y); with a target -loss(z, target).
 
-        clean: () -> logits [B, K] at the clean points, as in `bind_inner`.
+        Args:
+            name: registered loss.
+            clean: () -> logits [B, K] at the clean points, as in `bind_inner`.
 
-        With a target a loss of the clean logits raises ValueError: it leads away from the clean point, not to
-        a class.
+        Raises:
+            ValueError: an unknown name; no `clean` for a loss that compares with clean logits; or such a loss
+                with a target, for it leads away from the clean point and not to a class.
         """
         if self.target is None:
             return bind_inner(name, self.y, clean=clean)

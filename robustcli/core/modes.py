@@ -14,8 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def frozen(model: nn.Module, bn: Literal["eval", "batch"] = "eval") -> Iterator[nn.Module]:
     """Eval mode and no parameter gradients inside; on exit every flag is as before, even after an exception.
 
-    bn="batch": BatchNorm layers use the statistics of the batch but write no buffer. Reference codes that
-    attack in train mode let the attack's passes into the running statistics.
+    Args:
+        model: any module; the same one is yielded.
+        bn: "eval": BatchNorm layers use their running statistics. "batch": they use the statistics of the
+            batch and write no buffer. Reference codes that attack in train mode do write: there the passes
+            of the attack change the running statistics.
     """
     training = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]

@@ -28,24 +28,27 @@ class Gradient(NamedTuple):
 
 
 class Oracle:
-    """Answers an attack's questions about the rows still in play.
+    """Answers an attack's questions about the rows in play, and remembers the points it was asked about.
+
+    B rows come in. A row whose success the watch confirms has fallen, and leaves at the next `compact`. The R
+    rows that have not left are in play. A point is met when it counts for the best point of its row. "Best"
+    is meant as the attacker sees it: a success before a failure, then the larger loss.
 
     Args:
-        model: pixels -> logits, already frozen by the caller; may be a faster twin, for the watch has the
-            last word.
+        model: pixels [R, C, H, W] -> logits [R, K], frozen by the caller. It may be a faster twin: the watch
+            has the last word.
         x: clean pixels [B, C, H, W] in [0, 1].
         criterion: what counts as success; holds the labels.
-        loss: what to ascend: a registered name, or a RowLoss bound to all rows (its state leaves with the
-            rows).
+        loss: what to ascend: a registered name, or a RowLoss bound to all B rows.
         rng: one stream per row.
-        keep: "last" returns the attack's final point: in training K steps cost K forward and K backward
-            passes. "best" returns the worst point met per row, ordered by (success, loss). The clean point
-            counts as met, which costs one more forward pass. "closest" returns the successful point with the
-            smallest `ball.distance`, or the clean point; this is for minimal-norm attacks.
-        watch: confirms candidates that succeed here; confirmed rows are kept and leave at the next `compact`.
+        keep: what `result` returns. "last": the attack's final point; K steps then cost K forward and K
+            backward passes. "best": the best point met per row. The clean point is met first, which costs a
+            forward pass. "closest": the success of the smallest `ball.distance`, or the clean point; for
+            minimal-norm attacks.
+        watch: is shown each success of the model here, and confirms it or not. None: no row falls.
         stop: called before every model pass; raises to interrupt the attack.
-        clean_logits: [B, K] of this model if already known, to save a forward pass when keep is not "last".
-        ball: measures distances; needed by keep="closest", where a row leaves only at a point inside it.
+        clean_logits: [B, K] of this model at x if already known, which saves a forward pass.
+        ball: measures distances; needed by keep="closest", where a row falls only at a point inside it.
         draws: model passes averaged per answer, >= 1: expectation over transformation for randomised models
             (EOT, Athalye et al., ICML 2018, arXiv:1802.00420). Gradients are averaged, and so are logits.
 
@@ -53,6 +56,10 @@ class Oracle:
         forward_rows, backward_rows: how many rows went forward, and backward, through the model.
         asked_rows: how many rows were asked for a gradient while points were remembered.
         zero_gradient_rows: how many of these had a gradient of 0 everywhere.
+        notes: lines for the user.
+
+    Raises:
+        ValueError: keep="closest" without a ball, or draws < 1.
     """
 
     def __init__(
@@ -114,7 +121,7 @@ class Oracle:
         return None if target is None else target[self._index]
 
     def clean(self) -> Tensor:
-        """Logits [R, K] of the rows in play at their clean points; one model pass for a whole attack."""
+        """Logits [R, K] of the rows in play at their clean points; at most one model pass per attack."""
         return self._all_clean()[self._index]
 
     def hit(self, logits: Tensor) -> Tensor:
@@ -122,12 +129,12 @@ class Oracle:
         return self.criterion.hit(logits, self._index)
 
     def note(self, text: str) -> None:
-        """One line for the user, said once; for instance that the model has too few classes for a loss."""
+        """Keep one line for the user; the same line is kept once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def logits(self, x_adv: Tensor) -> Tensor:
-        """Logits [R, K] without a gradient; the point counts as met."""
+        """Logits [R, K] at x_adv [R, C, H, W] without a gradient; the point is met."""
         logits = self._forward(x_adv)
         if len(x_adv):
             self._consider(x_adv, logits)
@@ -136,11 +143,14 @@ class Oracle:
     def gradient(
         self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None, *, scored: bool = True
     ) -> Gradient:
-        """Loss, logits and input gradient at x_adv [R, C, H, W]; non-finite entries of the gradient become 0.
+        """Loss, logits and input gradient at x_adv; non-finite entries of the gradient become 0.
 
-        `loss` overrides the bound one: a registered name, or a differentiable map logits [R, K] -> [R] such
-        as a `RowLoss`. scored=False: the point does not count as met, for it lies outside the ball on
-        purpose.
+        Args:
+            x_adv: pixels [R, C, H, W].
+            loss: replaces the bound loss in this answer: a registered name, or a differentiable map
+                logits [R, K] -> [R] such as a `RowLoss`. Which point is best is still decided by the bound
+                one.
+            scored: whether the point is met; false for a point that lies outside the ball on purpose.
         """
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
@@ -158,13 +168,20 @@ class Oracle:
         return Gradient(values, logits, grad)
 
     def ask(self, x_adv: Tensor) -> Tensor:
-        """Logits [R, K] with their graph, for attacks of other libraries; counted, not remembered."""
+        """Logits [R, K] with their graph, for attacks of other libraries; the point is not met.
+
+        The rows count as one forward pass. A backward pass through the graph is not seen.
+        """
         self._check()
         self.forward_rows += len(x_adv)
         return self._model(x_adv)
 
     def score(self, x_adv: Tensor) -> None:
-        """Count this point as met, and remember the best point from here on: restarts keep the worst."""
+        """Meet this point [R, C, H, W], and return the best of all points met from here on.
+
+        An attack with restarts calls it at the end of each. Without it, keep="last" would return the point
+        of the last restart.
+        """
         point = x_adv.detach()
         if self._best is None:
             self._best = BestPoints(point, self._origin, None, None)
@@ -172,7 +189,10 @@ class Oracle:
         self._scored = x_adv
 
     def compact(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The tensors without the rows that have fallen; the same objects when none has."""
+        """The tensors [R, ...] without the rows that fell since the last call; they leave the oracle, too.
+
+        When no row fell the answer is the same objects.
+        """
         if not self._leaving or self._best is None:
             return tensors
         self._leaving = False
@@ -182,7 +202,10 @@ class Oracle:
         return tuple(t[stay] for t in tensors)
 
     def result(self, x_adv: Tensor) -> Tensor:
-        """All rows again [B, C, H, W], detached: the last point, or the best one met; x_adv counts as met."""
+        """The answer of the attack for all B rows, [B, C, H, W], detached: what `keep` says.
+
+        x_adv [R, C, H, W] is the last point of the rows in play; it is met.
+        """
         if self._best is None:
             return x_adv.detach()
         if self._scored is not x_adv:
@@ -190,11 +213,12 @@ class Oracle:
         return self._best.points
 
     def _check(self) -> None:
+        """Let `stop` interrupt the attack."""
         if self._stop is not None:
             self._stop()
 
     def _filled(self, x: Tensor) -> Tensor:
-        """x, filled up to a bucket where rows may leave."""
+        """x [R, ...], with a watch filled up to `bucket(R)` rows: only then does R shrink."""
         return padded(x) if self._watched else x
 
     def _float(self, x: Tensor) -> Tensor:
@@ -202,6 +226,7 @@ class Oracle:
         return self._model(x).to(x.dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
+        """Logits [R, K] without a gradient, the mean over the draws, in the type of x [R, C, H, W]."""
         self._check()
         self.forward_rows += len(x) * self._draws
         if not len(x):
@@ -214,10 +239,10 @@ class Oracle:
             return logits / self._draws
 
     def _differentiate(self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor]) -> Gradient:
-        """One forward and one backward pass; of `point`, filled up, the first `rows` rows count.
+        """One forward and one backward pass at `point`, of which the first `rows` rows count.
 
-        A model without a derivative, such as one with a floor division, has slope zero, and the evaluation
-        says so.
+        The rows after them only fill the batch up. A model with an operation that has no derivative, such as
+        a floor division, gets the gradient 0, and a note says so.
         """
         try:
             with torch.enable_grad():
@@ -244,7 +269,7 @@ class Oracle:
         return loss.rows(self._index)
 
     def _all_clean(self) -> Tensor:
-        """Logits [B, K] at all clean points; those of rows that left before anybody asked are 0."""
+        """Logits [B, K] at all clean points; 0 in rows that left before the first call."""
         if self._clean is None:
             asked = self._forward(self._origin[self._index])
             self._clean = asked.new_zeros(len(self._origin), asked.shape[1])
@@ -252,7 +277,7 @@ class Oracle:
         return self._clean
 
     def _consider(self, x_adv: Tensor, logits: Tensor, loss: Tensor | None = None) -> None:
-        """Count x_adv as met; `loss` is the bound loss at these logits, where it is known."""
+        """Meet x_adv, if points are remembered; loss: the bound loss [R] there, None to compute it."""
         if self._best is None:
             return
         if loss is None:

@@ -1,8 +1,8 @@
 """A forward-only form of a traced bf16 network for CPUs.
 
-Weights are laid out beforehand, and sums and ReLU happen inside the convolution. In a plain network oneDNN
-lays a weight out anew at every call of F.conv2d, and a ReLU reads and writes all activations once more. The
-operators without these costs have no derivative, so they answer only where no gradient is asked for.
+In a plain network oneDNN brings a weight into its own memory layout at every call of F.conv2d, and a ReLU
+reads and writes all activations once more. Here the weights have that layout beforehand, and sums and ReLU
+happen inside the convolution. The operators that do this have no derivative.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _OPERATORS = (
 class PackedConv(nn.Module):
     """act(conv(x) + b [+ other]), act the identity or ReLU, in bf16 without a gradient.
 
-    It takes activations x [B, C, H, W] to [B, K, H', W']; `other` has that shape, too.
+    x: activations [B, C, H, W]; the result: [B, K, H', W'].
 
     Args:
-        conv: bf16 on the CPU, padded with zeros, see `packable`. Where a sum broadcasts or changes the type,
-            it is called itself.
+        conv: a `packable` layer. It is called itself when `other` has another shape or type than the result.
         relu: whether act is ReLU.
 
     Source: the operators that torch.compile uses for frozen convolutions on CPUs (oneDNN post-ops).
@@ -49,7 +48,7 @@ class PackedConv(nn.Module):
         self._tail_sum: tuple[Any, ...] = ("add", 1.0, "relu" if relu else None, [], None)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Raises RuntimeError where oneDNN has no kernel."""
+        """x [B, C, H, W] -> [B, K, H', W']; other: a summand, or None. RuntimeError: oneDNN has no kernel."""
         x = x.to(torch.bfloat16)
         if other is None:
             alone: Tensor = self._call(x, self._weight, self._bias, *self._geometry, *self._tail)
@@ -84,7 +83,7 @@ class PackedLinear(nn.Module):
         self._tail: tuple[Any, ...] = ("relu" if relu else "none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises RuntimeError where oneDNN has no kernel."""
+        """x [..., N] -> [..., M]. RuntimeError: oneDNN has no kernel."""
         out: Tensor = self._call(x.to(torch.bfloat16), self._weight, self._bias, *self._tail)
         return out
 
@@ -94,7 +93,7 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor | None:
 
 
 def available() -> bool:
-    """Whether this build of torch has the operators, and this CPU bf16 in oneDNN."""
+    """Whether this build of torch has the operators, and oneDNN computes in bf16 on this CPU."""
     ops: Any = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in _OPERATORS):
         return False
@@ -103,7 +102,10 @@ def available() -> bool:
 
 
 def packable(module: nn.Module | None) -> bool:
-    """A plain bf16 Conv2d padded with zeros, or Linear, on the CPU, whose call nothing watches."""
+    """Whether a module is a bf16 Conv2d padded with zeros, or a bf16 Linear, on the CPU, without hooks.
+
+    A subclass of either is not.
+    """
     if type(module) is nn.Conv2d:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             return False
@@ -117,10 +119,13 @@ def packable(module: nn.Module | None) -> bool:
 def pack(twin: nn.Module) -> fx.GraphModule | None:
     """The forward-only form of a traced twin, or None where nothing can be packed.
 
-    Where nothing else reads what lies between, one operator takes the place of
-        Conv2d;  Conv2d -> ReLU;  Conv2d -> add;  Conv2d -> add -> ReLU;  Linear;  Linear -> ReLU.
-    Packed weights are those of now, all other modules are shared. Run it under autocast to bf16, without a
-    gradient. Raises RuntimeError where oneDNN refuses a layout.
+    One operator takes the place of each chain
+        Conv2d;  Conv2d -> ReLU;  Conv2d -> add;  Conv2d -> add -> ReLU;  Linear;  Linear -> ReLU
+    in which no other node reads a result in between. Packed weights are copies made now; all other modules
+    are shared with the twin. Run it under autocast to bf16, without a gradient.
+
+    Raises:
+        RuntimeError: oneDNN refuses a layout.
     """
     if not isinstance(twin, fx.GraphModule) or not available():
         return None
@@ -138,14 +143,17 @@ def pack(twin: nn.Module) -> fx.GraphModule | None:
 
 
 def _packable_call(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """A packable module that is called with one input."""
+    """Whether a node calls a packable module with one input."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
     return packable(modules.get(str(node.target)))
 
 
 def _replace(packed: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module], name: str) -> None:
-    """One packed call for `node` and what follows it: a sum, if it is a convolution's, and a ReLU."""
+    """Put one packed call, named `name`, in the place of `node` and of what follows it.
+
+    After a convolution that is a sum, a ReLU, or both; after a Linear a ReLU.
+    """
     layer = modules[str(node.target)]
     inputs, chain = [node.args[0]], [node]
     if isinstance(layer, nn.Conv2d):
@@ -166,6 +174,7 @@ def _replace(packed: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module
 
 
 def _packed(layer: nn.Module, relu: bool) -> nn.Module:
+    """The packed form of a Conv2d or Linear."""
     if isinstance(layer, nn.Conv2d):
         return PackedConv(layer, relu)
     assert isinstance(layer, nn.Linear)
@@ -173,14 +182,14 @@ def _packed(layer: nn.Module, relu: bool) -> nn.Module:
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
-    """What alone reads a node."""
+    """The node that reads `node`, where there is exactly one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _other_summand(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    """What a sum adds to this node, where the sum alone reads it.
+    """The other summand, where the only reader of `node` is a sum that a packed call may replace.
 
-    An in-place sum must write into this node, not into the other.
+    An in-place sum is replaced only where it writes into `node`: the other summand must not change.
     """
     total = _only_reader(node)
     if total is None or total.kwargs or len(total.args) != 2 or total.args[0] is total.args[1]:
@@ -202,7 +211,7 @@ def _calls(node: fx.Node, functions: tuple[Any, ...], method: str) -> bool:
 
 
 def _may_move(node: fx.Node, total: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a convolution may move down to its sum: nothing on the way writes into its input."""
+    """Whether a convolution may run as late as its sum: no node in between may write into its input."""
     passed = node.next
     while passed is not total:
         pure = passed.op == "call_module" and isinstance(modules.get(str(passed.target)), _PURE)
@@ -213,6 +222,7 @@ def _may_move(node: fx.Node, total: fx.Node, modules: dict[str, nn.Module]) -> b
 
 
 def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a ReLU: a module without hooks, a method or a function."""
     if node.op == "call_module":
         module = modules.get(str(node.target))
         return type(module) is nn.ReLU and not module._forward_hooks and not module._forward_pre_hooks

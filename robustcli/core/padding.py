@@ -1,4 +1,4 @@
-"""Batches filled up to a few sizes, so that a shrinking number of rows meets code that exists already."""
+"""Batches filled up to a few sizes, so that kernels and compiled code of one size are used again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _LEAST = 8
 
 
 def bucket(rows: int) -> int:
-    """The size to which `padded` fills up `rows` rows: the next multiple of a grain, 8 at least.
+    """max(8, g * ceil(rows / g)), g = max(4, P / 16), P the least power of two > rows: a size >= rows.
 
-    The grain is a sixteenth of the power of two above `rows`, 4 at least. Survivors shrink one by one.
-    Without buckets each size would get kernels of its own (oneDNN keeps about a thousand, hundreds of MiB),
-    and a row's rounding would depend on how many others are left.
+    The number of survivors shrinks one by one. Without buckets each number would get kernels of its own, of
+    which oneDNN keeps about a thousand, hundreds of MiB. The rounding of a row would also depend on how many
+    others are left.
     """
     grain = max(4, (1 << max(rows, 1).bit_length()) >> 4)
     return max(_LEAST, -(-rows // grain) * grain)
@@ -25,12 +25,12 @@ def power_of_two(rows: int) -> int:
 
 
 def padded(x: Tensor) -> Tensor:
-    """x [R, ...] with its last row repeated up to `bucket(R)` rows; x itself if it has them, or no row."""
+    """x [R, ...] with its last row repeated up to `bucket(R)` rows; see `filled`."""
     return filled(x, bucket(len(x)))
 
 
 def filled(x: Tensor, size: int) -> Tensor:
-    """x [R, ...] with its last row repeated up to `size` rows; x itself if it has them, or no row."""
+    """x [R, ...] with its last row repeated up to `size` >= R rows; x itself if R = `size` or R = 0."""
     missing = size - len(x)
     if not missing or not len(x):
         return x

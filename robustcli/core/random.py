@@ -1,8 +1,8 @@
 """Counter-based random numbers, one independent stream per row.
 
-Every draw is a function of (seed, stream, epoch, restart, sample id, draw number, element). So a sample gets
-the same draws whatever the batch size, the order, the shard, the number of workers or the rows that left
-before it, and no generator state has to be saved.
+Every draw is a function of (seed, stream, epoch, restart, sample id, draw number, element). The draws of a
+sample do not depend on the batch size, the order, the shard, the number of workers, or the rows that left
+before it. No generator state has to be saved.
 
 The generator is SplitMix64 used as a counter: mix(key + n * gamma), Steele, Lea & Flood, OOPSLA 2014. Integer
 arithmetic is exact on every device, so uniforms and integers are bitwise equal everywhere; normals only on
@@ -64,7 +64,7 @@ class RowRandom:
         self._draw = 0
 
     def restart(self, number: int) -> RowRandom:
-        """The same rows with the draws of another restart."""
+        """The streams of the same rows for another restart, at draw number 0."""
         seed, stream, epoch = self._origin
         return RowRandom(seed, stream, self.ids, epoch=epoch, restart=number)
 
@@ -76,7 +76,7 @@ class RowRandom:
         return part
 
     def _bits(self, tail: tuple[int, ...]) -> Tensor:
-        """int64 [B, n] of 64 random bits each, n = product of `tail`; every call is a new draw number."""
+        """int64 [B, n] of 64 random bits each, n = product of `tail`; every call raises the draw number."""
         n = math.prod(tail)
         self._draw += 1
         key = mix64(self._key + _signed(self._draw * _GAMMA))
@@ -95,7 +95,8 @@ class RowRandom:
     def integers(self, low: int, high: int, tail: tuple[int, ...] = ()) -> Tensor:
         """int64 [B, *tail], uniform on low, low + 1, up to high - 1; bias below (high - low) / 2^40.
 
-        Raises ValueError unless 1 <= high - low <= 2^22.
+        Raises:
+            ValueError: high - low < 1 or > 2^22.
         """
         if not 0 < high - low <= 2**22:
             raise ValueError(f"integers needs 1 <= high - low <= 2^22, got [{low}, {high})")

@@ -1,7 +1,6 @@
 """A faster copy of a frozen classifier to search on: BN folded, channels-last, low precision.
 
-A twin can miss an attack, it can never invent one: every success found on it is confirmed by the original
-fp32 model.
+A search on a twin may miss a success. It cannot add a false one: the original fp32 model confirms each.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from robustcli.core.padding import filled, power_of_two
 from robustcli.core.types import Classifier
 from robustcli.errors import out_of_memory
 
-# Shares of the largest logit: what a twin may be off, and what its forward-only form may differ from it.
+# Shares of the largest logit: the most by which a twin may differ from the model, and the most by which its
+# forward-only form (`core.packed`) may differ from the twin.
 _OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 _DRIFT = 0.05
 _SHOWN = 16  # images kept to compare the forward-only form on
@@ -31,13 +31,14 @@ class SearchTwin:
     """Callable pixels [B, C, H, W] -> logits float32 [B, K], equal to `model` in eval mode up to rounding.
 
     Args:
-        model: the classifier; never changed. Read again by `refresh`.
+        model: the classifier; never changed. `refresh` reads its weights again.
         dtype: torch.float32, torch.bfloat16 or torch.float16: precision of convolutions and matrix products.
-        fold_bn: fold BatchNorm into the convolution before it, only where torch.fx proves that nothing else
-            reads the convolution's output; an untraceable model keeps its BatchNorm.
+        fold_bn: fold a BatchNorm into the convolution before it, where the graph of torch.fx shows that
+            nothing else reads the output of the convolution. A model that torch.fx cannot trace keeps its
+            BatchNorm.
         channels_last: memory format of images and convolution weights.
-        compiled: run the copy through torch.compile. Batches are filled up to powers of two, so that a
-            shrinking number of survivors meets code (and CUDA graphs) that exists already.
+        compiled: run the copy through torch.compile. Batches are filled up to powers of two, so that few
+            sizes are compiled.
 
     The fold: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta. `folded`
     holds the names of the (convolution, BatchNorm) pairs that were folded.
@@ -71,7 +72,7 @@ class SearchTwin:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Read the weights and buffers of the original again (it has been trained since)."""
+        """Copy weights and buffers of the original into the twin, folded; for use after training steps."""
         self._forward_only = None
         twins = dict(self._copy.named_parameters()) | dict(self._copy.named_buffers())
         fused: set[str] = set()
@@ -89,15 +90,15 @@ class SearchTwin:
                 twins[name].copy_(tensor)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits in float32; differentiable with respect to x."""
+        """Logits float32 [B, K] of pixels x [B, C, H, W]; differentiable with respect to x."""
         return self._logits(x, self._run)
 
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
-        """Logits in float32 without a gradient, equal to those of a call up to rounding.
+        """Logits float32 [B, K] of pixels x [B, C, H, W] without a gradient, those of a call up to rounding.
 
-        They come from `core.packed` where it agrees with the twin: for bf16 on a CPU, not compiled, after
-        `parity` has found no fault.
+        A bf16 twin on a CPU, not compiled, answers from its forward-only form (`core.packed`). That form is
+        made at the first call after a `parity` without fault, and is used only where it agrees with the twin.
         """
         if self._forward_only is None:
             self._forward_only = self._packed()
@@ -106,7 +107,7 @@ class SearchTwin:
         return self._logits(x, self._run)
 
     def _packed(self) -> Classifier:
-        """The forward-only form, or the plain one where there is any doubt."""
+        """The forward-only form; the twin itself where that form is missing, fails or differs too much."""
         if self._shown is None:
             return self._run
         try:
@@ -122,6 +123,7 @@ class SearchTwin:
         return self._run
 
     def _logits(self, x: Tensor, run: Classifier) -> Tensor:
+        """run(x) as float32 [B, K]: batch filled up, memory format and autocast as the twin needs them."""
         rows = len(x)
         if self._compiled and rows:
             x = filled(x, power_of_two(rows))
@@ -135,10 +137,10 @@ class SearchTwin:
 
     @torch.no_grad()
     def parity(self, x: Tensor) -> str:
-        """Why the twin must not be used, judged on x [B, C, H, W]; empty where it agrees with the model.
+        """Why the twin must not be used, judged on pixels x [B, C, H, W]; "" where it agrees with the model.
 
-        The largest logit difference may be 1e-3 (fp32) or 0.1 (bf16, fp16) of the largest logit. A randomised
-        model differs from itself and is refused with the same words.
+        It agrees when the largest difference of logits is at most 1e-3 (fp32) or 0.1 (bf16, fp16) of the
+        largest logit. The twin of a randomised model is refused, too: such a model differs from itself.
         """
         self._shown = self._forward_only = None
         with frozen(self._model):
@@ -166,10 +168,11 @@ def _largest(z: Tensor) -> float:
 
 
 def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
-    """A graph of the model without the BatchNorm2d layers that alone read a Conv2d's output.
+    """Take out each BatchNorm2d that alone reads the output of a Conv2d; `refresh` computes the weights.
 
-    Each such convolution gets a bias. Second come the (conv, bn) names. A model that torch.fx cannot trace
-    comes back as it is.
+    Returns:
+        The traced graph, and the (conv, bn) names of the pairs. Each conv of a pair has a bias of 0. A model
+        that torch.fx cannot trace comes back as it is, with no pair.
     """
     try:
         graph = fx.symbolic_trace(model)
@@ -196,7 +199,7 @@ def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
 
 
 def _single_source(node: fx.Node) -> fx.Node | None:
-    """The module call whose output a module call reads, where nothing else reads it."""
+    """The module call whose output the module call `node` reads; None where another node reads it, too."""
     if node.op != "call_module" or not node.args:
         return None
     source = node.args[0]

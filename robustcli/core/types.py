@@ -1,4 +1,4 @@
-"""Words shared by all floors: what a classifier, a batch and a loss are."""
+"""Types that all layers share: a classifier, a training batch, and the terms of a loss."""
 
 from __future__ import annotations
 

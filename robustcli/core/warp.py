@@ -10,13 +10,14 @@ from torch.nn import functional
 def warp(x: Tensor, angle: Tensor, right: Tensor, down: Tensor, grow: Tensor | None = None) -> Tensor:
     """x'[T(p)] = x[p] with T(p) = grow * R(angle) p + (right, down).
 
-    p is a place, measured from the centre of the image. Zeros come in from outside.
+    p is a place, measured from the centre of the image: it is enlarged, then turned, then shifted. Places
+    outside the image hold 0.
 
     Args:
         x: pixels [B, C, H, W], any range.
         angle: [B], radians, clockwise.
-        right: [B], a share of the width.
-        down: [B], a share of the height.
+        right: [B], the shift to the right as a share of the width; < 0 is to the left.
+        down: [B], the shift down as a share of the height; < 0 is up.
         grow: [B], a factor > 0, above 1 enlarges; None means 1.
 
     Returns:

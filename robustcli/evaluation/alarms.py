@@ -1,4 +1,7 @@
-"""Signs that a robustness number must not be believed, beside the counts of `rules`. See docs/alarms.md."""
+"""Checks that raise alarms: signs that a robustness number must not be believed. See docs/alarms.md.
+
+`evaluation.rules` has the alarms that count cases.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _WITHOUT_DLR = {2: "no DLR loss, attacks use the margin", 3: "no targeted DLR lo
 
 
 def state_digest(model: nn.Module) -> str:
-    """SHA-256 over parameters and buffers: an evaluation must not change the model it measures."""
+    """SHA-256 over parameters, buffers and extra state, in hex: a change of the model shows in it."""
     digest = hashlib.sha256()
     for name, value in {**model.state_dict(), **dict(model.named_buffers())}.items():
         digest.update(name.encode())
@@ -32,7 +35,7 @@ def state_digest(model: nn.Module) -> str:
 
 
 def _bytes(value: Any) -> bytes:
-    """The bytes of a tensor; of a module's extra state, which may be anything, its `repr`."""
+    """The bytes of a tensor, or of the `repr` of anything else: a module's extra state may be any object."""
     if not isinstance(value, Tensor):
         return repr(value).encode()
     if not value.numel():
@@ -41,7 +44,10 @@ def _bytes(value: Any) -> bytes:
 
 
 def differing(logits: Tensor, again: Tensor, share: float) -> int:
-    """Rows of two passes [B, K] over the same images that differ by more than `share` of the top logit."""
+    """How many rows of two passes [B, K] over the same images differ by more than share * max |logits|.
+
+    The maximum is over all B rows. A difference of NaN counts as 0.
+    """
     if not logits.numel():
         return 0
     scale = logits.nan_to_num().abs().max().clamp_min(1e-12)
@@ -49,7 +55,10 @@ def differing(logits: Tensor, again: Tensor, share: float) -> int:
 
 
 def output_counts(logits: Tensor, again: Tensor) -> dict[str, int]:
-    """Alarm name -> rows concerned, from two forward passes [B, K] over the same clean images."""
+    """Alarm name -> rows concerned, from two forward passes [B, K] over the same clean images.
+
+    softmax-output counts B or 0: outputs are called probabilities only where all rows are.
+    """
     probabilities = distribution_rows(logits) | one_hot_rows(logits)
     all_are = logits.shape[1] > 1 and bool(probabilities.all())
     return {
@@ -68,12 +77,18 @@ def check_model_output(logits: Tensor, again: Tensor) -> list[Alarm]:
 
 
 def one_hot_rows(logits: Tensor) -> Tensor:
-    """bool [B]: rows that hold one 1 and else 0."""
+    """bool [B]: the rows of logits [B, K] that are a single 1 among zeros."""
     return ((logits == 0) | (logits == 1)).all(1) & (logits.sum(1) == 1)
 
 
 def check_setup(model: nn.Module, classes: int, was_training: bool) -> list[Alarm]:
-    """Notes: what the user should know, while the number stands."""
+    """Alarms of level "note": what the user should know; they put no doubt on the number.
+
+    Args:
+        model: the classifier.
+        classes: K, of its logits.
+        was_training: whether it was in train mode when it was handed over.
+    """
     notes = []
     if classes < 4:
         lost = _WITHOUT_DLR[max(2, classes)]
@@ -88,7 +103,10 @@ def check_setup(model: nn.Module, classes: int, was_training: bool) -> list[Alar
 
 @contextmanager
 def autograd_calls() -> Iterator[list[str]]:
-    """Names of the calls of torch.autograd.grad and .backward that this thread makes inside."""
+    """Yields a list, to which each call of torch.autograd.grad or .backward inside adds its name.
+
+    Calls of other threads are not seen.
+    """
     codes = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
     seen: list[str] = []
 
@@ -113,10 +131,10 @@ def check_search(
     """Alarms from a finished search.
 
     Args:
-        zero_gradient_share: of all gradients that attacks asked for.
-        refused_rows: points that left the ball or the pixel box.
+        zero_gradient_share: share of the gradients of all attacks that were 0 everywhere, in [0, 1].
+        refused_rows: how many points left the ball or the pixel box.
         mutated: whether the digest of the model changed.
-        broken_rows: answers with NaN or Inf.
+        broken_rows: how many rows of logits held NaN or Inf.
     """
     alarms = []
     if zero_gradient_share > 0.05:
@@ -134,15 +152,16 @@ def check_search(
 
 
 def with_new(alarms: Sequence[Alarm], more: Sequence[Alarm]) -> list[Alarm]:
-    """`alarms`, and those of `more` whose name is not among them: the first finding of a name stands."""
+    """`alarms`, followed by those of `more` whose name is not in `alarms`."""
     known = {alarm.name for alarm in alarms}
     return [*alarms, *(alarm for alarm in more if alarm.name not in known)]
 
 
 def final_checks(stages: Mapping[str, int], needs: Mapping[str, str], n: int) -> list[Alarm]:
-    """`black-box-beats-white-box` for a stage without gradients that lowers what white-box stages left.
+    """`black-box-beats-white-box`, where stages without gradients break what a gradient stage left.
 
-    It must lower it by 2 samples, and by more than 0.2 % of n.
+    They must break 2 samples at least, and more than 0.2 % of n, counted from the last gradient stage before
+    them. The first stage at which that is so is named. [] where there is none.
 
     Args:
         stages: label -> samples still right after this stage and all before it, in the order they ran.

@@ -29,8 +29,12 @@ def exact_fp32() -> Iterator[None]:
 class Ruling:
     """What the judge says of R points.
 
-    hit: bool [R], a success inside the ball and the box. predicted: int64 [R], the label now. distance:
-    float64 [R], from the clean image. inside: bool [R], in ball and box. logits: [R, K], mean over the draws.
+    Args:
+        hit: bool [R], whether the point is a success that counts.
+        predicted: int64 [R], the model's label of the point.
+        distance: float64 [R], ||x_adv - x||_p in pixel units.
+        inside: bool [R], in ball and box; for an unbounded threat in the box.
+        logits: float32 [R, K], mean over the draws.
     """
 
     hit: Tensor
@@ -43,7 +47,9 @@ class Ruling:
 class Clean(NamedTuple):
     """What the judge says of clean images.
 
-    logits: [B, K], mean over the draws. right: bool [B], finite and of label y.
+    Args:
+        logits: float32 [B, K], mean over the draws.
+        right: bool [B], whether the logits are finite and the label is y.
     """
 
     logits: Tensor
@@ -51,20 +57,23 @@ class Clean(NamedTuple):
 
 
 class Judge:
-    """Predicts again with the original model in fp32, and measures again in float64.
-
-    It counts rows: `forward_rows` that the model was asked for, `refused_rows` that lay outside the ball or
-    the box, `broken_rows` whose answer held NaN or Inf.
+    """Decides success: predicts with the original model in fp32, and measures distances in float64.
 
     Args:
         model: the original classifier, held frozen in eval mode by the caller.
         ball: the threat. Points outside it never count, whatever the model says of them.
-        draws: model passes per question, more than 1 for a randomised model: the majority of fresh draws
-            decides, and a tie is no success.
+        draws: model passes per question, more than 1 for a randomised model. A success needs more than half
+            of fresh draws.
         bounded: False for threats that no radius describes (rotations, corruptions): any finite point of the
             pixel box counts.
 
-    Raises ValueError if draws < 1.
+    Attributes:
+        forward_rows: rows that went through the model.
+        refused_rows: points that lay outside the ball or the box.
+        broken_rows: rows whose logits held NaN or Inf.
+
+    Raises:
+        ValueError: draws < 1.
     """
 
     def __init__(self, model: nn.Module, ball: Ball, *, draws: int = 1, bounded: bool = True) -> None:
@@ -76,11 +85,14 @@ class Judge:
         self.broken_rows = 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """float32 [B, K] of the original model, without gradient: the mean over the draws."""
+        """Logits float32 [B, K] of pixels x [B, C, H, W], mean over the draws, without gradient."""
         return self._passes(x).mean(0)
 
     def clean(self, x: Tensor, y: Tensor) -> Clean:
-        """Logits of x, and which rows are right; of a randomised model the majority of other draws says."""
+        """Logits of pixels x [B, C, H, W], and whether each row is right, y int64 [B].
+
+        With several draws the label comes from fresh draws, see `label`.
+        """
         logits = self.logits(x)
         label = logits.argmax(1)
         if self._draws > 1:
@@ -88,21 +100,21 @@ class Judge:
         return Clean(logits, (label == y) & torch.isfinite(logits).all(1))
 
     def label(self, x: Tensor) -> Tensor:
-        """int64 [B]: the class that most draws predict; of several the one with the smallest number."""
+        """int64 [B]: the class that draws predict most often; of equal ones the one of smallest number."""
         return _mode(self._passes(x))
 
     def success_rate(self, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
-        """float32 [R]: in which share of the draws each point is a success.
+        """float32 [R] in [0, 1]: the share of the draws in which each point is a success.
 
-        1 - its mean over all samples is the accuracy of a single draw.
+        Let m be its mean over all samples. Then 1 - m is the accuracy of a single draw.
         """
         return _votes(self._passes(x_adv), criterion, rows).float().mean(0)
 
     def hits(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Tensor:
         """bool [R]: which candidates of a running attack are successes; arguments as for `rule`.
 
-        The model is asked only about points inside. With several draws nine of ten must be successes: a
-        search that stopped at its first lucky majority would be refused by the fresh draws of `rule`.
+        The model is asked only about points inside. With several draws 90 % of them must be successes. A bare
+        majority may be luck: the search would stop there, and the fresh draws of `rule` would refuse it.
         """
         hit = self._inside(x, x_adv)
         asked = hit.nonzero()[:, 0]
@@ -116,15 +128,15 @@ class Judge:
 
         Args:
             x, x_adv: clean images and points, [R, C, H, W] in [0, 1].
-            criterion: what a success is, for the B rows of a batch.
-            rows: int64 [R], which of these rows the points are of; None = all of them, R = B.
+            criterion: what a success is, for each of the B rows of a batch.
+            rows: int64 [R], the row of each point; None = all rows in order, R = B.
         """
         inside, logits = self._inside(x, x_adv), self._passes(x_adv)
         hit = _majority(_votes(logits, criterion, rows)) & inside
         return Ruling(hit, _mode(logits), self._ball.distance(x, x_adv), inside, logits.mean(0))
 
     def _inside(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """bool [R]: points that may count. The others are counted as refused."""
+        """bool [R]: the points that may count; the others are added to `refused_rows`."""
         if self._bounded:
             inside = self._ball.contains(x, x_adv)
         else:
@@ -134,7 +146,7 @@ class Judge:
         return inside
 
     def _passes(self, x: Tensor) -> Tensor:
-        """[D, B, K] float32: fresh draws of the original model."""
+        """Logits float32 [D, B, K]: D = draws fresh passes of the original model over x [B, C, H, W]."""
         if not len(x):
             return x.new_zeros(self._draws, 0, 2)
         self.forward_rows += len(x) * self._draws
@@ -151,19 +163,19 @@ def _votes(logits: Tensor, criterion: Criterion, rows: Tensor | None) -> Tensor:
 
 
 def _sure(votes: Tensor) -> Tensor:
-    """bool [R]: a share of `_SURE` or more of the votes [D, R]; of a single vote that vote."""
+    """bool [R]: whether `_SURE` or more of the D votes [D, R] are true; with D = 1 the vote itself."""
     if len(votes) == 1:
         return _majority(votes)
     return votes.float().mean(0) >= _SURE
 
 
 def _majority(votes: Tensor) -> Tensor:
-    """bool [R]: more than half of the votes [D, R]."""
+    """bool [R]: whether more than half of the D votes [D, R] are true."""
     return 2 * votes.sum(0) > len(votes)
 
 
 def _mode(logits: Tensor) -> Tensor:
-    """int64 [R]: the most frequent argmax over the draws of [D, R, K]."""
+    """int64 [R]: the most frequent argmax among the D draws of logits [D, R, K]."""
     if len(logits) == 1:
         return logits[0].argmax(1)
     return torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2]).sum(0).argmax(1)

@@ -21,14 +21,17 @@ from robustcli.registry import Entry, parameters
 
 @dataclass(frozen=True)
 class Search:
-    """On what attacks look for candidates. It never changes how these are judged.
+    """What answers the questions of an attack: the model, or a faster copy, with or without other gradients.
+
+    The judge always asks the model itself.
 
     Args:
-        dtype, fold_bn, channels_last, compile: of the search twin (`core.twin.SearchTwin`), a copy of the
-            model that answers faster.
-        bpda: gradients pass straight through rounding, signs and integer casts
-            (`core.gradients.straight_through`).
-        rescale: logits are brought to a scale where cross-entropy has gradients (`core.gradients.rescaled`).
+        dtype, fold_bn, channels_last, compile: parameters of the copy, the search twin
+            (`core.twin.SearchTwin`).
+        bpda: whether rounding, signs and integer casts get gradients (`core.gradients.straight_through`). The
+            model itself is then searched on.
+        rescale: whether logits are brought to a scale where cross-entropy has gradients
+            (`core.gradients.rescaled`).
         draws: model passes averaged per answer; None means 1, or 20 when the model turns out to be randomised
             (EOT).
     """
@@ -42,12 +45,12 @@ class Search:
     draws: int | None = None
 
     def exact(self) -> Search:
-        """The same search on the model itself."""
+        """The same search on the model itself, without a twin; `bpda`, `rescale` and `draws` stay."""
         return replace(self, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
 
     @property
     def plain(self) -> bool:
-        """True when the search runs on the model itself."""
+        """Whether there is no twin: dtype float32, nothing folded, no other layout, not compiled."""
         return self == self.exact()
 
     def copy_of(self, model: nn.Module) -> SearchTwin:
@@ -61,10 +64,13 @@ class Search:
         )
 
     def twin(self, model: nn.Module, x: Tensor, say: Callable[[str], None] = lambda text: None) -> Classifier:
-        """What attacks ask: the search twin of a frozen model, with `bpda` and `rescale` applied.
+        """The classifier that attacks ask: the search twin or the model, with `bpda` and `rescale` applied.
 
-        Where the twin disagrees with the model on pixels x [B, C, H, W], which `say` tells, it is the model
-        itself.
+        Args:
+            model: the original one, frozen.
+            x: pixels [B, C, H, W] in [0, 1] on which the twin is compared with the model. Where they
+                disagree, the model is taken.
+            say: told so in one line.
         """
         searched = self._faithful_copy(model, x, say)
         if self.bpda:
@@ -91,12 +97,14 @@ class AttackCall:
 
     Args:
         label: its name in tables ("pgd-20").
-        name: its registered name, or what stands for it (a file of the user's, a class of another library).
+        name: its registered name; or the user's file, or the class of another library, that it comes from.
+        fn: the attack.
+        params: its keyword arguments, where they differ from the defaults.
         kind: fixed and minimal attacks answer within the plan's ball. An unbounded one (rotations,
             corruptions) is a threat of its own: it runs on every initially correct sample, and its breaks do
             not count against the ball.
         needs: gradient, scores or decisions.
-        search: how this call searches, instead of the plan's way.
+        search: on what this call searches; None means the plan's `search`.
         precision: the lowest in which it may search, bf16 or fp32.
         cost: model passes on a sample that survives, see `facts.AttackFacts.passes`; None where nobody knows.
     """
@@ -120,7 +128,7 @@ class AttackCall:
         label: str | None = None,
         search: Search | None = None,
     ) -> AttackCall:
-        """The call of a registered attack, with the facts of its registration."""
+        """A registered attack with `params`; label None means its name."""
         facts = entry.facts
         return cls(
             label=label or entry.name,
@@ -146,28 +154,31 @@ class AttackCall:
         return self.kind != "unbounded"
 
     def passes(self, classes: int, norm: str) -> int:
-        """Model passes on one sample that survives, the judge's at the end included; 0 where nobody knows."""
+        """Model passes of the attack on one sample that survives; 0 where nobody knows.
+
+        `search.draws` multiplies them. The passes of the judge are not included.
+        """
         if self.cost is None:
             return 0
         draws = (self.search and self.search.draws) or 1
         return self.cost(self.given, classes, norm) * draws
 
     def searching(self, plan: Search) -> Search:
-        """How this call searches in a plan: its own way, else the plan's, never below its precision."""
+        """On what this call searches: its own `search`, else the plan's; float32 if it needs fp32."""
         chosen = self.search or plan
         if self.precision == "fp32":
             return replace(chosen, dtype=torch.float32)
         return chosen
 
     def oracle(self, model: Classifier, x: Tensor, criterion: Criterion, **settings: Any) -> Oracle:
-        """What the attack asks. It keeps the worst point met, for a minimal attack the closest success."""
+        """The oracle for this attack: keep="closest" for a minimal one, else "best"; settings: its others."""
         return Oracle(model, x, criterion, keep="closest" if self.kind == "minimal" else "best", **settings)
 
     def points(self, oracle: Oracle, x: Tensor, ball: Ball, **changed: Any) -> Tensor:
-        """x_adv [R, C, H, W] of a search, with some parameters `changed`.
+        """Run the attack: its points x_adv [R, C, H, W] for x [R, C, H, W]; changed: parameters to replace.
 
-        The closest success of a minimal-norm attack may lie outside the ball, which is no fault of the
-        attack. In such rows the answer is x.
+        The closest success of a minimal-norm attack may lie outside the ball. In such rows the answer is x,
+        and no alarm is raised.
         """
         x_adv = self.fn(oracle, x, ball, **{**self.params, **changed})
         if self.kind == "minimal":
@@ -180,8 +191,8 @@ class AuditPlan:
     """What checks a short list of attacks: see `evaluation.audit`.
 
     Args:
-        samples: survivors that are looked at; 0 = none.
-        short_forms: model passes per sample -> the attacks that these samples meet.
+        samples: how many survivors are audited; 0 = none.
+        short_forms: (model passes per sample) -> the attacks that these samples meet.
         escalation: attacks that run on all survivors when two of those samples fall.
     """
 
@@ -201,13 +212,13 @@ class EvalPlan:
         batch_size: images per batch, or None for as many as the device's memory takes. No verdict depends on
             it, but for borderline flips of less than 1e-5 (docs/decisions.md).
         target: None for untargeted, "random", "least-likely" or a class number.
-        search: precision and layout of the search twin.
-        checks: initially correct samples on which the model is diagnosed before anything is measured; 0 =
-            only the free checks.
-        escalate: add stages of our own when the diagnosis finds masked gradients.
-        randomised: the model answers differently each time, as the first look at it found: gradients are
-            averaged and a majority of draws decides.
-        audit: how survivors are looked at once more, or None where the list needs no audit.
+        search: on what attacks search that have no `search` of their own.
+        checks: how many initially correct samples the diagnosis looks at before anything is measured. 0 = no
+            diagnosis, only the checks of two forward passes.
+        escalate: whether stages are added when the diagnosis finds masked gradients.
+        randomised: whether the model answers differently each time; found by the first look at it. Gradients
+            are then averaged, and a majority of draws decides.
+        audit: how survivors are attacked once more, or None where the list needs no audit.
         stream: name of the attacks' random streams. Two attacks of one kind that share it begin at the same
             points.
 
@@ -233,5 +244,5 @@ class EvalPlan:
             raise ValueError(f"two attacks have one name: {', '.join(labels)}")
 
     def draws(self, many: int) -> int:
-        """Model passes per answer: `many` for a randomised model, else 1."""
+        """`many` for a randomised model, else 1: model passes per answer."""
         return many if self.randomised else 1

@@ -18,13 +18,14 @@ class BatchOutcome:
 
     Args:
         ids, x, y: sample ids int64 [B], clean pixels [B, C, H, W] in [0, 1] and labels int64 [B].
-        x_adv: the point in the ball that broke the row, or the worst one met.
+        x_adv: [B, C, H, W]; of a broken row the point in the ball that broke it, else the point that the last
+            attack in the ball returned; x where none ran on the row.
         clean_predicted, predicted: int64 [B], the model's labels for x and x_adv.
         correct: bool [B], right on the clean image.
         standing: per attack bool [B]: right after it and all attacks in the ball before it. For an unbounded
             attack: right on the clean image and under this attack alone.
-        seconds, passes: per attack.
-        tallies: counts that alarms need.
+        seconds, passes: per attack, its time and its model passes over all rows.
+        tallies: name -> count, from which alarms are made.
         survivors: bool [B], right on the clean image and under every attack in the ball.
         goal: int64 [B], the label that a targeted attack heads for; None when untargeted.
         draws: model passes per judgement.
@@ -62,8 +63,8 @@ class Evaluation:
         calls: the attacks, in the order they ran.
         total: samples of the whole evaluation, of which this may be a part; 0 = n.
         shards: (how many are complete, of how many).
-        audit: what it saw, for a list of attacks that is audited. Who fell there is broken in the stages and
-            in `survivors`.
+        audit: what the audit found, None without one. A sample that fell there counts as broken in the
+            stages and in `survivors`.
     """
 
     ids: Tensor
@@ -82,7 +83,10 @@ class Evaluation:
 
     @property
     def survivors(self) -> Tensor:
-        """bool [n]: right on the clean image and under all attacks in the ball; if none is, under all."""
+        """bool [n]: right on the clean image and under all attacks in the ball.
+
+        If no attack of the list is in the ball: right under all attacks.
+        """
         bounded = [standing for label, standing in self.stages.items() if label not in self.apart]
         if bounded:
             return bounded[-1]
@@ -97,7 +101,7 @@ class Evaluation:
 
     @property
     def complete(self) -> bool:
-        """False when other shards of the same evaluation are missing; no number is final then."""
+        """Whether all samples are measured. If shards are missing, no number is final."""
         return self.n == (self.total or self.n)
 
     @property
@@ -118,5 +122,5 @@ class Evaluation:
 
     @property
     def reliability(self) -> str:
-        """ok, suspect or invalid: the worst alarm."""
+        """The level of the worst alarm: ok, suspect or invalid."""
         return reliability(self.alarms)

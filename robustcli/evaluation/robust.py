@@ -35,14 +35,16 @@ OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
 
 
 class RobustEvaluation:
-    """Runs an `EvalPlan` batch by batch; memory does not grow with n beyond one flag per sample and attack.
+    """Runs an `EvalPlan` batch by batch.
+
+    Only one flag per sample and attack is kept of a batch.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; held in eval mode without parameter gradients
             while a batch is worked on.
         plan: what to measure.
-        stop: raises to interrupt, called before every model pass.
-        say: one line to the user.
+        stop: called before every model pass of an attack; raises to interrupt.
+        say: tells the user one line.
     """
 
     def __init__(
@@ -63,10 +65,17 @@ class RobustEvaluation:
         self._shown: Tensor | None = None
 
     def prepare(self, split: Split, positions: Tensor, device: torch.device) -> EvalPlan:
-        """The plan after a look at the model on a few samples: free checks, diagnosis and gap test.
+        """The plan after a first look at the model on a few samples; later calls return the same plan.
 
-        A function of (model, data, plan) alone, so that a resumed evaluation, or another machine's shards,
-        make the same plan.
+        The look makes two forward passes, the diagnosis, and the test of `escalation.trusted`: whether a
+        search in low precision misses successes. It may add attacks, move some to fp32, and find the model
+        randomised. The answer depends on model, data and plan alone: a resumed evaluation, and the shards of
+        another machine, get the same one.
+
+        Args:
+            split: the samples.
+            positions: int64 [n], places in the split; a few, evenly spread, are looked at.
+            device: where they are looked at. Out of memory, half of them are looked at.
         """
         if self._prepared or not len(positions):
             return self.plan
@@ -82,7 +91,7 @@ class RobustEvaluation:
                 probe //= 2
 
     def _look(self, split: Split, positions: Tensor, device: torch.device, probe: int) -> None:
-        """The free checks on `probe` samples, and the diagnosis on those that are right."""
+        """Two forward passes over `probe` samples, and the diagnosis on those of them that are right."""
         n = len(positions)
         spread = torch.linspace(0, n - 1, min(probe, n)).long()  # stored order is often by class
         x, y, ids = next(iter(split.stream([positions[spread]], device)))
@@ -98,12 +107,15 @@ class RobustEvaluation:
                 self._diagnose(x[probed], y[probed], ids[probed])
 
     def _diagnose(self, x: Tensor, y: Tensor, ids: Tensor) -> None:
-        """Alarms, escalations and the precision of the search, from initially correct samples."""
+        """Set alarms, added attacks and the precision of the search, from initially correct samples.
+
+        x: pixels [n, C, H, W] in [0, 1]; y, ids: int64 [n].
+        """
         plan = self.plan
         diagnosis = diagnose(
             self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop
         )
-        # The diagnosis has looked longer than the free checks: where both raise an alarm, its word counts.
+        # The diagnosis looks longer than the two forward passes: where both raise an alarm, keep its finding.
         names = {alarm.name for alarm in diagnosis.alarms}
         self._alarms = [alarm for alarm in self._alarms if alarm.name not in names] + diagnosis.alarms
         plan = replace(plan, randomised=plan.randomised or diagnosis.randomised)
@@ -114,7 +126,10 @@ class RobustEvaluation:
         self.plan = plan
 
     def _twin(self, search: Search, x: Tensor) -> Classifier:
-        """What attacks with this search ask, made once. x: images to compare it on where none are set yet."""
+        """The classifier that attacks with this search ask; it is made once.
+
+        x: pixels [R, C, H, W] to compare a twin on, if `prepare` has stored none.
+        """
         if self.plan.randomised:
             search = search.exact()  # tracing would freeze the draws
         if search not in self._twins:
@@ -123,7 +138,7 @@ class RobustEvaluation:
         return self._twins[search]
 
     def batches(self, split: Split, positions: Tensor, device: torch.device) -> Iterator[BatchOutcome]:
-        """Attack the samples at `positions`, int64 [n], batch by batch, in halves where memory runs out."""
+        """Attack the samples at `positions`, int64 [n], batch by batch; out of memory a batch is halved."""
         self.prepare(split, positions, device)
 
         def work(x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
@@ -133,7 +148,10 @@ class RobustEvaluation:
         yield from in_batches(split, positions, device, self.plan.batch_size, work, self._say)
 
     def attack_batch(self, x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
-        """All attacks of the plan on x [B, C, H, W] in [0, 1], y and ids int64 [B], of a frozen model."""
+        """All attacks of the plan on one batch; the caller holds the model frozen.
+
+        x: pixels [B, C, H, W] in [0, 1]; y, ids: int64 [B].
+        """
         draws = self.plan.draws(JUDGE_DRAWS)
         judge = Judge(self.model, self.plan.ball, draws=draws)
         if self._stop is not None:
@@ -200,7 +218,10 @@ class RobustEvaluation:
     def _oracle(
         self, call: AttackCall, judge: Judge, x: Tensor, criterion: Criterion, ids: Tensor, clean: Tensor
     ) -> Oracle:
-        """What an attack on R rows asks: the twin answers, the judge confirms. clean: logits [R, K] of x."""
+        """The oracle for an attack on R rows: the twin answers, the judge confirms.
+
+        x: pixels [R, C, H, W]; ids: int64 [R]; clean: the judge's logits [R, K] of x.
+        """
         plan, search = self.plan, call.searching(self.plan.search)
         twin = self._twin(search, x)
 
@@ -234,12 +255,14 @@ class RobustEvaluation:
         """Measure all positions, then audit what a short list left standing.
 
         Args:
-            split, positions, device: the samples at these places, int64 [n], are measured there.
-            on_batch: sees each batch before it is forgotten, for progress and for saving images.
-            on_proven: told once of the samples that shards from earlier runs hold: how many, who was right,
-                who survived.
-            open_store: makes the store of proven shards from the final plan and the alarms so far. What it
-                holds is not measured again.
+            split: the samples.
+            positions: int64 [n], places in the split of those to measure.
+            device: where they are measured.
+            on_batch: called with each batch, for progress and for saving images.
+            on_proven: called once with what shards of earlier runs hold: number of samples, bool flags of
+                those that were right, bool flags of those that survived.
+            open_store: makes the store of shards from the final plan and the alarms so far. Samples of a
+                shard that it holds are not measured again.
             shards: numbers of the shards to measure; None = all.
         """
         began, before = time.perf_counter(), state_digest(self.model)
@@ -251,7 +274,7 @@ class RobustEvaluation:
         collector = Collector(plan, ids, store, shards)
         on_proven(*collector.proven)
         for outcome in self.batches(split, positions[collector.todo], device):
-            if store is not None:  # kept with the shards: a resumed run sees the end only
+            if store is not None:  # stored with the shard: a resumed run cannot compare with this run's start
                 outcome.tallies["mutated"] = int(state_digest(self.model) != before)
             collector.add(outcome)
             on_batch(outcome)
@@ -269,10 +292,13 @@ class RobustEvaluation:
         return replace(result, total_seconds=time.perf_counter() - began)
 
     def _rerun(self, split: Split, device: torch.device, open_store: OpenStore | None) -> Rerun:
-        """How an audit runs other attacks on some samples, without a second look at the model."""
+        """A function (attacks, positions, name of a part or "") -> Evaluation, with which an audit attacks.
+
+        It does not look at the model a second time. Parts with a name are stored in shards.
+        """
 
         def rerun(attacks: Sequence[AttackCall], positions: Tensor, name: str) -> Evaluation:
-            if not name:  # where the list has begun, a second look would find nothing new
+            if not name:  # a stream of its own: from the starts of the list, APGD would find nothing new
                 return self._beside(attacks, "audit").run(split, positions, device)
             labels = ", ".join(call.label for call in attacks)
             self._say(f"samples of the audit fell: {labels} run on all {len(positions)} survivors")
@@ -282,7 +308,7 @@ class RobustEvaluation:
         return rerun
 
     def _beside(self, attacks: Sequence[AttackCall], stream: str) -> RobustEvaluation:
-        """An evaluation of other attacks on the same twins; stream: of their draws."""
+        """An evaluation of other attacks on the same twins; stream: name of their random streams."""
         plan = replace(self.plan, attacks=attacks, audit=None, stream=stream)
         other = RobustEvaluation(self.model, plan, stop=self._stop, say=self._say)
         other._twins, other._shown, other._prepared = self._twins, self._shown, self._prepared
@@ -290,7 +316,7 @@ class RobustEvaluation:
 
 
 def _named(open_store: OpenStore | None, name: str) -> OpenStore | None:
-    """The same stores, each in the folder `name` of its own."""
+    """`open_store`, with each store in a folder `name` inside its own."""
     if open_store is None:
         return None
     opened = open_store

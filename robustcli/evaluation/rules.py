@@ -1,4 +1,7 @@
-"""The alarms that count cases: what an honest model may have, what to do about more. See docs/alarms.md."""
+"""The alarms that count cases: how many an honest model may have, and what to do about more.
+
+See docs/alarms.md.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ CHANCE = 0.01
 
 @dataclass(frozen=True)
 class Rule:
-    """An alarm that is raised for `count` of `of` cases when P(Binomial(of, honest) >= count) < CHANCE.
+    """An alarm, raised for `count` of `of` cases when P(Binomial(of, honest) >= count) < CHANCE.
 
     Args:
-        name, level, remedy: of the alarm.
-        honest: the largest rate of such cases that an honest model has.
-        what: the cases, after "3 of 64 ".
-        helps: extra stages that may break a model with this alarm.
+        name, level, remedy: fields of the alarm.
+        honest: the largest share of such cases that an honest model has, in [0, 1].
+        what: the words that follow "3 of 64 " in the evidence.
+        helps: names of extra stages that may break a model with this alarm.
     """
 
     name: str
@@ -30,7 +33,7 @@ class Rule:
     helps: tuple[str, ...] = ()
 
     def alarm(self, count: int, of: int, more: str = "") -> list[Alarm]:
-        """The alarm, or nothing where chance explains the count. more: ends the evidence."""
+        """[the alarm], or [] where chance explains the count; more: words added to the evidence."""
         if not too_many(count, of, self.honest):
             return []
         return [Alarm(self.name, self.level, f"{count} of {of} {self.what}{more}", self.remedy)]
@@ -39,7 +42,7 @@ class Rule:
 def too_many(count: int, of: int, honest: float) -> bool:
     """P(Binomial(of, honest) >= count) < CHANCE.
 
-    With honest = 0 a single case is too many; with honest = 1/2 this is McNemar's exact test, one-sided.
+    With honest = 0 a single case is too many. With honest = 1/2 this is McNemar's exact test, one-sided.
     """
     from scipy.special import bdtrc  # late: torch alone is needed to measure
 

@@ -21,7 +21,7 @@ class Batch:
         x, y, ids: clean pixels [B, C, H, W] in [0, 1], labels and sample ids int64 [B].
         logits: [B, K], the judge's for x.
         correct: bool [B], right on x.
-        goal: int64 [B], the label that each row is to get; None for an untargeted evaluation.
+        goal: int64 [B], the label to which a targeted attack leads each row; None when untargeted.
     """
 
     x: Tensor
@@ -33,18 +33,22 @@ class Batch:
 
     @classmethod
     def judged(cls, judge: Judge, plan: EvalPlan, x: Tensor, y: Tensor, ids: Tensor) -> Batch:
-        """The batch as the judge sees it, with the goals of the plan. Raises ValueError as `goals` does."""
+        """The batch with the judge's clean logits and verdicts, and the goals of the plan.
+
+        Raises:
+            ValueError: as `goals`.
+        """
         logits, correct = judge.clean(x, y)
         return cls(x, y, ids, logits, correct, goals(plan, logits, y, ids))
 
     def open_rows(self, eligible: Tensor) -> Tensor:
-        """Places int64 [R] of the rows `eligible`, bool [B], without those whose goal is their own label."""
+        """Places int64 [R] of the rows to attack: `eligible`, bool [B], and y is not their goal already."""
         if self.goal is not None:
             eligible = eligible & (self.goal != self.y)
         return eligible.nonzero()[:, 0]
 
     def criterion(self, rows: Tensor) -> Criterion:
-        """What a success is for the rows at these places, int64 [R]."""
+        """What a success is for R rows; rows: their places, int64 [R]."""
         if self.goal is None:
             return Criterion(self.y[rows])
         return Criterion(self.y[rows], self.goal[rows])
@@ -55,11 +59,11 @@ class Stage:
     """One attack on a batch of B rows.
 
     Args:
-        standing: bool [B], the eligible rows that it left.
+        standing: bool [B], the eligible rows that it did not break.
         rows: int64 [R], places of the rows that it ran on.
         x_adv, predicted: the points that it found for them, [R, C, H, W], and the labels there, int64 [R].
         passes: model passes spent.
-        tallies: counts that alarms need.
+        tallies: name -> count, from which alarms are made.
     """
 
     standing: Tensor
@@ -71,10 +75,18 @@ class Stage:
 
 
 def goals(plan: EvalPlan, logits: Tensor, y: Tensor, ids: Tensor) -> Tensor | None:
-    """The label that each row is to get, int64 [B], or None for an untargeted plan.
+    """The label to which a targeted attack leads each row, int64 [B]; None for an untargeted plan.
 
-    "random" is uniform over the wrong classes, drawn from the sample id. "least-likely" is the wrong class
-    with the smallest of the logits [B, K]. Raises ValueError for a target that is none of these and no class.
+    "random" is uniform over the wrong classes, drawn from the sample id. "least-likely" is the wrong class of
+    the smallest logit. A class number is the goal of all rows, also of those with that label.
+
+    Args:
+        plan: its target and seed.
+        logits: [B, K], at the clean images.
+        y, ids: labels and sample ids int64 [B].
+
+    Raises:
+        ValueError: another word, or a number that is no class.
     """
     target, classes = plan.target, logits.shape[1]
     if target is None:

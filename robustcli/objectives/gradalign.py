@@ -19,11 +19,11 @@ _RESTART = -1  # attacks count restarts from 0, so that eta is independent of wh
 def gradalign(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 0.2) -> Tensor:
     """weight * (1 - mean_i cos(g_i(x), g_i(x + eta))), g_i = grad CE(f(.)_i, y_i); cost 8 passes.
 
-    eta is uniform in the ball, cut by the pixel box, and the same whenever the same batch is asked. g(x) is a
-    constant, as in the authors' FGSM runs; the second derivative goes through g(x + eta). Rows where either
-    gradient is 0 have no angle and leave the mean; with none left the result is 0. weight = 0 gives 0 and no
-    pass. In training mode the two forward passes move BatchNorm's running statistics, unless the caller keeps
-    them.
+    eta is uniform in the ball, cut by the pixel box. It is drawn from `batch.rng`, and the same at each call
+    with one batch. g(x) is held constant, as in the authors' FGSM runs: the second derivative goes through
+    g(x + eta) alone. A row where either gradient is 0 has no angle and is left out of the mean. With no row
+    left the result is 0. weight = 0 gives 0 and no pass. In training mode the two forward passes change
+    BatchNorm's running statistics, unless the caller restores them.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; must be differentiable twice.
@@ -50,7 +50,10 @@ def gradalign(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)
 
 
 def _input_gradient(model: Classifier, batch: Batch, at: Tensor, *, graph: bool) -> Tensor:
-    """grad of the summed cross-entropy at `at`, [B, C * H * W]; with `graph` it has a derivative itself."""
+    """grad of the summed cross-entropy at pixels `at` [B, C, H, W], as [B, C * H * W].
+
+    graph: whether the answer can be differentiated again.
+    """
     point = at.detach().requires_grad_(True)
     loss = bind_inner("ce", batch.y, y_soft=batch.y_soft)(wide(model(point))).sum()
     (grad,) = torch.autograd.grad(loss, point, create_graph=graph)
@@ -58,7 +61,10 @@ def _input_gradient(model: Classifier, batch: Batch, at: Tensor, *, graph: bool)
 
 
 def _unit(g: Tensor, angled: Tensor) -> Tensor:
-    """g / ||g|| per row, without underflow of squares; some constant in rows that are not `angled`."""
+    """g / ||g||_2 per row [B, d]; a constant row where `angled`, bool [B], is false.
+
+    g is divided by max |g| first: without that, squares of tiny gradients underflow.
+    """
     g = torch.where(angled[:, None], g, torch.ones_like(g))
     g = g / g.detach().abs().amax(1, keepdim=True)
     length: Tensor = torch.linalg.vector_norm(g, dim=1, keepdim=True)

@@ -21,15 +21,16 @@ def nuat(
 ) -> LossTerms:
     """mean CE(f(x), y) + weight * ||f(x_adv) - f(x)||_* / B on logits; cost 2K + 7 passes for K attack steps.
 
-    ||D||_* is the sum of the singular values of D. It is taken over the rows at hand: a micro-batch, or a
-    process, takes the norm of its own.
+    ||D||_* is the sum of the singular values of D, over the rows at hand: each micro-batch, and each process,
+    takes the norm of its own rows.
 
-    x_adv ascends mean CE(f(x_adv), y) + weight * ||f(x_adv) - f(x)||_* / B. The attack takes the clean logits
-    from eval mode, as NuAT2 does; that is the seventh pass. The authors take one step from random corners at
-    half the radius, which for eps 8/255 is
-    `adversary: {name: pgd, steps: 1, step_size: 8/255, start: bernoulli, start_scale: 0.5}`; NuAT2 is steps:
-    2. Their `weight` grows from 0 to 4 over the epochs, and every other batch ascends CE alone (NuAT2: the
-    second step). Here `weight` is constant, and every attack step ascends both terms.
+    x_adv ascends mean CE(f(x_adv), y) + weight * ||f(x_adv) - f(x)||_* / B. The clean logits in it come from
+    eval mode, as in NuAT2. They are the seventh pass.
+
+    The authors take one step from random corners at half the radius. For eps 8/255 that is
+    `adversary: {name: pgd, steps: 1, step_size: 8/255, start: bernoulli, start_scale: 0.5}`. NuAT2 takes two
+    steps. Their weight grows from 0 to 4 over the epochs; here it is constant. Theirs ascends CE alone in
+    every other batch (NuAT2: in the second step); here every attack step ascends both terms.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].

@@ -16,9 +16,9 @@ from robustcli.registry import regularizers
 def nuclear(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 4.0) -> Tensor:
     """weight * ||f(x) - f(x_adv)||_* / B on logits [B, K]; cost at most 6 passes.
 
-    ||D||_* is the sum of the singular values of D. It is taken over the rows at hand: a micro-batch, or a
-    process, takes the norm of its own. Gradients run through both logits. The 6 passes include those that the
-    objective makes too. weight = 0 gives 0 and no pass.
+    ||D||_* is the sum of the singular values of D, over the rows at hand: each micro-batch, and each process,
+    takes the norm of its own rows. Gradients run through both logits. The 6 passes count f(x) and f(x_adv)
+    even where the objective computes them, too. weight = 0 gives 0 and no pass.
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K].
