@@ -45,7 +45,10 @@ def eval_plan(
 def make_search(
     config: Config, device: torch.device, warn: Callable[[str], None] = lambda text: None
 ) -> Search:
-    """Precision and layout of the search twin; `auto` is bf16 where the hardware has it."""
+    """The configured search: precision, memory layout and compilation of the search twin; bpda, rescale, eot.
+
+    `auto` precision is bf16 where the hardware has it. `auto` compilation is on for CUDA.
+    """
     search = config.search
     dtype = resolve(search.precision, device, warn)
     compiled = search.compile == "on" or (search.compile == "auto" and device.type == "cuda")
@@ -81,10 +84,13 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
 
 
 def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> AuditPlan | None:
-    """How the survivors of these attacks are looked at once more; None where nobody needs it.
+    """The audit of the short lists among these attacks; None where none is needed.
 
-    The first ensemble that needs an audit says how. Where another one runs the long list anyway there is
-    none.
+    The survivors of a short list are audited, see `evaluation.audit`. With several short lists the first one
+    says
+    how. An ensemble without an audit runs the long list itself: with one of those among the attacks there is
+    no
+    audit.
     """
     audits: list[Any] = []
     for k, spec in enumerate(specs):
@@ -102,12 +108,15 @@ def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> Audit
 
 
 def planned_passes(calls: Sequence[AttackCall], classes: int, norm: str) -> int:
-    """Model passes that these attacks spend on one sample that never falls, as their registrations state."""
+    """Model passes on one sample that survives all these attacks, as their registrations state."""
     return sum(call.passes(classes, norm) for call in calls)
 
 
 def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None, classes: int, norm: str) -> int:
-    """Samples of the diagnosis (some 250 passes each): `checks`, or a tenth of the planned work, 8 to 64."""
+    """How many samples the diagnosis looks at: `checks`, or 8 to 64 for a tenth of the planned passes.
+
+    A sample of the diagnosis takes about 250 passes. The attacks are planned for n samples.
+    """
     if checks is not None:
         return checks
     return max(8, min(64, planned_passes(calls, classes, norm) * n // 2500))
@@ -123,7 +132,7 @@ def label_of(name: str, params: Mapping[str, Any]) -> str:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """a, b, a -> a, b, a#2: names that are told apart."""
+    """["a", "b", "a"] -> ["a", "b", "a#2"]: a repeated name gets a number."""
     before = [names[:k].count(name) for k, name in enumerate(names)]
     return [f"{name}#{same + 1}" if same else name for name, same in zip(names, before, strict=True)]
 

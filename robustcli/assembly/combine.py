@@ -1,4 +1,4 @@
-"""Parts of a training configuration that do not go together: found before any work starts."""
+"""Parts of a training configuration that do not go together, found before any work starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustcli.errors import UsageError
 
 
 def check_combination(config: Config, method: Method) -> None:
-    """Raises UsageError for the first thing that does not fit."""
+    """Raises UsageError for the first parts that do not go together."""
     if method.step_attacks:
         _check_attack(config, method)
     else:
@@ -24,7 +24,7 @@ def check_combination(config: Config, method: Method) -> None:
 
 
 def _check_free_step(config: Config, method: Method) -> None:
-    """What has no meaning for a step that does not run the configured attack."""
+    """Raises UsageError for settings that need an attack, under a step that runs none (free training)."""
     step = config.train.step.name
     flaw = ""
     if method.inner is None:
@@ -50,7 +50,10 @@ def _check_free_step(config: Config, method: Method) -> None:
 
 
 def _check_attack(config: Config, method: Method) -> None:
-    """An attack that would not ascend the objective's inner loss."""
+    """Raises UsageError for an attack that cannot ascend an inner loss that compares with the clean logits.
+
+    Such an attack has a loss of its own, or starts at the clean image where the inner loss is flat.
+    """
     if not method.compares_with_clean:
         return
     own_loss = method.attack_settings.get("loss")
@@ -72,7 +75,7 @@ def _check_attack(config: Config, method: Method) -> None:
 
 
 def _check_curriculum(config: Config, method: Method) -> None:
-    """A curriculum for an attack without a radius, or a start value without the share at which it ends."""
+    """Raises UsageError for a curriculum of an attack without a radius, or one that starts and has no end."""
     curriculum = config.train.curriculum
     if curriculum != type(curriculum)() and method.kind != "fixed":
         raise UsageError(
@@ -96,7 +99,7 @@ def _check_named_once(specs: Sequence[Spec], kind: str, path: str) -> None:
 
 
 def _check_published_once(hooks: Sequence[Spec]) -> None:
-    """Only one hook can publish weights in place of the trained ones."""
+    """Raises UsageError for two hooks that average the weights: a run publishes one model."""
     registered = registry.hooks
     averaging = sorted(s.name for s in hooks if registered.get(s.name).facts.publishes == "weights")
     if len(averaging) > 1:

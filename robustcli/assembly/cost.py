@@ -25,14 +25,17 @@ from robustcli.terminal.console import Console
 
 
 def attack_passes(name: str, params: dict[str, Any], classes: int, norm: str) -> int:
-    """Model passes of one attack on one training image: nothing falls, nobody looks at the last point."""
+    """Model passes of a training attack on one image.
+
+    No image leaves early, and no judge looks at the last point.
+    """
     return AttackCall.of(registry.attacks.get(name), params).passes(classes, norm) - 1
 
 
 def passes_per_image(setting: Setting) -> int:
     """Model passes of one training step on one image: attack, objective, regularisers and hooks.
 
-    The whole attack counts, as after a curriculum.
+    A curriculum is taken at its end, with all steps of the attack.
     """
     config = setting.config
     objective = registry.objectives.get(config.objective.name).facts
@@ -50,12 +53,15 @@ def passes_per_image(setting: Setting) -> int:
 
 
 def _added(spec: Spec) -> int:
-    """Passes that a regulariser adds."""
+    """Passes that one regulariser adds."""
     return registry.regularizers.get(spec.name).facts.passes
 
 
 def _compares(inner: str | None) -> bool:
-    """Whether the attack compares with clean logits: it pays for them once, whatever hooks repeat."""
+    """Whether the inner loss compares with clean logits.
+
+    Their one pass belongs to the attack. A hook that computes the outer loss again does not repeat it.
+    """
     return inner is not None and "clean" in registry.losses.get(inner).facts.state
 
 
@@ -79,7 +85,7 @@ def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: t
 
 
 def activation_bytes(model: nn.Module, setting: Setting, batch: int) -> int:
-    """Bytes of all module outputs of one forward pass: what a backward pass must keep, roughly."""
+    """Bytes of the outputs of all layers for `batch` images: about what a backward pass keeps."""
     total = 0
 
     def count(module: nn.Module, args: Any, output: Any) -> None:
@@ -179,9 +185,9 @@ def evaluation_plan(
 
 
 def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan as a table of two columns, each number with its unit.
+    """Shows the plan as a table of two columns, each number with its unit; returns the document of --dry-run.
 
-    What an evaluation costs is an upper bound, and is called one.
+    The costs of an evaluation are upper bounds and are shown as "at most".
     """
     measures = "n" in plan
     most = "at most " if measures else ""

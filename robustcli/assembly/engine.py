@@ -37,7 +37,7 @@ from robustcli.training.validation import FGSM
 class Engine:
     """What a `Trainer` is made of.
 
-    `train` holds extra data when there is some; `digest` names all training data.
+    `train` includes the configured extra data. `digest` is the hash of all training data.
     """
 
     step: Step
@@ -84,14 +84,17 @@ def _training_data(setting: Setting) -> tuple[Split, str]:
 
 
 def _validation_positions(setting: Setting) -> Tensor:
-    """int64 [m]: which validation images are measured; none where the split is empty."""
+    """int64 [m], positions of the validation images that are measured; m = 0 for an empty split."""
     if not len(setting.data.val):
         return torch.zeros(0, dtype=torch.int64)
     return choose(setting.data.val, n=setting.config.train.val_n, first=None, seed=setting.config.seed)
 
 
 def _overfitting_mode(config: Config, method: Method) -> Mode:
-    """What follows a collapse. Without an attack that can take one step more, training stops."""
+    """What follows catastrophic overfitting: the configured reaction, or "stop" in place of "rollback".
+
+    A roll-back gives the attack one step more. Where no attack can take it, the run stops.
+    """
     mode = config.train.overfitting
     if mode == "rollback" and not (method.step_attacks and method.can_add_steps):
         return "stop"
@@ -99,13 +102,13 @@ def _overfitting_mode(config: Config, method: Method) -> Mode:
 
 
 def _may_collapse(config: Config, method: Method) -> bool:
-    """Whether catastrophic overfitting is watched for: with an attack of one step, or a free step."""
+    """Whether catastrophic overfitting is watched for: training against one-step attacks, or a free step."""
     one_step = method.attack_steps == 1 or not method.step_attacks
     return method.inner is not None and one_step and config.train.overfitting != "off"
 
 
 def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -> EvalPlan:
-    """The validation attack; before it FGSM where one-step training may collapse."""
+    """The plan of the validation. FGSM comes first where one-step training may collapse."""
     train, path = setting.config.train, "train.val_attack"
     if method.inner is None:
         return eval_plan(setting, [], path=path)
@@ -144,7 +147,7 @@ def _plan(
 
 
 def _budget(config: Config) -> tuple[str, float]:
-    """(unit, amount): how long the run is; 10 epochs where nothing is said."""
+    """The length of the run as (unit, amount); 10 epochs where the configuration gives none."""
     for unit in ("steps", "minutes", "epochs"):
         amount = getattr(config.train, unit)
         if amount is not None:

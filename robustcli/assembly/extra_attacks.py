@@ -22,7 +22,10 @@ from robustcli.terminal.console import Console
 def surrogate_calls(
     setting: Setting, console: Console, reference: str | None, allow_pickle: bool, stop: StopFlag
 ) -> list[AttackCall]:
-    """`--surrogate REF`: APGD on that model, shown to the measured one: a black-box stage at the end."""
+    """`--surrogate REF`: APGD on the model REF; the measured model sees its points. [] without REF.
+
+    It is a black-box attack and runs after the configured ones.
+    """
     if not reference:
         return []
     config = setting.config.model_copy(update={"model": ModelConfig(name=reference)})
@@ -35,7 +38,10 @@ def surrogate_calls(
 
 
 def plugin_calls(plugin: str | None) -> list[AttackCall]:
-    """`--attack-plugin FILE.py:NAME`: the user's own attack; the hash of its file is part of its name."""
+    """`--attack-plugin FILE.py:NAME`: the user's own attack; [] without it.
+
+    The hash of FILE.py is part of the attack's name.
+    """
     if plugin is None:
         return []
     call = load_outside(plugin)

@@ -42,24 +42,26 @@ def launch(
     """Run ``COMMAND ARGV`` as ranks 0 .. nproc-1 and return one exit code for all of them.
 
     Args:
-        argv: of every worker: the verb and its arguments, without --nproc and --max-restarts.
-        nproc: workers, >= 1.
-        max_restarts: how often all workers start again, from the last checkpoint, after one was lost (exit
-            8), >= 0. A fault that would only come back (wrong configuration, NaN, full disk) and a stop are
-            final.
-        console: gets `rank R: reason` of the first failure; with json, the one document.
-        command: what a worker runs (tests have their own).
+        argv: arguments of each worker: the verb and what follows, without --nproc and --max-restarts.
+        nproc: number of workers, 1 to 1024.
+        max_restarts: 0 to 1000. After a worker was lost (exit 8) all start again from the last checkpoint, at
+            most this often. A stop and a fault that would come back (wrong configuration, NaN, full disk)
+            start nothing again.
+        console: shows `rank R: reason` of the first failure. With json it writes the one document.
+        command: what a worker runs; tests pass their own.
 
-    SIGINT reaches the workers as itself; SIGTERM, SIGUSR1, SIGHUP and SIGQUIT reach them as SIGTERM. They
-    save and end with 130 or 143. Codes 2 to 10, 70, 130 and 143 of the worker that failed first are passed
-    on. A worker that was killed, or that ends in any other way, gives 8.
+    SIGINT is passed on to the workers. SIGTERM, SIGUSR1, SIGHUP and SIGQUIT become SIGTERM for them. The
+    workers then save and end with 130 or 143.
+
+    The exit code is that of the worker that failed first, where it is 2 to 10, 70, 130 or 143. A worker that
+    was killed or ended in any other way gives 8.
 
     Raises UsageError: nproc or max_restarts out of range.
     """
     if not 1 <= nproc <= 1024 or not 0 <= max_restarts <= 1000:
         asked = f"--nproc {nproc} --max-restarts {max_restarts}"
         raise UsageError(f"{asked}: 1 to 1024 processes and 0 to 1000 restarts are possible")
-    # torch tells of a failure in five lines, and we in one.
+    # torch reports a failure in five lines; the console reports it in one.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
         return _Launch([*command, *argv], nproc, console, Path(scratch)).run(max_restarts)
@@ -67,7 +69,7 @@ def launch(
 
 @dataclass(frozen=True)
 class _Ending:
-    """How one attempt ended; rank and reason of the first failure."""
+    """How one attempt ended: its exit code, and rank and reason of the first failure."""
 
     code: int
     rank: int = 0
@@ -84,7 +86,7 @@ class _Launch:
         self._said = ""  # rank 0's stdout, with --json
 
     def run(self, max_restarts: int) -> int:
-        """Attempts until one ends for good; says why, and returns its exit code."""
+        """Start attempts until one is final; report its failure and return its exit code."""
         with self._forwarding():
             for attempt in range(max_restarts + 1):
                 ending = self._attempt(attempt)
@@ -117,7 +119,7 @@ class _Launch:
             envs={rank: self._environment(rank, port, attempt) for rank in range(self.nproc)},
             logs_specs=DefaultLogsSpecs(log_dir=str(self.scratch), redirects=redirects),
         )
-        self._install()  # torch has put its own handlers, which raise
+        self._install()  # start_processes has installed torch's handlers, which raise
         try:
             self._pids = list(context.pids().values())
             self._send(self.asked or 0)  # 0 reaches nobody
@@ -135,7 +137,7 @@ class _Launch:
         return _ending(result.failures, result.stderrs, self.asked, hung=seconds >= _CLOSING)
 
     def _environment(self, rank: int, port: int, attempt: int) -> dict[str, str]:
-        """What torchrun gives its workers, so that both go through the same door."""
+        """The variables that torchrun sets for a worker: a worker joins both launchers in the same way."""
         names = {
             "RANK": rank,
             "LOCAL_RANK": rank,
@@ -165,9 +167,9 @@ class _Launch:
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in _FORWARDED}
-        # What is ignored stays ignored, as under nohup.
+        # A signal that is ignored, as under nohup, stays ignored.
         self._numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-        # Else a signal at the start raises where no worker is known yet.
+        # Else torch's handler raises for a signal that comes before any worker is known.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         self._install()
         try:
@@ -194,7 +196,10 @@ class _Launch:
     # ---- the end -------------------------------------------------------------------------------------------
 
     def _document(self, ending: _Ending) -> None:
-        """With --json: the document of rank 0 where it tells what happened, else one of our own."""
+        """With --json: write the document of rank 0 when it tells the failure, or when there is none to tell.
+
+        Else write an error document about the rank that failed.
+        """
         if self._said.startswith("{") and (ending.rank == 0 or not ending.reason):
             write(sys.stdout, self._said)
             return
@@ -210,8 +215,9 @@ def _ending(
 ) -> _Ending:
     """How the worker ended that failed first.
 
-    Several fail together. A fault of a worker's own counts first. Then come an abort, which libraries make
-    when a peer is lost, a lost peer, and last our own SIGTERM.
+    Where several failed, the most telling end is chosen: a fault of the worker itself, then an abort, which
+    libraries make when a peer is lost, then a lost peer, last our own SIGTERM. Workers that were asked to
+    stop and did so come before a lost peer.
     """
     if not failures:
         return _Ending(0)
@@ -239,14 +245,14 @@ def _signal_name(number: int) -> str:
 
 
 def _last_words(text: str) -> str:
-    """The error line of a worker, else its last line; empty for rank 0, whose stderr went to the user."""
+    """The last error line that a worker wrote, else its last line; "" where nothing is stored (rank 0)."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error[")]
     return (errors or lines or [""])[-1][:500]
 
 
 def _text(path: Any) -> str:
-    """What a file holds; nothing where there is none."""
+    """The text of a file; "" where there is none."""
     if path and Path(path).is_file():
         return Path(path).read_text("utf-8", "replace")
     return ""

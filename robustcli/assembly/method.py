@@ -1,4 +1,4 @@
-"""What the registered parts of a training configuration state about themselves, read in one place."""
+"""The inner half of a configured training, read from the facts of its registered parts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Method:
     """The inner half of a training: which attack ascends which loss.
 
     Args:
-        inner: name of the loss that the objective lets the attack ascend; None trains on clean images.
-        inner_params: parameters that the objective shares with its inner loss; both must have one value.
+        inner: name of the loss that the attack ascends; None trains on clean images.
+        inner_params: parameters that objective and inner loss share; both have one value.
         compares_with_clean: the inner loss compares with the logits at the clean points.
-        flat_at_clean: the inner loss has no gradient there.
+        flat_at_clean: the inner loss has gradient 0 at the clean points.
         attack: the registered attack.
         attack_params: the parameters that the configuration gives it.
         attack_settings: all of its parameters, defaults included.
-        kind: of the attack: fixed, minimal or unbounded.
+        kind: kind of the attack: fixed, minimal or unbounded.
         starts_at_clean: the attack begins at the clean points.
         attack_steps: gradient steps of the attack; None where they are not known.
         can_add_steps: the attack has a parameter `steps`.
@@ -81,10 +81,10 @@ def method_of(config: Config) -> Method:
 
 
 def steps_of(spec: Spec, path: str) -> int | None:
-    """Gradient steps of a registered attack: its parameter `steps`, or 1 where it cannot afford more.
+    """Gradient steps of a registered attack: its parameter `steps`, or 1 where three passes are enough.
 
-    An attack of one gradient spends three passes: forward, backward, and the look at its last point.
-    None: the attack has no such parameter, and spends more.
+    One gradient step takes three passes: forward, backward, and the look at the last point. None: the attack
+    has no parameter `steps` and spends more passes, or it uses no gradient.
     """
     attack, params = bound(registry.attacks, spec, path)
     known = registry.parameters(attack).get("steps")

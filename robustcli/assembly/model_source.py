@@ -19,7 +19,7 @@ from robustcli.terminal.console import Console
 
 
 class ModelFlags(Protocol):
-    """What only the command line says of a model."""
+    """What the command line alone says of a model."""
 
     @property
     def plugin(self) -> str | None:
@@ -32,11 +32,11 @@ class ModelFlags(Protocol):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The model that a setting's configuration and the command line name.
+    """The model that a configuration and the command line name.
 
     Args:
-        setting: gives the configuration, the device and the data that the model is for.
-        plugin: `FILE.py:factory` in the place of the configured name.
+        setting: the configuration, the device, and the data that the model is for.
+        plugin: `FILE.py:factory`, taken in place of the configured model.
         allow_pickle: whether weights may be read from a file that can run code.
     """
 
@@ -46,16 +46,19 @@ class ModelSource:
 
     @classmethod
     def of(cls, setting: Setting, flags: ModelFlags) -> ModelSource:
-        """As the command line says."""
+        """The source of the model, with the flags of the command line."""
         return cls(setting, flags.plugin, flags.allow_pickle)
 
     def to_train(self) -> nn.Module:
-        """The model on its device, for the classes of the data: new, or from weights (fine-tuning)."""
+        """The model on its device, for the classes of the data: new, or with the weights to fine-tune."""
         model = self._fresh() if self._untrained else self._loaded(self.setting.classes)
         return self._placed(model, self.setting.config.train.channels_last)
 
     def to_measure(self, console: Console) -> nn.Module:
-        """The model on its device. Its classes are compared with the data's."""
+        """The model on its device.
+
+        Warns about untrained weights. Raises an error when its classes are not those of the data.
+        """
         if self._untrained:
             console.warn(
                 f"model {self._spec.name} has untrained weights; point --model to a run "
@@ -76,7 +79,7 @@ class ModelSource:
 
     @property
     def _untrained(self) -> bool:
-        """Whether nobody names weights: a registered network, initialised from the seed."""
+        """Whether the model is a registered network without weights; it is then initialised from the seed."""
         return self.plugin is None and not is_reference(self._spec.name) and self._spec.weights is None
 
     def _fresh(self) -> nn.Module:
@@ -91,7 +94,7 @@ class ModelSource:
         return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
     def _loaded(self, num_classes: int | None) -> nn.Module:
-        """The model with its weights, for the configured data; None: as many classes as the weights say."""
+        """The model with its weights. num_classes: of the data, or None where the weights tell it."""
         spec, config, data = self._spec, self.setting.config, self.setting.data
         return load_model(
             spec.name,
@@ -110,6 +113,6 @@ class ModelSource:
         )
 
     def _placed(self, model: nn.Module, channels_last: bool) -> nn.Module:
-        """The model on the device; 4-d weights in channels-last when asked."""
+        """The model on the device; with channels_last its 4-d weights in that memory format."""
         model = model.to(self.setting.device)
         return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -1,7 +1,7 @@
 """Which run a model comes from.
 
-What ``latest`` means is decided when a run begins. It is written down, and stays the same when the run goes
-on.
+``latest`` is replaced by the name of a run when work begins. That name is written down, and a resume reads
+it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def followed(reference: str) -> str:
 def pinned(
     config: Config, resumed: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Config:
-    """`config` with the names of runs in the place of ``latest``: config.resolved.yaml says what was read.
+    """`config` with every ``latest`` in its model replaced by the name of a run.
 
     Args:
-        config: names the model, and with it perhaps a run.
-        resumed: directory of a run that goes on. Its model stays the one it began with: by now ``latest`` may
-            be another run, or this very one.
-        say: told when ``latest`` names another run by now.
+        config: names the model and its weights; each may be a reference to a run.
+        resumed: directory of a run that goes on. It keeps the model that it began with, also when ``latest``
+            is another run by now.
+        say: told when ``latest`` is another run by now.
 
     Raises ResourceError: ``latest`` cannot be read.
     """
@@ -59,7 +59,7 @@ def _split(reference: str) -> tuple[str, Path]:
 
 
 def _begun_with(resumed: Path | None) -> ModelConfig | None:
-    """The model in the resolved configuration of a run; None where there is none that can be read."""
+    """The model in the resolved configuration of the run; None for no run or an unreadable configuration."""
     if resumed is None:
         return None
     stored = resumed / "config.resolved.yaml"
@@ -72,7 +72,7 @@ def _begun_with(resumed: Path | None) -> ModelConfig | None:
 
 
 def _means(asked: str, stored: str) -> bool:
-    """Whether `stored` is what `asked` may have named: the same but for the places of ``latest``."""
+    """Whether `stored` may be what `asked` named: all path parts but ``latest`` are equal."""
     (head, path), (stored_head, stored_path) = _split(asked), _split(stored)
     if head != stored_head or len(path.parts) != len(stored_path.parts):
         return False

@@ -19,9 +19,9 @@ _HINT = "for example eps=0..16/255, eps=0,4/255,8/255, steps=1..200, restarts=1.
 
 @dataclass(frozen=True)
 class Sweep:
-    """What varies: `key` is eps (pixel units of [0, 1]), steps, restarts or distance, which has no values.
+    """What is varied.
 
-    `values` ascend.
+    key: eps (pixel units of [0, 1]), steps, restarts or distance. values: ascending; () for distance.
     """
 
     key: str
@@ -31,7 +31,8 @@ class Sweep:
 def parse_sweep(text: str) -> Sweep:
     """`distance`, `KEY=V,V,V`, `KEY=A..B` or `KEY=A..B:POINTS`.
 
-    A range of eps has 9 points, evenly spaced. A range of counts has those of 1, 2, 5, 10, 20, 50 and so on.
+    A..B for eps has 9 evenly spaced points. A..B for steps and restarts has A, B and those of 1, 2, 5, 10,
+    20, 50, ... that lie between.
 
     Raises UsageError: unknown key, or values that are no numbers, too small, or too many.
     """
@@ -72,7 +73,7 @@ def _values(key: str, text: str) -> tuple[float, ...]:
 
 
 def _between(key: str, low: float, high: float, points: int | None) -> list[float]:
-    """eps: evenly spaced. Counts: the 1-2-5 series, or `points` values with equal ratios, rounded."""
+    """The values of A..B. eps: evenly spaced. Counts: 1, 2, 5, 10, 20, ..., or equal ratios, rounded."""
     if key == "eps":
         count = points or _POINTS
         return [low + (high - low) * k / (count - 1) for k in range(count - 1)] + [high]

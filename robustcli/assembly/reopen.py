@@ -20,7 +20,11 @@ class Opening(NamedTuple):
 
 
 def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
-    """What the user asked for. After a restart by a launcher: to go on where this job was."""
+    """How rank 0 opens its run directory: as the user asked, or after a launcher's restart to resume.
+
+    After a restart the directory is the one noted by `note_run`. Under torchrun nothing is noted: the newest
+    run of the name, or `out`.
+    """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
         return Opening(out, resume, overwrite)
     note = os.environ.get(RUN_FILE)
@@ -33,12 +37,12 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
 
 
 def found_by_name() -> bool:
-    """Whether a launcher that notes nothing (torchrun) would let this job go on in the newest of its name."""
+    """Whether a restart would look for this run by its name: torchrun notes no directory."""
     return "TORCHELASTIC_RUN_ID" in os.environ and RUN_FILE not in os.environ
 
 
 def note_run(path: Path) -> None:
-    """Tell our launcher, if it started this process, which directory this job opened.
+    """Write the run directory where our launcher's next restart reads it; without our launcher do nothing.
 
     Rank 0 calls it right after `open_run`.
     """

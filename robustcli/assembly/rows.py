@@ -1,4 +1,4 @@
-"""An evaluation as records and as the document of the machine contract."""
+"""An evaluation as records, and as the document of the machine contract."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SHORT_LIST = "rapid:"  # how the stages of a list begin that is shorter than Aut
 def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[EvalRow]:
     """One record for clean accuracy, one for each attack, one for the worst case.
 
-    The number of an attack in the ball is cumulative: under it and all before it. An unbounded attack stands
-    alone.
+    The record of an attack in the ball counts who is right under it and all attacks before it. The record of
+    an unbounded attack counts who is right under that attack alone.
     """
     config = setting.config
     common: dict[str, Any] = {
@@ -43,7 +43,10 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[Eval
 
 
 def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, Any]) -> list[EvalRow]:
-    """The records from verdicts and what they share; also for verdicts that were read from shards."""
+    """The records of verdicts, measured now or read from shards.
+
+    classes: names of the classes. common: fields that all records share.
+    """
     common = {**common, "n": result.n, "clean_correct": int(result.correct.sum())}
     members = {name: result.labels == k for k, name in enumerate(classes)}
 
@@ -70,13 +73,16 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
 
 
 def _named(call: AttackCall) -> dict[str, Any]:
-    """What a record says of one attack."""
+    """The fields of a record that describe its attack."""
     named = {"attack": call.name, "label": call.label, "params": dict(call.params)}
     return named if call.bounded else {**named, **_NO_BALL}
 
 
 def _worst(result: Evaluation) -> dict[str, Any]:
-    """What the record of the worst case says: a short list's number is never to be taken for AutoAttack's."""
+    """The fields that describe the worst case.
+
+    The label names a short list, so that its number is not taken for AutoAttack's.
+    """
     named: dict[str, Any] = {}
     if any(call.label.startswith(SHORT_LIST) for call in result.calls):
         named["label"] = f"all attacks (rapid{_checked(result.audit)})"
@@ -88,7 +94,7 @@ def _worst(result: Evaluation) -> dict[str, Any]:
 
 
 def _checked(audit: Audit | None) -> str:
-    """ ", audit 0 of 64": what stands behind the name of a short list."""
+    """The audit in the label of a short list, such as ", audit 0 of 64"."""
     if audit is None or not (audit.n or audit.escalated):
         return ", not audited"
     if audit.escalated:
@@ -97,17 +103,17 @@ def _checked(audit: Audit | None) -> str:
 
 
 def hashes_of(setting: Setting, model: nn.Module) -> dict[str, str]:
-    """What every number about this model depends on, besides the samples."""
+    """The hashes of model, data and code: every number depends on them."""
     return {"model": state_digest(model), "data": setting.data.digest, "code": code_hash()}
 
 
 def short_ids_digest(ids: Tensor) -> str:
-    """The first 16 digits of `ids_digest`: two records are about the same images when it agrees."""
+    """The first 16 digits of `ids_digest`: equal digits mean the same images."""
     return ids_digest(ids)[:16]
 
 
 def write_rows(run: Run, rows: list[EvalRow]) -> None:
-    """metrics.jsonl and results.csv."""
+    """Write the records to metrics.jsonl and results.csv."""
     with JsonLines(run.path / "metrics.jsonl") as lines:
         lines.truncate(0)  # a resumed evaluation writes its rows anew
         for row in rows:
@@ -116,7 +122,10 @@ def write_rows(run: Run, rows: list[EvalRow]) -> None:
 
 
 def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
-    """The keys of the machine contract; accuracies are fractions, intervals Clopper-Pearson at 95 %."""
+    """The evaluation as the keys of the machine contract.
+
+    Accuracies are fractions in [0, 1]. Intervals are Clopper-Pearson's at 95 %.
+    """
     right, standing = int(result.correct.sum()), int(result.survivors.sum())
     audit = {} if result.audit is None else {"audit": result.audit.to_json()}
     return {

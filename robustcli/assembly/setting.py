@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def classes(self) -> int:
-        """How many classes the data have."""
+        """Number of classes of the data."""
         return len(self.data.classes)
 
 
@@ -51,7 +51,7 @@ def prepare(config: Config, console: Console) -> Setting:
 
 
 def _warn_of_long_steps(setting: Setting, console: Console) -> None:
-    """Say where a step size is longer than the ball is wide."""
+    """Warn of a step size above 2 eps: such a step crosses the whole ball."""
     config, eps = setting.config, setting.ball.eps
     specs: dict[str, Spec] = {"adversary": config.adversary}
     specs |= {f"attacks.{k}": spec for k, spec in enumerate(config.attacks)}

@@ -46,10 +46,11 @@ class Bench:
     """What is measured, and how often.
 
     Args:
-        setting: device, data, ball, configuration; its batch size is the one measured.
+        setting: device, data, ball and configuration, with the batch size to measure.
         model: on the device; never changed.
-        repeat: of each measurement.
-        stop: raises to interrupt. warn: one line to the user.
+        repeat: repetitions of each measurement.
+        stop: raises to interrupt.
+        warn: shows one line to the user.
     """
 
     setting: Setting
@@ -64,7 +65,7 @@ class Bench:
         return self.setting.config.train.batch_size
 
     def resized(self, batch: int, **train: Any) -> Bench:
-        """The same with another batch size and other `train` settings."""
+        """The same measurements with another batch size and other keys of `train`."""
         config = self.setting.config
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"batch_size": batch, **train})}
@@ -72,15 +73,15 @@ class Bench:
         return replace(self, setting=replace(self.setting, config=config))
 
     def on(self, device: torch.device) -> Bench:
-        """The same on another device."""
+        """The same measurements on another device, with a copy of the model."""
         return replace(
             self, setting=replace(self.setting, device=device), model=copy.deepcopy(self.model).to(device)
         )
 
     def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
-        """One batch of training images on the device; they repeat where the split is smaller.
+        """One batch of training images on the device: x [B, C, H, W] in [0, 1], y and ids int64 [B].
 
-        Raises DataError for an empty split.
+        Images repeat where the split has fewer than B. Raises DataError for an empty split.
         """
         train, device = split_of(self.setting.data, "train"), self.setting.device
         x, y, ids = next(iter(train.stream([torch.arange(self.batch) % len(train)], device)))
@@ -186,10 +187,10 @@ class Bench:
     # ---- the loop ------------------------------------------------------------------------------------------
 
     def data(self, steps: int) -> dict[str, Any]:
-        """Images/s of the training loop as configured, and the share of its time in which it waits for data.
+        """Images/s of the training loop as configured, and the share of its time spent waiting for data.
 
-        A repetition is `steps` steps: fetch, augment, attack, descend. The first one warms up and does not
-        count.
+        One repetition is `steps` steps: fetch, augment, attack, descend. The first repetition warms up and
+        does not count.
         """
         device = self.setting.device
         engine = make_engine(self.setting, copy.deepcopy(self.model), solo(), self.stop, self.warn)
@@ -230,11 +231,14 @@ class Bench:
     def sizes(
         self, precision: Precision, candidates: list[int], slowest: float
     ) -> tuple[list[dict[str, Any]], bool]:
-        """A training step at each batch size, ascending, and whether memory ran out.
+        """(a row of `training_step` for each batch size, whether memory ran out).
 
-        It ends before a step that would take over `slowest` seconds.
+        Args:
+            precision: of the steps.
+            candidates: batch sizes, ascending.
+            slowest: seconds; a step that would take longer is not made, and the search ends.
 
-        Nothing is compiled meanwhile: each size would be compiled anew.
+        Nothing is compiled, because each size would be compiled anew.
         """
         rows: list[dict[str, Any]] = []
         full = False
@@ -259,7 +263,7 @@ class Bench:
 
 
 def _still(step: Step) -> Step:
-    """The step with a learning rate of 0."""
+    """The step with learning rate 0, which leaves the weights as they are."""
     for group in step.settings.optimizer.param_groups:
         group["lr"] = 0.0
     return step

@@ -17,10 +17,10 @@ from robustcli.runtime.precision import bf16_native, tf32_native, tf32_products
 
 @dataclass(frozen=True)
 class Precision:
-    """A way to compute.
+    """One way to compute.
 
-    name: for tables. dtype: of autocast; float32 means none. tf32: whether CUDA may round the factors of fp32
-    products to 10 bits.
+    name: for tables. dtype: autocast type; float32 means none. tf32: CUDA rounds the factors of float32
+    products to 10 bits of mantissa.
     """
 
     name: str
@@ -36,7 +36,7 @@ FP32, TF32, BF16 = (
 
 
 def precisions(device: torch.device) -> list[Precision]:
-    """fp32; tf32 on CUDA from compute capability 8.0 on; bf16 where hardware has it. The last is fastest."""
+    """The precisions that the hardware has, the fastest last: fp32, tf32 on CUDA, bf16."""
     native = [FP32]
     if tf32_native(device):
         native.append(TF32)
@@ -47,13 +47,13 @@ def precisions(device: torch.device) -> list[Precision]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the repetitions, in order."""
+    """Seconds of each repetition, in order."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one, seconds."""
+        """Median of the repetitions, seconds."""
         return statistics.median(self.seconds)
 
     def rate(self, amount: float) -> dict[str, float]:
@@ -68,9 +68,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Repeat:
-    """At least `least` repetitions, and more until `budget` seconds are over, but never more than `most`.
+    """How often a work is timed: for `budget` seconds, but at least `least` and at most `most` times.
 
-    Before them come `warm` repetitions that do not count.
+    `warm` repetitions before them do not count.
     """
 
     least: int = 5
@@ -82,7 +82,7 @@ class Repeat:
 def timed(
     work: Callable[[], object], device: torch.device, repeat: Repeat, stop: Callable[[], None] = lambda: None
 ) -> Timing:
-    """Seconds of `work`. `stop` raises to interrupt, between two repetitions."""
+    """Seconds of each repetition of `work`. `stop` raises to interrupt; it is called before each."""
     seconds: list[float] = []
     for _ in range(repeat.warm):
         stop()
@@ -104,9 +104,9 @@ def interleaved(
     rounds: int,
     stop: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each job in each round; a round before them warms up.
+    """Seconds of each job in each round; the first round warms up and does not count.
 
-    Every round runs all jobs in turn: where the speed of the machine drifts, it drifts for all of them.
+    Each round runs all jobs in turn, so a drift in the machine's speed meets all jobs alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
@@ -128,9 +128,9 @@ def matmul_peak(
     repeat: Repeat,
     stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """TFLOP/s of the fastest of some square matrix products: 2 n^3 operations over the median time of n.
+    """TFLOP/s of square matrix products [n, n] x [n, n]: max over n of 2 n^3 / median seconds / 10^12.
 
-    `size` in the answer is that n.
+    `size` in the answer is the n of that maximum.
     """
     best: dict[str, Any] = {}
     with tf32_products(precision.tf32):

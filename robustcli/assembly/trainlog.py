@@ -39,7 +39,7 @@ _REDRAW = 30.0  # seconds between two drawings of the curves of a running traini
 
 
 class TrainLog(Protocol):
-    """The papers of a run."""
+    """What a training run writes into its directory."""
 
     def text(self, line: str) -> None:
         """One line for the log file."""
@@ -51,20 +51,20 @@ class TrainLog(Protocol):
         """A checkpoint with all that a resume needs."""
 
     def cut(self, offset: int) -> None:
-        """Forget the records after a checkpoint that a resume starts from."""
+        """Drop the records beyond `offset` bytes: they were written after the checkpoint that is resumed."""
 
     def show(self, examples: Callable[[int], Panels]) -> None:
-        """Give a source of adversarial examples: how many at most -> panels.
+        """Set the source of adversarial examples for the trackers: (largest number of images) -> panels.
 
-        It is asked after a record, when a tracker wants some.
+        It is called after a record when a tracker wants images.
         """
 
     def finish(self, progress: Progress) -> None:
-        """Tables, curves and the summary."""
+        """Write the table, the curves and the summary."""
 
 
 class Silent:
-    """A rank that writes nothing."""
+    """The log of a rank that writes nothing."""
 
     def text(self, line: str) -> None: ...
     def row(self, values: Mapping[str, Any]) -> None: ...
@@ -75,14 +75,14 @@ class Silent:
 
 
 class Written:
-    """The papers of a run in its directory.
+    """The log of rank 0, in the run directory.
 
     Args:
         run: the directory.
-        setting: of the run.
-        config: its configuration as a tree.
-        meta: of the model.
-        digest: of the training data.
+        setting: device, data, ball and configuration.
+        config: the configuration as a tree.
+        meta: what a checkpoint says of the model.
+        digest: hash of the training data.
         console: shows the table at the end.
         common: fields that all records share.
 
@@ -118,7 +118,7 @@ class Written:
         self.run.log(line)
 
     def row(self, values: Mapping[str, Any]) -> None:
-        """See `TrainLog`; the curves are drawn again every half minute."""
+        """See `TrainLog`. The curves are drawn again when the last drawing is 30 s old."""
         row = TrainRow.of(values, **self.common)
         self.lines.write(row.to_json())
         self.text(", ".join(_shown(key, value) for key, value in values.items() if value is not None))
@@ -190,14 +190,14 @@ class Written:
 
 
 class Examples:
-    """The first validation images, attacked as in training, for the trackers.
+    """The first validation images and their adversarial images, for the trackers.
 
-    Images and draws are the same each time.
+    Images and random draws are the same each time.
 
     Args:
-        setting: of the run.
-        model: () -> what is validated now.
-        split, positions: the validation images.
+        setting: device, ball, configured attack and seed.
+        model: () -> the model that is validated now.
+        split, positions: the validation images, positions int64 [m].
         stop: raises Interrupted.
     """
 
@@ -215,7 +215,10 @@ class Examples:
         self._batch: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, count: int) -> Panels:
-        """At most `count` images, clean, adversarial and their difference. The model stays as it was."""
+        """Panels of at most `count` images: clean, adversarial, and their difference.
+
+        The model is left unchanged.
+        """
         if self._batch is None:
             self._batch = next(iter(self.split.stream([self.positions[:count]], self.setting.device)))
         x, y, ids = (part[:count] for part in self._batch)
@@ -235,7 +238,7 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _pixels(x: Tensor) -> Pixels:
-    """[N, C, H, W], in [0, 1] or uint8, as uint8 [N, H, W, C]."""
+    """Images [N, C, H, W], float in [0, 1] or uint8 -> uint8 [N, H, W, C]."""
     if x.dtype != torch.uint8:
         x = (x * 255).round().to(torch.uint8)
     pixels: Pixels = x.permute(0, 2, 3, 1).cpu().numpy()

@@ -89,7 +89,10 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _compiled(config: Config, device: torch.device, warn: Callable[[str], None]) -> bool:
-    """Whether the outer step is compiled. PyTorch cannot compile a regularizer that differentiates twice."""
+    """Whether the outer step is compiled: as configured, unless a regulariser differentiates twice.
+
+    torch.compile cannot differentiate twice; warns where compilation was asked for.
+    """
     registered = registry.regularizers
     twice = [spec.name for spec in config.regularizers if registered.get(spec.name).facts.twice]
     wanted = config.train.compile
@@ -131,7 +134,10 @@ def _hooks(specs: Sequence[Spec], model: nn.Module) -> list[Hook]:
 
 
 def _synchronised(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
-    """The model with BatchNorm statistics over all processes."""
+    """The model with BatchNorm statistics over all processes.
+
+    Raises UsageError without CUDA or with one process.
+    """
     if device.type != "cuda" or ranks.world == 1:
         raise UsageError(
             "train.sync_bn needs CUDA and more than one process",

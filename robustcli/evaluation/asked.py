@@ -1,4 +1,4 @@
-"""How code of another library runs here: it asks for logits, draws random numbers, and fails in one line."""
+"""Lets code of another library run here: it gets logits and seeded draws, and a failure is one line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from robustcli.models.architectures.blocks import seeded
 
 
 class Asked(nn.Module):
-    """Pixels [R, C, H, W] in [0, 1] -> logits [R, K] of an oracle: differentiable, and every pass is counted.
+    """An oracle as a torch module: pixels [R, C, H, W] in [0, 1] -> logits [R, K].
 
-    It holds no weights of the model, so no library can train, cast or move them. An empty parameter tells the
-    device.
+    The logits are differentiable, and every pass is counted. The module holds no weights of the model, so a
+    library cannot train, cast or move them. An empty parameter tells the library dtype and device.
     """
 
     def __init__(self, oracle: Oracle, x: Tensor) -> None:
@@ -41,6 +41,7 @@ class Asked(nn.Module):
         return logits
 
     def _count(self, grad: Tensor) -> None:
+        """Count the rows of one backward pass."""
         self._oracle.backward_rows += len(grad)
 
 
@@ -49,7 +50,7 @@ def _contiguous(grad: Tensor) -> Tensor:
 
 
 def seed_of(oracle: Oracle) -> int:
-    """A seed for generators of other libraries: it depends on the plan's seed and the id of the first row."""
+    """A seed for another library's generators, drawn from the plan's seed and the id of the first row."""
     return int(oracle.rng.integers(0, 2**22)[0])
 
 
@@ -59,7 +60,10 @@ def no_target(label: str) -> UsageError:
 
 
 def points_of(answer: Any, x: Tensor, label: str) -> Tensor:
-    """What an attack returned, as a tensor like x. Raises UsageError for anything that is no such tensor."""
+    """The answer of an attack as a tensor with shape, dtype and device of x.
+
+    Raises UsageError E-PLUGIN for any other answer.
+    """
     try:
         points = torch.as_tensor(answer).detach().to(x)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -77,10 +81,10 @@ def points_of(answer: Any, x: Tensor, label: str) -> Tensor:
 
 @contextmanager
 def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
-    """Run another library's code: its draws follow `seed`, its prints go to stderr, its failure is one line.
+    """Run another library's code: its draws follow `seed`, and its prints go to stderr.
 
-    Global generators are afterwards as they were before. Raises UsageError naming the attack; errors of ours
-    and an out-of-memory error pass on.
+    Global generators are restored afterwards. An error of that code becomes a UsageError that names the
+    attack. A RobustCliError and an out-of-memory error pass unchanged.
     """
     cuda = [device] if device.type == "cuda" else []
     try:
@@ -100,7 +104,7 @@ def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _seeded_on(device: torch.device, seed: int) -> Iterator[None]:
-    """On a GPU: it is the current one inside, and its generator begins at `seed`."""
+    """Inside: `device` is the current CUDA device and its generator starts at `seed`. On a CPU: nothing."""
     if device.type != "cuda":
         yield
         return
@@ -110,7 +114,7 @@ def _seeded_on(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def _failure(label: str, error: Exception) -> UsageError:
-    """The first line of an error of the attack `label`, and the file:line that raised it."""
+    """The UsageError for a failed attack: the first line of its error, and the file:line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = (str(error).splitlines() or [""])[0][:200]
     return UsageError(

@@ -1,8 +1,8 @@
-"""A short list checks itself on some of its survivors.
+"""An audit checks a short list of attacks on some of its survivors.
 
-These meet short forms of the attacks that the list leaves out. Where one falls, as many again are looked at.
-Where a second falls, all survivors meet the long list (`AuditPlan.escalation`). A list is audited where
-`EvalPlan.audit` is set.
+The audited survivors meet short forms of the attacks that the list leaves out. When one of them falls, as
+many survivors again are audited. When two fall in all, every survivor meets the long list
+(`AuditPlan.escalation`). An evaluation is audited when `EvalPlan.audit` is set.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan
 from robustcli.evaluation.result import Evaluation
 from robustcli.records.alarm import Alarm
 
-PASSES = 25_000  # at most for the usual 64 samples, however many are evaluated
+PASSES = 25_000  # most model passes of an audit that draws 64 samples at a time
 _SPARE = 8  # passes per sample beside the searches: clean point, starts, refused candidates, judgements
 _SHORTEST = 12  # passes per sample, at least: a shorter search says nothing
 LABEL = "rapid:audit"
 
-#: (attacks, positions int64, name) -> evaluation of these attacks there. The name is that of the folder for
-#: its shards, or "" for a look at a few samples, which has none.
+#: (attacks, positions int64 [m], name) -> evaluation of these attacks at these positions. name: folder of its
+#: shards; "" keeps no shards.
 Rerun = Callable[[Sequence[AttackCall], Tensor, str], Evaluation]
 
 
 def in_order(seed: int, ids: Tensor) -> Tensor:
-    """Places of `ids`, int64 [S], in the order of the hash H(seed, id).
+    """Places of `ids`, int64 [S], sorted by the hash H(seed, id) of each id.
 
-    The first of them are audited. So it does not matter who else is in the evaluation.
+    An audit takes the first of them. The hash of a sample depends on no other sample.
     """
     drawn = RowRandom(seed, "audit", ids).integers(0, 2**22)
     by_id = ids.argsort()
@@ -43,16 +43,16 @@ def in_order(seed: int, ids: Tensor) -> Tensor:
 
 
 def depth(plan: AuditPlan, standing: int, *, part: bool, draws: int) -> tuple[int, int]:
-    """(samples of the first draw, passes per sample): the fewer samples, the longer the searches.
+    """(size of the first draw, model passes per sample): the fewer survivors, the longer the searches.
 
-    Two draws of 64 samples together stay within `PASSES`; more samples get as many passes each.
+    Two draws cost at most `PASSES` for `plan.samples` = 64, and in proportion for other numbers.
 
     Args:
-        plan: how many samples it asks for.
+        plan: how many samples one draw asks for.
         standing: survivors to draw from, >= 1.
-        part: this is a part of an evaluation in shards. It cannot know what falls in the others, so its first
-            draw has the samples of both.
-        draws: model passes per answer.
+        part: the evaluation is one part of several. It does not know who falls in the others, so its first
+            draw is as large as two.
+        draws: model passes averaged per answer of the model.
     """
     first = min(plan.samples, standing)
     size = min(2 * plan.samples, standing)
@@ -68,7 +68,11 @@ def depth(plan: AuditPlan, standing: int, *, part: bool, draws: int) -> tuple[in
 
 @dataclass(frozen=True)
 class _Look:
-    """What draws of an audit found: places, int64, of who was looked at and who fell; and what they cost."""
+    """What the draws of an audit found.
+
+    looked, fallen: int64, places in the evaluation of the audited and of the fallen samples. passes: model
+    passes. seconds: time.
+    """
 
     looked: Tensor
     fallen: Tensor
@@ -76,7 +80,7 @@ class _Look:
     seconds: float
 
     def __add__(self, other: _Look) -> _Look:
-        """Both together."""
+        """The findings of two draws together."""
         return _Look(
             torch.cat((self.looked, other.looked)),
             torch.cat((self.fallen, other.fallen)),
@@ -88,15 +92,15 @@ class _Look:
 def audited(
     plan: EvalPlan, result: Evaluation, positions: Tensor, rerun: Rerun, *, part: bool
 ) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
-    """(the evaluation after its audit, (ids looked at, ids that fell)).
+    """(the evaluation after its audit, (ids that were audited, ids that fell)), ids int64.
 
-    A sample that falls counts as broken. When one falls, a second draw is made; when two fall, the plan's
-    escalation runs on all survivors. A part of an evaluation makes one draw and never escalates.
+    A sample that falls counts as broken. One fall leads to a second draw. Two falls lead to the plan's
+    escalation on all survivors. A part of an evaluation makes one draw and never escalates.
 
     Args:
-        plan: the final one, with an audit.
-        result: of the plan's attacks; its survivors are audited.
-        positions: int64 [n], of the samples of `result`.
+        plan: the final plan, with an audit.
+        result: verdicts under the plan's attacks; its survivors are audited.
+        positions: int64 [n], positions in the split of the samples of `result`.
         rerun: runs other attacks on some of these positions.
         part: other processes measure the other shards.
     """
@@ -132,16 +136,17 @@ def audited(
 
 
 def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy: str) -> Evaluation:
-    """The verdicts of all parts of an evaluation after the audits of the parts.
+    """The verdicts of all parts of an evaluation, after the audits of the parts.
 
-    Every fall counts as broken. The bound is that of one draw: the longest beginning of the order H(seed, id)
-    of which each sample was looked at. Two falls make the evaluation suspect, for the long list should run.
+    Every sample that fell counts as broken. In the order of H(seed, id), the bound counts the samples up to
+    the first that was not audited; they are one draw. Two falls make the evaluation suspect: the long list
+    should run.
 
     Args:
         seed: of the plan.
         result: the verdicts of all parts, without their audits.
-        looked, fallen: ids, int64, over all parts.
-        remedy: how the user runs the long list.
+        looked, fallen: int64, ids that were audited and that fell, over all parts.
+        remedy: tells the user how to run the long list.
     """
     order = _survivors_in_order(seed, result)
     drawn = int(torch.isin(result.ids[order], looked).long().cumprod(0).sum())
@@ -160,7 +165,7 @@ def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy
 
 
 def escalated(result: Evaluation, more: Evaluation) -> Evaluation:
-    """`result`, and behind its stages those of an evaluation of its survivors."""
+    """`result` with further stages: those of `more`, an evaluation of its survivors."""
     at = torch.isin(result.ids, more.ids)
     for call in more.calls:
         standing = torch.zeros_like(result.correct)
@@ -183,14 +188,18 @@ def _survivors_in_order(seed: int, result: Evaluation) -> Tensor:
 def _look(
     result: Evaluation, positions: Tensor, places: Tensor, attacks: Sequence[AttackCall], rerun: Rerun
 ) -> _Look:
-    """Run attacks on the samples at some places of `result`."""
+    """Run `attacks` on the samples at `places`, int64, of `result`; who fell, and the cost."""
     seen = rerun(attacks, positions[places].sort().values, "")
     fallen = torch.isin(result.ids, seen.ids[~seen.survivors]).nonzero()[:, 0]
     return _Look(places, fallen, sum(seen.passes_per_sample.values()) * seen.n, seen.total_seconds)
 
 
 def _bound(look: _Look, standing: int, first: int, n: int) -> float | None:
-    """Share of n samples that the attacks would break at most beyond those that fell; None after `LIMIT`."""
+    """Largest share of the n samples that the audit's attacks may still break; None from `LIMIT` falls on.
+
+    The samples that fell are not part of it. standing: survivors before the audit. first: size of the first
+    draw.
+    """
     looked, fallen = len(look.looked), len(look.fallen)
     if fallen >= LIMIT:
         return None
@@ -200,7 +209,10 @@ def _bound(look: _Look, standing: int, first: int, n: int) -> float | None:
 def _with_stage(
     result: Evaluation, call: AttackCall, standing: Tensor, seconds: float, passes: float
 ) -> Evaluation:
-    """`result` with one stage more behind the others."""
+    """`result` with one stage more at the end.
+
+    standing: bool [n], right after the stage. seconds, passes: spent on the stage in all.
+    """
     per_sample = passes / max(1, result.n)
     return replace(
         result,
@@ -212,7 +224,7 @@ def _with_stage(
 
 
 def _audit_call(**params: int) -> AttackCall:
-    """The audit as a stage of tables; it is no attack that runs by itself."""
+    """The audit as a stage in tables; it cannot be run."""
     return AttackCall(LABEL, "audit", _never_run, params)
 
 

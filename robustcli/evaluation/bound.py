@@ -1,4 +1,4 @@
-"""What an audit of some survivors says of all of them: exact, whichever samples are breakable."""
+"""What an audit of some survivors proves about all of them, by exact probabilities."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class Audit:
     """What an audit saw.
 
     Args:
-        n: survivors that met its attacks; 0 = not audited.
-        fallen: how many of these broke. They count as broken.
-        bound: the largest share of all samples, in [0, 1], that its attacks would break beyond those, with
-            `confidence`; None where the long list ran or should have run.
+        n: survivors that met the audit's attacks; 0 = not audited.
+        fallen: how many of them broke; these count as broken.
+        bound: share of all samples in [0, 1]. With `confidence` the audit's attacks would break at most this
+            share more. None where the long list ran or should have run.
+        confidence: of the bound, in (0, 1).
         escalated: the long list ran on all survivors.
-        due: the long list should have run and could not: this is a part of an evaluation.
+        due: the long list should have run, but this is a part of an evaluation.
         passes: model passes spent.
     """
 
@@ -58,10 +59,9 @@ class Audit:
 def most_breakable(standing: int, first: int, more: int, fallen: int) -> int:
     """Largest D with P(this outcome or a better one | D of `standing` samples are breakable) >= 0.05.
 
-    It is exact, by fractions.
-
-    The audit draws `first` samples without replacement. When none of them falls it ends; when one falls it
-    draws `more`. So the outcomes are, from the best on: 0 of first, 1 of first + more, all others.
+    The probability is an exact fraction. The audit draws `first` samples without replacement. When none falls
+    it ends. When one falls it draws `more`. The outcomes from the best on are: 0 of first, 1 of first + more,
+    all others.
 
     Args:
         standing: samples from which the audit draws.
@@ -84,7 +84,7 @@ def most_breakable(standing: int, first: int, more: int, fallen: int) -> int:
 def most_breakable_of_one_draw(standing: int, size: int, fallen: int) -> int:
     """Largest D with P(at most `fallen` of `size` draws hit D of `standing` samples) >= 0.05, exactly.
 
-    Draws are without replacement. It is the bound of an audit whose draws were not planned in two steps.
+    Draws are without replacement. It bounds an audit whose second draw did not depend on the first.
     """
     total = comb(standing, size)
 
@@ -103,7 +103,10 @@ def _none_drawn(size: int, breakable: int, population: int) -> Fraction:
 
 
 def _largest(standing: int, least: int, kept: Callable[[int], bool]) -> int:
-    """Largest d in least..standing with kept(d), which holds up to some d and no further."""
+    """Largest d in least..standing for which kept(d) is true.
+
+    kept is true up to some d and false beyond it; kept(least) is not asked.
+    """
     low, high = least, standing
     while low < high:
         middle = (low + high + 1) // 2

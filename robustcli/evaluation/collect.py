@@ -1,4 +1,4 @@
-"""Verdicts of many batches put together, one flag per sample and attack. A whole shard is written at once."""
+"""The verdicts of all batches in one place: one flag per sample and attack. Whole shards are saved."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def concluded(
     stages: Mapping[str, Tensor],
     n: int,
 ) -> list[Alarm]:
-    """The alarms of the first look at the model, and those that only the verdicts of all attacks give.
+    """`alarms`, and those that need the verdicts of all samples.
 
     Args:
-        alarms: of the first look.
-        tallies: counts of all batches: gradients that were asked for and zero, points that were refused or
-            broken, digests of the model that had changed.
-        calls, stages: the attacks, and label -> bool [n], who is right after that attack.
+        alarms: raised by the diagnosis, before the attacks.
+        tallies: counts over all batches. asked, zero: gradients that attacks asked for, and how many were
+            zero. refused: points outside the ball. broken: answers with NaN or Inf. mutated: changes of the
+            model's digest.
+        calls: the attacks.
+        stages: label -> bool [n], right after that attack.
         n: samples measured.
     """
     zero_share = tallies.get("zero", 0) / max(1, tallies.get("asked", 0))
@@ -41,7 +43,7 @@ def concluded(
 
 
 class _Costs:
-    """What some samples cost: seconds and model passes by label; and the tallies that alarms need."""
+    """What some samples cost: label -> seconds, label -> model passes; and name -> count of the tallies."""
 
     def __init__(
         self,
@@ -54,25 +56,26 @@ class _Costs:
         self.tallies = Counter[str](tallies)
 
     def add(self, other: _Costs) -> None:
-        """Add those of other samples."""
+        """Add the costs of other samples."""
         self.seconds.update(other.seconds)
         self.passes.update(other.passes)
         self.tallies.update(other.tallies)
 
 
 class Collector:
-    """Arrays over the n chosen samples, filled batch by batch or from shards proven earlier.
+    """Verdicts on the n chosen samples, filled in batch by batch or from saved shards.
 
-    They are allocated once. Small tensors that outlive a batch would pin the heap between large ones, and
-    memory would grow with n.
-
-    `todo` holds the places in `ids` that batches must bring, int64, in their order.
+    All arrays are allocated once. Small tensors that outlive a batch would pin the heap between large ones,
+    and memory would grow with n.
 
     Args:
-        plan: the final one, with escalations.
+        plan: the final plan, with its escalations.
         ids: int64 [n], sorted.
-        store: where proven shards are, or None.
+        store: the saved shards, or None.
         shards: numbers of the shards that this process measures; None = all.
+
+    Attributes:
+        todo: int64, places in `ids` of the samples that batches must bring, in this order.
     """
 
     def __init__(
@@ -93,7 +96,10 @@ class Collector:
         self._next = 0
 
     def _resume(self, store: ShardStore, shards: Sequence[int] | None) -> Tensor:
-        """Cut the samples into shards and read the proven ones. bool [n]: who is in this process's shards."""
+        """Cut the samples into shards and read the saved ones.
+
+        Returns bool [n]: the sample lies in a shard of this process.
+        """
         self._parts = shards_of(self._ids, store.size)
         for number, rows in enumerate(self._parts):
             self._number[rows] = number
@@ -108,7 +114,7 @@ class Collector:
         return torch.isin(self._number, torch.tensor(mine, dtype=torch.int64))
 
     def _fill(self, rows: Tensor, proven: ShardResult) -> None:
-        """Verdicts and costs of one shard, whose samples are at these places."""
+        """Take verdicts and costs of one saved shard. rows: int64, places of its samples."""
         self._y[rows], self._correct[rows], self._measured[rows] = proven.y, proven.correct, True
         for label, standing in proven.stages.items():
             self._stages[label][rows] = standing
@@ -116,7 +122,10 @@ class Collector:
 
     @property
     def proven(self) -> tuple[int, Tensor, Tensor]:
-        """(samples known so far, who of them is right on the clean image, who survives)."""
+        """(k, right, standing) of the k samples known so far.
+
+        right: bool [k], right on the clean image. standing: bool [k], right under all attacks in the ball.
+        """
         standing = self._correct
         for call in self.plan.attacks:
             if call.bounded:
@@ -126,15 +135,15 @@ class Collector:
 
     @property
     def known(self) -> Tensor:
-        """Places in `ids` of the samples known so far, int64."""
+        """int64, places in `ids` of the samples known so far."""
         return self._measured.nonzero()[:, 0]
 
     def tally(self, name: str, count: int) -> None:
-        """Add to one of the counts that alarms need."""
+        """Add `count` to the tally `name`, see `concluded`."""
         self._costs.tallies[name] += count
 
     def add(self, outcome: BatchOutcome) -> None:
-        """The next batch of `todo`."""
+        """Take the verdicts and costs of the next batch of `todo`."""
         rows = self.todo[self._next : self._next + len(outcome.ids)]
         self._next += len(rows)
         self._y[rows], self._correct[rows] = outcome.y.cpu(), outcome.correct.cpu()
@@ -150,7 +159,10 @@ class Collector:
             self._write(self._store, rows, costs)
 
     def _write(self, store: ShardStore, rows: Tensor, costs: _Costs) -> None:
-        """Save every shard that a batch completed. Its costs are booked on the first shard it touched."""
+        """Save each shard that this batch completed.
+
+        A batch may touch several shards. Its costs are booked on the first of them.
+        """
         numbers = self._number[rows].unique().tolist()
         self._pending.setdefault(numbers[0], _Costs()).add(costs)
         for number in numbers:
@@ -159,7 +171,7 @@ class Collector:
                 store.write(number, self._shard(self._parts[number], spent))
 
     def _shard(self, rows: Tensor, spent: _Costs) -> ShardResult:
-        """The verdicts on the samples at these places."""
+        """The verdicts on one shard. rows: int64, places of its samples. spent: its costs."""
         return ShardResult(
             ids=self._ids[rows],
             y=self._y[rows],
@@ -171,7 +183,7 @@ class Collector:
         )
 
     def evaluation(self, alarms: list[Alarm], seconds: float) -> Evaluation:
-        """What is known so far. `alarms` are those of the first look at the model."""
+        """The evaluation of the samples known so far. alarms: raised by the diagnosis."""
         known, costs, calls = self._measured, self._costs, self.plan.attacks
         n = int(known.sum())
         stages = {label: standing[known] for label, standing in self._stages.items()}

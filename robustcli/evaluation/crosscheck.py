@@ -24,7 +24,10 @@ _LEVEL = 0.01  # of the two-sided test
 
 @dataclass(frozen=True)
 class _Peer:
-    """An attack of torchattacks. classes: norm -> its class. words: our parameter -> its name there."""
+    """The counterpart of one of our attacks in torchattacks.
+
+    classes: norm -> name of the class. words: name of our parameter -> its name there.
+    """
 
     classes: Mapping[str, str]
     words: Mapping[str, str] = field(default_factory=dict)
@@ -66,9 +69,10 @@ _PEERS = {
 
 
 def peer_of(call: AttackCall, ball: Ball) -> tuple[AttackCall | None, str]:
-    """(torchattacks' attack with the same radius, steps and step size, which of our parameters it lacks).
+    """(the counterpart in torchattacks, a note); (None, why) where there is none.
 
-    (None, why) when torchattacks has no such attack.
+    The counterpart has the same radius, steps and step size. The note names our parameters that it does not
+    have.
 
     Raises ResourceError E-EXTRA when torchattacks is not installed.
     """
@@ -111,15 +115,18 @@ def cross_check(
     stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[dict[str, Any]], list[Alarm]]:
-    """Each attack of the plan alone, ours and torchattacks', on the samples that are right: (rows, alarms).
+    """(rows, alarms): each attack of the plan alone, ours and torchattacks', on the same samples.
 
-    There is one row per attack. It counts the samples that each left standing and those that only one of them
-    broke; `p` is that of `mcnemar`. `verdict` is agree, ours weaker, ours stronger (both: p < 0.01) or not
-    compared. Only a weaker attack of ours makes a robust accuracy doubtful, hence an alarm.
+    There is one row per attack in the ball. It counts the samples that each attack left standing, and those
+    that only one of them broke. `p` is the p-value of `mcnemar`. `verdict` is "agree" (p >= 0.01), "ours
+    weaker", "ours stronger" or "not compared". A weaker attack of ours makes a robust accuracy doubtful: it
+    raises an alarm.
 
     Args:
-        model, plan: what is attacked, and the attacks in its ball.
-        split, positions, device: the samples at these places, int64 [n], are measured there.
+        model: what is attacked.
+        plan: the attacks and their ball.
+        split, positions: the samples to measure, int64 [n].
+        device: where they are measured.
         stop, say: as for `RobustEvaluation`.
 
     Raises:
@@ -170,7 +177,7 @@ def _compared(ours: Evaluation, theirs: Evaluation, note: str) -> dict[str, Any]
 
 
 def _verdict(only_ours: int, only_peer: int, p: float) -> str:
-    """agree, ours weaker or ours stronger."""
+    """agree, ours weaker or ours stronger, from the samples that only one side broke."""
     if p >= _LEVEL:
         return "agree"
     if only_peer > only_ours:
@@ -179,7 +186,7 @@ def _verdict(only_ours: int, only_peer: int, p: float) -> str:
 
 
 def _weaker(row: Mapping[str, Any]) -> Alarm:
-    """The alarm of a row in which ours is weaker."""
+    """The alarm for a row in which our attack is weaker."""
     evidence = (
         f"ours is weaker: {row['peer']} broke {row['only_peer']} of {row['n']} samples that {row['attack']} "
         f"left standing, the reverse {row['only_ours']} (p = {row['p']:.2g})"

@@ -1,6 +1,6 @@
-"""A look at a model before it is measured: some passes on a few samples show gradients that lead nowhere.
+"""A look at a model before it is measured: a few samples show gradients that mislead the attacks.
 
-The file is long because its questions share one record of what was counted, and depend on those before.
+The file is long because its checks share one record of counts, and later checks depend on earlier ones.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Diagnosis:
     """What a few samples say of a model.
 
     Args:
-        alarms: with notes.
-        evidence: name -> share of the samples, in [0, 1]; of every alarm that was looked for, and of some
-            attacks.
-        escalations: extra stages called for, of rescale, bpda, eot, minimal, square and transfer, in this
-            order.
-        randomised: the model gives other logits in another pass.
+        alarms: all that were raised, those of level "note" included.
+        evidence: name -> share of the samples in [0, 1]. The names are those of all alarms that were checked,
+            and of some attacks, for which the share is of broken samples.
+        escalations: extra stages that alarms call for, from rescale, bpda, eot, minimal, square and transfer,
+            in this order.
+        randomised: two passes over the same images give different logits.
     """
 
     alarms: list[Alarm]
@@ -73,13 +73,13 @@ def diagnose(
         model: held frozen in eval mode by the caller.
         x: pixels [n, C, H, W] in [0, 1].
         y, ids: labels and sample ids, int64 [n]. n = 0 gives an empty diagnosis.
-        ball: the threat. With eps = 0 only outputs and gradients are looked at.
-        seed: of all draws, which depend on it and the ids only.
-        stop: raises to interrupt, called before every pass of an attack.
+        ball: the threat. With eps = 0 only outputs and gradients are checked.
+        seed: every draw depends on it and the sample's id alone.
+        stop: raises to interrupt. It is called before every pass of an attack.
         was_training: the model was handed over in train mode.
 
-    Cost: a sample that falls at once takes about 25 passes, and 10 to 40 more with all pixels free. One that
-    nothing breaks takes 320 more. At most 24 of those take 320 again.
+    Cost in model passes: about 25 for a sample that falls at once. The attack with all pixels free adds 10 to
+    40. A sample that nothing breaks takes 320 more. At most 24 of those take another 320.
 
     Source: Carlini et al., "On Evaluating Adversarial Robustness", 2019, arXiv:1902.06705; Athalye et al.,
         ICML 2018, arXiv:1802.00420, section 3.1; the checks of AutoAttack, Croce & Hein, ICML 2020,
@@ -89,7 +89,7 @@ def diagnose(
     if len(x):
         probe.outputs(was_training)
         probe.gradients()
-        # Of a randomised model one lucky draw would look like an attack that beats another.
+        # On a randomised model one lucky draw would look like an attack that beats another.
         if ball.eps > 0 and not probe.randomised:
             probe.attacks()
     escalations = tuple(name for name in _ORDER if name in probe.helps - probe.useless)
@@ -98,12 +98,13 @@ def diagnose(
 
 @dataclass
 class _Probe:
-    """Looks for what `alarms.RULES` name. Every verdict on a point is the judge's.
+    """Checks a model for each alarm of `alarms.RULES`. The judge decides whether a point breaks it.
 
     Args:
         model, x, y, ids, ball, seed, stop: as for `diagnose`.
-        alarms, evidence, randomised: as in a `Diagnosis`, what was found so far.
-        helps, useless: extra stages that an alarm calls for, and those that cannot help this model.
+        alarms, evidence, randomised: what was found so far, as in a `Diagnosis`.
+        helps: extra stages that an alarm calls for.
+        useless: extra stages that cannot help against this model.
     """
 
     model: nn.Module
@@ -120,9 +121,13 @@ class _Probe:
     randomised: bool = False
 
     def count(self, name: str, cases: Tensor | int, of: int, more: str = "") -> bool:
-        """Book cases, a number or bool [n], under the rule `name`; True when it raises its alarm.
+        """Book `cases` under the alarm `name`; True when the alarm is raised.
 
-        of: how many could have been cases. more: the end of the alarm's text.
+        Args:
+            name: a key of `alarms.RULES`.
+            cases: a number, or bool [n].
+            of: how many could have been cases.
+            more: text behind the alarm's evidence.
         """
         count = int(cases.sum()) if isinstance(cases, Tensor) else cases
         self.evidence[name] = count / max(1, of)
@@ -133,7 +138,7 @@ class _Probe:
         return bool(raised)
 
     def outputs(self, was_training: bool) -> None:
-        """Forward passes alone: finite logits, the same again and in another batch, without side effects?"""
+        """Check forward passes: logits are finite and repeat, in any batch, and no buffer changes."""
         judge, x, n = Judge(self.model, self.ball), self.x, len(self.x)
         before = [buffer.clone() for buffer in self.model.buffers()]
         with autograd_calls() as calls, torch.enable_grad():
@@ -154,14 +159,14 @@ class _Probe:
         self.alarms += check_setup(self.model, logits.shape[1], was_training)
 
     def _luck(self, name: str, cases: int) -> str:
-        """For the alarm of a randomised model: how often a single pass is wrong. Else nothing."""
+        """Evidence behind `random-forward`: how often a single pass is wrong. "" for all other alarms."""
         if name != "random-forward" or not cases:
             return ""
         wrong = Judge(self.model, self.ball, draws=5).success_rate(self.x, Criterion(self.y))
         return f"; {float(wrong.mean()):.1%} of single passes over them are wrong"
 
     def gradients(self) -> None:
-        """Where a search begins: is there a slope, finite and true, of the margin and of cross-entropy?"""
+        """Check gradients of margin and cross-entropy at the clean points: not zero, finite, true."""
         n, (logits, loss, slope) = len(self.x), _slopes(self.model, self.x, self.y)
         zero = (slope == 0).flatten(1).all(1)
         finite = (torch.isfinite(slope) & torch.isfinite(loss)).flatten(1).all(1)
@@ -180,9 +185,9 @@ class _Probe:
             self._small_step(slope.nan_to_num(0.0, 0.0, 0.0))
 
     def _straight_through(self, zero: Tensor) -> None:
-        """Do straight-through gradients help? zero: bool [n], rows without a slope.
+        """Check whether straight-through gradients give these rows a slope. zero: bool [n], rows without one.
 
-        Where most of these stay flat, points of another model are called for instead.
+        Where more than half of them stay without a slope, a transfer attack is called for instead.
         """
         _, _, slope = _slopes(straight_through(self.model), self.x, self.y)
         still = (slope == 0).flatten(1).all(1)
@@ -192,7 +197,10 @@ class _Probe:
             self.helps.add("transfer")
 
     def _small_step(self, slope: Tensor) -> None:
-        """Does the margin grow as its gradient promises, over eps / 32?"""
+        """Check that a step of eps / 32 raises the margin as its gradient promises.
+
+        slope: gradient of the margin [n, C, H, W], finite.
+        """
         judge = Judge(self.model, self.ball)
         moved = self.ball.project(self.x, self.x + self.ball.eps / 32 * self.ball.steepest(slope, self.x))
         promised = (slope * (moved - self.x)).flatten(1).sum(1)
@@ -202,7 +210,7 @@ class _Probe:
         self.count("gradient-mismatch", telling & poor, int(telling.sum()))
 
     def attacks(self) -> None:
-        """More effort must find more, gradients more than chance, and a ball without limits everything."""
+        """Check that more effort finds more, that gradients beat chance, and that a huge ball breaks all."""
         n, everyone = len(self.x), torch.ones_like(self.y, dtype=torch.bool)
         fell_at = self._effort(everyone)
         stands = self._other_searches(fell_at == 0)
@@ -214,7 +222,10 @@ class _Probe:
         self.count("survives-huge-eps", in_box == 0, n)
 
     def _effort(self, everyone: Tensor) -> Tensor:
-        """FGSM, and PGD with 10, 30 and 60 steps; int64 [n], as `_fell_at`, of the 60."""
+        """Compare FGSM with PGD after 10, 30 and 60 steps on the rows `everyone`, bool [n].
+
+        Returns int64 [n]: at which model call PGD with 60 steps broke each row; 0 = it did not.
+        """
         n = len(self.x)
         fgsm = self._fell_at("fgsm", everyone) > 0
         fell_at = self._fell_at("pgd", everyone, steps=60, step_size=self.ball.eps / 8)
@@ -230,20 +241,24 @@ class _Probe:
         return fell_at
 
     def _other_searches(self, stands: Tensor) -> Tensor:
-        """Another loss, noise and a black box on the rows `stands`, bool [n]; those that still stand."""
+        """Attack the rows `stands`, bool [n], with another loss, with noise and with a black box.
+
+        Returns bool [n]: the rows that still stand.
+        """
         for rule, (name, params) in _SECOND_OPINIONS.items():
             fell = self._fell_at(name, stands, **params) > 0
             self.count(rule, fell, len(self.x))
             stands = stands & ~fell
             if rule == "loss-dependent" and self.ball.norm == "l1":
-                # What PGD is too slow for there is no sign of masked gradients.
+                # Under l1 PGD is slow on any model: rows that APGD breaks are no sign of masked gradients.
                 stands = stands & (self._fell_at("apgd", stands, steps=50) == 0)
         return stands
 
     def _beyond(self, stands: Tensor) -> None:
-        """Does a search from outside the ball break what one inside it cannot? It shrinks, or has no radius.
+        """Try searches from outside the ball on rows that a search inside it cannot break.
 
-        stands: bool [n]; some of these rows are asked, whatever the order of the samples.
+        The first is APGD in a ball that shrinks from 3 eps to eps. The second is FAB, which minimises the
+        distance. stands: bool [n]; at most 24 of these rows, drawn by their ids, are attacked.
         """
         asked = torch.zeros_like(stands)
         chance = RowRandom(self.seed, "diagnosis beyond", self.ids).uniform().masked_fill(~stands, 2.0)
@@ -255,7 +270,10 @@ class _Probe:
         self.count("minimal-beats-fixed", wide | minimal, int(left.sum()))
 
     def _fell_at(self, name: str, rows: Tensor, ball: Ball | None = None, **params: Any) -> Tensor:
-        """int64 [n]: at which model call of an attack each of `rows`, bool [n], fell; 0 = it stands."""
+        """int64 [n]: at which model call of the attack `name` each of `rows`, bool [n], fell; 0 = it stands.
+
+        ball: in place of the threat. params: of the attack.
+        """
         ball, index = ball or self.ball, rows.nonzero()[:, 0]
         judge, criterion, x = Judge(self.model, ball), Criterion(self.y[index]), self.x[index]
         fell_at = torch.zeros_like(self.y)
@@ -284,7 +302,11 @@ class _Probe:
 
 
 def _slopes(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [n, K], gradient of cross-entropy, of the margin), both [n, C, H, W] and as they come."""
+    """(logits, gradient of cross-entropy, gradient of the margin) at x.
+
+    logits: float32 [n, K]. Gradients: [n, C, H, W], zero where the model has no derivative. They may hold NaN
+    or Inf.
+    """
     point = x.detach().requires_grad_(True)
     with torch.enable_grad():
         try:

@@ -1,4 +1,4 @@
-"""Done unasked: fp32 where the fast search misses hits, more stages where gradients are masked."""
+"""What an evaluation does unasked: fp32 where a fast search misses hits, more stages for masked gradients."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def trusted(
     ids: Tensor,
     say: Callable[[str], None],
 ) -> list[AttackCall]:
-    """The attacks of a plan, on the plain fp32 model where a search in low precision misses hits.
+    """The attacks of a plan, moved to the plain fp32 model where a search in low precision misses hits.
 
-    A family is a kind and what it needs (fixed gradient, minimal gradient, scores). Its first attack stands
-    for it, in a short form, on the samples that the families before it left standing. Attacks that search in
-    fp32 anyway are not asked.
+    Attacks of one kind that need the same (fixed gradient, minimal gradient, scores) are a family. A short
+    form of its first attack searches in low precision and in fp32, on the samples that the families before it
+    left standing. Attacks that search in fp32 anyway are not compared.
 
     Args:
-        plan: its attacks, and the precision in which they search.
+        plan: the attacks, and the precision in which they search.
         model: the original one, frozen.
-        twin_of: (search, pixels) -> what is searched on.
-        x, y, ids: samples that the model classifies correctly, [n, C, H, W] in [0, 1] and int64 [n].
+        twin_of: (search, pixels [n, C, H, W]) -> the classifier that is searched on.
+        x, y, ids: samples that the model classifies correctly: pixels [n, C, H, W] in [0, 1], int64 [n],
+            int64 [n].
         say: told of each family that goes to fp32.
     """
     standing = torch.ones_like(y, dtype=torch.bool)
@@ -87,10 +88,10 @@ def gap(
     call: AttackCall,
     plan: EvalPlan,
 ) -> tuple[str, Tensor]:
-    """(what a search on `low` misses, or ""; bool [n], who fell to either search).
+    """(what a search on `low` misses, in words, "" for nothing; bool [n], who fell to either search).
 
-    A short form of the attack searches on `low` and on `exact`, and the model judges in fp32. Borderline
-    samples flip both ways. Two more missed than won, of at most 64, is no chance.
+    A short form of the attack searches on `low` and on `exact`. The model judges in fp32. Borderline samples
+    fall to one search by chance, on either side. A gap is 2 samples more missed than won.
     """
     judge, criterion = Judge(model, plan.ball), Criterion(y)
     given = call.given
@@ -111,13 +112,13 @@ def gap(
 
 
 def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
-    """Extra stages for what the diagnosis asks for.
+    """Extra stages that the diagnosis asks for.
 
     Args:
-        names: of rescale (logits brought to another scale), bpda (straight-through gradients), eot (gradients
-            averaged over draws), minimal (a wide and a minimal-norm search), square (no gradients); others
-            add nothing.
-        plan: what it holds already is not added again.
+        names: rescale (logits brought to another scale), bpda (straight-through gradients), eot (gradients
+            averaged over draws), minimal (a search in a wide ball and a minimal-norm search), square (no
+            gradients). Other names add nothing.
+        plan: for minimal and square, an attack that it has already is not added again.
     """
     exact = replace(plan.search, dtype=torch.float32, compile=False)
     rescale, bpda = "rescale" in names or plan.search.rescale, "bpda" in names
@@ -143,7 +144,7 @@ def _has(plan: EvalPlan, name: str, params: Mapping[str, object]) -> bool:
 
 
 def _enough(given: Any, wanted: Any) -> bool:
-    """Whether a parameter is the wanted one, or a count of at least half of it."""
+    """Whether a parameter has the wanted value, or is a whole number of at least half of it."""
     if given == wanted:
         return True
     counts = isinstance(wanted, int) and not isinstance(wanted, bool) and isinstance(given, int)

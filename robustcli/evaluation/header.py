@@ -1,4 +1,7 @@
-"""What the verdicts of an evaluation depend on, in words and as one digest. Unequal headers never mix."""
+"""What the verdicts of an evaluation depend on, as plain JSON with one digest.
+
+Verdicts under unequal headers are never put together.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ NAME = "header.json"
 _FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
 _NAMED = 3  # differences that a message names
-#: Fields of a plan that decide no verdict. The functions among them are part of the hash of the code.
+#: Fields of a plan that no verdict depends on, and functions, which the hash of the code covers.
 _FREE = ("batch_size", "fn", "cost", "compile", "short_forms")
 
 
@@ -29,12 +32,12 @@ class Header:
 
     Args:
         model, data, code: SHA-256 of the weights, the data set and the source.
-        plan: ball, attacks in order with their parameters, seed, target, search: plain JSON.
+        plan: plain JSON: ball, attacks in order with their parameters, seed, target, search.
         ids: SHA-256 over the sorted sample ids.
-        n: how many samples.
+        n: number of samples.
         size: samples per shard.
         about: names for tables; not compared.
-        alarms: what the first look at the model raised; not compared.
+        alarms: raised by the diagnosis; not compared.
     """
 
     model: str
@@ -75,7 +78,7 @@ class Header:
 
     @property
     def shards(self) -> int:
-        """How many shards all samples make."""
+        """Number of shards of the whole evaluation."""
         return -(-self.n // self.size)
 
     @property
@@ -88,7 +91,10 @@ class Header:
         return min(self.size, self.n - number * self.size)
 
     def differences(self, other: Header) -> list[str]:
-        """What differs, as "seed: 0 there, 1 here", `self` there and `other` here; [] when digests agree."""
+        """What differs, such as "seed: 0 there, 1 here"; [] when the digests agree.
+
+        `self` is there, `other` is here.
+        """
         return list(_differences(self._compared(), other._compared(), ""))
 
     def write(self, folder: Path) -> None:
@@ -98,7 +104,10 @@ class Header:
 
     @classmethod
     def read(cls, folder: Path) -> Header | None:
-        """The header in a folder, None where none is. Raises DataError: damaged or of another version."""
+        """The header in a folder; None where there is none.
+
+        Raises DataError: it is damaged or of another version.
+        """
         path = folder / NAME
         try:
             document = strict_loads(read_regular(path, _LIMIT))
@@ -157,7 +166,7 @@ def _differences(there: Any, here: Any, path: str) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    """A value on one line: a list by the labels of its entries, hashes by their first digits."""
+    """A value on one line: a list by the labels of its entries, a hash by its first 12 digits."""
     if isinstance(value, list):
         return f"[{', '.join(_short(_label(entry)) for entry in value)}]"
     if isinstance(value, str):
@@ -166,14 +175,14 @@ def _short(value: Any) -> str:
 
 
 def _label(entry: Any) -> Any:
-    """What names an entry of a list: the label of an attack, anything else itself."""
+    """The label of an attack; any other entry of a list as it is."""
     if isinstance(entry, Mapping):
         return entry.get("label")
     return entry
 
 
 def _plain(value: Any) -> Any:
-    """`value` as plain JSON: dataclasses without the fields `_FREE`, types such as torch.float32 by name."""
+    """`value` as plain JSON: a dataclass without the fields `_FREE`, torch.float32 and the like as text."""
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _FREE}
     if isinstance(value, Mapping):

@@ -11,12 +11,12 @@ _ROUND = 1e-4  # in levels: float32 noise of k / 255
 
 
 def to_lattice(x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
-    """round(255 x_adv), uint8 [B, C, H, W]: the nearest 8-bit image that lies in the ball around x.
+    """round(255 x_adv), uint8 [B, C, H, W]: the nearest 8-bit image in the ball around x.
 
     linf: each level is clamped to those within [x - eps, x + eps]. Truncating would turn 8/255 into 9/255 or
-    7/255. l2, l1: a row that rounding moved out of the ball is rounded towards x instead. That makes no
-    pixel's step longer when x itself is 8-bit. Where it is not, there may be no such image: the judge
-    measures what was written again.
+    7/255. l2, l1: a row that rounding moved out of the ball is rounded towards x instead. When x itself is
+    8-bit, this makes no pixel's step longer. When x is not 8-bit, the ball may hold no 8-bit image: the
+    caller lets the judge measure the image again.
 
     Args:
         x, x_adv: pixels [B, C, H, W] in [0, 1].
@@ -36,5 +36,5 @@ def to_lattice(x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
 
 
 def from_lattice(levels: Tensor) -> Tensor:
-    """float32 pixels levels / 255 in [0, 1]."""
+    """levels / 255: uint8 -> float32 pixels in [0, 1]."""
     return levels.to(torch.float32).div_(255.0)

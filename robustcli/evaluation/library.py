@@ -1,4 +1,4 @@
-"""`torchattacks:CLASS`: any attack of that optional package as one of ours, imported when a run names it."""
+"""`torchattacks:CLASS`: an attack of that optional package as one of ours, imported when a run names it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def torchattacks_call(name: str, params: Mapping[str, Any], norm: str, path: str
 
 
 def _runner(cls: type[Any], name: str, filled: Sequence[str]) -> Callable[..., Tensor]:
-    """An attack (oracle, x, ball, **params) -> x_adv that runs `cls`, with params and these arguments."""
+    """An attack (oracle, x, ball, **params) -> x_adv that runs `cls`.
+
+    filled: names of the constructor's arguments that the run knows, see `_arguments`.
+    """
 
     def run(oracle: Oracle, x: Tensor, ball: Ball, **params: Any) -> Tensor:
         if not len(x):
@@ -86,7 +89,10 @@ def _runner(cls: type[Any], name: str, filled: Sequence[str]) -> Callable[..., T
 
 
 def _arguments(filled: Sequence[str], oracle: Oracle, ball: Ball, seed: int) -> dict[str, Any]:
-    """The arguments of a constructor that no config gives. The number of classes costs a model pass."""
+    """Values of the constructor's arguments `filled`, which the run knows and no configuration gives.
+
+    The number of classes costs a model pass.
+    """
     known: dict[str, Callable[[], Any]] = {
         "eps": lambda: ball.eps,
         "max_epsilon": lambda: ball.eps,
@@ -98,7 +104,7 @@ def _arguments(filled: Sequence[str], oracle: Oracle, ball: Ball, seed: int) -> 
 
 
 def _aim(attack: Any, name: str) -> None:
-    """Tell an attack that its labels are targets. Raises UsageError for one that cannot aim."""
+    """Tell a torchattacks attack that its labels are targets. Raises UsageError for one that cannot aim."""
     ignores_it = name == f"{TORCHATTACKS}FAB"  # takes the target for the true label and does nothing
     if ignores_it or "targeted" not in attack.supported_mode:
         raise no_target(name)
@@ -106,14 +112,16 @@ def _aim(attack: Any, name: str) -> None:
 
 
 def torchattacks_parameters(cls: type) -> dict[str, Any]:
-    """Arguments of a constructor after the model: name -> default, `inspect.Parameter.empty` without one."""
+    """Arguments of a constructor after the model: name -> default; `inspect.Parameter.empty` for none."""
     arguments = inspect.signature(cls).parameters.values()
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p.default for p in arguments if p.name != "model" and p.kind in by_name}
 
 
 def torchattacks_module(where: str) -> ModuleType:
-    """The package, which pins an old `requests` that it does not need.
+    """The package torchattacks.
+
+    It pins an old `requests` that it does not need, so the hint installs it without dependencies.
 
     Raises ResourceError E-EXTRA, at `where`, with the command that installs it.
     """
@@ -129,7 +137,11 @@ def torchattacks_module(where: str) -> ModuleType:
 
 
 def _class_of(name: str, path: str) -> type[Any]:
-    """The class that `torchattacks:CLASS` names. Raises ResourceError or ConfigError."""
+    """The class that `torchattacks:CLASS` names.
+
+    Raises ResourceError: the package is missing. Raises ConfigError: unknown class, or one that no
+    configuration can construct.
+    """
     module = torchattacks_module(name)
     known = [key for key, item in vars(module).items() if _is_attack(item)]
     wanted = name.removeprefix(TORCHATTACKS)
@@ -153,7 +165,10 @@ def _name_error(path: str, what: str) -> ConfigError:
 
 
 def _check_norm(cls: type, name: str, norm: str, path: str) -> None:
-    """Raises ConfigError for a norm that the class does not search in; its docstring states those it does."""
+    """Raises ConfigError for a norm that the class does not search in.
+
+    The docstring of a torchattacks class states its norms; one without a statement takes every norm.
+    """
     stated = re.search(r"Distance Measure\s*:(.*)", cls.__doc__ or "")
     if stated is None:
         return
@@ -163,7 +178,7 @@ def _check_norm(cls: type, name: str, norm: str, path: str) -> None:
 
 
 def _bound(name: str, wanted: Mapping[str, Any], params: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`params` as the constructor takes them; wanted: name -> default. Raises ConfigError for all faults."""
+    """`params` as the constructor takes them. wanted: name -> default. Raises ConfigError with all faults."""
     faults: list[Fault] = []
     values: dict[str, Any] = {}
     for key, value in params.items():
@@ -188,7 +203,10 @@ def _argument(name: str, wanted: Mapping[str, Any], key: str, value: Any) -> Any
 
 
 def _converted(value: Any, default: Any) -> Any:
-    """A YAML value as the type of the default; whole where both are. Raises ValueError."""
+    """A YAML value in the type of the default; a whole number stays int where the default is int.
+
+    Raises ValueError.
+    """
     if isinstance(default, bool):
         return parse_flag(value)
     if isinstance(default, (int, float)):

@@ -1,4 +1,4 @@
-"""How far each sample is from the nearest error that an attack finds, whatever the radius."""
+"""The distance from each sample to the nearest error that an attack finds, whatever the radius."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from robustcli.evaluation.sizing import in_batches
 class Distances:
     """What minimal-norm attacks found.
 
-    ids, labels: int64 [n]. values: label of the attack -> float64 [n], pixel units; 0 = wrong from the start,
-    inf = never broken.
+    ids, labels: int64 [n]. values: label of the attack -> float64 [n], distances in pixel units of [0, 1]. 0
+    = wrong on the clean image. inf = never broken.
     """
 
     ids: Tensor
@@ -44,15 +44,18 @@ def closest_errors(
 ) -> Distances:
     """d_i = ||x_adv_i - x_i||_p of the closest misclassified point that each attack of the plan finds.
 
-    The search runs on the model itself in fp32: a folded or rounded copy has its boundary elsewhere, and the
-    closest points lie on it. The judge confirms each point. The radius of the ball bounds nothing here.
-    Memory: one number per sample and attack, and one batch, which is halved where it does not fit.
+    The search runs on the model itself in fp32. The closest points lie on the decision boundary, and a folded
+    or rounded copy has it elsewhere. The judge confirms each point. The radius of the ball does not limit the
+    distance. Memory: one number per sample and attack, and one batch. A batch that does not fit is halved.
 
     Args:
+        model: what is attacked.
         plan: minimal-norm attacks, untargeted; seed and batch size.
         split, positions: what to measure, int64 [n].
-        stop: raises to interrupt. say: told of a batch that did not fit.
-        done: told how many samples each finished batch had.
+        device: where it is measured.
+        stop: raises to interrupt.
+        say: told of a batch that did not fit.
+        done: told the number of samples of each finished batch.
 
     Raises ValueError for a targeted plan, or an attack that is not minimal-norm.
     """
@@ -71,6 +74,7 @@ def closest_errors(
 
 
 def _check(plan: EvalPlan) -> None:
+    """Raises ValueError for a targeted plan, or an attack that is not minimal-norm."""
     if plan.target is not None:
         raise ValueError(f"distances are measured untargeted, got target={plan.target!r}")
     if other := [call.label for call in plan.attacks if call.kind != "minimal"]:
@@ -97,7 +101,7 @@ class _Search:
         return Distances(ids.cpu(), y.cpu(), values)
 
     def _closest(self, call: AttackCall, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """float64 [R]: distance of the closest confirmed error, or inf."""
+        """float64 [R]: distance of the closest confirmed error of each row; inf where there is none."""
         plan, criterion = self._plan, Criterion(y)
         oracle = Oracle(
             self._model,

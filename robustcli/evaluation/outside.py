@@ -1,7 +1,7 @@
-"""Attacks of other libraries and of users: they search, our judge decides.
+"""Attacks of other libraries and of users. They search, and our judge decides.
 
-Nobody asks torchattacks, Foolbox, ART or a user's own code about success. Their points are shown to the
-oracle like those of any other attack. See docs/outside-attacks.md.
+No library and no user's code is asked whether it succeeded. Their points go to the oracle like those of any
+other attack. See docs/outside-attacks.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Outside = Callable[[Tensor, Tensor], Any]
 
 
 def callable_call(fn: Outside, label: str) -> AttackCall:
-    """Any `fn(x, y) -> x_adv` as an attack call; model passes that it makes itself are not counted.
+    """Any `fn(x, y) -> x_adv` as an attack call. Model passes that fn makes itself are not counted.
 
     Args:
         fn: x float32 [R, C, H, W] in [0, 1], y int64 [R] -> tensor or array of x's shape.
@@ -43,7 +43,7 @@ def load_outside(plugin: str) -> AttackCall:
     """`FILE.py:NAME` as an attack call. It runs the user's code, so only an explicit argument may name it.
 
     NAME(model) or NAME(model, eps, norm) returns `atk(x, y) -> x_adv`. model is an nn.Module, pixels [R, C,
-    H, W] in [0, 1] -> logits [R, K], that counts its passes.
+    H, W] in [0, 1] -> logits [R, K]. Its passes are counted.
 
     Raises UsageError E-PLUGIN: no such file or name (the nearest is named), or an error of the user's code,
     with file:line.

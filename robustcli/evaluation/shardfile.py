@@ -1,4 +1,4 @@
-"""One file per shard: the verdicts of its samples, and the proof that they are whole and of which evaluation.
+"""One file per shard: the verdicts on its samples, and the proof that it is whole and of which evaluation.
 
 For R samples a file has R + 2 lines of JSON: a head, one line per sample in the order of ids, and the seal.
 
@@ -6,7 +6,10 @@ For R samples a file has R + 2 lines of JSON: a head, one line per sample in the
 {"id": i, "y": k, "correct": bool, "stages": {label: bool}}
 {"sha256": over every byte before this line}
 
-In the head, seconds and passes are objects label -> number, and tallies is one of name -> count.
+In the head, seconds and passes map label -> number, and tallies map name -> count.
+
+A file that is damaged or of another evaluation does not count, and the user is told why. An evaluation
+measures its samples again.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ class ShardResult:
     Args:
         ids, y: sample ids and labels, int64 [R].
         correct: bool [R], right on the clean image.
-        stages: label -> bool [R], right under that attack too.
+        stages: label -> bool [R], right on the clean image and under that attack.
         seconds, passes: label -> time and model passes spent.
-        tallies: counts that the caller adds up over shards.
+        tallies: name -> count; counts of all shards are added up.
 
     Raises ValueError when lengths differ, or a sample is right under an attack and wrong on the clean image.
     """
@@ -125,7 +128,7 @@ def _decode(data: bytes, header: Header, number: int) -> ShardResult:
 def load(
     folder: Path, header: Header, number: int, say: Callable[[str], None]
 ) -> tuple[bytes, ShardResult] | None:
-    """(bytes, result) of a proven file; None when it is missing, or does not count, which is said."""
+    """(bytes, result) of the file of shard `number`; None when it is missing or does not count."""
     path = folder / file_name(number)
     return _read(path, lambda data: (data, _decode(data, header, number)), f"shard {number}", say)
 
@@ -137,12 +140,15 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """What `write_sealed` wrote; None when it is missing, or does not count, which is said."""
+    """The document that `write_sealed` wrote; None when the file is missing or does not count."""
     return _read(path, lambda data: strict_loads(_unsealed(data)), "an audit", say)
 
 
 def _read(path: Path, decode: Callable[[bytes], T], title: str, say: Callable[[str], None]) -> T | None:
-    """decode(bytes of a file); None when it is missing, or does not count, which is said under its title."""
+    """decode(bytes of a file); None when the file is missing or does not count.
+
+    title: what the file is, for the line that says why it does not count.
+    """
     try:
         return decode(read_regular(path, _LIMIT))
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Verdicts on disk: a killed evaluation goes on, machines share one, and nothing is measured twice.
+"""Verdicts on disk: a killed evaluation goes on, and several machines share one. Nothing is measured twice.
 
 A folder holds header.json (`evaluation.header`) and one NNNN.jsonl per shard of samples
 (`evaluation.shardfile`).
@@ -26,15 +26,16 @@ _PART = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 
 
 class ShardStore:
-    """The shards of one evaluation in one folder. The lock of its run keeps other processes out of it.
+    """The shards of one evaluation in one folder. The lock of its run keeps other processes out.
 
     Args:
         folder: made when it is missing.
         header: of this evaluation.
-        say: one line to the user about a file that does not count.
+        say: shows the user one line about a file that does not count.
 
-    Raises UsageError E-RESUME (exit 2) naming what differs when the folder holds another evaluation,
-    ResourceError when the folder cannot be made or read.
+    Raises:
+        UsageError E-RESUME: the folder holds another evaluation; what differs is named.
+        ResourceError: the folder cannot be made or read.
     """
 
     def __init__(self, folder: Path, header: Header, say: Callable[[str], None]) -> None:
@@ -56,7 +57,7 @@ class ShardStore:
             )
 
     def _stored_header(self) -> Header | None:
-        """The header in the folder; None when it is missing, or damaged, which is said."""
+        """The header in the folder; None when it is missing or damaged. The user is told of a damaged one."""
         try:
             return Header.read(self.folder)
         except DataError as error:
@@ -64,9 +65,9 @@ class ShardStore:
             return None
 
     def read(self, number: int, ids: Tensor) -> ShardResult | None:
-        """The proven shard of the samples `ids`, int64 [R] sorted.
+        """The saved shard of the samples `ids`, int64 [R] sorted; None when it is missing or does not count.
 
-        None when it is missing, or does not count, which is said once.
+        The user is told once why it does not count.
         """
         loaded = load(self.folder, self.header, number, self._once)
         if loaded is None:
@@ -79,12 +80,12 @@ class ShardStore:
         return None
 
     def write(self, number: int, result: ShardResult) -> None:
-        """Save one whole shard: all or nothing, whatever kills the process. Raises ResourceError."""
+        """Save one whole shard: a kill leaves the whole file or none. Raises ResourceError."""
         assert 0 <= number < self.header.shards and len(result.ids) == self.header.rows(number)
         write_atomic(self.folder / file_name(number), encode(result, self.header, number))
 
     def write_audit(self, looked: Tensor, fallen: Tensor) -> None:
-        """Save which survivors of this part were audited and which fell, ids int64. Raises ResourceError.
+        """Save the ids of this part that were audited and that fell, int64. Raises ResourceError.
 
         `audits` reads them for all parts together.
         """
@@ -92,7 +93,7 @@ class ShardStore:
         write_sealed(self.folder / AUDIT, audit)
 
     def _once(self, text: str) -> None:
-        """Say a line that has not been said yet."""
+        """Show a line to the user unless it was shown before."""
         if text not in self._said:
             self._said.add(text)
             self._say(text)
@@ -101,14 +102,15 @@ class ShardStore:
 def merge(
     folders: Sequence[Path], say: Callable[[str], None] = lambda text: None
 ) -> tuple[Header, list[ShardResult]]:
-    """All shards that the folders hold together, by number. Some of the `header.shards` may be missing.
+    """(header, the shards that the folders hold together, by number); some shards may be missing.
 
-    The order of the folders changes nothing. Where two hold one shard, the costs are those of the file with
-    the smaller bytes.
+    The order of the folders does not matter. Where two hold the same shard, the costs are those of the file
+    whose bytes sort first.
 
     Raises:
         UsageError: no folder, one without shards, or parts of different evaluations.
-        DataError: two disagree about a sample, or the shards are not about the samples that the header names.
+        DataError: two folders disagree about a sample, or the shards are not about the samples that the
+            header names.
     """
     header, results = _common(_headers(folders)), []
     for number in range(header.shards):
@@ -142,7 +144,10 @@ def _headers(folders: Sequence[Path]) -> list[Header]:
 
 
 def _common(headers: Sequence[Header]) -> Header:
-    """One header with the alarms of all, in any order: `about` and alarms may differ between machines."""
+    """One header with the alarms of all headers.
+
+    `about` and alarms may differ between machines. The result does not depend on the order of the headers.
+    """
     all_alarms = chain.from_iterable(header.alarms for header in headers)
     alarms = {alarm["name"]: alarm for alarm in sorted(all_alarms, key=strict_json)}
     about = min((header.about for header in headers), key=strict_json)
@@ -150,7 +155,10 @@ def _common(headers: Sequence[Header]) -> Header:
 
 
 def _agreed(number: int, copies: Sequence[tuple[bytes, ShardResult, Path]]) -> ShardResult:
-    """The one result of a shard that several folders hold: (bytes, result, folder) each. Raises DataError."""
+    """The one result of a shard that several folders hold.
+
+    copies: (bytes, result, folder) of each. Raises DataError when verdicts differ.
+    """
     _, first, first_folder = copies[0]
     for _, other, folder in copies[1:]:
         if ids := first.disagreement(other):
@@ -173,7 +181,7 @@ def _check_ids(header: Header, results: Sequence[ShardResult], folder: Path) -> 
 def audits(
     folders: Sequence[Path], header: Header, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Tensor, Tensor]:
-    """(ids looked at, ids that fell), int64 sorted and different, over the audits of all parts.
+    """(ids that were audited, ids that fell), int64, sorted and distinct, over the audits of all parts.
 
     An audit that is damaged or of another evaluation does not count.
     """
@@ -187,7 +195,7 @@ def audits(
 
 
 def shards_of(ids: Tensor, size: int) -> list[Tensor]:
-    """Places in `ids`, int64 [n], sorted by id and cut into groups of `size`; the last may be shorter.
+    """Places in `ids`, int64 [n], sorted by id and cut into groups of `size`; the last group may be shorter.
 
     Raises ValueError where an id is repeated.
     """

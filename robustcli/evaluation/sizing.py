@@ -1,4 +1,7 @@
-"""How many images a batch has: it grows, and is halved when memory runs out. No verdict depends on it."""
+"""How many images a batch has. The number grows, and it is halved when memory runs out.
+
+No verdict depends on it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ class BatchSizer:
     """The size of the next batch.
 
     Args:
-        size: a fixed number of images, or None: begin at 256 and, on a GPU, double while a batch took less
-            than 40 % of its memory. CPU caches gain nothing beyond 256.
+        size: a fixed number of images, or None. None begins at 256. On a GPU it then doubles while a batch
+            takes less than 40 % of the memory. On a CPU larger batches are not faster.
         device: where batches run.
     """
 
@@ -33,7 +36,7 @@ class BatchSizer:
             torch.cuda.reset_peak_memory_stats(device)
 
     def grow(self) -> None:
-        """After a batch that fitted."""
+        """Call after a batch that fitted: the next one may be larger."""
         if not self._growing or self.size >= _LARGEST:
             return
         peak = torch.cuda.max_memory_allocated(self._device)
@@ -42,19 +45,22 @@ class BatchSizer:
             self.size *= 2
 
     def halve(self) -> None:
-        """After a batch that did not fit; from now on the size only falls."""
+        """Call after a batch that did not fit: the next one has half the size, and none grows again."""
         self.size, self._growing = max(1, self.size // 2), False
 
 
 class Attempt:
-    """What `halving` yields. failed: whether its block ran out of memory."""
+    """What `halving` yields. failed: its block ran out of memory."""
 
     failed = False
 
 
 @contextmanager
 def halving(sizer: BatchSizer, rows: int) -> Iterator[Attempt]:
-    """Catch the out-of-memory error of a batch and halve the sizer. That of a single row passes on."""
+    """Catch the out-of-memory error of a batch of `rows` images and halve the sizer.
+
+    The out-of-memory error of a single image is raised.
+    """
     attempt = Attempt()
     try:
         yield attempt
@@ -76,15 +82,17 @@ def in_batches(
     work: Callable[[Tensor, Tensor, Tensor], T],
     say: Callable[[str], None],
 ) -> Iterator[T]:
-    """work(x, y, ids) of each batch of samples; a batch that runs out of memory comes again in halves.
+    """work(x, y, ids) of each batch of samples; a batch that runs out of memory is repeated in halves.
 
     Args:
-        split, positions, device: the samples at these places, int64 [n], are worked on there.
-        size: images per batch, or None: as many as pay off, see `BatchSizer`.
-        work: must leave no trace when it runs out of memory, for the same samples come again.
+        split, positions: the samples, int64 [n].
+        device: where they are worked on.
+        size: images per batch, or None for an automatic size, see `BatchSizer`.
+        work: x [B, C, H, W] in [0, 1], y and ids int64 [B] -> result. It must leave no trace when it runs out
+            of memory, because the same samples come again.
         say: told of each halving.
 
-    Raises what `work` raises, its out-of-memory error only when a single image does not fit.
+    Raises what `work` raises. An out-of-memory error is raised only when a single image does not fit.
     """
     sizer, start = BatchSizer(size, device), 0
     while start < len(positions):

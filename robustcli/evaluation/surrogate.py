@@ -28,13 +28,16 @@ def searched(
 ) -> Tensor:
     """x_adv [B, C, H, W]: the worst point that one attack finds on a model.
 
-    No row leaves when it falls, for a deeper point carries further. Of a minimal-norm attack it is the
-    closest success, or x where that lies outside the ball.
+    A row that falls is searched on, because a point deeper in the wrong class transfers better. A
+    minimal-norm attack gives the closest success, or x where that success lies outside the ball.
 
     Args:
-        twin: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; what is searched on.
+        twin: what is searched on, pixels [B, C, H, W] in [0, 1] -> logits [B, K].
+        call: the attack.
+        x: clean pixels [B, C, H, W] in [0, 1].
         criterion, rng: labels and random streams of the B rows.
-        stop: raises to interrupt, called before every pass.
+        ball: the threat.
+        stop: raises to interrupt. It is called before every pass.
         draws: model passes averaged per answer.
     """
     oracle = call.oracle(twin, x, criterion, rng=rng, ball=ball, stop=stop, draws=draws)
@@ -47,15 +50,16 @@ def transferred(
     *,
     stop: Callable[[], None] | None = None,
 ) -> Callable[[Oracle, Tensor, Ball], Tensor]:
-    """x_adv = argmax of the loss on `surrogate` in the ball, shown to the victim once: a black-box attack.
+    """x_adv = argmax of the loss on `surrogate` in the ball: a black-box attack on the victim.
+
+    The victim sees the final point once. Its answers do not steer the search.
 
     Args:
-        surrogate: pixels [B, C, H, W] in [0, 1] -> logits [B, K], on the victim's device. The victim's
-            answers steer nothing.
-        call: the attack that runs on it, in its own kind of search or the default one.
-        stop: raises to interrupt, called before every pass of the surrogate.
+        surrogate: pixels [B, C, H, W] in [0, 1] -> logits [B, K], on the victim's device.
+        call: the attack that runs on the surrogate, with its own search settings or the default ones.
+        stop: raises to interrupt. It is called before every pass of the surrogate.
 
-    Returns an attack (oracle, x, ball) -> x_adv [B, C, H, W]; cost on the victim: one forward pass.
+    Returns an attack (oracle, x, ball) -> x_adv [B, C, H, W]. Cost on the victim: one forward pass.
     Source: Papernot et al., 2016, arXiv:1605.07277.
     """
     search = call.searching(Search())

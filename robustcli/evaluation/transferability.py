@@ -1,4 +1,4 @@
-"""Do attacks carry over? Points made on each of several models, shown to all of them."""
+"""Do attacks transfer? Points made on each of several models are shown to all of them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ _REMEDY = "attack it with loss: margin, a gradient-free attack or --surrogate"
 
 @dataclass(frozen=True)
 class Transfer:
-    """Counts over M models; rows of a matrix are sources, columns targets.
+    """Counts over M models. In a matrix [M, M] the row is the source and the column the target.
 
     Args:
-        names: the models. n: samples measured. correct: int64 [M], right on the clean image.
-        ids: int64 [m], samples that all models classify correctly.
-        broken: int64 [M, M], of these m, the ones whose point made on the source breaks the target.
-            The diagonal is white-box.
-        gained: int64 [M, M], broken by the source's point and not by the target's own.
-        lost: int64 [M, M], the other way round.
+        names: the models.
+        n: samples measured.
+        correct: int64 [M], samples right on the clean image.
+        ids: int64 [m], samples that all models classify correctly. The matrices count these m.
+        broken: int64 [M, M], samples whose point made on the source breaks the target. The diagonal is
+            white-box.
+        gained: int64 [M, M], samples that the source's point breaks and the target's own point does not.
+        lost: int64 [M, M], samples that the target's own point breaks and the source's point does not.
     """
 
     names: tuple[str, ...]
@@ -53,7 +55,7 @@ class Transfer:
 
     @property
     def jointly_correct(self) -> int:
-        """Samples that all models classify correctly on clean images: what every rate is a share of."""
+        """m: samples that all models classify correctly; every rate is a share of them."""
         return len(self.ids)
 
     @property
@@ -77,16 +79,18 @@ def transfer_matrix(
 ) -> Transfer:
     """rate[s, t] = share of the jointly correct samples whose point made on s breaks t, judged by t in fp32.
 
-    There is one point per source and sample, chosen without asking the target: that of the first attack of
-    the plan that breaks the source, else the one of the largest margin there. Memory: the ids of the jointly
-    correct samples, and one batch, which is halved where it does not fit.
+    There is one point per source and sample, chosen without asking the target. It is the point of the first
+    attack that breaks the source. Where none does, it is the point with the largest margin on the source.
+    Memory: the ids of the jointly correct samples, and one batch. A batch that does not fit is halved.
 
     Args:
         models: two or more, name -> pixels [B, C, H, W] in [0, 1] -> logits [B, K], the same K for all.
         plan: ball, attacks inside it, seed, batch size and search; untargeted.
         split, positions: what to measure, int64 [n].
-        stop: raises to interrupt. say: told of a batch that did not fit.
-        done: told how many samples each finished batch had.
+        device: where it is measured.
+        stop: raises to interrupt.
+        say: told of a batch that did not fit.
+        done: told the number of samples of each finished batch.
 
     Raises ValueError: one model, other numbers of classes, a targeted plan or an attack outside the ball.
     Source: Papernot et al., 2016, arXiv:1605.07277; Liu et al., ICLR 2017, arXiv:1611.02770.
@@ -106,10 +110,11 @@ def transfer_matrix(
 
 
 def transfer_alarms(result: Transfer) -> list[Alarm]:
-    """`transfer-beats-white-box` for each target that others' points break more often than its own.
+    """`transfer-beats-white-box` for each target that another model's points break more often than its own.
 
-    More often than chance allows: the exact sign test on the samples where the two differ, at LEVEL over all
-    pairs (Bonferroni).
+    "More often" is beyond chance: the exact sign test on the samples where the two points differ, at `LEVEL`
+    over all pairs (Bonferroni).
+
     Source: Athalye et al., ICML 2018, arXiv:1802.00420, section 3.1.
     """
     size = len(result.names)
@@ -140,7 +145,7 @@ def _check(models: Mapping[str, nn.Module], plan: EvalPlan) -> None:
 
 
 def _shown(split: Split, positions: Tensor, device: torch.device) -> Tensor:
-    """The images on which search twins are compared with their models."""
+    """At most 32 images, [N, C, H, W], on which search twins are compared with their models."""
     if not len(positions):
         return torch.zeros(0)
     x, _, _ = next(iter(split.stream([positions[:_SHOWN]], device)))
@@ -153,7 +158,8 @@ def _shown(split: Split, positions: Tensor, device: torch.device) -> Tensor:
 class _Batch(NamedTuple):
     """What one batch of B samples gave, on the CPU.
 
-    right: bool [M, B], on the clean image. ids: int64 [R], the jointly right samples. broken: bool [M, M, R].
+    right: bool [M, B], right on the clean image. ids: int64 [R], the jointly right samples. broken: bool [M,
+    M, R], broken[s, t, r]: the point of sample r made on s breaks t.
     """
 
     right: Tensor
@@ -172,7 +178,7 @@ class _Counts:
         self._ids = [torch.zeros(0, dtype=torch.int64)]
 
     def add(self, batch: _Batch) -> None:
-        """One finished batch."""
+        """Add the counts of one batch."""
         broken = batch.broken
         own = broken.diagonal().T[None]  # [1, M, R]: what the targets' own points break
         self._correct += batch.right.sum(1)
@@ -185,7 +191,7 @@ class _Counts:
 
 
 class _Member:
-    """One model of the matrix, frozen: its judge, and its search twins, made once."""
+    """One model of the matrix, frozen, with its judge and its search twins. A twin is made once."""
 
     def __init__(
         self,
@@ -200,7 +206,7 @@ class _Member:
         self.judge = Judge(model, plan.ball)
 
     def _twin(self, search: Search) -> Classifier:
-        """The search twin, compared with its model on as many images as memory holds."""
+        """The search twin, compared with its model on `_shown` images, or on fewer where memory runs out."""
         while search not in self._twins:
             try:
                 self._twins[search] = search.twin(self._model, self._shown, self._say)
@@ -211,7 +217,10 @@ class _Member:
         return self._twins[search]
 
     def attack(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """x_adv [R, C, H, W] in the ball: the first point that breaks a row, else the one of most margin."""
+        """x_adv [R, C, H, W]: of each row the first point that breaks it, else the one of largest margin.
+
+        It lies in the ball. A row without any point in the ball keeps x.
+        """
         best, worst = x.clone(), x.new_full((len(x),), float("-inf"))
         still = torch.arange(len(x), device=x.device)
         for call in self._plan.attacks:
@@ -227,7 +236,7 @@ class _Member:
         return best
 
     def _search(self, call: AttackCall, x: Tensor, criterion: Criterion, ids: Tensor) -> Tensor:
-        """The points of one attack."""
+        """x_adv [R, C, H, W]: the points of one attack on this model."""
         search = call.searching(self._plan.search)
         return searched(
             self._twin(search),
@@ -242,7 +251,7 @@ class _Member:
 
 
 def _batch(members: Sequence[_Member], x: Tensor, y: Tensor, ids: Tensor) -> _Batch:
-    """Points made on each member, shown to all of them; of the rows that all of them classify correctly."""
+    """Attack each member on the rows that all members classify correctly, and show the points to all."""
     clean = [member.judge.logits(x) for member in members]
     classes = [logits.shape[1] for logits in clean]
     if len(set(classes)) > 1:

@@ -1,4 +1,4 @@
-"""`robustcli attack`: the images that break a model, as 8-bit PNGs that were read back and scored again."""
+"""`robustcli attack`: the images that break a model, as 8-bit PNGs. Each is read back and scored again."""
 
 from __future__ import annotations
 

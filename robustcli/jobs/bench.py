@@ -33,14 +33,14 @@ from robustcli.store.run import Run
 from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 
-# Pairs are (full, smoke).
+# Pairs hold the values of a full run and of --smoke.
 #: Kind of device -> sides of the square products.
 _PRODUCTS = {"cuda": ([2048, 4096, 8192, 16384], [1024, 2048]), "cpu": ([512, 1024, 2048], [256, 512])}
 _REPEAT = (Repeat(), Repeat(budget=0.0, warm=1))
 _LOOP_STEPS = (3, 1)  # of the training loop in one repetition
-#: Sizes, in images, where the search for a batch size begins and ends: on CUDA memory decides before.
+#: Batch sizes where the search begins and ends. On CUDA memory usually runs out before the last.
 _SMALLEST, _LARGEST, _LARGEST_CPU = 16, 2**17, 512
-_SLOWEST = 15.0  # seconds of a step, where that search ends at the latest
+_SLOWEST = 15.0  # seconds; the search ends before a step that would take longer
 _ON_CPU = 64  # images per step of the comparison with the CPU, at most
 
 Rows = list[dict[str, Any]]
@@ -50,7 +50,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     """Measure as configured; returns the `bench` document.
 
     Every number is the median of at least five timed repetitions.
-    Raises ResourceError E-OOM: the batch does not fit (with auto_batch: not even the smallest).
+    Raises ResourceError E-OOM: the batch does not fit. With auto_batch: not even the smallest one fits.
     """
     document = Document("bench")
     config = pinned(loaded.config)
@@ -73,7 +73,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
 
 
 def _measure(subject: Bench, console: Console, flags: BenchFlags) -> BenchRow:
-    """All measurements, one after the other."""
+    """Make all measurements, one after the other."""
     setting, device = subject.setting, subject.setting.device
     kinds = precisions(device)
     console.info(f"measuring on {device} in {', '.join(kind.name for kind in kinds)}: matrix products")
@@ -152,7 +152,7 @@ def _facts(subject: Bench) -> dict[str, Any]:
 
 
 def _adversary(setting: Setting) -> str:
-    """``pgd-10 on kl``: the attack of the step and the loss it ascends."""
+    """``pgd-10 on kl``: the attack of the training step and the loss that it ascends."""
     config = setting.config
     inner = registry.objectives.get(config.objective.name).facts.inner
     if inner is None:
@@ -162,9 +162,10 @@ def _adversary(setting: Setting) -> str:
 
 
 def _sizes(subject: Bench, device: torch.device, smoke: bool) -> dict[str, Any]:
-    """Training steps at sizes that double, on CUDA until memory runs out.
+    """Training steps at batch sizes that double; the rows, the fastest size and the largest one.
 
-    `out_of_memory` says whether it did: then `largest` is the largest size that fits, else the last tried.
+    On CUDA the sizes double until memory runs out, which `out_of_memory` tells. `largest` is the largest size
+    that was measured.
     """
     candidates = _candidates(device, smoke)
     rows, full = subject.sizes(precisions(device)[-1], candidates, _SLOWEST)
@@ -189,7 +190,10 @@ def _candidates(device: torch.device, smoke: bool) -> list[int]:
 
 
 def _against_cpu(subject: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fastest precision of each device against the other's, in images/s, each at its own batch size."""
+    """The CPU's steps, and per work the ratio of images/s: fastest precision here over the CPU's fastest.
+
+    Each device has a batch size of its own.
+    """
     host = torch.device("cpu")
     other = subject.resized(min(subject.batch, _ON_CPU)).on(host)
     kind = precisions(host)[-1]
@@ -199,7 +203,7 @@ def _against_cpu(subject: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _fastest(rows: Sequence[Mapping[str, Any]], work: str) -> float:
-    """Images per second of the fastest row of this work."""
+    """Images/s of the fastest row of this work."""
     return max(float(row["images_per_second"]) for row in rows if row["work"] == work)
 
 

@@ -1,4 +1,4 @@
-"""A benchmark as tables: steps, matrix products, batch sizes where they were tried, training as a whole."""
+"""A benchmark as tables: steps, matrix products, batch sizes where they were tried, the training loop."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _steps(row: BenchRow) -> Table:
 
 
 def _note(step: Mapping[str, Any]) -> str:
-    """What there is to say of one step, behind its name."""
+    """The note of one step, behind the names of its search or work and its precision."""
     return f"{step['search'] or step['work']} {step['precision']}: {step['note']}"
 
 
@@ -60,7 +60,7 @@ def _products(row: BenchRow) -> Table:
 
 
 def _sizes(row: BenchRow) -> list[Table]:
-    """The table of batch sizes; none when the size was given."""
+    """The table of batch sizes; [] when the size was given."""
     if row.batch_sizes is None:
         return []
     tried, largest = row.batch_sizes, row.batch_sizes["largest"]

@@ -83,12 +83,12 @@ def _load(settings: Sequence[str]) -> Loaded:
 
 
 def _muted(console: Console) -> Console:
-    """Progress bars stay, tables and documents of the inner steps do not."""
+    """A console that shows progress bars, and no tables or documents of the inner steps."""
     return Console(json=True, quiet=console.quiet)
 
 
 def _train(run: Run, base: Sequence[str], console: Console) -> dict[str, Setting]:
-    """Both models, each in a run of its own below `run`; their settings, to measure them."""
+    """Train both models, each in a run of its own below `run`; returns their settings."""
     settings: dict[str, Setting] = {}
     for number, (name, more) in enumerate(_MODELS.items(), 1):
         console.info(f"{number}/4 training the {name} model")
@@ -120,9 +120,9 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
 def _curves(
     run: Run, settings: Mapping[str, Setting], console: Console, smoke: bool
 ) -> dict[str, list[list[float]]]:
-    """Accuracy against eps under the attack of the demo, for each model.
+    """Accuracy against eps under the attack of the demo: name of the model -> [eps, accuracy, low, high].
 
-    Returns [eps, accuracy, low, high] with exact intervals; the picture shows Wilson's.
+    low and high are the exact interval at 95 %. The picture shows Wilson's.
     """
     rates: dict[str, list[tuple[float, Rate]]] = {name: [] for name in settings}
     eps_list = _EPS[:: 3 if smoke else 1]
@@ -139,7 +139,7 @@ def _curves(
 
 
 def _rate(model: nn.Module, setting: Setting, eps: float) -> Rate:
-    """Right under the attack of the demo at this eps."""
+    """Share of images that are right under the attack of the demo at this eps."""
     config, split = setting.config, setting.data.test
     n = min(_CURVE_IMAGES, config.eval.n or _CURVE_IMAGES)
     positions = choose(split, n=n, first=None, seed=config.seed)
@@ -151,7 +151,7 @@ def _rate(model: nn.Module, setting: Setting, eps: float) -> Rate:
 
 
 def _draw(run: Run, setting: Setting, rates: Mapping[str, Sequence[tuple[float, Rate]]]) -> None:
-    """The curves as a picture."""
+    """Draw the curves into plots/accuracy_against_eps.png."""
     points: dict[str, list[Point]] = {
         name: [(eps, rate.value, *rate.display) for eps, rate in of_model] for name, of_model in rates.items()
     }
@@ -161,7 +161,7 @@ def _draw(run: Run, setting: Setting, rates: Mapping[str, Sequence[tuple[float, 
 
 
 def _attack(run: Run, base: Sequence[str], console: Console, smoke: bool) -> None:
-    """The images that break the natural model, in a run of their own below `run`."""
+    """Write the images that break the natural model, in a run of their own below `run`."""
     console.info("4/4 writing the images that break the natural model")
     settings = (
         f"out={run.path / 'attack'}",
@@ -172,7 +172,7 @@ def _attack(run: Run, base: Sequence[str], console: Console, smoke: bool) -> Non
 
 
 def _threat(setting: Setting, n: int) -> str:
-    """Title of the table."""
+    """Title of the table: data set, ball and number of images."""
     ball = setting.ball
     return f"{setting.data.name}, {ball.norm} eps {format_eps(ball.eps, ball.norm)}, {n} test images"
 
@@ -192,7 +192,7 @@ def _table(models: Mapping[str, Sequence[EvalRow]], title: str) -> Table:
 
 
 def _next_steps(run: Run, console: Console) -> None:
-    """What to look at and what to try, on stderr."""
+    """Show on stderr which pictures to look at and which commands to try."""
     plots, images = run.path / "plots", run.path / "attack"
     lines = (
         f"pictures: {plots / 'accuracy_against_eps.png'} and {images / 'plots' / 'gallery.png'}",

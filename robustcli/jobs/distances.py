@@ -1,4 +1,4 @@
-"""`eval --sweep distance`: how far the samples are from the nearest error that minimal-norm attacks find."""
+"""`eval --sweep distance`: the distance from each sample to the nearest error of minimal-norm attacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHARES = (0.25, 0.5, 0.75)
 
 
 def minimal_calls(calls: Sequence[AttackCall], target: str | int | None = None) -> list[AttackCall]:
-    """The minimal-norm attacks of a list. Raises UsageError when there is none, or for a target."""
+    """The minimal-norm attacks of a list. Raises UsageError when there is none, or when a target is set."""
     if target is not None:
         raise UsageError(
             "--sweep distance is measured untargeted", where="eval.target", hint="set it to null"
@@ -95,7 +95,7 @@ def _show(run: Run, setting: Setting, distances: Distances, console: Console) ->
 
 
 def _common(setting: Setting, model: nn.Module, distances: Distances) -> dict[str, Any]:
-    """What the rows of all attacks share."""
+    """The fields that the rows of all attacks share."""
     config = setting.config
     return {
         "data": setting.data.name,
@@ -109,7 +109,7 @@ def _common(setting: Setting, model: nn.Module, distances: Distances) -> dict[st
 
 
 def _facts(values: Tensor) -> dict[str, Any]:
-    """Counts and quartiles of the distances that one attack found."""
+    """Counts and quartiles of the distances, float64 [n], that one attack found."""
     ordered = values.tolist()
     return {
         "clean_correct": int((values > 0).sum()),
@@ -119,5 +119,5 @@ def _facts(values: Tensor) -> dict[str, Any]:
 
 
 def _finite(distance: float) -> float | None:
-    """The distance; None where no radius breaks so many."""
+    """The distance; None for inf, which JSON cannot hold."""
     return distance if math.isfinite(distance) else None

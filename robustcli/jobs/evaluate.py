@@ -80,7 +80,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
 
 
 def _with_source(config: Config, console: Console, flags: EvalFlags) -> Config:
-    """The configuration with the run that ``latest`` names; a resumed evaluation keeps its first one."""
+    """The configuration with ``latest`` replaced by a run; a resumed evaluation keeps its first one."""
     resumed = newest_run("eval", config.name, out=config.out) if flags.resume else None
     return pinned(config, resumed, console.info)
 
@@ -97,7 +97,7 @@ def _check_library(name: str | None) -> None:
 def _cross_check(
     setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], list[Alarm]]:
-    """The same attacks by another library, under our judge; disagreement is an alarm."""
+    """(rows, alarms): the same attacks by torchattacks, under our judge; see `evaluation.crosscheck`."""
     config = setting.config
     split, positions = samples(setting)
     plan = eval_plan(setting, config.attacks, target=config.eval.target)
@@ -108,7 +108,7 @@ def _cross_check(
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One attack and its counterpart, for the console."""
+    """One attack and its counterpart in one line for the console."""
     if not row["peer"]:
         return f"cross-check {row['attack']} / no counterpart: {row['verdict']}: {row['note']}"
     counts = f"standing {row['standing']} and {row['peer_standing']} of {row['n']}, p = {row['p']:.2g}"

@@ -1,4 +1,4 @@
-"""`robustcli check-gpu`: what is there, what is missing, and how fast it is."""
+"""`robustcli check-gpu`: which devices there are, what is missing, and how fast they are."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_gpu(console: Console, flags: CheckFlags) -> dict[str, Any]:
 
 
 def _tell_missing(missing: str, console: Console, require_cuda: bool) -> None:
-    """Why there is no CUDA device, and what works without one."""
+    """Say why there is no CUDA device and what works without one. Raises ResourceError with require_cuda."""
     native = bf16_native(torch.device("cpu"))
     fast = "bf16 runs natively here" if native else "no native bf16: training runs in fp32"
     console.info(f"no CUDA device: {missing}")
@@ -109,7 +109,7 @@ def _table(devices: list[dict[str, Any]]) -> Table:
 
 
 def _shown(value: Any, key: str) -> str:
-    """One fact for a person; bytes as GiB."""
+    """One fact as text; bytes as GiB."""
     if value is None or value == []:
         return "-"
     if key in _BYTES:

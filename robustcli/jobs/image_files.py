@@ -1,4 +1,4 @@
-"""The adversarial images of `robustcli attack`: PNG files, their scores as such, and the gallery."""
+"""The adversarial images of `robustcli attack`: PNG files, their scores as 8-bit images, the gallery."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Panel(NamedTuple):
 
 
 class ImageWriter:
-    """Writes each adversarial image, reads it back, scores it again, and collects the gallery."""
+    """Rounds adversarial images to 8 bits, scores them again, and writes the broken ones.
+
+    It also collects the gallery. A written file is read back and compared.
+    """
 
     def __init__(self, setting: Setting, model: nn.Module, run: Run) -> None:
         self.setting, self.model, self.run = setting, model, run
@@ -49,7 +52,7 @@ class ImageWriter:
         self._panels: list[Panel] = []
 
     def add(self, outcome: BatchOutcome) -> None:
-        """One evaluated batch: round to 8 bits, judge all, write the broken ones and read them back."""
+        """One attacked batch: round to 8 bits, judge all images, write the broken ones, read them back."""
         x, y = outcome.x, outcome.y
         levels = to_lattice(x, outcome.x_adv, self.setting.ball)
         with frozen(self.model):
@@ -67,14 +70,23 @@ class ImageWriter:
         self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
 
     def _room(self, wanted: int) -> int:
-        """How many of so many more images `attack.save` allows."""
+        """How many of `wanted` more images may be written: `attack.save` limits all of them."""
         limit = self.setting.config.attack.save
         return wanted if limit is None else max(0, min(wanted, limit - self.written))
 
     def _write(
         self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor, distance: Tensor
     ) -> None:
-        """The chosen rows as PNG files, each compared with what it reads back as, and their lines."""
+        """Write images as PNG files, with one line each in images.jsonl.
+
+        Args:
+            rows: int64 [R], their places in the batch.
+            levels: uint8 [R, C, H, W].
+            predicted: int64 [R], predicted classes.
+            distance: float64 [R], distance from the clean image.
+
+        Raises DataError when a file reads back as another image.
+        """
         classes = self.setting.data.classes
         for k, image, label, far in zip(
             rows.tolist(), levels.cpu(), predicted.tolist(), distance.tolist(), strict=True
@@ -102,7 +114,10 @@ class ImageWriter:
         return self.folder / f"{sample:06d}_{safe}_adv.png"
 
     def _collect(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor) -> None:
-        """Broken images for the gallery, up to `attack.gallery` in all."""
+        """Keep broken images for the gallery, at most `attack.gallery` in all.
+
+        rows: int64, places of the broken images in the batch. levels, predicted: of the whole batch.
+        """
         classes = self.setting.data.classes
         room = max(0, self.setting.config.attack.gallery - len(self._panels))
         for k in rows[:room].tolist():
@@ -111,7 +126,10 @@ class ImageWriter:
             self._panels.append(Panel(_upright(clean), _upright(levels[k].cpu()), true, wrong))
 
     def finish(self, console: Console) -> dict[str, Any]:
-        """Draw the gallery, tell the two accuracies; returns what the document says of the images."""
+        """Draw the gallery and show both accuracies; returns the keys of the document about images.
+
+        One accuracy counts the images as floats, the other as 8-bit images.
+        """
         self.lines.close()
         if self._panels:
             console.info(f"gallery: {self._draw()}")
@@ -129,11 +147,11 @@ class ImageWriter:
         }
 
     def _share(self, right: int) -> float | None:
-        """`right` of all images that were scored; None when there was none."""
+        """`right` / all images that were scored; None when there was none."""
         return right / self.scored if self.scored else None
 
     def _draw(self) -> Path:
-        """The gallery picture; returns where it is."""
+        """Draw the gallery; returns the path of the picture."""
         path, ball = self.run.path / "plots" / "gallery.png", self.setting.ball
         clean, adversarial, true, predicted = zip(*self._panels, strict=True)
         gallery(
@@ -149,7 +167,7 @@ class ImageWriter:
 
 
 def check_channels(channels: int) -> None:
-    """Raises DataError for images that PNG does not hold."""
+    """Raises DataError unless images have 1 or 3 channels, which PNG can hold."""
     if channels not in _MODES:
         raise DataError(
             f"images of {channels} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can"
@@ -169,7 +187,7 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def read_png(path: Path) -> Tensor:
-    """uint8 [C, H, W] of a PNG written by `encode_png`."""
+    """A PNG written by `encode_png` as uint8 [C, H, W]."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -178,5 +196,5 @@ def read_png(path: Path) -> Tensor:
 
 
 def _upright(image: Tensor) -> np.ndarray[Any, Any]:
-    """[C, H, W] as [H, W, C]."""
+    """[C, H, W] -> array [H, W, C]."""
     return image.permute(1, 2, 0).numpy()

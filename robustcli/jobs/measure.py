@@ -31,9 +31,9 @@ class Shards:
     """Where the verdicts of an evaluation are kept, and which of them this run measures.
 
     Args:
-        folder: of the shards; what is proven there is not measured again.
-        share: (i, n), only this part of them; None = all.
-        accepted: called when the folder turned out to belong to this evaluation.
+        folder: of the shards. A shard that is whole there is not measured again.
+        share: (i, n): this run measures part i of n; None = all.
+        accepted: called once the folder is known to hold this evaluation.
     """
 
     folder: Path
@@ -55,11 +55,14 @@ def measure(
     """Run the configured attacks over the chosen samples.
 
     Args:
+        setting: device, data, ball and configuration.
+        model: what is attacked.
+        console: shows the progress bar.
         stop: raises to interrupt.
         extra: attacks behind the configured ones.
         shards: where verdicts are kept; None = nowhere.
-        audit: whether a short list of attacks is audited, where it asks for that.
-        done: sees each batch before it is forgotten.
+        audit: whether a short list of attacks is audited.
+        done: called with each batch before it is forgotten.
 
     Returns the evaluation and its records: clean, each attack, worst case.
     """
@@ -87,7 +90,10 @@ def measure(
 
 
 def check_attacks(setting: Setting, extra: Sequence[AttackCall] = ()) -> None:
-    """Raises UsageError for what would be found out only after the run directory was made."""
+    """Raises UsageError for two attacks with one label, or a target that is no class of the data.
+
+    It is called before the run directory is made.
+    """
     config, classes = setting.config, len(setting.data.classes)
     labels = [call.label for call in [*eval_plan(setting, config.attacks).attacks, *extra]]
     if len(set(labels)) < len(labels):
@@ -104,7 +110,10 @@ def check_attacks(setting: Setting, extra: Sequence[AttackCall] = ()) -> None:
 
 
 def check_share(setting: Setting, share: tuple[int, int] | None, *, needs_all: bool) -> None:
-    """Raises UsageError when part i of n is empty, or when something was asked for that needs all parts."""
+    """Raises UsageError when part i of n has no shard, or with `needs_all` when n > 1.
+
+    needs_all: the user asked for something that needs the whole evaluation.
+    """
     if share is None:
         return
     i, n = share
@@ -134,7 +143,7 @@ def _plan(setting: Setting, extra: Sequence[AttackCall], n: int, audit: bool) ->
 
 
 def _count(setting: Setting, n: int) -> int:
-    """How many shards n samples make."""
+    """Number of shards that n samples make."""
     return -(-n // setting.config.eval.shard_size)
 
 
@@ -146,7 +155,7 @@ def _numbers(setting: Setting, n: int, shards: Shards | None) -> list[int] | Non
 
 
 def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: Console) -> OpenStore | None:
-    """What opens the shards once the plan is final; None = verdicts are kept nowhere."""
+    """A function that opens the shard store once the plan is final; None = verdicts are kept nowhere."""
     if shards is None:
         return None
 
@@ -159,14 +168,17 @@ def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: 
 
 
 class _Tally:
-    """Accuracy so far, beside the progress bar."""
+    """Clean and robust accuracy so far, shown beside the progress bar."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._n = self._right = self._standing = 0
 
     def add(self, n: int, right: Tensor, standing: Tensor) -> None:
-        """n more samples: bool tensors of those right on the clean image, and under every attack."""
+        """Add n samples.
+
+        right, standing: bool [n], right on the clean image, and under every attack.
+        """
         if not n:
             return
         self._n += n

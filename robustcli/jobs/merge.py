@@ -36,8 +36,9 @@ from robustcli.terminal.console import Console
 def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     """Merge as asked; returns the `eval` document. The model is not needed.
 
-    Raises UsageError: no shards there, or parts of different evaluations.
-    DataError: two runs disagree on a sample.
+    Raises:
+        UsageError: no shards there, or parts of different evaluations.
+        DataError: two runs disagree on a sample.
     """
     document = Document("eval")
     check_metrics(flags.fail_under)
@@ -56,6 +57,7 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
 
 
 def _folders(runs: str) -> list[Path]:
+    """The run directories that --merge names. Raises UsageError when it names none."""
     paths = [Path(text.strip()) for text in runs.split(",") if text.strip()]
     if not paths:
         raise UsageError("--merge names no run", hint="--merge RUN,RUN,...")
@@ -63,7 +65,10 @@ def _folders(runs: str) -> list[Path]:
 
 
 def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluation]:
-    """What all parts share, and their verdicts put together, audited ones too."""
+    """(the common header, the verdicts of all parts together). The audits of the parts are included.
+
+    Raises UsageError when no shard is complete.
+    """
     shards = [folder / "shards" for folder in folders]
     header, results = merge_shards(shards, console.warn)
     if not results:
@@ -82,7 +87,7 @@ def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluati
 
 
 def _rows(header: Header, result: Evaluation) -> list[EvalRow]:
-    """The records, from what the header says of the evaluation."""
+    """The records of the verdicts; data, model and ball are read from the header."""
     about, plan = header.about, header.plan
     common = {
         "data": about["data"],
@@ -97,7 +102,7 @@ def _rows(header: Header, result: Evaluation) -> list[EvalRow]:
 
 
 def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
-    """Verdicts of the shards put together, with the alarms that need all of them."""
+    """The verdicts of the shards as one evaluation, with the alarms that need all samples."""
     calls = tuple(_call(call) for call in header.plan["attacks"])
     seconds, passes, tallies = Counter[str](), Counter[str](), Counter[str]()
     for part in results:
@@ -124,7 +129,7 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
 
 
 def _call(stored: dict[str, Any]) -> AttackCall:
-    """An attack of a stored plan: enough for tables; it can no longer be run."""
+    """An attack of a stored plan, for tables only: it cannot be run."""
 
     def gone(*args: Any, **params: Any) -> Tensor:
         raise AssertionError("an attack read from a shard header is not run")

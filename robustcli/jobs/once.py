@@ -1,4 +1,4 @@
-"""What there is to say is said at its first time only."""
+"""Keeps a repeated work from repeating its messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def each_once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say` for a work that is repeated: a text that was said before is left out."""
+    """`say` without repetitions: a text is passed on the first time only."""
     heard: set[str] = set()
 
     def once(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What is written and shown of a finished evaluation: records, tables, alarms, summary, document."""
+"""Writes and shows a finished evaluation: records, tables, alarms, summary, document."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def report(
     console: Console,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write and show everything, and end the run; returns the document. more: keys of this verb alone."""
+    """Write and show everything, and mark the run as done; returns the document.
+
+    more: further keys of the document.
+    """
     write_rows(run, rows)
     partial = _partial(result)
     _show(result, rows, partial, console)
@@ -45,14 +48,17 @@ def report(
 
 
 def refuse_unreliable(result: Evaluation, run: Run, strict: bool) -> None:
-    """--strict: raises UnreliableError (exit 10) for a verdict with alarms; the run keeps its numbers."""
+    """With --strict: raises UnreliableError (exit 10) for an evaluation with alarms.
+
+    What the run has written stays.
+    """
     if strict and result.reliability != "ok":
         names = ", ".join(_alarm_names(result))
         raise UnreliableError(f"the evaluation is {result.reliability}: {names}", where=str(run.path))
 
 
 def _partial(result: Evaluation) -> str:
-    """What must be said of numbers that are not final; empty when they are."""
+    """The warning that the numbers are not final, with the shards measured so far; "" when all are."""
     if result.complete:
         return ""
     done, of = result.shards

@@ -1,4 +1,4 @@
-"""What it takes to repeat a run: two files in its directory, and a command."""
+"""What repeats a run: two files in its directory, and one command."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CONFIG = "config.resolved.yaml"
 
 
 def write_inputs(run: Run | Follower, config: Config) -> None:
-    """The resolved configuration, which runs again unchanged, and the versions it ran with."""
+    """Write the resolved configuration, which runs again unchanged, and the versions it ran with."""
     run.write_text(CONFIG, dump_config(config.model_copy(update={"out": None})))
     run.write_json("env.json", environment())
 
 
 def same_again(run: Run, command: str) -> str:
-    """The sentence of summary.md that names the command with the resolved configuration behind it."""
+    """The sentence of summary.md with the command that repeats the run."""
     line = printable(f"{command} {run.path / CONFIG}").replace("`", " ")
     return f"The same again: `{line}`."

@@ -1,4 +1,4 @@
-"""How a training run goes on: from which checkpoint, whether it may, what of its progress counts."""
+"""How a training run resumes: from which checkpoint, whether it may, and what of its progress counts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _ENDS = ("patience", "overfitting", *_BUDGET)
 
 
 def newest_checkpoint(run: Run | Follower, ranks: Ranks, console: Console) -> Snapshot | None:
-    """The newest checkpoint that verifies, or None; rank 0 first removes what an interrupted save left."""
+    """The newest checkpoint that verifies, or None.
+
+    Rank 0 first removes what an interrupted save left.
+    """
     if ranks.main:
         for stale in sweep(run.checkpoints):
             console.info(f"removed {stale.name}, left by an interrupted save")
@@ -38,13 +41,14 @@ def check_same_experiment(
     override: Sequence[str],
     warn: Callable[[str], None],
 ) -> None:
-    """Raises UsageError E-RESUME for other data, or for another value of a key that makes another experiment.
+    """Raises UsageError E-RESUME for other data, or for a key whose change makes another experiment.
 
     Args:
         stored: what the checkpoint says of its run.
-        tree: the configuration now, as a tree. digest: of the training data now.
+        tree: the present configuration, as a tree.
+        digest: hash of the present training data.
         override: keys whose change the user allows.
-        warn: told of a change that is no obstacle.
+        warn: told of a change that is allowed.
     """
     if stored.get("data", {}).get("digest") != digest and "data" not in override:
         raise UsageError(
@@ -58,9 +62,16 @@ def check_same_experiment(
 def progress_from(
     stored: Mapping[str, Any], tree: Mapping[str, Any], world: int, warn: Callable[[str], None]
 ) -> Progress:
-    """The progress in a checkpoint, without the budget and the end that the configuration `tree` has changed.
+    """The progress in a checkpoint, adapted to the present configuration.
 
-    world: how many processes train now; `warn` is told when there were others.
+    A changed budget is computed anew. A run that had ended early goes on when the budget, the patience or the
+    reaction to overfitting has changed.
+
+    Args:
+        stored: what the checkpoint says of its run.
+        tree: the present configuration, as a tree.
+        world: number of processes now.
+        warn: told when the run had another number of processes.
     """
     progress = Progress(**stored["progress"])
     if progress.world != world:
@@ -77,7 +88,10 @@ def progress_from(
 
 
 def repoint(checkpoints: Path, name: str, progress: Progress) -> None:
-    """Move the pointers to checkpoint `name`: a kill may have come between its save and them."""
+    """Point "last", and "best" where it is the best, to checkpoint `name`.
+
+    A kill may have come between the save of this checkpoint and its pointers.
+    """
     point(checkpoints, "last", name)
     if progress.best.get("step", progress.step) == progress.step:
         point(checkpoints, "best", name)
@@ -88,9 +102,9 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[s
 
 
 def _completed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored configuration with the defaults of keys that came later, under which it was trained.
+    """A stored configuration with the defaults of keys that were added since; the run was trained under them.
 
-    As it is when it is no longer valid.
+    A stored configuration that is no longer valid is returned unchanged.
     """
     try:
         return Config.model_validate(tree).model_dump(mode="json")

@@ -51,7 +51,7 @@ def train_seeds(loaded: Loaded, console: Console, flags: TrainFlags, text: str) 
 
 
 def _of_seed(config: Config, seed: int) -> Config:
-    """The run of one seed: NAME-seedS, or OUT/seed-S."""
+    """The configuration of one seed: its run is NAME-seedS, or OUT/seed-S."""
     out = f"{config.out}/seed-{seed}" if config.out else None
     return config.model_copy(
         update={"seed": seed, "name": f"{config.name}-seed{seed}"[:_LONGEST], "out": out}
@@ -59,7 +59,10 @@ def _of_seed(config: Config, seed: int) -> Config:
 
 
 def _with_one_source(config: Config, first: int, console: Console, flags: TrainFlags) -> Config:
-    """The same source for all seeds: by the second one, ``latest`` may be the run of the first."""
+    """The configuration with ``latest`` replaced by one run for all seeds.
+
+    Without it, the second seed would find the first seed's run behind ``latest``.
+    """
     begun = None
     if flags.resume:
         of_first = _of_seed(config, first)
@@ -68,7 +71,10 @@ def _with_one_source(config: Config, first: int, console: Console, flags: TrainF
 
 
 def _spread(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Metric -> mean, median, standard deviation and values of the best checkpoints, where measured."""
+    """Metric -> mean, median, standard deviation and values over seeds, of the best checkpoints.
+
+    A metric that no run has measured is left out.
+    """
     spread = {}
     for metric in _METRICS:
         values = [answer["best"][metric] for answer in answers if answer["best"][metric] is not None]

@@ -1,4 +1,7 @@
-"""What a shard's verdicts depend on: shards with another header are not of the same evaluation."""
+"""The header of an evaluation's shards: all that their verdicts depend on.
+
+Shards with different headers belong to different evaluations.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _KNOWN = (
 def header_of(
     setting: Setting, model: nn.Module, plan: EvalPlan, ids: Tensor, alarms: Sequence[Alarm]
 ) -> Header:
-    """The header of an evaluation's shards: model, data, judging code, final plan and all chosen samples."""
+    """The header: model, data, source of the judging code, final plan, and samples `ids`, int64 [n]."""
     config, data, hashes = setting.config, setting.data, hashes_of(setting, model)
     about = {
         "data": data.name,
@@ -50,7 +53,7 @@ def header_of(
 
 
 def forward_digest(model: nn.Module) -> str:
-    """Hash of a model's structure and of the source of its own code, which its weights say nothing of."""
+    """Hash of a model's structure and of the source of its modules; its weights do not tell these."""
     digest = hashlib.sha256(repr(model).encode())
     kinds = {type(module) for module in model.modules()}
     for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
@@ -61,7 +64,7 @@ def forward_digest(model: nn.Module) -> str:
 
 
 def _source(kind: type) -> bytes:
-    """The file of a class; empty for one defined at a prompt, whose name must do."""
+    """The source file of a class; b"" for one that has none, which is hashed by its name alone."""
     try:
         return Path(inspect.getsourcefile(kind) or "").read_bytes()
     except (TypeError, OSError):

@@ -29,7 +29,7 @@ _ROOTS = {"linf": 0.0, "l2": 0.5, "l1": 1.0}  # norm -> 1/p
 
 
 def check_sweep(sweep: Sweep, setting: Setting) -> None:
-    """Raises UsageError for a radius in the wrong unit, or when no attack has the swept parameter."""
+    """Raises UsageError for a linf radius beyond 1, or when no attack has the swept parameter."""
     if sweep.key == "eps" and setting.ball.norm == "linf" and sweep.values[-1] > 1:
         last = sweep.values[-1]
         raise UsageError(
@@ -45,11 +45,11 @@ def check_sweep(sweep: Sweep, setting: Setting) -> None:
 def run_sweep(
     setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None], sweep: Sweep, run: Run
 ) -> tuple[list[dict[str, Any]], list[Alarm]]:
-    """The rows of all values, as JSON objects, and the alarms they raise.
+    """(the rows of all values as JSON objects, the alarms that they raise).
 
     Writes sweep.jsonl and plots/sweep_KEY.png and shows a table.
-    A point that was found at a smaller radius stays valid at a larger one. So a sweep over eps attacks only
-    the samples that still stand, and its accuracy never rises. A sweep over steps or restarts asks whether
+    A sweep over eps attacks only the samples that still stand: a point that was found at a smaller radius is
+    valid at a larger one. Its accuracy therefore never rises. A sweep over steps or restarts shows whether
     accuracy reaches a plateau, and measures every value anew. For distance see `jobs.distances`.
     """
     check_sweep(sweep, setting)
@@ -70,19 +70,20 @@ def run_sweep(
 
 
 def grey_radius(setting: Setting) -> float:
-    """0.5 * d^(1/p): within this distance every image of d pixels can be made uniformly grey.
+    """0.5 * d^(1/p): within this distance every image of d pixel values can be made uniformly grey.
 
-    No model is right on many images there.
+    A model that is right on many images at this radius was attacked too weakly.
     """
     return 0.5 * float(math.prod(setting.data.shape) ** _ROOTS[setting.ball.norm])
 
 
 def sweep_alarms(sweep: Sweep, rows: Sequence[SweepRow], grey: float) -> list[Alarm]:
-    """What the shape of the curve says against the attack.
+    """Alarms from the shape of the curve.
 
-    `large-eps-survivors`: more than 1 % stand at a radius >= `grey`, where every image can be made grey.
-    `not-converged`: the last doubling of steps or restarts still broke more samples than chance allows (exact
-    sign test on the same samples, one-sided, 2.5 %).
+    `large-eps-survivors`: more than 1 % of the samples stand at a radius >= `grey`, where every image can be
+    made grey.
+    `not-converged`: the last doubling of steps or restarts broke more samples than chance allows. The test is
+    the exact sign test on the same samples, one-sided, at 2.5 %.
 
     Source: Carlini et al., On Evaluating Adversarial Robustness, 2019, arXiv:1902.06705, section 5.
     """
@@ -112,7 +113,7 @@ def _not_converged(last: SweepRow) -> list[Alarm]:
 
 
 def _show(setting: Setting, sweep: Sweep, rows: Sequence[SweepRow], run: Run, console: Console) -> None:
-    """The picture, the table, and how far a sweep over eps should go."""
+    """Draw the picture and show the table; for eps say how far a sweep should go that reaches accuracy 0."""
     total, norm = rows[-1].total, setting.ball.norm
     title = f"{setting.data.name}: {total.label}"
     if sweep.key != "eps":
@@ -130,5 +131,5 @@ def _show(setting: Setting, sweep: Sweep, rows: Sequence[SweepRow], run: Run, co
 
 
 def _accuracy(row: SweepRow) -> float:
-    """Right under all attacks, of all samples, in [0, 1]."""
+    """Share of all samples that are right under all attacks, in [0, 1]."""
     return row.total.correct / row.total.n

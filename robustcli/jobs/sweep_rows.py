@@ -1,4 +1,4 @@
-"""Accuracy at each value of a sweep: one `SweepRow` after the other."""
+"""Accuracy at each value of a sweep, one `SweepRow` per value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def sweep_rows(
     stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[SweepRow]:
-    """One row per value, as soon as it is measured. stop: raises to interrupt. say: one line to the user."""
+    """One row per value, yielded when it is measured.
+
+    stop: raises to interrupt. say: shows one line to the user.
+    """
     split, positions = samples(setting)
     plan, said = _plan(setting, sweep), each_once(say)
 
@@ -64,9 +67,9 @@ def sweep_rows(
 
 
 def swept_calls(calls: Sequence[AttackCall], key: str) -> list[AttackCall]:
-    """The attacks inside the ball that have the swept parameter, labelled without its value.
+    """The attacks in the ball that have the parameter `key`, labelled without its value.
 
-    Raises UsageError when there is none.
+    For eps these are all attacks in the ball. Raises UsageError when there is none.
     """
     bounded = [call for call in calls if call.bounded]
     if key == "eps":
@@ -78,21 +81,21 @@ def swept_calls(calls: Sequence[AttackCall], key: str) -> list[AttackCall]:
 
 
 def _some(calls: list[AttackCall], key: str, what: str) -> list[AttackCall]:
-    """`calls`; raises UsageError when there is none that does `what`."""
+    """`calls`. Raises UsageError when it is empty: none of the attacks `what`, such as "takes steps"."""
     if not calls:
         raise UsageError(f"--sweep {key}: none of the attacks {what}", where="eval.sweep")
     return calls
 
 
 def _plan(setting: Setting, sweep: Sweep) -> EvalPlan:
-    """The configured plan with the attacks that are swept, without a diagnosis or an audit at each value."""
+    """The configured plan with the swept attacks, without diagnosis and audit."""
     config = setting.config
     plan = eval_plan(setting, config.attacks, target=config.eval.target)
     return replace(plan, attacks=swept_calls(plan.attacks, sweep.key), checks=0, audit=None)
 
 
 def _at(plan: EvalPlan, key: str, value: float) -> EvalPlan:
-    """The plan at one value; a configured step_size keeps its share of the radius."""
+    """The plan at one value. For eps a configured step_size is scaled with the radius."""
     if key != "eps":
         return replace(plan, attacks=[_with(call, key, value) for call in plan.attacks])
     attacks = []
@@ -110,12 +113,12 @@ def _with(call: AttackCall, name: str, value: float) -> AttackCall:
 
 
 def _kept(split: Split, positions: Tensor, ids: Tensor) -> Tensor:
-    """Those of `positions` that hold the samples `ids`."""
+    """The `positions`, int64 [n], whose samples have one of the `ids`."""
     return positions[torch.isin(split.ids[positions], ids)]
 
 
 def _common(setting: Setting, model: nn.Module, clean: Evaluation) -> dict[str, Any]:
-    """What all rows of a sweep share."""
+    """The fields that all rows of a sweep share."""
     config = setting.config
     return {
         "data": setting.data.name,
@@ -130,15 +133,15 @@ def _common(setting: Setting, model: nn.Module, clean: Evaluation) -> dict[str, 
 
 
 def _total(plan: EvalPlan, **measured: Any) -> EvalRow:
-    """The verdicts under all attacks of the plan together."""
+    """The record of the verdicts under all attacks of the plan together."""
     label = ", ".join(call.label for call in plan.attacks)
     return EvalRow(kind="worst", label=label, eps=plan.ball.eps, **measured)
 
 
 def _since_half(standing: Mapping[float, Tensor], value: float) -> Change | None:
-    """What changed since the largest earlier value that is at most half of this one; None without one.
+    """What changed since the largest earlier value <= value / 2; None without such a value.
 
-    standing: value -> positions of the samples that stand there.
+    standing: value -> int64, positions of the samples that stand at it.
     """
     earlier = max((other for other in standing if 0 < other <= value / 2), default=None)
     if earlier is None:

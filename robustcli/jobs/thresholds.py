@@ -1,4 +1,4 @@
-"""`--fail-under METRIC=VALUE`: the least that an evaluation must reach."""
+"""`--fail-under METRIC=VALUE`: the smallest value of a metric that passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _METRICS = ("clean_acc", "robust_acc", "attack_success")
 
 
 def check_metrics(fail_under: Mapping[str, float]) -> None:
-    """Raises UsageError for a metric that no evaluation has, before any work is done."""
+    """Raises UsageError for a metric that no evaluation has. It is called before any work."""
     for name in fail_under:
         if name not in _METRICS:
             raise UsageError(
@@ -22,7 +22,7 @@ def check_metrics(fail_under: Mapping[str, float]) -> None:
 
 
 def verdicts(document: Mapping[str, Any], fail_under: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One verdict per threshold: plain >=."""
+    """One verdict per threshold: it passes when the value is >= the threshold."""
     least = {name: float(value) for name, value in fail_under.items()}
     return [
         {"metric": name, "min": low, "value": document[name], "passed": bool(document[name] >= low)}

@@ -48,7 +48,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
 
 
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:
-    """What the training would cost; what cannot be put together is found here too."""
+    """The plan of the training: its cost. Raises the errors of one that cannot be put together."""
     setting = prepare(pinned(config), console)
     model = ModelSource.of(setting, flags).to_train()
     make_engine(setting, model, solo(), lambda: None, console.warn)
@@ -56,7 +56,7 @@ def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, A
 
 
 def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
-    """Rank 0 opens the run directory and holds its lock; the others learn where it is and write nothing."""
+    """Rank 0 opens the run directory and holds its lock; the others get its path and write nothing."""
     if not ranks.main:
         path, resumed = ranks.broadcast(None)
         return Follower(Path(path), resumed=resumed)
@@ -77,7 +77,7 @@ def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
 
 
 def _with_one_model(config: Config, run: Run | Follower, ranks: Ranks, console: Console) -> Config:
-    """The configuration with the model that rank 0 finds behind ``latest``, the same on all ranks."""
+    """The configuration with ``latest`` in its model replaced by the run that rank 0 finds, on all ranks."""
     found = None
     if ranks.main:
         resumed = run.path if run.resumed else None
@@ -86,6 +86,7 @@ def _with_one_model(config: Config, run: Run | Follower, ranks: Ranks, console: 
 
 
 def _prepared(config: Config, run: Run | Follower, console: Console) -> Setting:
+    """The setting. A run that is interrupted here is marked as resumable."""
     try:
         return prepare(config, console)
     except Interrupted:  # there is nothing to save yet, and --resume begins anew

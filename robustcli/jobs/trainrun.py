@@ -1,4 +1,4 @@
-"""One training in one run directory: what is put together for it, how it begins or goes on, how it ends."""
+"""One training in one run directory: how it is put together, how it begins or resumes, how it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHECKPOINTS = 2.2  # a save needs the room of two, and some more
 
 
 class TrainRun:
-    """Ties a `Trainer` to one run directory."""
+    """Connects a `Trainer` with one run directory."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class TrainRun:
             self.log.show(Examples(setting, published, engine.val, positions, stop))
 
     def _open_log(self, meta: dict[str, Any], common: dict[str, Any]) -> TrainLog:
-        """Rank 0 writes; the others, which hold a `Follower`, do not."""
+        """The log of this rank: rank 0 writes, the others have a `Follower` and write nothing."""
         if isinstance(self.run, Follower):
             return Silent()
         return Written(self.run, self.setting, self.config_tree, meta, self.digest, self.console, common)
@@ -94,7 +94,7 @@ class TrainRun:
     # ---- before the first step -----------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Continue from the newest checkpoint that verifies; a run without one starts anew."""
+        """Continue from the newest checkpoint that verifies; without one start from step 0."""
         if not self.run.resumed:
             return
         snapshot = newest_checkpoint(self.run, self.ranks, self.console)
@@ -113,7 +113,7 @@ class TrainRun:
         self.console.info(f"resuming at step {progress.step} from {snapshot.path}")
 
     def _fix_budget(self) -> None:
-        """Raises UsageError when a resumed run has made more steps than the new budget holds."""
+        """Fix the number of steps. Raises UsageError when a resumed run has made more steps than that."""
         progress = self.trainer.progress
         if progress.max_steps:
             return
@@ -131,7 +131,7 @@ class TrainRun:
         preflight(self.run.path, int(_CHECKPOINTS * size))
 
     def _plan(self) -> str:
-        """What is about to be trained, and how, on one line."""
+        """One line for the user: model, data, losses, steps, precision and attack."""
         trainer, config = self.trainer, self.setting.config
         losses = " + ".join(
             spec.name for spec in (config.objective, *config.regularizers, *config.train.hooks)
@@ -154,7 +154,10 @@ class TrainRun:
     # ---- the training --------------------------------------------------------------------------------------
 
     def _to_the_end(self) -> Progress:
-        """Train with a progress bar; write what a resume needs after a signal, or the batch with a NaN."""
+        """Train with a progress bar.
+
+        After a signal the run holds what a resume needs, and after a NaN the batch in which it appeared.
+        """
         trainer = self.trainer
         begun = trainer.progress
         try:
@@ -170,7 +173,7 @@ class TrainRun:
             raise
 
     def _fields(self, progress: Progress, rate: float, waiting: float) -> dict[str, Any]:
-        """What the progress bar shows."""
+        """The fields of the progress bar. rate: images/s. waiting: share of the time without data."""
         loss = progress.loss_sums.get("loss", 0.0) / max(1, progress.loss_count)
         fields = {"loss": f"{loss:.3f}", "img/s": f"{rate:.0f}", "waiting for data": f"{waiting:.0%}"}
         if progress.last.get("clean_acc") is not None:
@@ -180,7 +183,7 @@ class TrainRun:
         return fields
 
     def _preempted(self, error: Interrupted) -> Interrupted:
-        """The same interruption, with the words for the user; the status says where a resume begins."""
+        """`error` with the command that resumes; the run's status gets the step and the last checkpoint."""
         last = resolve_checkpoint(self.run.checkpoints, "last").relative_to(self.run.path)
         step = self.trainer.progress.step
         self.run.status(state="preempted", code=error.exit_code, step=step, last_checkpoint=str(last))
@@ -194,7 +197,7 @@ class TrainRun:
         )
 
     def _save_offending(self) -> None:
-        """The batch in which a NaN appeared; each rank the one that it saw."""
+        """Save the batch in which a NaN appeared. Each rank saves its own share."""
         if not self.trainer.offending:
             return
         rank = "" if self.ranks.main else f".rank{self.ranks.rank}"
@@ -206,7 +209,7 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def _common(setting: Setting, engine: Engine) -> dict[str, Any]:
-    """Fields that all records of the run share: the validation's attack, and what a step costs."""
+    """Fields that all records of the run share: data, model, cost of a step, validation attack."""
     common: dict[str, Any] = {
         "data": setting.data.name,
         "model": setting.config.model.name,

@@ -62,16 +62,16 @@ def transfer(
 
 
 def short_names(references: Sequence[str]) -> list[str]:
-    """Each reference by as few of its last path parts as tell it apart from the others, without its scheme.
+    """For each reference its shortest end, in path parts, that no other reference ends in.
 
-    Two equal references are numbered.
+    The scheme `run:` is dropped. Equal references are numbered.
     """
     paths = [reference.removeprefix("run:").rstrip("/").split("/") for reference in references]
     return numbered([_short_name(path, [other for other in paths if other != path]) for path in paths])
 
 
 def _short_name(path: list[str], others: Sequence[list[str]]) -> str:
-    """The shortest end of `path` that is no end of another."""
+    """The shortest end of `path` that no path of `others` ends in."""
     for length in range(1, len(path)):
         if all(other[-length:] != path[-length:] for other in others):
             return "/".join(path[-length:])
@@ -79,7 +79,7 @@ def _short_name(path: list[str], others: Sequence[list[str]]) -> str:
 
 
 def _check_request(config: Config, references: Sequence[str]) -> None:
-    """Raises UsageError for what no matrix is made of."""
+    """Raises UsageError for too few or too many models, or when a target is set."""
     if not 2 <= len(references) <= _MOST:
         raise UsageError(
             f"transfer needs 2 to {_MOST} models, got {len(references)}",
@@ -91,7 +91,7 @@ def _check_request(config: Config, references: Sequence[str]) -> None:
 
 
 def _check_attacks(plan: EvalPlan) -> None:
-    """Raises UsageError for an attack that has no ball to stay in."""
+    """Raises UsageError for an attack that leaves the ball."""
     if apart := [call.label for call in plan.attacks if not call.bounded]:
         raise UsageError(
             f"transfer is measured inside the ball, and {', '.join(apart)} leaves it",
@@ -101,9 +101,10 @@ def _check_attacks(plan: EvalPlan) -> None:
 
 
 def _config_of(config: Config, reference: str, k: int) -> Config:
-    """The configuration with the k-th model, `reference`; the configured one keeps parameters and weights.
+    """The configuration with `reference`, the k-th of --models, as its model.
 
-    Raises ConfigError for an unknown name.
+    The configured model keeps its parameters and weights when `reference` names it. Raises ConfigError for an
+    unknown name.
     """
     spec = config.model
     if spec.name != reference:
@@ -115,7 +116,7 @@ def _config_of(config: Config, reference: str, k: int) -> Config:
 
 
 def _load(setting: Setting, console: Console, flags: MeasureFlags) -> nn.Module:
-    """The model of a setting on its device; a failure names the model."""
+    """The model of a setting on its device. An error names the model."""
     try:
         return ModelSource.of(setting, flags).to_measure(console)
     except RobustCliError as error:

@@ -1,4 +1,4 @@
-"""What is written and shown of a transfer matrix: records, table, picture, alarms, summary."""
+"""Writes and shows a transfer matrix: records, table, picture, alarms, summary."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Rates = Sequence[Sequence[Rate | None]]
 
 @dataclass(frozen=True)
 class Subjects:
-    """What the matrix is about.
+    """Models and attacks of the matrix.
 
-    references: the models as the user named them. models: short name -> model, in the same order.
-    plan: of the attacks.
+    references: the models as the user named them. models: short name -> model, in the same order. plan: with
+    the attacks.
     """
 
     references: Sequence[str]
@@ -71,7 +71,7 @@ def report(
 
 
 def _rows(setting: Setting, subjects: Subjects, result: Transfer) -> list[TransferRow]:
-    """One record per pair, source by source."""
+    """One record per pair; the targets of the first source come first."""
     config, ball = setting.config, setting.ball
     digests = [state_digest(model) for model in subjects.models.values()]
     common: dict[str, Any] = {
@@ -103,7 +103,7 @@ def _rows(setting: Setting, subjects: Subjects, result: Transfer) -> list[Transf
 
 
 def _write(run: Run, rows: Sequence[TransferRow]) -> None:
-    """transfer.jsonl and results.csv."""
+    """Write transfer.jsonl and results.csv."""
     documents = [row.to_json() for row in rows]
     with JsonLines(run.path / "transfer.jsonl") as lines:
         for document in documents:
@@ -136,7 +136,7 @@ def _warn(console: Console, result: Transfer, alarms: Sequence[Alarm]) -> None:
 
 
 def _summary(run: Run, setting: Setting, subjects: Subjects, table: Table, alarms: Sequence[Alarm]) -> str:
-    """summary.md: the command, the matrix, the alarms, whom to cite."""
+    """The text of summary.md: the command, the matrix, the alarms, what to cite."""
     config = setting.config
     raised = [
         f"- **{alarm.level}** `{alarm.name}`: {printable(alarm.evidence)}; {printable(alarm.remedy)}"

@@ -1,4 +1,13 @@
-"""What only the command line says, and no configuration: one class per verb."""
+"""Flags of the command line that no configuration holds: one class per verb.
+
+Flags that several classes share:
+    out, overwrite: the run directory, and whether it may replace one.
+    resume: go on with the run of this name or directory.
+    dry_run: show what the work would cost, and do nothing.
+    smoke: a tiny version of the work.
+    plugin: FILE.py:factory, a user's model.
+    allow_pickle: whether weights may be read from a file that can run code.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +17,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """`train`. override_resume: keys that may change although the run goes on."""
+    """`train`. override_resume: keys of the configuration that may change in a resume."""
 
     resume: bool = False
     overwrite: bool = False
@@ -20,7 +29,7 @@ class TrainFlags:
 
 @dataclass(frozen=True)
 class MeasureFlags:
-    """`attack` and `transfer`, and what `eval` shares with them. plugin: FILE.py:factory, a user's model."""
+    """`attack` and `transfer`; `eval` has these flags too."""
 
     overwrite: bool = False
     dry_run: bool = False
@@ -35,7 +44,7 @@ class EvalFlags(MeasureFlags):
     Args:
         strict: a suspect or invalid evaluation is an error.
         shard: I/N, measure only this part.
-        surrogate: a model whose adversarial images are tried too.
+        surrogate: reference of a model; points made on it are shown to the measured one.
         cross_check: the library that runs the same attacks again.
         attack_plugin: FILE.py:NAME, an attack of the user's own.
     """
@@ -56,7 +65,7 @@ class MergeFlags:
         runs: run directories, comma-separated.
         out, name, overwrite: where the merged evaluation goes.
         strict: a suspect or invalid evaluation is an error.
-        fail_under: metric -> least value; of the whole, not of a part.
+        fail_under: metric -> smallest value that passes, for the merged evaluation.
     """
 
     runs: str
@@ -69,7 +78,7 @@ class MergeFlags:
 
 @dataclass(frozen=True)
 class BenchFlags:
-    """`bench`. auto_batch: try growing batches and go on with the fastest."""
+    """`bench`. auto_batch: try growing batch sizes and measure with the fastest."""
 
     overwrite: bool = False
     smoke: bool = False

@@ -25,11 +25,14 @@ _BATCH_NORM: dict[str, Literal["eval", "batch"]] = {"eval": "eval", "train": "ba
 class Ascent:
     """x_adv = attack(x), on a search twin of the model or on the model itself.
 
-    Flags, weights and buffers of the model are as before afterwards.
+    Afterwards flags, weights and buffers of the model are as before.
 
     Args:
         settings: model, inner loss, attack and search; see `StepSettings`.
-        forward: the model as it is trained; it is attacked where there is no twin.
+        forward: the model as it is trained. It is attacked where there is no twin.
+
+    Attributes:
+        twin_note: why there is no twin although one was asked for; "" otherwise.
     """
 
     def __init__(self, settings: StepSettings, forward: Forward) -> None:
@@ -47,13 +50,15 @@ class Ascent:
         y_soft: Tensor | None,
         progress: float,
     ) -> Tensor:
-        """x_adv [B, C, H, W] in the ball of the share `progress` of the run.
+        """x_adv [B, C, H, W], by the attack and in the ball of the share `progress` of the run.
 
         Args:
             x: clean pixels [B, C, H, W] in [0, 1], in the memory format of training.
-            y: labels int64 [B]; y_soft: label distributions [B, K], or None.
+            y: labels int64 [B].
             rng: one random stream per row, for the start of the attack.
             parts: the rows of each micro-batch; they cover x in order.
+            y_soft: label distributions [B, K], or None.
+            progress: in [0, 1].
         """
         model, (attack, ball) = self.settings.model, self.settings.threat(progress)
         with frozen(model, bn=_BATCH_NORM[self.settings.attack_bn]):
@@ -68,14 +73,14 @@ class Ascent:
     def _oracle(
         self, searcher: Classifier, x: Tensor, y: Tensor, y_soft: Tensor | None, rng: RowRandom
     ) -> Oracle:
-        """What answers the attack on one micro-batch."""
+        """The oracle that answers the attack on one micro-batch."""
         assert self.settings.inner is not None, "nothing to ascend"
         clean = partial(_logits, searcher, x)
         loss = bind_inner(self.settings.inner, y, y_soft=y_soft, clean=clean, **self.settings.inner_params)
         return Oracle(searcher, x, Criterion(y), loss=loss, rng=rng, stop=self.settings.stop)
 
     def _searcher(self, x: Tensor) -> Classifier:
-        """The twin with the present weights, or the model itself; the first call compares both on x."""
+        """The twin with the present weights, or the model itself. The first call compares both on x."""
         if not self._twin_tried:
             self._twin = self._make_twin(x)
             self._twin_tried = True
@@ -84,7 +89,7 @@ class Ascent:
         return self._twin or self._forward
 
     def _make_twin(self, x: Tensor) -> SearchTwin | None:
-        """The twin where one is wanted and answers on x as the model does."""
+        """The twin; None where none is wanted or its answers on x differ from the model's."""
         settings = self.settings
         if settings.search.plain or settings.attack_bn != "eval" or settings.data_parallel:
             return None
@@ -99,5 +104,5 @@ def _logits(searcher: Classifier, x: Tensor) -> Tensor:
 
 
 def some_rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
-    """These rows of a tensor that may be absent."""
+    """tensor[rows]; None for None."""
     return None if tensor is None else tensor[rows]

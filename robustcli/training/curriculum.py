@@ -1,4 +1,4 @@
-"""Curriculum of the inner attack: how far and how long it searches at each moment of a run."""
+"""Curriculum of the inner attack: its radius and its number of steps at each moment of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from robustcli.registry import parameters
 class Curriculum:
     """eps(t) = r(t) eps,  r(t) = s + (1 - s) min(1, t / u);  n(t) = n_0 + floor((n - n_0) min(1, t / v)).
 
-    n(t) is the number of attack steps, t the share of all training steps done. A step size follows the
-    radius: a(t) = r(t) a. All of it depends on t alone, so a resumed run repeats it and nothing is saved. A
-    guard may add steps (`more_steps`) and remembers them itself.
+    t is the share of all training steps done, and n(t) the number of attack steps. A step size follows the
+    radius: a(t) = r(t) a. Everything depends on t alone, so nothing is saved and a resumed run repeats it. A
+    guard may add steps (`more_steps`); the guard remembers them.
 
     Args:
         fn: a registered attack of kind "fixed", (oracle, x, ball, *, ...) -> x_adv.
-        params: its bound parameters. An explicit `step_size` is a length in pixel units (see `at`).
-        ball: the whole threat; eps in pixel units of [0, 1].
+        params: its bound parameters. A given `step_size` is a length in pixel units, see `at`.
+        ball: the threat at the end of the curriculum; eps in pixel units of [0, 1].
         eps_start: s, factor on eps at t = 0, in [0, 1].
         eps_until: u, share of all steps after which eps is whole, in [0, 1); 0 = whole from the first step.
         steps_start: n_0, attack steps at t = 0, from 1 to the configured n; None = n.
@@ -57,6 +57,7 @@ class Curriculum:
             self._check_first_steps(self.steps_start)
 
     def _check_first_steps(self, first: int) -> None:
+        """Raises ValueError for steps_start of an attack without `steps`, or outside 1 to n."""
         if self.steps is None:
             name = getattr(self.fn, "__name__", "this attack")
             raise ValueError(f"steps_start needs an attack with the parameter steps; {name} has none")
@@ -65,7 +66,7 @@ class Curriculum:
 
     @cached_property
     def steps(self) -> int | None:
-        """n, the configured steps of the attack; None where it has no such parameter and cannot take more."""
+        """n, the configured steps of the attack; None where it has no parameter `steps`."""
         known = parameters(self.fn).get("steps")
         if known is None:
             return None
@@ -92,10 +93,10 @@ class Curriculum:
         return first + math.floor((n - first) * risen) + more_steps
 
     def at(self, t: float, more_steps: int = 0) -> tuple[Callable[[Oracle, Tensor, Ball], Tensor], Ball]:
-        """(attack, ball) at the share t in [0, 1] of the run; the attack expects that ball.
+        """(attack, ball) at the share t in [0, 1] of the run. The attack is made for this ball.
 
-        An explicit step size of the attack follows the radius and the number of steps, see `_step_size`. At
-        eps(t) = 0 the attack answers x and asks the model nothing.
+        A given step size is scaled with the radius and shortened for added steps, see `_step_size`. At eps(t)
+        = 0 the attack returns x without a model pass.
 
         Raises ValueError as `steps_at` does.
         """
@@ -111,11 +112,11 @@ class Curriculum:
         return partial(self.fn, **params), ball
 
     def _step_size(self, a: float, m: int | None) -> float:
-        """min(a, max(n a, 2.5 eps) / m) for m steps in place of n, at the whole radius.
+        """min(a, max(n a, 2.5 eps) / m): the step size for m steps in place of n, at the whole radius.
 
-        Up to n steps it stays a. More steps are shorter: together they reach as far as n steps did, and at
-        least 2.5 eps as pgd's own do. Without `clip` (N-FGSM) nothing takes an overshoot back, so the reach
-        stays n a.
+        Up to n steps it is a. More than n steps are shorter, so that together they reach as far as n steps
+        did, but not less than 2.5 eps, which is pgd's own reach. N-FGSM sets `clip` to false: nothing takes
+        an overshoot back, so the reach stays n a.
         """
         if m is None or self.steps is None or m <= self.steps:
             return a
@@ -135,7 +136,7 @@ def _risen(t: float, until: float) -> float:
 def _unmoved(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
     """x_adv = x, the only point of a ball of radius 0.
 
-    The configured attack cannot be used there: attacks refuse a step size of 0, and N-FGSM's noise leaves
+    The configured attack cannot run there. Attacks refuse a step size of 0, and the noise of N-FGSM leaves
     the ball.
     """
     return oracle.result(x)

@@ -46,10 +46,10 @@ class Descent:
         )
 
     def __call__(self, batches: Sequence[Batch], progress: float) -> LossTerms:
-        """One update from the micro-batches of one batch; each counts by its share of the images.
+        """One update from the micro-batches of one batch. Each micro-batch counts by its share of the images.
 
         Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, the same on
-        all ranks; parameters, buffers and hooks are then as before.
+        all ranks. Parameters, buffers and hooks are then as before.
         """
         buffers = _copies(self.model.buffers())
         self.model.train()
@@ -71,7 +71,7 @@ class Descent:
         return terms
 
     def _accumulate(self, batches: Sequence[Batch], context: StepContext) -> LossTerms:
-        """The loss terms; `.grad` then holds what the optimiser needs, the same on all ranks."""
+        """The loss terms. Afterwards `.grad` holds what the optimiser needs, the same on all ranks."""
         with shared_faults(self.ranks):
             for hook in self.hooks:
                 hook.before_loss(context)
@@ -130,7 +130,7 @@ class Descent:
         return sums
 
     def _average(self) -> None:
-        """Gradients and floating buffers (BatchNorm statistics) become their means over the ranks."""
+        """Replace gradients and float buffers (BatchNorm statistics) by their means over the ranks."""
         if self.ranks.world == 1:
             return
         for parameter in self.model.parameters():
@@ -140,7 +140,10 @@ class Descent:
         self.ranks.mean([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
 
     def _check_gradient(self) -> None:
-        """Undo the loss scaling, refuse a gradient that is not finite, clip the others."""
+        """Undo the loss scaling and clip the gradient.
+
+        Raises NumericsError for a gradient that is not finite, except under fp16 loss scaling.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(self._present_gradients())
         # fp16 gradients overflow now and then: the scaler skips such a step and lowers its scale.
@@ -161,7 +164,7 @@ def _averages(hook: Hook) -> bool:
 
 
 def _copies(buffers: Iterator[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """(buffer, copy of what it holds now)."""
+    """(buffer, copy of its present content) for each buffer."""
     return [(buffer, buffer.clone()) for buffer in buffers]
 
 
@@ -172,7 +175,7 @@ def _write_back(copies: list[tuple[Tensor, Tensor]]) -> None:
 
 @contextmanager
 def _final(what: str) -> Iterator[None]:
-    """Out of memory inside ends the run.
+    """Turn out-of-memory inside into ResourceError E-OOM, which ends the run.
 
     Some weights, or some ranks, may have gone on already, so the step cannot be tried again.
     """

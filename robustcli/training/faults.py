@@ -1,4 +1,4 @@
-"""What may stop a step before anything has changed, and how all ranks learn of it."""
+"""Faults that stop a step before anything has changed, and how all ranks learn of one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FAULTS: tuple[type[BaseException], ...] = (Interrupted, torch.OutOfMemoryError, 
 
 @dataclass
 class Caught:
-    """The fault that ended a `caught` block, or None."""
+    """The fault that ended a `caught` block; None where there was none."""
 
     fault: BaseException | None = None
 
 
 @contextmanager
 def caught() -> Iterator[Caught]:
-    """Keep one of FAULTS that is raised inside, so that `raise_everywhere` can tell the other ranks of it.
+    """Catch and keep one of `FAULTS` that is raised inside; `raise_everywhere` then tells the other ranks.
 
-    Memory runs out in several ways (see `out_of_memory`); each is kept as torch.OutOfMemoryError.
+    Memory runs out with different errors (see `out_of_memory`). Each is kept as torch.OutOfMemoryError.
     """
     result = Caught()
     try:
@@ -42,18 +42,18 @@ def caught() -> Iterator[Caught]:
 
 @contextmanager
 def shared_faults(ranks: Ranks) -> Iterator[None]:
-    """One of FAULTS that any rank meets inside is raised on every rank when the block ends."""
+    """One of `FAULTS` that any rank meets inside is raised on every rank at the end of the block."""
     with caught() as block:
         yield
     raise_everywhere(ranks, block.fault)
 
 
 def raise_everywhere(ranks: Ranks, fault: BaseException | None) -> None:
-    """Raise `fault`, or the fault of another rank, on all ranks alike; return where no rank has one.
+    """Raise `fault`, or the fault of another rank, on all ranks; return where no rank has one.
 
-    Without this a rank that leaves a step would let the others wait for ever in the next collective. Where
-    ranks have met faults of different kinds, all raise the kind that comes first in FAULTS. Cost: one small
-    all-reduce.
+    Without this call a rank that leaves a step would make the others wait for ever in the next collective.
+    Where ranks have met different kinds of faults, all raise the kind that comes first in `FAULTS`. Cost: one
+    small all-reduce.
     """
     anywhere = ranks.agree(*(isinstance(fault, kind) for kind in FAULTS))
     if fault is not None and not isinstance(fault, FAULTS):

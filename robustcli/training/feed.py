@@ -25,8 +25,8 @@ class Feed:
         train: the training split.
         batch_size: images of all ranks in a step; fewer where the split is smaller.
         seed: of the order.
-        ranks: who shares the batches.
-        device: where they go.
+        ranks: the processes that share each batch.
+        device: where the batches go.
 
     Raises DataError: no images, or a batch that the ranks cannot share.
     """
@@ -44,7 +44,7 @@ class Feed:
         self.steps_per_epoch = epoch_size(train) // self.batch_size
 
     def stream(self, epoch: int, position: int = 0) -> Iterator[Images]:
-        """The batches of one epoch, from a position on."""
+        """The batches of one epoch, from batch number `position` on."""
         batches = epoch_batches(self.train, self.batch_size, self.seed, epoch)[position:]
         own = [batch.chunk(self.ranks.world)[self.ranks.rank] for batch in batches]
         return self.train.stream(own, self.device)

@@ -15,16 +15,16 @@ from robustcli.errors import out_of_memory
 
 
 class Forward:
-    """Pixels [B, C, H, W] -> logits [B, K] in float32.
+    """Pixels [B, C, H, W] in [0, 1] -> logits float32 [B, K].
 
     Args:
         model: the classifier.
         dtype: autocast type; float32 means none.
-        data_parallel: run on all GPUs of this process; then nothing is compiled.
+        data_parallel: run on all GPUs of this process; nothing is compiled then.
         compiled: run through torch.compile.
 
     Attributes:
-        note: why a model that should be compiled runs as it is; "" otherwise.
+        note: why a model that should be compiled runs uncompiled; "" otherwise.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Forward:
             self._run = torch.compile(model)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """One forward pass with its graph."""
+        """The logits, with their graph."""
         with self._autocast(x):
             if not self._proven:
                 return self._first_compiled_pass(x).float()
             return self._run(x).float()
 
     def _first_compiled_pass(self, x: Tensor) -> Tensor:
-        """Compile; whatever the compiler cannot take, the model itself can."""
+        """Compile and run; where the compiler fails, run the model uncompiled from now on."""
         try:
             logits = self._run(x)
         except Exception as failure:
@@ -71,9 +71,9 @@ class Forward:
 
 
 class Shared:
-    """A classifier that answers the same pixels once.
+    """A classifier that computes the logits of a tensor object once and returns them again.
 
-    Through it objective and regularisers share passes and their graph.
+    Objective and regularisers share passes and their graph through it.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
@@ -91,12 +91,12 @@ class Shared:
 
 
 def recompute(model: nn.Module) -> int:
-    """Let each residual block forget its activations and compute them again in the backward pass.
+    """Let each residual block drop its activations and compute them again in the backward pass.
 
-    Returns how many blocks do so. A block is a member of an nn.Sequential or nn.ModuleList that holds at
-    least two modules with weights of their own. Only the activations between blocks stay in memory, for one
-    more forward pass. That second pass moves no BatchNorm buffer: otherwise running statistics would move
-    twice a step.
+    Returns the number of blocks. A block is a member of an nn.Sequential or nn.ModuleList that holds at least
+    two modules with weights of their own. Only the activations between blocks stay in memory. The cost is one
+    more forward pass. That second pass changes no BatchNorm buffer, or running statistics would move twice a
+    step.
     Source: Chen et al., 2016, arXiv:1604.06174.
     """
     lists = [module for module in model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList))]
@@ -112,12 +112,12 @@ def recompute(model: nn.Module) -> int:
 
 
 def _layers(module: nn.Module) -> int:
-    """How many modules inside have weights of their own."""
+    """Number of modules inside that have weights of their own."""
     return sum(1 for part in module.modules() if next(part.parameters(recurse=False), None) is not None)
 
 
 class _Recomputed:
-    """`forward` of a block: as it is in evaluation, checkpointed in training."""
+    """The `forward` of a block: unchanged in evaluation, checkpointed in training."""
 
     def __init__(self, block: nn.Module) -> None:
         self._block, self._forward = block, type(block).forward
@@ -137,9 +137,10 @@ class _Recomputed:
 
 @contextmanager
 def _unmoved_statistics(block: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm normalises by the batch as before but moves no running statistics: momentum 0.
+    """Inside, BatchNorm normalises by the batch and leaves its running statistics: momentum 0.
 
-    It stays in training mode, because the second pass must save the same tensors for the backward pass.
+    The block stays in training mode, because the second pass must save the same tensors for the backward
+    pass.
     """
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     momenta = [(norm, norm.momentum) for norm in norms if norm.track_running_stats]

@@ -19,10 +19,11 @@ from robustcli.training.step import Step
 
 
 class Free:
-    """m times on one batch: the gradient at x + delta moves the weights, then delta.
+    """Each batch is replayed m times: the gradients at x + delta move the weights and then delta.
 
-    delta [B, C, H, W] belongs to the places of the batch, not to images: it goes on from batch to batch, 0 at
-    the first. Cost: 3 passes a replay, and m updates of the weights a step. Micro-batches are not possible.
+    delta [B, C, H, W], in pixel units, belongs to the places of a batch, not to images. It starts at 0 and is
+    kept from batch to batch. Cost: 3 passes a replay, and m updates of the weights a step. Micro-batches are
+    not possible.
 
     Args:
         settings: model, objective, ball and optimiser; its attack is not used.
@@ -40,7 +41,7 @@ class Free:
 
     @property
     def twin_note(self) -> str:
-        """Empty: nothing is searched."""
+        """ "": a free step runs no attack and needs no twin."""
         return ""
 
     def __call__(
@@ -54,9 +55,9 @@ class Free:
         y_soft: Tensor | None = None,
         progress: float = 0.5,
     ) -> LossTerms:
-        """See `Step`; the terms are those of the last replay.
+        """See `Step`. The loss terms are those of the last replay.
 
-        A stop request waits for the end of the step.
+        A stop request takes effect after the whole step.
         """
         _, ball = self.settings.threat(progress)
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
@@ -73,7 +74,10 @@ class Free:
         return terms
 
     def _delta_for(self, x: Tensor) -> Tensor:
-        """delta on the device of x; it has at least as many places as x."""
+        """delta on the device of x, zeros at first; it has at least as many places as x.
+
+        Raises CheckpointError when a restored delta does not fit x.
+        """
         if self._delta is None:
             return torch.zeros_like(x)
         delta = self._delta.to(x.device)
@@ -85,26 +89,29 @@ class Free:
         return delta
 
     def _moved(self, delta: Tensor, grad: Tensor | None, ball: Ball) -> Tensor:
-        """P(delta + a steepest(grad)), P the projection onto the ball around 0."""
+        """P(delta + a steepest(grad)), where P projects onto the ball around 0.
+
+        delta, grad: [B, C, H, W]; grad None counts as zeros.
+        """
         origin = torch.zeros_like(delta)
         if grad is None:
             grad = origin
         size = ball.eps
         if self.step_size is not None:  # a length follows the radius
             size = self.step_size * ball.eps / max(self.settings.ball.eps, 1e-12)
-        # The box of the pixels does not bound delta; -1 to 1 bounds nothing that x + delta could use.
+        # delta is a difference of pixels: its box is [-1, 1], not the box of the pixels.
         around = Ball(ball.norm, ball.eps, -1.0, 1.0)
         steepest = around.steepest(grad.nan_to_num(0.0, 0.0, 0.0), delta)
         return around.project(origin, delta + size * steepest)
 
     def halve(self, rows: int) -> int:
-        """0: every place of the batch has its delta and its update; a smaller batch is another training."""
+        """0: the step cannot be split, because m updates on smaller batches would be another training."""
         return 0
 
     def state(self) -> dict[str, Tensor]:
-        """delta of the whole batch, when there is one.
+        """{"delta": float32 [B, C, H, W] of all ranks}; {} before the first step.
 
-        Every rank must call this: each has the rows of its own places.
+        Every rank must call this: each holds the rows of its own places.
         """
         delta, ranks = self._delta, self.settings.ranks
         if delta is None:
@@ -117,7 +124,10 @@ class Free:
         return {"delta": torch.cat(parts).to(delta.dtype)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Raises CheckpointError for anything but delta, or one that the ranks cannot share."""
+        """Inverse of `state`.
+
+        Raises CheckpointError for other tensors, or a delta that the ranks cannot share.
+        """
         if set(state) - {"delta"}:
             raise CheckpointError(
                 f"unknown tensors {sorted(set(state) - {'delta'})} in the state of the free step"
@@ -143,7 +153,7 @@ def free(
 ) -> Step:
     """g = grad L(theta, x + delta);  theta <- theta - lr g_theta;  delta <- P(delta + a steepest(g_x)).
 
-    All of this happens m times on each batch.
+    These three steps run m times on each batch. P projects onto the ball around 0.
 
     Args:
         settings: what every step is given; the attack in it is not used.

@@ -1,4 +1,4 @@
-"""All guards of a run behind one call: what to say, whether to stop, whether to go back."""
+"""All guards of a run behind one call: which alarms, whether to stop, whether to roll back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from robustcli.training.guards import (
 
 @dataclass(frozen=True)
 class Verdict:
-    """alarms: one line each.  stop: why the run ends now, or "".  rollback: take the best state again."""
+    """What the guards decide after one validation.
+
+    alarms: one line each. stop: why the run ends now, or "". rollback: go back to the best state.
+    """
 
     alarms: tuple[str, ...] = ()
     stop: str = ""
@@ -31,7 +34,7 @@ class Guards:
     """The guards of one run.
 
     Args:
-        n: validation images.
+        n: number of validation images.
         classes: K.
         patience: see `EarlyStopping`.
         overfitting: see `CatastrophicOverfitting`.
@@ -57,22 +60,23 @@ class Guards:
 
     @property
     def more_steps(self) -> int:
-        """Steps that roll-backs have added to the attack."""
+        """Attack steps that roll-backs have added."""
         return self._collapse.more_steps
 
     @property
     def gap(self) -> float:
-        """Robust overfitting so far, in points of robust validation accuracy: best - last."""
+        """Robust overfitting so far: best - last robust validation accuracy, in points."""
         return self._watch.gap
 
     def judge(self, row: Mapping[str, Any], improved: bool, t: float, *, whole: bool = True) -> Verdict:
-        """The verdict on one validation record, after the share t of the run.
+        """The verdict on one validation record.
 
         Args:
-            row: means of the training losses, and accuracies on validation images.
+            row: means of the training losses, and accuracies on validation images, in [0, 1].
             improved: this validation gave the best model so far.
-            whole: the attack of training had its whole radius. In a warm-up a nearly natural network may look
-                collapsed.
+            t: share of the run that is done, in [0, 1].
+            whole: the training attack had its whole radius. During a warm-up of eps a nearly natural network
+                may look collapsed, so collapse is judged only with the whole radius.
         """
         alarms = [self._stuck_alarm(row, t)]
         action: Action = "none"
@@ -86,9 +90,10 @@ class Guards:
         return Verdict(tuple(text for text in alarms if text), stop, action == "rollback")
 
     def _stuck_alarm(self, row: Mapping[str, Any], t: float) -> str:
-        """The alarm of `StuckLoss`.
+        """The alarm of `StuckLoss`, or "".
 
-        It reads one part of the loss: a weighted total may lie above ln K in a healthy run.
+        It reads the part "natural" or "adversarial" of the loss. A weighted total may lie above ln K in a
+        healthy run.
         """
         loss = row.get("natural", row.get("adversarial"))
         if loss is None:
@@ -96,7 +101,7 @@ class Guards:
         return self._stuck.update(float(loss), t)
 
     def _reason_to_stop(self, action: Action, *, validated: bool, improved: bool) -> str:
-        """Why the run ends now, or "". A roll-back starts the patience anew."""
+        """Why the run ends now, or "". After a roll-back the patience starts anew."""
         if action == "rollback":
             self._early.waited = 0
         impatient = validated and self._early.update(improved)
@@ -107,11 +112,11 @@ class Guards:
         return ""
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Plain JSON of all guards."""
+        """The states of all guards, as plain JSON."""
         return {name: guard.state() for name, guard in self._guards.items()}
 
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Inverse of `state`; a guard of which nothing is stored starts anew."""
+        """Inverse of `state`. A guard without a stored state starts anew."""
         fresh = Guards(self.n, self.classes, self.patience, self.overfitting).state()
         for name, guard in self._guards.items():
             guard.load(state.get(name) or fresh[name])

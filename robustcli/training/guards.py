@@ -1,7 +1,7 @@
 """Guards of a training run: small rules that read each validation and say when training goes wrong.
 
-They see validation images only, never test images, and draw nothing. `state()` is plain JSON and saved in
-every checkpoint, so a resumed run raises the same alarms at the same step.
+They see validation images, never test images, and draw no random numbers. `state()` is plain JSON and is
+saved in every checkpoint. A resumed run therefore raises the same alarms at the same step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Action = Literal["none", "warn", "stop", "rollback"]
 def spread(p: float, q: float, n: int) -> float:
     """sqrt((p'(1 - p') + q'(1 - q')) / (n + 2)),  p' = (n p + 1) / (n + 2), q' likewise.
 
-    The standard deviation of the difference of two proportions p and q of n. One success and one failure are
-    added to each, so that it is not 0 at p = q = 1. The guards compare verdicts on the same n images. Their
-    difference varies less than that of two samples, so alarms come rather too seldom than too often.
+    It is the standard deviation of the difference of two proportions p and q, each of n images. One success
+    and one failure are added to each, so that it is not 0 at p = q = 1. The guards compare verdicts on the
+    same n images. Such a difference varies less than that of two samples, so alarms come rather too seldom
+    than too often.
 
     Raises ValueError: p or q outside [0, 1], n < 1.
     Source: Agresti & Caffo, The American Statistician 54, 2000.
@@ -34,16 +35,16 @@ def spread(p: float, q: float, n: int) -> float:
 
 
 class Guard:
-    """What all guards share. The fields named in `kept` are what a guard remembers between validations."""
+    """What all guards share. `kept` names the fields that a guard remembers between validations."""
 
     kept: ClassVar[tuple[str, ...]] = ()
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs, plain JSON."""
+        """What a resume needs, as plain JSON."""
         return {name: getattr(self, name) for name in self.kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`. Raises CheckpointError when the names are not those of this guard."""
+        """Inverse of `state`. Raises CheckpointError when the stored names are not those of `kept`."""
         if set(state) != set(self.kept):
             raise CheckpointError(
                 f"the state of {type(self).__name__} holds {sorted(state)}, expected {sorted(self.kept)}"
@@ -69,16 +70,17 @@ class EarlyStopping(Guard):
             raise ValueError(f"patience must be >= 1, got {self.patience}")
 
     def update(self, improved: bool) -> bool:
-        """True = stop now. `improved`: this validation gave the best model so far."""
+        """Whether to stop now. improved: this validation gave the best model so far."""
         self.waited = 0 if improved else self.waited + 1
         return self.patience is not None and self.waited >= self.patience
 
 
 @dataclass
 class OverfittingWatch(Guard):
-    """best - last > 2 spread(best, last, n): robust accuracy on validation images has fallen for good.
+    """best - last > 2 spread(best, last, n): robust accuracy on validation images has fallen beyond chance.
 
-    That is robust overfitting. n: validation images, >= 1.
+    This is robust overfitting. best, last: the best and the last robust accuracy, in [0, 1]. n: validation
+    images, >= 1.
     Source: Rice et al., ICML 2020, arXiv:2002.11569: 7.9 points on CIFAR-10 between the best and the last of
         200 epochs.
     """
@@ -91,9 +93,9 @@ class OverfittingWatch(Guard):
     said: bool = field(default=False, init=False)
 
     def update(self, robust_acc: float, epoch: float) -> str:
-        """The alarm in one line, the first time that there is one; else "".
+        """The alarm in one line at the first validation that raises it; else "".
 
-        robust_acc: in [0, 1], else ValueError.  epoch: passes over the data so far.
+        robust_acc: in [0, 1], else ValueError. epoch: passes over the data so far.
         """
         spread(robust_acc, robust_acc, self.n)  # raises for what is no accuracy
         self.last = robust_acc
@@ -113,7 +115,7 @@ class OverfittingWatch(Guard):
 
     @property
     def text(self) -> str:
-        """The alarm in one line as of the last validation; "" when the gap may be chance."""
+        """The alarm about the last validation in one line; "" when the gap may be chance."""
         if self.best is None or self.last is None:
             return ""
         if self.best - self.last <= 2 * spread(self.best, self.last, self.n):
@@ -132,17 +134,21 @@ MAX_ROLLBACKS = 3
 class CatastrophicOverfitting(Guard):
     """best - robust > max(0.10, 3 spread)  and  fgsm - robust > max(0.15, 3 spread, split at best).
 
-    Accuracy under one-step attacks then holds while true robustness is gone. fgsm - robust > max(0.50, 3
-    spread) is an alarm by itself: a network that had collapsed before its first validation has no better past
-    to fall from.
+    robust, fgsm: accuracies under the validation attack and under FGSM, in [0, 1]. best: the largest robust
+    accuracy of a validation without collapse. split at best: fgsm - robust at that validation. spread: of the
+    two accuracies that are compared.
 
-    Why these numbers: Wong et al. stop when PGD accuracy on a training batch falls by 0.20, three standard
-    deviations for their 128 images; on more images half of that is as sure. In a healthy one-step network
-    fgsm - robust is usually below 0.10, in a collapsed one near 1. In robust overfitting both accuracies fall
-    together: no alarm here.
+    In a collapse the accuracy under one-step attacks holds while true robustness is gone. fgsm - robust >
+    max(0.50, 3 spread) is an alarm by itself: a network that collapsed before its first validation has no
+    best to fall from.
 
-    A rollback takes the best weights and gives the attack one step more (`more_steps`), for the collapse
-    lives on points inside the ball that a single step never visits.
+    Wong et al. stop when PGD accuracy on a training batch falls by 0.20, three standard deviations for their
+    128 images. On more images half of that is as sure. In a healthy one-step network fgsm - robust is usually
+    below 0.10, in a collapsed one near 1. In robust overfitting both accuracies fall together, and this guard
+    raises no alarm.
+
+    A rollback takes the best weights and gives the attack one step more (`more_steps`): the collapse lives on
+    points inside the ball that a single step never visits.
 
     Args:
         mode: "off", "warn" (once per collapse), "stop", or "rollback" (at most 3 times, then stop); else
@@ -169,15 +175,15 @@ class CatastrophicOverfitting(Guard):
 
     @property
     def more_steps(self) -> int:
-        """Steps to add to the attack: one per rollback."""
+        """Attack steps to add: one per rollback."""
         return self.rollbacks
 
     def update(self, fgsm_acc: float, robust_acc: float, *, newest_is_best: bool = False) -> Action:
-        """What to do after this validation; `text` then says why in one line, "" for "none".
+        """What to do after this validation. `text` then says why in one line; it is "" for "none".
 
         Args:
             fgsm_acc, robust_acc: in [0, 1], else ValueError.
-            newest_is_best: this very model is the best so far, so there is no better one to go back to.
+            newest_is_best: the validated model is the best so far, so there is no better one to go back to.
         """
         collapsed, alarmed_before = self._collapsed(fgsm_acc, robust_acc), self.alarmed
         self.text, self.alarmed = "", collapsed
@@ -221,9 +227,9 @@ class CatastrophicOverfitting(Guard):
 
 @dataclass
 class StuckLoss(Guard):
-    """mean loss >= 0.99 ln K in two intervals in a row after a tenth of the run: all images get one answer.
+    """mean loss >= 0.99 ln K at two validations in a row, after a tenth of the run.
 
-    num_classes: K >= 2, else ValueError.
+    The network then gives all images the same answer. num_classes: K >= 2, else ValueError.
     """
 
     kept = ("count", "said")
@@ -239,8 +245,9 @@ class StuckLoss(Guard):
         """The alarm in one line, once; else "".
 
         Args:
-            loss: mean training cross-entropy since the last validation, nats. A total with a weighted second
-                term, and MART's boosted cross-entropy, lie above ln K in healthy runs and do not fit here.
+            loss: mean training cross-entropy since the last validation, nats. Two losses do not fit, because
+                they lie above ln K in healthy runs: a total with a weighted second term, and MART's boosted
+                cross-entropy.
             t: share of all steps done, in [0, 1].
         """
         limit = math.log(self.num_classes)

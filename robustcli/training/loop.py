@@ -31,22 +31,23 @@ _WARM, _TIMED = 2, 6
 
 
 class Trainer:
-    """Drives training steps through the data; knows no objective, attack or file format.
+    """Drives training steps through the data. It knows no objective, attack or file format.
 
     Args:
         step: one training step; holds model, optimiser, hooks and ranks.
         train, val: splits; val may be None.
-        plan: what to do.
+        plan: what the run does.
         device: where the batches go.
         guards: what watches the validations.
-        save: (progress, groups of tensors, tags) -> None: write a checkpoint.
-        log: (row) -> None: one training record as plain JSON.
+        save: (progress, groups of tensors, tags) -> None; writes a checkpoint.
+        log: (row) -> None; takes one validation record as plain JSON.
         recall: () -> the groups of the best checkpoint, for a roll-back.
         stop: raises Interrupted when a signal came.
-        say: one line to the user.
+        say: shows one line to the user.
 
     Attributes:
         tick: (progress, images per second, share of time waiting for data) -> None, called after each step.
+        progress: what the run remembers between steps.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Trainer:
 
     @property
     def published(self) -> nn.Module:
-        """What is validated and saved as the model: the averaged weights when there are any."""
+        """The model that is validated and saved: the averaged weights when there are any."""
         return self._published.model
 
     @property
@@ -107,7 +108,7 @@ class Trainer:
         unpack_run(self.step, groups, where=where)
         self.step.micro_batch = progress.micro_batch or self.step.micro_batch
         self.guards.load(progress.guards)
-        # In another number of processes all go on from the sums of rank 0.
+        # With another number of processes every rank starts from the sums of rank 0.
         if len(progress.rank_sums) == self.ranks.world:
             progress.loss_sums = dict(progress.rank_sums[self.ranks.rank])
         self.progress, self._saved = progress, progress.step
@@ -115,9 +116,9 @@ class Trainer:
     # ---- budget --------------------------------------------------------------------------------------------
 
     def fix_budget(self) -> int:
-        """Turn epochs or minutes into a number of steps, once.
+        """Turn epochs or minutes into a number of steps, once; returns it.
 
-        The schedule runs on steps, so a resumed run repeats it.
+        The learning rate depends on steps and never on the clock, so a resumed run repeats it.
         """
         unit, amount = self.plan.budget
         steps = amount
@@ -129,7 +130,7 @@ class Trainer:
         return self.progress.max_steps
 
     def _steps_within(self, seconds: float) -> int:
-        """How many steps fit, with the validations that fall due between them."""
+        """How many steps fit into `seconds`, together with the validations that fall due between them."""
         per_step = self._seconds_per_step()
         per_validation = 0.0
         if self.validation is not None:
@@ -142,9 +143,9 @@ class Trainer:
         return steps
 
     def _seconds_per_step(self) -> float:
-        """Seconds of a step at full strength (t = 1), timed on a few.
+        """Seconds of a step with the whole attack (t = 1), measured on a few steps.
 
-        The run is as before afterwards; only its micro-batch may be smaller.
+        The run is restored afterwards. Only its micro-batch may have become smaller.
         """
         before = {name: {key: t.clone() for key, t in group.items()} for name, group in self.groups().items()}
         remembered, saved = copy.deepcopy(self.progress), self._saved
@@ -200,7 +201,7 @@ class Trainer:
             self._advance(stream, epoch)
 
     def _advance(self, stream: Iterator[Images], epoch: int) -> None:
-        """One step on the next batch."""
+        """Fetch the next batch and make one step on it."""
         with self._meter.step(self.batch_size):
             with self._meter.waiting():
                 images = next(stream)
@@ -211,7 +212,11 @@ class Trainer:
     # ---- between two steps ---------------------------------------------------------------------------------
 
     def _at_boundary(self, finished: bool) -> None:
-        """Validate and save what is due after `step` steps; each at most once per step."""
+        """Validate and save what is due after this step. finished: the budget is used up.
+
+        Each step is validated at most once. It is saved at most once, unless a validation or a roll-back
+        changes what to save.
+        """
         progress, plan = self.progress, self.plan
         if progress.step == 0:
             return
@@ -229,7 +234,7 @@ class Trainer:
         self._rolled_back = False
 
     def _validate(self) -> bool:
-        """Measure, record, let the guards judge; whether this is the best model so far."""
+        """Measure, log, let the guards judge; returns whether this is the best model so far."""
         progress = self.progress
         row = self._position() | self._mean_losses()
         self._published.refresh()
@@ -252,14 +257,14 @@ class Trainer:
         return improved
 
     def _position(self) -> dict[str, Any]:
-        """Where the run is: step, epoch, and the learning rate of the last step."""
+        """Step, epoch, and the learning rate of the last step."""
         step = self.progress.step
-        # The optimiser does not know that rate: a run that resumes right here has made no step yet.
+        # Not read from the optimiser: a run that resumes here has made no step and set no rate yet.
         lr = self._run_step.learning_rate(self.progress.share(step - 1))
         return {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "lr": lr}
 
     def _mean_losses(self) -> dict[str, float]:
-        """Means over steps and ranks since the last validation."""
+        """Means of the loss terms over steps and ranks since the last validation."""
         means = self.progress.mean_losses()
         parts = self.ranks.gather(means)
         return {name: sum(part[name] for part in parts) / len(parts) for name in means}
@@ -269,9 +274,9 @@ class Trainer:
         return not best or self.plan.score(accuracies) > self.plan.score(best)
 
     def _guard(self, row: dict[str, Any], improved: bool) -> None:
-        """Act on what the guards say.
+        """Act on the verdict of the guards.
 
-        A roll-back takes the state of the best model and goes on from the same step.
+        A roll-back loads the best checkpoint, and the run goes on from the same step number.
         """
         progress = self.progress
         t = min(1.0, progress.step / progress.max_steps)
@@ -289,7 +294,7 @@ class Trainer:
     def _checkpoint(self, tags: Sequence[str]) -> None:
         progress = self.progress
         self._published.refresh()
-        groups = self.groups()  # on every rank: the step may have parts of its state on each
+        groups = self.groups()  # on every rank: each may hold a part of the step's state
         progress.world, progress.rank_sums = self.ranks.world, []
         if self.ranks.world > 1:
             progress.rank_sums = self.ranks.gather(progress.loss_sums)

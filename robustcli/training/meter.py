@@ -1,4 +1,4 @@
-"""How fast a training is: images, time, and time spent waiting for data, counted between two records."""
+"""The speed of a training: images, time, and time spent waiting for data, between two records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Meter:
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
-        """Time one training step on that many images of all ranks; a step that raises is not counted."""
+        """Time one training step on `images` images of all ranks. A step that raises is not counted."""
         began = time.perf_counter()
         yield
         self._images += images

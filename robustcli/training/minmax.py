@@ -17,7 +17,7 @@ from robustcli.training.step import Step
 class MinMax:
     """Maximise the inner loss over the ball, then make one descent step on the outer loss.
 
-    Between two steps it remembers nothing but the size of the micro-batch and whether the twin is usable.
+    Between two steps it remembers only the size of the micro-batch and the search twin.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083.
     """
@@ -43,7 +43,7 @@ class MinMax:
         y_soft: Tensor | None = None,
         progress: float = 0.5,
     ) -> LossTerms:
-        """See `Step`; a step that raises has changed neither parameters nor state."""
+        """See `Step`. A step that raises has changed neither parameters nor state."""
         x = self.settings.laid_out(x)
         start = RowRandom(seed, "start", ids, epoch=epoch)
         with shared_faults(self.settings.ranks):
@@ -62,7 +62,11 @@ class MinMax:
     def adversarial(
         self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5
     ) -> Tensor:
-        """x_adv [B, C, H, W], found in micro-batches. Without an inner loss it is x itself."""
+        """x_adv [B, C, H, W] in the ball, found in micro-batches; x itself without an inner loss.
+
+        x: pixels [B, C, H, W] in [0, 1]. y: int64 [B]. y_soft: label distributions [B, K], or None. rng: one
+        random stream per row. progress: share of the run, in [0, 1].
+        """
         if self.settings.inner is None:
             return x
         return self.ascent(x, y, rng, self._parts(len(x)), y_soft, progress)
@@ -73,7 +77,7 @@ class MinMax:
         return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
     def halve(self, rows: int) -> int:
-        """See `Step`; 0 when one image is a micro-batch already."""
+        """See `Step`. 0 when a micro-batch is one image already."""
         now = min(self.micro_batch or rows, rows)
         if now <= 1:
             return 0
@@ -81,18 +85,18 @@ class MinMax:
         return self.micro_batch
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """{}: a resume needs no tensors of this step."""
         return {}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Nothing to load."""
+        """Does nothing, see `state`."""
 
 
 @steps.register("minmax", attacks=True)
 def minmax(settings: StepSettings) -> Step:
     """x_adv = argmax of the inner loss over the ball;  theta <- theta - lr grad L(theta, x, x_adv).
 
-    The attack runs first, then the weights descend on the points that it found.
+    The attack runs first. The weights then descend on the points that it found.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083.
     """

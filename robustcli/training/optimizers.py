@@ -1,4 +1,4 @@
-"""torch's own optimisers under the names a config uses."""
+"""torch's own optimisers under the names that a configuration uses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Momentum = Annotated[float, Ge(0), Lt(1)]
 
 
 def groups(model: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict[str, object]]:
-    """Parameter groups: those that decay, and those that do not.
+    """Parameter groups for an optimiser: one with weight decay, one without.
 
-    Weights of two or more dimensions decay; biases and BatchNorm do so only with decay_norms. An empty group
+    Weights of two or more dimensions decay. Biases and BatchNorm decay only with decay_norms. An empty group
     is left out.
     """
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -20,7 +20,7 @@ class Published:
 
     Args:
         step: trains the model; its hooks may average the weights.
-        train: where the images for BatchNorm's statistics come from.
+        train: source of the images for BatchNorm's statistics.
         seed: of their order.
         batch_size: images of a training step.
         device: where the passes run.
@@ -31,18 +31,18 @@ class Published:
 
     @property
     def model(self) -> nn.Module:
-        """The averaged weights of the last hook that has some, else the trained model itself."""
+        """The averaged weights of the last hook that has an average, else the trained model."""
         averages = [hook.averaged() for hook in self.step.descent.hooks]
         models = [self.step.settings.model, *(model for model in averages if model is not None)]
         return models[-1]
 
     def refresh(self) -> None:
-        """Let the hooks estimate BatchNorm's statistics for their averages."""
+        """Let the hooks estimate BatchNorm's statistics of their averages."""
         for hook in self.step.descent.hooks:
             hook.refresh(self._pixels())
 
     def _pixels(self) -> Iterator[Tensor]:
-        """Batches of training pixels in a fixed order, the same on every rank."""
+        """Batches of training pixels [B, C, H, W] in [0, 1], in a fixed order, the same on every rank."""
         order = train_order(len(self.train), self.seed, 0)[:_PIXELS]
         batches = list(order.split(min(self.batch_size, _BATCH)))
         if len(batches) > 1 and len(batches[-1]) < len(batches[0]):

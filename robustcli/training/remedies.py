@@ -15,10 +15,10 @@ from robustcli.training.step import Step
 def less_memory(step: Step, rows: int, oom: Literal["auto", "halve", "fail"]) -> int:
     """Halve the micro-batch after out-of-memory on a batch of `rows` images, and return its new size.
 
-    oom: "auto" halves where the model has no BatchNorm, whose statistics depend on the images of a pass;
-        "halve" halves always, "fail" never.
+    oom: "halve" always halves and "fail" never does. "auto" halves where the model has no BatchNorm, whose
+    statistics depend on the images of a pass.
 
-    Raises ResourceError E-OOM where it is not halved; the error says what to do instead.
+    Raises ResourceError E-OOM where it is not halved, with a hint what to do instead.
     """
     batch_norm = any(isinstance(module, _BatchNorm) for module in step.settings.model.modules())
     if oom == "fail" or (oom == "auto" and batch_norm):
@@ -50,7 +50,10 @@ def less_memory(step: Step, rows: int, oom: Literal["auto", "halve", "fail"]) ->
 
 
 def located(error: NumericsError, number: int, lr: float, ids: Tensor) -> NumericsError:
-    """The error with the step's number; where this rank met it, with learning rate and sample ids too."""
+    """The error with the number of the step.
+
+    On the rank that met it, learning rate and sample ids are added. ids: int64 [B].
+    """
     what = f"{error.what} at step {number}"
     if error.elsewhere:
         return NumericsError(what, hint=error.hint)

@@ -1,6 +1,6 @@
-"""May this configuration continue that run?
+"""Decides whether a configuration may continue a run.
 
-Every key of the schema is classified here; a test fails for one that is not.
+Every key of the schema is classified here. A test fails for a key that is not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CLASSES: dict[str, str] = {
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": leaf}; lists and empty mappings are leaves."""
+    """{"a.b": leaf} of a nested mapping; lists and empty mappings are leaves."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix.rstrip("."): tree}
     leaves: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def classify(key: str) -> str:
-    """harmless, compatible or identity. Raises KeyError for a key nobody classified."""
+    """harmless, compatible or identity. Raises KeyError for a key that is not classified."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         kind = CLASSES.get(".".join(parts[:length]))
@@ -76,7 +76,7 @@ def classify(key: str) -> str:
 
 
 def changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (stored, now)} of all differing leaves; a missing one counts as None."""
+    """{dotted key: (stored, now)} of all leaves that differ; a missing leaf counts as None."""
     old, new = flatten(stored), flatten(now)
     pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
     return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
@@ -85,10 +85,16 @@ def changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
 def check_resume(
     stored: Mapping[str, Any], now: Mapping[str, Any], override: Sequence[str], warn: Callable[[str], None]
 ) -> list[str]:
-    """Compare configurations; returns one line for each identity key that was overridden.
+    """Compare two configurations; returns one line for each identity key that was overridden.
+
+    Args:
+        stored: the configuration of the run, as a tree.
+        now: the present one, as a tree.
+        override: keys, or sections of keys, whose change the user allows.
+        warn: told of every compatible and every overridden change.
 
     Raises:
-        UsageError: an identity key differs and is not under any key of `override`; all of them are named.
+        UsageError: identity keys differ that `override` does not cover; all of them are named.
     """
     refused: list[str] = []
     overridden: list[str] = []
@@ -117,5 +123,5 @@ def check_resume(
 
 
 def _covers(override: Sequence[str], key: str) -> bool:
-    """Whether the key, or a section that it lies in, is named."""
+    """Whether `override` names the key, or a section that it lies in."""
     return any(key == name or key.startswith(f"{name}.") for name in override)

@@ -1,4 +1,4 @@
-"""One training step from raw images, with what follows when it fails."""
+"""One training step from raw images, and what follows when it fails."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from robustcli.training.trainplan import Progress, TrainPlan
 
 
 class StepRunner:
-    """Sets the learning rate, augments the images, and makes the step in as little memory as there is.
+    """Sets the learning rate, augments the images and makes the step.
+
+    After out-of-memory it halves the micro-batch and tries again.
 
     Args:
         step: attacks and descends.
         plan: learning rate, augmentation, seed, and what to do after out-of-memory.
-        say: one line to the user.
+        say: shows one line to the user.
 
     Attributes:
         offending: the images of a step whose loss or gradient was not finite; empty while there is none.
@@ -37,13 +39,13 @@ class StepRunner:
         self._said: set[str] = set()
 
     def learning_rate(self, t: float) -> float:
-        """Of the first parameter group, at the share t of the run."""
+        """Learning rate of the first parameter group at the share t of the run."""
         return self._base_lrs[0] * self.plan.factor(t)
 
     def __call__(self, images: Images, epoch: int, t: float, progress: Progress) -> None:
         """Make the step at the share t of the run and add its loss terms to `progress`.
 
-        A step that raises leaves no trace in weights and state.
+        A step that raises changes neither weights nor state.
         """
         factor = self.plan.factor(t)
         for group, base in zip(self._groups, self._base_lrs, strict=True):
@@ -59,7 +61,10 @@ class StepRunner:
     def _attempt(
         self, images: Images, y_soft: Tensor | None, epoch: int, t: float, progress: Progress
     ) -> LossTerms | None:
-        """The terms of the step; None when memory ran out, and the next attempt will need less."""
+        """The loss terms of the step; None when memory ran out.
+
+        The micro-batch is then halved for the next attempt.
+        """
         x, y, ids = images
         seed, rank = self.plan.seed, self.step.settings.ranks.rank
         torch.manual_seed(step_seed(seed, progress.step) + rank)
@@ -78,7 +83,7 @@ class StepRunner:
             raise located(error, progress.step, float(self._groups[0]["lr"]), ids) from None
 
     def _say_notes(self) -> None:
-        """Tell the user once how the step runs where that is not as asked."""
+        """Tell the user, once, where the step does not run as asked."""
         notes = [self.step.descent.forward.note]
         if self.step.twin_note:
             notes.append(f"the attack searches on the model itself: {self.step.twin_note}")

@@ -17,9 +17,9 @@ _SEP = "\x1f"
 
 
 def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state as {"parameter name<US>slot": tensor}.
+    """Optimiser state as {"<parameter>US<slot>": tensor}, US the ASCII unit separator.
 
-    Learning rates are left out: the schedule gives them.
+    Learning rates are left out, because the schedule gives them.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     packed: dict[str, Tensor] = {}
@@ -55,15 +55,18 @@ def unpack_optimizer(
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of torch's own generator during one step (dropout): nothing to save, the same after a resume."""
+    """Seed of torch's own generator during one step (dropout).
+
+    It depends on seed and step alone: nothing is saved, and a resumed run draws the same numbers.
+    """
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
 
 
 def pack_run(step: Step, published: nn.Module) -> Groups:
     """All tensors of a run as named groups.
 
-    `model` is what an evaluation should load. Where that is an average of the weights, `live` holds the
-    weights that are trained.
+    `model` is what an evaluation should load. Where `model` is an average of the weights, `live` holds the
+    trained weights.
     """
     model, optimizer, scaler = step.settings.model, step.settings.optimizer, step.settings.scaler
     groups: Groups = {

@@ -1,7 +1,7 @@
 """Learning-rate schedules: t -> factor on the peak rate, t in (0, 1) the share of all steps done.
 
-The middle of a step counts, t = (step + 1/2) / steps, so no step has rate zero. Schedules run on steps, never
-on the clock, so a resumed run repeats them exactly.
+t is taken at the middle of a step, t = (step + 1/2) / steps, so no step has rate zero. Schedules depend on
+steps and never on the clock, so a resumed run repeats them exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Factor = Annotated[float, Ge(0), Le(1)]
 
 
 def _half_cosine(s: float, low: float) -> float:
-    """From 1 at s = 0 to `low` at s = 1."""
+    """low + (1 - low) (1 + cos(pi s)) / 2: from 1 at s = 0 to `low` at s = 1."""
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * s))
 
 

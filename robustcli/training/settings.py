@@ -26,10 +26,10 @@ Regularizer: TypeAlias = Callable[[Classifier, Batch], Tensor]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Everything that a registered training step is given, besides parameters of its own.
+    """Everything that a registered training step is given, besides its own parameters.
 
     Args:
-        model: the classifier that is trained, pixels -> logits, not wrapped.
+        model: the classifier that is trained, pixels [B, C, H, W] in [0, 1] -> logits [B, K], not wrapped.
         objective: the outer loss.
         inner: name of the loss that the attack ascends; None trains on clean images.
         attack: what searches for x_adv.
@@ -37,18 +37,18 @@ class StepSettings:
         optimizer: updates the model's parameters.
         dtype: autocast type of the outer passes; float32 means none.
         attack_bn: "eval" attacks with BatchNorm's running statistics, "train" with those of the batch.
-        search: the twin that is attacked. Only attack_bn "eval" uses it; `Search().exact()` is the model
-            itself.
+        search: how the search twin is made, which is attacked under attack_bn "eval". `Search().exact()`
+            attacks the model itself.
         channels_last: memory format of the pixels.
         grad_clip: largest global l2 norm of the gradient; None clips nothing.
         data_parallel: the outer passes run on all GPUs of this process (nn.DataParallel).
         compiled: the outer passes run through torch.compile.
         scaler: scales fp16 losses; a disabled one does nothing.
         stop: raises to interrupt. It is called before every pass of the attack, never in the outer half.
-        regularizers: by name; they share the passes of the objective.
+        regularizers: name -> regulariser; they share the passes of the objective.
         hooks: what surrounds the step.
         ranks: the processes that train together.
-        strength: t -> (attack, ball), in place of `attack` and `ball`; a curriculum.
+        strength: t -> (attack, ball), a curriculum; None means `attack` and `ball` throughout.
         inner_params: parameters of the inner loss.
         micro_batch: most images in one pass; gradients are added up to the whole batch. None: the whole
             batch.
@@ -77,13 +77,13 @@ class StepSettings:
     micro_batch: int | None = None
 
     def threat(self, progress: float) -> tuple[Attack, Ball]:
-        """Attack and ball at the share `progress` of the run."""
+        """(attack, ball) at the share `progress` in [0, 1] of the run."""
         if self.strength is None:
             return self.attack, self.ball
         return self.strength(progress)
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """The pixels in the memory format of training."""
+        """Pixels [B, C, H, W] in the memory format of training."""
         if self.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x

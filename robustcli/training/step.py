@@ -12,11 +12,11 @@ from robustcli.training.settings import StepSettings
 
 
 class Step(Protocol):
-    """One update of the weights from one batch, or several updates.
+    """One or several updates of the weights from one batch.
 
     Attributes:
         settings: what the step is made of.
-        descent: the outer half of the step; it holds the model as it is trained and the hooks.
+        descent: the outer half of the step; it holds the hooks and the model as it is trained.
         micro_batch: most images in one pass now; None means the whole batch.
     """
 
@@ -39,19 +39,24 @@ class Step(Protocol):
         y_soft: Tensor | None = None,
         progress: float = 0.5,
     ) -> LossTerms:
-        """One step on x [B, C, H, W] in [0, 1], y [B] and sample ids [B], at the share `progress` of the run.
+        """One step on a batch, at the share `progress` of the run; returns the loss terms.
 
-        y_soft: label distributions [B, K] where an augmentation has mixed images.
+        Args:
+            x: pixels [B, C, H, W] in [0, 1].
+            y, ids: labels and sample ids, int64 [B].
+            seed, epoch: of all draws.
+            y_soft: label distributions [B, K] where an augmentation has mixed images, else None.
+            progress: in [0, 1].
 
         Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, the same on
         all ranks.
         """
 
     def halve(self, rows: int) -> int:
-        """Halve `micro_batch` after out-of-memory on `rows` images; its new size, 0 if that cannot be."""
+        """Halve `micro_batch` after out-of-memory on `rows` images; its new size, or 0 if that cannot be."""
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors of the step itself that a resume needs, besides model, optimiser and hooks."""
+        """Tensors of the step itself that a resume needs; model, optimiser and hooks are not part."""
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Inverse of `state`."""

@@ -26,13 +26,13 @@ class TrainPlan:
         augment: crop, flip and pose, or None.
         budget: (unit, amount): ("steps", n), ("epochs", e) or ("minutes", m).
         save_every, validate_every: in steps, >= 1.
-        validation: plan of the robust validation, or None when there is no validation split.
+        validation: plan of the validation, or None when there is no validation split.
         val_positions: int64 [m], positions in the validation split.
-        robust_best: choose the best checkpoint by robust accuracy; natural training chooses by clean
-            accuracy.
+        robust_best: the best checkpoint is that of the largest robust accuracy; False (natural training)
+            takes the largest clean accuracy.
         cutmix: (x, y, ids, epoch) -> (x, y_soft), or None.
-        oom: after out-of-memory, halve the micro-batch or fail; auto fails where BatchNorm would see smaller
-            batches.
+        oom: after out-of-memory "halve" halves the micro-batch and "fail" ends the run; "auto" fails where
+            BatchNorm would see smaller batches, and halves otherwise.
     """
 
     seed: int
@@ -49,7 +49,10 @@ class TrainPlan:
     oom: Literal["auto", "halve", "fail"] = "auto"
 
     def augmented(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor | None]:
-        """(x, y_soft) as a step sees them: cropped, mirrored, mixed; y_soft is None without CutMix."""
+        """(x, y_soft) as a step sees them, x [B, C, H, W] in [0, 1], y_soft [B, K].
+
+        x is cropped, mirrored and mixed as configured. y_soft is None without CutMix.
+        """
         if self.augment is not None:
             x = augment(x, RowRandom(self.seed, "augment", ids, epoch=epoch), self.augment)
         if self.cutmix is None:
@@ -57,7 +60,7 @@ class TrainPlan:
         return self.cutmix(x, y, ids, epoch)
 
     def score(self, accuracies: Mapping[str, Any]) -> tuple[float, float]:
-        """By what the best model is chosen: of two validations the larger one is better."""
+        """What the best model is chosen by: the validation with the larger score is better."""
         clean, robust = float(accuracies["clean_acc"] or 0), float(accuracies["robust_acc"] or 0)
         return (robust, clean) if self.robust_best else (clean, robust)
 
@@ -67,16 +70,19 @@ class Progress:
     """What a run remembers between steps; plain JSON, saved in every checkpoint.
 
     Attributes:
-        step, max_steps: steps made, and steps of the whole run; max_steps 0 means not yet known.
+        step: steps made.
+        max_steps: steps of the whole run; 0 means not yet known.
         validated: the step of the last validation.
-        best, last: accuracies and epoch of the best and the last validation; empty while there is none.
-        loss_sums, loss_count: sums of the loss terms on this rank since the last validation, and of how many
-            steps.
+        best, last: step, epoch and accuracies of the best and the last validation; empty while there is none.
+        loss_sums: sums of the loss terms on this rank since the last validation.
+        loss_count: number of steps in these sums.
         rank_sums: loss_sums of all ranks; filled in when a checkpoint of several processes is saved.
-        log_offset: bytes of the records' file that belong to this state.
-        world: how many processes train.
+        log_offset: size in bytes of the file of records at this state.
+        world: number of processes that train.
         micro_batch: most images in a pass after out-of-memory, or None.
-        guards: state of the guards.  alarms: what they have said.  ended: why the run ended early, or "".
+        guards: states of the guards.
+        alarms: what the guards have said.
+        ended: why the run ended early, or "".
     """
 
     step: int = 0
@@ -95,11 +101,11 @@ class Progress:
     ended: str = ""
 
     def share(self, step: int) -> float:
-        """t in (0, 1]: how much of the run is done in the middle of the step with this number."""
+        """t in (0, 1]: the share of the run that is done in the middle of step number `step`."""
         return min((step + 0.5) / self.max_steps, 1.0)
 
     def add(self, terms: LossTerms) -> None:
-        """Count the loss terms of one step."""
+        """Add the loss terms of one step to the sums."""
         for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
             self.loss_sums[name] = self.loss_sums.get(name, 0.0) + float(value)
         self.loss_count += 1
@@ -111,5 +117,5 @@ class Progress:
         return {name: total / self.loss_count for name, total in self.loss_sums.items()}
 
     def clear_losses(self) -> None:
-        """Begin the means anew."""
+        """Start new sums of the loss terms."""
         self.loss_sums, self.loss_count = {}, 0

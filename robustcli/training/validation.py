@@ -27,9 +27,9 @@ class Validation:
         plan: attacks and ball.
         positions: int64 [m], which images of the split.
         device: where it runs.
-        ranks: who shares the work.
+        ranks: the processes that share the work.
         stop: raises to interrupt.
-        say: one line to the user.
+        say: shows one line to the user.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Validation:
         self._stop, self._say = stop, say
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """{clean_acc, robust_acc, n, fgsm_acc}, the same on every rank.
+        """{clean_acc, robust_acc, n, fgsm_acc}, the same on every rank; accuracies in [0, 1].
 
-        robust_acc is None without attacks; fgsm_acc is there only where the plan has that stage.
+        robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage.
         """
         own = self.positions[self.ranks.rank :: self.ranks.world]
         counts: dict[str, int] = {}
@@ -68,7 +68,7 @@ class Validation:
         return row
 
     def _count(self, model: nn.Module, positions: Tensor) -> dict[str, int]:
-        """How many images there are, how many are right when clean, and how many under the attacks."""
+        """Number of images, and how many are right: clean, under all attacks, under FGSM if planned."""
         if not len(positions):
             return {"n": 0, "clean": 0, "robust": 0}
         evaluation = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say)
@@ -79,7 +79,7 @@ class Validation:
         return counts
 
     def seconds(self, model: nn.Module) -> float:
-        """Estimated seconds of one validation, measured on about 64 of its images."""
+        """Estimated seconds of one validation, measured on a part of its images."""
         part = self.positions[:: max(1, len(self.positions) // 64)]
         began = time.perf_counter()
         RobustEvaluation(model, self.plan, stop=self._stop).run(self.split, part, self.device)

@@ -14,7 +14,7 @@ from robustcli.errors import CheckpointError
 def _by_dtype(
     copies: Iterable[Tensor], originals: Iterable[Tensor]
 ) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """(copies, originals) of each dtype: one launch copies or mixes only tensors of one dtype."""
+    """(copies, originals) for each dtype: one foreach kernel takes tensors of one dtype."""
     groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for own, live in zip(copies, originals, strict=True):
         group = groups.setdefault(own.dtype, ([], []))
@@ -27,7 +27,7 @@ class WeightCopy:
     """theta', a copy of the live model in eval mode, without gradients.
 
     Args:
-        model: the live model, already on its device and in its memory format.
+        model: the live model, with weights theta, on its device and in its memory format.
 
     Attributes:
         module: theta'; always the same object.
@@ -40,9 +40,9 @@ class WeightCopy:
             module.training = False  # not .eval(): a module may override it
 
     def move(self, share: float) -> None:
-        """theta' <- theta' + share (theta - theta'), share in (0, 1]; all buffers are copied.
+        """theta' <- theta' + share (theta - theta'), share in (0, 1].
 
-        A share of 1 copies bitwise.
+        All buffers are copied from the live model. A share of 1 copies bitwise.
         """
         with torch.no_grad():
             for own, live in _by_dtype(self.module.parameters(), self._live.parameters()):
@@ -55,15 +55,16 @@ class WeightCopy:
                 torch._foreach_copy_(own, live)
 
     def tensors(self) -> dict[str, Tensor]:
-        """{"param.<name>": ..., "buffer.<name>": ...}: the tensors of theta' themselves, no copies."""
+        """{"param.<name>": ..., "buffer.<name>": ...}: the tensors of theta', not copied."""
         params = {f"param.{name}": parameter.detach() for name, parameter in self.module.named_parameters()}
         return params | {f"buffer.{name}": buffer for name, buffer in self.module.named_buffers()}
 
 
 def load_tensors(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], hook: str) -> None:
-    """Write the stored tensors of the hook named `hook` into those of `own`, which keep their memory format.
+    """Copy the `stored` tensors into those of `own`, which keep their memory format.
 
-    Raises CheckpointError, with nothing written, if names, shapes or dtypes differ.
+    hook: name of the hook, for the error. Raises CheckpointError, with nothing written, if names, shapes or
+    dtypes differ.
     """
     for name in sorted(own.keys() | stored.keys()):
         here, there = _described(own.get(name)), _described(stored.get(name))

@@ -20,7 +20,7 @@ _TINY = 1e-20
 
 @dataclass(frozen=True)
 class _Perturbed:
-    """weights: w + v now.  before: w.  added: v."""
+    """weights: w + v, the live parameters. before: copies of w. added: v."""
 
     weights: list[Tensor]
     before: list[Tensor]
@@ -28,9 +28,9 @@ class _Perturbed:
 
 
 class WeightPerturbation(Hook):
-    """Adds v to the weights before the outer loss and takes it away after the optimiser's step.
+    """Adds v to the weights before the outer loss and subtracts it after the optimiser's step.
 
-    Between two steps it remembers nothing.
+    It remembers nothing between two steps.
     """
 
     def __init__(self, gamma: float, warmup: float) -> None:
@@ -38,7 +38,7 @@ class WeightPerturbation(Hook):
         self._pending: _Perturbed | None = None
 
     def before_loss(self, context: StepContext) -> None:
-        """w <- w + v, v kept until the step is finished or undone."""
+        """w <- w + v; v is kept until the step is finished or undone."""
         assert self._pending is None, "the step before was neither finished nor undone"
         wanted = [p for p in context.model.parameters() if p.dim() > 1 and p.requires_grad]
         if not self.gamma or context.progress < self.warmup or not wanted:
@@ -73,12 +73,13 @@ class WeightPerturbation(Hook):
 def awp(model: nn.Module, *, gamma: Annotated[float, Ge(0)] = 0.005, warmup: Share = 0.0) -> Hook:
     """v_i = gamma ||w_i|| / ||g_i|| g_i, g = grad_w L(w);  w <- w + v;  w <- step(w, grad L(w));  w <- w - v.
 
-    Norms are l2, and each weight tensor w_i of two or more dimensions has a ratio of its own; biases and
-    BatchNorm stay as they are. L is the outer loss of the batch, on the x_adv that was found before. A
-    gradient that is not finite perturbs nothing. Cost: the passes of the objective once more.
+    Norms are l2. Each weight tensor w_i of two or more dimensions has a ratio of its own. Biases and
+    BatchNorm stay as they are. L is the outer loss of the batch, on the x_adv that the attack found at the
+    unperturbed weights. A gradient that is not finite perturbs nothing. Cost: the passes of the objective
+    once more.
 
     Args:
-        model: the classifier that is trained; the step's context names it again.
+        model: the classifier that is trained; not used, because each step's context brings it.
         gamma: size of v relative to w, no unit, >= 0; 0.01 for PGD training, 0.005 for TRADES. 0 does nothing
             and costs nothing.
         warmup: share of all steps without perturbation, in [0, 1).

@@ -15,7 +15,7 @@ from robustcli.training.schedules import Share
 
 
 class MovingAverage(Hook):
-    """Holds theta' and t, the number of updates since the warm-up."""
+    """Holds theta' and t, the number of updates after the warm-up."""
 
     def __init__(self, model: nn.Module, decay: float, warmup: float) -> None:
         self.decay, self.warmup = decay, warmup
@@ -44,13 +44,13 @@ class MovingAverage(Hook):
 def ema(model: nn.Module, *, decay: Annotated[float, Ge(0), Lt(1)] = 0.995, warmup: Share = 0.025) -> Hook:
     """theta' <- tau theta' + (1 - tau) theta,  tau = min(decay, (1 + t) / (10 + t)),  t = updates so far.
 
-    theta' starts as a copy of theta and follows it bitwise in the warm-up. Buffers, and with them BatchNorm's
-    running statistics, are copied from the live model after each step. There is an average from the first
-    step on. Cost: one more copy of the model, no pass.
+    theta' starts as a copy of theta and equals it bitwise during the warm-up. t counts from the end of the
+    warm-up. Buffers, BatchNorm's running statistics among them, are copied from the live model after each
+    step. There is an average from the first step on. Cost: one more copy of the model, and no pass.
 
     Args:
         model: the classifier that is trained, on its device and in its memory format.
-        decay: largest tau, no unit, in [0, 1); 0.995 for batches of 1024. 0 is the live model, bitwise.
+        decay: largest tau, no unit, in [0, 1); 0.995 for batches of 1024. 0 gives the live model, bitwise.
         warmup: share of all steps before the first averaging, in [0, 1).
 
     Raises:

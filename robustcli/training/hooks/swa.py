@@ -18,9 +18,9 @@ from robustcli.training.schedules import Share
 
 
 class _NormsOnly(nn.Module):
-    """The model as `update_bn` sees it: `train` reaches BatchNorm alone.
+    """The model as `update_bn` sees it: `train` switches BatchNorm alone into training mode.
 
-    Dropout stays off, so nothing is drawn.
+    Dropout stays off, so no random numbers are drawn.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,10 +41,10 @@ class _NormsOnly(nn.Module):
 
 
 class EqualMean(Hook):
-    """theta', and three counters.
+    """Holds theta' and three counters.
 
-    _seen: steps since the start.  _count: models averaged so far.  _refreshed: value of _count when
-    BatchNorm's statistics were last estimated.
+    _seen: steps after the share `start` of the run. _count: models averaged so far. _refreshed: the value of
+    _count when BatchNorm's statistics were last estimated.
     """
 
     def __init__(self, model: nn.Module, start: float, every: int) -> None:
@@ -91,17 +91,17 @@ class EqualMean(Hook):
 def swa(model: nn.Module, *, start: Share = 0.75, every: Annotated[int, Ge(1)] = 1) -> Hook:
     """theta' = (theta_1 + ... + theta_n) / n.
 
-    theta_i are the weights after each `every`-th step from the share `start` on; before the first of them
+    From the share `start` on, each `every`-th step gives one theta_i, the weights after it. Before theta_1
     there is no average. `refresh` estimates BatchNorm's statistics of theta' as the plain mean over its
-    batches, with dropout off, if theta' has changed since the last time; until then they are the live
-    model's. Cost: one more copy of the model, and one forward pass per batch of `refresh`. Works best with a
-    learning rate that stays high after `start`.
+    batches, with dropout off. It does so only when theta' has changed since the last time. Until then the
+    statistics are the live model's. Cost: one more copy of the model, and one forward pass per batch of
+    `refresh`. It works best with a learning rate that stays high after `start`.
 
     Args:
         model: the classifier that is trained, on its device and in its memory format.
         start: share of all steps done before the first averaging, in [0, 1).
-        every: steps from one averaged model to the next, >= 1. As many as an epoch has give the paper's mean
-            over epochs.
+        every: steps from one averaged model to the next, >= 1. The number of steps of an epoch gives the
+            paper's mean over epochs.
 
     Raises:
         ValueError: start or every out of range; `refresh` without any batch.
