@@ -33,7 +33,6 @@ class AttackFacts:
         use: when to take it, for the documentation.
         deterministic: whether another seed gives the same points.
         starts_at_clean: whether it begins at the clean points, where some losses have no slope.
-        keeps_best: whether the caller may ask for the worst point met instead of the last one.
     """
 
     kind: Kind
@@ -43,7 +42,6 @@ class AttackFacts:
     passes: Passes
     use: str
     deterministic: bool
-    keeps_best: bool
     starts_at_clean: bool = False
 
 

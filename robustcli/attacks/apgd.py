@@ -49,7 +49,6 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     passes=_passes,
     use="the number to report; no step size to choose",
     deterministic=False,
-    keeps_best=True,
 )
 def apgd(
     oracle: Oracle,

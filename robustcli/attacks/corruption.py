@@ -45,7 +45,6 @@ _EXACT_COUNTS = 40  # P(count > 40) is below 1e-12 at that rate
     passes=lambda given, classes, norm: 1,
     use="weather and cameras instead of an adversary",
     deterministic=False,
-    keeps_best=True,
 )
 def corruption(
     oracle: Oracle,

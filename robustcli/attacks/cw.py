@@ -30,7 +30,6 @@ _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8
     passes=lambda given, classes, norm: 2 + 2 * given["binary_search"] * given["steps"] + 1,
     use="l2 distances to compare with older papers; fmn is nearer and five times cheaper",
     deterministic=True,
-    keeps_best=True,
 )
 def cw(
     oracle: Oracle,

@@ -32,7 +32,6 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     passes=_passes,
     use="a quick rough distance",
     deterministic=True,
-    keeps_best=True,
 )
 def deepfool(
     oracle: Oracle,

@@ -39,7 +39,6 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     passes=_passes,
     use="small distances, and a second opinion beside apgd that no scaling of the logits disturbs",
     deterministic=False,
-    keeps_best=True,
 )
 def fab(
     oracle: Oracle,

@@ -20,7 +20,6 @@ from robustcli.registry import attacks
     passes=lambda given, classes, norm: 3,
     use="a first look; never a robustness number",
     deterministic=True,
-    keeps_best=True,
     starts_at_clean=True,
 )
 def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"] | None = None) -> Tensor:

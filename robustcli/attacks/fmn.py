@@ -31,7 +31,6 @@ _TINY = 1e-12
     passes=lambda given, classes, norm: 2 * given["steps"] + 1,
     use="distances for a whole curve of accuracy against eps in one run",
     deterministic=True,
-    keeps_best=True,
 )
 def fmn(
     oracle: Oracle,

@@ -22,7 +22,6 @@ from robustcli.registry import attacks
     passes=lambda given, classes, norm: 2 * given["steps"] + 1,
     use="images that are to fool another model",
     deterministic=True,
-    keeps_best=True,
     starts_at_clean=True,
 )
 def mi_fgsm(

@@ -22,7 +22,6 @@ from robustcli.registry import attacks
     passes=lambda given, classes, norm: given["draws"],
     use="the floor: an attack that breaks less is broken itself",
     deterministic=False,
-    keeps_best=True,
 )
 def noise(
     oracle: Oracle,

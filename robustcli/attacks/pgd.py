@@ -24,7 +24,6 @@ from robustcli.registry import attacks
     passes=lambda given, classes, norm: given["restarts"] * (2 * given["steps"] + 1),
     use="training, and validation during training",
     deterministic=False,
-    keeps_best=True,
 )
 def pgd(
     oracle: Oracle,

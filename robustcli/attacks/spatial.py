@@ -37,7 +37,6 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     passes=_passes,
     use="turned and shifted images",
     deterministic=False,
-    keeps_best=True,
 )
 def spatial(
     oracle: Oracle,

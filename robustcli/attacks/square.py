@@ -35,7 +35,6 @@ _TINY = 1e-12
     passes=lambda given, classes, norm: given["restarts"] * (given["queries"] + 2),
     use="gradients that may be masked or missing",
     deterministic=False,
-    keeps_best=True,
 )
 def square(
     oracle: Oracle,

@@ -23,7 +23,6 @@ from robustcli.registry import attacks
     passes=lambda given, classes, norm: 2 * (given["steps"] + (given["steps"] - 1) * given["samples"]) + 1,
     use="images that are to fool another model, when MI-FGSM's do not",
     deterministic=False,
-    keeps_best=True,
     starts_at_clean=True,
 )
 def vmi_fgsm(

@@ -49,7 +49,9 @@ class TrainConfig(Section):
         default=Spec.of("minmax"), description="minmax = attack, then descend; free = one pass for both"
     )
     hooks: Annotated[list[Spec], From("hooks")] = Field(
-        default=[], max_length=8, description="around each step: awp (perturbs weights), ema, swa (averages)"
+        default=[],
+        max_length=8,
+        description="around each step, such as awp (perturbs weights) and ema (averages them)",
     )
     curriculum: Curriculum = Field(default=Curriculum(), description="warm-up of eps and attack steps")
     grad_clip: Number | None = Field(

@@ -38,6 +38,9 @@ class Descent:
         self.objective, self.regularizers = settings.objective, settings.regularizers
         self.scaler, self.grad_clip = settings.scaler, settings.grad_clip
         self.hooks = sorted(settings.hooks, key=_averages)
+        # Weights that a hook has moved for the loss go back before another hook looks at them.
+        movers = [hook for hook in self.hooks if _moves(hook)]
+        self._afterwards = [*reversed(movers), *(hook for hook in self.hooks if not _moves(hook))]
         self.forward = Forward(
             settings.model,
             dtype=settings.dtype,
@@ -66,7 +69,7 @@ class Descent:
         with _final("the optimiser's step"):
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            for hook in self.hooks:
+            for hook in self._afterwards:
                 hook.after_step(context)
         return terms
 
@@ -156,6 +159,11 @@ class Descent:
 
     def _present_gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+
+def _moves(hook: Hook) -> bool:
+    """Whether the hook acts before the loss, and may have moved the weights."""
+    return type(hook).before_loss is not Hook.before_loss
 
 
 def _averages(hook: Hook) -> bool:

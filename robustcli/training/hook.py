@@ -41,7 +41,11 @@ class Hook:
         """Called after the attack and before the outer loss."""
 
     def after_step(self, context: StepContext) -> None:
-        """Called after the optimiser's step."""
+        """Called after the optimiser's step.
+
+        Hooks with a `before_loss` come first, the last of them before the others: what they have moved goes
+        back. Hooks that average come last.
+        """
 
     def undo(self, context: StepContext) -> None:
         """The step is thrown away: restore the model and the hook's own state as before `before_loss`."""

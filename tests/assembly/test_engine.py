@@ -28,7 +28,6 @@ def one_step_attack():
         needs="gradient",
         precision="bf16",
         deterministic=True,
-        keeps_best=True,
         passes=lambda given, classes, norm: 3,
         use="tests",
         starts_at_clean=True,

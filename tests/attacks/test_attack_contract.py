@@ -245,7 +245,7 @@ def test_registration_tells_what_contract_tests_select_on(entry):
     facts = entry.facts
     assert facts.kind in {"fixed", "minimal", "unbounded"} and set(facts.norms) <= {"linf", "l2", "l1"}
     assert facts.needs in {"gradient", "scores", "decisions"} and len(facts.use) > 10
-    assert {type(facts.deterministic), type(facts.keeps_best), type(facts.starts_at_clean)} == {bool}
+    assert {type(facts.deterministic), type(facts.starts_at_clean)} == {bool}
     assert facts.precision in {"bf16", "fp32"} and (facts.kind != "minimal" or facts.precision == "fp32")
     assert "arXiv" in entry.fn.__doc__ and "Source" in entry.fn.__doc__ and entry.summary
 

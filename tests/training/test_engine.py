@@ -19,6 +19,7 @@ from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import raise_everywhere
 from robustcli.training.forward import Forward, Shared, recompute
 from robustcli.training.free import Free
+from robustcli.training.hook import Hook
 from robustcli.training.minmax import MinMax
 from robustcli.training.settings import StepSettings
 
@@ -268,3 +269,29 @@ def test_the_batch_of_an_objective_has_a_stream_of_its_own():
     step.descent.objective = objective
     step(X, Y, IDS, seed=0, epoch=0)
     assert not torch.equal(seen["noise"], RowRandom(0, "start", IDS).uniform((4,)))
+
+
+# ---- hooks -------------------------------------------------------------------------------------------------
+
+
+class Witness(Hook):
+    """Notes the weights that it sees after each step."""
+
+    def __init__(self, net):
+        self.net, self.seen = net, []
+
+    def after_step(self, context):
+        self.seen.append({key: value.clone() for key, value in self.net.state_dict().items()})
+
+
+@pytest.mark.parametrize("first", ["witness", "awp"])
+def test_another_hook_sees_weights_that_have_gone_back_whatever_the_order(first):
+    """Trap: a hook behind the list's order kept the perturbed weights of another one."""
+    net = linear()
+    before = copy.deepcopy(net.state_dict())
+    witness, moving = Witness(net), registry.hooks.get("awp").fn(net, gamma=0.1)
+    hooks = [witness, moving] if first == "witness" else [moving, witness]
+    step = minmax(net, hooks=hooks)
+    step.settings.optimizer.param_groups[0]["lr"] = 0.0
+    steps(step, 1)
+    assert close(witness.seen[0], before) and close(net.state_dict(), before)
