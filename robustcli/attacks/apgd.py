@@ -1,7 +1,7 @@
 """Auto-PGD: projected gradient ascent with momentum that chooses its step size by itself.
 
-`apgd` has more than 50 lines. Most are its documentation; the rest is one loop over restarts, targets and
-balls.
+The file, `apgd` and `_climb` are long: much is documentation, and the rest is one algorithm with its l1
+form, which a reader wants beside each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Clean and robust accuracy of a model under a list of attacks: worst case per sample, survivors only."""
+"""Clean and robust accuracy of a model under a list of attacks: worst case per sample, survivors only.
+
+The file is long by the documentation of one class, whose methods follow an evaluation from its first
+look at the model to the audit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The training loop: steps, validation, checkpoints, resume."""
+"""The training loop: steps, validation, checkpoints, resume.
+
+The file is long by the documentation of one class: a run is read from its start to its end here.
+"""
 
 from __future__ import annotations
 
