@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from robustcli.cli import app
+from robustcli.cli import app, flags
 
 PROGRAM = [sys.executable, "-m", "robustcli"]
 VERBS = [*app.VERBS, "config"]
@@ -106,3 +106,12 @@ def test_an_interrupt_during_import_is_one_line(tmp_path):
     process.send_signal(2)
     _, err = process.communicate(timeout=30)
     assert process.returncode in (0, 130) and "Traceback" not in err
+
+
+def test_a_flag_of_one_verb_does_not_take_a_word_that_has_a_meaning(monkeypatch):
+    """What CONTRIBUTING tells the writer of a verb: its own flags are added, and shared words keep their meaning."""
+    monkeypatch.setattr(flags, "FLAGS", dict(flags.FLAGS))
+    assert flags.add_flag("percent", flags.Flag("Shares instead of counts.", kind="switch")) == "percent"
+    assert flags.spellings("percent") == ("--percent",)
+    with pytest.raises(ValueError, match="'steps' is taken"):
+        flags.add_flag("steps", flags.Flag("Something else."))
