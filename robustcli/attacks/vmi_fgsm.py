@@ -1,4 +1,7 @@
-"""Variance-tuned momentum iterative fast gradient sign method."""
+"""Variance-tuned momentum iterative fast gradient sign method.
+
+`vmi_fgsm` has more than 50 lines: most are its documentation.
+"""
 
 from __future__ import annotations
 
