@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from robustcli.config.bind import AnyRegistry, bind_spec
@@ -14,8 +13,3 @@ def bound(kind: AnyRegistry, spec: Spec, path: str) -> tuple[Callable[..., Any],
     """The registered function of a spec and its converted parameters. Raises ConfigError."""
     method = bind_spec(kind, spec, path)
     return method.fn, dict(method.params)
-
-
-def call_with(fn: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
-    """`fn` with its parameters bound."""
-    return functools.partial(fn, **params)

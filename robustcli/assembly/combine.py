@@ -56,16 +56,16 @@ def _check_attack(config: Config, method: Method) -> None:
     """
     if not method.compares_with_clean:
         return
-    own_loss = method.attack_settings.get("loss")
+    own_loss = method.adversary.given.get("loss")
     if own_loss is not None:
-        hint = "remove adversary.loss" if "loss" in method.attack_params else "use pgd"
+        hint = "remove adversary.loss" if "loss" in method.adversary.params else "use pgd"
         objective, attack = config.objective.name, config.adversary.name
         raise UsageError(
             f"{objective} attacks {method.inner}, and {attack} would ascend its own loss {own_loss}",
             where="adversary",
             hint=hint,
         )
-    if method.flat_at_clean and method.starts_at_clean:
+    if method.loss.flat_at_clean and method.starts_at_clean:
         raise UsageError(
             f"the {str(method.inner).upper()} of {config.objective.name} is flat at the clean image: "
             "an attack that starts there never moves",
@@ -77,9 +77,9 @@ def _check_attack(config: Config, method: Method) -> None:
 def _check_curriculum(config: Config, method: Method) -> None:
     """Raises UsageError for a curriculum of an attack without a radius, or one that starts and has no end."""
     curriculum = config.train.curriculum
-    if curriculum != type(curriculum)() and method.kind != "fixed":
+    if curriculum != type(curriculum)() and method.adversary.kind != "fixed":
         raise UsageError(
-            f"a curriculum needs an attack with a radius; {config.adversary.name} is {method.kind}",
+            f"a curriculum needs an attack with a radius; {config.adversary.name} is {method.adversary.kind}",
             where="train.curriculum",
         )
     for start, until in (("eps_start", "eps_until"), ("steps_start", "steps_until")):

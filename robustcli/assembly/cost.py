@@ -12,11 +12,11 @@ from torch import nn
 from robustcli import registry
 from robustcli.assembly.attacks import make_attacks, make_search, planned_passes
 from robustcli.assembly.binding import bound
+from robustcli.assembly.method import method_of
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
-from robustcli.evaluation.plan import AttackCall
 from robustcli.models.size import count_parameters, flops
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
@@ -24,45 +24,29 @@ from robustcli.runtime.precision import resolve
 from robustcli.terminal.console import Console
 
 
-def attack_passes(name: str, params: dict[str, Any], classes: int, norm: str) -> int:
-    """Model passes of a training attack on one image.
-
-    No image leaves early, and no judge looks at the last point.
-    """
-    return AttackCall.of(registry.attacks.get(name), params).passes(classes, norm) - 1
-
-
 def passes_per_image(setting: Setting) -> int:
     """Model passes of one training step on one image: attack, objective, regularisers and hooks.
 
     A curriculum is taken at its end, with all steps of the attack.
     """
-    config = setting.config
+    config, method = setting.config, method_of(setting.config)
     objective = registry.objectives.get(config.objective.name).facts
     outer = objective.passes + sum(_added(spec) for spec in config.regularizers)
-    once = objective.passes - _compares(objective.inner)
+    # The pass at the clean point belongs to the attack: a hook that repeats the loss does not repeat it.
+    once = objective.passes - method.compares_with_clean
     outer += once * sum(registry.hooks.get(spec.name).facts.extra_losses for spec in config.train.hooks)
-    step, parameters = bound(registry.steps, config.train.step, "train.step")
-    if not registry.steps.get(config.train.step.name).facts.attacks:
+    if not method.step_attacks:
+        step, parameters = bound(registry.steps, config.train.step, "train.step")
         return outer * int(parameters.get("replays", registry.parameters(step)["replays"].default))
-    if not objective.inner:
+    if method.inner is None:
         return outer
-    _, adversary = bound(registry.attacks, config.adversary, "adversary")
-    classes, norm = len(setting.data.classes), setting.ball.norm
-    return outer + attack_passes(config.adversary.name, adversary, classes, norm)
+    last = 1  # no judge looks at the last point
+    return outer + method.adversary.passes(setting.classes, setting.ball.norm) - last
 
 
 def _added(spec: Spec) -> int:
     """Passes that one regulariser adds."""
     return registry.regularizers.get(spec.name).facts.passes
-
-
-def _compares(inner: str | None) -> bool:
-    """Whether the inner loss compares with clean logits.
-
-    Their one pass belongs to the attack. A hook that computes the outer loss again does not repeat it.
-    """
-    return inner is not None and "clean" in registry.losses.get(inner).facts.state
 
 
 def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
@@ -159,7 +143,7 @@ def evaluation_plan(
     n = len(samples(setting)[1])
     calls = make_attacks(specs, setting.ball.norm)
     # The clean point, and for each attack the judge's look at its last point.
-    passes = 1 + planned_passes(calls, len(setting.data.classes), setting.ball.norm) + len(calls)
+    passes = 1 + planned_passes(calls, setting.classes, setting.ball.norm) + len(calls)
     batch = min(config.eval.batch_size or 256, n)
     dtype = make_search(config, setting.device, console.warn).dtype
     one = flops(model, setting.data.shape)

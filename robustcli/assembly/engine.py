@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robustcli import registry
 from robustcli.assembly.attacks import eval_plan
-from robustcli.assembly.binding import bound, call_with
-from robustcli.assembly.method import Method, method_of, steps_of
+from robustcli.assembly.binding import bound
+from robustcli.assembly.method import Method, attack_of, makes_one_step, method_of
 from robustcli.assembly.samples import choose
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.trainstep import make_step
@@ -63,9 +63,7 @@ def make_engine(
     if config.train.patience is not None and val is None:
         warn("train.patience has no effect without validation images")
     method = method_of(config)
-    guards = Guards(
-        len(positions), len(data.classes), config.train.patience, _overfitting_mode(config, method)
-    )
+    guards = Guards(len(positions), setting.classes, config.train.patience, _overfitting_mode(config, method))
     step = make_step(setting, model, ranks, guards, stop, warn)
     validation: EvalPlan | None = None
     if val is not None:
@@ -96,14 +94,14 @@ def _overfitting_mode(config: Config, method: Method) -> Mode:
     A roll-back gives the attack one step more. Where no attack can take it, the run stops.
     """
     mode = config.train.overfitting
-    if mode == "rollback" and not (method.step_attacks and method.can_add_steps):
+    if mode == "rollback" and not (method.step_attacks and "steps" in method.adversary.given):
         return "stop"
     return mode
 
 
 def _may_collapse(config: Config, method: Method) -> bool:
     """Whether catastrophic overfitting is watched for: training against one-step attacks, or a free step."""
-    one_step = method.attack_steps == 1 or not method.step_attacks
+    one_step = makes_one_step(method.adversary) or not method.step_attacks
     return method.inner is not None and one_step and config.train.overfitting != "off"
 
 
@@ -114,7 +112,7 @@ def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -
         return eval_plan(setting, [], path=path)
     if not _may_collapse(setting.config, method):
         return eval_plan(setting, [train.val_attack], path=path)
-    if steps_of(train.val_attack, path) == 1:
+    if makes_one_step(attack_of(train.val_attack, path)):
         warn(
             "train.val_attack makes one step: catastrophic overfitting cannot be seen by it; "
             "use pgd with 10 steps"
@@ -133,7 +131,7 @@ def _plan(
     return TrainPlan(
         seed=config.seed,
         batch_size=config.train.batch_size,
-        factor=call_with(schedule, parameters),
+        factor=partial(schedule, **parameters),
         augment=None if data.augment.idle else data.augment,
         budget=_budget(config),
         save_every=config.train.save_every or steps_per_epoch,
@@ -141,7 +139,7 @@ def _plan(
         validation=validation,
         val_positions=positions,
         robust_best=robust,
-        cutmix=_cutmix(config, len(data.classes)),
+        cutmix=_cutmix(config, setting.classes),
         oom=config.train.oom,
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robustcli.assembly.setting import Setting
-from robustcli.config.spec import ModelConfig, is_reference
+from robustcli.config.spec import ModelConfig
 from robustcli.core.modes import frozen
 from robustcli.models.build import build_model
 from robustcli.models.info import ModelInfo
@@ -80,7 +80,7 @@ class ModelSource:
     @property
     def _untrained(self) -> bool:
         """Whether the model is a registered network without weights; it is then initialised from the seed."""
-        return self.plugin is None and not is_reference(self._spec.name) and self._spec.weights is None
+        return self.plugin is None and not self._spec.is_reference and self._spec.weights is None
 
     def _fresh(self) -> nn.Module:
         config, data = self.setting.config, self.setting.data

@@ -85,15 +85,9 @@ class Bench:
         """
         train, device = split_of(self.setting.data, "train"), self.setting.device
         x, y, ids = next(iter(train.stream([torch.arange(self.batch) % len(train)], device)))
-        return (
-            (
-                x.contiguous(memory_format=torch.channels_last)
-                if self.setting.config.train.channels_last
-                else x
-            ),
-            y,
-            ids,
-        )
+        if self.setting.config.train.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, y, ids
 
     # ---- one step ------------------------------------------------------------------------------------------
 
@@ -137,7 +131,7 @@ class Bench:
         config = config.model_copy(update={"precision": precision.name, "search": search})
         x, y, ids = self.pixels()
         with tf32_products(precision.tf32):
-            classes = len(self.setting.data.classes)
+            classes = self.setting.classes
             made = make_step(
                 replace(self.setting, config=config),
                 copy.deepcopy(self.model),

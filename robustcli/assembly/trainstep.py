@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from robustcli import registry
 from robustcli.assembly.attacks import make_search
-from robustcli.assembly.binding import bound, call_with
+from robustcli.assembly.binding import bound
 from robustcli.assembly.combine import check_combination
 from robustcli.assembly.method import Method, method_of
 from robustcli.assembly.setting import Setting
@@ -54,7 +55,7 @@ def make_step(
         objective=_objective(config),
         inner=method.inner,
         inner_params=method.inner_params,
-        attack=call_with(method.attack, method.attack_params),
+        attack=partial(method.adversary.fn, **method.adversary.params),
         ball=setting.ball,
         strength=lambda t: curriculum.at(t, guards.more_steps),
         optimizer=_optimizer(config, model),
@@ -79,7 +80,7 @@ def make_step(
 
 def _objective(config: Config) -> Objective:
     objective, parameters = bound(registry.objectives, config.objective, "objective")
-    return call_with(objective, parameters)
+    return partial(objective, **parameters)
 
 
 def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -108,8 +109,8 @@ def _curriculum(setting: Setting, method: Method) -> Curriculum:
     wanted = setting.config.train.curriculum
     try:
         return Curriculum(
-            method.attack,
-            method.attack_params,
+            method.adversary.fn,
+            method.adversary.params,
             setting.ball,
             float(wanted.eps_start),
             float(wanted.eps_until),
@@ -124,7 +125,7 @@ def _regularizers(specs: Sequence[Spec]) -> dict[str, Regularizer]:
     made: dict[str, Regularizer] = {}
     for k, spec in enumerate(specs):
         regularizer, parameters = bound(registry.regularizers, spec, f"regularizers.{k}")
-        made[spec.name] = call_with(regularizer, parameters)
+        made[spec.name] = partial(regularizer, **parameters)
     return made
 
 

@@ -109,7 +109,7 @@ def finish(name: str, verb: Verb, values: Mapping[str, FlagValue]) -> None:
     failed = [gate for gate in document.get("gate", ()) if not gate["passed"]]
     for gate in failed:
         console.error(f"gate not met: {gate['metric']} is {gate['value']:.4f}, below {gate['min']:g}")
-    console.document({"schema_version": 1, "ok": True, "verb": name, **document})
+    console.document({"ok": True, "verb": name, **document})
     if document.get("run"):
         console.result(str(document["run"]))
     if failed:

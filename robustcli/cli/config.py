@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.",
 def _answer(verb: str, as_json: bool, document: dict[str, Any], text: str) -> None:
     """Print the document with --json, else the text."""
     console = Console(json=as_json)
-    head = {"schema_version": 1, "ok": True, "verb": f"config {verb}", "run": None, "seconds": 0.0}
+    head = {"ok": True, "verb": f"config {verb}", "run": None, "seconds": 0.0}
     console.document({**head, **document})
     console.result(text)
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
 from robustcli.evaluation.judge import Judge
@@ -90,8 +89,7 @@ class _Search:
 
     def batch(self, x: Tensor, y: Tensor, ids: Tensor) -> Distances:
         """The distances of one batch, on the CPU: x [B, C, H, W] in [0, 1], y and ids int64 [B]."""
-        clean = self._judge.logits(x)
-        right = ((clean.argmax(1) == y) & torch.isfinite(clean).all(1)).nonzero()[:, 0]
+        right = self._judge.clean(x, y).right.nonzero()[:, 0]
         values = {}
         for call in self._plan.attacks:
             far = torch.zeros(len(y), dtype=torch.float64)
@@ -103,15 +101,7 @@ class _Search:
     def _closest(self, call: AttackCall, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """float64 [R]: distance of the closest confirmed error of each row; inf where there is none."""
         plan, criterion = self._plan, Criterion(y)
-        oracle = Oracle(
-            self._model,
-            x,
-            criterion,
-            rng=RowRandom(plan.seed, "start", ids),
-            keep="closest",
-            ball=plan.ball,
-            stop=self._stop,
-            draws=plan.search.draws or 1,
-        )
+        rng, draws = RowRandom(plan.seed, "start", ids), plan.search.draws or 1
+        oracle = call.oracle(self._model, x, criterion, rng=rng, ball=plan.ball, stop=self._stop, draws=draws)
         ruling = self._judge.rule(x, call.fn(oracle, x, plan.ball, **call.params), criterion)
         return torch.where(ruling.hit.to(ruling.distance.device), ruling.distance, float("inf"))

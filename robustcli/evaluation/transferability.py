@@ -252,11 +252,11 @@ class _Member:
 
 def _batch(members: Sequence[_Member], x: Tensor, y: Tensor, ids: Tensor) -> _Batch:
     """Attack each member on the rows that all members classify correctly, and show the points to all."""
-    clean = [member.judge.logits(x) for member in members]
-    classes = [logits.shape[1] for logits in clean]
+    clean = [member.judge.clean(x, y) for member in members]
+    classes = [seen.logits.shape[1] for seen in clean]
     if len(set(classes)) > 1:
         raise ValueError(f"the models have different numbers of classes: {', '.join(map(str, classes))}")
-    right = torch.stack([(logits.argmax(1) == y) & torch.isfinite(logits).all(1) for logits in clean])
+    right = torch.stack([seen.right for seen in clean])
     joint = right.all(0)
     x, y, ids = x[joint], y[joint], ids[joint]
     broken = torch.zeros(len(members), len(members), len(y), dtype=torch.bool, device=y.device)

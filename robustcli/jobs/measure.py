@@ -94,7 +94,7 @@ def check_attacks(setting: Setting, extra: Sequence[AttackCall] = ()) -> None:
 
     It is called before the run directory is made.
     """
-    config, classes = setting.config, len(setting.data.classes)
+    config, classes = setting.config, setting.classes
     labels = [call.label for call in [*eval_plan(setting, config.attacks).attacks, *extra]]
     if len(set(labels)) < len(labels):
         raise UsageError(
