@@ -21,7 +21,6 @@ from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
@@ -366,9 +365,7 @@ def attack(
         for rows in torch.arange(len(x)).split(batch_size):
             part = x[rows].to(place).float()
             rng = RowRandom(seed, "start", rows.to(place))
-            keep: Literal["best", "closest"] = "closest" if call.kind == "minimal" else "best"
-            oracle = Oracle(
-                twin, part, Criterion(y[rows].to(place)), rng=rng, keep=keep, ball=ball, stop=stop
-            )
+            criterion = Criterion(y[rows].to(place))
+            oracle = call.oracle(twin, part, criterion, rng=rng, ball=ball, stop=stop)
             found.append(call.fn(oracle, part, ball, **call.params).to(home))
     return torch.cat(found) if found else x.clone()
