@@ -1,5 +1,5 @@
 # Two commands from a fresh clone, with nothing but python3 >= 3.10 (with venv) and make:  make demo   make test
-.PHONY: help setup demo test test-slow docs lint bench clean
+.PHONY: help setup demo test test-slow test-versions docs lint bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N) --durations=15
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install (once; again when pyproject.toml or constraints.txt change)
 
@@ -36,6 +36,23 @@ test: $(READY) ## the whole suite; ARGS="-k pgd" for a part of it
 
 test-slow: $(READY) ## the full counts that the suite samples
 	$(PYTEST) -m slow $(ARGS)
+
+# What each set asks of the resolver: the lower bounds of pyproject.toml, a torch that images ship, nothing at all.
+SETS ?= oldest torch-2.11 newest
+ASKS_oldest := --resolution lowest-direct
+ASKS_torch-2.11 := torch==2.11.0
+ASKS_newest :=
+
+test-versions: $(READY) ## the suite on the oldest promised and the newest versions; SETS="oldest" for one of them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@failed=; for set in $(SETS); do $(MAKE) --no-print-directory version-$$set || failed="$$failed $$set"; done; \
+	  [ -z "$$failed" ] || { echo "test-versions failed:$$failed"; exit 1; }
+
+version-%:
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/versions/$*
+	$(BIN)/uv pip install --quiet --python $(VENV)/versions/$* $(ASKS_$*) -e ".[dev]"
+	$(BIN)/uv pip freeze --quiet --python $(VENV)/versions/$* > $(VENV)/versions/$*.txt
+	OMP_NUM_THREADS=1 $(VENV)/versions/$*/bin/python -m pytest -n $(N) -p no:cacheprovider $(ARGS)
 
 docs: $(READY) ## the tables of the documentation, from what is registered
 	$(BIN)/python docs/tables.py
