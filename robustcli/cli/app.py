@@ -16,7 +16,8 @@ from robustcli.cli.call import Call
 from robustcli.cli.config import app as config
 from robustcli.cli.flags import FlagValue
 from robustcli.cli.options import Command, examples
-from robustcli.errors import Interrupted
+from robustcli.errors import Interrupted, ResourceError
+from robustcli.foreign import foreign_fault
 from robustcli.terminal.console import Console
 
 
@@ -104,6 +105,11 @@ def finish(name: str, verb: Verb, values: Mapping[str, FlagValue]) -> None:
         document = verb.run(Call(name, values, console))
     except KeyboardInterrupt:  # Typer would answer 130 without a word
         raise Interrupted("stopped by SIGINT", signum=2) from None
+    except BaseException as error:  # Typer takes a SystemExit and an Exit of a user's code for ours
+        fault = foreign_fault(error) or _lost_reader(error)
+        if fault is None:
+            raise
+        raise fault from error
     if document is None:
         return
     failed = [gate for gate in document.get("gate", ()) if not gate["passed"]]
@@ -114,3 +120,14 @@ def finish(name: str, verb: Verb, values: Mapping[str, FlagValue]) -> None:
         console.result(str(document["run"]))
     if failed:
         raise typer.Exit(1)
+
+
+def _lost_reader(error: BaseException) -> ResourceError | None:
+    """The failure of a verb whose work stopped because a library wrote to a pipe that nobody reads."""
+    if not isinstance(error, BrokenPipeError):
+        return None
+    return ResourceError(
+        "a library wrote to a pipe that nobody reads",
+        hint="let the reader stay, or send the output to a file",
+        code="E-WRITE",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -64,8 +65,8 @@ def _translate(error: BaseException, argv: list[str]) -> int:
     """The exit code for what is no failure of ours: Typer's own exceptions, memory, and bugs."""
     from robustcli.errors import RobustCliError, origin
 
-    if isinstance(error, SystemExit):
-        return _exit_code(error.code)
+    if isinstance(error, SystemExit):  # Typer's, around a help text: 1 when its reader went away
+        return 0 if error.code in (None, 0, 1) else 2
     if _is_a(error, "Exit"):
         return int(getattr(error, "exit_code", 0))
     known = _explained(error)
@@ -77,13 +78,6 @@ def _translate(error: BaseException, argv: list[str]) -> int:
         hint="a bug: run again with --debug and report it",
     )
     return fail(bug, argv, error)
-
-
-def _exit_code(code: object) -> int:
-    """The code of `sys.exit(code)`; what is no number is 2."""
-    if code is None:
-        return 0
-    return code if isinstance(code, int) else 2
 
 
 def _is_a(error: BaseException, name: str) -> bool:
@@ -109,6 +103,8 @@ def _explained(error: BaseException) -> RobustCliError | None:
             hint="lower --batch-size, or choose a smaller model",
             code="E-OOM",
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full()
     if _torchvision_differs(error):
         return ResourceError(
             "torch and torchvision do not match",
@@ -120,6 +116,13 @@ def _explained(error: BaseException) -> RobustCliError | None:
     return None
 
 
+def _full() -> RobustCliError:
+    from robustcli.errors import ResourceError
+
+    hint = "free some space, or send it elsewhere"
+    return ResourceError("cannot write the result: no space left", where="stdout", hint=hint, code="E-DISK")
+
+
 def _torchvision_differs(error: BaseException) -> bool:
     """Whether torchvision was built for another torch."""
     if isinstance(error, ImportError):
@@ -129,8 +132,9 @@ def _torchvision_differs(error: BaseException) -> bool:
 
 def fail(error: RobustCliError, argv: list[str], cause: BaseException | None = None) -> int:
     """Print a failure: one line on stderr, with --json one document on stdout, with --debug the traceback."""
-    from robustcli.errors import printable
+    from robustcli.errors import RobustCliError, printable
 
+    code = _failing(error.exit_code)
     if "--debug" in argv:
         import traceback
 
@@ -144,9 +148,15 @@ def fail(error: RobustCliError, argv: list[str], cause: BaseException | None = N
         from robustcli.terminal.console import Console
 
         message = "; ".join(problems or filter(None, (error.what, error.where)))
-        explained = {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}
-        Console(json=True).document({"ok": False, "error": explained})
-    return int(error.exit_code)
+        explained = {"code": error.code, "exit": code, "message": message, "hint": error.hint}
+        with suppress(RobustCliError):  # a full disk behind stdout: the first failure is the one to report
+            Console(json=True).document({"ok": False, "error": explained})
+    return code
+
+
+def _failing(code: object) -> int:
+    """A documented code of a failure: 0 is no failure, and 1 is a gate that was not met."""
+    return code if isinstance(code, int) and (1 < code <= 10 or code in (70, 130, 143)) else 70
 
 
 def _say(text: str) -> None:
@@ -158,12 +168,14 @@ def _say(text: str) -> None:
 
 
 def _leave(code: int) -> None:
-    """Flush and exit; a reader that went away does not change the code."""
+    """Flush and exit; a reader that went away does not change the code, and a full disk makes 0 a 6."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError) as error:
             _mute(stream)
+            if stream is sys.stdout and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                code = code or fail(_full(), [])
     sys.exit(code)
 
 

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from robustcli.errors import UsageError
+from robustcli.foreign import ARCH
 from robustcli.models.architectures.blocks import seeded
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import Normalisation, NormalisedModel, parse_normalize
 from robustcli.models.plugin import run_plugin, split_plugin, user_code
 from robustcli.models.size import probe
 from robustcli.registry import suggestion
-
-PLUGIN = "plugin:"  # arch of a user's network is "plugin:factory"; stored data never name the file
 
 
 def build_plugin(
@@ -37,7 +36,7 @@ def build_plugin(
     info = replace(info, mean=mean, std=std)
     with torch.device("cpu"):
         backbone = call_factory(plugin, num_classes=info.num_classes, params=params, seed=seed)
-        arch = PLUGIN + plugin.rpartition(":")[2]
+        arch = ARCH + plugin.rpartition(":")[2]
         model = NormalisedModel(backbone, mean, std, arch=arch, params=_stored(params), info=info)
     probe(model, arch, seed)
     return model

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustcli.errors import CheckpointError, ConfigError, RobustCliError
+from robustcli.foreign import ARCH
 from robustcli.models.build import build_model
-from robustcli.models.factory import PLUGIN, build_plugin
+from robustcli.models.factory import build_plugin
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
 from robustcli.models.size import as_json, differences, fingerprint
@@ -53,7 +54,7 @@ def model_from_meta(
         the one described (its code changed), or when a plugin is needed.
     """
     arch, params, info, classes = _read(meta, where)
-    if arch.startswith(PLUGIN):
+    if arch.startswith(ARCH):
         model = _restored(build_plugin(_required(plugin, arch, where), params, info, seed=0), info)
         _compare(meta, model, where)
     else:
@@ -69,7 +70,7 @@ def _required(plugin: str | None, arch: str, where: str) -> str:
         raise CheckpointError(
             f"the checkpoint holds a user's model ({arch})",
             where=where,
-            hint=f"pass --plugin FILE.py:{arch.removeprefix(PLUGIN)}",
+            hint=f"pass --plugin FILE.py:{arch.removeprefix(ARCH)}",
             code="E-CKPT-ARCH",
         )
     return plugin

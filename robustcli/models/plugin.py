@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from robustcli.errors import RobustCliError, UsageError
+from robustcli.errors import RobustCliError, UsageError, out_of_memory
+from robustcli.foreign import MODULE
 from robustcli.models.complaint import first_line
 
 _PLUGIN = re.compile(r"(?P<file>.+\.py)(:(?P<factory>\w*))?", re.DOTALL)
@@ -56,7 +57,7 @@ def run_plugin(path: Path) -> ModuleType:
             f"no such plugin file: {path}", hint="write path/to/file.py:factory", code="E-PLUGIN"
         )
     full = path.resolve()
-    name = f"robustcli_plugin_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    name = f"{MODULE}{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, full)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,7 +71,8 @@ def run_plugin(path: Path) -> ModuleType:
 def user_code(path: Path) -> Iterator[None]:
     """Runs the user's code: sibling files can be imported inside, and no .pyc is written.
 
-    Raises UsageError E-PLUGIN with file:line for any exception of that code.
+    Raises UsageError E-PLUGIN with file:line for any exception of that code, SystemExit too. Only a lack of
+    memory passes unchanged.
     """
     before = sys.dont_write_bytecode
     folder = str(path.resolve().parent)
@@ -81,6 +83,8 @@ def user_code(path: Path) -> Iterator[None]:
     except RobustCliError:
         raise
     except (Exception, SystemExit) as error:
+        if out_of_memory(error):
+            raise
         raise UsageError(
             f"{type(error).__name__}: {first_line(error, 300)}".rstrip(": "),
             where=_place(error, path),

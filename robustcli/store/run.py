@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from robustcli.errors import Interrupted, ResourceError, RobustCliError, exit_code_of, printable
+from robustcli.foreign import ended_by_user_code, foreign_fault
 from robustcli.store.atomic import overwrite, write_all, write_atomic, write_json
 from robustcli.store.disk import DISK_FULL, explained
 from robustcli.store.latest import LATEST, point_latest
@@ -155,8 +156,9 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, Exception) and exit_code_of(error) == 70:
-                # A bug: the user sees one line, this file has the rest.
+            if _needs_traceback(error):
+                # A bug, ours or the user's: the user sees one line, this file has the rest.
+                assert error is not None
                 self.write_text("crash.log", "".join(traceback.format_exception(error)))
             if self._status["state"] == "running" and not self._removed_after(error):
                 self.status(**_ending(error))
@@ -212,9 +214,17 @@ def read_status(path: Path) -> dict[str, Any]:
     return status
 
 
+def _needs_traceback(error: BaseException | None) -> bool:
+    """Whether one line does not tell enough: a bug, or a failure of the user's code."""
+    return ended_by_user_code(error) or (isinstance(error, Exception) and exit_code_of(error) == 70)
+
+
 def _is_refusal(error: BaseException | None) -> bool:
-    """Whether what was asked for is wrong. A data worker that died (E-WORKER) may live longer next time."""
-    if not isinstance(error, Exception):
+    """Whether what was asked for is wrong. A data worker that died (E-WORKER) may live longer next time.
+
+    The traceback of a user's code stays where the user finds it.
+    """
+    if not isinstance(error, Exception) or ended_by_user_code(error):
         return False
     return exit_code_of(error) in _REFUSED and getattr(error, "code", "") != "E-WORKER"
 
@@ -223,17 +233,6 @@ def _ending(error: BaseException | None) -> dict[str, Any]:
     """The fields of status.json for a block that ended with `error`."""
     if error is None:
         return {"state": "done", "code": 0}
-    if isinstance(error, SystemExit):
-        return _exit(error.code)
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return {"state": "preempted", "code": getattr(error, "exit_code", 130)}
-    return {"state": "failed", "code": exit_code_of(error)}
-
-
-def _exit(code: object) -> dict[str, Any]:
-    """What ``sys.exit(code)`` means: None is 0, a text is 1."""
-    if code is None:
-        code = 0
-    if not isinstance(code, int):
-        code = 1
-    return {"state": "failed" if code else "done", "code": code}
+    return {"state": "failed", "code": exit_code_of(foreign_fault(error) or error)}

@@ -210,8 +210,8 @@ ENDINGS: list[tuple[BaseException | None, str, int]] = [
     (ZeroDivisionError(), "failed", 70),
     (MemoryError(), "failed", 6),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "failed", 6),
-    (SystemExit(3), "failed", 3),
-    (SystemExit(None), "done", 0),
+    (SystemExit(3), "failed", 2),
+    (SystemExit(None), "failed", 2),
 ]
 
 
@@ -436,7 +436,7 @@ def test_a_crash_and_a_stop_leave_their_record(tmp_path: Path, error: BaseExcept
         raise error
     assert read_status(run.path)["state"] in ("failed", "preempted") and (
         run.path / "crash.log"
-    ).exists() == isinstance(error, ZeroDivisionError)
+    ).exists() == isinstance(error, (ZeroDivisionError, SystemExit))
 
 
 def test_a_refused_run_in_a_named_directory_stays_and_is_in_nobodys_way(tmp_path: Path) -> None:

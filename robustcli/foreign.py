@@ -1,0 +1,97 @@
+"""Code that is not ours: which failures are its own. Users' files run under a module name of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+from robustcli.errors import RobustCliError, UsageError, out_of_memory, printable
+
+MODULE = "robustcli_plugin_"  # how the module name of a user's file begins
+ARCH = "plugin:"  # how the arch of a user's network begins
+_OURS = "robustcli."
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def foreign_fault(error: BaseException | None) -> UsageError | None:
+    """E-PLUGIN for a failure of a user's code, with file:line; None for any other failure.
+
+    `SystemExit` is always one: no code of ours raises it inside a verb. Any other exception is one when it
+    comes out of a user's file, or out of a user's network below the last frame of ours. Signals, a lack of
+    memory and failures that are explained already are none.
+    """
+    if error is None or isinstance(error, (RobustCliError, KeyboardInterrupt)) or out_of_memory(error):
+        return None
+    place = _place(error)
+    if not place and not isinstance(error, SystemExit):
+        return None
+    text = next(iter(str(error).splitlines()), "")
+    fault = UsageError(
+        printable(f"the user's code ended in {type(error).__name__}: {text[:300]}".rstrip(": ")),
+        where=place,
+        hint="mend it there; --debug and crash.log of the run have the traceback",
+        code="E-PLUGIN",
+    )
+    fault.__cause__ = error
+    return fault
+
+
+def ended_by_user_code(error: BaseException | None) -> bool:
+    """Whether this is a failure of a user's code, explained already or not yet."""
+    if isinstance(error, RobustCliError):
+        return error.code == "E-PLUGIN" and error.__cause__ is not None
+    return foreign_fault(error) is not None
+
+
+def _place(error: BaseException) -> str:
+    """file:line in the user's code that an exception comes out of; empty for one that comes out of ours."""
+    folders, frames = _folders(), list(_frames(error))
+    for depth in range(len(frames) - 1, -1, -1):
+        frame, line = frames[depth]
+        if _is_users(frame, folders):
+            return f"{frame.f_code.co_filename}:{line}"
+        if _module(frame).startswith(_OURS):
+            deepest, line = frames[-1]
+            below = depth < len(frames) - 1 and _runs_users_network(frame)
+            return f"{deepest.f_code.co_filename}:{line}" if below else ""
+    return ""
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """(frame, line) of the traceback, from the caller to where it was raised."""
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_users(frame: FrameType, folders: set[str]) -> bool:
+    """Whether a frame is of a user's file, or of a file beside it that is no installed package."""
+    name, file = _module(frame), frame.f_code.co_filename
+    if name.startswith(MODULE):
+        return True
+    if name.startswith(_OURS) or not folders or _INSTALLED & set(file.split(os.sep)):
+        return False
+    return any(file.startswith(folder + os.sep) for folder in folders)
+
+
+def _folders() -> set[str]:
+    """The folders of all users' files that were run in this process."""
+    files = [
+        getattr(module, "__file__", "")
+        for name, module in list(sys.modules.items())
+        if name.startswith(MODULE)
+    ]
+    return {os.path.dirname(file) for file in files if file}
+
+
+def _runs_users_network(frame: FrameType) -> bool:
+    """Whether the frame is a method of a network of ours that holds a user's."""
+    arch = getattr(frame.f_locals.get("self"), "arch", "")
+    return isinstance(arch, str) and arch.startswith(ARCH)
