@@ -1,5 +1,9 @@
 """The Python API beside the CLI: `load_model`, `attack`, `evaluate`, `benchmark`, `assert_robust`.
 
+Threads may call these functions at once, with models of their own or with one in common: a model is held
+still as long as any of them works on it, no process-wide setting stays changed, and no signal handler is
+installed.
+
 The file is long, and so are `evaluate` and `benchmark`, because
 their docstrings are the reference that a caller reads.
 """

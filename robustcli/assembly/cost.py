@@ -17,7 +17,8 @@ from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
-from robustcli.models.size import count_parameters, flops
+from robustcli.models.flops import flops
+from robustcli.models.size import count_parameters
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
 from robustcli.runtime.precision import resolve

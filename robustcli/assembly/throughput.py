@@ -28,7 +28,7 @@ from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.errors import out_of_memory
-from robustcli.models.size import flops
+from robustcli.models.flops import flops
 from robustcli.runtime.device import synchronise
 from robustcli.runtime.distributed import solo
 from robustcli.runtime.precision import tf32_products

@@ -1,18 +1,28 @@
-"""A model that is held still while it is attacked."""
+"""A model that is held still while it is attacked, also where several threads attack it at once."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+BatchNormMode = Literal["eval", "batch"]
+_turn = threading.Condition()
+_inside = threading.local()  # .depth: how many `frozen` blocks this thread is in
+
 
 @contextmanager
-def frozen(model: nn.Module, bn: Literal["eval", "batch"] = "eval") -> Iterator[nn.Module]:
+def frozen(model: nn.Module, bn: BatchNormMode = "eval") -> Iterator[nn.Module]:
     """Eval mode and no parameter gradients inside; on exit every flag is as before, even after an exception.
+
+    Threads may hold one model, or parts of one, at the same time: the first sets the flags, the last puts
+    them back, and all of them work on the caller's own modules. A thread that wants the other `bn` waits
+    until the modules are free. A block inside another block of its thread never waits.
 
     Args:
         model: any module; the same one is yielded.
@@ -20,22 +30,115 @@ def frozen(model: nn.Module, bn: Literal["eval", "batch"] = "eval") -> Iterator[
             batch and write no buffer. Reference codes that attack in train mode do write: there the passes
             of the attack change the running statistics.
     """
-    training = [(m, m.training) for m in model.modules()]
-    grads = [(p, p.requires_grad) for p in model.parameters()]
-    tracked = [(m, m.track_running_stats) for m in model.modules() if isinstance(m, _BatchNorm)]
+    wanted = [*((module, _mode(module, bn)) for module in model.modules()), *_quiet(model)]
+    with _turn:
+        if not _depth():
+            _turn.wait_for(lambda: all(_free(item, mode) for item, mode in wanted))
+        taken = [_take(item, mode) for item, mode in wanted]
+        _inside.depth = _depth() + 1
     try:
-        for module, _ in training:
-            module.training = False  # not .eval(): a module may override it and call back
-        for parameter, _ in grads:
-            parameter.requires_grad_(False)
-        if bn == "batch":
-            for norm, _ in tracked:
-                norm.training, norm.track_running_stats = True, False
         yield model
     finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in grads:
-            parameter.requires_grad_(flag)
-        for norm, flag in tracked:
-            norm.track_running_stats = flag
+        with _turn:
+            _inside.depth -= 1
+            for hold in reversed(taken):
+                _release(hold)
+            _turn.notify_all()
+
+
+def was_training(model: nn.Module) -> bool:
+    """Whether any module was in train mode when nobody held it frozen."""
+    with _turn:
+        return any(_flags_before(module)["training"] for module in model.modules())
+
+
+@dataclass
+class _Hold:
+    """A module or parameter that `count` blocks hold in one mode.
+
+    before: its flags when the first of them came. below: what holds it in another mode, further out.
+    """
+
+    item: Any
+    mode: str
+    before: dict[str, bool]
+    below: _Hold | None
+    count: int = 0
+
+
+_holds: dict[int, _Hold] = {}  # id of the item, which its hold keeps alive -> the innermost hold
+
+#: The flags that a mode sets.
+_SET = {
+    "eval": {"training": False},
+    "batch": {"training": True, "track_running_stats": False},
+    "norm": {"training": False},
+    "quiet": {"requires_grad": False},
+}
+#: The flags that it puts back.
+_KEPT = {**_SET, "norm": _SET["batch"]}
+
+
+def _mode(module: nn.Module, bn: BatchNormMode) -> str:
+    """The mode that a module is held in; for BatchNorm the one that was asked for."""
+    if not isinstance(module, _BatchNorm):
+        return "eval"
+    return "batch" if bn == "batch" else "norm"
+
+
+def _quiet(model: nn.Module) -> list[tuple[nn.Parameter, str]]:
+    return [(parameter, "quiet") for parameter in model.parameters()]
+
+
+def _depth() -> int:
+    return int(getattr(_inside, "depth", 0))
+
+
+def _free(item: Any, mode: str) -> bool:
+    """Whether nobody holds the item in another mode."""
+    hold = _holds.get(id(item))
+    return hold is None or hold.mode == mode
+
+
+def _take(item: Any, mode: str) -> _Hold:
+    """Hold the item in this mode; its flags are set."""
+    hold = _holds.get(id(item))
+    if hold is None or hold.mode != mode:
+        hold = _holds[id(item)] = _Hold(item, mode, {name: getattr(item, name) for name in _KEPT[mode]}, hold)
+    hold.count += 1
+    _write(item, _SET[mode])
+    return hold
+
+
+def _release(hold: _Hold) -> None:
+    """Give up one share; the last one puts the flags back."""
+    hold.count -= 1
+    if hold.count:
+        return
+    above, top = None, _holds[id(hold.item)]
+    while top is not hold and top.below is not None:
+        above, top = top, top.below
+    if above is not None:  # another thread went further in, and leaves later
+        above.below, above.before = hold.below, hold.before
+        return
+    _write(hold.item, hold.before)
+    if hold.below is None:
+        del _holds[id(hold.item)]
+    else:
+        _holds[id(hold.item)] = hold.below
+
+
+def _write(item: Any, flags: dict[str, bool]) -> None:
+    """Set flags as attributes: .eval() and .train() may be overridden, and call back."""
+    for name, flag in flags.items():
+        setattr(item, name, flag)
+
+
+def _flags_before(module: nn.Module) -> dict[str, bool]:
+    """The flags of a module while nobody holds it."""
+    hold = _holds.get(id(module))
+    if hold is None:
+        return {"training": module.training}
+    while hold.below is not None:
+        hold = hold.below
+    return hold.before

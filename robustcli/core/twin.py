@@ -6,7 +6,9 @@ A search on a twin may miss a success. It cannot add a false one: the original f
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ _OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 _DRIFT = 0.05
 _SHOWN = 16  # images kept to compare the forward-only form on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
+_tracing = threading.Lock()  # two traces at once would leave nn.Module.__call__ replaced for ever
 
 
 class SearchTwin:
@@ -175,7 +178,7 @@ def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
         that torch.fx cannot trace comes back as it is, with no pair.
     """
     try:
-        graph = fx.symbolic_trace(model)
+        graph = _traced(model)
     except Exception:  # noqa: BLE001 - any failure of tracing user code means: do not fold
         return model, []
     modules = dict(graph.named_modules())
@@ -196,6 +199,38 @@ def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
         pairs.append((str(source.target), str(node.target)))
     graph.recompile()
     return graph, pairs
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer, which sees its own thread alone.
+
+    While it works, torch.fx has `nn.Module.__call__` and `__getattr__` replaced in the whole process. The
+    calls that other threads make of their networks meanwhile are none of its business.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    """The graph of a model. One thread traces at a time."""
+    with _tracing:
+        tracer = _Tracer()
+        graph = tracer.trace(model)
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 
 def _single_source(node: fx.Node) -> fx.Node | None:

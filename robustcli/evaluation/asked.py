@@ -89,8 +89,8 @@ def contained(label: str, seed: int, device: torch.device) -> Iterator[None]:
     cuda = [device] if device.type == "cuda" else []
     try:
         with (
+            seeded(seed),  # first: other threads wait until all of this is over
             torch.random.fork_rng(devices=cuda),
-            seeded(seed),
             torch.enable_grad(),
             redirect_stdout(sys.stderr),
             _seeded_on(device, seed),

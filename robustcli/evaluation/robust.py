@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.losses import Criterion
-from robustcli.core.modes import frozen
+from robustcli.core.modes import frozen, was_training
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
@@ -60,7 +60,7 @@ class RobustEvaluation:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.model, self.plan, self._stop, self._say = model, plan, stop, say
-        self._was_training = any(module.training for module in model.modules())
+        self._was_training = was_training(model)
         self._twins: dict[Search, Classifier] = {}
         self._alarms: list[Alarm] = []
         self._notes: list[str] = []

@@ -23,7 +23,8 @@ from robustcli.jobs.bench_tables import bench_tables
 from robustcli.jobs.once import each_once
 from robustcli.jobs.rerun import same_again, write_inputs
 from robustcli.jobs.verb_flags import BenchFlags
-from robustcli.models.size import count_parameters, flops
+from robustcli.models.flops import flops
+from robustcli.models.size import count_parameters
 from robustcli.records.bench import BenchRow
 from robustcli.records.document import Document
 from robustcli.reporting.tables import Table

@@ -1,4 +1,4 @@
-"""What a model is and what it costs: parameters, FLOPs, fingerprint, classes."""
+"""What a model is: parameters, fingerprint, classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from robustcli.core.modes import frozen
 from robustcli.errors import ConfigError, DataError, RobustCliError
@@ -22,29 +21,6 @@ from robustcli.models.normalised import NormalisedModel
 def count_parameters(model: nn.Module) -> int:
     """Number of scalars in the parameters; a tied one counts once, buffers do not."""
     return sum(p.numel() for p in model.parameters())
-
-
-def flops(model: nn.Module, shape: Sequence[int]) -> int:
-    """FLOPs of one forward pass of one image, 2 for each multiply-add.
-
-    Args:
-        model: on any device, the meta device too; runs in eval mode, flags are restored.
-        shape: (C, H, W) of one image.
-
-    Returns:
-        FLOPs per image of convolutions, matrix products and attention (the GMAC of papers times 2e9). BN,
-        activations and pooling are not counted, as in the papers.
-    """
-    like = next(model.parameters(), torch.empty(0))
-    x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder hides its products from the counter
-    try:
-        with frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(x)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops())
 
 
 def as_json(value: Any) -> Any:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from robustcli.errors import UsageError
+from robustcli.runtime.switch import Switch
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,9 +59,64 @@ def tf32_native(device: torch.device) -> bool:
     )
 
 
-def _fp32_switches() -> tuple[Any, ...]:
-    convolutions = getattr(torch.backends.cudnn, "conv")  # noqa: B009 - untyped in torch's stubs
-    return torch.backends.cuda.matmul, convolutions
+class _Fp32(NamedTuple):
+    """How CUDA computes products and convolutions of fp32.
+
+    matmul, conv, rnn: "ieee", "tf32" or "none", as torch's newer settings say it. cudnn: the same as its
+    older one does, which answers for convolutions and recurrent layers in one; None where these differ.
+    """
+
+    matmul: str
+    conv: str
+    rnn: str
+    cudnn: bool | None
+
+    @classmethod
+    def of(cls, allowed: bool) -> _Fp32:
+        """The same for all: old and new settings agree, or code that asks for the old ones would fail."""
+        precision = "tf32" if allowed else "ieee"
+        return cls(precision, precision, precision, allowed)
+
+    @classmethod
+    def present(cls) -> _Fp32:
+        """What is set now."""
+        cudnn: Any = torch.backends.cudnn
+        return cls(
+            torch.backends.cuda.matmul.fp32_precision,
+            cudnn.conv.fp32_precision,
+            cudnn.rnn.fp32_precision,
+            _old_setting(),
+        )
+
+    def set(self) -> None:
+        """From now on, in the whole process."""
+        cudnn: Any = torch.backends.cudnn
+        if self.cudnn is not None:
+            cudnn.allow_tf32 = self.cudnn
+        torch.backends.cuda.matmul.fp32_precision = self.matmul
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = self.conv, self.rnn
+
+
+def _old_setting() -> bool | None:
+    try:
+        return _asked_quietly()
+    except RuntimeError:  # someone set convolutions and recurrent layers apart
+        return None
+
+
+def _asked_quietly() -> bool:
+    """torch.backends.cudnn.allow_tf32; torch 2.9 and 2.10 warn at the first question, whoever asks it."""
+    global _warned
+    if _warned:
+        return bool(torch.backends.cudnn.allow_tf32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _warned = True
+        return bool(torch.backends.cudnn.allow_tf32)
+
+
+_warned = False
+_fp32 = Switch(_Fp32.present, _Fp32.set)
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -68,20 +124,18 @@ def allow_tf32(allowed: bool) -> None:
 
     PyTorch's own default allows it for convolutions only.
     """
-    for switch in _fp32_switches():
-        switch.fp32_precision = "tf32" if allowed else "ieee"
+    _old_setting()  # the first look at it may warn
+    _fp32.settle(_Fp32.of(allowed))
 
 
 @contextmanager
 def tf32_products(allowed: bool) -> Iterator[None]:
-    """`allow_tf32` inside the block; afterwards the settings are as before."""
-    before = [switch.fp32_precision for switch in _fp32_switches()]
-    allow_tf32(allowed)
-    try:
+    """`allow_tf32` inside the block, in the whole process; afterwards the settings are as before.
+
+    A thread that wants another answer waits, see `Switch`.
+    """
+    with _fp32.held(_Fp32.of(allowed)):
         yield
-    finally:
-        for switch, value in zip(_fp32_switches(), before, strict=True):
-            switch.fp32_precision = value
 
 
 def bf16_native(device: torch.device) -> bool:

@@ -1,5 +1,7 @@
 """The search twin equals its model, follows its training, and is refused when in doubt."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -123,3 +125,43 @@ def test_a_batch_too_large_for_the_copy_says_nothing_of_the_copy(error, monkeypa
     monkeypatch.setattr(twin, "_run", full)
     with pytest.raises(type(error)):
         twin.parity(torch.rand(2, 3, 8, 8))
+
+
+class Meeting(nn.Module):
+    """While it is traced, another thread uses a network and traces one of its own."""
+
+    def __init__(self, meanwhile):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+        self.meanwhile = meanwhile
+
+    def __deepcopy__(self, memo):
+        return Meeting(self.meanwhile)
+
+    def forward(self, x):
+        if isinstance(x, torch.fx.Proxy):
+            self.meanwhile()
+        return self.bn(self.conv(x)).mean((2, 3))
+
+
+def test_a_trace_sees_its_own_thread_alone():
+    other = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()).eval()
+    x = torch.rand(2, 1, 4, 4)
+    wanted, got, folded, late = other(x), [], [], []
+
+    def work():
+        got.append(other(x))
+        late.append(threading.Thread(target=lambda: folded.append(SearchTwin(other).folded)))
+        late[0].start()
+
+    def meanwhile():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(30)
+
+    calls = nn.Module.__call__, nn.Module.__getattr__
+    twin = SearchTwin(Meeting(meanwhile))
+    late[0].join(30)
+    assert len(got) == 1 and torch.equal(got[0], wanted)
+    assert twin.folded == [("conv", "bn")] and folded == [[("0", "1")]]
+    assert (nn.Module.__call__, nn.Module.__getattr__) == calls

@@ -26,7 +26,7 @@ from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.errors import Interrupted
 from robustcli.jobs import bench as job
-from robustcli.models.size import flops
+from robustcli.models.flops import flops
 from robustcli.store.run import read_status
 from robustcli.terminal.console import Console
 

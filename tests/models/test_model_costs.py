@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.models.build import build_model
+from robustcli.models.flops import flops
 from robustcli.models.info import ModelInfo
-from robustcli.models.size import count_parameters, flops
+from robustcli.models.size import count_parameters
 
 CIFAR = ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3)
 IMAGENET = ModelInfo(1000, 3, 224, (0.5,) * 3, (0.25,) * 3)
@@ -102,6 +103,41 @@ def test_flops_do_not_change_the_model_and_count_attention() -> None:
         5 * 5 * 8
     )  # projections and feed-forward, then q k and a v
     assert flops(attention, (5, 8)) == 2 * products
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0][:, -1]
+
+
+LSTM = 15 * 2 * (24 * (8 + 6) + 24 * (12 + 6))  # steps, directions; two layers of [W_ih, W_hh]
+ATTENTION = 2 * 5 * 7 * (4 + 3)  # heads, queries, keys; q k and a v
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = x.new_ones(1, 2, 5, 4), x.new_ones(1, 2, 7, 4), x.new_ones(1, 2, 7, 3)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=x.new_ones(5, 7).bool())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("model", "shape", "products"),
+    [
+        (Recurrent(), (15, 8), LSTM),
+        (Attention(), (1,), ATTENTION),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (4, 5, 5), 25 * 4 * 3 * 9),
+    ],
+    ids=["lstm", "attention", "transposed"],
+)
+def test_flops_whatever_kernel_torch_chooses(
+    model: nn.Module, shape: tuple[int, ...], products: int, device: str
+) -> None:
+    assert flops(model.to_empty(device=device), shape) == 2 * products
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -16,9 +16,10 @@ import torchvision
 
 from robustcli.errors import CheckpointError, ConfigError, DataError, ResourceError
 from robustcli.models.build import build_model
+from robustcli.models.flops import flops
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
-from robustcli.models.size import count_parameters, flops
+from robustcli.models.size import count_parameters
 from robustcli.models.source import load_model
 from robustcli.models.torchvision_zoo import replace_head
 

@@ -11,6 +11,7 @@ import torch
 from robustcli.errors import UsageError
 from robustcli.runtime import precision
 from robustcli.runtime.precision import (
+    _Fp32,
     allow_tf32,
     bf16_native,
     cpu_capability,
@@ -79,19 +80,41 @@ def test_tf32_is_float32_where_there_is_tf32(
 
 
 def test_tf32_is_allowed_only_inside() -> None:
-    switches = precision._fp32_switches()
-    before = [switch.fp32_precision for switch in switches]
+    before = _Fp32.present()
     try:
         for outside in (True, False):
             allow_tf32(outside)
             for inside in (True, False):
                 with pytest.raises(ZeroDivisionError), tf32_products(inside):
-                    assert {switch.fp32_precision for switch in switches} == {"tf32" if inside else "ieee"}
+                    assert _Fp32.present() == _Fp32.of(inside)
                     raise ZeroDivisionError
-                assert {switch.fp32_precision for switch in switches} == {"tf32" if outside else "ieee"}
+                assert _Fp32.present() == _Fp32.of(outside)
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        before.set()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_model_may_ask_for_the_older_settings(allowed: bool) -> None:
+    before = _Fp32.present()
+    with tf32_products(allowed):
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+            pass
+        assert (_Fp32.present().conv == "tf32") is allowed
+    assert _Fp32.present() == before and before.cudnn is True
+
+
+def test_settings_that_a_user_set_apart_come_back() -> None:
+    before, cudnn = _Fp32.present(), torch.backends.cudnn
+    try:
+        cudnn.conv.fp32_precision = "ieee"
+        apart = _Fp32.present()
+        assert apart.cudnn is None
+        with tf32_products(False):
+            assert _Fp32.present()[:3] == ("ieee",) * 3
+        assert _Fp32.present() == apart
+    finally:
+        before.set()
 
 
 def test_a_run_in_fp32_is_fp32(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -74,20 +75,24 @@ def kaiming(net: M) -> M:
     return net
 
 
+_generators = threading.RLock()  # the whole process has one of each
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every CPU generator (torch, numpy, random) follows `seed` inside; afterwards each has its old state.
 
     torch.manual_seed would reseed the GPUs as well. Models are built on the CPU, so only its generator is
-    set.
+    set. Threads come in one after another.
     """
-    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        yield
-    finally:
-        torch.random.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
+    with _generators:
+        before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
+        try:
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+        finally:
+            torch.random.set_rng_state(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])
