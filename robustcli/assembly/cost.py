@@ -113,7 +113,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     return _show(
         console,
         {
-            "model": config.model.name,
+            "model": config.model.label,
             "parameters": count_parameters(model),
             "gflop_per_forward": one / 1e9,
             "data": data.name,
@@ -152,7 +152,7 @@ def evaluation_plan(
     return _show(
         console,
         {
-            "model": config.model.name,
+            "model": config.model.label,
             "parameters": count_parameters(model),
             "gflop_per_forward": one / 1e9,
             "data": f"{setting.data.name} {config.eval.split}",

@@ -33,7 +33,7 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[Eval
     common: dict[str, Any] = {
         "data": setting.data.name,
         "split": config.eval.split,
-        "model": config.model.name,
+        "model": config.model.label,
         "norm": setting.ball.norm,
         "eps": setting.ball.eps,
         "seed": config.seed,

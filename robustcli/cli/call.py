@@ -17,6 +17,7 @@ from robustcli.cli.attack_flags import (
     takes_steps,
 )
 from robustcli.cli.flags import FLAGS, FlagValue, spellings, texts_of
+from robustcli.cli.model_flags import require_model, require_user_code, user_code, with_user_code
 from robustcli.errors import UsageError
 from robustcli.terminal.console import Console
 
@@ -29,6 +30,7 @@ _SMOKE = {
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
 }
+_MEASURES = ("eval", "attack")  # verbs that need a model to measure
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
@@ -155,6 +157,8 @@ class Call:
         stored, overrides = self._source_of_model(), self.overrides()
         read = partial(load_config, stored or self.source(), without=OF_THE_CALL if stored else ())
         listed = self._attack_list()
+        if (code := self.plugin()) is not None:
+            overrides = with_user_code(code, overrides, partial(read, bind=False))
         loaded = read(listed + overrides)
         if _changes_norm(read, listed + overrides, loaded):
             # A radius means nothing under another norm.
@@ -163,7 +167,20 @@ class Call:
         more = adjust(loaded) + self._attack_settings(loaded)
         if more:
             loaded = read([parse_assignment(text, "command line") for text in more] + overrides)
+        self._check_model(loaded, code)
         return loaded
+
+    def plugin(self) -> str | None:
+        """FILE.py:factory of the user's own network, from `--plugin` or from `--model`."""
+        return user_code(self.text("plugin"), self.overrides())
+
+    def _check_model(self, loaded: Loaded, code: str | None) -> None:
+        """Raises an error when the verb takes a model and nobody says which, or its code is not given."""
+        if "plugin" not in self.values or code is not None:
+            return
+        require_user_code(loaded.config.model)
+        if self.verb in _MEASURES:
+            require_model(loaded)
 
     def _source_of_model(self) -> str | None:
         """The configuration of the run in `--model run:DIR`, where there is no CONFIG.

@@ -27,7 +27,8 @@ from typing_extensions import Self
 from robustcli.config.number import Text, parse_number, parse_text
 
 _WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
-_SOURCES = ("run:", "torchvision:", "timm:")
+PLUGIN = "plugin:"  # how the name of a model begins that a user's code makes
+_SOURCES = ("run:", "torchvision:", "timm:", PLUGIN)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,28 @@ def _check_plain(value: Any) -> None:
         raise ValueError(f"a {type(value).__name__} cannot be written in a config")
 
 
+class PluginConfig(Section):
+    """Which code of the user's makes the model: a record. It never runs code; only the command line does."""
+
+    file: Text = Field(min_length=1, max_length=255, description="name of the file, without its folder")
+    factory: Text = Field(min_length=1, max_length=255, description="name of the function or class in it")
+    sha256: Text = Field(pattern="^[0-9a-f]{64}$", description="of the file")
+
+    @property
+    def spec(self) -> str:
+        """FILE.py:factory, as `--plugin` takes it where the file lies in the working directory."""
+        return f"{self.file}:{self.factory}"
+
+    @property
+    def label(self) -> str:
+        """FILE.py:factory and the beginning of the file's hash, for records and tables."""
+        return f"{self.spec}@{self.sha256[:12]}"
+
+    def same_code(self, other: PluginConfig) -> bool:
+        """Whether both name one factory of one text; the file may have another name."""
+        return (self.factory, self.sha256) == (other.factory, other.sha256)
+
+
 class ModelConfig(Spec):
     """A registered model with its parameters, or a reference.
 
@@ -136,6 +159,16 @@ class ModelConfig(Spec):
         default=None,
         description="`imagenet`, or `mean,std` (numbers, or three of each), for weights that expect it",
     )
+    plugin: PluginConfig | None = Field(
+        default=None, description="which code of yours makes the model; `--plugin FILE.py:factory` writes it"
+    )
+
+    @property
+    def label(self) -> str:
+        """The model's name in records and tables; with a user's code, its file, factory and hash."""
+        if self.plugin is None:
+            return self.name
+        return self.plugin.label if self.name.startswith(PLUGIN) else f"{self.name} by {self.plugin.label}"
 
     @property
     def is_reference(self) -> bool:

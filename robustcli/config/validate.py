@@ -37,7 +37,7 @@ def code_faults(tree: Node) -> list[Fault]:
     written_in_data = node.origin.startswith("environment ") or re.search(r":\d+$", node.origin) is not None
     if not isinstance(node.value, str) or not names_code(node.value) or not written_in_data:
         return []
-    what = "a config never names code; use --model FILE.py:FACTORY or --plugin FILE on the command line"
+    what = "a config never names code; use --plugin FILE.py:FACTORY on the command line"
     return [Fault("model.name", what, node.origin)]
 
 

@@ -17,6 +17,7 @@ from robustcli.assembly.setting import Setting, prepare
 from robustcli.assembly.throughput import Bench
 from robustcli.assembly.timing import Precision, Repeat, matmul_peak, precisions
 from robustcli.config.load import Loaded
+from robustcli.config.schema import Config
 from robustcli.data.mixture import epoch_size
 from robustcli.errors import ResourceError, out_of_memory
 from robustcli.jobs.bench_tables import bench_tables
@@ -68,7 +69,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
         answer = document.finish(run.path, row.to_json())
         for name in ("bench.json", "summary.json"):
             run.write_json(name, answer)
-        run.write_text("summary.md", _summary(run, config.name, tables))
+        run.write_text("summary.md", _summary(run, config, tables))
         run.status(state="done", code=0)
     return answer
 
@@ -141,7 +142,7 @@ def _facts(subject: Bench) -> dict[str, Any]:
     """What is measured: model, data, work and its cost."""
     setting, config = subject.setting, subject.setting.config
     return {
-        "model": config.model.name,
+        "model": config.model.label,
         "parameters": count_parameters(subject.model),
         "data": setting.data.name,
         "objective": config.objective.name,
@@ -218,6 +219,8 @@ def _device(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _summary(run: Run, name: str, tables: Sequence[Table]) -> str:
-    lines = (f"# Benchmark: {name}", "", same_again(run, "robustcli bench"), "")
+def _summary(run: Run, config: Config, tables: Sequence[Table]) -> str:
+    code = config.model.plugin
+    command = "robustcli bench" if code is None else f"robustcli bench --plugin {code.spec}"
+    lines = (f"# Benchmark: {config.name}", "", same_again(run, command), "")
     return "\n".join([*lines, *(table.markdown() for table in tables)])

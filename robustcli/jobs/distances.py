@@ -100,7 +100,7 @@ def _common(setting: Setting, model: nn.Module, distances: Distances) -> dict[st
     return {
         "data": setting.data.name,
         "split": config.eval.split,
-        "model": config.model.name,
+        "model": config.model.label,
         "norm": setting.ball.norm,
         "seed": config.seed,
         "n": len(distances.ids),

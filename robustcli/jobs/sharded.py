@@ -36,7 +36,7 @@ def header_of(
     about = {
         "data": data.name,
         "split": config.eval.split,
-        "model": config.model.name,
+        "model": config.model.label,
         "classes": list(data.classes),
         "hashes": hashes,
     }

@@ -123,7 +123,7 @@ def _common(setting: Setting, model: nn.Module, clean: Evaluation) -> dict[str, 
     return {
         "data": setting.data.name,
         "split": config.eval.split,
-        "model": config.model.name,
+        "model": config.model.label,
         "norm": setting.ball.norm,
         "seed": config.seed,
         "n": clean.n,

@@ -139,7 +139,7 @@ class TrainRun:
         shared = f" over {self.ranks.world} processes" if self.ranks.world > 1 else ""
         computed = "tf32" if config.precision == "tf32" else _word(trainer.step.settings.dtype)
         return (
-            f"training {config.model.name} on {self.setting.data.name}: {losses},"
+            f"training {config.model.label} on {self.setting.data.name}: {losses},"
             f" {trainer.progress.max_steps} steps of {trainer.batch_size}{shared}, {computed},"
             f" attack {self._attack()}"
         )
@@ -212,7 +212,7 @@ def _common(setting: Setting, engine: Engine) -> dict[str, Any]:
     """Fields that all records of the run share: data, model, cost of a step, validation attack."""
     common: dict[str, Any] = {
         "data": setting.data.name,
-        "model": setting.config.model.name,
+        "model": setting.config.model.label,
         "passes_per_sample": float(passes_per_image(setting)),
     }
     validation = engine.plan.validation

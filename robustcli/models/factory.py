@@ -17,7 +17,7 @@ from robustcli.foreign import ARCH
 from robustcli.models.architectures.blocks import seeded
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import Normalisation, NormalisedModel, parse_normalize
-from robustcli.models.plugin import run_plugin, split_plugin, user_code
+from robustcli.models.plugin import record_of, run_plugin, split_plugin, user_code
 from robustcli.models.size import probe
 from robustcli.registry import suggestion
 
@@ -38,8 +38,16 @@ def build_plugin(
         backbone = call_factory(plugin, num_classes=info.num_classes, params=params, seed=seed)
         arch = ARCH + plugin.rpartition(":")[2]
         model = NormalisedModel(backbone, mean, std, arch=arch, params=_stored(params), info=info)
+    model.plugin = record_of(plugin)
     probe(model, arch, seed)
     return model
+
+
+def check_factory(plugin: str) -> None:
+    """Raises UsageError E-PLUGIN for a file without ``:factory``, naming those that the file defines."""
+    path, name = split_plugin(plugin)
+    if not name:
+        _find(run_plugin(path), path, name)
 
 
 def call_factory(plugin: str, *, num_classes: int | None, params: Mapping[str, Any], seed: int) -> nn.Module:
@@ -89,9 +97,10 @@ def _find(module: ModuleType, path: Path, name: str) -> Any:
     what = f"which factory of {path}? "
     if name:
         what = f"{path} has no factory {name!r}; {suggestion(name, defined)}"
+    only = defined[0] if len(defined) == 1 else "FACTORY"
     raise UsageError(
         f"{what}it defines: {', '.join(defined) or 'none'}",
-        hint=f"write {path}:FACTORY",
+        hint=f"write {path}:{only}",
         code="E-PLUGIN",
     )
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
+from robustcli.config.spec import PluginConfig
 from robustcli.errors import CheckpointError, ConfigError, RobustCliError
 from robustcli.foreign import ARCH
 from robustcli.models.build import build_model
 from robustcli.models.factory import build_plugin
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
+from robustcli.models.plugin import record_of
 from robustcli.models.size import as_json, differences, fingerprint
 
 
 def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]:
     """The model's part of a checkpoint's manifest, in JSON types only.
 
-    ``{"model": {"arch", "params", "info"}, "fingerprint", "classes"}``
+    ``{"model": {"arch", "params", "info"}, "fingerprint", "classes"}``; of a user's network also
+    ``model.plugin``, its file, factory and hash.
 
     Args:
         model: made by `build_model` or `build_plugin`.
@@ -30,6 +35,8 @@ def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]
     if len(classes) != model.info.num_classes:
         raise ValueError(f"{len(classes)} class names for {model.info.num_classes} classes")
     described = {"arch": model.arch, "params": model.params, "info": model.info.as_dict()}
+    if model.plugin is not None:
+        described["plugin"] = model.plugin.model_dump()
     return {
         "model": as_json(described),
         "fingerprint": fingerprint(model),
@@ -55,7 +62,8 @@ def model_from_meta(
     """
     arch, params, info, classes = _read(meta, where)
     if arch.startswith(ARCH):
-        model = _restored(build_plugin(_required(plugin, arch, where), params, info, seed=0), info)
+        plugin = _required(plugin, arch, _recorded(meta, where), where)
+        model = _restored(build_plugin(plugin, params, info, seed=0), info)
         _compare(meta, model, where)
     else:
         plan = _restored(_build(arch, params, info, where, meta=True), info)
@@ -65,12 +73,31 @@ def model_from_meta(
     return model
 
 
-def _required(plugin: str | None, arch: str, where: str) -> str:
+def _recorded(meta: Mapping[str, Any], where: str) -> PluginConfig | None:
+    """The user's code that made the network; None in a checkpoint that does not say."""
+    stored = meta["model"].get("plugin")
+    try:
+        return None if stored is None else PluginConfig.model_validate(stored)
+    except ValidationError as error:
+        raise _unclear("model.plugin is no record of a file, a factory and a hash", where) from error
+
+
+def _required(plugin: str | None, arch: str, recorded: PluginConfig | None, where: str) -> str:
+    """The user's code that is given. Raises CheckpointError when it is missing or another."""
     if plugin is None:
+        spec = f"FILE.py:{arch.removeprefix(ARCH)}" if recorded is None else recorded.spec
         raise CheckpointError(
             f"the checkpoint holds a user's model ({arch})",
             where=where,
-            hint=f"pass --plugin FILE.py:{arch.removeprefix(ARCH)}",
+            hint=f"pass --plugin {spec}",
+            code="E-CKPT-ARCH",
+        )
+    if recorded is not None and not recorded.same_code(given := record_of(plugin)):
+        raise CheckpointError(
+            f"the checkpoint's network was made by {recorded.label}, and --plugin is {given.label}",
+            where=where,
+            hint="give the file as it was then, or take the weights alone: "
+            f"--model {where}/model.safetensors",
             code="E-CKPT-ARCH",
         )
     return plugin

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.config.spec import normalize_numbers
+from robustcli.config.spec import PluginConfig, normalize_numbers
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.models.info import ModelInfo, check_normalisation
 
@@ -52,6 +52,7 @@ class NormalisedModel(nn.Module):
         self.arch, self.params, self.info, self.fixed_size = arch, dict(params or {}), info, fixed_size
         self.classes: tuple[str, ...] | None = None  # names, when a checkpoint told them
         self.sha256: str | None = None  # of the checkpoint's manifest, when it came from one
+        self.plugin: PluginConfig | None = None  # the user's code that made the backbone
         self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std), dtype=torch.float32).view(1, -1, 1, 1))
         self.backbone = backbone

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from robustcli.config.spec import PluginConfig
 from robustcli.errors import RobustCliError, UsageError, out_of_memory
 from robustcli.foreign import MODULE
 from robustcli.models.complaint import first_line
@@ -44,6 +45,16 @@ def split_plugin(spec: str) -> tuple[Path, str]:
 def names_factory(spec: str) -> bool:
     """Whether `spec` names a factory, not a file alone. Raises as `split_plugin`."""
     return bool(split_plugin(spec)[1])
+
+
+def record_of(plugin: str) -> PluginConfig:
+    """What is recorded of FILE.py:factory. Raises UsageError E-PLUGIN for a file that cannot be read."""
+    path, factory = split_plugin(plugin)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", code="E-PLUGIN") from error
+    return PluginConfig(file=path.name, factory=factory, sha256=digest)
 
 
 def run_plugin(path: Path) -> ModuleType:

@@ -18,14 +18,16 @@ from pathlib import Path
 from torch import nn
 
 from robustcli.errors import CheckpointError, UsageError
+from robustcli.foreign import MODULE
 from robustcli.models.build import build_model
-from robustcli.models.factory import build_plugin, call_factory
+from robustcli.models.factory import build_plugin, call_factory, check_factory
 from robustcli.models.fill import fill, holds_normalisation
 from robustcli.models.infer import infer_info
 from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, normalised
 from robustcli.models.plugin import is_plugin, names_factory, run_plugin, split_plugin
 from robustcli.models.request import Request
+from robustcli.registry import models
 from robustcli.store.latest import resolve_run
 from robustcli.store.retention import resolve_checkpoint
 from robustcli.store.snapshot import load_checkpoint
@@ -99,7 +101,7 @@ def from_name(reference: str, request: Request) -> NormalisedModel:
     """
     state = request.state()
     if request.plugin is not None:
-        run_plugin(split_plugin(request.plugin)[0])
+        _run_for(reference, request.plugin)
     if state is not None and holds_normalisation(state) and request.normalize is not None:
         raise UsageError(f"{request.weights} normalises inside", hint="drop --normalize", code="E-MODEL")
     model = build_model(
@@ -113,6 +115,17 @@ def from_name(reference: str, request: Request) -> NormalisedModel:
     if state is not None:
         fill(model, state, str(request.weights), strict_dtype=False)
     return model
+
+
+def _run_for(name: str, plugin: str) -> None:
+    """Runs a file without ``:factory``, which must register `name`: else it would make another network.
+
+    Raises UsageError E-PLUGIN, naming the factories that the file defines.
+    """
+    before = models.get(name) if name in models else None
+    run_plugin(split_plugin(plugin)[0])
+    if name not in models or models.get(name) is before and not before.fn.__module__.startswith(MODULE):
+        check_factory(plugin)
 
 
 def _builder_of(reference: str) -> Loader:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustcli import registry
+from robustcli.config.spec import ModelConfig
 from robustcli.errors import printable
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
@@ -113,11 +114,14 @@ def _entry(tree: Any, key: str) -> Any:
 
 def _setting(config: Mapping[str, Any]) -> list[str]:
     """Data and model in a sentence, and how to run it again."""
-    data, model = config.get("data") or {}, config.get("model") or {}
-    names = f"Data {_code(data.get('name', '?'))}, model {_code(model.get('name', '?'))}"
+    data, model = config.get("data") or {}, ModelConfig.model_validate(config.get("model") or "?")
+    code = ""
+    if model.plugin is not None:
+        code = f" with {_code(f'--plugin {model.plugin.spec}')} of sha256 {_code(model.plugin.sha256)},"
+    names = f"Data {_code(data.get('name', '?'))}, model {_code(model.label)}"
     return [
         f"{names}, seed {config.get('seed', 0)}.",
-        "The same again: the resolved configuration `config.resolved.yaml` beside this file, "
+        f"The same again: the resolved configuration `config.resolved.yaml` beside this file,{code} "
         "with `env.json` for the versions.",
     ]
 

@@ -115,7 +115,7 @@ from robustcli.config.verb_sections import EvalConfig, TrainConfig
         ("model: {name: 'run:x', depth: 3}", "c.yaml:1: model.depth: a run knows its model"),
         ("model: resnet19", "c.yaml:1: model.name: unknown model 'resnet19'; did you mean 'resnet18'?"),
         ("model: my/net.py:make",
-         "c.yaml:1: model.name: a config never names code; use --model FILE.py:FACTORY or --plugin FILE"),
+         "c.yaml:1: model.name: a config never names code; use --plugin FILE.py:FACTORY"),
         ("data: {name: digit}",
          "c.yaml:1: data.name: unknown data set 'digit'; did you mean 'digits'? "
          "known: digits, fake, folder:PATH"),

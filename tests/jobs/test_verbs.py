@@ -217,7 +217,21 @@ def test_seeds(cli):
         (("eval", "--model", "run:nowhere"), 4, "nowhere"),
         (("eval", "--model", "x.pt"), 4, "x.pt"),
         (("eval", "--n", "5", "--first", "5"), 2, "first"),
-        (("eval", "--fail-under", "speed=0.5", "--n", "4", "data.name=fake", "data.size=8"), 2, "speed"),
+        (
+            (
+                "eval",
+                "--model",
+                "mlp",
+                "--fail-under",
+                "speed=0.5",
+                "--n",
+                "4",
+                "data.name=fake",
+                "data.size=8",
+            ),
+            2,
+            "speed",
+        ),
         (("attack", "--attack", "pdg"), 2, "pgd"),
         (("attack", "--attack", "fgsm", "--steps", "5"), 2, "steps"),
     ],
@@ -280,7 +294,7 @@ def test_an_uncaught_exception_is_70_never_gate_not_met(cli, monkeypatch):
     import robustcli.jobs.evaluate
 
     monkeypatch.setattr(robustcli.jobs.evaluate, "prepare", lambda *a: 1 / 0)
-    answer = cli("eval")
+    answer = cli("eval", "--model", "small_cnn")
     assert answer.code == 70 and "E-INTERNAL" in answer.err and "ZeroDivisionError" in answer.err
 
 

@@ -34,7 +34,7 @@ def run(call: Call) -> dict[str, Any]:
     flags = MeasureFlags(
         overwrite=call.on("overwrite"),
         dry_run=call.on("dry_run"),
-        plugin=call.text("plugin"),
+        plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
     )
     return attack(loaded, call.console, flags)

@@ -39,7 +39,7 @@ def run(call: Call) -> dict[str, Any]:
         overwrite=call.on("overwrite"),
         smoke=call.on("smoke"),
         auto_batch=auto_batch,
-        plugin=call.text("plugin"),
+        plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
     )
     return bench(loaded, call.console, flags)

@@ -39,7 +39,7 @@ def run(call: Call) -> dict[str, Any]:
         resume=call.on("resume"),
         dry_run=call.on("dry_run"),
         strict=call.on("strict"),
-        plugin=call.text("plugin"),
+        plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
         shard=call.text("shard"),
         surrogate=call.text("surrogate"),

@@ -39,7 +39,7 @@ def run(call: Call) -> dict[str, Any] | None:
         overwrite=call.on("overwrite"),
         override_resume=tuple(call.texts("override_resume")),
         dry_run=call.on("dry_run"),
-        plugin=call.text("plugin"),
+        plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
     )
     seeds = call.text("seeds")
