@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import re
 import signal
@@ -10,29 +10,26 @@ import socket
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from robustcli.assembly.ranks import RankProcesses
 from robustcli.assembly.reopen import RUN_FILE
-from robustcli.errors import PeerError, UsageError
+from robustcli.errors import Interrupted, PeerError, RobustCliError, UsageError
 from robustcli.terminal.console import Console
-from robustcli.terminal.streams import write
+from robustcli.terminal.streams import DOCUMENT_FILE
 
 COMMAND = (sys.executable, "-m", "robustcli")
 _LOST, _STOPPED = PeerError.exit_code, (130, 143)
 _PASSED = (*range(2, 11), 70, *_STOPPED)
 #: Signals that the workers get: SIGINT as itself, all others as SIGTERM.
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
-_CLOSING = 29.0  # torch waits 30 s for the others after the first failure, then kills them
 _HOST = "127.0.0.1"
 
 
@@ -61,8 +58,6 @@ def launch(
     if not 1 <= nproc <= 1024 or not 0 <= max_restarts <= 1000:
         asked = f"--nproc {nproc} --max-restarts {max_restarts}"
         raise UsageError(f"{asked}: 1 to 1024 processes and 0 to 1000 restarts are possible")
-    # torch reports a failure in five lines; the console reports it in one.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
         return _Launch([*command, *argv], nproc, console, Path(scratch)).run(max_restarts)
 
@@ -82,8 +77,8 @@ class _Launch:
     def __init__(self, command: Sequence[str], nproc: int, console: Console, scratch: Path) -> None:
         self.command, self.nproc, self.console, self.scratch = list(command), nproc, console, scratch
         self.asked: int | None = None
-        self._pids: list[int] = []
-        self._said = ""  # rank 0's stdout, with --json
+        self._ranks: RankProcesses | None = None
+        self._document_file = scratch / "document"  # rank 0's, with --json: others write to stdout, too
 
     def run(self, max_restarts: int) -> int:
         """Start attempts until one is final; report its failure and return its exit code."""
@@ -94,14 +89,17 @@ class _Launch:
                     break
                 again = f"restart {attempt + 1} of {max_restarts} from the last checkpoint"
                 self.console.warn(f"rank {ending.rank}: {ending.reason}; {again}")
+        said = _document_of(self._document_file)
+        if self.console.json and not ending.code and said is None:
+            ending = _Ending(RobustCliError.exit_code, 0, "ended without its document")
         if ending.reason:
             self.console.error(f"rank {ending.rank}: {ending.reason}")
-        if self.console.json:
-            self._document(ending)
+        self._document(ending, said)
         return ending.code
 
     def _attempt(self, attempt: int) -> _Ending:
         """Start all workers, wait for their end."""
+        self._document_file.unlink(missing_ok=True)
         listener = socket.create_server((_HOST, 0))  # torch's own server would listen on every interface
         port = listener.getsockname()[1]
         listening: dict[str, Any] = {
@@ -110,31 +108,18 @@ class _Launch:
             "master_listen_fd": listener.detach(),
         }
         store = dist.TCPStore(_HOST, port, **listening)  # type: ignore[attr-defined]
-        redirects = dict.fromkeys(range(self.nproc), Std.ALL)
-        redirects[0] = Std.OUT if self.console.json else Std.NONE
-        context = start_processes(
-            name="robustcli",
-            entrypoint=self.command[0],
-            args={rank: tuple(self.command[1:]) for rank in range(self.nproc)},
-            envs={rank: self._environment(rank, port, attempt) for rank in range(self.nproc)},
-            logs_specs=DefaultLogsSpecs(log_dir=str(self.scratch), redirects=redirects),
-        )
-        self._install()  # start_processes has installed torch's handlers, which raise
+        ranks = self._ranks = RankProcesses(self.command, self.scratch, silent=self.console.json)
         try:
-            self._pids = list(context.pids().values())
-            self._send(self.asked or 0)  # 0 reaches nobody
-            result, seconds = None, 0.0
-            while result is None:
-                began = time.monotonic()
-                result = context.wait(1, 0.05)
-                seconds = time.monotonic() - began
+            for rank in range(self.nproc):
+                ranks.start({**os.environ, **self._environment(rank, port, attempt)})
+            if self.asked is not None:  # some had not begun when it came
+                ranks.send(self.asked)
+            failures = ranks.wait()
         finally:
-            self._pids = []
-            context.close()
+            self._ranks = None
+            ranks.close()
             del store  # it must outlive the workers
-        if self.console.json:
-            self._said = _text(result.stdouts[0])
-        return _ending(result.failures, result.stderrs, self.asked, hung=seconds >= _CLOSING)
+        return _ending(failures, ranks.said, self.asked, hung=ranks.hung)
 
     def _environment(self, rank: int, port: int, attempt: int) -> dict[str, str]:
         """The variables that torchrun sets for a worker: a worker joins both launchers in the same way."""
@@ -153,6 +138,8 @@ class _Launch:
         }
         environment = {name: str(value) for name, value in names.items()}
         environment[RUN_FILE] = str(self.scratch / "run")
+        if self.console.json and rank == 0:
+            environment[DOCUMENT_FILE] = str(self._document_file)
         if "OMP_NUM_THREADS" not in os.environ:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.nproc))
         if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
@@ -163,57 +150,67 @@ class _Launch:
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
-        """Signals go to the workers while the block runs; handlers and environment come back afterwards."""
+        """Signals go to the workers while the block runs; the handlers come back afterwards."""
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in _FORWARDED}
         # A signal that is ignored, as under nohup, stays ignored.
-        self._numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-        # Else torch's handler raises for a signal that comes before any worker is known.
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-        self._install()
+        heeded = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
+        for number in heeded:
+            signal.signal(number, self._forward)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in heeded.items():
                 signal.signal(number, handler or signal.SIG_DFL)
-            del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
-
-    def _install(self) -> None:
-        for number in self._numbers:
-            signal.signal(number, self._forward)
 
     def _forward(self, signum: int, frame: FrameType | None) -> None:
         wanted = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
         self.asked = self.asked or int(wanted)
-        self._send(wanted)
-
-    def _send(self, signum: int) -> None:
-        for pid in self._pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signum)
+        if self._ranks is not None:
+            self._ranks.send(wanted)
 
     # ---- the end -------------------------------------------------------------------------------------------
 
-    def _document(self, ending: _Ending) -> None:
-        """With --json: write the document of rank 0 when it tells the failure, or when there is none to tell.
+    def _document(self, ending: _Ending, said: dict[str, Any] | None) -> None:
+        """With --json: write what rank 0 said when it tells the failure, or when there is none to tell.
 
         Else write an error document about the rank that failed.
         """
-        if self._said.startswith("{") and (ending.rank == 0 or not ending.reason):
-            write(sys.stdout, self._said)
+        if said is not None and (ending.rank == 0 or not ending.reason):
+            self.console.document(said)
             return
-        code, message = PeerError.code, ending.reason
+        code, message = _code_of(ending.code), ending.reason or f"exit {ending.code}"
         if line := re.fullmatch(r"error\[(\S+)\]: (.*)", ending.reason):
             code, message = line.groups()
         error = {"code": code, "exit": ending.code, "message": f"rank {ending.rank}: {message}", "hint": ""}
         self.console.document({"ok": False, "error": error})
 
 
+def _document_of(path: Path) -> dict[str, Any] | None:
+    """The document in a file; None where there is none, or where it is cut short."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _code_of(exit_code: int) -> str:
+    """The name of a failure of which only the exit code is known."""
+    if exit_code in _STOPPED:
+        return Interrupted("", signum=exit_code - 128).code
+    kinds: list[type[RobustCliError]] = [PeerError, *RobustCliError.__subclasses__()]
+    return next((kind.code for kind in kinds if kind.exit_code == exit_code), RobustCliError.code)
+
+
 def _ending(
-    failures: Mapping[int, ProcessFailure], stderrs: Mapping[int, str], asked: int | None, *, hung: bool
+    failures: Mapping[int, int], said: Callable[[int], str], asked: int | None, *, hung: Collection[int]
 ) -> _Ending:
     """How the worker ended that failed first.
+
+    failures: the exit codes of those that failed. said: what a rank wrote to stderr. hung: ranks that had to
+    be killed.
 
     Where several failed, the most telling end is chosen: a fault of the worker itself, then an abort, which
     libraries make when a peer is lost, then a lost peer, last our own SIGTERM. Workers that were asked to
@@ -223,19 +220,19 @@ def _ending(
         return _Ending(0)
     stopped = 2 if asked else 4
     late = {-signal.SIGABRT: 1, **dict.fromkeys(_STOPPED, stopped), _LOST: 3, -signal.SIGTERM: 5}
-    rank = min(failures, key=lambda rank: (late.get(failures[rank].exitcode, 0), rank))
-    code = failures[rank].exitcode
+    rank = min(failures, key=lambda rank: (late.get(failures[rank], 0), rank))
+    code = failures[rank]
     if asked is not None and code in _STOPPED:
         return _Ending(128 + asked, rank)  # rank 0 has said so
     if code in _STOPPED:
         return _Ending(code, rank)
     if asked is not None and code == -asked:
         return _Ending(128 + asked, rank, f"stopped by {signal.Signals(asked).name} before it began to train")
-    if code == -signal.SIGKILL and hung:
+    if code == -signal.SIGKILL and rank in hung:
         return _Ending(_LOST, rank, "did not answer, and was killed")
     if code < 0:
         return _Ending(_LOST, rank, f"killed by {_signal_name(-code)}")
-    reason = _last_words(_text(stderrs.get(rank))) or f"exit {code}"
+    reason = _last_words(said(rank)) or f"exit {code}"
     return _Ending(code, rank, reason) if code in _PASSED else _Ending(_LOST, rank, reason)
 
 
@@ -249,10 +246,3 @@ def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error[")]
     return (errors or lines or [""])[-1][:500]
-
-
-def _text(path: Any) -> str:
-    """The text of a file; "" where there is none."""
-    if path and Path(path).is_file():
-        return Path(path).read_text("utf-8", "replace")
-    return ""

@@ -37,8 +37,14 @@ def _interrupt(signum: int, frame: Any) -> None:
         os.write(2, f"error[E-INTERRUPTED]: {text}\n".encode())
         if "--json" in sys.argv:
             error = f'{{"code": "E-INTERRUPTED", "exit": 130, "message": "{text}", "hint": ""}}'
-            os.write(1, f'{{"schema_version": 1, "ok": false, "error": {error}}}\n'.encode())
+            os.write(_answers(), f'{{"schema_version": 1, "ok": false, "error": {error}}}\n'.encode())
     os._exit(130)
+
+
+def _answers() -> int:
+    """The descriptor for the JSON document: stdout, or the file of our launcher (`terminal.streams`)."""
+    path = os.environ.get("ROBUSTCLI_DOCUMENT_FILE")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if path else 1
 
 
 def run(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -152,15 +152,33 @@ def join(device: torch.device) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    try:
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=start)
-        group = dist.new_group(timeout=steady)
-    except (RuntimeError, ValueError) as error:
-        raise _peer_error(rank, world, "joining", error) from error
-    ranks = Ranks(rank, world, steady=group)
-    ranks.barrier()
-    ranks.agree(False)
+    with _told_on_stderr():
+        try:
+            dist.init_process_group(backend, rank=rank, world_size=world, timeout=start)
+            group = dist.new_group(timeout=steady)
+        except (RuntimeError, ValueError) as error:
+            raise _peer_error(rank, world, "joining", error) from error
+        ranks = Ranks(rank, world, steady=group)
+        ranks.barrier()
+        ranks.agree(False)
     return ranks
+
+
+@contextmanager
+def _told_on_stderr() -> Iterator[None]:
+    """What Gloo says of its connections on stdout goes to stderr: stdout is for results."""
+    try:
+        stdout = os.dup(1)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def local_device(name: str) -> str:

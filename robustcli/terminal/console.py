@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from robustcli.errors import ResourceError
 from robustcli.terminal.progress import Bar, Heartbeat, Silent, live_bar
-from robustcli.terminal.streams import clean, is_terminal, write
+from robustcli.terminal.streams import DOCUMENT_FILE, clean, is_terminal, write
 
 SCHEMA_VERSION = 1
 _GONE = {errno.EPIPE, errno.ECONNRESET, errno.EBADF}  # errors of a stream whose reader is gone
@@ -101,7 +101,10 @@ class Console:
         complete = {"schema_version": SCHEMA_VERSION, **document}
         text = _json.dumps(_plain(complete), allow_nan=False)  # ASCII only: safe in any locale
         self._printed_document = True
-        self._print(text + "\n")
+        if path := os.environ.get(DOCUMENT_FILE):
+            _store(path, text + "\n")
+        else:
+            self._print(text + "\n")
         return True
 
     # progress
@@ -141,12 +144,20 @@ class Console:
     def _print(self, text: str) -> None:
         error = write(sys.stdout, text)
         if error is not None and error.errno not in _GONE:
-            raise ResourceError(
-                f"cannot write the result: {error.strerror}",
-                where="stdout",
-                hint="free some space, or send it elsewhere",
-                code="E-DISK",
-            )
+            raise _unwritten(error, "stdout")
+
+
+def _store(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise _unwritten(error, path) from error
+
+
+def _unwritten(error: OSError, where: str) -> ResourceError:
+    hint = "free some space, or send it elsewhere"
+    return ResourceError(f"cannot write the result: {error.strerror}", where=where, hint=hint, code="E-DISK")
 
 
 def _rendered(table: Tabular) -> str:

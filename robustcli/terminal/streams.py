@@ -7,6 +7,9 @@ from typing import Any
 
 from robustcli.errors import printable
 
+#: Variable that names a file for the one JSON document, in place of stdout; our launcher sets it for rank 0.
+DOCUMENT_FILE = "ROBUSTCLI_DOCUMENT_FILE"
+
 
 def is_terminal(stream: Any) -> bool:
     """Whether a person sees the stream: a terminal that understands more than plain lines."""

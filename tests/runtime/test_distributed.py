@@ -291,3 +291,21 @@ def test_each_rank_has_its_own_gpu(environment: Callable[..., None], monkeypatch
     assert [local_device(name) for name in ("auto", "cuda")] == ["cpu", "cuda"], (
         "a GPU that was asked for and is missing is not the CPU"
     )
+
+
+def test_what_libraries_say_while_ranks_meet_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def talk(*args: Any, **kwargs: Any) -> None:
+        os.write(1, b"[Gloo] Rank 0 is connected to 1 peer ranks\n")
+        raise RuntimeError("nobody came")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", talk)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **where}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PeerError, match="nobody came"):
+        join(torch.device("cpu"))
+    os.write(1, b"a result\n")
+    out, err = capfd.readouterr()
+    assert out == "a result\n" and err.startswith("[Gloo]")
