@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from robustcli.assembly.setting import Setting
 from robustcli.evaluation.alarms import state_digest
+from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.header import ids_digest
 from robustcli.evaluation.plan import AttackCall
 from robustcli.evaluation.result import Evaluation
 from robustcli.proportions import clopper_pearson
 from robustcli.records.eval import EvalRow
+from robustcli.records.sample import SampleRow
 from robustcli.reporting.record_tables import write_csv
 from robustcli.runtime.seed import code_hash
-from robustcli.store.atomic import JsonLines
+from robustcli.store.atomic import JsonLines, strict_json
 from robustcli.store.run import Run
 
 _NO_BALL = {"norm": "none", "eps": 0.0}
@@ -72,6 +75,37 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
     return [*rows, row("worst", result.survivors, total_seconds, total_passes, **_worst(result))]
 
 
+def sample_rows(result: Evaluation, classes: Sequence[str]) -> list[SampleRow]:
+    """The record of each sample, in the order of ids. classes: names of the classes."""
+
+    def name(answer: int) -> str | None:
+        return None if answer == NONE else classes[answer]
+
+    answers, stages = result.answers, [*result.counted, None]
+    columns = zip(
+        result.ids.tolist(),
+        answers.files,
+        result.labels.tolist(),
+        answers.clean.tolist(),
+        answers.confidence.tolist(),
+        answers.attacked.tolist(),
+        result.broken_by.tolist(),
+        strict=True,
+    )
+    return [
+        SampleRow(
+            id=i,
+            file=file,
+            label=classes[label],
+            clean=name(clean),
+            confidence=confidence,
+            attacked=name(attacked),
+            broken_by=stages[by],
+        )
+        for i, file, label, clean, confidence, attacked, by in columns
+    ]
+
+
 def _named(call: AttackCall) -> dict[str, Any]:
     """The fields of a record that describe its attack."""
     named = {"attack": call.name, "label": call.label, "params": dict(call.params)}
@@ -121,6 +155,11 @@ def write_rows(run: Run, rows: list[EvalRow]) -> None:
     write_csv(run.path / "results.csv", [row.to_json() for row in rows])
 
 
+def write_samples(run: Run, samples: Sequence[SampleRow]) -> None:
+    """Write samples.jsonl, whole or not at all."""
+    run.write_text("samples.jsonl", "".join(f"{strict_json(sample.to_json())}\n" for sample in samples))
+
+
 def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
     """The evaluation as the keys of the machine contract.
 
@@ -128,7 +167,9 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
     """
     right, standing = int(result.correct.sum()), int(result.survivors.sum())
     audit = {} if result.audit is None else {"audit": result.audit.to_json()}
+    clean, worst = rows[0], rows[-1]
     return {
+        **{name: getattr(worst, name) for name in ("model", "data", "split", "norm", "eps", "seed")},
         "n": result.n,
         "clean_acc": result.clean_acc,
         "robust_acc": result.robust_acc,
@@ -148,7 +189,16 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
             for row in rows
             if row.kind == "attack"
         ],
+        "per_class": {
+            name: {"n": n, "clean_acc": _share(*clean.per_class[name]), "robust_acc": _share(standing, n)}
+            for name, (standing, n) in worst.per_class.items()
+        },
         "reliability": result.reliability,
         "alarms": [alarm.to_json() for alarm in result.alarms],
         **audit,
     }
+
+
+def _share(k: int, n: int) -> float | None:
+    """k / n; None when n is 0."""
+    return k / n if n else None

@@ -20,7 +20,7 @@ from robustcli.data.decoded import Source
 from robustcli.data.digest import digest_files, digest_memory
 from robustcli.data.files import Listing, all_paths
 from robustcli.data.images import Decoder, collect_faults, decode_all, first_shape, planes
-from robustcli.data.split import MemorySplit, Split, Store
+from robustcli.data.split import MemorySplit, Paths, Split, Store
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError
 
@@ -98,6 +98,7 @@ def _cached(config: DataConfig, listings: Mapping[str, Listing], decoder: Decode
 
 def _share(listings: Mapping[str, Listing], store: Store) -> dict[str, MemorySplit]:
     """Splits that share a store, whose rows are those of one split after the other."""
+    store.paths = as_paths(all_paths(listings))
     splits: dict[str, MemorySplit] = {}
     start = 0
     for part, listing in listings.items():
@@ -105,6 +106,11 @@ def _share(listings: Mapping[str, Listing], store: Store) -> dict[str, MemorySpl
         splits[part] = MemorySplit(store, torch.tensor(listing.labels), listing.classes, rows=rows)
         start += len(rows)
     return splits
+
+
+def as_paths(paths: Sequence[str]) -> Paths:
+    """File names as one array of bytes, which many forked workers can share."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
 def _by_split(listings: Mapping[str, Listing], faults: Mapping[int, DataError]) -> Faults:
@@ -130,7 +136,7 @@ def _streamed(
     splits: dict[str, StreamSplit] = {}
     for part, listing in listings.items():
         splits[part] = StreamSplit(
-            np.array([os.fsencode(path) for path in listing.paths]),
+            as_paths(listing.paths),
             decoder,
             torch.tensor(listing.labels),
             listing.classes,

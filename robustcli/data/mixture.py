@@ -102,6 +102,16 @@ class JoinedSplit:
         x, y, ids = (torch.cat(tensors)[back] for tensors in zip(*shifted, strict=True))
         return x, y, ids
 
+    def files(self, positions: Tensor) -> list[str | None]:
+        """See `Split.files`; each path is below the root of its own part."""
+        rows = self._rows[positions]
+        owners = torch.bucketize(rows, self._ends, right=True).tolist()
+        named: list[str | None] = []
+        for row, k in zip(rows, owners, strict=True):
+            place = row - self._ends[k] + len(self.parts[k])
+            named += self.parts[k].files(place[None])
+        return named
+
     def subset(self, positions: Tensor) -> JoinedSplit:
         """See `Split.subset`; the parts are shared."""
         return JoinedSplit(self.parts, rows=self._rows[positions], digest=self.digest)

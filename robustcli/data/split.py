@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from robustcli.data.ahead import ahead
 
 PARTS = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor, Tensor]
+Paths = npt.NDArray[np.bytes_]
 
 
 class Split(Protocol):
@@ -40,6 +44,10 @@ class Split(Protocol):
 
         A batch is x float32 [B, C, H, W] in [0, 1], y int64 [B] and ids int64 [B], all on the device.
         """
+        ...
+
+    def files(self, positions: Tensor) -> list[str | None]:
+        """Path of each image at these positions, below the root of the data set; None for data in arrays."""
         ...
 
     def subset(self, positions: Tensor) -> Split:
@@ -78,10 +86,14 @@ class Store:
     Args:
         pixels: uint8 or float [M, C, H, W].
         mapped: they lie in a file, read where they are used and never copied as a whole.
+
+    Attributes:
+        paths: of the image files that the pixels come from, as bytes [M]; None where there are none.
     """
 
     def __init__(self, pixels: Tensor, *, mapped: bool = False) -> None:
         self.pixels, self.mapped = pixels, mapped
+        self.paths: Paths | None = None
         self._moved: dict[torch.device, Tensor | None] = {}
 
     def on(self, device: torch.device) -> Tensor | None:
@@ -119,6 +131,13 @@ def rows_and_ids(labels: Tensor, rows: Tensor | None, ids: Tensor | None) -> tup
     if not len(labels) == len(ids) == len(rows):
         raise ValueError(f"labels, ids and rows differ in length: {len(labels)}, {len(ids)}, {len(rows)}")
     return rows, ids
+
+
+def named_files(paths: Paths | None, rows: Tensor) -> list[str | None]:
+    """The path of each row, int64 [n]; None for each without `paths`."""
+    if paths is None:
+        return [None] * len(rows)
+    return [os.fsdecode(path) for path in paths[rows.numpy()]]
 
 
 class MemorySplit:
@@ -195,6 +214,10 @@ class MemorySplit:
     def raw(self, positions: Tensor) -> Tensor:
         """Pixels as they are stored, [B, C, H, W], on the CPU."""
         return self.store.pixels[self._rows[positions]]
+
+    def files(self, positions: Tensor) -> list[str | None]:
+        """See `Split.files`."""
+        return named_files(self.store.paths, self._rows[positions])
 
     def subset(self, positions: Tensor) -> MemorySplit:
         """See `Split.subset`; the pixels are shared."""

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustcli.data.images import Decoder, Pixels, planes, quiet_pillow
-from robustcli.data.split import Batch, rows_and_ids, unit
+from robustcli.data.split import Batch, Paths, named_files, rows_and_ids, unit
 from robustcli.data.workers import Workers
 from robustcli.errors import DataError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-Paths = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,10 @@ class StreamSplit:
             # Otherwise the loader draws its base seed from the global state.
             generator=torch.Generator().manual_seed(0),
         )
+
+    def files(self, positions: Tensor) -> list[str | None]:
+        """See `Split.files`."""
+        return named_files(self._files.paths, self._rows[positions])
 
     def subset(self, positions: Tensor) -> StreamSplit:
         """See `Split.subset`; the list of files is shared."""

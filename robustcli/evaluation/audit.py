@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustcli.core.random import RowRandom
 from robustcli.evaluation.alarms import with_new
+from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.bound import LIMIT, Audit, most_breakable, most_breakable_of_one_draw
 from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan
@@ -70,12 +71,13 @@ def depth(plan: AuditPlan, standing: int, *, part: bool, draws: int) -> tuple[in
 class _Look:
     """What the draws of an audit found.
 
-    looked, fallen: int64, places in the evaluation of the audited and of the fallen samples. passes: model
-    passes. seconds: time.
+    looked, fallen: int64, places in the evaluation of the audited and of the fallen samples. answers: int64,
+    the classes at the points that broke the fallen ones. passes: model passes. seconds: time.
     """
 
     looked: Tensor
     fallen: Tensor
+    answers: Tensor
     passes: float
     seconds: float
 
@@ -84,6 +86,7 @@ class _Look:
         return _Look(
             torch.cat((self.looked, other.looked)),
             torch.cat((self.fallen, other.fallen)),
+            torch.cat((self.answers, other.answers)),
             self.passes + other.passes,
             self.seconds + other.seconds,
         )
@@ -119,6 +122,7 @@ def audited(
     standing[look.fallen] = False
     call = _audit_call(samples=len(look.looked), passes=passes)
     ids = result.ids[look.looked], result.ids[look.fallen]
+    result = replace(result, answers=result.answers.broken(look.fallen, look.answers))
     result = _with_stage(result, call, standing, look.seconds, look.passes)
     due = len(look.fallen) >= LIMIT
     if due and not part:
@@ -135,7 +139,9 @@ def audited(
     return replace(result, audit=audit), ids
 
 
-def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy: str) -> Evaluation:
+def joined(
+    seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, answers: Tensor, remedy: str
+) -> Evaluation:
     """The verdicts of all parts of an evaluation, after the audits of the parts.
 
     Every sample that fell counts as broken. In the order of H(seed, id), the bound counts the samples up to
@@ -145,12 +151,15 @@ def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy
     Args:
         seed: of the plan.
         result: the verdicts of all parts, without their audits.
-        looked, fallen: int64, ids that were audited and that fell, over all parts.
+        looked, fallen: int64, ids that were audited and that fell, sorted, over all parts.
+        answers: int64, the classes at the points that broke the fallen ones.
         remedy: tells the user how to run the long list.
     """
     order = _survivors_in_order(seed, result)
     drawn = int(torch.isin(result.ids[order], looked).long().cumprod(0).sum())
     gone = torch.isin(result.ids, fallen)
+    known = answers[torch.isin(fallen, result.ids)]
+    result = replace(result, answers=result.answers.broken(gone.nonzero()[:, 0], known))
     falls, n_looked = int(gone.sum()), int(torch.isin(result.ids, looked).sum())
     falls_drawn = int(gone[order[:drawn]].sum())
     if n_looked:
@@ -167,6 +176,9 @@ def joined(seed: int, result: Evaluation, looked: Tensor, fallen: Tensor, remedy
 def escalated(result: Evaluation, more: Evaluation) -> Evaluation:
     """`result` with further stages: those of `more`, an evaluation of its survivors."""
     at = torch.isin(result.ids, more.ids)
+    broken = more.answers.attacked != NONE
+    answers = result.answers.broken(at.nonzero()[broken, 0], more.answers.attacked[broken])
+    result = replace(result, answers=answers)
     for call in more.calls:
         standing = torch.zeros_like(result.correct)
         standing[at] = more.stages[call.label]
@@ -190,8 +202,11 @@ def _look(
 ) -> _Look:
     """Run `attacks` on the samples at `places`, int64, of `result`; who fell, and the cost."""
     seen = rerun(attacks, positions[places].sort().values, "")
-    fallen = torch.isin(result.ids, seen.ids[~seen.survivors]).nonzero()[:, 0]
-    return _Look(places, fallen, sum(seen.passes_per_sample.values()) * seen.n, seen.total_seconds)
+    fell = ~seen.survivors
+    fallen = torch.isin(result.ids, seen.ids[fell]).nonzero()[:, 0]
+    # A randomised model may be wrong on a clean image that it was right on before.
+    answers = seen.answers.attacked.where(seen.correct, seen.answers.clean)[fell]
+    return _Look(places, fallen, answers, sum(seen.passes_per_sample.values()) * seen.n, seen.total_seconds)
 
 
 def _bound(look: _Look, standing: int, first: int, n: int) -> float | None:

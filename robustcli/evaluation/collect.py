@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustcli.evaluation.alarms import check_search, final_checks, with_new
+from robustcli.evaluation.answers import Answers
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.shardfile import ShardResult
@@ -71,6 +72,7 @@ class Collector:
     Args:
         plan: the final plan, with its escalations.
         ids: int64 [n], sorted.
+        files: path of each sample's image; None where there is none.
         store: the saved shards, or None.
         shards: numbers of the shards that this process measures; None = all.
 
@@ -79,11 +81,17 @@ class Collector:
     """
 
     def __init__(
-        self, plan: EvalPlan, ids: Tensor, store: ShardStore | None, shards: Sequence[int] | None
+        self,
+        plan: EvalPlan,
+        ids: Tensor,
+        files: Sequence[str | None],
+        store: ShardStore | None,
+        shards: Sequence[int] | None,
     ) -> None:
         n = len(ids)
         self.plan, self._ids, self._store = plan, ids, store
         self._y, self._correct = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        self._answers = Answers.unknown(files)
         self._stages = {call.label: torch.zeros(n, dtype=torch.bool) for call in plan.attacks}
         self._measured = torch.zeros(n, dtype=torch.bool)
         self._costs, self._pending = _Costs(), dict[int, _Costs]()
@@ -118,6 +126,8 @@ class Collector:
         self._y[rows], self._correct[rows], self._measured[rows] = proven.y, proven.correct, True
         for label, standing in proven.stages.items():
             self._stages[label][rows] = standing
+        known = proven.answers
+        self._answers.fill(rows, known.clean, known.confidence, known.attacked)
         self._costs.add(_Costs(proven.seconds, proven.passes, proven.tallies))
 
     @property
@@ -147,6 +157,9 @@ class Collector:
         rows = self.todo[self._next : self._next + len(outcome.ids)]
         self._next += len(rows)
         self._y[rows], self._correct[rows] = outcome.y.cpu(), outcome.correct.cpu()
+        self._answers.fill(
+            rows, outcome.clean_predicted.cpu(), outcome.confidence.cpu(), outcome.attacked.cpu()
+        )
         self._measured[rows] = True
         labels = [call.label for call in self.plan.attacks]
         for label, standing in zip(labels, outcome.standing, strict=True):
@@ -176,6 +189,7 @@ class Collector:
             ids=self._ids[rows],
             y=self._y[rows],
             correct=self._correct[rows],
+            answers=self._answers.rows(rows),
             stages={label: standing[rows] for label, standing in self._stages.items()},
             seconds=dict(spent.seconds),
             passes=dict(spent.passes),
@@ -192,6 +206,7 @@ class Collector:
             ids=self._ids[known],
             labels=self._y[known],
             correct=self._correct[known],
+            answers=self._answers.rows(known.nonzero()[:, 0]),
             stages=stages,
             seconds={label: float(costs.seconds[label]) for label in stages},
             passes_per_sample={label: costs.passes[label] / max(1, n) for label in stages},

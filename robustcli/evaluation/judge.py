@@ -50,10 +50,12 @@ class Clean(NamedTuple):
     Args:
         logits: float32 [B, K], mean over the draws.
         right: bool [B], whether the logits are finite and the label is y.
+        label: int64 [B], the model's label of the image.
     """
 
     logits: Tensor
     right: Tensor
+    label: Tensor
 
 
 class Judge:
@@ -97,7 +99,7 @@ class Judge:
         label = logits.argmax(1)
         if self._draws > 1:
             label = self.label(x)
-        return Clean(logits, (label == y) & torch.isfinite(logits).all(1))
+        return Clean(logits, (label == y) & torch.isfinite(logits).all(1), label)
 
     def label(self, x: Tensor) -> Tensor:
         """int64 [B]: the class that draws predict most often; of equal ones the one of smallest number."""

@@ -35,6 +35,11 @@ def to_lattice(x: Tensor, x_adv: Tensor, ball: Ball) -> Tensor:
     return nearest.clamp_(0, 255).to(torch.uint8)
 
 
+def nearest_levels(x_adv: Tensor) -> Tensor:
+    """round(255 x_adv), uint8 [B, C, H, W]: the nearest 8-bit image, for threats without a ball."""
+    return (x_adv.double() * 255).round().clamp_(0, 255).to(torch.uint8)
+
+
 def from_lattice(levels: Tensor) -> Tensor:
     """levels / 255: uint8 -> float32 pixels in [0, 1]."""
     return levels.to(torch.float32).div_(255.0)

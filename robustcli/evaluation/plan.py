@@ -243,6 +243,11 @@ class EvalPlan:
         if len(set(labels)) < len(labels):
             raise ValueError(f"two attacks have one name: {', '.join(labels)}")
 
+    @property
+    def bounded(self) -> bool:
+        """Whether an attack of the list is in the ball: then only breaks in the ball count."""
+        return any(call.bounded for call in self.attacks)
+
     def draws(self, many: int) -> int:
         """`many` for a randomised model, else 1: model passes per answer."""
         return many if self.randomised else 1

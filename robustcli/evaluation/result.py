@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustcli.evaluation.answers import NONE, Answers
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.plan import AttackCall
 from robustcli.records.alarm import Alarm, reliability
@@ -18,15 +19,18 @@ class BatchOutcome:
 
     Args:
         ids, x, y: sample ids int64 [B], clean pixels [B, C, H, W] in [0, 1] and labels int64 [B].
-        x_adv: [B, C, H, W]; of a broken row the point in the ball that broke it, else the point that the last
-            attack in the ball returned; x where none ran on the row.
+        x_adv: [B, C, H, W]; of a broken row the point that broke it, else the point that the last attack in
+            the ball returned; x where none ran on the row.
         clean_predicted, predicted: int64 [B], the model's labels for x and x_adv.
+        confidence: float32 [B], the softmax probability of the label for x; NaN where logits are not finite.
         correct: bool [B], right on the clean image.
         standing: per attack bool [B]: right after it and all attacks in the ball before it. For an unbounded
             attack: right on the clean image and under this attack alone.
         seconds, passes: per attack, its time and its model passes over all rows.
         tallies: name -> count, from which alarms are made.
-        survivors: bool [B], right on the clean image and under every attack in the ball.
+        survivors: bool [B], right on the clean image and under every attack that counts: those in the ball,
+            or all where none is.
+        bounded: whether the attacks that count are in the ball.
         goal: int64 [B], the label that a targeted attack heads for; None when untargeted.
         draws: model passes per judgement.
     """
@@ -37,14 +41,21 @@ class BatchOutcome:
     x_adv: Tensor
     clean_predicted: Tensor
     predicted: Tensor
+    confidence: Tensor
     correct: Tensor
     standing: list[Tensor]
     seconds: list[float]
     passes: list[int]
     tallies: dict[str, int]
     survivors: Tensor
+    bounded: bool = True
     goal: Tensor | None = None
     draws: int = 1
+
+    @property
+    def attacked(self) -> Tensor:
+        """int64 [B], the label at the point that broke the row; `answers.NONE` where none did."""
+        return self.predicted.where(self.correct & ~self.survivors, NONE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Evaluation:
     Args:
         ids, labels: int64 [n].
         correct: bool [n], right on the clean image.
+        answers: what the model answered.
         stages: label -> bool [n]: correct, and right after that attack and all before it. For the labels in
             `apart`: correct, and right under that attack alone.
         seconds, passes_per_sample: by label.
@@ -70,6 +82,7 @@ class Evaluation:
     ids: Tensor
     labels: Tensor
     correct: Tensor
+    answers: Answers
     stages: dict[str, Tensor]
     seconds: dict[str, float]
     passes_per_sample: dict[str, float]
@@ -87,12 +100,23 @@ class Evaluation:
 
         If no attack of the list is in the ball: right under all attacks.
         """
-        bounded = [standing for label, standing in self.stages.items() if label not in self.apart]
-        if bounded:
-            return bounded[-1]
-        if self.stages:
-            return torch.stack(list(self.stages.values())).all(0)
-        return self.correct
+        return self.correct & (self.broken_by == len(self.counted))
+
+    @property
+    def counted(self) -> list[str]:
+        """Labels of the attacks whose breaks count, in the order they ran: those in the ball, or all."""
+        return [label for label in self.stages if label not in self.apart] or list(self.stages)
+
+    @property
+    def broken_by(self) -> Tensor:
+        """int64 [n], the place in `counted` of the attack that broke the sample first.
+
+        len(counted) for a sample that none broke, or that is wrong on the clean image.
+        """
+        by = torch.full_like(self.ids, len(self.counted))
+        for place in reversed(range(len(self.counted))):
+            by[self.correct & ~self.stages[self.counted[place]]] = place
+        return by
 
     @property
     def n(self) -> int:

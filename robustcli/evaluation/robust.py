@@ -101,7 +101,7 @@ class RobustEvaluation:
         x, y, ids = next(iter(split.stream([positions[spread]], device)))
         with frozen(self.model):
             judge = Judge(self.model, self.plan.ball)
-            clean, right = judge.clean(x, y)
+            clean, right, _ = judge.clean(x, y)
             self._alarms = check_model_output(clean, judge.logits(x))
             randomised = any(alarm.name == "random-forward" for alarm in self._alarms)
             self.plan = replace(self.plan, randomised=randomised)
@@ -161,8 +161,7 @@ class RobustEvaluation:
         if self._stop is not None:
             self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)
-        clean_predicted = batch.logits.argmax(1)
-        x_adv, predicted, survivors = x.clone(), clean_predicted.clone(), batch.correct.clone()
+        x_adv, predicted, survivors = x.clone(), batch.predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
             began = time.perf_counter()
@@ -172,6 +171,11 @@ class RobustEvaluation:
                 survivors = stage.standing
             else:
                 stage = self._apart(call, batch, draws)
+                if not self.plan.bounded:
+                    first = ~stage.standing[stage.rows] & survivors[stage.rows]
+                    rows = stage.rows[first]
+                    x_adv[rows], predicted[rows] = stage.x_adv[first], stage.predicted[first]
+                    survivors = survivors & stage.standing
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
             seconds.append(time.perf_counter() - began)
@@ -184,14 +188,16 @@ class RobustEvaluation:
             x=x,
             y=y,
             x_adv=x_adv,
-            clean_predicted=clean_predicted,
+            clean_predicted=batch.predicted,
             predicted=predicted,
+            confidence=batch.confidence,
             correct=batch.correct,
             standing=standing,
             seconds=seconds,
             passes=passes,
             tallies=dict(tallies),
             survivors=survivors,
+            bounded=self.plan.bounded or not self.plan.attacks,
             goal=batch.goal,
             draws=draws,
         )
@@ -275,7 +281,7 @@ class RobustEvaluation:
         plan, store = self.prepare(split, positions, device), None
         if open_store is not None:
             store = open_store(plan, self._alarms, ids, "")
-        collector = Collector(plan, ids, store, shards)
+        collector = Collector(plan, ids, split.files(positions), store, shards)
         on_proven(*collector.proven)
         for outcome in self.batches(split, positions[collector.todo], device):
             if store is not None:  # stored with the shard: a resumed run cannot compare with this run's start
@@ -292,7 +298,7 @@ class RobustEvaluation:
         known, part = positions[collector.known], not result.complete
         result, (looked, fallen) = audited(plan, result, known, rerun, part=part)
         if store is not None:
-            store.write_audit(looked, fallen)
+            store.write_audit(looked, fallen, result.answers.attacked[torch.isin(result.ids, fallen)])
         return replace(result, total_seconds=time.perf_counter() - began)
 
     def _rerun(self, split: Split, device: torch.device, open_store: OpenStore | None) -> Rerun:

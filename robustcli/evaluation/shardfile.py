@@ -3,10 +3,12 @@
 For R samples a file has R + 2 lines of JSON: a head, one line per sample in the order of ids, and the seal.
 
 {"header": digest, "shard": k, "rows": R, "stages": [label], "seconds": ..., "passes": ..., "tallies": ...}
-{"id": i, "y": k, "correct": bool, "stages": {label: bool}}
+{"id": i, "y": k, "file": path, "clean": k, "confidence": p, "attacked": k, "correct": bool, "stages": {...}}
 {"sha256": over every byte before this line}
 
-In the head, seconds and passes map label -> number, and tallies map name -> count.
+clean and attacked are the classes that the model answered, as in `evaluation.answers`; null where there is
+none, as for a file. stages maps label -> bool. In the head, seconds and passes map label -> number, and
+tallies map name -> count.
 
 A file that is damaged or of another evaluation does not count, and the user is told why. An evaluation
 measures its samples again.
@@ -15,7 +17,7 @@ measures its samples again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
+from robustcli.evaluation.answers import NONE, Answers
 from robustcli.evaluation.header import Header
 from robustcli.store.atomic import strict_json, write_atomic
 from robustcli.store.tensorfile import read_regular, strict_loads
@@ -42,28 +45,37 @@ class ShardResult:
     Args:
         ids, y: sample ids and labels, int64 [R].
         correct: bool [R], right on the clean image.
+        answers: what the model answered.
         stages: label -> bool [R], right on the clean image and under that attack.
         seconds, passes: label -> time and model passes spent.
         tallies: name -> count; counts of all shards are added up.
 
-    Raises ValueError when lengths differ, or a sample is right under an attack and wrong on the clean image.
+    Raises ValueError when lengths differ, a sample is right under an attack and wrong on the clean image, or its
+    answers contradict its verdicts.
     """
 
     ids: Tensor
     y: Tensor
     correct: Tensor
+    answers: Answers
     stages: dict[str, Tensor]
     seconds: dict[str, float]
     passes: dict[str, int]
     tallies: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, column in {"y": self.y, "correct": self.correct, **self.stages}.items():
+        answers = self.answers
+        columns = {"y": self.y, "correct": self.correct, "clean": answers.clean, "attacked": answers.attacked}
+        for name, column in {**columns, "confidence": answers.confidence, **self.stages}.items():
             if column.shape != self.ids.shape:
                 raise ValueError(f"{name} has shape {tuple(column.shape)}, ids {tuple(self.ids.shape)}")
         for label, standing in self.stages.items():
             if bool((standing & ~self.correct).any()):
                 raise ValueError(f"stage {label!r} is right where the clean image is not")
+        if bool((self.correct & (answers.clean != self.y)).any()):
+            raise ValueError("an answer to the clean image is not the label where the verdict is right")
+        if bool((~self.correct & (answers.attacked != NONE)).any()):
+            raise ValueError("an attack broke a sample that is wrong on the clean image")
 
     def disagreement(self, other: ShardResult) -> list[int]:
         """Ids of the samples with another label or verdict in `other`; all ids when its attacks differ."""
@@ -93,12 +105,41 @@ def encode(result: ShardResult, header: Header, number: int) -> bytes:
         {"header": header.digest, "shard": number, "rows": len(result.ids), "stages": labels, **costs}
     ]
     standing = {label: flags.tolist() for label, flags in result.stages.items()}
-    columns = zip(result.ids.tolist(), result.y.tolist(), result.correct.tolist(), strict=True)
-    for k, (i, y, correct) in enumerate(columns):
+    verdicts = zip(result.ids.tolist(), result.y.tolist(), result.correct.tolist(), strict=True)
+    for k, ((i, y, correct), answer) in enumerate(zip(verdicts, _written(result.answers), strict=True)):
         stages = {label: flags[k] for label, flags in standing.items()}
-        rows.append({"id": i, "y": y, "correct": correct, "stages": stages})
+        rows.append({"id": i, "y": y, **answer, "correct": correct, "stages": stages})
     body = "".join(strict_json(row) + "\n" for row in rows).encode()
     return body + _seal(body)
+
+
+def _written(answers: Answers) -> Iterator[dict[str, Any]]:
+    """The answers on each sample as keys of its line."""
+    numbers = (answers.clean.tolist(), answers.confidence.tolist(), answers.attacked.tolist())
+    for file, clean, confidence, attacked in zip(answers.files, *numbers, strict=True):
+        yield {
+            "file": file,
+            "clean": _class(clean),
+            "confidence": confidence,
+            "attacked": _class(attacked),
+        }
+
+
+def _class(answer: int) -> int | None:
+    return None if answer == NONE else answer
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
+    """The inverse of `_written`. Raises one of `_DAMAGED`."""
+    clean, attacked = (
+        torch.tensor([NONE if row[name] is None else row[name] for row in rows], dtype=torch.int64)
+        for name in ("clean", "attacked")
+    )
+    confidence = torch.tensor([row["confidence"] for row in rows], dtype=torch.float64)
+    files = tuple(row["file"] for row in rows)
+    if not all(file is None or isinstance(file, str) for file in files):
+        raise TypeError("a file is not a path")
+    return Answers(clean, confidence, attacked, files)
 
 
 def _unsealed(data: bytes) -> bytes:
@@ -122,7 +163,8 @@ def _decode(data: bytes, header: Header, number: int) -> ShardResult:
     }
     ids, y = (torch.tensor([row[name] for row in rows], dtype=torch.int64) for name in ("id", "y"))
     correct = torch.tensor([row["correct"] for row in rows], dtype=torch.bool)
-    return ShardResult(ids, y, correct, flags, first["seconds"], first["passes"], first["tallies"])
+    costs = (first["seconds"], first["passes"], first["tallies"])
+    return ShardResult(ids, y, correct, _answers(rows), flags, *costs)
 
 
 def load(

@@ -84,12 +84,18 @@ class ShardStore:
         assert 0 <= number < self.header.shards and len(result.ids) == self.header.rows(number)
         write_atomic(self.folder / file_name(number), encode(result, self.header, number))
 
-    def write_audit(self, looked: Tensor, fallen: Tensor) -> None:
+    def write_audit(self, looked: Tensor, fallen: Tensor, answers: Tensor) -> None:
         """Save the ids of this part that were audited and that fell, int64. Raises ResourceError.
 
+        answers: int64, the classes at the points that broke the fallen samples, in the order of their ids.
         `audits` reads them for all parts together.
         """
-        audit = {"header": self.header.digest, "looked": looked.tolist(), "fallen": fallen.tolist()}
+        audit = {
+            "header": self.header.digest,
+            "looked": looked.tolist(),
+            "fallen": fallen.sort().values.tolist(),
+            "answers": answers.tolist(),
+        }
         write_sealed(self.folder / AUDIT, audit)
 
     def _once(self, text: str) -> None:
@@ -180,18 +186,22 @@ def _check_ids(header: Header, results: Sequence[ShardResult], folder: Path) -> 
 
 def audits(
     folders: Sequence[Path], header: Header, say: Callable[[str], None] = lambda text: None
-) -> tuple[Tensor, Tensor]:
-    """(ids that were audited, ids that fell), int64, sorted and distinct, over the audits of all parts.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids that were audited, ids that fell, answers there), int64, over the audits of all parts.
+
+    Ids are sorted and distinct. The answers are the classes at the points that broke the fallen samples.
 
     An audit that is damaged or of another evaluation does not count.
     """
-    looked, fallen = set[int](), set[int]()
+    looked, fallen = set[int](), dict[int, int]()
     for folder in folders:
         audit = read_sealed(folder / AUDIT, say)
         if audit is not None and audit.get("header") == header.digest:
             looked |= set(audit["looked"])
-            fallen |= set(audit["fallen"])
-    return torch.tensor(sorted(looked), dtype=torch.int64), torch.tensor(sorted(fallen), dtype=torch.int64)
+            fallen |= dict(zip(audit["fallen"], audit["answers"], strict=True))
+    lists = (sorted(looked), sorted(fallen), [fallen[i] for i in sorted(fallen)])
+    seen, fell, answers = (torch.tensor(numbers, dtype=torch.int64) for numbers in lists)
+    return seen, fell, answers
 
 
 def shards_of(ids: Tensor, size: int) -> list[Tensor]:

@@ -21,6 +21,7 @@ class Batch:
         x, y, ids: clean pixels [B, C, H, W] in [0, 1], labels and sample ids int64 [B].
         logits: [B, K], the judge's for x.
         correct: bool [B], right on x.
+        predicted: int64 [B], the model's label for x.
         goal: int64 [B], the label to which a targeted attack leads each row; None when untargeted.
     """
 
@@ -29,6 +30,7 @@ class Batch:
     ids: Tensor
     logits: Tensor
     correct: Tensor
+    predicted: Tensor
     goal: Tensor | None
 
     @classmethod
@@ -38,8 +40,14 @@ class Batch:
         Raises:
             ValueError: as `goals`.
         """
-        logits, correct = judge.clean(x, y)
-        return cls(x, y, ids, logits, correct, goals(plan, logits, y, ids))
+        logits, correct, predicted = judge.clean(x, y)
+        return cls(x, y, ids, logits, correct, predicted, goals(plan, logits, y, ids))
+
+    @property
+    def confidence(self) -> Tensor:
+        """float32 [B]: the softmax probability of `predicted`; NaN where the logits are not finite."""
+        chosen = self.logits.softmax(1).gather(1, self.predicted[:, None])[:, 0]
+        return chosen.where(torch.isfinite(self.logits).all(1), torch.nan)
 
     def open_rows(self, eligible: Tensor) -> Tensor:
         """Places int64 [R] of the rows to attack: `eligible`, bool [B], and y is not their goal already."""

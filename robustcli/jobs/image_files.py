@@ -53,10 +53,12 @@ class ImageWriter:
 
     def add(self, outcome: BatchOutcome) -> None:
         """One attacked batch: round to 8 bits, judge all images, write the broken ones, read them back."""
-        x, y = outcome.x, outcome.y
-        levels = to_lattice(x, outcome.x_adv, self.setting.ball)
+        x, y, self._bounded = outcome.x, outcome.y, outcome.bounded
+        levels = nearest_levels(outcome.x_adv)
+        if outcome.bounded:
+            levels = to_lattice(x, outcome.x_adv, self.setting.ball)
         with frozen(self.model):
-            judge = Judge(self.model, self.setting.ball, draws=outcome.draws)
+            judge = Judge(self.model, self.setting.ball, draws=outcome.draws, bounded=outcome.bounded)
             ruling = judge.rule(x, from_lattice(levels), Criterion(y, outcome.goal))
         broken = outcome.correct & ruling.hit
         if outcome.goal is not None:

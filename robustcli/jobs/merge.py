@@ -13,6 +13,7 @@ from torch import Tensor
 from robustcli.assembly.rows import rows_from, short_ids_digest
 from robustcli.config.load import load_config
 from robustcli.errors import UsageError
+from robustcli.evaluation.answers import Answers
 from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.header import Header
@@ -79,10 +80,10 @@ def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluati
         )
     result = _evaluation(header, results)
     if header.plan["audit"] is not None:
-        looked, fallen = audits(shards, header, console.warn)
+        looked, fallen, answers = audits(shards, header, console.warn)
         again = f"robustcli eval {folders[0] / CONFIG} 'attacks=[autoattack]'"
         advice = f"rapid is too weak here; run the whole of AutoAttack: {again}"
-        result = joined(header.plan["seed"], result, looked, fallen, advice)
+        result = joined(header.plan["seed"], result, looked, fallen, answers, advice)
     return header, result
 
 
@@ -116,6 +117,7 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
         ids=ids,
         labels=torch.cat([part.y for part in results]),
         correct=torch.cat([part.correct for part in results]),
+        answers=Answers.joined([part.answers for part in results]),
         stages=stages,
         seconds={call.label: float(seconds[call.label]) for call in calls},
         passes_per_sample={call.label: passes[call.label] / len(ids) for call in calls},

@@ -6,17 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from robustcli.assembly.rows import eval_document, write_rows
+from robustcli.assembly.rows import eval_document, sample_rows, write_rows, write_samples
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError
 from robustcli.evaluation.result import Evaluation
 from robustcli.jobs.thresholds import verdicts
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
-from robustcli.reporting.record_tables import class_table, eval_table
+from robustcli.records.sample import SampleRow
+from robustcli.reporting.record_tables import eval_table
 from robustcli.reporting.summary import eval_summary
+from robustcli.reporting.weakest import (
+    weak_class_table,
+    weak_image_table,
+    weakest_classes,
+    weakest_images,
+)
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
+
+_CLASSES = 5  # of the weakest, named in the document
 
 
 def report(
@@ -33,9 +42,13 @@ def report(
     more: further keys of the document.
     """
     write_rows(run, rows)
+    samples = sample_rows(result, tuple(rows[-1].per_class))
+    write_samples(run, samples)
+    weakest = weakest_images(samples, result.counted)
     partial = _partial(result)
-    _show(result, rows, partial, console)
-    answer = document.finish(run.path, {**eval_document(result, rows), **(more or {})})
+    _show(result, rows, partial, weakest, console)
+    content = {**eval_document(result, rows), "weakest": _weakest(rows, weakest), **(more or {})}
+    answer = document.finish(run.path, content)
     if result.complete and config.eval.fail_under:
         answer["gate"] = verdicts(answer, config.eval.fail_under)
     if partial:
@@ -65,14 +78,27 @@ def _partial(result: Evaluation) -> str:
     return f"partial {done}/{of} shards: {result.n} of {result.total} samples; no number here is final"
 
 
-def _show(result: Evaluation, rows: Sequence[EvalRow], partial: str, console: Console) -> None:
+def _weakest(rows: Sequence[EvalRow], images: Sequence[SampleRow]) -> dict[str, Any]:
+    """The key `weakest` of the document: classes and images, the weakest first."""
+    about = ("schema_version", "kind")
+    lines = [
+        {name: value for name, value in image.to_json().items() if name not in about} for image in images
+    ]
+    return {"classes": weakest_classes(rows[0], rows[-1])[:_CLASSES], "images": lines}
+
+
+def _show(
+    result: Evaluation, rows: Sequence[EvalRow], partial: str, weakest: Sequence[SampleRow], console: Console
+) -> None:
     """The tables on stdout, the alarms on stderr."""
     table = eval_table(rows)
     audit = "" if result.audit is None else f" Rapid, {result.audit.words()}."
     alarms = ", ".join(_alarm_names(result)) or "no alarm"
     note = f"{partial or table.note}{audit} Reliability: {result.reliability} ({alarms})."
     console.table(replace(table, note=note))
-    console.table(class_table([rows[-1]]))
+    console.table(weak_class_table(rows[0], rows[-1]))
+    if weakest:
+        console.table(weak_image_table(weakest))
     for alarm in result.alarms:
         console.warn(alarm.line())
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from robustcli.errors import DataError
 from robustcli.records.eval import EvalRow
+from robustcli.records.sample import SampleRow
 from robustcli.records.sweep import SweepRow
 from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
 
-AnyRow = EvalRow | TrainRow | SweepRow | TransferRow
+AnyRow = EvalRow | SampleRow | TrainRow | SweepRow | TransferRow
 #: kind -> how a row of it is read; a kind that is not here is read, and refused, as one of an evaluation.
 _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
+    "sample": SampleRow.from_json,
     "train": TrainRow.from_json,
     "sweep": SweepRow.from_json,
     "transfer": TransferRow.from_json,

@@ -15,6 +15,7 @@ import robustcli
 from robustcli.assembly.attacks import make_attacks, make_audit
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
+from robustcli.evaluation.answers import NONE, Answers
 from robustcli.evaluation.audit import PASSES, audited, depth, in_order, joined
 from robustcli.evaluation.bound import Audit, most_breakable, most_breakable_of_one_draw
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan
@@ -30,8 +31,31 @@ def evaluation(ids, standing, calls=(CALL,), clean=None):
     stages = {call.label: standing for call in calls}
     costs = dict.fromkeys(stages, 1.0)
     return Evaluation(
-        ids, torch.zeros_like(ids), clean, stages, costs, costs, [], 1.0, calls=tuple(calls), total=len(ids)
+        ids,
+        torch.zeros_like(ids),
+        clean,
+        Answers.unknown([None] * len(ids)).broken(
+            (clean & ~standing).nonzero()[:, 0], answer(ids, clean & ~standing)
+        ),
+        stages,
+        costs,
+        costs,
+        [],
+        1.0,
+        calls=tuple(calls),
+        total=len(ids),
     )
+
+
+def answer(ids, broken):
+    """What the model answers at the points that break these samples: another class for each."""
+    return ids[broken] + 1
+
+
+def told(result):
+    """{id: the answer at the point that broke it} of an evaluation."""
+    answers = result.answers.attacked.tolist()
+    return {i: answer for i, answer in zip(result.ids.tolist(), answers, strict=True) if answer != NONE}
 
 
 def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
@@ -57,6 +81,9 @@ def audit_of(n, standing, weak, long_weak=(), samples=64, seed=0, part=False):
     found, (looked, fallen) = audited(
         plan, evaluation(ids, torch.arange(n) < standing), torch.arange(n), rerun, part=part
     )
+    # Each sample that fell, to the list or to the audit, has its answer, and no other has one.
+    broken = (found.correct & ~found.survivors).nonzero()[:, 0]
+    assert told(found) == {int(i): int(i) + 1 for i in found.ids[broken]}
     return found, set(looked.tolist()), set(fallen.tolist()), asked
 
 
@@ -223,7 +250,7 @@ def test_parts_put_together_say_what_the_whole_would():
     whole = evaluation(ids, standing)
     halves = [ids[k::2] for k in (0, 1)]
     looked = torch.cat([half[in_order(0, half)][:128] for half in halves])
-    quiet = joined(0, whole, looked, ids[:0], "run it")
+    quiet = joined(0, whole, looked, ids[:0], ids[:0], "run it")
     run = next(
         (k for k, i in enumerate(ids[in_order(0, ids)].tolist()) if i not in set(looked.tolist())), 256
     )
@@ -233,16 +260,19 @@ def test_parts_put_together_say_what_the_whole_would():
         and run >= 128
         and quiet.alarms == []
     )
-    one = joined(0, whole, looked, looked[:1], "run it")
+    one = joined(0, whole, looked, looked[:1], looked[:1] + 1, "run it")
+    assert told(one) == {int(looked[0]): int(looked[0]) + 1}
     assert (one.audit.fallen, one.audit.due) == (1, False) and one.survivors.sum() == 399 and one.alarms == []
-    two = joined(0, whole, looked, looked[:2], "run it")
+    fallen = looked[:2].sort().values
+    two = joined(0, whole, looked, fallen, fallen + 1, "run it")
+    assert told(two) == {int(i): int(i) + 1 for i in fallen}
     (alarm,) = two.alarms
     assert (
         two.audit.due
         and two.audit.bound is None
         and (alarm.name, alarm.level, alarm.remedy) == ("escalation-due", "suspect", "run it")
     )
-    assert joined(0, whole, ids[:0], ids[:0], "").audit.words() == "not audited"
+    assert joined(0, whole, ids[:0], ids[:0], ids[:0], "").audit.words() == "not audited"
 
 
 def measure(model, n=24, **more):

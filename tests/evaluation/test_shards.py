@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.errors import DataError, ResourceError, UsageError
+from robustcli.evaluation.answers import NONE, Answers
 from robustcli.evaluation.header import Header
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.shardfile import ShardResult, load
@@ -47,6 +48,14 @@ def sample_ids(n, seed=0):
     return torch.randperm(3 * n + 1, generator=torch.Generator().manual_seed(seed))[:n]
 
 
+def answers_of(y, correct, bits):
+    """Answers that agree with these labels and clean verdicts."""
+    clean = torch.where(correct, y, y + 1)
+    attacked = torch.where(correct & (bits % 5 > 0), y + 2, NONE)
+    files = tuple(None if k % 3 else f"a/{k}.png" for k in bits.tolist())
+    return Answers(clean, (bits % 10_001) / 10_000, attacked, files)
+
+
 def result_of(ids, labels=LABELS, seed=0):
     """Verdicts that depend on (id, seed) alone, so that any two shards of one evaluation agree."""
     bits = (ids * 2654435761 + seed * 40503) >> 3
@@ -56,6 +65,7 @@ def result_of(ids, labels=LABELS, seed=0):
         ids,
         bits % 10,
         correct,
+        answers_of(bits % 10, correct, bits),
         stages,
         dict.fromkeys(labels, 0.1),
         dict.fromkeys(labels, 7),
@@ -83,7 +93,17 @@ def same(a, b):
     stages = list(a.stages) == list(b.stages) and all(
         torch.equal(a.stages[label], b.stages[label]) for label in a.stages
     )
-    return tensors and stages and (a.seconds, a.passes, a.tallies) == (b.seconds, b.passes, b.tallies)
+    answers = all(
+        torch.equal(getattr(a.answers, name), getattr(b.answers, name))
+        for name in ("clean", "confidence", "attacked")
+    )
+    answers = answers and a.answers.files == b.answers.files
+    return (
+        tensors
+        and answers
+        and stages
+        and (a.seconds, a.passes, a.tallies) == (b.seconds, b.passes, b.tallies)
+    )
 
 
 # ---- one shard ---------------------------------------------------------------------------------------------
@@ -102,7 +122,10 @@ def test_a_shard_reads_back_as_it_was_written(tmp_path_factory, data, rows, labe
     stages = {label: correct & torch.tensor(data.draw(flags)) for label in labels}
     y = torch.tensor(data.draw(st.lists(st.integers(0, 999), min_size=rows, max_size=rows)))
     seconds = {label: data.draw(st.floats(0, 1e6)) for label in labels}
-    written = ShardResult(ids, y, correct, stages, seconds, {label: 3 for label in labels}, {"asked": 2**40})
+    answers = answers_of(y, correct, y * 7)
+    written = ShardResult(
+        ids, y, correct, answers, stages, seconds, {label: 3 for label in labels}, {"asked": 2**40}
+    )
     folder = tmp_path_factory.mktemp("shards")
     store = ShardStore(folder, header(ids, size=9), silent)
     assert missing(store) == [0] and store.read(0, ids) is None
@@ -123,6 +146,10 @@ def test_the_file_is_one_line_per_sample_between_a_head_and_its_hash(tmp_path):
     assert [line["id"] for line in lines[1:-1]] == groups[1].tolist() and set(lines[1]) == {
         "id",
         "y",
+        "file",
+        "clean",
+        "confidence",
+        "attacked",
         "correct",
         "stages",
     }
@@ -130,13 +157,16 @@ def test_the_file_is_one_line_per_sample_between_a_head_and_its_hash(tmp_path):
 
 
 def test_a_result_that_contradicts_itself_is_refused():
-    three = torch.arange(3)
+    three, mixed, none = torch.arange(3), torch.tensor([True, False, True]), Answers.unknown([None] * 3)
+    right = replace(none, clean=torch.tensor([0, NONE, 2]))
     with pytest.raises(ValueError, match="correct has shape"):
-        ShardResult(three, three, torch.ones(2, dtype=torch.bool), {}, {}, {})
+        ShardResult(three, three, torch.ones(2, dtype=torch.bool), none, {}, {}, {})
     with pytest.raises(ValueError, match="'pgd' is right where"):
-        ShardResult(
-            three, three, torch.tensor([True, False, True]), {"pgd": torch.ones(3, dtype=torch.bool)}, {}, {}
-        )
+        ShardResult(three, three, mixed, right, {"pgd": torch.ones(3, dtype=torch.bool)}, {}, {})
+    with pytest.raises(ValueError, match="is not the label"):
+        ShardResult(three, three, mixed, none, {}, {}, {})
+    with pytest.raises(ValueError, match="wrong on the clean image"):
+        ShardResult(three, three, mixed, right.broken(three[1:2], three[:1]), {}, {}, {})
 
 
 # ---- damage ------------------------------------------------------------------------------------------------
@@ -393,14 +423,20 @@ def test_costs_of_a_shard_held_twice_do_not_depend_on_the_order(tmp_path):
     assert both[0] == both[1]
 
 
+def with_verdicts(result, **changed):
+    """The result with other verdicts, and answers that agree with them."""
+    y, correct = (changed.get(name, getattr(result, name)) for name in ("y", "correct"))
+    return replace(result, answers=answers_of(y, correct, result.ids), **changed)
+
+
 def flipped(result, name):
     """The verdict of the last row, changed in one column."""
     last = torch.arange(len(result.ids)) == len(result.ids) - 1
     if name == "y":
-        return replace(result, y=torch.where(last, result.y + 1, result.y))
+        return with_verdicts(result, y=torch.where(last, result.y + 1, result.y))
     wrong = {label: standing & ~last for label, standing in result.stages.items()}
     return (
-        replace(result, correct=result.correct & ~last, stages=wrong)
+        with_verdicts(result, correct=result.correct & ~last, stages=wrong)
         if name == "correct"
         else replace(result, stages={**result.stages, name: wrong[name]})
     )
@@ -412,7 +448,7 @@ def test_two_machines_that_disagree_are_named_with_the_sample(tmp_path, column):
     fill(tmp_path / "a", ids)
     store, groups = fill(tmp_path / "b", ids, [0])
     ones = torch.ones(4, dtype=torch.bool)
-    always = replace(
+    always = with_verdicts(
         result_of(groups[1]),
         correct=ones,
         stages={label: ~ones if column == "correct" else ones for label in LABELS},

@@ -16,6 +16,7 @@ import robustcli.jobs.train  # noqa: F401
 from robustcli.cli.main import run
 from robustcli.config.bind import Registries
 from robustcli.proportions import clopper_pearson
+from robustcli.records.read import read_rows
 from robustcli.store.run import read_status
 
 KILLS, SLOW_KILLS = 5, 20
@@ -80,6 +81,9 @@ def reference(tmp_path_factory, command):
     assert in_a_child([*command, "--out", path, "--quiet"]) == 0
     robust = sum(correct and stages["pgd-20"] for _, correct, stages in verdicts(path).values())
     assert len(verdicts(path)) == 200 and len(files(path)) == SHARDS and 20 < robust < 100
+    told = {row.id: row for row in read_rows(path / "samples.jsonl")}
+    assert told.keys() == verdicts(path).keys()
+    assert sum(row.correct and row.broken_by is None for row in told.values()) == robust
     return path
 
 
@@ -114,7 +118,7 @@ def summary(path):
 def final(path):
     """Everything that must not depend on how the evaluation got there."""
     kinds = [json.loads(line)["kind"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return verdicts(path), summary(path), kinds
+    return verdicts(path), summary(path), kinds, (path / "samples.jsonl").read_text()
 
 
 def finish(forked, tmp_path, *argv):
