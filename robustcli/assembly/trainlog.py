@@ -166,9 +166,13 @@ class Written:
 
         rows = train_rows(self.run.path / "metrics.jsonl")
         if rows:
-            training_curves(self.run.path / "plots" / "training.png", rows)
+            training_curves(self.run.path / "plots" / "training.png", rows, title=self._title(rows[-1]))
         self._drawn = time.monotonic()
         return rows
+
+    def _title(self, row: TrainRow) -> str:
+        """What was trained: run, model, data and objective, in one line."""
+        return f"{self.run.path.name}: {row.model} on {row.data}, {self.setting.config.objective.name}"
 
     def _show(self, step: int) -> None:
         count = self.trackers.examples
@@ -229,7 +233,7 @@ class Examples:
             x_adv = self.call.points(oracle, x, ball)
         if self.call.bounded:
             x_adv = to_lattice(x, x_adv, ball)
-        return panels_of(_pixels(x), _pixels(x_adv), float(self.setting.config.attack.amplify))
+        return panels_of(_pixels(x), _pixels(x_adv), self.setting.config.attack.amplify)
 
 
 def _shown(key: str, value: Any) -> str:

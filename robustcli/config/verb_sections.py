@@ -186,4 +186,8 @@ class AttackConfig(Section):
 
     save: Int = Field(default=16, ge=0, description="adversarial images written")
     gallery: Int = Field(default=8, ge=0, le=256, description="rows of the gallery picture")
-    amplify: Number = Field(default=10.0, gt=0, description="factor of the difference shown in the gallery")
+    amplify: Number | None = Field(
+        default=None,
+        gt=0,
+        description="factor of the difference shown there; null = the largest that cuts nothing off",
+    )

@@ -28,6 +28,7 @@ from robustcli.evaluation.diagnosis import diagnose
 from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, trusted
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.pulse import Beat, Costs, Pulse
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.shards import ShardStore
 from robustcli.evaluation.sizing import in_batches
@@ -49,6 +50,7 @@ class RobustEvaluation:
         plan: what to measure.
         stop: called before every model pass of an attack; raises to interrupt.
         say: tells the user one line.
+        beat: told now and then where the work is inside a batch.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class RobustEvaluation:
         *,
         stop: Callable[[], None] | None = None,
         say: Callable[[str], None] = lambda text: None,
+        beat: Callable[[Beat], None] | None = None,
     ) -> None:
-        self.model, self.plan, self._stop, self._say = model, plan, stop, say
+        self.model, self.plan, self._say = model, plan, say
+        self._watchers, self._stop = (stop, beat), Pulse(stop, beat)
         self._was_training = was_training(model)
         self._twins: dict[Search, Classifier] = {}
         self._alarms: list[Alarm] = []
@@ -84,6 +88,7 @@ class RobustEvaluation:
         if self._prepared or not len(positions):
             return self.plan
         self._prepared = True
+        self._stop.phase("first look")
         probe = max(2 * self.plan.checks, 32)
         while True:
             try:
@@ -158,9 +163,10 @@ class RobustEvaluation:
         """
         draws = self.plan.draws(JUDGE_DRAWS)
         judge = Judge(self.model, self.plan.ball, draws=draws)
-        if self._stop is not None:
-            self._stop()
+        self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)
+        classes, norm = batch.logits.shape[1], self.plan.ball.norm
+        self._stop.batch(len(x), Costs.of(self.plan.attacks, classes, norm, self.plan.draws(EOT_DRAWS)))
         x_adv, predicted, survivors = x.clone(), batch.predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
@@ -217,10 +223,12 @@ class RobustEvaluation:
             return Stage(standing, rows, x, batch.y[rows])
         criterion, judged_before = batch.criterion(rows), judge.forward_rows
         oracle = self._oracle(call, judge, x, criterion, batch.ids[rows], batch.logits[rows])
+        self._stop.stage(self.plan.attacks.index(call), call.label, oracle, int(eligible.sum()))
         x_adv = call.points(oracle, x, self.plan.ball)
         self._notes += [note for note in oracle.notes if note not in self._notes]
         ruling = judge.rule(x, x_adv, criterion)
         standing[rows[ruling.hit]] = False
+        self._stop.staged(int(standing.sum()))
         passes = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - judged_before
         tallies = {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
         return Stage(standing, rows, x_adv, ruling.predicted, passes, tallies)
@@ -320,7 +328,8 @@ class RobustEvaluation:
     def _beside(self, attacks: Sequence[AttackCall], stream: str) -> RobustEvaluation:
         """An evaluation of other attacks on the same twins; stream: name of their random streams."""
         plan = replace(self.plan, attacks=attacks, audit=None, stream=stream)
-        other = RobustEvaluation(self.model, plan, stop=self._stop, say=self._say)
+        stop, beat = self._watchers
+        other = RobustEvaluation(self.model, plan, stop=stop, say=self._say, beat=beat)
         other._twins, other._shown, other._prepared = self._twins, self._shown, self._prepared
         return other
 

@@ -50,8 +50,8 @@ class ShardResult:
         seconds, passes: label -> time and model passes spent.
         tallies: name -> count; counts of all shards are added up.
 
-    Raises ValueError when lengths differ, a sample is right under an attack and wrong on the clean image, or its
-    answers contradict its verdicts.
+    Raises ValueError when lengths differ, a sample is right under an attack and wrong on the clean image, or
+    answers contradict verdicts.
     """
 
     ids: Tensor

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.setting import Setting
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.errors import DataError
 from robustcli.evaluation.judge import Judge
-from robustcli.evaluation.lattice import from_lattice, to_lattice
+from robustcli.evaluation.lattice import from_lattice, nearest_levels, to_lattice
 from robustcli.evaluation.result import BatchOutcome
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
@@ -49,6 +50,8 @@ class ImageWriter:
         self.folder.mkdir(exist_ok=True)
         self.lines = JsonLines(run.path / "images.jsonl")
         self.written = self.scored = self._right_8bit = self._right_float = 0
+        self._fell = self._broken = 0  # images that an attack broke, as floats and as 8-bit images
+        self._bounded = True
         self._panels: list[Panel] = []
 
     def add(self, outcome: BatchOutcome) -> None:
@@ -63,6 +66,8 @@ class ImageWriter:
         broken = outcome.correct & ruling.hit
         if outcome.goal is not None:
             broken = broken & (outcome.goal != y)
+        self._fell += int((outcome.correct & ~outcome.survivors).sum())
+        self._broken += int(broken.sum())
         self._right_8bit += int((outcome.correct & ~broken).sum())
         self._right_float += int(outcome.survivors.sum())
         self.scored += len(y)
@@ -136,7 +141,7 @@ class ImageWriter:
         if self._panels:
             console.info(f"gallery: {self._draw()}")
         else:
-            console.info("no gallery: no image was broken")
+            console.info(f"no gallery: {self._reason()}")
         as_8bit, as_float = self._share(self._right_8bit), self._share(self._right_float)
         if self.scored:
             both = f"{as_float:.1%} as floats, {as_8bit:.1%} as 8-bit images, of {self.scored}"
@@ -148,13 +153,21 @@ class ImageWriter:
             "robust_acc_float": as_float,
         }
 
+    def _reason(self) -> str:
+        """Why there is no gallery."""
+        if not self.setting.config.attack.gallery:
+            return "attack.gallery is 0"
+        if self._fell:
+            return "no image is still broken when it is rounded to 8 bits"
+        return "no image was broken"
+
     def _share(self, right: int) -> float | None:
         """`right` / all images that were scored; None when there was none."""
         return right / self.scored if self.scored else None
 
     def _draw(self) -> Path:
         """Draw the gallery; returns the path of the picture."""
-        path, ball = self.run.path / "plots" / "gallery.png", self.setting.ball
+        path = self.run.path / "plots" / "gallery.png"
         clean, adversarial, true, predicted = zip(*self._panels, strict=True)
         gallery(
             path,
@@ -162,10 +175,23 @@ class ImageWriter:
             np.stack(adversarial),
             list(true),
             list(predicted),
-            amplify=float(self.setting.config.attack.amplify),
-            title=f"{ball.norm}, eps {format_eps(ball.eps, ball.norm)}",
+            amplify=self.setting.config.attack.amplify,
+            title=self._title(),
         )
         return path
+
+    def _title(self) -> str:
+        """Model, data, attacks, ball and run, in one line."""
+        config, ball = self.setting.config, self.setting.ball
+        attacks = ", ".join(call.label for call in eval_plan(self.setting, config.attacks).attacks)
+        threat = "without a ball"
+        if self._bounded:
+            threat = f"{ball.norm}, eps {format_eps(ball.eps, ball.norm)}"
+        shown = f"{len(self._panels)} of {self._broken} broken images"
+        return (
+            f"{self.run.path.name}: {config.model.name} on {self.setting.data.name} {config.eval.split},"
+            f" under {attacks}, {threat}. {shown}."
+        )
 
 
 def check_channels(channels: int) -> None:

@@ -14,6 +14,7 @@ from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.errors import UsageError
 from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.pulse import Beat
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import OpenStore, RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, part
@@ -69,12 +70,16 @@ def measure(
     split, positions = samples(setting)
     plan = _plan(setting, extra, len(positions), audit)
     attacks = ", ".join(call.label for call in plan.attacks) or "no attack"
-    evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn)
-    with console.progress(len(positions), f"{setting.config.eval.split} images under {attacks}") as bar:
-        tally = _Tally(bar)
+    name = f"{setting.config.eval.split} images"
+    numbers = _numbers(setting, len(positions), shards)
+    n = _samples_in(numbers, len(positions), setting.config.eval.shard_size)
+    console.info(f"{n} {name} under {attacks}")
+    with console.progress(n, name) as bar:
+        tally = _Tally(bar, n)
+        evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn, beat=tally.beat)
 
         def batch_done(outcome: BatchOutcome) -> None:
-            tally.add(len(outcome.y), outcome.correct, outcome.survivors)
+            tally.add(outcome)
             done(outcome)
 
         result = evaluation.run(
@@ -82,9 +87,9 @@ def measure(
             positions,
             setting.device,
             on_batch=batch_done,
-            on_proven=tally.add,
+            on_proven=tally.known,
             open_store=_opener(setting, model, shards, console),
-            shards=_numbers(setting, len(positions), shards),
+            shards=numbers,
         )
     return result, rows_of(setting, model, result)
 
@@ -154,6 +159,13 @@ def _numbers(setting: Setting, n: int, shards: Shards | None) -> list[int] | Non
     return part(_count(setting, n), *shards.share)
 
 
+def _samples_in(numbers: Sequence[int] | None, n: int, size: int) -> int:
+    """How many of n samples lie in the shards `numbers` of `size` samples; None = all."""
+    if numbers is None:
+        return n
+    return sum(min(size, n - number * size) for number in numbers)
+
+
 def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: Console) -> OpenStore | None:
     """A function that opens the shard store once the plan is final; None = verdicts are kept nowhere."""
     if shards is None:
@@ -168,20 +180,44 @@ def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: 
 
 
 class _Tally:
-    """Clean and robust accuracy so far, shown beside the progress bar."""
+    """Clean and robust accuracy so far, shown beside the progress bar, inside a batch too."""
 
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
+    def __init__(self, bar: Bar, total: int) -> None:
+        self._bar, self._total = bar, total
         self._n = self._right = self._standing = 0
+        self._measured, self._seconds = 0, 0.0  # samples of this process, and what their batches took
 
-    def add(self, n: int, right: Tensor, standing: Tensor) -> None:
-        """Add n samples.
-
-        right, standing: bool [n], right on the clean image, and under every attack.
-        """
+    def known(self, n: int, right: Tensor, standing: Tensor) -> None:
+        """Add n samples of an earlier run: bool [n], right on the clean image, and under every attack."""
         if not n:
             return
         self._n += n
         self._right += int(right.sum())
         self._standing += int(standing.sum())
         self._bar.advance(n, clean=f"{self._right / self._n:.1%}", robust=f"{self._standing / self._n:.1%}")
+
+    def add(self, outcome: BatchOutcome) -> None:
+        """Add a batch that is done."""
+        self._measured += len(outcome.y)
+        self._seconds += sum(outcome.seconds)
+        self.known(len(outcome.y), outcome.correct, outcome.survivors)
+
+    def beat(self, beat: Beat) -> None:
+        """Show where the work is."""
+        if not beat.rows:
+            self._bar.within(0.0, None, at=beat.label)
+            return
+        doing = beat.label
+        if beat.step is not None:
+            doing += f" step {beat.step[0]}/{beat.step[1]}"
+        standing = (self._standing + beat.standing) / (self._n + beat.rows)
+        self._bar.within(beat.share * beat.rows, self._left(beat), at=doing, standing=f"{standing:.1%}")
+
+    def _left(self, beat: Beat) -> float | None:
+        """Seconds to the end: of this batch, and of the samples after it at the speed so far."""
+        if not beat.share:
+            return None
+        batch = beat.seconds / beat.share
+        seconds, samples = self._seconds + batch, self._measured + beat.rows
+        after = max(0, self._total - self._n - beat.rows)
+        return batch - beat.seconds + after * seconds / samples

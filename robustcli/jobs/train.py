@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted
+from robustcli.jobs.rerun import CONFIG
 from robustcli.jobs.trainrun import TrainRun
 from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.records.document import Document
@@ -45,6 +47,20 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
             run.status(state="done", code=0, step=progress.step)
             ranks.barrier()
     return answer
+
+
+def next_steps(answer: dict[str, Any], console: Console) -> None:
+    """Show what to do with the run of a `train` document: measure it, attack it, look at its curves."""
+    run = Path(answer["run"])
+    same = shlex.join([str(run / CONFIG), "--model", f"run:{run}"])
+    lines = (
+        "next steps:",
+        f"  robustcli eval {same}   (the verdict, on the test split)",
+        f"  robustcli attack {same} --n 32   (images that break it, as PNG files)",
+        f"  the course of the training: {run / 'plots' / 'training.png'} and {run / 'summary.md'}",
+    )
+    for line in lines:
+        console.info(line)
 
 
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:

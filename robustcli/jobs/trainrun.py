@@ -161,7 +161,7 @@ class TrainRun:
         trainer = self.trainer
         begun = trainer.progress
         try:
-            with self.console.progress(begun.max_steps, "training", done=begun.step) as bar:
+            with self.console.progress(begun.max_steps, "training", unit="step", done=begun.step) as bar:
                 trainer.tick = lambda progress, rate, waiting: bar.advance(
                     1, **self._fields(progress, rate, waiting)
                 )
@@ -175,12 +175,13 @@ class TrainRun:
     def _fields(self, progress: Progress, rate: float, waiting: float) -> dict[str, Any]:
         """The fields of the progress bar. rate: images/s. waiting: share of the time without data."""
         loss = progress.loss_sums.get("loss", 0.0) / max(1, progress.loss_count)
-        fields = {"loss": f"{loss:.3f}", "img/s": f"{rate:.0f}", "waiting for data": f"{waiting:.0%}"}
+        fields = {}
         if progress.last.get("clean_acc") is not None:
-            fields["val"] = f"{progress.last['clean_acc']:.1%}"
+            fields["val"] = f"clean {progress.last['clean_acc']:.1%}"
             if self.trainer.plan.robust_best:
-                fields["val"] += f"/{progress.last['robust_acc']:.1%}"
-        return fields
+                fields["val"] += f" robust {progress.last['robust_acc']:.1%}"
+        spent = {"loss": f"{loss:.3f}", "img/s": f"{rate:.0f}", "waiting for data": f"{waiting:.0%}"}
+        return fields | spent
 
     def _preempted(self, error: Interrupted) -> Interrupted:
         """`error` with the command that resumes; the run's status gets the step and the last checkpoint."""

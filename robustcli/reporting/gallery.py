@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.errors import printable
 from robustcli.reporting.figure import write_picture
-from robustcli.reporting.pixels import Pixels, amplified, are_pairs, as_rgb, enlarged
+from robustcli.reporting.pixels import (
+    Pixels,
+    amplified,
+    are_pairs,
+    as_rgb,
+    enlarged,
+    fitting,
+    largest_change,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
 
 _TILE = 150  # images smaller than this are enlarged by a whole factor
 _GAP = 10
-_LINE = 19  # height of a line of text
+_LINE, _SIZE = 19, 13  # height of a line of text, and of its letters
 _RIGHT, _WRONG, _INK, _PALE, _FRAME = "#00714f", "#b8430c", "#222222", "#777777", "#cccccc"
 #: A line of text and its colour.
 Words = tuple[str, str]
@@ -31,7 +40,7 @@ def gallery(
     predicted: Sequence[str],
     *,
     clean_predicted: Sequence[str] | None = None,
-    amplify: float = 10.0,
+    amplify: float | None = None,
     title: str = "",
 ) -> None:
     """One PNG: per sample the clean image, the adversarial one and their difference, each with its labels.
@@ -42,14 +51,18 @@ def gallery(
             channels is shown.
         true, predicted: class names, n each: the label, and the model's answer to the adversarial image.
         clean_predicted: the model's answers to the clean images; None when all were right.
-        amplify: factor of the difference, > 0; 127.5 stands for no change.
+        amplify: factor of the difference, > 0; 127.5 stands for no change. None is the largest factor that
+            cuts nothing off. The picture says which it is.
+        title: what the images are of.
 
     Raises ValueError for other shapes, types or lengths, ResourceError when `path` cannot be written.
     """
     if clean_predicted is None:
         clean_predicted = true
     _check(clean, adversarial, (true, clean_predicted, predicted), amplify)
-    sheet = _Sheet(clean, title)
+    if amplify is None:
+        amplify = fitting(clean, adversarial)
+    sheet = _Sheet(clean, [title, _difference_words(clean, adversarial, amplify)])
     difference = amplified(clean, adversarial, amplify)
     for i, label in enumerate(true):
         sheet.tile(i, 0, clean[i], (f"true: {label}", _INK), _answer(clean_predicted[i], label))
@@ -58,7 +71,16 @@ def gallery(
     write_picture(path, sheet.png())
 
 
-def _check(clean: Pixels, adversarial: Pixels, names: Sequence[Sequence[str]], amplify: float) -> None:
+def _difference_words(clean: Pixels, adversarial: Pixels, amplify: float) -> str:
+    """The line that says how differences are shown, and whether any is cut off."""
+    largest, fits = largest_change(clean, adversarial), 127 / amplify
+    words = f"Differences x {amplify:g}, grey = no change; the largest change of a pixel is {largest}/255."
+    if largest > fits:
+        words += f" Changes above {math.floor(fits)}/255 are cut off."
+    return words
+
+
+def _check(clean: Pixels, adversarial: Pixels, names: Sequence[Sequence[str]], amplify: float | None) -> None:
     """Raises ValueError as `gallery`."""
     if not are_pairs(clean, adversarial) or not clean.size:
         raise ValueError(
@@ -68,7 +90,7 @@ def _check(clean: Pixels, adversarial: Pixels, names: Sequence[Sequence[str]], a
     true, before, after = map(len, names)
     if {true, before, after} != {len(clean)}:
         raise ValueError(f"{len(clean)} images, but {true}, {before} and {after} names")
-    if not amplify > 0:
+    if amplify is not None and not amplify > 0:
         raise ValueError(f"amplify must be > 0, got {amplify}")
 
 
@@ -78,12 +100,13 @@ def _answer(predicted: str, true: str) -> Words:
 
 
 class _Sheet:
-    """White paper, with a title on top and room for three tiles per sample. All sizes are in pixels.
+    """White paper, with lines of text on top and room for three tiles per sample. All sizes are in pixels.
 
     images: uint8 [n, H, W, C]; the sheet fits them. Samples stand one or two in a line.
+    texts: written above the images and wrapped; an empty one is left out.
     """
 
-    def __init__(self, images: Pixels, title: str) -> None:
+    def __init__(self, images: Pixels, texts: Sequence[str]) -> None:
         from PIL import Image, ImageDraw
 
         count, height, width, _ = images.shape
@@ -92,13 +115,14 @@ class _Sheet:
         self.row = height * self.scale + 2 * _LINE + 2 * _GAP
         self.sample = 3 * self.column + 2 * _GAP
         self.across = 2 if count > 3 and self.column <= 256 + _GAP else 1
-        self.top = _GAP
-        if title:
-            self.top += _LINE + _GAP
-        size = (self.across * self.sample - _GAP, self.top + _rounded_up(count, self.across) * self.row)
+        wide = self.across * self.sample - _GAP
+        lines = [line for text in texts for line in _wrapped(printable(text), wide - 2 * _GAP)]
+        self.top = 2 * _GAP + _LINE * len(lines)
+        size = (wide, self.top + _rounded_up(count, self.across) * self.row)
         self.image = Image.new("RGB", size, "white")
         self.draw = ImageDraw.Draw(self.image)
-        _write(self.draw, (_GAP, _GAP), (title, _INK), size[0] - 2 * _GAP, 14)
+        for k, line in enumerate(lines):
+            _write(self.draw, (_GAP, _GAP + k * _LINE), (line, _INK), wide - 2 * _GAP)
 
     def tile(self, i: int, k: int, pixels: Pixels, first: Words, second: Words) -> None:
         """Tile `k` of sample `i`: a framed picture with two lines of text below it."""
@@ -131,9 +155,21 @@ def _image(pixels: Pixels, scale: int) -> Image:
     return Image.fromarray(enlarged(as_rgb(pixels), scale))
 
 
-def _write(draw: ImageDraw, at: tuple[int, int], words: Words, width: int, size: int = 13) -> None:
+def _wrapped(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width` pixels, broken between words; one longer word has its own line."""
+    font, lines = _font(_SIZE), list[str]()
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _write(draw: ImageDraw, at: tuple[int, int], words: Words, width: int) -> None:
     """One line in at most `width` pixels, shortened with … where it does not fit."""
-    font = _font(size)
+    font = _font(_SIZE)
     text, ink = words
     text = printable(text)
     if draw.textlength(text, font=font) > width:

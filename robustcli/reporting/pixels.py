@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,6 +24,26 @@ def amplified(clean: Pixels, adversarial: Pixels, factor: float) -> Pixels:
     return np.clip(np.rint(127.5 + factor * difference), 0, 255).astype(np.uint8)
 
 
+def fitting(clean: Pixels, adversarial: Pixels) -> float:
+    """The largest factor with which `amplified` clips nothing: a whole number, below 1 one of tenths.
+
+    clean, adversarial: uint8 of one shape, whichever it is.
+    """
+    largest = largest_change(clean, adversarial)
+    if not largest:
+        return 1.0
+    factor = 127 / largest
+    if factor >= 1:
+        return float(math.floor(factor))
+    return math.floor(10 * factor) / 10
+
+
+def largest_change(clean: Pixels, adversarial: Pixels) -> int:
+    """max |adversarial - clean| in levels of 1/255; 0 without a pixel."""
+    difference = adversarial.astype(np.int16) - clean.astype(np.int16)
+    return int(np.abs(difference).max(initial=0))
+
+
 def are_pairs(clean: Pixels, adversarial: Pixels) -> bool:
     """Whether both are uint8 [N, H, W, C] of one shape."""
     both_uint8 = clean.dtype == adversarial.dtype == np.uint8
@@ -42,11 +63,11 @@ def enlarged(image: Pixels, scale: int) -> Pixels:
     return image.repeat(scale, 0).repeat(scale, 1)
 
 
-def panels_of(clean: Pixels, adversarial: Pixels, amplify: float) -> dict[str, Pixels]:
+def panels_of(clean: Pixels, adversarial: Pixels, amplify: float | None) -> dict[str, Pixels]:
     """clean, adversarial and round(127.5 + amplify * (adversarial - clean)), as RGB.
 
     clean, adversarial: uint8 [N, H, W, C]; C = 3 is RGB, of other C the mean over channels is shown.
-    amplify: factor of the difference, > 0.
+    amplify: factor of the difference, > 0; None means `fitting`.
     Raises ValueError for other types or shapes.
     """
     if not are_pairs(clean, adversarial):
@@ -54,6 +75,8 @@ def panels_of(clean: Pixels, adversarial: Pixels, amplify: float) -> dict[str, P
             f"need two equal uint8 [N, H, W, C], got {clean.dtype} {clean.shape} "
             f"and {adversarial.dtype} {adversarial.shape}"
         )
+    if amplify is None:
+        amplify = fitting(clean, adversarial)
     if not amplify > 0:
         raise ValueError(f"amplify must be > 0, got {amplify}")
     difference = amplified(clean, adversarial, amplify)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 #: (x, accuracy, low, high): x is a radius or an epoch, the others are fractions. The interval is [low, high].
 Point = Sequence[float]
 _MARKERS = "osD^vP*"
+_TITLE_WIDTH = 12  # characters of the title per inch
 _FEW = 25  # more points than this are drawn without markers, and their intervals as a band
 
 
@@ -50,9 +52,10 @@ def eps_curve(
         axes.legend(loc="best")
 
 
-def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "training") -> None:
+def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "") -> None:
     """Loss and its parts, learning rate and, where there are any, validation accuracies, against the epoch.
 
+    title: what was trained, above all panels.
     Raises ValueError without rows, ResourceError when `path` cannot be written.
     """
     if not rows:
@@ -63,9 +66,12 @@ def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "train
     if validated:
         width, layout = 9.6, [["loss", "accuracy"], ["rate", "accuracy"]]
     with saved_figure(path, width, 4.8) as figure:
+        if title:
+            wrapped = "\n".join(textwrap.wrap(plain(title), _TITLE_WIDTH * int(width)))
+            figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11)
         panels = figure.subplot_mosaic(layout, height_ratios=[5, 2])
         _losses(panels["loss"], rows)
-        panels["loss"].set_title(plain(title))
+        panels["loss"].set_title("training")
         _learning_rate(panels["rate"], rows)
         panels["rate"].sharex(panels["loss"])
         if validated:

@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from robustcli.errors import ResourceError
-from robustcli.terminal.progress import Bar, Heartbeat, Silent, live_bar
+from robustcli.terminal.progress import Amount, Bar, Heartbeat, Silent, live_bar
 from robustcli.terminal.streams import DOCUMENT_FILE, clean, is_terminal, write
 
 SCHEMA_VERSION = 1
@@ -110,7 +110,9 @@ class Console:
     # progress
 
     @contextmanager
-    def progress(self, total: int | None, description: str, *, done: int = 0) -> Iterator[Bar]:
+    def progress(
+        self, total: int | None, description: str, *, unit: str = "", done: int = 0
+    ) -> Iterator[Bar]:
         """``with console.progress(1200, "training") as bar: bar.advance(loss="0.31")``
 
         Shows the rate and the time left, on stderr.
@@ -118,14 +120,15 @@ class Console:
         Args:
             total: units to do; None or 0 when unknown.
             description: what the units are for.
+            unit: name of a unit, in front of their number; "" where the description says it.
             done: units done before, by the run that this one resumes; they do not count for the rate.
         """
         if self.quiet:
             yield Silent()
         elif self._live is not None or not is_terminal(sys.stderr):  # one live bar at a time
-            yield Heartbeat(self.info, total or 0, description, done)
+            yield Heartbeat(self.info, Amount(total or 0, unit), description, done)
         else:
-            with live_bar(sys.stderr, total or None, description, done) as (bar, self._live):
+            with live_bar(sys.stderr, Amount(total or 0, unit), description, done) as (bar, self._live):
                 try:
                     yield bar
                 finally:

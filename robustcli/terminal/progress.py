@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, Protocol, cast
 
 from robustcli.terminal.streams import Forgiving, clean
 
 HEARTBEAT_SECONDS = 30.0
+_SHORTEST_BAR, _LONGEST_BAR = 6, 40  # characters
+_LONGEST, _BETWEEN = 32, "  "  # of a description beside a bar; between two fields
 
 
 class Bar(Protocol):
     """Progress of one piece of work."""
 
     def advance(self, n: int = 1, **fields: Any) -> None:
-        """`n` more units are done; `fields` (loss="0.31") are shown beside them until the next call."""
+        """`n` more units are done; `fields` (loss="0.31") are shown beside them until the next call.
+
+        On a narrow terminal the first fields stay.
+        """
+
+    def within(self, units: float, left: float | None, **fields: Any) -> None:
+        """Of the units in hand, work worth `units` is done, which no `advance` has counted yet.
+
+        left: seconds to the end, None while nobody knows.
+        """
 
 
 class Silent:
@@ -25,6 +37,22 @@ class Silent:
 
     def advance(self, n: int = 1, **fields: Any) -> None:
         """Nothing to do."""
+
+    def within(self, units: float, left: float | None, **fields: Any) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is to do: a number of units, 0 = unknown, and their name, "" = none."""
+
+    total: int
+    unit: str = ""
+
+    def shown(self, done: int) -> str:
+        """``step 12/90``."""
+        amount = f"{self.unit} {done}".strip()
+        return f"{amount}/{self.total}" if self.total else amount
 
 
 class Pace:
@@ -46,37 +74,65 @@ class Pace:
             return None
         return (self.done - first_done) / (now - first_time)
 
-    def shown(self, rate: float | None, total: int) -> list[str]:
-        """``["12.3/s", "0:31 left"]``, as far as known."""
-        if not rate:
-            return []
-        parts = [f"{rate:.3g}/s"]
-        if total > self.done:
-            parts.append(f"{clock((total - self.done) / rate)} left")
-        return parts
+    def left(self, rate: float | None, total: int) -> float | None:
+        """Seconds to the end; None while they are unknown, and at the end."""
+        if not rate or total <= self.done:
+            return None
+        return (total - self.done) / rate
+
+
+class Line:
+    """The columns of a live bar: what there is room for, what matters most first.
+
+    A row is: description, bar, units done and to do, time left, the fields in their order, the rate.
+    """
+
+    def __init__(self, description: str) -> None:
+        self.description = shortened(description, _LONGEST)
+
+    def fitted(self, width: int, parts: Sequence[str]) -> tuple[str, int]:
+        """(text behind the bar, width of the bar) for a terminal of `width` characters.
+
+        A part that does not fit is left out; the first one always stays.
+        """
+        room = width - len(self.description) - 2 - _SHORTEST_BAR
+        text = parts[0]
+        for part in parts[1:]:
+            if len(text) + len(_BETWEEN) + len(part) <= room:
+                text += _BETWEEN + part
+        return text, max(_SHORTEST_BAR, min(_LONGEST_BAR, _SHORTEST_BAR + room - len(text)))
 
 
 class RichBar:
     """A task of a Rich `Progress`, with our own rate: Rich would count the steps of an earlier run."""
 
-    def __init__(self, shown: Any, task: Any, total: int, done: int) -> None:
-        self._shown, self._task, self._total, self._pace = shown, task, total, Pace(done)
+    def __init__(self, shown: Any, task: Any, column: Any, line: Line, amount: Amount, done: int) -> None:
+        self._shown, self._task, self._column, self._line = shown, task, column, line
+        self._amount, self._pace = amount, Pace(done)
 
     def advance(self, n: int = 1, **fields: Any) -> None:
-        pace = self._pace.shown(self._pace.add(n), self._total)
-        self._shown.update(self._task, advance=n, text=clean("  ".join([*pace, *_fields(fields)])))
+        rate = self._pace.add(n)
+        self._update(self._pace.done, self._pace.left(rate, self._amount.total), _fields(fields), rate)
+
+    def within(self, units: float, left: float | None, **fields: Any) -> None:
+        self._update(self._pace.done + units, left, _fields(fields), None)
+
+    def _update(self, done: float, left: float | None, fields: list[str], rate: float | None) -> None:
+        parts = [self._amount.shown(self._pace.done), *_left(left), *fields, *_rate(rate)]
+        text, self._column.bar_width = self._line.fitted(self._shown.console.width - 1, parts)
+        self._shown.update(self._task, completed=done, text=clean(text))
 
 
 @contextmanager
-def live_bar(stream: Any, total: int | None, description: str, done: int) -> Iterator[tuple[Bar, Any]]:
+def live_bar(stream: Any, amount: Amount, description: str, done: int) -> Iterator[tuple[Bar, Any]]:
     """A bar on a terminal, redrawn by Rich: (bar, Rich console that prints lines above it)."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
+    line, column = Line(description), BarColumn()
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        column,
         TextColumn("{task.fields[text]}", markup=False),
     )
     forgiving = cast("IO[str]", Forgiving(stream))
@@ -84,38 +140,53 @@ def live_bar(stream: Any, total: int | None, description: str, done: int) -> Ite
     # Redirecting sys.stdout would send results to stderr.
     # Redirecting sys.stderr would hand data workers a lock when they are forked.
     with Progress(*columns, console=terminal, redirect_stdout=False, redirect_stderr=False) as shown:
-        task = shown.add_task(clean(description), total=total, completed=done, text="")
-        yield RichBar(shown, task, total or 0, done), terminal
+        task = shown.add_task(line.description, total=amount.total or None, completed=done, text="")
+        yield RichBar(shown, task, column, line, amount, done), terminal
 
 
 class Heartbeat:
     """One plain line every 10 % or 30 s, and one at the end."""
 
-    def __init__(self, say: Callable[[str], None], total: int, description: str, done: int) -> None:
-        self._say, self._total, self._description, self._pace = say, total, description, Pace(done)
-        self._tenth = self._tenths()
+    def __init__(self, say: Callable[[str], None], amount: Amount, description: str, done: int) -> None:
+        self._say, self._amount, self._description, self._pace = say, amount, description, Pace(done)
+        self._tenth = self._tenths(0.0)
         self._said = time.monotonic()
 
-    def _tenths(self) -> int:
-        """Whole tenths that are done; 0 while the total is unknown."""
-        if not self._total:
+    def _tenths(self, units: float) -> int:
+        """Whole tenths that are done, with `units` more than are counted; 0 while the total is unknown."""
+        if not self._amount.total:
             return 0
-        return 10 * self._pace.done // self._total
+        return int(10 * (self._pace.done + units) / self._amount.total)
 
     def advance(self, n: int = 1, **fields: Any) -> None:
         rate = self._pace.add(n)
-        tenth, now = self._tenths(), time.monotonic()
-        if tenth > self._tenth or now - self._said >= HEARTBEAT_SECONDS:
-            self._tenth, self._said = tenth, now
-            self._say(self._line(rate, fields))
+        if self._due(0.0):
+            left = self._pace.left(rate, self._amount.total)
+            self._say(self._line(self._pace.done, [*_rate(rate), *_left(left), *_fields(fields)]))
 
-    def _line(self, rate: float | None, fields: Mapping[str, Any]) -> str:
-        done, total = self._pace.done, self._total
-        amount = str(done)
-        if total:
-            amount = f"{100 * done // total} % {done}/{total}"
-        parts = [f"{self._description}: {amount}", *self._pace.shown(rate, total), *_fields(fields)]
-        return ", ".join(parts)
+    def within(self, units: float, left: float | None, **fields: Any) -> None:
+        if self._due(units):
+            self._say(self._line(self._pace.done + units, [*_left(left), *_fields(fields)]))
+
+    def _due(self, units: float) -> bool:
+        """Whether a line is due; it is then taken as said."""
+        tenth, now = self._tenths(units), time.monotonic()
+        if tenth <= self._tenth and now - self._said < HEARTBEAT_SECONDS:
+            return False
+        self._tenth, self._said = max(tenth, self._tenth), now
+        return True
+
+    def _line(self, done: float, parts: list[str]) -> str:
+        amount = self._amount.shown(self._pace.done)
+        if self._amount.total:
+            amount = f"{int(100 * done / self._amount.total)} % {amount}"
+        return ", ".join([f"{self._description}: {amount}", *parts])
+
+
+def shortened(text: str, length: int) -> str:
+    """`text` on one line of at most `length` characters, the last of them … where it was longer."""
+    text = " ".join(clean(text).split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def clock(seconds: float) -> str:
@@ -127,6 +198,14 @@ def clock(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d}"
     return f"{minutes}:{rest:02d}"
+
+
+def _rate(rate: float | None) -> list[str]:
+    return [f"{rate:.3g}/s"] if rate else []
+
+
+def _left(seconds: float | None) -> list[str]:
+    return [] if seconds is None else [f"{clock(seconds)} left"]
 
 
 def _fields(fields: Mapping[str, Any]) -> list[str]:

@@ -202,3 +202,69 @@ def test_the_lattice_stays_inside_the_ball(seed, norm, levels):
     assert ball.contains(x, saved).all()
     assert float((saved - x_adv).abs().max()) <= 1 / 255 + 1e-6
     assert torch.equal(to_lattice(x, x, ball), (x * 255).round().to(torch.uint8))
+
+
+# ---- answers, and where the work is -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "counted"),
+    [(("fgsm", "spatial", "pgd"), ["fgsm", "pgd"]), (("spatial", "corruption"), ["spatial", "corruption"])],
+    ids=["with a ball", "without one"],
+)
+def test_an_answer_is_the_one_of_the_model_in_fp32_at_the_point_that_broke_the_sample(names, counted):
+    """Also where the search ran on a bf16 twin, and whatever the attack believed."""
+    net, points, split = Net().eval(), {}, data()
+
+    def keep(outcome):
+        points.update(zip(outcome.ids.tolist(), outcome.x_adv, strict=True))
+
+    calls = [AttackCall.of(registry.attacks.get(name), {}) for name in names]
+    plan = EvalPlan(Ball("linf", 0.05), calls, search=Search(torch.bfloat16))
+    result = RobustEvaluation(net, plan).run(split, torch.arange(60), CPU, on_batch=keep)
+    x = split.store.pixels[result.ids].float() / 255
+    with torch.no_grad():
+        confidence, clean = net(x).softmax(1).max(1)
+        attacked = net(torch.stack([points[i] for i in result.ids.tolist()])).argmax(1)
+    answers, broken = result.answers, result.correct & ~result.survivors
+    assert result.counted == counted and 3 < int(broken.sum()) < int(result.correct.sum())
+    assert torch.equal(answers.clean, clean) and answers.files == (None,) * 60
+    assert torch.allclose(answers.confidence.float(), confidence, atol=6e-5)
+    assert torch.equal(answers.attacked, attacked.where(broken, -1))
+    assert (attacked[broken] != result.labels[broken]).all()
+    for row, by in enumerate(result.broken_by.tolist()):
+        first = [label for label in counted if result.correct[row] and not result.stages[label][row]]
+        assert [*counted, None][by] == (first[0] if first else None)
+
+
+def test_logits_that_are_not_finite_are_no_answer():
+    class Sick(Net):
+        def forward(self, x):
+            return super().forward(x) + torch.where(x.mean((1, 2, 3)) > 0.5, torch.nan, 0.0)[:, None]
+
+    answers = measure(Sick(), [call(steps=1)]).answers
+    sick = data().store.pixels.float().mean((1, 2, 3)) / 255 > 0.5
+    assert 5 < int(sick.sum()) < 55
+    assert (answers.clean[sick] == -1).all() and (answers.confidence[sick] == 0).all()
+    assert (answers.clean[~sick] >= 0).all() and (answers.confidence[~sick] > 0).all()
+
+
+def test_beats_come_inside_a_batch_and_end_with_its_work(monkeypatch):
+    """Stage, step, standing and share move with the passes; the share never falls and ends near 1."""
+    monkeypatch.setattr("robustcli.evaluation.pulse.EVERY", 0.0)
+    given = {"fgsm": {}, "pgd": {"steps": 8, "restarts": 2}, "square": {"queries": 40}}
+    calls = [AttackCall.of(registry.attacks.get(name), params) for name, params in given.items()]
+    beats = []
+    plan = EvalPlan(Ball("linf", 0.02), calls, search=PLAIN)
+    result = RobustEvaluation(Net(), plan, beat=beats.append).run(data(), torch.arange(60), CPU)
+    inside = [beat for beat in beats if beat.rows]
+    shares = [beat.share for beat in inside]
+    assert shares == sorted(shares) and 0.95 < shares[-1] <= 1 and {beat.rows for beat in inside} == {60}
+    order = list(dict.fromkeys(beat.label for beat in inside))
+    assert order[-3:] == ["fgsm", "pgd", "square"] and set(order[:-3]) <= {"clean images"}
+    for label, of in (("pgd", 16), ("square", 40)):
+        steps = [beat.step for beat in inside if beat.label == label and beat.step]
+        assert steps == sorted(steps) and steps[0][0] <= 1 and steps[-1][0] >= of - 1
+        assert {step[1] for step in steps} == {of}
+    assert int(result.survivors.sum()) <= inside[-1].standing <= int(result.correct.sum())
+    assert RobustEvaluation(Net(), plan).run(data(), torch.arange(60), CPU).robust_acc == result.robust_acc

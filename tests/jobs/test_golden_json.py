@@ -1,8 +1,8 @@
 """The JSON documents against stored ones: a changed key, type or meaning breaks the programs that read them.
 
 A stored value holds to one sample (training and attacks may round differently elsewhere). "<text>",
-"<number>", "<interval>" and "<alarms>" stand for what differs from run to run. A key that no golden file
-knows fails unless it is in `OPTIONAL`.
+"<number>", "<interval>", "<alarms>" and the like stand for what differs from run to run. A key that no golden
+file knows fails unless it is in `OPTIONAL`.
 """
 
 import copy
@@ -13,6 +13,8 @@ import pytest
 from jobs_support import TINY
 
 from robustcli.proportions import clopper_pearson
+from robustcli.records.read import read_rows
+from robustcli.records.sample import SampleRow
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 OPTIONAL = {
@@ -20,6 +22,7 @@ OPTIONAL = {
 }  # path of the mapping -> keys that are there only when asked for
 FRACTIONS = ("clean_acc", "robust_acc", "attack_success", "robust_acc_8bit", "robust_acc_float", "value")
 LEVELS = ("ok", "suspect", "invalid")
+SAMPLE = {"schema_version": 1, "kind": "sample"}
 PINNED = ("search.precision=fp32", "--json")
 
 
@@ -41,6 +44,16 @@ def differences(stored, got, samples, path=""):
             for alarm in got
         )
         return [] if fit else [f"{path}: expected alarms, got {got!r}"]
+    if stored == "<class>":
+        fit = isinstance(got, dict) and set(got) == {"n", "clean_acc", "robust_acc"}
+        return [] if fit else [f"{path}: expected the accuracies of a class, got {got!r}"]
+    if stored == "<names>":
+        fit = isinstance(got, list) and 1 <= len(got) <= 5 and all(isinstance(name, str) for name in got)
+        return [] if fit else [f"{path}: expected names, got {got!r}"]
+    if stored == "<images>":
+        rows = got if isinstance(got, list) else [None]
+        fit = all(isinstance(row, dict) and SampleRow.from_json({**SAMPLE, **row}) for row in rows)
+        return [] if fit else [f"{path}: expected images, got {got!r}"]
     if type(stored) is not type(got):
         return [f"{path}: expected {type(stored).__name__} {stored!r}, got {type(got).__name__} {got!r}"]
     if isinstance(stored, dict):
@@ -77,7 +90,16 @@ def example(stored):
         return {key: example(value) for key, value in stored.items()}
     if isinstance(stored, list):
         return [example(value) for value in stored]
-    return {"<text>": "x", "<number>": 1.5, "<interval>": [0.1, 0.2], "<alarms>": []}.get(stored, stored)
+    values = {
+        "<text>": "x",
+        "<number>": 1.5,
+        "<interval>": [0.1, 0.2],
+        "<alarms>": [],
+        "<class>": {"n": 3, "clean_acc": 1.0, "robust_acc": 0.0},
+        "<names>": ["0"],
+        "<images>": [],
+    }
+    return values.get(stored, stored)
 
 
 def golden(verb):
@@ -96,6 +118,12 @@ def consistent(document):
         list(clopper_pearson(right - standing, right))
     )
     assert document["attacks"][-1]["robust_acc"] == robust
+    classes = document["per_class"].values()
+    assert sum(entry["n"] for entry in classes) == n
+    assert sum(entry["n"] * entry["robust_acc"] for entry in classes if entry["n"]) == pytest.approx(standing)
+    rows = read_rows(Path(document["run"]) / "samples.jsonl")
+    assert sum(row.correct for row in rows) == right
+    assert sum(row.correct and row.broken_by is None for row in rows) == standing
     assert document["reliability"] == max(
         (alarm["level"] for alarm in document["alarms"]), key=LEVELS.index, default="ok"
     )

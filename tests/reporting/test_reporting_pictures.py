@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from robustcli.errors import ResourceError
 from robustcli.records.train import TrainRow
 from robustcli.reporting import plots
 from robustcli.reporting.gallery import gallery
-from robustcli.reporting.pixels import amplified
+from robustcli.reporting.pixels import amplified, fitting
 from robustcli.reporting.plots import eps_curve, training_curves
 
 ODD = "$x_1$ _<b> \x1b[31m 日本 \\frac{"
@@ -178,10 +180,25 @@ def test_small_images_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
     path = tmp_path / "plots" / "gallery.png"
     gallery(path, clean, adversarial, ["3"], ["5"], amplify=20)
     sheet, side = pixels(path), 8 * 19
+    sheet = sheet[len(sheet) - side - 68 :]  # below the lines of text
     for k, expected in enumerate((clean, adversarial, amplified(clean, adversarial, 20))):
         left = 10 + k * (side + 10)
         tile = sheet[10 : 10 + side, left : left + side]
         assert np.array_equal(tile, np.repeat(expected[0].repeat(19, 0).repeat(19, 1), 3, axis=2))
+
+
+@given(seed=st.integers(0, 99), largest=st.integers(1, 255))
+@settings(max_examples=30, deadline=None)
+def test_the_factor_by_itself_is_the_largest_that_cuts_nothing_off(seed: int, largest: int) -> None:
+    clean = images(2, 8, 1, seed)
+    change = np.random.default_rng(seed + 1).integers(-largest, largest + 1, clean.shape)
+    adversarial = np.clip(clean + change, 0, 255).astype(np.uint8)
+    factor = fitting(clean, adversarial)
+    exact = 127.5 + factor * (adversarial.astype(float) - clean)
+    assert exact.min() >= 0 and exact.max() <= 255 and factor >= 0.4
+    beyond = 127.5 + (factor + (1 if factor >= 1 else 0.1)) * (adversarial.astype(float) - clean)
+    assert beyond.max() > 254.4 or beyond.min() < 0.6
+    assert fitting(clean, clean) == 1.0
 
 
 @pytest.mark.parametrize(

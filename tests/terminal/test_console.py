@@ -20,7 +20,7 @@ from robustcli.errors import ResourceError
 from robustcli.reporting.tables import Table
 from robustcli.terminal import progress as progress_module
 from robustcli.terminal.console import Console
-from robustcli.terminal.progress import Pace, clock
+from robustcli.terminal.progress import Line, Pace, clock
 from robustcli.terminal.streams import clean, is_terminal, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,9 +324,9 @@ def test_pace_and_clock() -> None:
     assert (
         pace.add(1) is None
         and pace.done == 4
-        and pace.shown(None, 10) == []
-        and pace.shown(2.0, 10) == ["2/s", "0:03 left"]
-        and pace.shown(2.0, 4) == ["2/s"]
+        and pace.left(None, 10) is None
+        and pace.left(2.0, 10) == 3.0
+        and pace.left(2.0, 4) is None
     )
     assert [clock(s) for s in (0, 59.6, 61, 3599.9, 3661, math.inf, math.nan, -1)] == [
         "0:00",
@@ -338,6 +338,39 @@ def test_pace_and_clock() -> None:
         "?",
         "?",
     ]
+
+
+def test_work_inside_a_unit_moves_the_heartbeat(timer: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """One batch of 100 images that takes minutes: a line per tenth of its work, and at least every 30 s."""
+    with Console().progress(100, "test images") as bar:
+        for k in range(12):
+            timer.now += 10
+            bar.within(k, 110.0 - 10 * k, at=f"pgd step {k}/12", standing="81.0%")
+        bar.advance(100, robust="80.0%")
+    assert capsys.readouterr().err.splitlines() == [
+        "test images: 2 % 0/100, 1:30 left, at pgd step 2/12, standing 81.0%",
+        "test images: 5 % 0/100, 1:00 left, at pgd step 5/12, standing 81.0%",
+        "test images: 8 % 0/100, 0:30 left, at pgd step 8/12, standing 81.0%",
+        "test images: 10 % 0/100, 0:10 left, at pgd step 10/12, standing 81.0%",
+        "test images: 100 % 100/100, robust 80.0%",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_bar_drops_what_matters_least(width: int) -> None:
+    """At 80 columns step, time left and the labelled validation stay; no line is wider than the screen."""
+    parts = [
+        "step 12345/40000",
+        "1:31:05 left",
+        "val clean 78.1% robust 41.2%",
+        "loss 1.234",
+        "img/s 1183",
+    ]
+    text, bar = Line("training").fitted(width - 1, parts)
+    assert len("training") + 1 + bar + 1 + len(text) <= width - 1 and bar >= 6
+    assert text.startswith("step 12345/40000") and parts[1] in (text if width > 40 else parts)
+    assert all(part in text for part in parts[: 3 if width >= 80 else 1])
+    assert ("img/s 1183" in text) == (width >= 120)
 
 
 # ---- terminal ----------------------------------------------------------------------------------------------

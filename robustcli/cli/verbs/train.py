@@ -31,7 +31,7 @@ def run(call: Call) -> dict[str, Any] | None:
     if (nproc != 1 or restarts) and not call.on("dry_run"):
         raise typer.Exit(_launch(call, nproc, restarts))
     from robustcli.jobs.seeds import train_seeds
-    from robustcli.jobs.train import train
+    from robustcli.jobs.train import next_steps, train
     from robustcli.jobs.verb_flags import TrainFlags
 
     flags = TrainFlags(
@@ -49,6 +49,8 @@ def run(call: Call) -> dict[str, Any] | None:
         document = train(loaded, call.console, flags)
     if os.environ.get("RANK", "0") != "0":
         return None  # rank 0 speaks for all
+    if not flags.dry_run:
+        next_steps(document, call.console)
     return document
 
 
