@@ -173,15 +173,11 @@ class RobustEvaluation:
             began = time.perf_counter()
             if call.bounded:
                 stage = self._stage(call, judge, batch, survivors)
-                x_adv[stage.rows], predicted[stage.rows] = stage.x_adv, stage.predicted
-                survivors = stage.standing
             else:
                 stage = self._apart(call, batch, draws)
-                if not self.plan.bounded:
-                    first = ~stage.standing[stage.rows] & survivors[stage.rows]
-                    rows = stage.rows[first]
-                    x_adv[rows], predicted[rows] = stage.x_adv[first], stage.predicted[first]
-                    survivors = survivors & stage.standing
+            if call.bounded or not self.plan.bounded:
+                rows, x_adv[rows], predicted[rows] = stage.news(survivors, call.bounded)
+                survivors = survivors & stage.standing
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
             seconds.append(time.perf_counter() - began)

@@ -81,6 +81,18 @@ class Stage:
     passes: int = 0
     tallies: dict[str, int] = field(default_factory=dict)
 
+    def news(self, survivors: Tensor, bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, x_adv, predicted) of the rows that this attack says something new of.
+
+        All that it ran on; of an unbounded one, which runs on broken rows too, those that it broke first.
+
+        survivors: bool [B], before the attack.
+        """
+        if bounded:
+            return self.rows, self.x_adv, self.predicted
+        first = (survivors & ~self.standing)[self.rows]
+        return self.rows[first], self.x_adv[first], self.predicted[first]
+
 
 def goals(plan: EvalPlan, logits: Tensor, y: Tensor, ids: Tensor) -> Tensor | None:
     """The label to which a targeted attack leads each row, int64 [B]; None for an untargeted plan.
