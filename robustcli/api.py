@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from robustcli.assembly.attacks import make_attacks, make_audit, probe_size
 from robustcli.assembly.samples import choose, split_of
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
+from robustcli.core.copies import duplicate
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
@@ -35,6 +36,7 @@ from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.models.contract.adapted import adapted
 from robustcli.models.source import load_model
 from robustcli.records.alarm import Alarm
 from robustcli.runtime.device import pick_device
@@ -45,6 +47,9 @@ __all__ = ["Verdict", "assert_robust", "attack", "benchmark", "evaluate", "load_
 #: An attack: a registered name, `autoattack`, `torchattacks:NAME`, or any callable atk(x, y) -> x_adv.
 Attack = str | Callable[[Tensor, Tensor], Tensor]
 _THREATS: dict[str, tuple[Norm, float]] = {"linf": ("linf", 8 / 255), "l2": ("l2", 0.5), "l1": ("l1", 12.0)}
+
+
+T = TypeVar("T", Tensor, nn.Module)
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,25 @@ def _audit(attacks: Attack | Sequence[Attack], norm: str, params: dict[str, Any]
 def _checked(
     model: nn.Module, x: Tensor, y: Tensor, device: str
 ) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
-    """Model and data on the device, after the checks that a loader does."""
+    """Classifier and data on the device, x in float32, after the checks that a loader does."""
     place = pick_device(device)
+    _check_kinds(model, x, y)
+    check_range(x, where="x", dark=len(x) > 16)
+    x, y = _usable(x).detach().float(), _usable(y).detach().long()
+    model = _usable(model).to(place)
+    if len(x):
+        model, classes = adapted(model, x[:1].to(place))
+        check_labels(y, classes, where="y")
+    return model, x, y, place
+
+
+def _check_kinds(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raises TypeError, DataError for what cannot be a model, images or labels."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}, not an nn.Module: its weights could not be held still; "
+            "hand over the network itself, or an nn.Module whose forward calls it"
+        )
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise TypeError(
             f"x and y are tensors, got {type(x).__name__} and {type(y).__name__}; "
@@ -140,15 +162,14 @@ def _checked(
             hint="class numbers, int64",
             code="E-LABEL",
         )
-    check_range(x, where="x", dark=len(x) > 16)
-    model, y = model.to(place), y.detach().long()
-    if len(x):
-        with frozen(model), torch.no_grad():
-            logits = model(x[:1].to(place))
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise ValueError(f"the model answers with {type(logits).__name__}, not logits [B, K]")
-        check_labels(y, logits.shape[1], where="y")
-    return model, x.detach(), y, place
+
+
+def _usable(thing: T) -> T:
+    """A tensor or module as it is; a copy where it was made in inference mode, which no gradient can pass."""
+    if isinstance(thing, Tensor):
+        return thing.clone() if thing.is_inference() else thing
+    tensors = (*thing.parameters(), *thing.buffers())
+    return duplicate(thing) if any(tensor.is_inference() for tensor in tensors) else thing
 
 
 def _ball(norm: Norm, eps: float) -> Ball:
@@ -164,6 +185,7 @@ def _search(precision: str, device: torch.device) -> Search:
     return Search(dtype, fold_bn=dtype is not torch.float32, channels_last=dtype is not torch.float32)
 
 
+@torch.inference_mode(mode=False)
 def evaluate(
     model: nn.Module,
     x: Tensor,
@@ -186,7 +208,8 @@ def evaluate(
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device,
-            held in eval mode.
+            held in eval mode. One logit an image, `{"logits": ...}`, an output with `.logits`, and weights in
+            half or double precision are taken; docs/networks.md has the list.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
         eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2 or l1.
         attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for
@@ -200,9 +223,9 @@ def evaluate(
 
     Raises:
         ValueError: unknown attack or parameter, bad eps. DataError: x outside [0, 1], labels out of range.
+        ConfigError (E-MODEL): the model cannot take x, or its answer is not logits; it shows how to wrap it.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+    _check_least("batch_size", batch_size)
     model, x, y, place = _checked(model, x, y, device)
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)
@@ -222,6 +245,12 @@ def evaluate(
     return Verdict.of(
         RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
     )
+
+
+def _check_least(name: str, value: int | None) -> None:
+    """Raises ValueError for a number below 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
 
 
 def _warn(text: str) -> None:
@@ -260,6 +289,7 @@ def benchmark(
     """
     if threat_model.lower() not in _THREATS:
         raise ValueError(f"unknown threat_model {threat_model!r}; known: Linf, L2, L1")
+    _check_least("n_examples", n_examples)
     norm, usual = _THREATS[threat_model.lower()]
     data = load_data(DataConfig(name=dataset, root=root), allow_download=False)
     split: Split = split_of(data, "test")
@@ -329,6 +359,7 @@ def assert_robust(
     return verdict
 
 
+@torch.inference_mode(mode=False)
 def attack(
     model: nn.Module,
     x: Tensor,
@@ -355,7 +386,9 @@ def attack(
 
     Raises:
         ValueError: unknown attack or parameter, bad eps. DataError: x outside [0, 1], labels out of range.
+        ConfigError (E-MODEL): the model cannot take x, or its answer is not logits; it shows how to wrap it.
     """
+    _check_least("batch_size", batch_size)
     home = x.device
     model, x, y, place = _checked(model, x, y, device)
     settings, ball = _search(search, place), _ball(norm, eps)

@@ -12,6 +12,7 @@ from robustcli.errors import RobustCliError, UsageError, out_of_memory, printabl
 MODULE = "robustcli_plugin_"  # how the module name of a user's file begins
 ARCH = "plugin:"  # how the arch of a user's network begins
 _OURS = "robustcli."
+_ADAPTER = "robustcli.models.contract.reading"  # calls a network for the one that holds it
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -52,7 +53,7 @@ def _place(error: BaseException) -> str:
         frame, line = frames[depth]
         if _is_users(frame, folders):
             return f"{frame.f_code.co_filename}:{line}"
-        if _module(frame).startswith(_OURS):
+        if _module(frame).startswith(_OURS) and _module(frame) != _ADAPTER:
             deepest, line = frames[-1]
             below = depth < len(frames) - 1 and _runs_users_network(frame)
             return f"{deepest.f_code.co_filename}:{line}" if below else ""

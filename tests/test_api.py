@@ -131,3 +131,76 @@ def test_labels_out_of_range_and_pixels_out_of_range():
         robustcli.evaluate(Net(), x, torch.tensor([0, 1, 9, 2]), eps=0.1)
     with pytest.raises(DataError):
         robustcli.evaluate(Net(), x * 255, y, eps=0.1)
+
+
+@pytest.mark.parametrize("call", [robustcli.evaluate, robustcli.attack])
+def test_numbers_below_one_are_named(call):
+    x, y = data(4)
+    for size in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_size must be >= 1, got {size}"):
+            call(Net(), x, y, eps=0.1, batch_size=size)
+        with pytest.raises(ValueError, match=f"n_examples must be >= 1, got {size}"):
+            robustcli.benchmark(Net(), n_examples=size, dataset="digits")
+
+
+def test_a_function_is_no_model():
+    x, y = data(4)
+    with pytest.raises(TypeError, match="model is a function, not an nn.Module"):
+        robustcli.evaluate(lambda x: x.mean((2, 3)), x, y, eps=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_any_float_type_are_taken(dtype):
+    x, y = data()
+    x = (x * 8).round() / 8  # exact in all of them
+    expected = robustcli.evaluate(Net(), x, y, eps=0.05, steps=3, checks=0)
+    found = robustcli.evaluate(Net(), x.to(dtype), y, eps=0.05, steps=3, checks=0)
+    assert torch.equal(found.survivors, expected.survivors) and found.clean_acc == expected.clean_acc
+    with pytest.raises(DataError, match=r"pixels in \[0, 2\]"):
+        robustcli.evaluate(Net(), 2 * x.to(dtype), y, eps=0.05)
+
+
+def test_inference_mode_around_the_call_the_images_or_the_model():
+    x, y = data()
+    expected = robustcli.evaluate(Net(), x, y, eps=0.05, steps=3, checks=0).survivors
+    with torch.inference_mode():
+        net, images, labels = Net().eval(), x.clone(), y.clone()
+        inside = robustcli.evaluate(net, images, labels, eps=0.05, steps=3, checks=2)
+        assert torch.equal(robustcli.attack(net, images, labels, eps=0.05) != images, x != x) is False
+        assert torch.is_inference_mode_enabled()
+    outside = robustcli.evaluate(net, images, labels, eps=0.05, steps=3, checks=0)
+    assert torch.equal(inside.survivors, expected) and torch.equal(outside.survivors, expected)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class OwnDropout(Wrapper):
+    def forward(self, x):
+        return self.net(torch.nn.functional.dropout(x, training=self.training))
+
+
+def test_train_mode_is_noted_where_something_behaves_otherwise_in_it():
+    x, y = data()
+    norm = nn.Sequential(nn.BatchNorm2d(1), Net()).eval()
+
+    def noted(net):
+        alarms = robustcli.evaluate(net, x, y, eps=0.01, steps=2, checks=2).alarms
+        return [alarm.evidence for alarm in alarms if alarm.name == "train-mode"]
+
+    assert noted(Wrapper(norm)) == [] and noted(Wrapper(Net())) == [] and noted(OwnDropout(norm).eval()) == []
+    assert "(BatchNorm2d)" in noted(Wrapper(norm).train())[0]
+    assert "(OwnDropout)" in noted(OwnDropout(Net()))[0]
+
+
+def test_one_class_is_two_classes_of_one_logit():
+    x, _ = data()
+    y = torch.zeros(40, dtype=torch.int64)
+    for name in ("deepfool", "pgd", "fab", "apgd", "square"):
+        assert robustcli.attack(Net(1), x, y, name=name, eps=0.1, device="cpu").shape == x.shape

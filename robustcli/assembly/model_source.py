@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +11,12 @@ from torch import nn
 
 from robustcli.assembly.setting import Setting
 from robustcli.config.spec import ModelConfig
-from robustcli.core.modes import frozen
-from robustcli.models.build import build_model
+from robustcli.models.build import build_model, ours
+from robustcli.models.contract.adapted import adapted
+from robustcli.models.contract.probe import images
+from robustcli.models.contract.training import fit_to_train
 from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
 from robustcli.models.size import check_classes
 from robustcli.models.source import load_model
 from robustcli.terminal.console import Console
@@ -49,10 +53,20 @@ class ModelSource:
         """The source of the model, with the flags of the command line."""
         return cls(setting, flags.plugin, flags.allow_pickle)
 
-    def to_train(self) -> nn.Module:
-        """The model on its device, for the classes of the data: new, or with the weights to fine-tune."""
+    def to_train(self, warn: Callable[[str], None]) -> NormalisedModel:
+        """The model on its device, for the classes of the data: new, or with the weights to fine-tune.
+
+        A network that is not ours is looked at in both modes and in the memory layout of training; `warn` is
+        told what is done otherwise than asked. Raises ConfigError E-MODEL where it cannot be trained.
+        """
         model = self._fresh() if self._untrained else self._loaded(self.setting.classes)
-        return self._placed(model, self.setting.config.train.channels_last)
+        assert isinstance(model, NormalisedModel)  # since the data say its shape
+        model, channels_last = model.to(self.setting.device), self.setting.config.train.channels_last
+        if not ours(model.arch):
+            fit_to_train(model, channels_last=channels_last, say=warn)
+        elif channels_last:
+            model.to(memory_format=torch.channels_last)
+        return model
 
     def to_measure(self, console: Console) -> nn.Module:
         """The model on its device.
@@ -64,14 +78,13 @@ class ModelSource:
                 f"model {self._spec.name} has untrained weights; point --model to a run "
                 "(run:runs/train/latest) or give model.weights"
             )
-            return self._placed(self._fresh().eval(), False)
+            return self._fresh().eval().to(self.setting.device)
         brings_classes = self._spec.name.startswith(("run:", "torchvision:"))
-        model = self._loaded(None if brings_classes else self.setting.classes)
+        model = self._loaded(None if brings_classes else self.setting.classes).to(self.setting.device)
         data = self.setting.data
-        with frozen(model), torch.no_grad():
-            classes = model(torch.zeros(1, *data.shape)).shape[1]
+        model, classes = adapted(model, images(data.shape, self.setting.device))
         check_classes(classes, data.classes, getattr(model, "classes", None))
-        return self._placed(model, False)
+        return model
 
     @property
     def _spec(self) -> ModelConfig:
@@ -111,8 +124,3 @@ class ModelSource:
             download=config.data.download,
             seed=config.seed,
         )
-
-    def _placed(self, model: nn.Module, channels_last: bool) -> nn.Module:
-        """The model on the device; with channels_last its 4-d weights in that memory format."""
-        model = model.to(self.setting.device)
-        return model.to(memory_format=torch.channels_last) if channels_last else model

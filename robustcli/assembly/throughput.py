@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +19,15 @@ from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat, Timing, timed
 from robustcli.assembly.trainstep import make_step
+from robustcli.core.copies import duplicate
 from robustcli.core.losses import Criterion, bind_inner
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.errors import out_of_memory
+from robustcli.models.contract.training import keeps_channels_last
 from robustcli.models.flops import flops
 from robustcli.runtime.device import synchronise
 from robustcli.runtime.distributed import solo
@@ -75,7 +75,7 @@ class Bench:
     def on(self, device: torch.device) -> Bench:
         """The same measurements on another device, with a copy of the model."""
         return replace(
-            self, setting=replace(self.setting, device=device), model=copy.deepcopy(self.model).to(device)
+            self, setting=replace(self.setting, device=device), model=duplicate(self.model).to(device)
         )
 
     def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ class Bench:
         """
         train, device = split_of(self.setting.data, "train"), self.setting.device
         x, y, ids = next(iter(train.stream([torch.arange(self.batch) % len(train)], device)))
-        if self.setting.config.train.channels_last:
+        if self.setting.config.train.channels_last and keeps_channels_last(self.model):
             x = x.contiguous(memory_format=torch.channels_last)
         return x, y, ids
 
@@ -99,14 +99,9 @@ class Bench:
         with frozen(self.model), tf32_products(precision.tf32):
             searcher: Classifier = Forward(self.model, dtype=precision.dtype)
             if twin:
-                compiled = make_search(config, device).compile
-                copied = SearchTwin(
-                    self.model,
-                    dtype=precision.dtype,
-                    channels_last=config.search.channels_last,
-                    compiled=compiled,
-                )
-                note, searcher = copied.parity(x), copied
+                search = replace(make_search(config, device), dtype=precision.dtype, fold_bn=True)
+                copied, note = search.faithful(self.model, x)
+                searcher = copied or searcher
             with torch.no_grad():
                 loss = bind_inner(inner, y, clean=lambda: searcher(x))
             oracle = Oracle(searcher, x, Criterion(y), loss=loss, rng=RowRandom(config.seed, "start", ids))
@@ -134,7 +129,7 @@ class Bench:
             classes = self.setting.classes
             made = make_step(
                 replace(self.setting, config=config),
-                copy.deepcopy(self.model),
+                duplicate(self.model),
                 solo(),
                 Guards(0, classes, None, "off"),
                 self.stop,
@@ -187,7 +182,7 @@ class Bench:
         does not count.
         """
         device = self.setting.device
-        engine = make_engine(self.setting, copy.deepcopy(self.model), solo(), self.stop, self.warn)
+        engine = make_engine(self.setting, duplicate(self.model), solo(), self.stop, self.warn)
         step, stream = _still(engine.step), _batches(engine, self.setting)
         waits, rates = [], []
         for number in range(self.repeat.least + 1):

@@ -17,6 +17,7 @@ from robustcli.assembly.setting import Setting
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.errors import UsageError
+from robustcli.models.contract.training import keeps_channels_last
 from robustcli.runtime.distributed import Ranks
 from robustcli.runtime.precision import resolve
 from robustcli.training.curriculum import Curriculum
@@ -62,7 +63,7 @@ def make_step(
         dtype=dtype,
         attack_bn=train.attack_bn,
         search=search,
-        channels_last=train.channels_last,
+        channels_last=train.channels_last and keeps_channels_last(model),
         grad_clip=train.grad_clip,
         data_parallel=train.parallel == "dp",
         compiled=_compiled(config, setting.device, warn),

@@ -1,4 +1,7 @@
-"""A model that is held still while it is attacked, also where several threads attack it at once."""
+"""A model that is held still while it is attacked, also where several threads attack it at once.
+
+`undisturbed` and `in_mode` are for one look at a model before that.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -46,10 +50,41 @@ def frozen(model: nn.Module, bn: BatchNormMode = "eval") -> Iterator[nn.Module]:
             _turn.notify_all()
 
 
-def was_training(model: nn.Module) -> bool:
-    """Whether any module was in train mode when nobody held it frozen."""
+def trained_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that were in train mode when nobody held them frozen."""
     with _turn:
-        return any(_flags_before(module)["training"] for module in model.modules())
+        return [module for module in model.modules() if _flags_before(module)["training"]]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """On exit the buffers and torch's random generators are as before."""
+    owned = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    copies = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        for module, buffers in owned:  # a forward pass may put another tensor in the place of a buffer
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, before in copies:
+                if not torch.equal(buffer, before):  # a graph of another thread may hold it as it is
+                    buffer.copy_(before)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All of a model in train or eval mode inside, for one thread; on exit its flags are as before."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = training
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 @dataclass

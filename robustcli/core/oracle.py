@@ -13,6 +13,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.padding import padded
 from robustcli.core.random import RowRandom
+from robustcli.core.slope import needs_whole_backward, slope
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 
@@ -86,7 +87,7 @@ class Oracle:
         self.forward_rows = self.backward_rows = 0
         self.zero_gradient_rows = self.asked_rows = 0
         self._model, self._scorer, self._stop, self._draws = model, model, stop, draws
-        self._origin, self._clean = x, clean_logits
+        self._origin, self._clean, self._whole = x, clean_logits, False
         self._given = loss
         self._bound: dict[str, RowLoss] = {}
         self._rows = torch.arange(len(x), device=x.device)
@@ -248,8 +249,11 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._float(point)[:rows]
                 values = ascend(logits)
-                grad = _slope(values, point)
+                grad = slope(values, point, whole=self._whole)
         except RuntimeError as error:
+            if needs_whole_backward(error) and not self._whole:
+                self._whole = True
+                return self._differentiate(point, rows, ascend)
             if "derivative" not in str(error):
                 raise
             self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
@@ -290,11 +294,3 @@ def _mean(answers: list[Gradient]) -> Gradient:
     if len(answers) == 1:
         return answers[0]
     return Gradient(*(torch.stack(parts).mean(0) for parts in zip(*answers, strict=True)))
-
-
-def _slope(values: Tensor, point: Tensor) -> Tensor:
-    """The gradient of the summed values with respect to `point`; zeros where they do not depend on it."""
-    if not values.requires_grad:
-        return torch.zeros_like(point)
-    (grad,) = torch.autograd.grad(values.sum(), point, materialize_grads=True)
-    return grad

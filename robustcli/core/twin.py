@@ -5,7 +5,6 @@ A search on a twin may miss a success. It cannot add a false one: the original f
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robustcli.core.copies import duplicate
 from robustcli.core.modes import frozen
 from robustcli.core.packed import pack
 from robustcli.core.padding import filled, power_of_two
@@ -59,15 +59,17 @@ class SearchTwin:
         self._model, self._dtype, self._compiled = model, dtype, compiled
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.folded: list[tuple[str, str]] = []
-        twin = copy.deepcopy(model).eval()
+        twin = duplicate(model).eval()
         if fold_bn:
             twin, self.folded = _fold(twin)
         self._copy: nn.Module = twin.eval().requires_grad_(False)
         for module in self._copy.modules():
-            if isinstance(module, _LOW):
+            if isinstance(module, _LOW) and _in_float32(module):
                 module.to(dtype=dtype)
         if channels_last:
             self._copy.to(memory_format=torch.channels_last)
+        #: Whether the copy ran on the images of the last `parity`.
+        self.runs = False
         self._shown: Tensor | None = None
         self._forward_only: Classifier | None = None
         self._run: Classifier = torch.compile(self._copy, dynamic=False) if compiled else self._copy
@@ -146,6 +148,7 @@ class SearchTwin:
         largest logit. The twin of a randomised model is refused, too: such a model differs from itself.
         """
         self._shown = self._forward_only = None
+        self.runs = False
         with frozen(self._model):
             wanted = self._model(x)
         try:
@@ -154,6 +157,7 @@ class SearchTwin:
             if out_of_memory(failure):
                 raise
             return f"its copy does not run ({type(failure).__name__})"
+        self.runs = True
         if got.shape != wanted.shape:
             return f"its logits have shape {tuple(got.shape)}, not {tuple(wanted.shape)}"
         error = _largest(got - wanted) / max(_largest(wanted), 1e-6)
@@ -163,6 +167,11 @@ class SearchTwin:
         if self._dtype is torch.bfloat16 and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
             self._shown = x[:_SHOWN].detach().clone()
         return ""
+
+
+def _in_float32(module: nn.Module) -> bool:
+    """Whether its weights are float32: those of a half or double network stay as they are."""
+    return all(parameter.dtype is torch.float32 for parameter in module.parameters())
 
 
 def _largest(z: Tensor) -> float:
@@ -175,12 +184,16 @@ def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
 
     Returns:
         The traced graph, and the (conv, bn) names of the pairs. Each conv of a pair has a bias of 0. A model
-        that torch.fx cannot trace comes back as it is, with no pair.
+        that torch.fx cannot trace, or only as it is now, comes back as it is, with no pair.
     """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return model, []  # a hook is code of the user's, which a trace would run on what is no tensor
     try:
         graph = _traced(model)
     except Exception:  # noqa: BLE001 - any failure of tracing user code means: do not fold
         return model, []
+    if any(node.op == "get_attr" and "_tensor_constant" in str(node.target) for node in graph.graph.nodes):
+        return model, []  # made of the buffers of this moment: the twin would not follow the weights
     modules = dict(graph.named_modules())
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     pairs: list[tuple[str, str]] = []

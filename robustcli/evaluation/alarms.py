@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from robustcli.core.gradients import distribution_rows
+from robustcli.core.modes import trained_modules
 from robustcli.evaluation.rules import BLIND, RULES, SLOPE, STATE
 from robustcli.records.alarm import Alarm
 
@@ -81,22 +82,39 @@ def one_hot_rows(logits: Tensor) -> Tensor:
     return ((logits == 0) | (logits == 1)).all(1) & (logits.sum(1) == 1)
 
 
-def check_setup(model: nn.Module, classes: int, was_training: bool) -> list[Alarm]:
+def trained_kinds(model: nn.Module) -> list[str]:
+    """The kinds of modules that are in train mode and behave otherwise there, in order of their names.
+
+    BatchNorm and Dropout do, and so does a module whose own forward reads `training`. A wrapper in train mode
+    around a network in eval mode changes nothing.
+    """
+    return sorted({type(module).__name__ for module in trained_modules(model) if _modal(module)})
+
+
+def _modal(module: nn.Module) -> bool:
+    """Whether the module itself behaves otherwise in train mode."""
+    if isinstance(module, (_BatchNorm, _DropoutNd)):
+        return True
+    if isinstance(module, torch.jit.ScriptModule):
+        return issubclass(getattr(nn, module.original_name, nn.Module), (_BatchNorm, _DropoutNd))
+    code = getattr(type(module).forward, "__code__", None)
+    foreign = not type(module).__module__.startswith(("torch.", "robustcli."))
+    return foreign and code is not None and "training" in code.co_names
+
+
+def check_setup(classes: int, trained: Sequence[str]) -> list[Alarm]:
     """Alarms of level "note": what the user should know; they put no doubt on the number.
 
     Args:
-        model: the classifier.
-        classes: K, of its logits.
-        was_training: whether it was in train mode when it was handed over.
+        classes: K, of the model's logits.
+        trained: see `trained_kinds`, of the model as it was handed over.
     """
     notes = []
     if classes < 4:
         lost = _WITHOUT_DLR[max(2, classes)]
         notes.append(Alarm("too-few-classes", "note", f"{classes} classes: {lost}", "nothing to do"))
-    modal = [module for module in model.modules() if isinstance(module, (_BatchNorm, _DropoutNd))]
-    if was_training and modal:
-        kinds = ", ".join(sorted({type(module).__name__ for module in modal}))
-        evidence = f"handed over in train mode ({kinds}), measured in eval mode"
+    if trained:
+        evidence = f"handed over in train mode ({', '.join(trained)}), measured in eval mode"
         notes.append(Alarm("train-mode", "note", evidence, "call model.eval() first"))
     return notes
 

@@ -5,7 +5,7 @@ The file is long because its checks share one record of counts, and later checks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.gradients import straight_through
 from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.random import RowRandom
+from robustcli.core.slope import needs_whole_backward, slope
 from robustcli.core.types import Classifier
 from robustcli.evaluation.alarms import autograd_calls, check_setup, differing, one_hot_rows, output_counts
 from robustcli.evaluation.judge import Judge
@@ -63,7 +64,7 @@ def diagnose(
     *,
     seed: int,
     stop: Callable[[], None] | None = None,
-    was_training: bool = False,
+    trained: Sequence[str] = (),
 ) -> Diagnosis:
     """Signs of masked gradients on n samples that the model classifies correctly.
 
@@ -76,7 +77,8 @@ def diagnose(
         ball: the threat. With eps = 0 only outputs and gradients are checked.
         seed: every draw depends on it and the sample's id alone.
         stop: raises to interrupt. It is called before every pass of an attack.
-        was_training: the model was handed over in train mode.
+        trained: what of the model was handed over in train mode and behaves otherwise there, see
+            `alarms.trained_kinds`.
 
     Cost in model passes: about 25 for a sample that falls at once. The attack with all pixels free adds 10 to
     40. A sample that nothing breaks takes 320 more. At most 24 of those take another 320.
@@ -87,7 +89,7 @@ def diagnose(
     """
     probe = _Probe(model, x, y, ids, ball, seed, stop)
     if len(x):
-        probe.outputs(was_training)
+        probe.outputs(trained)
         probe.gradients()
         # On a randomised model one lucky draw would look like an attack that beats another.
         if ball.eps > 0 and not probe.randomised:
@@ -137,7 +139,7 @@ class _Probe:
             self.helps.update(RULES[name].helps)
         return bool(raised)
 
-    def outputs(self, was_training: bool) -> None:
+    def outputs(self, trained: Sequence[str]) -> None:
         """Check forward passes: logits are finite and repeat, in any batch, and no buffer changes."""
         judge, x, n = Judge(self.model, self.ball), self.x, len(self.x)
         before = [buffer.clone() for buffer in self.model.buffers()]
@@ -156,7 +158,7 @@ class _Probe:
             self.count("batch-dependent", differing(half, logits[: n // 2], 1e-3), n // 2)
         buffers = zip(before, self.model.buffers(), strict=True)
         self.count("model-mutated", sum(not torch.equal(old, new) for old, new in buffers), len(before))
-        self.alarms += check_setup(self.model, logits.shape[1], was_training)
+        self.alarms += check_setup(logits.shape[1], trained)
 
     def _luck(self, name: str, cases: int) -> str:
         """Evidence behind `random-forward`: how often a single pass is wrong. "" for all other alarms."""
@@ -305,18 +307,30 @@ def _slopes(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Te
     """(logits, gradient of cross-entropy, gradient of the margin) at x.
 
     logits: float32 [n, K]. Gradients: [n, C, H, W], zero where the model has no derivative. They may hold NaN
-    or Inf.
+    or Inf. Each has a forward pass of its own: compiled code gives the memory of its graph away.
     """
-    point = x.detach().requires_grad_(True)
+    _, of_ce = _slope(model, x, y, ce)
+    logits, of_margin = _slope(model, x, y, margin)
+    return logits, of_ce, of_margin
+
+
+def _slope(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    whole: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(logits, gradient of the loss) at x, as `_slopes` gives them."""
+    point = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         try:
             logits = model(point).float()
+            return logits.detach(), slope(loss(logits, y), point, whole=whole)
         except RuntimeError as error:
+            if needs_whole_backward(error) and not whole:
+                return _slope(model, x, y, loss, whole=True)
             if "derivative" not in str(error):  # floor division, heaviside: no slope at all
                 raise
-            logits = model(x).float()
-        logits = logits + 0 * point.flatten(1).sum(1, keepdim=True)  # a model may answer without any graph
-        of_ce, of_margin = (
-            torch.autograd.grad(loss(logits, y).sum(), point, retain_graph=True)[0] for loss in (ce, margin)
-        )
-    return logits.detach().float(), of_ce, of_margin
+            return model(x).float().detach(), torch.zeros_like(x)

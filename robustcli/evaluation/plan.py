@@ -15,7 +15,9 @@ from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
+from robustcli.errors import out_of_memory
 from robustcli.facts import AttackFacts, Kind, Needs, Passes
+from robustcli.models.contract.training import keeps_channels_last
 from robustcli.registry import Entry, parameters
 
 
@@ -63,6 +65,37 @@ class Search:
             compiled=self.compile,
         )
 
+    def faithful(self, model: nn.Module, x: Tensor) -> tuple[SearchTwin | None, str]:
+        """(the search twin, "") where it agrees with the model on x, pixels [B, C, H, W].
+
+        (a plainer twin, its name) where code that is not ours does not run as a traced copy, or not in
+        channels-last layout; (None, why) where no copy may be used.
+        """
+        usual, first = replace(self, channels_last=False), ""
+        plainer = {
+            self: "",
+            usual: "copy in PyTorch's usual memory layout: the network does not run in channels-last",
+            replace(
+                usual, fold_bn=False
+            ): "copy that keeps its BatchNorm: the network does not run as a trace",
+        }
+        if not keeps_channels_last(model):  # the probe has said so
+            plainer = {usual: "", **{search: plainer[search] for search in list(plainer)[2:]}}
+        for search, name in plainer.items():
+            try:
+                twin = search.copy_of(model)
+            except Exception as failure:  # a deep copy runs code of the user's
+                if out_of_memory(failure):
+                    raise
+                return None, f"it cannot be copied ({type(failure).__name__})"
+            difference = twin.parity(x)
+            if not difference:
+                return twin, name
+            first = first or difference
+            if twin.runs:
+                break
+        return None, first
+
     def twin(self, model: nn.Module, x: Tensor, say: Callable[[str], None] = lambda text: None) -> Classifier:
         """The classifier that attacks ask: the search twin or the model, with `bpda` and `rescale` applied.
 
@@ -83,12 +116,13 @@ class Search:
         """The twin if it agrees with the model on x, else the model."""
         if self.plain or self.bpda:  # straight-through gradients look into the model's own operations
             return model
-        twin = self.copy_of(model)
-        difference = twin.parity(x)
-        if not difference:
-            return twin
-        say(f"searching on the plain fp32 model: {difference}")
-        return model
+        twin, note = self.faithful(model, x)
+        if twin is None:
+            say(f"searching on the plain fp32 model: {note}")
+            return model
+        if note:
+            say(f"searching on a {note}")
+        return twin
 
 
 @dataclass(frozen=True)

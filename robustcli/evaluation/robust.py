@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.losses import Criterion
-from robustcli.core.modes import frozen, was_training
+from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
-from robustcli.evaluation.alarms import check_model_output, state_digest
+from robustcli.evaluation.alarms import check_model_output, state_digest, trained_kinds
 from robustcli.evaluation.audit import Rerun, audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
@@ -34,6 +34,7 @@ from robustcli.evaluation.shards import ShardStore
 from robustcli.evaluation.sizing import in_batches
 from robustcli.evaluation.stage import Batch, Stage
 from robustcli.records.alarm import Alarm
+from robustcli.terminal.once import each_once
 
 #: (plan, alarms so far, ids int64 [n], name of a part or "") -> where proven shards of these samples are.
 OpenStore = Callable[[EvalPlan, list[Alarm], Tensor, str], ShardStore]
@@ -64,7 +65,8 @@ class RobustEvaluation:
     ) -> None:
         self.model, self.plan, self._say = model, plan, say
         self._watchers, self._stop = (stop, beat), Pulse(stop, beat)
-        self._was_training = was_training(model)
+        self._say_once = each_once(say)  # several attacks ask for twins of their own
+        self._trained = trained_kinds(model)
         self._twins: dict[Search, Classifier] = {}
         self._alarms: list[Alarm] = []
         self._notes: list[str] = []
@@ -122,7 +124,7 @@ class RobustEvaluation:
         """
         plan = self.plan
         diagnosis = diagnose(
-            self.model, x, y, ids, plan.ball, seed=plan.seed, was_training=self._was_training, stop=self._stop
+            self.model, x, y, ids, plan.ball, seed=plan.seed, trained=self._trained, stop=self._stop
         )
         # The diagnosis looks longer than the two forward passes: where both raise an alarm, keep its finding.
         names = {alarm.name for alarm in diagnosis.alarms}
@@ -143,7 +145,7 @@ class RobustEvaluation:
             search = search.exact()  # tracing would freeze the draws
         if search not in self._twins:
             shown = x if self._shown is None else self._shown
-            self._twins[search] = search.twin(self.model, shown, self._say)
+            self._twins[search] = search.twin(self.model, shown, self._say_once)
         return self._twins[search]
 
     def batches(self, split: Split, positions: Tensor, device: torch.device) -> Iterator[BatchOutcome]:

@@ -21,7 +21,6 @@ from robustcli.config.schema import Config
 from robustcli.data.mixture import epoch_size
 from robustcli.errors import ResourceError, out_of_memory
 from robustcli.jobs.bench_tables import bench_tables
-from robustcli.jobs.once import each_once
 from robustcli.jobs.rerun import same_again, write_inputs
 from robustcli.jobs.verb_flags import BenchFlags
 from robustcli.models.flops import flops
@@ -34,6 +33,7 @@ from robustcli.runtime.signals import StopFlag
 from robustcli.store.run import Run
 from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
+from robustcli.terminal.once import each_once
 
 # Pairs hold the values of a full run and of --smoke.
 #: Kind of device -> sides of the square products.
@@ -58,7 +58,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     config = pinned(loaded.config)
     setting = prepare(config, console)
     split_of(setting.data, "train")
-    model = ModelSource.of(setting, flags).to_train()
+    model = ModelSource.of(setting, flags).to_train(console.warn)
     with open_run("bench", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
         write_inputs(run, config)
         subject = Bench(setting, model, _REPEAT[flags.smoke], stop.check, each_once(console.warn))

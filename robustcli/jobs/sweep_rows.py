@@ -20,9 +20,9 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
-from robustcli.jobs.once import each_once
 from robustcli.records.eval import EvalRow
 from robustcli.records.sweep import Change, SweepRow
+from robustcli.terminal.once import each_once
 
 
 def sweep_rows(

@@ -66,7 +66,7 @@ def next_steps(answer: dict[str, Any], console: Console) -> None:
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:
     """The plan of the training: its cost. Raises the errors of one that cannot be put together."""
     setting = prepare(pinned(config), console)
-    model = ModelSource.of(setting, flags).to_train()
+    model = ModelSource.of(setting, flags).to_train(console.warn)
     make_engine(setting, model, solo(), lambda: None, console.warn)
     return training_plan(setting, model, console)
 

@@ -18,7 +18,6 @@ from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import check_same_experiment, newest_checkpoint, progress_from, repoint
 from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.models.meta import model_meta
-from robustcli.models.normalised import NormalisedModel
 from robustcli.runtime.distributed import Ranks
 from robustcli.store.disk import preflight
 from robustcli.store.retention import resolve_checkpoint
@@ -45,8 +44,7 @@ class TrainRun:
         ranks: Ranks,
     ) -> None:
         self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
-        model = ModelSource.of(setting, flags).to_train()
-        assert isinstance(model, NormalisedModel)  # since the data say its shape
+        model = ModelSource.of(setting, flags).to_train(console.warn)
         meta = model_meta(model, setting.data.classes)
         self.config_tree = setting.config.model_dump(mode="json")
         engine = make_engine(setting, model, ranks, stop, console.warn)

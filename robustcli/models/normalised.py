@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustcli.config.spec import PluginConfig, normalize_numbers
 from robustcli.errors import ConfigError, DataError, UsageError
+from robustcli.models.contract.reading import Contract
 from robustcli.models.info import ModelInfo, check_normalisation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -19,6 +20,8 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), pixe
 
 class NormalisedModel(nn.Module):
     """logits = backbone((x - mean) / std).
+
+    `contract` says how the backbone is called and read; a probe finds it where the backbone is not ours.
 
     Args:
         backbone: normalised images [B, C, H, W] -> logits [B, K].
@@ -50,6 +53,7 @@ class NormalisedModel(nn.Module):
         super().__init__()
         check_normalisation(tuple(mean), tuple(std))
         self.arch, self.params, self.info, self.fixed_size = arch, dict(params or {}), info, fixed_size
+        self.contract = Contract()
         self.classes: tuple[str, ...] | None = None  # names, when a checkpoint told them
         self.sha256: str | None = None  # of the checkpoint's manifest, when it came from one
         self.plugin: PluginConfig | None = None  # the user's code that made the backbone
@@ -59,11 +63,15 @@ class NormalisedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor):  # a torch.fx proxy has no shape to look at
-            self._check(tuple(x.shape))
-        logits: Tensor = self.backbone((x - self.mean) / self.std)
-        return logits
+            self.check(tuple(x.shape))
+        return self.contract.ask(self.backbone, self.normalise(x))
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std, what the backbone sees."""
+        return (x - self.mean) / self.std
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises DataError E-SHAPE unless it takes images of this shape, [B, C, H, W]."""
         channels, side = self._channels(), self._side()
         if len(shape) == 4:
             channels_fit = channels is None or shape[1] == channels

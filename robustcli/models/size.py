@@ -7,13 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustcli.core.modes import frozen
-from robustcli.errors import ConfigError, DataError, RobustCliError
-from robustcli.models.architectures.blocks import seeded
-from robustcli.models.complaint import first_line
+from robustcli.errors import ConfigError, DataError
+from robustcli.models.contract.probe import images, take
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
 
@@ -101,28 +98,19 @@ def _first_five(names: Sequence[str]) -> str:
     return f" ({', '.join(shown)})"
 
 
-def probe(model: NormalisedModel, name: str, seed: int) -> None:
-    """One forward pass of one grey image of the data's shape, so that a wrong size fails at the start.
+def probe(model: NormalisedModel, name: str) -> None:
+    """A few images of the data's shape through a backbone that is not ours: finds and sets its contract.
 
-    Raises ConfigError unless the logits are [1, K].
+    Raises ConfigError when it cannot take them, or returns anything but logits [B, K].
     """
     info = model.info
     assert info is not None
-    x = torch.full((1, *info.shape), 0.5)
-    try:
-        with seeded(seed), frozen(model), torch.no_grad():
-            logits = model(x)
-    except RobustCliError:
-        raise
-    except Exception as error:
-        shape = "x".join(map(str, info.shape))
+    x = images(info.shape, model.mean.device)
+    contract, classes = take(model.backbone, model.normalise(x), name)
+    if classes != info.num_classes:
         raise ConfigError(
-            f"{name} cannot take images of {shape}: {type(error).__name__}: {first_line(error)}",
-            hint="set data.size, or choose another model",
-        ) from error
-    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if got != [1, info.num_classes]:
-        raise ConfigError(
-            f"{name} is not a classifier of {info.num_classes} classes: "
-            f"for one image it returns {got}, expected [1, {info.num_classes}]"
+            f"{name} is not a classifier of {info.num_classes} classes: its logits are [B, {classes}]",
+            hint="give the last layer as many outputs as the data have classes",
+            code="E-MODEL",
         )
+    model.contract = contract

@@ -93,9 +93,9 @@ class Ascent:
         settings = self.settings
         if settings.search.plain or settings.attack_bn != "eval" or settings.data_parallel:
             return None
-        twin = settings.search.copy_of(settings.model)
-        self.twin_note = twin.parity(x)
-        return None if self.twin_note else twin
+        twin, note = settings.search.faithful(settings.model, x)
+        self.twin_note = "" if twin is not None else note
+        return twin
 
 
 def _logits(searcher: Classifier, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.slope import needs_whole_backward
 from robustcli.core.types import Batch, LossTerms
-from robustcli.errors import NumericsError, ResourceError, out_of_memory
+from robustcli.errors import ConfigError, NumericsError, ResourceError, out_of_memory
 from robustcli.training.faults import shared_faults
 from robustcli.training.forward import Forward, Shared
 from robustcli.training.hook import Hook, StepContext
@@ -60,11 +61,13 @@ class Descent:
         context = StepContext(self.model, lambda wanted: self._gradients(batches, wanted), progress)
         try:
             terms = self._accumulate(batches, context)
-        except BaseException:
+        except BaseException as error:
             for hook in reversed(self.hooks):
                 hook.undo(context)
             _write_back(buffers)
             self.optimizer.zero_grad(set_to_none=True)
+            if needs_whole_backward(error):
+                raise _reentrant() from error
             raise
         with _final("the optimiser's step"):
             self.scaler.step(self.optimizer)
@@ -159,6 +162,15 @@ class Descent:
 
     def _present_gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+
+def _reentrant() -> ConfigError:
+    return ConfigError(
+        "this objective, regulariser or hook differentiates inside the step, which re-entrant checkpointing"
+        " of the network does not bear",
+        hint="write checkpoint(..., use_reentrant=False) in the network",
+        code="E-MODEL",
+    )
 
 
 def _moves(hook: Hook) -> bool:

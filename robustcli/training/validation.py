@@ -14,6 +14,7 @@ from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.runtime.distributed import Ranks
+from robustcli.terminal.once import each_once
 from robustcli.training.faults import caught, raise_everywhere
 
 FGSM = "fgsm"  # label of the one-step attack in a validation that watches for catastrophic overfitting
@@ -43,7 +44,7 @@ class Validation:
         say: Callable[[str], None],
     ) -> None:
         self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
-        self._stop, self._say = stop, say
+        self._stop, self._say = stop, each_once(say)  # each validation would say it again
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """{clean_acc, robust_acc, n, fgsm_acc}, the same on every rank; accuracies in [0, 1].

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from foreign import OwnNorm
 from torch import nn
 
 from robustcli.core.twin import SearchTwin
@@ -108,6 +109,31 @@ class Gate(nn.Module):
 @pytest.mark.parametrize("net", [Noisy(), Gate()])
 def test_doubt_means_the_plain_model(net):
     assert SearchTwin(net.eval()).parity(torch.rand(5, 3, 8, 8)) != ""
+
+
+def test_the_twin_of_a_norm_written_by_hand_follows_its_statistics():
+    """A trace would keep the square root of the variance as it was when the trace was made."""
+    net, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4), nn.Flatten(), nn.Linear(144, 3)).eval(),
+        torch.rand(5, 3, 8, 8),
+    )
+    twin = SearchTwin(net)
+    assert twin.parity(x) == ""
+    net[1].var, net[1].mean = torch.full((4,), 25.0), torch.full((4,), 3.0)
+    twin.refresh()
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_no_trace_runs_through_a_users_hook():
+    net, seen = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).eval(),
+        [],
+    )
+    net[1].register_forward_hook(lambda module, args, out: seen.append(type(out)))
+    twin = SearchTwin(net)
+    assert seen == [] and twin.folded == [] and twin.parity(torch.rand(5, 3, 8, 8)) == ""
+    assert set(seen) == {torch.Tensor}
 
 
 @pytest.mark.parametrize(

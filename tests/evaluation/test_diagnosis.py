@@ -202,7 +202,7 @@ def test_notes_do_not_make_a_model_suspect():
     x = torch.rand(8, 1, 8, 8)
     with frozen(net):
         found = diagnose(
-            net, x, net(x).argmax(1), torch.arange(8), Ball("linf", 0.01), seed=0, was_training=True
+            net, x, net(x).argmax(1), torch.arange(8), Ball("linf", 0.01), seed=0, trained=["BatchNorm2d"]
         )
     assert [(a.name, a.level) for a in found.alarms] == [
         ("too-few-classes", "note"),

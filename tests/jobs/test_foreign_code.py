@@ -23,7 +23,7 @@ class Net(nn.Module):
         self.fc = nn.Linear(192, 10)
 
     def forward(self, x):
-        if len(x) > 1:
+        if len(x) > 3:  # the probe before the run shows three
             WHAT
         return self.fc(x.flatten(1))
 
@@ -32,6 +32,8 @@ class Below(nn.Sequential):
         return super().forward(x if len(x) < 2 else x[:, :0])
 
 def net(): return Net()
+threes = nn.Unflatten(0, (3, -1)), nn.Flatten(0, 1)
+def of_torch(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 10), *threes)
 def inherited(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 10), neighbour_that_fails.Last())
 """
 NEIGHBOUR = """
@@ -57,7 +59,7 @@ GATE = ("--fail-under", "robust_acc=0.99")
 
 @pytest.fixture
 def plugin(tmp_path):
-    """Write the user's file, whose network does WHAT for more than one image; returns its path."""
+    """Write the user's file, whose network does WHAT for more than three images; returns its path."""
     (tmp_path / "neighbour_that_fails.py").write_text(NEIGHBOUR)
 
     def write(what):
@@ -106,6 +108,23 @@ def test_a_run_of_its_own_name_stays_for_its_traceback(cli, plugin):
 def test_a_network_from_the_file_beside_the_plugin(cli, plugin):
     answer = cli("eval", *FAKE, "--plugin", f"{plugin('pass')}:inherited")
     assert answer.code == 2 and "neighbour_that_fails.py:6" in answer.err and "E-PLUGIN" in answer.err
+
+
+def test_a_network_of_torch_alone_is_the_users(cli, plugin):
+    """It takes three images, those of the probe, and no four."""
+    answer = cli("eval", *FAKE, "--plugin", f"{plugin('pass')}:of_torch")
+    assert answer.code == 2 and "E-PLUGIN" in answer.err
+
+
+def test_what_leaves_at_the_first_images(cli, plugin):
+    file = plugin("pass")
+    file.write_text(
+        file.read_text()
+        .replace("len(x) > 3", "len(x) > 1")
+        .replace("            pass", "            sys.exit(0)")
+    )
+    answer = cli("train", *FAKE, "--plugin", f"{file}:net")
+    assert answer.code == 2 and "E-PLUGIN" in answer.err
 
 
 @pytest.mark.parametrize("what", ["import sys; sys.exit(0)", "raise RuntimeError('mine')"])

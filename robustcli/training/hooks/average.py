@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.copies import duplicate
 from robustcli.errors import CheckpointError
 
 
@@ -35,7 +35,7 @@ class WeightCopy:
 
     def __init__(self, model: nn.Module) -> None:
         self._live = model
-        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.module = duplicate(model).requires_grad_(False)
         for module in self.module.modules():
             module.training = False  # not .eval(): a module may override it
 

@@ -1,0 +1,29 @@
+"""Copies of networks that are not ours."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def duplicate(model: M) -> M:
+    """A deep copy of a module, which shares nothing with it.
+
+    copy.deepcopy refuses tensors that have a graph. Weight normalisation of the old kind keeps such a tensor
+    between two passes; it computes it anew before the next, so the copy gets its numbers alone.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    with torch.no_grad():  # TorchScript copies by operations, whose results would have a graph
+        copied = copy.deepcopy(model, memo)
+    for own, original in zip(copied.parameters(), model.parameters(), strict=True):
+        own.requires_grad_(original.requires_grad)
+    return copied

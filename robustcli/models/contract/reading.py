@@ -1,0 +1,128 @@
+"""How a network of somebody else is called, and how its answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustcli.models.contract.refusal import refused
+
+#: Where the logits of an answer are: it is the tensor, or it holds them under "logits", or as `.logits`.
+Kind = Literal["tensor", "key", "attribute"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a probe found out about a network. The default is the contract of our own networks.
+
+    Args:
+        kind: where the logits are in eval mode.
+        one_logit: the answer is one number z for each image, [B] or [B, 1]. It is read as the logits
+            (-z/2, z/2) of two classes: cross-entropy is then the binary one of z, and the margin is z.
+        dtype: what the images are cast to, for weights in half or double precision; the logits come back in
+            float32. None: no cast.
+        writes: the network writes into its input, so it is given a copy.
+        cudnn: False where cuDNN refuses the gradient of a recurrent layer in eval mode.
+        heads: in train mode it gives a tuple; the first of it are the logits.
+        channels_last: whether it runs on channels-last images and weights.
+    """
+
+    kind: Kind = "tensor"
+    one_logit: bool = False
+    dtype: torch.dtype | None = None
+    writes: bool = False
+    cudnn: bool = True
+    heads: bool = False
+    channels_last: bool = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network is called as it is, and its answer is taken as it comes."""
+        tensor = self.kind == "tensor" and not self.one_logit and not self.heads
+        return tensor and self.dtype is None and not self.writes and self.cudnn
+
+    def ask(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Logits [B, K] of images x [B, C, H, W]. Raises ConfigError E-MODEL for another answer."""
+        if self.plain:
+            logits: Tensor = net(x)
+            return logits
+        return self.read(self.call(net, x), training=net.training, rows=len(x))
+
+    def call(self, net: nn.Module, x: Tensor) -> Any:
+        """What the network answers to images x [B, C, H, W]."""
+        given = x if self.dtype is None else x.to(self.dtype)
+        if self.writes and given is x:
+            given = x.clone()
+        with _kernels(self.cudnn):
+            return net(given)
+
+    def read(self, out: Any, *, training: bool, rows: int) -> Tensor:
+        """The logits [B, K] in the answer `out` to B = `rows` images; raises as `ask`."""
+        if isinstance(out, fx.Proxy):  # a trace is of eval mode, and holds no values to look at
+            logits: Tensor = _traced(out, self.kind)
+        else:
+            logits = logits_of(out, training=training, rows=rows)
+        if self.one_logit:
+            half = logits.reshape(-1, 1) / 2
+            logits = torch.cat((-half, half), 1)
+        if self.dtype is None:
+            return logits
+        return logits.float()
+
+
+def kind_of(out: Any) -> Kind:
+    """Where the logits of this answer are."""
+    if isinstance(out, Mapping):
+        return "key"
+    return "tensor" if isinstance(out, Tensor) else "attribute"
+
+
+def logits_of(out: Any, *, training: bool, rows: int) -> Tensor:
+    """The logits in a network's answer to `rows` images: [rows, K], or [rows] of a network with one logit.
+
+    A tensor, `{"logits": tensor}` and an object with `.logits` are taken. In train mode so is the first of a
+    tuple or list: the others are auxiliary heads. Raises ConfigError E-MODEL for anything else.
+    """
+    logits = _found(out, training)
+    if logits is None or not logits.is_floating_point() or not _fits(logits, rows):
+        raise refused(out, logits, rows, training=training)
+    return logits
+
+
+def _found(out: Any, training: bool) -> Tensor | None:
+    named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if isinstance(out, Tensor):
+        return out
+    if named is None and training and isinstance(out, (tuple, list)) and out:
+        named = out[0]
+    return named if isinstance(named, Tensor) else None
+
+
+def _fits(logits: Tensor, rows: int) -> bool:
+    return logits.dim() in (1, 2) and len(logits) == rows and logits.numel() > 0
+
+
+def _traced(out: Any, kind: Kind) -> Any:
+    if kind == "key":
+        return out["logits"]
+    return out if kind == "tensor" else out.logits
+
+
+@contextmanager
+def _kernels(cudnn: bool) -> Iterator[None]:
+    """Without cuDNN inside, where it must not be used."""
+    backend: Any = torch.backends.cudnn
+    before = backend.enabled
+    if cudnn or not before:
+        yield
+        return
+    try:
+        backend.enabled = False
+        yield
+    finally:
+        backend.enabled = before
