@@ -83,6 +83,12 @@ class ResourceError(RobustCliError):
     exit_code, code = 6, "E-RESOURCE"
 
 
+class GoneError(ResourceError):
+    """Somebody has removed what a live run writes into (exit 6)."""
+
+    code = "E-GONE"
+
+
 class LockError(RobustCliError):
     """The run directory belongs to another live process (exit 7)."""
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "robustcli"
 
 #: First name below robustcli -> floor. A new package or module gets one, here and in docs/architecture.md.
 FLOORS = {
-    **dict.fromkeys(("errors", "foreign", "facts", "registry", "proportions", "core"), 0),
+    **dict.fromkeys(("errors", "foreign", "facts", "regular", "registry", "proportions", "core"), 0),
     **dict.fromkeys(("attacks", "objectives", "certify", "defences"), 1),
     **dict.fromkeys(("config", "records"), 2),
     **dict.fromkeys(("runtime", "store", "terminal"), 3),
@@ -29,7 +29,7 @@ FLOORS = {
 ONE_PACKAGE = {0, 9}  # floors whose members may import each other
 HEAVY = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "PIL", "timm", "torchattacks"}
 LIGHT = (
-    *("__init__", "errors", "foreign", "registry", "proportions"),
+    *("__init__", "errors", "foreign", "regular", "registry", "proportions"),
     *("records", "cli", "config", "reporting", "terminal"),
 )
 IMPORTERS = {"import_module", "__import__", "find_spec", "run_module", "LazyLoader"}

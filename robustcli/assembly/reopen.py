@@ -12,7 +12,7 @@ RUN_FILE = "ROBUSTCLI_RUN_FILE"  # where rank 0 notes its run directory for a re
 
 
 class Opening(NamedTuple):
-    """The arguments of `open_run` with these names."""
+    """The arguments of `open_run` with these names; it says what resume and overwrite mean together."""
 
     out: str | None
     resume: bool
@@ -32,7 +32,7 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
         return Opening(out, True, False)
     path = Path(note)
     if path.is_file() and (noted := path.read_text("utf-8")):
-        return Opening(noted, True, False)
+        return Opening(noted, True, overwrite)
     return Opening(out, resume or (out is not None and not overwrite), overwrite)
 
 
@@ -44,7 +44,7 @@ def found_by_name() -> bool:
 def note_run(path: Path) -> None:
     """Write the run directory where our launcher's next restart reads it; without our launcher do nothing.
 
-    Rank 0 calls it right after `open_run`.
+    Rank 0 calls it when the run has begun: before, the directory may hold an earlier one.
     """
     note = os.environ.get(RUN_FILE)
     if note is not None:

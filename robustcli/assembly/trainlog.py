@@ -41,6 +41,12 @@ _REDRAW = 30.0  # seconds between two drawings of the curves of a running traini
 class TrainLog(Protocol):
     """What a training run writes into its directory."""
 
+    def open(self) -> None:
+        """Open the records and the trackers; the directory is taken by then. Raises as `open_trackers`."""
+
+    def check(self) -> None:
+        """Raises GoneError when somebody has taken the directory or the records away."""
+
     def text(self, line: str) -> None:
         """One line for the log file."""
 
@@ -66,6 +72,8 @@ class TrainLog(Protocol):
 class Silent:
     """The log of a rank that writes nothing."""
 
+    def open(self) -> None: ...
+    def check(self) -> None: ...
     def text(self, line: str) -> None: ...
     def row(self, values: Mapping[str, Any]) -> None: ...
     def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None: ...
@@ -86,7 +94,6 @@ class Written:
         console: shows the table at the end.
         common: fields that all records share.
 
-    Raises ConfigError or ResourceError when a tracker of `train.trackers` cannot start.
     """
 
     def __init__(
@@ -108,10 +115,18 @@ class Written:
             "hashes": {"data": digest},
             **common,
         }
-        self.lines = JsonLines(run.path / "metrics.jsonl")
-        self.trackers = open_trackers(setting.config.train.trackers, run.path, self._warn)
         self._examples: Callable[[int], Panels] | None = None
         self._drawn = time.monotonic()
+
+    def open(self) -> None:
+        """See `TrainLog`."""
+        self.lines = JsonLines(self.run.path / "metrics.jsonl")
+        self.trackers = open_trackers(self.setting.config.train.trackers, self.run.path, self._warn)
+
+    def check(self) -> None:
+        """See `TrainLog`."""
+        self.run.check()
+        self.lines.check()
 
     def text(self, line: str) -> None:
         """See `TrainLog`."""
@@ -129,6 +144,7 @@ class Written:
 
     def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None:
         """See `TrainLog`."""
+        self.run.check()
         self.lines.sync()
         progress.log_offset = self.lines.offset
         data = {"name": self.setting.data.name, "digest": self.digest}

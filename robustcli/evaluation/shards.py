@@ -18,7 +18,7 @@ from torch import Tensor
 from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.header import Header, few, ids_digest
 from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load, read_sealed, write_sealed
-from robustcli.store.atomic import TMP_PREFIX, strict_json, write_atomic
+from robustcli.store.atomic import TMP_NAME, strict_json, write_atomic
 from robustcli.store.disk import explained
 
 AUDIT = "audit.json"
@@ -42,9 +42,10 @@ class ShardStore:
         self.folder, self.header, self.size, self._say = folder, header, header.size, say
         self._said: set[str] = set()
         with explained(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for half_written in folder.glob(f"{TMP_PREFIX}*"):
-                half_written.unlink()
+            folder.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
+            for half_written in folder.iterdir():
+                if TMP_NAME.fullmatch(half_written.name):
+                    half_written.unlink()
         stored = self._stored_header()
         if stored is None:
             header.write(folder)

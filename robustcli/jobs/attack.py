@@ -8,6 +8,7 @@ from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.setting import prepare
+from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
@@ -31,7 +32,13 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     check_attacks(setting)
     check_channels(setting.data.shape[0])
     with (
-        open_run("attack", config.name, out=config.out, overwrite=flags.overwrite) as run,
+        open_run(
+            "attack",
+            config.name,
+            out=config.out,
+            overwrite=flags.overwrite,
+            sources=sources_of(config, flags.plugin),
+        ) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)

@@ -14,6 +14,7 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting, prepare
+from robustcli.assembly.sources import sources_of
 from robustcli.assembly.throughput import Bench
 from robustcli.assembly.timing import Precision, Repeat, matmul_peak, precisions
 from robustcli.config.load import Loaded
@@ -59,7 +60,11 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     setting = prepare(config, console)
     split_of(setting.data, "train")
     model = ModelSource.of(setting, flags).to_train(console.warn)
-    with open_run("bench", config.name, out=config.out, overwrite=flags.overwrite) as run, StopFlag() as stop:
+    sources = sources_of(config, flags.plugin)
+    with (
+        open_run("bench", config.name, out=config.out, overwrite=flags.overwrite, sources=sources) as run,
+        StopFlag() as stop,
+    ):
         write_inputs(run, config)
         subject = Bench(setting, model, _REPEAT[flags.smoke], stop.check, each_once(console.warn))
         row = _measure(subject, console, flags)

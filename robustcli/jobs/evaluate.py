@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from robustcli.assembly.origin import pinned
 from robustcli.assembly.ranges import parse_sweep
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting, prepare
+from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
@@ -26,12 +26,14 @@ from robustcli.evaluation.shards import parse_part
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
 from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.rerun import write_inputs
+from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.sweep import check_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.run import Run
 from robustcli.store.rundir import newest_run, open_run
 from robustcli.terminal.console import Console
 
@@ -41,6 +43,7 @@ _LIBRARY = "torchattacks"
 def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]:
     """Evaluate as configured; returns the `eval` document, with `gate` where fail_under is set."""
     document = Document("eval")
+    check_flags(flags.resume, flags.overwrite)
     check_metrics(loaded.config.eval.fail_under)
     share = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
@@ -58,13 +61,12 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     check_share(setting, share, needs_all=sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
-    with (
-        open_run("eval", config.name, out=config.out, overwrite=flags.overwrite, resume=flags.resume) as run,
-        stop,
-    ):
-        accepted = functools.partial(
-            write_inputs, run, config
-        )  # a refused --resume must leave the run as it was
+    with _open(config, console, flags) as run, stop:
+
+        def accepted() -> None:  # a refused --resume must leave the run as it was
+            run.begin()
+            write_inputs(run, config)
+
         shards = Shards(run.path / "shards", share, accepted)
         result, rows = measure(setting, model, console, stop.check, extra=extra, shards=shards)
         more: dict[str, Any] = {}
@@ -77,6 +79,22 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         answer = report(run, document, config, result, rows, console, more)
     refuse_unreliable(result, run, flags.strict)
     return answer
+
+
+def _open(config: Config, console: Console, flags: EvalFlags) -> Run:
+    """The run directory. A run that is resumed begins when its shards are known to be of this evaluation."""
+    run = open_run(
+        "eval",
+        config.name,
+        out=config.out,
+        overwrite=flags.overwrite,
+        resume=flags.resume,
+        sources=sources_of(config, flags.plugin, flags.surrogate, flags.attack_plugin),
+        begin=not flags.resume,
+    )
+    if flags.resume:
+        say_if_anew(run, console)
+    return run
 
 
 def _with_source(config: Config, console: Console, flags: EvalFlags) -> Config:

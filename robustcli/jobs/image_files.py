@@ -22,6 +22,7 @@ from robustcli.evaluation.result import BatchOutcome
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
 from robustcli.store.atomic import JsonLines, write_atomic
+from robustcli.store.disk import explained
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
 
@@ -47,7 +48,8 @@ class ImageWriter:
     def __init__(self, setting: Setting, model: nn.Module, run: Run) -> None:
         self.setting, self.model, self.run = setting, model, run
         self.folder = run.path / "images"
-        self.folder.mkdir(exist_ok=True)
+        with explained(self.folder):
+            self.folder.mkdir(exist_ok=True)
         self.lines = JsonLines(run.path / "images.jsonl")
         self.written = self.scored = self._right_8bit = self._right_float = 0
         self._fell = self._broken = 0  # images that an attack broke, as floats and as 8-bit images

@@ -31,6 +31,7 @@ from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
 from robustcli.store.latest import resolve_run
 from robustcli.store.rundir import open_run
+from robustcli.store.sources import Source
 from robustcli.terminal.console import Console
 
 
@@ -50,7 +51,8 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
         update={"fail_under": dict(flags.fail_under)}
     )  # of the whole, not of a part
     config = config.model_copy(update={"eval": gate})
-    with open_run("eval", flags.name, out=flags.out, overwrite=flags.overwrite) as run:
+    sources = [Source(f"the run {folder}", folder) for folder in folders]
+    with open_run("eval", flags.name, out=flags.out, overwrite=flags.overwrite, sources=sources) as run:
         write_inputs(run, config)
         answer = report(run, document, config, result, _rows(header, result), console)
     refuse_unreliable(result, run, flags.strict)

@@ -6,7 +6,8 @@ from robustcli.config.dump import dump_config
 from robustcli.config.schema import Config
 from robustcli.errors import printable
 from robustcli.runtime.seed import environment
-from robustcli.store.run import Follower, Run
+from robustcli.store.follower import Follower
+from robustcli.store.run import Run
 
 CONFIG = "config.resolved.yaml"
 

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
 from robustcli.runtime.distributed import Ranks
+from robustcli.store.follower import Follower
 from robustcli.store.retention import point, sweep
-from robustcli.store.run import Follower, Run
+from robustcli.store.run import Run
 from robustcli.store.snapshot import Snapshot, latest_good
 from robustcli.terminal.console import Console
 from robustcli.training.resume import check_resume
@@ -20,6 +21,18 @@ from robustcli.training.trainplan import Progress
 
 _BUDGET = ("steps", "minutes", "epochs")
 _ENDS = ("patience", "overfitting", *_BUDGET)
+
+
+def check_flags(resume: bool, overwrite: bool) -> None:
+    """Raises UsageError for --resume with --overwrite."""
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+
+
+def say_if_anew(run: Run | Follower, console: Console) -> None:
+    """Tell the user of --resume that there was nothing to go on with."""
+    if not run.resumed:
+        console.warn(f"--resume found no run to go on with: starting anew in {run.path}")
 
 
 def newest_checkpoint(run: Run | Follower, ranks: Ranks, console: Console) -> Snapshot | None:

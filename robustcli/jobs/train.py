@@ -12,19 +12,22 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.reopen import found_by_name, note_run, opening
 from robustcli.assembly.setting import Setting, prepare
+from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted
 from robustcli.jobs.rerun import CONFIG
+from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.trainrun import TrainRun
 from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.records.document import Document
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.distributed import Ranks, join, local_device, solo
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.follower import Follower
 from robustcli.store.retention import resolve_checkpoint
-from robustcli.store.run import Follower, Run
+from robustcli.store.run import Run
 from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 from robustcli.training.trainplan import Progress
@@ -33,12 +36,13 @@ from robustcli.training.trainplan import Progress
 def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]:
     """Train as configured; returns the `train` document of the machine contract."""
     document = Document("train")
+    check_flags(flags.resume, flags.overwrite)
     if flags.dry_run:
         return _dry_run(loaded.config, console, flags)
     config = loaded.config.model_copy(update={"device": local_device(loaded.config.device)})
     with join(pick_device(config.device)) as ranks:
         console = console if ranks.main else Console(quiet=True)
-        with _open(config, flags, ranks) as run, StopFlag() as stop:
+        with _open(config, flags, ranks, console) as run, StopFlag() as stop:
             setting = _prepared(_with_one_model(config, run, ranks, console), run, console)
             training = TrainRun(setting, run, console, flags, stop.check, ranks)
             progress = training.train()
@@ -71,7 +75,7 @@ def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, A
     return training_plan(setting, model, console)
 
 
-def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
+def _open(config: Config, flags: TrainFlags, ranks: Ranks, console: Console) -> Run | Follower:
     """Rank 0 opens the run directory and holds its lock; the others get its path and write nothing."""
     if not ranks.main:
         path, resumed = ranks.broadcast(None)
@@ -84,8 +88,13 @@ def _open(config: Config, flags: TrainFlags, ranks: Ranks) -> Run | Follower:
         resume=asked.resume,
         overwrite=asked.overwrite,
         numbered=config.out is None,
+        sources=sources_of(config, flags.plugin),
+        begin=False,
     )
-    note_run(run.path)
+    if run.begun:
+        note_run(run.path)
+    if flags.resume:
+        say_if_anew(run, console)
     if found_by_name():
         run.keep()
     ranks.broadcast([str(run.path), run.resumed])

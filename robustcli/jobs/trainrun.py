@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.engine import Engine, make_engine
 from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.reopen import note_run
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.errors import Interrupted, NumericsError, UsageError
@@ -20,8 +21,9 @@ from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.models.meta import model_meta
 from robustcli.runtime.distributed import Ranks
 from robustcli.store.disk import preflight
+from robustcli.store.follower import Follower
 from robustcli.store.retention import resolve_checkpoint
-from robustcli.store.run import Follower, Run
+from robustcli.store.run import Run
 from robustcli.store.snapshot import load_checkpoint
 from robustcli.store.state import compare_state
 from robustcli.terminal.console import Console
@@ -48,6 +50,7 @@ class TrainRun:
         meta = model_meta(model, setting.data.classes)
         self.config_tree = setting.config.model_dump(mode="json")
         engine = make_engine(setting, model, ranks, stop, console.warn)
+        self._asked = stop
         self.model, self.digest = engine.step.settings.model, engine.digest
         self.log = self._open_log(meta, _common(setting, engine))
         self.trainer = Trainer(
@@ -60,7 +63,7 @@ class TrainRun:
             save=self.log.save,
             log=self.log.row,
             recall=lambda: load_checkpoint(resolve_checkpoint(run.checkpoints, "best")).groups,
-            stop=stop,
+            stop=self._stop,
             say=self._say,
         )
         if engine.val is not None:
@@ -73,33 +76,51 @@ class TrainRun:
             return Silent()
         return Written(self.run, self.setting, self.config_tree, meta, self.digest, self.console, common)
 
+    def _stop(self) -> None:
+        """Raises Interrupted after a signal, GoneError when somebody has taken away what the run writes."""
+        self._asked()
+        if self.run.begun:
+            self.log.check()
+
     def _say(self, text: str) -> None:
         self.console.info(text)
         self.log.text(text)
 
     def train(self) -> Progress:
         """Start or resume, train, write the results."""
-        self._resume()
-        self.ranks.barrier()  # all have read before one writes
-        write_inputs(self.run, self.setting.config)
+        records = self._resume()
         self._fix_budget()
-        self._say(self._plan())
         self._check_disk()
+        self.ranks.barrier()  # all have read before one writes
+        self._begin(records)
+        self._say(self._plan())
         progress = self._to_the_end()
         self.log.finish(progress)
         return progress
 
     # ---- before the first step -----------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        """Continue from the newest checkpoint that verifies; without one start from step 0."""
+    def _begin(self, records: int) -> None:
+        """Take the directory: everything is loaded and checked. records: bytes of them that count."""
+        self.run.begin()
+        if self.ranks.main:
+            note_run(self.run.path)
+        write_inputs(self.run, self.setting.config)
+        self.log.open()
+        if self.run.resumed:
+            self.log.cut(records)
+
+    def _resume(self) -> int:
+        """Continue from the newest checkpoint that verifies; without one start from step 0.
+
+        Returns the size of the records in bytes at this state.
+        """
         if not self.run.resumed:
-            return
+            return 0
         snapshot = newest_checkpoint(self.run, self.ranks, self.console)
         if snapshot is None:
             self.console.info("no checkpoint yet: starting from step 0")
-            self.log.cut(0)
-            return
+            return 0
         stored, where, warn = snapshot.meta, str(snapshot.path), self.console.warn
         check_same_experiment(stored, self.config_tree, self.digest, self.flags.override_resume, warn)
         compare_state(self.model.state_dict(), snapshot.groups["model"], where=where)
@@ -107,8 +128,8 @@ class TrainRun:
         self.trainer.restore(snapshot.groups, progress, where=where)
         if self.ranks.main:
             repoint(self.run.checkpoints, snapshot.path.name, progress)
-        self.log.cut(progress.log_offset)
         self.console.info(f"resuming at step {progress.step} from {snapshot.path}")
+        return progress.log_offset
 
     def _fix_budget(self) -> None:
         """Fix the number of steps. Raises UsageError when a resumed run has made more steps than that."""

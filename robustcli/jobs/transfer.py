@@ -15,6 +15,7 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting, prepare
+from robustcli.assembly.sources import sources_of
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
@@ -50,7 +51,13 @@ def transfer(
     if flags.dry_run:
         return _dry_run(subjects, settings, console)
     with (
-        open_run("transfer", config.name, out=config.out, overwrite=flags.overwrite) as run,
+        open_run(
+            "transfer",
+            config.name,
+            out=config.out,
+            overwrite=flags.overwrite,
+            sources=sources_of(config, flags.plugin, *references),
+        ) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)

@@ -66,7 +66,7 @@ def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 def write_picture(path: Path, png: bytes) -> None:
     """Write a file atomically, after making its folder. Raises ResourceError."""
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
     write_atomic(path, png)
 
 

@@ -42,7 +42,7 @@ def tensorboard(
     make_writer = _summary_writer()
     folder = run_dir / "tensorboard"
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     return _Events(folder, make_writer, images, flush)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from robustcli.errors import NumericsError
+from robustcli.errors import GoneError, NumericsError
+from robustcli.regular import open_regular
 from robustcli.store.disk import disk_error, explained
 
 TMP_PREFIX = ".tmp-"  # everything that a killed process may leave behind starts like this
 _BLOCK = 65536  # bytes that `JsonLines` reads at once on its way back to a line break
+TMP_NAME = re.compile(r"\.tmp-(?:[a-z0-9-]+-)?\d+-[0-9a-f]{8}", re.ASCII)
+FILE_MODE = 0o666  # before the user's umask
 #: For os.open: follow no link, close in children, translate no line breaks; each where the system has it.
 PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -34,11 +38,11 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def write_new(path: Path, data: bytes, passed: Callable[[str], None] = lambda point: None) -> None:
-    """Create `path` (mode 0600, must not exist, no link followed), write, fsync. Raises OSError.
+    """Create `path` (must not exist, no link followed), write, fsync. Raises OSError.
 
     passed: is called with ``after-write`` and ``after-fsync``, the fail points of the tests.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, FILE_MODE)
     try:
         write_all(fd, data)
         passed("after-write")
@@ -148,7 +152,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         with explained(path):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | PLAIN, 0o600)
+            self._fd = open_regular(path, os.O_RDWR | os.O_CREAT | PLAIN, FILE_MODE)
         self._offset = 0
         self.truncate(os.fstat(self._fd).st_size)
 
@@ -160,15 +164,46 @@ class JsonLines:
     def write(self, row: Any) -> None:
         """Append one row.
 
-        Raises NumericsError (NaN or Inf inside) or ResourceError; the file then ends where it ended before.
+        Raises NumericsError (NaN or Inf inside) or ResourceError (as `check`, too); the file then ends where
+        it ended before.
         """
         data = strict_json(row, where=str(self.path)).encode() + b"\n"
+        self.check()
         try:
             write_all(self._fd, data)
         except OSError as error:
             self._cut(self._offset)
             raise disk_error(error, self.path, len(data)) from error
         self._offset += len(data)
+
+    def check(self) -> None:
+        """Raises GoneError when somebody has removed the file or put another in its place.
+
+        Where it is gone, its rows are first written back.
+        """
+        try:
+            if os.path.samestat(os.fstat(self._fd), os.stat(self.path, follow_symlinks=False)):
+                return
+            saved = "another file is in its place"
+        except FileNotFoundError:
+            self._write_back()
+            saved = "its rows were written back"
+        raise GoneError(
+            f"{self.path.name} was removed while the run lives; {saved}",
+            where=str(self.path),
+            hint="nothing else may work in the directory of a live run",
+        )
+
+    def _write_back(self) -> None:
+        """Make the file again with all rows, which its descriptor still holds. Raises ResourceError."""
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        with os.fdopen(self._fd, "rb") as file:
+            rows = file.read(self._offset)
+        self._fd = -1
+        write_atomic(self.path, rows)
+        with explained(self.path):
+            self._fd = open_regular(self.path, os.O_RDWR | PLAIN)
+            os.lseek(self._fd, 0, os.SEEK_END)
 
     def truncate(self, offset: int) -> int:
         """Remove what was written after `offset`; returns the new length.

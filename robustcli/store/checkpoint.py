@@ -107,7 +107,7 @@ def _publish(final: Path, files: Mapping[str, bytes], document: bytes, tags: Seq
     """Write the directory `final`, unless it holds just this, verify it, and point the tags to it."""
     root, need = final.parent, _space_needed(files, document)
     with explained(root, need):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
         if not _holds(final, document):
             preflight(root, need)
             _write(final, files, document)
@@ -122,7 +122,7 @@ def _write(final: Path, files: Mapping[str, bytes], document: bytes) -> None:
     root, aside = final.parent, _aside(final)
     tmp = root / tmp_name(final.name + "-")
     try:
-        tmp.mkdir(mode=0o700)
+        tmp.mkdir()
         fail_point("after-tmp")
         for name, data in files.items():
             write_new(tmp / name, data, fail_point)

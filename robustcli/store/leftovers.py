@@ -1,71 +1,56 @@
-"""Run directories without a result: what a start writes before its first result, and how it is removed."""
+"""How the files of a start are removed: those of a run that has come to nothing."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from robustcli.store.atomic import TMP_PREFIX
+from robustcli.store.inventory import FOLDERS, files_of, holds_no_result, holds_nothing_else, is_paper
 from robustcli.store.lock import NAME as LOCK_NAME
 
-#: Files and folders of a start. Any other name, and any line of a record, is a result or somebody else's.
-_PAPERS = {LOCK_NAME, "status.json", "log.txt", "config.resolved.yaml", "env.json", "header.json"}
-_FOLDERS = {"checkpoints", "images", "shards", "plots", "tensorboard", "natural", "robust", "attack"}
+_KNOWN_BY = ("status.json", "run.json")
 
 
-def holds_no_result(run: Path) -> bool:
-    """Whether a run directory holds only what a start writes before its first result. Raises OSError."""
-    for place, folders, files in os.walk(run, onerror=_raise):
-        here = Path(place)
-        if any(name not in _FOLDERS or (here / name).is_symlink() for name in folders):
-            return False
-        if not all(_is_paper(here / name) for name in files):
-            return False
-    return True
+def clear(run: Path, verb: str) -> None:
+    """Remove what a start of this verb wrote; results stay, the lock, and all that is no run's.
 
-
-def _is_paper(file: Path) -> bool:
-    """Whether a start writes such a file: one of `_PAPERS`, a temporary one, or a record without a line."""
-    if file.is_symlink():
-        return False
-    if file.name in _PAPERS or file.name.startswith(TMP_PREFIX) or file.parent.name == "tensorboard":
-        return True
-    return file.suffix == ".jsonl" and not file.stat().st_size
-
-
-def clear(run: Path) -> None:
-    """Empty a run directory that holds no result; only its lock stays, which the caller holds.
-
-    Raises OSError. One reason is a file that was added after `holds_no_result` was asked: it stays.
+    What the run is known by goes last, so that a kill leaves a run. Raises OSError.
     """
-    for place, folders, files in os.walk(run, topdown=False):
-        here = Path(place)
-        for name in files:
-            is_lock = name == LOCK_NAME and here == run
-            if not is_lock and _is_paper(here / name):
-                os.unlink(here / name)
-        for name in folders:
-            os.rmdir(here / name)
+    papers = [path for path in files_of(run, verb) if path != LOCK_NAME and is_paper(run, path)]
+    for path in papers:
+        if path not in _KNOWN_BY:
+            os.unlink(run / path)
+    remove_emptied(run, [*papers, *(f"{folder}/x" for folder in FOLDERS)])
+    for path in _KNOWN_BY:
+        if path in papers:
+            os.unlink(run / path)
 
 
-def remove_without_result(run: Path) -> bool:
+def remove_emptied(root: Path, paths: Sequence[str]) -> None:
+    """Remove the folders between `root` and each of the paths below it that hold nothing any more."""
+    folders = {parent for path in paths for parent in PurePosixPath(path).parents if parent.name}
+    for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+        place = root / folder
+        with suppress(OSError):  # not empty
+            if place.is_dir() and not place.is_symlink():
+                os.rmdir(place)
+
+
+def remove_without_result(run: Path, verb: str) -> bool:
     """Remove the directory of a run that holds no result, under the caller's lock; whether it was removed.
 
     Only files of a start and empty directories are removed, so that what somebody puts there meanwhile stays.
     A kill in between leaves a directory that holds no result.
     """
     try:
-        if not holds_no_result(run):
+        if not (holds_nothing_else(run, verb) and holds_no_result(run, verb)):
             return False
-        clear(run)
+        clear(run, verb)
         os.unlink(run / LOCK_NAME)
     except OSError:
         return False
     with suppress(OSError):
         os.rmdir(run)
     return True
-
-
-def _raise(error: OSError) -> None:
-    raise error

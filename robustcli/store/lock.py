@@ -13,9 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from robustcli.errors import LockError, ResourceError
-from robustcli.store.atomic import PLAIN, write_all
+from robustcli.errors import CheckpointError, LockError, ResourceError
+from robustcli.regular import check_regular
+from robustcli.store.atomic import FILE_MODE, PLAIN, write_all
 from robustcli.store.disk import disk_error
+from robustcli.store.tensorfile import read_regular
 
 if sys.platform == "win32":
     import msvcrt
@@ -23,6 +25,7 @@ else:
     import fcntl
 
 NAME = ".lock"
+_LIMIT = 4096  # bytes
 _PATIENCE = 0.5  # seconds in which a holder that is just starting writes its name
 _BUSY = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
@@ -42,10 +45,11 @@ class RunLock:
     def __init__(self, directory: Path) -> None:
         self.path = directory / NAME
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | PLAIN, 0o600)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | PLAIN, FILE_MODE)
         except OSError as error:
             raise disk_error(error, self.path) from error
         try:
+            check_regular(self._fd)
             _lock(self._fd)
             if not _still_names(self.path, self._fd):  # a run that was refused removed its directory
                 raise OSError(errno.EAGAIN, "the lock is gone")
@@ -54,6 +58,11 @@ class RunLock:
             os.close(self._fd)
             raise self._explain(error) from error
         _held.add(self)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process still owns the directory: nobody has removed or replaced it meanwhile."""
+        return self._fd >= 0 and _still_names(self.path, self._fd)
 
     def close(self) -> None:
         """Release the lock; a second call does nothing."""
@@ -104,13 +113,23 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 def _read_holder(path: Path) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
-            record = json.loads(file.read(4096))
-    except (OSError, ValueError, RecursionError):
+        record = json.loads(read_regular(path, _LIMIT))
+    except (CheckpointError, ValueError, RecursionError):
         return None  # not written yet, or being written
     if isinstance(record, dict) and isinstance(record.get("pid"), int):
         return record
     return None
+
+
+def is_holder(path: Path) -> bool:
+    """Whether a file is the lock of a run: a record of its holder, or empty before that is written."""
+    try:
+        if not read_regular(path, _LIMIT):
+            return True
+    except CheckpointError:
+        return False
+    record = _read_holder(path)
+    return record is not None and {"pid", "host", "boot_id", "started"} <= record.keys()
 
 
 def _may_live(record: dict[str, Any]) -> bool:

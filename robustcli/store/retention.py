@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from robustcli.errors import CheckpointError
-from robustcli.store.atomic import TMP_PREFIX, fsync_dir, tmp_name, write_atomic
+from robustcli.store.atomic import TMP_NAME, fsync_dir, tmp_name, write_atomic
 from robustcli.store.disk import explained
 from robustcli.store.manifest import STEP_DIR
 from robustcli.store.tensorfile import read_regular
@@ -146,7 +146,7 @@ def sweep(root: Path) -> list[Path]:
         for path in sorted(root.iterdir()):
             if _put_back(path):
                 continue
-            if _is_aside(path) or path.name.startswith(TMP_PREFIX):
+            if _is_aside(path) or TMP_NAME.fullmatch(path.name):
                 remove(path)
                 removed.append(path)
     return removed

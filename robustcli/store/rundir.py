@@ -1,25 +1,30 @@
-"""Run directories: ``runs/<verb>/<name>-N/``, one per run, mode 0700, locked while the run lives.
+"""Run directories: ``runs/<verb>/<name>-N/``, one per run, locked while the run lives.
 
-See docs/runs.md.
+They follow the umask of the user. See docs/runs.md.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from robustcli.errors import LockError, ResourceError, UsageError, printable
-from robustcli.store.atomic import TMP_PREFIX
+from robustcli.store.atomic import TMP_NAME
 from robustcli.store.disk import explained
+from robustcli.store.identity import Identity, identity_of
+from robustcli.store.inventory import holds_no_result
 from robustcli.store.latest import RUN_NAME
-from robustcli.store.leftovers import clear, holds_no_result
+from robustcli.store.leftovers import clear
 from robustcli.store.lock import NAME as LOCK_NAME
-from robustcli.store.lock import RunLock
-from robustcli.store.retention import remove
+from robustcli.store.lock import RunLock, is_holder
+from robustcli.store.replacing import MOVING, REPLACED, is_replacing, recover
 from robustcli.store.run import Run
+from robustcli.store.sources import Source, check_apart
 
 RUNS = Path("runs")
+_RESUMED = ("train", "eval")  # verbs with --resume
 
 
 def open_run(
@@ -31,6 +36,8 @@ def open_run(
     overwrite: bool = False,
     base: Path = RUNS,
     numbered: bool | None = None,
+    sources: Sequence[Source] = (),
+    begin: bool = True,
 ) -> Run:
     """The directory of a new or resumed run, locked, with status ``running``.
 
@@ -39,106 +46,155 @@ def open_run(
         name: of the run, `[A-Za-z0-9._-]{1,64}`.
         out: this directory exactly, instead of BASE/VERB/NAME-N.
         resume: go on in `out`, or in the NAME-N with the largest N; a new run when there is none.
-        overwrite: empty `out` first; only a directory that a run of ours made. A directory without a result
-            counts as empty.
+        overwrite: replace the run in `out`; only its files are touched. A run without a result is replaced
+            in any case. Together with `resume`: replace an earlier run, and go on with one that had replaced
+            it, as a launcher's restart needs it.
         numbered: whether BASE/VERB/latest may come to name this run. None means: yes, unless `out` is given.
+        sources: what the run reads. `out` must lie apart from it.
+        begin: False leaves `begin` of a run that resumes or replaces another one to the caller.
 
-    Raises UsageError (exit 2): bad name, `out` not empty or not ours; LockError (exit 7): `out` in use;
-    ResourceError (exit 6).
+    Raises UsageError (exit 2): bad name, `out` not empty or not ours, or E-RESUME: another verb's run;
+    LockError (exit 7): `out` in use; ResourceError (exit 6).
     """
     if not RUN_NAME.fullmatch(name):
         raise UsageError(f"run name {printable(name)!r} is not [A-Za-z0-9._-]{{1,64}}", where="name")
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other")
     if out is not None:
-        run = _open_exact(Path(out), resume, overwrite)
+        check_apart(Path(out), sources)
+        run = _open_exact(Path(out), verb, resume, overwrite)
     else:
         run = _open_numbered(base / verb, name, resume)
     if numbered is None:
         numbered = out is None
     run.numbered = numbered
-    with explained(run.path):
-        for entry in list(run.path.iterdir()):
-            if entry.name.startswith(TMP_PREFIX):
-                remove(entry)
-    run.status(state="running")
+    if begin or not run.takes_over:
+        try:
+            run.begin()
+        except BaseException:
+            run.close()
+            raise
     return run
 
 
 def newest_run(verb: str, name: str, *, out: str | None = None, base: Path = RUNS) -> Path | None:
     """The directory that `open_run` would resume, None when there is none. Raises ResourceError."""
     if out is not None:
-        return Path(out) if Path(out).is_dir() else None
+        with explained(Path(out)):
+            return Path(out) if Path(out).is_dir() else None
     parent = base / verb
-    if not parent.is_dir():
-        return None
+    with explained(parent):
+        if not parent.is_dir():
+            return None
     numbers = [number for number, is_dir in _numbers(parent, name).items() if is_dir]
     if not numbers:
         return None
     return parent / f"{name}-{max(numbers)}"
 
 
-def _open_exact(path: Path, resume: bool, overwrite: bool) -> Run:
-    if path.exists() and not path.is_dir():
-        raise UsageError("--out is a file", where=str(path), hint="name a directory")
+def _open_exact(path: Path, verb: str, resume: bool, overwrite: bool) -> Run:
+    with explained(path):
+        if path.exists() and not path.is_dir():
+            raise UsageError("--out is a file", where=str(path), hint="name a directory")
     _make_dirs(path)
+    return _opened(path, verb, resume, overwrite)
+
+
+def _opened(path: Path, verb: str, resume: bool, overwrite: bool) -> Run:
+    """The run in a directory that is there. Nothing in it is touched but what a kill has left half done."""
     _check_ours(path)
     lock = RunLock(path)
     try:
-        entries = [entry for entry in path.iterdir() if entry.name != LOCK_NAME]
-        if entries and not resume:
-            _empty(path, entries, overwrite)
+        with explained(path):
+            begun_anew = is_replacing(path)
+            found = _recovered(path)
+        if found is None:
+            return Run(path, lock, verb=verb, resumed=False)
+        if resume and not (overwrite and begun_anew):
+            _check_verb(path, verb, found)
+            return Run(path, lock, verb=verb, resumed=True)
+        with explained(path):
+            if holds_no_result(path, found.verb):
+                clear(path, found.verb)
+                return Run(path, lock, verb=verb, resumed=False)
+        if not overwrite:
+            raise _not_empty(path, verb, found)
+        return Run(path, lock, verb=verb, resumed=False, replaces=found)
     except BaseException:
         lock.close()
         raise
-    return Run(path, lock, resumed=bool(entries) and resume)
 
 
 def _check_ours(path: Path) -> None:
-    """Raises UsageError for a directory with files of somebody else.
+    """Raises UsageError for a directory with files of somebody else and no run of ours.
 
     Asked before the lock is taken: the lock would leave its file there.
     """
     with explained(path):
-        if not (path / LOCK_NAME).is_file() and any(path.iterdir()):
-            raise UsageError(
-                "directory is not empty and not a run of robustcli",
-                where=str(path),
-                hint="choose another --out",
-            )
+        if not _holds_anything(path) or identity_of(path) is not None:
+            return
+        inside = [path / name for name in (MOVING, REPLACED) if is_replacing(path)]
+        if any(identity_of(folder) for folder in inside):
+            return
+    raise UsageError(
+        "directory is not empty and not a run of robustcli", where=str(path), hint="choose another --out"
+    )
 
 
-def _empty(path: Path, entries: list[Path], overwrite: bool) -> None:
-    """Make room for a new run. Raises UsageError when there is a result and `overwrite` is not given."""
-    if overwrite:
-        with explained(path):
-            for entry in entries:
-                remove(entry)
-    elif holds_no_result(path):
-        with explained(path):
-            clear(path)
-    else:
+def _holds_anything(path: Path) -> bool:
+    """Whether a directory holds more than the lock and half-written files of a start that was killed."""
+    for entry in path.iterdir():
+        is_lock = entry.name == LOCK_NAME and is_holder(entry)
+        if not is_lock and not TMP_NAME.fullmatch(entry.name):
+            return True
+    return False
+
+
+def _recovered(path: Path) -> Identity | None:
+    """The run in the directory, after what a kill has interrupted was finished."""
+    if is_replacing(path):
+        begun = identity_of(path)
+        recover(path, None if begun is None else begun.verb)
+    return identity_of(path)
+
+
+def _check_verb(path: Path, verb: str, found: Identity) -> None:
+    """Raises UsageError E-RESUME for the run of another verb."""
+    if found.verb not in ("", verb):
         raise UsageError(
-            "run directory is not empty",
+            f"cannot resume: this is a run of `{found.verb}`, not of `{verb}`",
             where=str(path),
-            hint="--resume goes on, --overwrite starts anew",
+            hint="choose another --out",
+            code="E-RESUME",
         )
+
+
+def _not_empty(path: Path, verb: str, found: Identity) -> UsageError:
+    """The error for a run with a result, which is replaced only when asked."""
+    if found.verb not in ("", verb):
+        what = f"the directory holds a run of `{found.verb}`"
+        return UsageError(
+            what, where=str(path), hint="choose another --out; --overwrite would replace that run"
+        )
+    hint = "--overwrite starts anew"
+    if verb in _RESUMED:
+        hint = f"--resume goes on, {hint}"
+    return UsageError("run directory is not empty", where=str(path), hint=hint)
 
 
 def _open_numbered(parent: Path, name: str, resume: bool) -> Run:
     _make_dirs(parent)
+    verb = parent.name
     if resume:
-        last = newest_run(parent.name, name, base=parent.parent)
+        last = newest_run(verb, name, base=parent.parent)
         if last is not None:
-            return Run(last, RunLock(last), resumed=True)
+            return _opened(last, verb, True, False)
     number = max(_numbers(parent, name), default=0)
     while True:
         number += 1
         path = parent / f"{name}-{number}"
         try:
             with explained(path):
-                os.mkdir(path, 0o700)
-            return Run(path, RunLock(path), resumed=False, made=True)
+                os.mkdir(path)
+            return Run(path, RunLock(path), verb=verb, resumed=False, made=True)
         except LockError:
             continue  # a concurrent --resume took the new directory
         except ResourceError as error:
@@ -158,8 +214,6 @@ def _numbers(parent: Path, name: str) -> dict[int, bool]:
 
 
 def _make_dirs(path: Path) -> None:
-    """Make `path` and its missing parents, each with mode 0700; Path.mkdir gives it to the last one only."""
+    """Make `path` and its missing parents. Raises ResourceError."""
     with explained(path):
-        for place in reversed([path, *path.absolute().parents]):
-            if not place.exists():
-                place.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)

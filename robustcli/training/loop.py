@@ -9,13 +9,14 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustcli.data.split import Split
-from robustcli.errors import Interrupted
+from robustcli.errors import GoneError, Interrupted, ResourceError
 from robustcli.runtime.device import peak_memory, synchronise
 from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import shared_faults
@@ -171,7 +172,8 @@ class Trainer:
     def run(self) -> Progress:
         """Train to the end of the budget.
 
-        On a signal the state after the last whole step is saved, and Interrupted is raised.
+        On a signal the state after the last whole step is saved, and Interrupted is raised. So it is when
+        somebody takes away what the run writes, where one process trains.
         """
         if not self.progress.max_steps:
             self.fix_budget()
@@ -186,6 +188,11 @@ class Trainer:
                 signum=error.signum,
                 hint="resume with --resume",
             ) from None
+        except GoneError:
+            if self.ranks.world == 1 and self._saved != progress.step:
+                with suppress(ResourceError):  # the first failure is the one to report
+                    self._checkpoint(("last",))
+            raise
         return progress
 
     def _run(self) -> None:
@@ -223,13 +230,14 @@ class Trainer:
         progress, plan = self.progress, self.plan
         if progress.step == 0:
             return
-        improved = False
+        improved = outdated = False
         validation_due = finished or progress.step % plan.validate_every == 0
         if validation_due and progress.validated != progress.step:
+            # A step that was saved when its validation was interrupted is saved again, with its record.
+            outdated = self._saved == progress.step
             improved = self._validate()
         save_due = finished or bool(progress.ended) or progress.step % plan.save_every == 0
-        # A step that was saved when its validation was interrupted is saved again.
-        if improved or self._rolled_back or (save_due and self._saved != progress.step):
+        if improved or outdated or self._rolled_back or (save_due and self._saved != progress.step):
             tags = ["last"]
             if improved or not progress.best:
                 tags.append("best")
@@ -247,10 +255,10 @@ class Trainer:
         row |= measured
         row |= {"images_per_second": self._meter.rate, "waiting_share": self._meter.waiting_share}
         row["peak_memory"] = max(self.ranks.gather(peak_memory(self.device)))
+        self._log(row)  # before the progress changes: a record that is not written is not made
         progress.validated = progress.step
         progress.clear_losses()
         progress.last = {key: row.get(key) for key in ("step", "epoch", "clean_acc", "robust_acc")}
-        self._log(row)
         self._meter.clear()
         improved = bool(measured) and self._is_best(progress.last)
         if improved:

@@ -27,7 +27,8 @@ from robustcli.config.overlay import parse_assignment
 from robustcli.errors import Interrupted
 from robustcli.jobs import bench as job
 from robustcli.models.flops import flops
-from robustcli.store.run import read_status
+from robustcli.store.inventory import holds_nothing_else
+from robustcli.store.status import read_status
 from robustcli.terminal.console import Console
 
 CPU = torch.device("cpu")
@@ -71,6 +72,7 @@ def test_document_files_and_arithmetic(cli, tmp_path):
         assert row["mfu"] == pytest.approx(row["tflops"] / document["peak"][row["precision"]]["tflops"])
     assert 0 <= document["training_loop"]["waiting_low"] <= document["training_loop"]["waiting_share"] < 1
     run = tmp_path / document["run"]
+    assert holds_nothing_else(run, "bench"), "store/inventory.py knows all files"
     assert (
         json.loads((run / "bench.json").read_text())
         == document

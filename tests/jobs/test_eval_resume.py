@@ -17,7 +17,7 @@ from robustcli.cli.main import run
 from robustcli.config.bind import Registries
 from robustcli.proportions import clopper_pearson
 from robustcli.records.read import read_rows
-from robustcli.store.run import read_status
+from robustcli.store.status import read_status
 
 KILLS, SLOW_KILLS = 5, 20
 LEARNED = (

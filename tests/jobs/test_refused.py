@@ -10,7 +10,7 @@ from jobs_support import TINY, environment, free_port
 
 from robustcli.errors import DataError, NumericsError, PeerError
 from robustcli.store import leftovers
-from robustcli.store.run import read_status
+from robustcli.store.status import read_status
 
 QUICK = (*TINY, "train.steps=4", "train.validate_every=100", "train.save_every=2")
 LATEST = ("--model", "run:runs/train/latest")
@@ -158,13 +158,13 @@ def test_what_comes_during_the_removal_stays(tmp_path, monkeypatch):
         (run / name).touch()
     looked = leftovers.holds_no_result
 
-    def slow(place):
-        found = looked(place)
+    def slow(place, verb):
+        found = looked(place, verb)
         (run / "nan_batch.rank1.safetensors").write_bytes(b"pixels")
         return found
 
     monkeypatch.setattr(leftovers, "holds_no_result", slow)
-    leftovers.remove_without_result(run)
+    leftovers.remove_without_result(run, "train")
     assert [path.name for path in run.iterdir()] == ["nan_batch.rank1.safetensors"]
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from jobs_support import TINY, final_state, same
 
-from robustcli.store.run import read_status
 from robustcli.store.snapshot import latest_good
+from robustcli.store.status import read_status
 
 KILLS, SLOW_KILLS = 25, 200
 

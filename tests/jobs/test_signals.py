@@ -18,8 +18,8 @@ from jobs_support import IMAGES, WORKER, Job, all_same, hit_at, leave_digest, mo
 
 from robustcli.assembly.launch import launch
 from robustcli.store.retention import resolve_checkpoint
-from robustcli.store.run import read_status
 from robustcli.store.snapshot import load_checkpoint
+from robustcli.store.status import read_status
 from robustcli.terminal.console import Console
 
 pytestmark = pytest.mark.usefixtures("warm")

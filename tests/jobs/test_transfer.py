@@ -9,7 +9,8 @@ from jobs_support import TINY
 from PIL import Image
 
 from robustcli.jobs.transfer import short_names
-from robustcli.store.run import read_status
+from robustcli.store.inventory import holds_nothing_else
+from robustcli.store.status import read_status
 
 KEYS = {
     "schema_version", "ok", "verb", "run", "seconds", "models", "references", "n", "clean_acc",
@@ -59,6 +60,7 @@ def test_document_records_and_files(pair, cli, tmp_path):
             "ball"
         ]["eps"]
     assert rows[0]["hashes"]["source"] == rows[1]["hashes"]["source"] != rows[3]["hashes"]["source"]
+    assert holds_nothing_else(run, "transfer"), "store/inventory.py knows all files"
     assert Image.open(run / "plots" / "transfer.png").size[0] > 300 and read_status(run)["state"] == "done"
     assert json.loads((run / "summary.json").read_text())["matrix"] == document["matrix"]
     summary = (run / "summary.md").read_text()

@@ -10,7 +10,8 @@ from PIL import Image
 
 from robustcli.proportions import Rate, clopper_pearson
 from robustcli.reporting.cells import format_rate
-from robustcli.store.run import read_status
+from robustcli.store.inventory import holds_nothing_else
+from robustcli.store.status import read_status
 
 COMMON = {"schema_version", "ok", "verb", "run", "seconds"}
 EVAL_KEYS = {
@@ -47,6 +48,7 @@ def test_train_document_and_files(trained, tmp_path):
         set(trained["best"]) == set(trained["last"]) == {"epoch", "clean_acc", "robust_acc"}
         and 0 <= trained["best"]["clean_acc"] <= 1
     )
+    assert holds_nothing_else(tmp_path / "model", "train"), "store/inventory.py knows all files"
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert {
         "config.resolved.yaml",
@@ -178,6 +180,7 @@ def test_demo_smoke(cli, tmp_path):
     document = answer.document
     assert answer.code == 0 and set(document["models"]) == {"natural", "robust"}
     run = tmp_path / document["run"]
+    assert holds_nothing_else(run, "demo"), "store/inventory.py knows all files"
     assert (run / "plots" / "accuracy_against_eps.png").is_file() and (run / "attack" / "images").is_dir()
     assert "next steps" in answer.err and "robustcli eval --model" in answer.err
     shown, summary = (run / "summary.md").read_text(), json.loads((run / "summary.json").read_text())

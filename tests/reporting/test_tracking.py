@@ -279,6 +279,7 @@ class Papers:
         self.model = ModelSource(self.setting).to_train()
         self.run = open_run("train", "run", out=str(folder / "run"))
         self.log = Written(self.run, self.setting, {}, {}, "digest", console, {"attack": "pgd"})
+        self.log.open()
 
     def examples(self, stop: Callable[[], None] | None = None) -> Examples:
         return Examples(self.setting, lambda: self.model, self.setting.data.val, torch.arange(3, 9), stop)

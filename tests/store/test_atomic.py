@@ -18,7 +18,9 @@ def test_content_mode_and_replacement(tmp_path: Path) -> None:
     write_atomic(path, b"old" * 1000)
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 

@@ -22,9 +22,9 @@ from robustcli.errors import ResourceError
 from robustcli.store import atomic, checkpoint, disk
 from robustcli.store.checkpoint import save_checkpoint
 from robustcli.store.disk import disk_error, free_bytes, preflight
-from robustcli.store.run import read_status
 from robustcli.store.rundir import open_run
 from robustcli.store.snapshot import latest_good
+from robustcli.store.status import read_status
 
 
 def state(step: int, numel: int = 10) -> dict[str, dict[str, Tensor]]:

@@ -24,10 +24,16 @@ from robustcli.errors import (
 )
 from robustcli.store import latest as latest_module
 from robustcli.store import leftovers, lock
+from robustcli.store.inventory import holds_no_result
 from robustcli.store.latest import resolve_run
 from robustcli.store.lock import RunLock
-from robustcli.store.run import Run, read_status
+from robustcli.store.run import Run
 from robustcli.store.rundir import open_run
+from robustcli.store.status import first_status, read_status
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def start(base: Path, name: str = "x", **options: Any) -> Run:
@@ -36,7 +42,7 @@ def start(base: Path, name: str = "x", **options: Any) -> Run:
 
 def test_numbers_latest_and_modes(tmp_path: Path) -> None:
     base = tmp_path / "deep" / "runs"
-    old = os.umask(0o022)
+    old = os.umask(0o002)  # a group that works together
     try:
         paths = []
         for name in ("x", "x", "y", "x-1", "x"):
@@ -51,8 +57,8 @@ def test_numbers_latest_and_modes(tmp_path: Path) -> None:
         os.umask(old)
     assert paths == ["x-1", "x-2", "y-1", "x-1-1", "x-3"]
     made = [tmp_path / "deep", *(tmp_path / "deep").rglob("*")]
-    assert {stat.S_IMODE(p.lstat().st_mode) for p in made if p.is_dir() and not p.is_symlink()} == {0o700}
-    assert {stat.S_IMODE(p.lstat().st_mode) for p in made if p.is_file() and not p.is_symlink()} == {0o600}
+    assert {stat.S_IMODE(p.lstat().st_mode) for p in made if p.is_dir() and not p.is_symlink()} == {0o775}
+    assert {stat.S_IMODE(p.lstat().st_mode) for p in made if p.is_file() and not p.is_symlink()} == {0o664}
     assert (base / "train" / "x-1" / "a.txt").read_text("utf-8") == "é\n"
     assert run.checkpoints == run.path / "checkpoints"
 
@@ -119,16 +125,15 @@ def test_bad_names(tmp_path: Path, name: str) -> None:
 def test_out_is_exact_and_refuses_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with open_run("train", "x", out="a/b") as run:
-        run.write_text("mine.txt", "1")
+        run.write_text("summary.md", "1")
     assert run.path.resolve() == tmp_path / "a" / "b" and not (tmp_path / "runs").exists()
     with pytest.raises(UsageError, match="--resume goes on, --overwrite starts anew"):
         open_run("train", "x", out="a/b")
     with open_run("train", "x", out="a/b", resume=True) as run:
-        assert run.resumed and (run.path / "mine.txt").exists()
+        assert run.resumed and (run.path / "summary.md").exists()
     with open_run("train", "x", out="a/b", overwrite=True) as run:
-        assert not run.resumed and sorted(p.name for p in run.path.iterdir()) == [".lock", "status.json"]
-    with pytest.raises(UsageError, match="exclude each other"):
-        open_run("train", "x", out="a/b", resume=True, overwrite=True)
+        assert not run.resumed and names(run.path) == [".lock", ".replaced", "run.json", "status.json"]
+    assert names(run.path) == [".lock", "run.json", "status.json"]
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file"):
         open_run("train", "x", out="file")
@@ -142,14 +147,15 @@ def test_a_directory_that_is_not_ours_is_never_touched(tmp_path: Path, options: 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_overwrite_removes_links_not_what_they_point_to(tmp_path: Path) -> None:
+def test_overwrite_removes_links_of_runs_not_what_they_point_to(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "keep").write_text("x")
+    (tmp_path / "data" / "last").write_text("x")
     with open_run("train", "x", out=str(tmp_path / "out")) as run:
-        (run.path / "link").symlink_to(tmp_path / "data")
+        for name in ("checkpoints", "link"):  # the first is the run's: its checkpoints lie on another disk
+            (run.path / name).symlink_to(tmp_path / "data")
     with open_run("train", "x", out=str(tmp_path / "out"), overwrite=True) as run:
-        assert not (run.path / "link").is_symlink()
-    assert (tmp_path / "data" / "keep").exists()
+        assert not (run.path / "checkpoints").is_symlink() and (run.path / "link").is_symlink()
+    assert (tmp_path / "data" / "last").exists() and names(tmp_path / "data") == ["last"]
 
 
 def test_overwrite_of_a_running_run_is_refused_and_harmless(tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_status_is_kept_across_a_kill(tmp_path: Path, forked: Any) -> None:
     def body() -> None:
         run = start(tmp_path)
         run.status(step=7, last_checkpoint="checkpoints/step-00000007")
-        (run.path / ".tmp-123-abc").write_text("half")
+        (run.path / ".tmp-123-0123abcd").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert forked.run(body) == -signal.SIGKILL
@@ -194,7 +200,7 @@ def test_status_is_kept_across_a_kill(tmp_path: Path, forked: Any) -> None:
     assert read_status(path) == expected
     with start(tmp_path, resume=True) as run:
         assert read_status(path) == expected, "known before the first new step"
-        assert not (path / ".tmp-123-abc").exists()
+        assert not (path / ".tmp-123-0123abcd").exists()
         run.status(state="done", code=0, step=9, resumable=False)
     assert read_status(path) == {**expected, "state": "done", "code": 0, "step": 9, "resumable": False}
     with pytest.raises(ValueError, match="state"):
@@ -356,9 +362,10 @@ MISHAPS = (
 def refuse(run: Run, error: BaseException | str) -> None:
     run.write_text("config.resolved.yaml", "seed: 0\n")
     run.log("training")
-    for folder in ("images", "shards"):
-        (run.path / folder).mkdir()
-    run.write_json("shards/header.json", {"seed": 0})
+    for folder in ("checkpoints", "shards"):
+        (run.path / folder).mkdir(exist_ok=True)
+    if run.verb == "eval":
+        run.write_json("shards/header.json", {"seed": 0})
     (run.path / "metrics.jsonl").touch()
     if isinstance(error, str):
         Ball("linf", -1)
@@ -449,7 +456,7 @@ def test_a_refused_run_in_a_named_directory_stays_and_is_in_nobodys_way(tmp_path
         refuse(run, UsageError("first"))
     assert (read_status(run.path)["state"], read_status(run.path)["code"]) == ("failed", 2)
     with open_run("eval", "x", out=out) as run:
-        assert not run.resumed and sorted(p.name for p in run.path.iterdir()) == [".lock", "status.json"]
+        assert not run.resumed and names(run.path) == [".lock", "run.json", "status.json"]
         run.write_text("summary.md", "a result")
     with pytest.raises(UsageError, match="--overwrite starts anew"):
         open_run("eval", "x", out=out)
@@ -489,9 +496,9 @@ def test_a_kill_while_a_directory_is_taken_back(
         and (tmp_path / "train" / "x-1" / "status.json").exists()
     )
     left = tmp_path / "train" / "x-2"
-    assert not left.exists() or leftovers.holds_no_result(left)
+    assert not left.exists() or holds_no_result(left, "train")
     with open_run("train", "x", out=str(left)) as run:
-        assert sorted(p.name for p in run.path.iterdir()) == [".lock", "status.json"]
+        assert names(run.path) == [".lock", "run.json", "status.json"]
 
 
 def test_a_lock_that_was_taken_back_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,5 +527,16 @@ def test_unreadable_status(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "[" * 100_000, "\xff"):
         (tmp_path / "status.json").write_text(text, encoding="latin-1")
         assert read_status(tmp_path) == {}
-    (tmp_path / "status.json").write_text(json.dumps({"state": "done"}))
-    assert read_status(tmp_path) == {"state": "done"}
+    whole = first_status({})
+    (tmp_path / "status.json").write_text(json.dumps({**whole, "from a newer version": 1}))
+    assert read_status(tmp_path) == whole
+    for name in whole:
+        for wrong in ("x" * 3, -1, 10**30, [], True, 0.5):
+            document = {**whole, name: wrong}
+            (tmp_path / "status.json").write_text(json.dumps(document))
+            assert read_status(tmp_path) in ({}, document)
+        (tmp_path / "status.json").write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
+        assert read_status(tmp_path) == {}
+    (tmp_path / "status.json").unlink()
+    os.mkfifo(tmp_path / "status.json")
+    assert read_status(tmp_path) == {}, "and nobody waits for a writer"

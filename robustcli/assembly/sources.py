@@ -1,0 +1,34 @@
+"""What a command reads from the disk: its output must lie apart from all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from robustcli.config.schema import Config
+from robustcli.store.latest import resolve_run
+from robustcli.store.sources import Source
+
+
+def sources_of(config: Config, *references: str | None) -> list[Source]:
+    """The model, the weights and the data of a configuration, and further references to models or to code."""
+    models = [config.model.name, config.model.weights, *references]
+    found = [Source(f"the model {name}", path) for name in _given(models) for path in _places(name)]
+    for name in _given([config.data.name, config.data.extra]):
+        _, colon, path = name.partition(":")
+        if colon:
+            found.append(Source(f"the data {name}", Path(os.path.expanduser(path))))
+    return found
+
+
+def _given(names: Iterable[str | None]) -> list[str]:
+    return [name for name in names if name]
+
+
+def _places(reference: str) -> Iterator[Path]:
+    """Where a reference may lead: run:DIR, DIR, FILE, FILE.py:NAME. A name without a file leads nowhere."""
+    path = reference.removeprefix("run:")
+    yield resolve_run(Path(path))
+    if ":" in path:
+        yield Path(path.rpartition(":")[0])

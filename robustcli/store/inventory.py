@@ -1,0 +1,107 @@
+"""Which files of a run directory are a run's: those that a run of its verb writes, and no others.
+
+Whatever else lies there is somebody's own. It is never moved, emptied or removed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from robustcli.store.atomic import TMP_NAME
+
+_TMP = TMP_NAME.pattern
+_STEP = rf"(?:\.old-)?step-\d{{8,18}}/(?:manifest\.json|[a-z][a-z0-9_]*\.safetensors|{_TMP})"
+#: What a start writes before its first result.
+_PAPERS = (
+    *(r"run\.json", r"\.lock", r"status\.json", r"log\.txt", r"config\.resolved\.yaml", r"env\.json"),
+    *(_TMP, rf"plots/{_TMP}"),
+)
+_COMMON = (*_PAPERS, r"crash\.log", r"metrics\.jsonl", r"results\.csv", r"summary\.(?:json|md)")
+_HEADER = r"shards/(?:[a-z][\w-]*/)?header\.json"
+_EVENTS = r"tensorboard/events\.out\.tfevents\.[^/]+"
+_TRAIN = (
+    rf"checkpoints/(?:last|best|{_STEP}|{_TMP}(?:/[\w.-]+)?)",
+    *(r"plots/training\.png", _EVENTS, r"nan_batch(?:\.rank\d+)?\.safetensors"),
+)
+_ATTACK = (
+    *(rf"images/(?:\d{{6,}}_[^/]{{0,40}}_adv\.png|{_TMP})", r"(?:images|samples)\.jsonl"),
+    r"plots/gallery\.png",
+)
+
+
+def _inside(folder: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(rf"{folder}/(?:{pattern})" for pattern in patterns)
+
+
+_PARTS = ("natural", "robust", "attack")  # the runs inside a run of `demo`
+#: Verb -> what its runs write beside `_COMMON`; each pattern is for a whole path below the run's directory.
+_WRITES: dict[str, tuple[str, ...]] = {
+    "train": _TRAIN,
+    "eval": (
+        *(_HEADER, rf"shards/(?:[a-z][\w-]*/)?(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
+        *(r"(?:sweep|distances|samples)\.jsonl", r"plots/(?:sweep_\w+|distances)\.png"),
+    ),
+    "attack": _ATTACK,
+    "transfer": (r"transfer\.jsonl", r"plots/transfer\.png"),
+    "bench": (r"bench\.json",),
+    "demo": (
+        r"plots/accuracy_against_eps\.png",
+        *_inside("(?:natural|robust)", (*_COMMON, *_TRAIN)),
+        *_inside("attack", (*_COMMON, *_ATTACK)),
+    ),
+}
+VERBS = tuple(_WRITES)
+#: Folders that a user may have laid elsewhere by a link.
+FOLDERS = ("checkpoints", "images", "shards", "plots", "tensorboard", *_PARTS)
+_START = re.compile("|".join([*_PAPERS, _HEADER, _EVENTS, *_inside(f"(?:{'|'.join(_PARTS)})", _PAPERS)]))
+
+
+@cache
+def written_by(verb: str) -> re.Pattern[str]:
+    """What the runs of a verb write, as one pattern for paths below the run; of all verbs for any other."""
+    kinds = [verb] if verb in _WRITES else VERBS
+    return re.compile("|".join([*_COMMON, *(pattern for kind in kinds for pattern in _WRITES[kind])]))
+
+
+def files_of(run: Path, verb: str) -> list[str]:
+    """Paths below `run` of all files of a run of this verb, in order; of any run for a verb that is unknown.
+
+    A link counts by its own name and is not followed. Raises OSError.
+    """
+    pattern = written_by(verb)
+    return sorted(path for path in _walk(run) if path in FOLDERS or pattern.fullmatch(path))
+
+
+def _walk(run: Path) -> Iterator[str]:
+    """Paths below `run` of all that is no folder; a link is none."""
+    for place, folders, files in os.walk(run, onerror=_raise):
+        here = Path(place)
+        for name in [*files, *(name for name in folders if (here / name).is_symlink())]:
+            yield (here / name).relative_to(run).as_posix()
+
+
+def is_paper(run: Path, path: str) -> bool:
+    """Whether a start writes this file of a run before its first result; a record without a line is none."""
+    file = run / path
+    if file.is_symlink():
+        return False
+    return bool(_START.fullmatch(path)) or (path.endswith(".jsonl") and not file.lstat().st_size)
+
+
+def holds_no_result(run: Path, verb: str) -> bool:
+    """Whether the files of a run are only those of a start. Raises OSError."""
+    return all(is_paper(run, path) for path in files_of(run, verb))
+
+
+def holds_nothing_else(run: Path, verb: str) -> bool:
+    """Whether all files in a directory are those of a run. Raises OSError."""
+    pattern = written_by(verb)
+    return all(pattern.fullmatch(path) for path in _walk(run))
+
+
+def _raise(error: OSError) -> None:
+    raise error
