@@ -29,7 +29,7 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
         return Opening(out, resume, overwrite)
     note = os.environ.get(RUN_FILE)
     if note is None:  # torchrun: the newest run of this name, or `out`
-        return Opening(out, True, False)
+        return Opening(out, True, overwrite)
     path = Path(note)
     if path.is_file() and (noted := path.read_text("utf-8")):
         return Opening(noted, True, overwrite)
