@@ -8,7 +8,7 @@ import pytest
 
 from robustcli.cli.main import run
 from robustcli.foreign import foreign_fault
-from robustcli.store.run import read_status
+from robustcli.store.status import read_status
 
 NET = """
 import sys
