@@ -53,7 +53,7 @@ class ModelSource:
         """The source of the model, with the flags of the command line."""
         return cls(setting, flags.plugin, flags.allow_pickle)
 
-    def to_train(self, warn: Callable[[str], None]) -> NormalisedModel:
+    def to_train(self, warn: Callable[[str], None] = lambda text: None) -> NormalisedModel:
         """The model on its device, for the classes of the data: new, or with the weights to fine-tune.
 
         A network that is not ours is looked at in both modes and in the memory layout of training; `warn` is
