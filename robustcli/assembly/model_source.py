@@ -59,7 +59,7 @@ class ModelSource:
         A network that is not ours is looked at in both modes and in the memory layout of training; `warn` is
         told what is done otherwise than asked. Raises ConfigError E-MODEL where it cannot be trained.
         """
-        model = self._fresh() if self._untrained else self._loaded(self.setting.classes)
+        model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
         assert isinstance(model, NormalisedModel)  # since the data say its shape
         model, channels_last = model.to(self.setting.device), self.setting.config.train.channels_last
         if not ours(model.arch):
@@ -79,11 +79,12 @@ class ModelSource:
                 "(run:runs/train/latest) or give model.weights"
             )
             return self._fresh().eval().to(self.setting.device)
-        brings_classes = self._spec.name.startswith(("run:", "torchvision:"))
-        model = self._loaded(None if brings_classes else self.setting.classes).to(self.setting.device)
+        # A factory is told the classes of the data; all other networks get them from their weights.
+        classes = None if self.plugin is None else self.setting.classes
+        model = self._loaded(classes, console.warn).to(self.setting.device)
         data = self.setting.data
-        model, classes = adapted(model, images(data.shape, self.setting.device))
-        check_classes(classes, data.classes, getattr(model, "classes", None))
+        model, found = adapted(model, images(data.shape, self.setting.device))
+        check_classes(found, data.classes, getattr(model, "classes", None))
         return model
 
     @property
@@ -106,8 +107,11 @@ class ModelSource:
         )
         return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
-    def _loaded(self, num_classes: int | None) -> nn.Module:
-        """The model with its weights. num_classes: of the data, or None where the weights tell it."""
+    def _loaded(self, num_classes: int | None, say: Callable[[str], None]) -> nn.Module:
+        """The model with its weights.
+
+        num_classes: of the data, or None where the weights tell it. say: told what was chosen in a file.
+        """
         spec, config, data = self._spec, self.setting.config, self.setting.data
         return load_model(
             spec.name,
@@ -123,4 +127,6 @@ class ModelSource:
             allow_pickle=self.allow_pickle,
             download=config.data.download,
             seed=config.seed,
+            weights_kind=spec.weights_kind,
+            say=say,
         )

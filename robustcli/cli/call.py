@@ -17,7 +17,14 @@ from robustcli.cli.attack_flags import (
     takes_steps,
 )
 from robustcli.cli.flags import FLAGS, FlagValue, spellings, texts_of
-from robustcli.cli.model_flags import require_model, require_user_code, user_code, with_user_code
+from robustcli.cli.model_flags import (
+    MODEL_KEYS,
+    as_meant,
+    require_model,
+    require_user_code,
+    user_code,
+    with_user_code,
+)
 from robustcli.errors import UsageError
 from robustcli.terminal.console import Console
 
@@ -103,7 +110,8 @@ class Call:
 
         said = [*self._smoke(), *self._flags(), *self.fail_under()]
         words = [word for word in self.texts("words") if _is_assignment(word)]
-        return said + [parse_assignment(text, "command line") for text in [*self.texts("set"), *words]]
+        said += [parse_assignment(text, "command line") for text in [*self.texts("set"), *words]]
+        return [as_meant(item, self.text("plugin")) for item in said]
 
     def _smoke(self) -> list[Override]:
         """What makes a run tiny; a budget that the user gave stays."""
@@ -187,15 +195,16 @@ class Call:
 
         What is measured comes from the run: data, ball, attacks. `OF_THE_CALL` names what does not.
         """
-        words = self.texts("words")
-        assigned = [word.partition("=")[2] for word in words if word.startswith("model.name=")]
-        model = self.text("model") or next(iter(assigned), "")
+        named = [item.value for item in self.overrides() if item.key in MODEL_KEYS]
+        model = next(reversed(named), "")
         if self.verb == "train" or self.source() is not None or not model.startswith("run:"):
             return None
         from robustcli.store.latest import resolve_run
 
-        stored = resolve_run(Path(model.removeprefix("run:"))) / "config.resolved.yaml"
-        return str(stored) if stored.is_file() else None
+        path = resolve_run(Path(model.removeprefix("run:")))
+        # run:DIR/checkpoints/step-N is a model of the run DIR
+        stored = [folder / "config.resolved.yaml" for folder in (path, *list(path.parents)[:2])]
+        return next((str(file) for file in stored if file.is_file()), None)
 
     def _attack_list(self) -> list[Override]:
         """--attack, to stand before all other overrides, so that attacks.0.key=value means these attacks."""

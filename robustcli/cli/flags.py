@@ -48,6 +48,11 @@ FLAGS: dict[str, Flag] = {
         complete=_names_in(registry.models),
     ),
     "weights": Flag("Weights for the model: FILE.safetensors or FILE.npz.", "model.weights"),
+    "weights_kind": Flag(
+        "Of raw weights and their average in one file: auto (the average), averaged or raw.",
+        "model.weights_kind",
+        complete=_starting(["auto", "averaged", "raw"]),
+    ),
     "plugin": Flag("FILE.py:factory, your own model; runs that code.", metavar="FILE.py:FACTORY"),
     "normalize": Flag(
         "What a foreign model expects: imagenet, or means and deviations.",
@@ -133,7 +138,7 @@ def add_flag(name: str, flag: Flag) -> str:
 
 
 # Flags that stand together in the help of several verbs.
-MODEL = ("model", "weights", "plugin", "normalize")
+MODEL = ("model", "weights", "weights_kind", "plugin", "normalize")
 DATA_AND_BALL = ("data", "download", "eps", "norm", "allow_large_eps")
 SAMPLE = ("n", "first", "split", "eval_batch")
 MACHINE = ("device", "search", "seed", "threads")

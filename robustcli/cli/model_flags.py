@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustcli.errors import ConfigError, UsageError
@@ -17,8 +19,28 @@ if TYPE_CHECKING:
     from robustcli.config.spec import ModelConfig, PluginConfig
 
 NAME = "model.name"
-_NAMES = ("model", NAME)
-_KEPT = ("weights", "normalize")  # what a configuration says of the network that a user's code replaces
+MODEL_KEYS = ("model", NAME)  # keys that name a model
+_DATA_KEYS = ("data", "data.name")
+_KEPT = (
+    "weights",
+    "normalize",
+    "weights_kind",
+)  # what a configuration says of the network that a user's code replaces
+
+
+def as_meant(item: Override, plugin: str | None) -> Override:
+    """A setting with what a bare path in the place of a model or of a data set obviously means.
+
+    With a user's code the weight file of a checkpoint is a bare weight file.
+    """
+    from robustcli import registry
+    from robustcli.models.meant import is_own_file, meant_data, meant_model
+
+    if item.key in MODEL_KEYS and not (plugin is not None and is_own_file(Path(item.value))):
+        return replace(item, value=meant_model(item.value))
+    if item.key in _DATA_KEYS:
+        return replace(item, value=meant_data(item.value, registry.datasets.names()))
+    return item
 
 
 def user_code(flag: str | None, overrides: Sequence[Override]) -> str | None:
@@ -28,7 +50,7 @@ def user_code(flag: str | None, overrides: Sequence[Override]) -> str | None:
     """
     from robustcli.config.spec import names_code
 
-    named = [item.value for item in overrides if item.key in _NAMES and names_code(item.value)]
+    named = [item.value for item in overrides if item.key in MODEL_KEYS and names_code(item.value)]
     if flag is not None and named:
         raise UsageError(
             f"two networks: {named[-1]} and --plugin {flag}", hint="drop one of them", code="E-MODEL"
@@ -57,7 +79,7 @@ def with_user_code(
     from robustcli.config.spec import PLUGIN, is_reference
     from robustcli.models.plugin import record_of
 
-    said = [item for item in overrides if not (item.key in _NAMES and item.value == given)]
+    said = [item for item in overrides if not (item.key in MODEL_KEYS and item.value == given)]
     before, record = read(said).config.model, record_of(given)
     if before.plugin is not None:
         check_record(before.plugin, record)
@@ -65,7 +87,7 @@ def with_user_code(
     recorded = Override("model.plugin", json.dumps(record.model_dump()), "--plugin")
     if before.name.startswith(PLUGIN) or _brings_weights(before):
         return [*said, recorded]
-    named = [item.value for item in said if item.key in _NAMES]
+    named = [item.value for item in said if item.key in MODEL_KEYS]
     if named and not is_reference(named[-1]):
         raise UsageError(
             f"two networks: --model {named[-1]} and {given}", hint="drop one of them", code="E-MODEL"

@@ -73,14 +73,16 @@ def load_config(
     tree = default_layer()
     for layer in (*(pruned(file, without) for file in files), environment, command_line):
         tree = merge(tree, layer, rules(), faults)
-    data = to_python(tree)
+    data, found = to_python(tree), None
+    if bind:
+        found = registries or Registries.discover()
     faults += code_faults(tree)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        faults += schema_faults(error)
-    if bind:
-        faults += bind_faults(data, registries or Registries.discover())
+        faults += schema_faults(error, data, found)
+    if found is not None:
+        faults += bind_faults(data, found)
     if faults:
         raise config_error(faults, tree)
     return Loaded(config, _origins(config, tree), path)

@@ -9,7 +9,7 @@ import copy
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -158,6 +158,10 @@ class ModelConfig(Spec):
     normalize: Text | None = Field(
         default=None,
         description="`imagenet`, or `mean,std` (numbers, or three of each), for weights that expect it",
+    )
+    weights_kind: Literal["auto", "averaged", "raw"] = Field(
+        default="auto",
+        description="of raw weights and their average (EMA, SWA) in one file; auto takes the average",
     )
     plugin: PluginConfig | None = Field(
         default=None, description="which code of yours makes the model; `--plugin FILE.py:factory` writes it"

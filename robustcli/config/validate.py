@@ -13,11 +13,14 @@ from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.schema import known_keys, spec_fields
 from robustcli.config.spec import ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, KeyPath, Node, locate
-from robustcli.registry import Entry, ensembles, suggestion
+from robustcli.registry import Entry, ensembles, parameters, suggestion
 
 
-def schema_faults(error: ValidationError) -> list[Fault]:
-    """One fault per mistake that pydantic found."""
+def schema_faults(error: ValidationError, data: Any, registries: Registries | None) -> list[Fault]:
+    """One fault per mistake that pydantic found.
+
+    data: the whole config as plain data. registries: None where specs are not looked up.
+    """
     faults = []
     for item in error.errors(include_url=False):
         path = plain_path(item["loc"])
@@ -25,10 +28,24 @@ def schema_faults(error: ValidationError) -> list[Fault]:
         if isinstance(cause, ParamErrors):
             faults += [Fault(".".join((*path, key)), what) for key, what in cause.mistakes]
         elif item["type"] == "extra_forbidden":
-            faults.append(Fault(".".join(path), unknown_key(path, known_keys())))
+            known = known_keys()
+            nowhere = not any(path[-1] in keys for keys in known.values())
+            if len(path) == 1 and nowhere and registries is not None:
+                known = {**known, **_parameters(data, registries)}
+            faults.append(Fault(".".join(path), unknown_key(path, known)))
         else:
             faults.append(Fault(".".join(path), explain(item)))
     return faults
+
+
+def _parameters(data: Any, registries: Registries) -> dict[KeyPath, list[str]]:
+    """Path of every spec that the config has -> its keys and the parameters of the method that it names."""
+    known = {}
+    for path, registry, cls, raw in _specs(data):
+        entries, name = getattr(registries, registry), raw.get("name")
+        if path[0] != "attacks" and isinstance(name, str) and name in entries:
+            known[path] = [*cls.model_fields, *parameters(entries.get(name).fn)]
+    return known
 
 
 def code_faults(tree: Node) -> list[Fault]:

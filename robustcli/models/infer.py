@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,51 +17,61 @@ from robustcli.models.info import ModelInfo
 from robustcli.models.request import DataFacts
 from robustcli.models.zoos import split_zoo
 from robustcli.registry import models
+from robustcli.store.names import find
 
 _ZOO_CLASSES, _ZOO_SIZE = 1000, 224  # ImageNet's
+_UNLIKELY = 1013  # a number of classes that no layer of a network has by chance
 _OWN_SIZE = 32
 
 
-def infer_info(name: str, state: Mapping[str, Tensor] | None, data: DataFacts) -> ModelInfo:
+def infer_info(
+    name: str, state: Mapping[str, Tensor] | None, data: DataFacts, params: Mapping[str, Any] | None = None
+) -> ModelInfo:
     """Classes and shape of a named network: the caller's, else the weights', else the zoo's usual ones.
 
     Args:
         name: as `build_model` takes it.
         state: the weights that will be loaded into the network; None without a file.
         data: what the caller knows.
+        params: of the architecture.
 
     Raises:
         UsageError E-MODEL: they cannot be known, or there are no weights and no `num_classes`. ConfigError or
         CheckpointError: an unknown name.
     """
-    classes = data.num_classes
-    if classes is None:
-        classes = _classes(name, state)
+    if state is None and data.num_classes is None:
+        data = replace(data, num_classes=_pretrained_classes(name))
     if data.size is None and name in models and models.get(name).facts.fixed_size:
         raise UsageError(f"{name} is built for one image size", hint="give size", code="E-MODEL")
     if state is not None and holds_normalisation(state):
         data = replace(data, mean=_numbers(state["mean"]), std=_numbers(state["std"]))
     completed = replace(
         data,
-        num_classes=classes or _ZOO_CLASSES,
+        num_classes=data.num_classes or _UNLIKELY,
         channels=data.channels or len(data.mean or (0, 0, 0)),
         size=data.size or _usual_size(name),
     )
     info = completed.info()
     assert info is not None
+    if data.num_classes is None and state is not None:
+        info = replace(info, num_classes=_classes_in(name, state, info, params or {}))
     return info
 
 
-def _classes(name: str, state: Mapping[str, Tensor] | None) -> int:
-    """K of the head in the file, or of the pretrained weights without a file; else a zoo's usual K."""
-    if state is None:
-        return _pretrained_classes(name)
-    head = state.get("backbone.head.weight", state.get("head.weight"))
-    if head is not None and head.ndim == 2:
-        return head.shape[0]
+def _classes_in(name: str, state: Mapping[str, Tensor], info: ModelInfo, params: Mapping[str, Any]) -> int:
+    """K of the head in the weights; where they have none, a zoo's usual K.
+
+    The head is the last layer with as many outputs as `info` has classes, an unlikely number.
+    """
+    _check_known(name)
+    shapes = build_model(name, params, info, seed=0, meta=True).backbone.state_dict()
+    heads = [key for key, value in shapes.items() if value.ndim and value.shape[0] == info.num_classes]
+    tensors = find(state, shapes, where=name).tensors
+    found = [tensors[key].shape[0] for key in heads if key in tensors and tensors[key].ndim]
+    if found:
+        return found[-1]
     if _in_zoo(name):
         return _ZOO_CLASSES
-    _check_known(name)
     raise UsageError(f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL")
 
 

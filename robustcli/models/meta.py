@@ -134,8 +134,8 @@ def _compare(meta: Mapping[str, Any], model: NormalisedModel, where: str) -> Non
 
 def _restored(model: NormalisedModel, info: ModelInfo) -> NormalisedModel:
     """`model` with the stored normalisation, which may differ from torchvision's after fine-tuning."""
-    fresh = NormalisedModel(model.backbone, info.mean, info.std)
-    model.info, model.mean, model.std = info, fresh.mean, fresh.std
+    model.info = info
+    model.set_normalisation(info.mean, info.std)
     return model
 
 

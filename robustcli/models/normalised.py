@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,6 +61,14 @@ class NormalisedModel(nn.Module):
         self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(tuple(std), dtype=torch.float32).view(1, -1, 1, 1))
         self.backbone = backbone
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Other values; on the device of the old ones, and in `info` too. Raises ConfigError as ModelInfo."""
+        check_normalisation(tuple(mean), tuple(std))
+        if self.info is not None:
+            self.info = replace(self.info, mean=tuple(mean), std=tuple(std))
+        self.mean = torch.tensor(tuple(mean), dtype=torch.float32, device=self.mean.device).view(1, -1, 1, 1)
+        self.std = torch.tensor(tuple(std), dtype=torch.float32, device=self.std.device).view(1, -1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor):  # a torch.fx proxy has no shape to look at

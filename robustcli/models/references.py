@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustcli.errors import CheckpointError, UsageError
 from robustcli.foreign import MODULE
@@ -23,27 +24,33 @@ from robustcli.models.build import build_model
 from robustcli.models.factory import build_plugin, call_factory, check_factory
 from robustcli.models.fill import fill, holds_normalisation
 from robustcli.models.infer import infer_info
+from robustcli.models.meant import meant_model
 from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, normalised
 from robustcli.models.plugin import is_plugin, names_factory, run_plugin, split_plugin
 from robustcli.models.request import Request
 from robustcli.registry import models
 from robustcli.store.latest import resolve_run
-from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.retention import candidates, resolve_checkpoint, step_name
 from robustcli.store.snapshot import load_checkpoint
 from robustcli.store.weights import CODE_FORMATS
 
 Loader = Callable[[str, Request], nn.Module]
+_TAGS = ("best", "last")
 WEIGHT_FILES = (".safetensors", ".npz", *CODE_FORMATS)
 
 
 def loader_of(reference: str, request: Request) -> tuple[Loader, str]:
     """The function that loads the reference, and what to give it: `request.plugin` may replace a name."""
+    code = request.plugin is not None and names_factory(request.plugin)
+    if request.arch is None and request.weights is None and not code:
+        reference = meant_model(reference)
     if reference.startswith("run:") or Path(reference).is_dir():
         return from_run, reference
     if Path(reference).suffix.lower() in WEIGHT_FILES:
         return from_weight_file, reference
-    if request.plugin is not None and names_factory(request.plugin):
+    if code:
+        assert request.plugin is not None
         return from_factory, request.plugin
     return _builder_of(reference), reference
 
@@ -80,6 +87,7 @@ def from_factory(reference: str, request: Request) -> nn.Module:
     made it.
     """
     state, info = request.state(), request.data.info()
+    _check_normalises_once(state, request)
     if info is not None:
         model: nn.Module = build_plugin(
             reference, request.params, info, seed=request.seed, normalize=request.normalize
@@ -88,7 +96,7 @@ def from_factory(reference: str, request: Request) -> nn.Module:
         classes = request.data.num_classes
         model = call_factory(reference, num_classes=classes, params=request.params, seed=request.seed)
     if state is not None:
-        fill(model, state, str(request.weights), strict_dtype=False)
+        _fill(model, state, request)
     if info is None and request.normalize is not None:
         return normalised(model, request.normalize)
     return model
@@ -102,19 +110,37 @@ def from_name(reference: str, request: Request) -> NormalisedModel:
     state = request.state()
     if request.plugin is not None:
         _run_for(reference, request.plugin)
-    if state is not None and holds_normalisation(state) and request.normalize is not None:
-        raise UsageError(f"{request.weights} normalises inside", hint="drop --normalize", code="E-MODEL")
+    _check_normalises_once(state, request)
     model = build_model(
         reference,
         request.params,
-        infer_info(reference, state, request.data),
+        infer_info(reference, state, request.data, request.params),
         seed=request.seed,
         normalize=request.normalize,
         download=request.download,
     )
     if state is not None:
-        fill(model, state, str(request.weights), strict_dtype=False)
+        _fill(model, state, request)
     return model
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], request: Request) -> None:
+    """The tensors of the weight file that `request` names, into `model`."""
+    fill(
+        model,
+        state,
+        str(request.weights),
+        strict_dtype=False,
+        normalize=request.normalize,
+        kind=request.kind,
+        say=request.say,
+    )
+
+
+def _check_normalises_once(state: Mapping[str, Tensor] | None, request: Request) -> None:
+    """Raises UsageError when weights of ours, which normalise inside, meet --normalize."""
+    if state is not None and holds_normalisation(state) and request.normalize is not None:
+        raise UsageError(f"{request.weights} normalises inside", hint="drop --normalize", code="E-MODEL")
 
 
 def _run_for(name: str, plugin: str) -> None:
@@ -144,7 +170,7 @@ def _architecture(file: str, request: Request) -> str:
         return request.plugin
     raise UsageError(
         f"{file} holds weights, not the network",
-        hint="say which: model.name=NAME with weights, or --plugin FILE.py:factory",
+        hint=f"say which: --model NAME --weights {file}, or --plugin FILE.py:factory",
         code="E-MODEL",
     )
 
@@ -155,15 +181,18 @@ def _checkpoint(path: Path) -> Path:
     A run stands for the checkpoint under ``best``; it has ``last`` only where there is no ``best``. A damaged
     checkpoint has no substitute.
     """
+    if path.name in _TAGS and path.is_file():  # a pointer to a checkpoint
+        return resolve_checkpoint(path.parent, path.name)
+    step = re.fullmatch(r"step-(\d{1,17})", path.name)
+    if step and not path.is_dir():
+        path = path.with_name(step_name(int(step[1])))
     if not path.is_dir():
-        raise CheckpointError(
-            f"no such run: {path}", hint="a run is a directory with checkpoints/ in it", code="E-CKPT-MISSING"
-        )
+        raise CheckpointError(f"no such run: {path}", hint=_there(path), code="E-CKPT-MISSING")
     if (path / "manifest.json").exists():
         return path
     inner = path / "checkpoints"
     root = inner if inner.is_dir() else path
-    for tag in ("best", "last"):
+    for tag in _TAGS:
         if os.path.lexists(root / tag):
             return resolve_checkpoint(root, tag)
     raise CheckpointError(
@@ -172,3 +201,12 @@ def _checkpoint(path: Path) -> Path:
         hint="name a run directory or one of its checkpoints",
         code="E-CKPT-MISSING",
     )
+
+
+def _there(path: Path) -> str:
+    """What stands where a checkpoint or a run was looked for."""
+    root = path.parent if path.parent.name == "checkpoints" else path.parent / "checkpoints"
+    steps = [step.name for step in candidates(root)] if root.is_dir() else []
+    if not steps:
+        return "a run is a directory with checkpoints/ in it"
+    return f"there are {', '.join(steps[:5])} in {root}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from robustcli.models.info import ModelInfo
+from robustcli.store.names import Kind
 from robustcli.store.weights import read_weights
 
 
@@ -49,9 +50,11 @@ class Request:
     allow_pickle: bool
     download: bool
     seed: int
+    kind: Kind
+    say: Callable[[str], None]
 
     def state(self) -> dict[str, Tensor] | None:
         """The tensors of the weight file, None without one. Raises as `read_weights`."""
         if self.weights is None:
             return None
-        return read_weights(Path(self.weights), allow_pickle=self.allow_pickle)
+        return read_weights(Path(self.weights), allow_pickle=self.allow_pickle, kind=self.kind, say=self.say)

@@ -6,7 +6,8 @@ It has more than 50 lines because it is public: most of them are its signature a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from robustcli.models.fill import load_weights
 from robustcli.models.normalised import normalised
 from robustcli.models.references import loader_of
 from robustcli.models.request import DataFacts, Request
+from robustcli.store.names import Kind
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
 
 
 def load_model(
@@ -37,6 +43,8 @@ def load_model(
     download: bool = False,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    weights_kind: Kind = "auto",
+    say: Callable[[str], None] = _warn,
 ) -> nn.Module:
     """A classifier, pixels [B, C, H, W] in [0, 1] -> logits [B, K], in eval mode on `device`.
 
@@ -55,6 +63,9 @@ def load_model(
         normalize: ``imagenet`` or ``m1,m2,m3,s1,s2,s3``: what a foreign network expects. Refused for our own
             checkpoints.
         seed: of whatever is not loaded.
+        weights_kind: which weights are meant where a file holds raw ones and their average (EMA, SWA):
+            ``averaged``, ``raw``, or ``auto``, which takes the average.
+        say: told what was chosen in a weight file; warnings by default.
 
     Raises:
         CheckpointError (exit 4): missing, damaged or unfitting weights, with the first five missing,
@@ -64,12 +75,14 @@ def load_model(
     """
     if isinstance(spec, nn.Module):
         if weights is not None:
-            load_weights(spec, Path(weights), allow_pickle=allow_pickle)
+            load_weights(spec, Path(weights), allow_pickle=allow_pickle, kind=weights_kind, say=say)
         return spec if normalize is None else normalised(spec, normalize)
     reference = os.fspath(spec)
     _refuse_address(reference)
     data = DataFacts(num_classes, channels, size, _floats(mean), _floats(std))
-    request = Request(weights, arch, params or {}, plugin, data, normalize, allow_pickle, download, seed)
+    request = Request(
+        weights, arch, params or {}, plugin, data, normalize, allow_pickle, download, seed, weights_kind, say
+    )
     load, reference = loader_of(reference, request)
     return load(reference, request).eval().to(device)
 

@@ -20,7 +20,26 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MIB = 1 << 20
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+RAW = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "model_state",
+    "weights",
+    "params",
+    "module",
+)
+AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg)([._]|$)", re.IGNORECASE)
+#: What checkpoints hold beside weights, as pickles name it: read as `Inert`, so no such code ever runs.
+BESIDE_WEIGHTS = (
+    *("argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion"),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath"),
+    *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
+    *("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "_codecs.encode"),
+)
 FORBIDDEN = (
     "os.system",
     "os.exec",
@@ -40,16 +59,32 @@ class Refused(Exception):
     """The file asks for something that plain weights never need."""
 
 
-def main(source: str, search: list[str]) -> str:
-    """Convert; returns "" or the reason. The outcome goes to report.json: ok | refused | damaged | limit."""
+class Inert:
+    """Stands where a pickle names one of `BESIDE_WEIGHTS`: takes everything, keeps and does nothing."""
+
+    def __new__(cls, *arguments: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        return
+
+    def __setstate__(self, state: Any) -> None:
+        return
+
+
+def main(source: str, search: list[str], kind: str = "auto") -> str:
+    """Convert; returns "" or the reason. The outcome goes to report.json: ok | refused | damaged | limit.
+
+    kind: which weights are meant where raw ones and their average are there: auto | averaged | raw.
+    """
     _leave_network()
     sys.path += search  # behind everything else: isolated mode hides a user's site-packages
-    outcome, detail = "ok", ""
+    outcome, detail, note = "ok", "", ""
     try:
         with open(source, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             check_archive(file, size)
-            convert(file, size, confine)
+            note = convert(file, size, confine, kind)
     except Refused as error:
         outcome, detail = "refused", str(error)
     except MemoryError:
@@ -57,12 +92,12 @@ def main(source: str, search: list[str]) -> str:
     except Exception as error:
         outcome, detail = classify(error)
     with open("report.json", "w", encoding="utf-8") as report:
-        json.dump({"outcome": outcome, "detail": detail[:500]}, report)
+        json.dump({"outcome": outcome, "detail": detail[:500], "note": note[:500]}, report)
     return detail
 
 
-def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
-    """Load `file`, unwrap the state dict and write out.safetensors.
+def convert(file: BinaryIO, size: int, confine: Callable[[int], None], kind: str = "auto") -> str:
+    """Load `file`, unwrap the state dict and write out.safetensors; returns which weights it chose, or "".
 
     confine: called with `size` between the imports and the load.
     """
@@ -71,7 +106,9 @@ def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
 
     torch.set_num_threads(1)
     confine(size)
-    state = unwrap(torch.load(file, map_location="cpu", weights_only=True))
+    with torch.serialization.safe_globals([(Inert, name) for name in BESIDE_WEIGHTS]):
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    state, note = unwrap(loaded, kind)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"entry {str(name)[:100]!r} is a {type(value).__name__}, not a named tensor")
@@ -83,23 +120,46 @@ def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
     contiguous = torch.contiguous_format
     copies = {name: value.detach().clone(memory_format=contiguous) for name, value in state.items()}
     safetensors.torch.save_file(copies, "out.safetensors")
+    return note
 
 
-def unwrap(loaded: Any) -> dict[Any, Any]:
-    """The state dict inside a mapping such as ``{"state_dict": STATE, "epoch": 3}``, up to three levels deep.
+def unwrap(loaded: Any, kind: str = "auto") -> tuple[dict[Any, Any], str]:
+    """(state dict, what was chosen) of a mapping such as ``{"state_dict": STATE, "epoch": 3}``.
 
-    Raises ValueError when there is none.
+    Mappings are opened up to three levels deep. Of raw weights and their average `kind` says which are meant;
+    auto takes the average. Raises ValueError when there is no state dict.
     """
+    note, found = "", set()
     for _ in range(3):
         if not isinstance(loaded, dict):
             break
-        wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)]
-        if not wrapped:
+        raw = [key for key in RAW if isinstance(loaded.get(key), dict)]
+        averaged = [key for key in loaded if _is_average(key) and isinstance(loaded[key], dict)]
+        if not raw and not averaged:
             break
-        loaded = wrapped[0]
+        chosen = averaged if averaged and (kind != "raw" or not raw) else raw
+        found |= {"averaged"} if averaged else set()
+        found |= {"raw"} if raw else set()
+        if raw and averaged:
+            both = f"raw weights under {raw[0]!r} and averaged ones under {averaged[0]!r}"
+            note = f"{both}; taken: {chosen[0]!r}"
+        loaded = loaded[chosen[0]]
     if not isinstance(loaded, dict) or not loaded:
         raise ValueError(f"holds a {type(loaded).__name__}, not a state dict")
-    return loaded
+    if not any(hasattr(value, "untyped_storage") for value in loaded.values()):
+        keys = ", ".join(str(key)[:40] for key in list(loaded)[:8])
+        wanted = "expected names of tensors, or these under " + ", ".join(RAW[:4])
+        raise ValueError(f"holds {keys}, and no tensor; {wanted}")
+    if kind == "raw" and found == {"averaged"}:
+        raise ValueError("holds averaged weights only, and raw ones are asked for")
+    if kind == "averaged" and "averaged" not in found and not any(map(_is_average, loaded)):
+        raise ValueError("holds no averaged weights, and these are asked for")
+    return loaded, note
+
+
+def _is_average(key: Any) -> bool:
+    """Whether a key says that an average is under it: ``state_dict_ema``, ``ema.w``, ``n_averaged``."""
+    return isinstance(key, str) and AVERAGED.search(key) is not None
 
 
 def check_archive(file: BinaryIO, size: int) -> None:
@@ -189,5 +249,5 @@ def _mapped_bytes() -> int:
 
 
 if __name__ == "__main__":
-    reason = main(sys.argv[1], json.loads(sys.argv[2]))
+    reason = main(sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:])
     sys.exit(1 if reason else 0)

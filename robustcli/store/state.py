@@ -45,6 +45,7 @@ def compare_state(
     }
     text = "; ".join(f"{kind}: {_first(names)}" for kind, names in parts.items() if names)
     if text:
+        text += f"; the file holds {len(got)} tensors, the model has {len(expected)}"
         hint = "build the model with the settings it was saved with"
         raise CheckpointError(
             f"weights do not fit the model: {text}", where=where, hint=hint, code="E-CKPT-SHAPE"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from robustcli.errors import CheckpointError, PolicyError, RobustCliError
 from robustcli.store import tensorfile
 from robustcli.store.disk import explained
+from robustcli.store.names import Kind
 
 CODE_FORMATS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 SAFE_TORCH = (2, 10)  # weights_only before it could be broken out of: CVE-2025-32434, CVE-2026-24747
@@ -34,15 +36,23 @@ _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _CONVERT = Path(__file__).with_name("convert.py")
 
 
-def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+def read_weights(
+    path: Path,
+    *,
+    allow_pickle: bool = False,
+    kind: Kind = "auto",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Tensor]:
     """{name: tensor on the CPU} of one file, by its suffix.
 
     Prefixes that DataParallel and torch.compile add to names are removed.
 
     Args:
         path: .safetensors, .npz, or with `allow_pickle` .pt .pth .ckpt .bin .pkl .tar (a state dict, or a
-            mapping with one under state_dict, model_state_dict, model or net).
+            mapping with one under state_dict, model_state_dict, model or net, or their average).
         allow_pickle: convert such a file in a confined process of its own; needs torch >= 2.10.
+        kind: which weights are meant where raw ones and their average are there; auto takes the average.
+        say: told which were taken.
 
     Raises CheckpointError (exit 4): missing, damaged, no weights; PolicyError (exit 9): may run code, or
     tried to.
@@ -58,7 +68,7 @@ def read_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     elif suffix == ".npz":
         tensors = _read_npz(path)
     elif suffix in CODE_FORMATS:
-        tensors = _read_foreign(path, allow_pickle)
+        tensors = _read_foreign(path, allow_pickle, kind, say)
     else:
         _bad(f"unknown weight format {suffix!r}", path, "use .safetensors or .npz")
     if not tensors:
@@ -100,7 +110,7 @@ def _refuse_directory(path: Path) -> NoReturn:
             where=str(path),
             hint="save the state dict as .safetensors",
         )
-    _bad("is a directory", path, "name a weight file, or a run as run:PATH")
+    _bad("is a directory", path, "name a weight file in it, or a run as --model run:PATH")
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -148,7 +158,7 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> T
     return torch.from_numpy(numpy.array(array, dtype=dtype.newbyteorder("="), order="C"))
 
 
-def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
+def _read_foreign(path: Path, allowed: bool, kind: Kind, say: Callable[[str], None]) -> dict[str, Tensor]:
     version = torch_version()
     if not path.is_file():
         _bad("not a regular file", path)
@@ -168,8 +178,10 @@ def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
             code="E-PICKLE",
         )
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
-        outcome, detail = _convert(path, Path(folder))
+        outcome, detail, note = _convert(path, Path(folder), kind)
         if outcome == "ok":
+            if note:
+                say(f"{path}: {note} (model.weights_kind)")
             data = tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES)
             return tensorfile.decode(data, {}, str(path))
     if outcome == "damaged":
@@ -177,36 +189,36 @@ def _read_foreign(path: Path, allowed: bool) -> dict[str, Tensor]:
     raise PolicyError(
         f"refused: {detail}",
         where=str(path),
-        hint="only plain tensors are accepted; ask for a .safetensors file",
+        hint="only tensors and plain values are accepted: save model.state_dict(), or ask for .safetensors",
         code="E-PICKLE",
     )
 
 
-def _convert(path: Path, folder: Path) -> tuple[str, str]:
-    """(outcome, detail) of the confined process; `folder` is its working directory."""
+def _convert(path: Path, folder: Path, kind: Kind) -> tuple[str, str, str]:
+    """(outcome, detail, note) of the confined process; `folder` is its working directory."""
     try:
-        status = _run_converter(path, folder)
+        status = _run_converter(path, folder, kind)
     except subprocess.TimeoutExpired:
-        return "limit", "it did not load in time"
+        return "limit", "it did not load in time", ""
     try:
         report = json.loads((folder / "report.json").read_text("utf-8"))
-        return str(report["outcome"]), str(report["detail"])
+        return str(report["outcome"]), str(report["detail"]), str(report["note"])
     except (OSError, ValueError, KeyError):
         detail = f"its conversion ended with status {status}"
         last_line = (folder / "stderr").read_text("utf-8", "replace").strip().rpartition("\n")[2][:200]
         if last_line:
             detail += f" ({last_line})"
-        return "limit", detail
+        return "limit", detail, ""
 
 
-def _run_converter(path: Path, folder: Path) -> int:
+def _run_converter(path: Path, folder: Path, kind: Kind) -> int:
     """The exit status of the confined process. Raises subprocess.TimeoutExpired."""
     libraries = sorted({str(Path(module.__file__ or "").parents[1]) for module in (torch, safetensors)})
     environment = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
     with open(folder / "stderr", "wb") as stderr:
         return subprocess.run(
-            [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries)],
+            [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries), kind],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

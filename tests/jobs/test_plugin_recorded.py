@@ -21,6 +21,7 @@ TRAIN = (
     "adversary=fgsm",
     "train.val_attack=fgsm",
 )
+NONE_GIVEN = {"name": "plugin:mine", "weights": None, "normalize": None, "weights_kind": "auto"}
 EVAL = (*DATA, "eval.n=8", "attacks=[fgsm]")
 
 
@@ -42,9 +43,7 @@ def resolved(run):
 def test_a_training_is_recorded_and_repeated_by_its_code_alone(cli, net, tmp_path):
     assert cli("train", *TRAIN, "--plugin", f"{net}:mine", "--out", "a").code == 0
     a, label = tmp_path / "a", f"net.py:mine@{record(net)['sha256'][:12]}"
-    assert resolved(a) | {"weights": None} == {
-        "name": "plugin:mine", "weights": None, "normalize": None, "plugin": record(net)
-    }  # fmt: skip
+    assert resolved(a) == {**NONE_GIVEN, "plugin": record(net)}
     manifests = [json.loads(path.read_text()) for path in a.glob("checkpoints/step-*/manifest.json")]
     assert manifests and all(m["meta"]["model"]["plugin"] == record(net) for m in manifests)
     assert label in (a / "summary.md").read_text() and label in (a / "metrics.jsonl").read_text()
@@ -82,9 +81,7 @@ def test_a_trained_network_is_measured_by_its_code_alone(cli, net, tmp_path):
 @pytest.mark.parametrize("said", ["--plugin=net.py:mine", "--model=net.py:mine", "model.name=net.py:mine"])
 def test_all_spellings_are_one(cli, net, tmp_path, said):
     assert cli("eval", *EVAL, said, "model.hidden=3", "--out", "e").code == 0
-    assert resolved(tmp_path / "e") == {
-        "name": "plugin:mine", "weights": None, "normalize": None, "plugin": record(net), "hidden": 3
-    }  # fmt: skip
+    assert resolved(tmp_path / "e") == {**NONE_GIVEN, "plugin": record(net), "hidden": 3}
     rows = (tmp_path / "e" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(row)["model"] for row in rows} == {f"net.py:mine@{record(net)['sha256'][:12]}"}
 

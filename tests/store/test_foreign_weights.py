@@ -49,7 +49,7 @@ def caged(monkeypatch: pytest.MonkeyPatch, forked: Any) -> None:
     def run(command: list[str], *, cwd: str, timeout: float, **rest: Any) -> SimpleNamespace:
         def body() -> int:
             os.chdir(cwd)
-            return 1 if convert.main(command[4], json.loads(command[5])) else 0
+            return 1 if convert.main(command[4], json.loads(command[5]), *command[6:]) else 0
 
         return SimpleNamespace(returncode=forked.run(body))
 
@@ -232,6 +232,22 @@ WRAPPED: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best": 0.5},
     "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}},
     "net": lambda s: {"net": s, "acc": 93.1},
+    "namespace": lambda s: {
+        "state_dict": s,
+        "args": argparse.Namespace(lr=1, out=Path("a"), nested={"a": [1]}),
+    },
+    "numpy scalars": lambda s: {
+        "net": s,
+        "acc": np.float64(93.1),
+        "epoch": np.int64(3),
+        "best": np.bool_(True),
+        "curve": np.ones(3),
+    },
+    "average beside raw": lambda s: {
+        "model": {n: t * 2 for n, t in s.items()},
+        "model_ema": s,
+        "ema_decay": 0.9,
+    },
     "twice": lambda s: {"model": {"state_dict": s}},
     "parallel": lambda s: {"state_dict": {f"module.{n}": t for n, t in s.items()}},
     "parameters": lambda s: {n: torch.nn.Parameter(t) if t.is_floating_point() else t for n, t in s.items()},
@@ -243,6 +259,26 @@ WRAPPED: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 def test_wrappers_convert(tmp_path: Path, caged: None, wrapper: str) -> None:
     torch.save(WRAPPED[wrapper](STATE), tmp_path / "a.pt")
     assert equal(read_weights(tmp_path / "a.pt", allow_pickle=True), STATE)
+
+
+@needs_safe_torch
+def test_of_raw_and_averaged_weights_the_user_chooses(tmp_path: Path, caged: None) -> None:
+    raw = {n: t * 2 for n, t in STATE.items()}
+    path, said = tmp_path / "a.pt", []
+    torch.save({"state_dict": raw, "state_dict_ema": STATE, "epoch": 3}, path)
+    assert equal(read_weights(path, allow_pickle=True, say=said.append), STATE)
+    assert "'state_dict_ema'; taken: 'state_dict_ema'" in said[0] and "weights_kind" in said[0]
+    assert equal(read_weights(path, allow_pickle=True, kind="averaged"), STATE)
+    assert equal(read_weights(path, allow_pickle=True, kind="raw"), raw)
+    torch.save({"state_dict": raw}, path)
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        read_weights(path, allow_pickle=True, kind="averaged")
+    torch.save({"model_ema": raw}, path)
+    with pytest.raises(CheckpointError, match="averaged weights only"):
+        read_weights(path, allow_pickle=True, kind="raw")
+    torch.save({"epoch": 3, "optimizer": {}}, path)
+    with pytest.raises(CheckpointError, match="holds epoch, optimizer, and no tensor; expected .*state_dict"):
+        read_weights(path, allow_pickle=True)
 
 
 @needs_safe_torch
@@ -332,9 +368,6 @@ HOSTILE: dict[str, Callable[[Path, Path], object]] = {
     ),
     "numpy.load by opcode": lambda path, canary: torch_zip(path, global_call("numpy", "load", str(canary))),
     "whole module": lambda path, canary: torch.save(torch.nn.Linear(2, 2), path),
-    "namespace beside the weights": lambda path, canary: torch.save(
-        {"state_dict": STATE, "args": argparse.Namespace(lr=1)}, path
-    ),
     "TorchScript": lambda path, canary: torch_zip(path, b"\x80\x02}.", constants_pkl=b"\x80\x02)."),
     "stride bomb": lambda path, canary: torch.save({"w": torch.zeros(1).expand(10**12)}, path),
     "SETITEM on a tensor": lambda path, canary: set_item_on_a_tensor(path),

@@ -1,0 +1,76 @@
+"""What a path in the place of a model or of a data set means: a run, a checkpoint, a file of weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from robustcli.errors import UsageError
+
+RUN = "run:"
+OWN = "model.safetensors"  # the weights in a checkpoint of ours
+_TAGS = ("best", "last")
+_SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def meant_model(name: str) -> str:
+    """The reference that a path in the place of a model means; any other name is itself.
+
+    A directory of a run or of a checkpoint of ours, and the weight file in it, mean ``run:PATH``. Raises
+    UsageError E-MODEL with the words to write for another directory.
+    """
+    path = Path(name.removeprefix(RUN))
+    if is_own_file(path):
+        return f"{RUN}{path.parent}"
+    if name.startswith(RUN) or not path.is_dir():
+        return name
+    if _is_run(path):
+        return f"{RUN}{name}"
+    raise UsageError(f"{name} is a directory, and no run", hint=words_for(path), code="E-MODEL")
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether this is the weight file inside a checkpoint of ours."""
+    return path.name == OWN and (path.parent / "manifest.json").is_file() and path.is_file()
+
+
+def words_for(folder: Path) -> str:
+    """What to write for a directory that holds weights from elsewhere."""
+    if _is_run(folder):
+        return f"write --model {RUN}{folder}"
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if not files:
+        runs = sorted(inner for inner in folder.iterdir() if inner.is_dir() and _is_run(inner))
+        return f"write --model {RUN}{runs[-1]}" if runs else f"a run has checkpoints/ in it: --model {RUN}DIR"
+    best = next((file for file in files if file.name == OWN), files[0])
+    return f"write --model {_architecture(folder)} --weights {best}"
+
+
+def _is_run(folder: Path) -> bool:
+    """A run, its ``checkpoints``, or one checkpoint."""
+    if (folder / "manifest.json").is_file() or (folder / "checkpoints").is_dir():
+        return True
+    return any((folder / tag).is_file() for tag in _TAGS) and folder.name == "checkpoints"
+
+
+def _architecture(folder: Path) -> str:
+    """``timm:NAME`` where config.json names an architecture, as directories of Hugging Face do; else NAME."""
+    try:
+        with open(folder / "config.json", encoding="utf-8") as file:
+            named = json.loads(file.read(1 << 20)).get("architecture")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return "NAME"
+    return f"timm:{named}" if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,100}", named) else "NAME"
+
+
+def meant_data(name: str, known: list[str]) -> str:
+    """The data set that a bare path means: ``folder:DIR``, ``npz:FILE`` or ``csv:FILE``.
+
+    known: names of data sets; they come before paths.
+    """
+    path = Path(name)
+    if name.partition(":")[0] in known or not path.exists():
+        return name
+    kind = "folder" if path.is_dir() else path.suffix.lower().removeprefix(".")
+    return f"{kind}:{name}" if kind in known else name
