@@ -22,6 +22,7 @@ def schema_faults(error: ValidationError, data: Any, registries: Registries | No
     data: the whole config as plain data. registries: None where specs are not looked up.
     """
     faults = []
+    parameters_too: dict[KeyPath, list[str]] = {}
     for item in error.errors(include_url=False):
         path = plain_path(item["loc"])
         cause = item.get("ctx", {}).get("error")
@@ -29,9 +30,10 @@ def schema_faults(error: ValidationError, data: Any, registries: Registries | No
             faults += [Fault(".".join((*path, key)), what) for key, what in cause.mistakes]
         elif item["type"] == "extra_forbidden":
             known = known_keys()
-            nowhere = not any(path[-1] in keys for keys in known.values())
-            if len(path) == 1 and nowhere and registries is not None:
-                known = {**known, **_parameters(data, registries)}
+            nowhere = len(path) == 1 and not any(path[0] in keys for keys in known.values())
+            if nowhere and registries is not None:
+                parameters_too = parameters_too or {**known, **_parameters(data, registries)}
+                known = parameters_too
             faults.append(Fault(".".join(path), unknown_key(path, known)))
         else:
             faults.append(Fault(".".join(path), explain(item)))
