@@ -13,6 +13,7 @@ from robustcli.config.tree import Fault, KeyPath, Node
 from robustcli.config.wording import shown
 
 MAX_DEPTH = 32
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_NODES = 10_000  # after aliases are expanded
 MAX_KEY = 200
 
@@ -81,7 +82,7 @@ class Builder:
             return self._alias(event, depth)
         self._count(1, event.line)
         if depth > MAX_DEPTH:
-            raise Unreadable(event.line, f"nested deeper than {MAX_DEPTH} levels")
+            raise Unreadable(event.line, TOO_DEEP)
         if event.anchor is not None:
             if event.anchor in self.anchors:
                 raise Unreadable(event.line, f"anchor {shown('&' + event.anchor)} is defined twice")
@@ -114,7 +115,7 @@ class Builder:
             raise Unreadable(event.line, f"alias {name} contains itself")
         self._count(target.size, event.line)
         if depth + target.height - 1 > MAX_DEPTH:
-            raise Unreadable(event.line, f"nested deeper than {MAX_DEPTH} levels")
+            raise Unreadable(event.line, TOO_DEEP)
         return target
 
     def _scalar(self, event: Event, path: KeyPath) -> Scalar:

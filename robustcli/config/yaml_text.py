@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from robustcli.config.number import resolve_plain
-from robustcli.config.parse import Builder, Event, Unreadable
+from robustcli.config.parse import TOO_DEEP, Builder, Event, Unreadable
 from robustcli.config.tree import Fault, Node, to_python
 from robustcli.config.wording import shown
 
@@ -92,6 +92,8 @@ def _unreadable(error: Exception, text: str, line: int) -> Unreadable:
     if isinstance(error, yaml.MarkedYAMLError):
         what = f"not YAML: {error.problem or error.context}"
         mark = error.problem_mark or error.context_mark
+        if "nesting depth" in what:  # newer libyaml stops at 1,000 levels by itself, before it tells of any
+            return Unreadable(line if mark is None else mark.line + 1, TOO_DEEP)
         if mark is None:
             return Unreadable(line, what)
         return Unreadable(mark.line + 1, f"{what} (column {mark.column + 1})")

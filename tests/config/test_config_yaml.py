@@ -6,10 +6,12 @@ import ast
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import robustcli.config
 from robustcli.config.load import load_config
@@ -67,6 +69,18 @@ def test_refused(loader: Any, text: str | bytes, problem: str) -> None:
     assert any(found.startswith(problem) or problem in found for found in loader.problems(text)), (
         loader.problems(text)
     )
+
+
+def test_a_parser_with_a_limit_of_its_own_says_the_same(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(text: str, Loader: Any) -> Iterator[Any]:
+        mark = yaml.Mark("<text>", 0, 2, 5, None, None)
+        raise yaml.scanner.ScannerError(
+            "while increasing flow level", mark, "exceeded maximum nesting depth", mark
+        )
+        yield
+
+    monkeypatch.setattr("yaml.parse", parse)
+    assert loader.problems("seed: 1\n") == ["c.yaml:3: nested deeper than 32 levels"]
 
 
 @pytest.mark.parametrize(
