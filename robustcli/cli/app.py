@@ -15,6 +15,7 @@ from robustcli.cli import verbs
 from robustcli.cli.call import Call
 from robustcli.cli.config import app as config
 from robustcli.cli.flags import FlagValue
+from robustcli.cli.limits import check_address_space
 from robustcli.cli.options import Command, examples
 from robustcli.errors import Interrupted, ResourceError
 from robustcli.foreign import foreign_fault
@@ -101,6 +102,7 @@ def finish(name: str, verb: Verb, values: Mapping[str, FlagValue]) -> None:
     """
     switches = {switch: bool(values.get(switch)) for switch in ("json", "quiet", "verbose")}
     console = Console(**switches)
+    check_address_space()
     try:
         document = verb.run(Call(name, values, console))
     except KeyboardInterrupt:  # Typer would answer 130 without a word

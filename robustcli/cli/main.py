@@ -18,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit. Before the interrupt handler stands, only this module is imported."""
     try:
         signal.signal(signal.SIGINT, _interrupt)
+        if argv is None:
+            _speak_utf8()
         code = run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         _say("error[E-INTERRUPTED]: stopped by SIGINT")
@@ -25,6 +27,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = 0
     _leave(code)
+
+
+def _speak_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding, as in cron and containers.
+
+    There a name such as `bären` would be bytes without a meaning. Where the command line or the directory
+    holds names in another encoding, the locale is right.
+    """
+    if sys.platform == "win32" or sys.getfilesystemencoding() == "utf-8":
+        return
+    try:
+        for name in (os.getcwdb(), *map(os.fsencode, sys.argv)):
+            name.decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -102,7 +121,7 @@ def _explained(error: BaseException) -> RobustCliError | None:
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "robustcli") or "robustcli"
         return UsageError(error.format_message().rstrip("."), hint=f"see {path} --help")
-    if out_of_memory(error):
+    if out_of_memory(error) or _unmapped(error):
         first = (text or "out of memory").splitlines()[0]
         return ResourceError(
             f"out of memory: {first[:200]}",
@@ -117,6 +136,9 @@ def _explained(error: BaseException) -> RobustCliError | None:
             hint="install both from one place: pip install --force-reinstall torchvision",
             code="E-TORCHVISION",
         )
+    if isinstance(error, ValueError) and text.lstrip().startswith("Invalid log settings"):  # of torch
+        what = f"TORCH_LOGS={os.environ.get('TORCH_LOGS', '')[:80]!r} is nothing that this PyTorch knows"
+        return UsageError(what, where="environment", hint="unset TORCH_LOGS, or see TORCH_LOGS=help")
     if refused_value(error):
         return UsageError(text[:300], code="E-VALUE")
     return None
@@ -127,6 +149,14 @@ def _full() -> RobustCliError:
 
     hint = "free some space, or send it elsewhere"
     return ResourceError("cannot write the result: no space left", where="stdout", hint=hint, code="E-DISK")
+
+
+def _unmapped(error: BaseException | None) -> bool:
+    """Whether a library found no room in memory while it was imported; others wrap the loader's words."""
+    if error is None:
+        return False
+    loading = isinstance(error, (ImportError, OSError)) and "failed to map segment" in str(error)
+    return loading or _unmapped(error.__cause__)
 
 
 def _torchvision_differs(error: BaseException) -> bool:

@@ -145,7 +145,9 @@ def parse_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {shown(value)}")
     for character in value:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+        if unicodedata.category(character) == "Cs":  # how Python keeps such a byte
+            raise ValueError(f"text that is not UTF-8, at {shown(character)}")
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp"):
             raise ValueError(f"control character {shown(character)} in text")
     return value
 

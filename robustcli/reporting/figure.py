@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from robustcli.errors import printable
@@ -17,6 +20,8 @@ from robustcli.store.disk import explained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_importing = threading.Lock()
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too (their yellow is too pale for a line).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -46,9 +51,7 @@ def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
     No global state of matplotlib changes. Raises ResourceError when `path` cannot be written.
     """
-    # A missing HOME is no news for the user. Nor is a glyph that the font lacks, see below.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
+    matplotlib = matplotlib_package()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -61,6 +64,23 @@ def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
             warnings.filterwarnings("ignore", message="Glyph")
             figure.savefig(png, format="png", metadata={"Software": None})
     write_picture(path, png.getvalue())
+
+
+def matplotlib_package() -> ModuleType:
+    """The package; pictures are drawn by its Agg, so a backend in MPLBACKEND means nothing here.
+
+    A name that it does not know would end its import. Another thread may import it at the same time.
+    """
+    # A missing HOME is no news for the user. Nor is a glyph that the font lacks, see above.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with _importing:
+        backend = os.environ.pop("MPLBACKEND", None)
+        try:
+            import matplotlib
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+    return matplotlib
 
 
 def write_picture(path: Path, png: bytes) -> None:

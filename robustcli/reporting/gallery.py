@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.errors import printable
-from robustcli.reporting.figure import write_picture
+from robustcli.reporting.figure import matplotlib_package, write_picture
 from robustcli.reporting.pixels import (
     Pixels,
     amplified,
@@ -181,7 +181,7 @@ def _write(draw: ImageDraw, at: tuple[int, int], words: Words, width: int) -> No
 
 def _font(size: int) -> Any:
     """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
-    import matplotlib
+    matplotlib = matplotlib_package()
     from PIL import ImageFont
 
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -1,5 +1,6 @@
 """The program as a user starts it: entry point, help, closed pipes, an odd environment."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from robustcli.cli import app, flags
+from robustcli.cli.main import run
 
 PROGRAM = [sys.executable, "-m", "robustcli"]
 VERBS = [*app.VERBS, "config"]
@@ -78,6 +80,36 @@ def test_odd_environments(env, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="locales of POSIX")
+def test_names_in_any_alphabet_where_no_locale_is_set(tmp_path):
+    """A container, and UTF-8 names on its disk."""
+    folder = tmp_path / "BÄR 熊"
+    folder.mkdir()
+    (folder / "cønfig.yaml").write_text("data: {name: fake}\nball: {eps: 0.1}\n", "utf-8")
+    name = os.fsencode(str(folder))
+    argv = [name + b"/c\xc3\xb8nfig.yaml", b"out=" + name, b"model.weights=" + name + b"/\xc3\x84.pt"]
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    answer = start("config", "show", *argv, "--json", cwd=folder, env=env)
+    assert answer.returncode == 0 and answer.stderr == ""
+    shown = json.loads(answer.stdout)["config"]
+    assert shown["out"] == str(folder) and shown["model"]["weights"] == f"{folder}/Ä.pt"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v")
+@pytest.mark.parametrize("kib", [60_000, 400_000])
+def test_too_little_address_space_to_load_pytorch(kib, tmp_path):
+    """There OpenBLAS exits with 1, numpy raises, C++ aborts."""
+
+    def limited():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (1024 * kib, 1024 * kib))
+
+    answer = start("eval", "smoke/digits", cwd=tmp_path, preexec_fn=limited)
+    assert answer.returncode == 6 and answer.stderr.startswith("error[E-OOM]: ")
+    assert "address space" in answer.stderr and answer.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_reader_that_goes_away_is_no_failure_and_a_full_disk_is():
     gone = subprocess.run(
@@ -115,3 +147,13 @@ def test_a_flag_of_one_verb_does_not_take_a_word_that_has_a_meaning(monkeypatch)
     assert flags.spellings("of_this_test") == ("--of-this-test",)
     with pytest.raises(ValueError, match="'steps' is taken"):
         flags.add_flag("steps", flags.Flag("Something else."))
+
+
+def test_log_settings_that_pytorch_refuses_are_the_users(monkeypatch, capsys):
+    def imported():
+        raise ValueError("\nInvalid log settings: nonsense, must be a comma separated list")
+
+    monkeypatch.setattr("robustcli.cli.app.build", lambda: lambda **options: imported())
+    monkeypatch.setenv("TORCH_LOGS", "nonsense")
+    assert run(["train", "smoke/digits"]) == 2
+    assert capsys.readouterr().err.startswith("error[E-USAGE]: TORCH_LOGS='nonsense'")

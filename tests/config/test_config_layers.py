@@ -194,6 +194,7 @@ def test_values_of_assignments(loader: Any, setting: str, path: str, value: Any)
         ("data.download=no", "command line: data.download: expected true or false, got 'no'; write false"),
         ("seed='1' '2'", "command line: seed: not YAML:"),
         ("name=a\nb", "command line: name: control character"),
+        ("name=a\udcc4", "command line: name: text that is not UTF-8"),
     ],
 )
 def test_wrong_assignments(loader: Any, setting: str, problem: str) -> None:

@@ -135,16 +135,19 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
         gallery(tmp_path / "plots" / "g.png", images(1, 8, 1), images(1, 8, 1), ["a"], ["b"])
 
 
-def test_without_home_nothing_is_said(tmp_path: Path) -> None:
+def test_an_odd_environment_is_nothing_to_speak_of(tmp_path: Path) -> None:
+    """No home, and a backend that matplotlib does not know."""
     code = (
-        "from pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\n"
-        "eps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})"
+        "import os\nfrom pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\n"
+        "eps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})\n"
+        "assert os.environ['MPLBACKEND'] == 'nope'"
     )
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "LC_ALL": "C",
         "HOME": "/nonexistent",
+        "MPLBACKEND": "nope",
     }
     done = subprocess.run(
         [sys.executable, "-c", code],
