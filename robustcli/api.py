@@ -29,6 +29,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
 from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
+from robustcli.data.sampling import stored_by_class
 from robustcli.data.split import MemorySplit, Split
 from robustcli.errors import ConfigError, DataError
 from robustcli.evaluation.bound import Audit
@@ -272,12 +273,14 @@ def benchmark(
     search: Literal["auto", "fp32", "bf16"] = "auto",
     say: Callable[[str], None] = _warn,
 ) -> tuple[float, float]:
-    """(clean accuracy, robust accuracy) under AutoAttack on the first n test examples, in [0, 1].
+    """(clean accuracy, robust accuracy) under AutoAttack on n test examples, in [0, 1].
 
-    The signature is RobustBench's.
+    The signature is RobustBench's, and so are the examples: the first n of the stored test split. Where the
+    images are stored class by class the first n would be a few classes; then a fixed sample is taken, every
+    class by its share, and `say` is told. RobustBench's own 5,000 of ImageNet are another such sample.
 
     Args:
-        model: pixels in [0, 1] -> logits. n_examples: the first n of the stored test split.
+        model: pixels in [0, 1] -> logits. n_examples: how many.
         dataset: a data set of ours (cifar10, cifar100, mnist, digits, folder:PATH, npz:PATH …); nothing is
             downloaded.
         threat_model: Linf, L2 or L1. eps: radius in pixel units; None = 8/255, 0.5 or 12.
@@ -291,9 +294,9 @@ def benchmark(
         raise ValueError(f"unknown threat_model {threat_model!r}; known: Linf, L2, L1")
     _check_least("n_examples", n_examples)
     norm, usual = _THREATS[threat_model.lower()]
-    data = load_data(DataConfig(name=dataset, root=root), allow_download=False)
+    data = load_data(DataConfig(name=dataset, root=root), parts=("test",), whole=lambda digest: True)
     split: Split = split_of(data, "test")
-    positions = choose(split, n=None, first=n_examples, seed=seed)
+    positions = _examples(split, n_examples, say)
     batches = list(split.stream(list(positions.split(1024)), torch.device("cpu")))
     x, y = torch.cat([x for x, _, _ in batches]), torch.cat([y for _, y, _ in batches])
     shared: dict[str, Any] = {
@@ -316,6 +319,14 @@ def benchmark(
     for alarm in verdict.alarms:
         say(f"{alarm.level}: {alarm.name}: {alarm.evidence}; {alarm.remedy}")
     return verdict.clean_acc, verdict.robust_acc
+
+
+def _examples(split: Split, n: int, say: Callable[[str], None]) -> Tensor:
+    """Positions of the first n images, or of a fixed sample where they are stored class by class."""
+    if n >= len(split) or not stored_by_class(split.labels):
+        return choose(split, n=None, first=n, seed=0)
+    say(f"the images are stored class by class: a fixed sample of {n} is measured, every class by its share")
+    return choose(split, n=n, first=None, seed=0)
 
 
 def assert_robust(

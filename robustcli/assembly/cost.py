@@ -117,6 +117,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
             "parameters": count_parameters(model),
             "gflop_per_forward": one / 1e9,
             "data": data.name,
+            "image_size": data.image_size,
             "train_images": len(data.train),
             "val_images": len(data.val),
             "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
@@ -156,6 +157,7 @@ def evaluation_plan(
             "parameters": count_parameters(model),
             "gflop_per_forward": one / 1e9,
             "data": f"{setting.data.name} {config.eval.split}",
+            "image_size": setting.data.image_size,
             "n": n,
             "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
             "attacks": ", ".join(call.label for call in calls),
@@ -179,6 +181,7 @@ def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "parameters": ("parameters", lambda v: f"{v:,}"),
         "gflop_per_forward": ("forward pass", lambda v: f"{_flop(1e9 * v)} an image"),
+        "image_size": ("image size", str),
         "train_images": ("training images", lambda v: f"{v:,}"),
         "val_images": ("validation images", lambda v: f"{v:,}"),
         "n": ("images", lambda v: f"{v:,}"),

@@ -113,6 +113,9 @@ class ModelSource:
         num_classes: of the data, or None where the weights tell it. say: told what was chosen in a file.
         """
         spec, config, data = self._spec, self.setting.config, self.setting.data
+        # The channels' statistics need the training images, which are left alone where the model has its own.
+        brings_its_own = self.plugin is not None or spec.name.startswith("run:") or "@" in spec.name
+        mean, std = (None, None) if brings_its_own else (data.mean, data.std)
         return load_model(
             spec.name,
             params=spec.params,
@@ -121,8 +124,8 @@ class ModelSource:
             num_classes=num_classes,
             channels=data.shape[0],
             size=data.shape[1],
-            mean=data.mean,
-            std=data.std,
+            mean=mean,
+            std=std,
             normalize=spec.normalize,
             allow_pickle=self.allow_pickle,
             download=config.data.download,

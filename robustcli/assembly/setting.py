@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from robustcli.assembly.ball import make_ball
+from robustcli.assembly.lineage import Meta, class_order, lineage, trained_on
 from robustcli.config.number import parse_number
 from robustcli.config.schema import Config
+from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
+from robustcli.data.layout.words import shortened
+from robustcli.data.sampling import stored_by_class
+from robustcli.data.split import PARTS, Split
 from robustcli.runtime.device import pick_device, threads
 from robustcli.runtime.precision import allow_tf32
 from robustcli.runtime.seed import seed_all
@@ -34,20 +40,77 @@ class Setting:
         return len(self.data.classes)
 
 
-def prepare(config: Config, console: Console) -> Setting:
-    """The setting that a configuration asks for; seeds this process and sets its threads."""
+def prepare(
+    config: Config,
+    console: Console,
+    *,
+    parts: Sequence[str] = PARTS,
+    models: Sequence[str | None] = (),
+    measures: bool = False,
+    dry_run: bool = False,
+) -> Setting:
+    """The setting that a configuration asks for; seeds this process and sets its threads.
+
+    Args:
+        config: the configuration.
+        console: told what was chosen, and what looks wrong.
+        parts: the splits that are needed: train, val, test. No other is read.
+        models: references of the models and weights at work. The classes come in the order of a run of ours.
+        measures: whether ready models are measured. All images of the user's own data without a test split
+            are then the test, unless one of `models` was trained on them.
+        dry_run: nothing may be written, also no cache.
+    """
     device = pick_device(config.device)
     threads(config.threads)
     allow_tf32(False)
     seed_all(config.seed, config.deterministic)
-    if config.data.storage == "cached":
+    chosen = config.data
+    if chosen.storage == "cached" and dry_run:
+        chosen = chosen.model_copy(update={"storage": "stream"})
+    elif chosen.storage == "cached":
         console.info("storage: cached; what is not in the cache is decoded first, which may take long")
-    data = load_data(config.data, allow_download=config.data.download)
+    data = _data(chosen, lineage(models), measures)
+    data.need(parts)
     for note in data.notes:
         console.info(note)
+    for warning in data.warnings:
+        console.warn(warning)
     setting = Setting(config, device, data, make_ball(config, data, console))
     _warn_of_long_steps(setting, console)
+    if measures:
+        _warn_of_first(setting, console)
     return setting
+
+
+def _data(config: DataConfig, metas: list[Meta], measures: bool) -> DataBundle:
+    """The data; the names of their classes in the order in which a run of ours has them."""
+
+    def whole(digest: str) -> bool:
+        return measures and not trained_on(metas, config, digest)
+
+    data = load_data(config, parts=(), whole=whole)
+    order = class_order(metas)
+    lacking = set(order) - set(data.classes)
+    if config.classes is not None or order == data.classes or (lacking and not measures):
+        return data
+    if not order or set(data.classes) - set(order):
+        return data
+    data = load_data(config.model_copy(update={"classes": list(order)}), parts=(), whole=whole)
+    data.notes.append(f"classes in the order of the run: {shortened(order)}")
+    return data
+
+
+def _warn_of_first(setting: Setting, console: Console) -> None:
+    """Warn where the first images are of a few classes alone."""
+    config = setting.config.eval
+    split: Split = getattr(setting.data, config.split)
+    if config.first is None or config.first >= len(split) or not stored_by_class(split.labels):
+        return
+    held = len(split.labels[: config.first].unique())
+    console.warn(
+        f"--first {config.first}: the images are stored class by class, and these are of {held} of "
+        f"{setting.classes} classes; --n {config.first} takes every class by its share"
+    )
 
 
 def _warn_of_long_steps(setting: Setting, console: Console) -> None:

@@ -14,6 +14,7 @@ from robustcli import __version__
 from robustcli.cli import verbs
 from robustcli.cli.call import Call
 from robustcli.cli.config import app as config
+from robustcli.cli.data import app as data
 from robustcli.cli.flags import FlagValue
 from robustcli.cli.limits import check_address_space
 from robustcli.cli.options import Command, examples
@@ -70,6 +71,7 @@ def build() -> Callable[..., Any]:
     for name, verb in VERBS.items():
         _add(app, name, verb)
     app.add_typer(config, name="config")
+    app.add_typer(data, name="data")
     return typer.main.get_command(app)
 
 

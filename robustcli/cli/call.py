@@ -64,6 +64,19 @@ def _no_settings(loaded: Loaded) -> list[str]:
     return []
 
 
+#: Keys that describe the files of one data set, and say nothing of another one.
+OF_THE_DATA = (
+    "data.splits.train",
+    "data.splits.val",
+    "data.splits.test",
+    "data.splits.ignore",
+    "data.classes",
+    "data.max_value",
+    "data.link_root",
+    "data.test_fraction",
+)
+
+
 class Call:
     """What a verb gets.
 
@@ -163,7 +176,7 @@ class Call:
         from robustcli.config.overlay import parse_assignment
 
         stored, overrides = self._source_of_model(), self.overrides()
-        read = partial(load_config, stored or self.source(), without=OF_THE_CALL if stored else ())
+        read = partial(load_config, stored or self.source(), without=self._not_taken() if stored else ())
         listed = self._attack_list()
         if (code := self.plugin()) is not None:
             overrides = with_user_code(code, overrides, partial(read, bind=False))
@@ -189,6 +202,12 @@ class Call:
         require_user_code(loaded.config.model)
         if self.verb in _MEASURES:
             require_model(loaded)
+
+    def _not_taken(self) -> tuple[str, ...]:
+        """Keys of a stored configuration that do not hold for this call, which may bring other data."""
+        words = [*self.texts("words"), *self.texts("set")]
+        other_data = self.text("data") or any(word.startswith("data.name=") for word in words)
+        return (*OF_THE_CALL, *OF_THE_DATA) if other_data else OF_THE_CALL
 
     def _source_of_model(self) -> str | None:
         """The configuration of the run in `--model run:DIR`, where there is no CONFIG.

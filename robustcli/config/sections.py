@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from robustcli.config.number import Flag, Int, Number, Text
+from robustcli.config.number import Flag, Int, Number, Text, parse_text
 from robustcli.config.spec import Section
 
 #: Largest radius of each norm for pixels in [0, 1]; beyond it the unit is wrong.
@@ -68,6 +68,36 @@ class CutMix(Section):
     probability: Number = Field(default=1.0, ge=0, le=1, description="share of the images that are mixed")
 
 
+def _name(value: Any) -> str:
+    """The name of a folder or a class; YAML reads some names as numbers. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return parse_text(value)
+
+
+def _names(value: Any) -> Any:
+    """A list of names, or the file that has them. Raises ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return parse_text(value)
+    if not value:
+        raise ValueError("expected at least one name, got an empty list")
+    return [_name(item) for item in value]
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+
+
+class SplitFolders(Section):
+    """Which folder is which split, where its name does not say so."""
+
+    train: Name | None = Field(default=None, min_length=1, description="folder of the training images")
+    val: Name | None = Field(default=None, min_length=1, description="folder of the validation images")
+    test: Name | None = Field(default=None, min_length=1, description="folder of the test images")
+    ignore: list[Name] = Field(default=[], max_length=256, description="folders that are left aside")
+
+
 class DataConfig(Section):
     """Which images, and how they are split and fed."""
 
@@ -85,11 +115,40 @@ class DataConfig(Section):
         description="side of the square images, pixels; null = the data set's own",
     )
     download: Flag = Field(default=False, description="allow the download of a missing data set")
-    val_fraction: Number = Field(
-        default=0.1, ge=0, lt=1, description="share of the training split kept for validation"
+    splits: SplitFolders = Field(
+        default=SplitFolders(), description="folders of the splits, {test: NAME}; read off the names else"
     )
-    test_fraction: Number = Field(
-        default=0.25, gt=0, lt=1, description="share of a data set without a test split that becomes one"
+    classes: Annotated[list[str] | str | None, BeforeValidator(_names)] = Field(
+        default=None,
+        description="the classes in the order of their labels, [cat, dog] or a FILE of one name a line; "
+        "null = sorted, names that are all numbers as numbers",
+    )
+    max_value: Int | None = Field(
+        default=None,
+        ge=256,
+        le=65535,
+        description="the value of white in 16-bit images and arrays: 4095 for 12 bits; null = 65535",
+    )
+    channels: Int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="3 repeats grey images as colour, 1 turns colour into grey; null = as stored",
+    )
+    link_root: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="links in the data folder may lead into this folder too; null = nowhere outside",
+    )
+    val_fraction: Number = Field(
+        default=0.1, ge=0, lt=1, description="share of the training split kept for validation; 0 = none"
+    )
+    test_fraction: Number | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of data without a test split that becomes one; null = a quarter, or all images of "
+        "your own data for a model that was not trained on them",
     )
     split_seed: Int = Field(default=0, ge=0, description="seed of both splits")
     augment: AugmentChoice = Field(
@@ -124,6 +183,13 @@ class DataConfig(Section):
     max_bad: Number = Field(
         default=0.001, ge=0, le=1, description="largest share of unreadable images that may be skipped"
     )
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, channels: int | None) -> int | None:
+        if channels == 2:
+            raise ValueError("expected 1 (grey) or 3 (colour), got 2")
+        return channels
 
 
 class BallConfig(Section):

@@ -92,7 +92,10 @@ def cache_key(source: Source) -> str:
     from PIL import __version__
 
     decoder, root = source.decoder, os.path.realpath(source.decoder.root)
-    state = hashlib.sha256(json.dumps([FORMAT, __version__, decoder.size, decoder.ratio, root]).encode())
+    about: list[object] = [FORMAT, __version__, decoder.size, decoder.ratio, root]
+    if decoder.white != 65535 or decoder.grey or source.colour:
+        about += [decoder.white, decoder.grey, source.colour]
+    state = hashlib.sha256(json.dumps(about).encode())
     for part, listing in source.listings.items():
         state.update(json.dumps([part, listing.classes, listing.labels]).encode())
         for path in listing.paths:

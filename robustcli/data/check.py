@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustcli.errors import DataError
 
+_MANY, _DIM = 16, 0.25  # images whose brightest pixel is looked at, and where it is too dark
 _SLACK = 1e-6  # float rounding allowed outside [0, 1]
 _LABEL_HINTS = {-100: "-100 is the ignore label of some losses: drop those samples"}
 
@@ -115,9 +116,16 @@ def check_shape(
     if len(got) != 3 or 0 in got or got[0] not in (1, 3):
         raise _shape_fault(f"expected images of 1xHxW or 3xHxW, got {size}", where, _shape_hint(got))
     if got[1] != got[2]:
-        hint = "data.size=N for folders; crop or pad arrays to a square"
-        raise _shape_fault(f"images are not square: {size}", where, hint)
+        raise _shape_fault(f"images are not square: {size}", where, _square_hint(got[1], got[2]))
     return got[0], got[1], got[2]
+
+
+def _square_hint(height: int, width: int) -> str:
+    side = min(height, width)
+    return (
+        f"files: data.size={side} resizes the short side to {side} and crops the centre; "
+        f"arrays: x[..., :{side}, :{side}], or pad them"
+    )
 
 
 def _shape_fault(what: str, where: str, hint: str) -> DataError:
@@ -182,6 +190,29 @@ def _wrong_scale(low: float, high: float) -> tuple[str, str]:
     return "not on the [0,1] scale", hint
 
 
+def dim_warning(x: Tensor, part: str, *, deep: bool) -> list[str]:
+    """A warning where the brightest pixel of many images is under a quarter: the range is probably wrong.
+
+    Args:
+        x: pixels uint8, or float in [0, 1], [N, C, H, W].
+        part: name of the split.
+        deep: whether they were stored with 16 bits, so that data.max_value mends it.
+    """
+    if len(x) < _MANY:
+        return []
+    scale = 1.0 if x.is_floating_point() else 255.0
+    brightest = float(x.max()) / scale
+    if not 0 < brightest < _DIM:
+        return []
+    remedy = "if white is brighter, rescale them"
+    if deep:
+        bits = next(
+            bits for bits in range(9, 17) if round((2**bits - 1) / 65535 * 255) >= round(brightest * 255)
+        )
+        remedy = f"images of {bits} bits in 16-bit files need data.max_value={2**bits - 1}"
+    return [f"{part}: the brightest pixel of {len(x)} images is {brightest:.3f} of 1: {remedy}"]
+
+
 def _range_fault(what: str, where: str, hint: str) -> DataError:
     return DataError(what, where=where, hint=hint, code="E-RANGE")
 
@@ -203,6 +234,19 @@ def check_classes(expected: Sequence[str], got: Sequence[str], *, where: str, ag
     if tuple(expected) != tuple(got):
         what = f"the classes come in another order than in {against}"
         raise DataError(what, where=where, hint="sort them the same way", code="E-CLASS")
+
+
+def check_two_classes(classes: Sequence[str], *, where: str) -> None:
+    """There are two classes or more.
+
+    Raises:
+        DataError: E-CLASS.
+    """
+    if len(classes) > 1:
+        return
+    what = f"only one class, {classes[0]!r}" if classes else "no class"
+    hint = f"a classifier needs two; if the classes lie deeper, name that folder: {where}/{''.join(classes)}"
+    raise DataError(what, where=where, hint=hint, code="E-CLASS")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustcli.config.sections import DataConfig
-from robustcli.data.bundle import DataBundle
-from robustcli.errors import ConfigError, ResourceError
+from robustcli.data.bundle import DataBundle, enough_memory
+from robustcli.data.split import PARTS
+from robustcli.errors import ConfigError
 from robustcli.facts import DatasetFacts
 from robustcli.registry import Entry, datasets, suggestion
 
 
-def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle:
+def load_data(
+    config: DataConfig,
+    *,
+    allow_download: bool = False,
+    parts: Sequence[str] = PARTS,
+    whole: Callable[[str], bool] = lambda digest: False,
+) -> DataBundle:
     """The data set named by `config.name`: a registered name, or NAME:PATH for one that takes a path.
 
     Args:
         config: the data section.
         allow_download: the command line said --download; `config.download` has the same effect.
+        parts: the splits that are read and checked now: train, val, test. Others are when they are used.
+        whole: given the digest of the data, whether all images of the user's own data that have one split
+            are the test, where data.test_fraction is null. That is for models that were not trained on them.
 
     Returns:
-        a bundle whose labels, pixel range, shapes, classes and files were checked.
+        a bundle; of `parts`, labels, pixel range, shapes, classes and files were checked.
 
     Raises:
         DataError: anything wrong with the data (exit 3).
@@ -29,15 +40,11 @@ def load_data(config: DataConfig, *, allow_download: bool = False) -> DataBundle
     entry = _entry(config.name)
     if allow_download and not config.download:
         config = config.model_copy(update={"download": True})
-    try:
+    with enough_memory(config):
         bundle = entry.fn(config)
-    except MemoryError as error:
-        raise ResourceError(
-            f"no memory to load {config.name}",
-            hint="data.storage=stream, or a smaller data.size",
-            code="E-MEMORY",
-        ) from error
     assert isinstance(bundle, DataBundle)
+    bundle.whole = whole
+    bundle.need(parts)
     return bundle
 
 

@@ -41,6 +41,7 @@ class Source:
     threads: that decode.
     probe: gives (C, H, W) as far as a few files tell. One channel becomes three when another file has colour.
     digest: uint8 [N, C, H, W] -> digest of the data set.
+    colour: whether grey images become three channels, because other images have colour.
     """
 
     listings: Mapping[str, Listing]
@@ -48,6 +49,7 @@ class Source:
     threads: int
     probe: Callable[[], tuple[int, int, int]]
     digest: Callable[[Tensor], str]
+    colour: bool = False
 
     @cached_property
     def paths(self) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
+
 from robustcli.config.sections import DataConfig
 from robustcli.data.arrays import NeedsFilesError
 from robustcli.data.bundle import DataBundle
@@ -35,7 +37,7 @@ def extra_split(source: str, like: DataBundle, config: DataConfig) -> JoinedSpli
     """
     _check_path(source)
     bundle = _load_whole(config, source)
-    if bundle.digest == like.digest:
+    if _is_the_same(bundle, like):
         what = "the extra data is the data set itself, with its test images"
         raise DataError(what, where=source, hint="name other data", code="E-SPLIT")
     check_fit(bundle.train, like.classes, like.shape, where=source)
@@ -43,6 +45,16 @@ def extra_split(source: str, like: DataBundle, config: DataConfig) -> JoinedSpli
         if isinstance(part, StreamSplit) and len(part) <= bundle.num_classes:
             part.workers = 0  # one image of each class is not worth processes of its own
     return JoinedSplit((bundle.train, bundle.val, bundle.test), where=source, digest=bundle.digest)
+
+
+def _is_the_same(bundle: DataBundle, like: DataBundle) -> bool:
+    """Whether the splits that were read of `like` are splits of `bundle` too."""
+    names = like.read_names
+    if not set(names) <= set(bundle.stored.names):
+        return False
+    if any(not torch.equal(bundle.stored.labels(name), like.stored.labels(name)) for name in names):
+        return False
+    return bundle.digest_of(names) == like.digest
 
 
 def _check_path(source: str) -> None:

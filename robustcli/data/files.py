@@ -1,11 +1,12 @@
-"""Files from outside: opened without hanging, never outside their root, listed in a fixed order."""
+"""Files from outside: opened without hanging, never outside their roots."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,20 +14,21 @@ from robustcli.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_LOOKED_AT = 2000  # entries of a folder that are looked at for the hint on links
 
 
-def open_regular(path: str | Path, *, inside: str | None = None) -> BinaryIO:
+def open_regular(path: str | Path, *, inside: Sequence[str] | None = None) -> BinaryIO:
     """The regular file, open for reading.
 
-    A FIFO or a device is refused without waiting for it. With `inside`, a link that leaves that folder is
-    refused.
+    A FIFO or a device is refused without waiting for it. With `inside`, a link that leaves all those folders
+    is refused; the first of them is the data folder.
 
     Raises:
         DataError: E-FILE, with the path.
     """
     try:
         if inside is not None and os.path.islink(path):
-            _check_link(path, inside)
+            check_link(path, inside)
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -39,11 +41,18 @@ def open_regular(path: str | Path, *, inside: str | None = None) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _check_link(path: str | Path, root: str) -> None:
+def check_link(path: str | Path, roots: Sequence[str]) -> None:
+    """The link leads to something inside one of `roots`.
+
+    Raises:
+        DataError: E-FILE; the hint on a link that leaves them says what to set.
+    """
     if not os.path.exists(os.path.realpath(path)):
         raise _file_fault("broken link", path, "remove it, or restore the file it points to")
-    if not is_inside(path, root):
-        raise _file_fault("link leaves the data folder", path, "copy the file into the folder")
+    if not any(is_inside(path, root) for root in roots):
+        target = _common_target(roots[0], str(path))
+        hint = f"copy the files into the folder, or let links lead there: data.link_root={target}"
+        raise _file_fault("link leaves the data folder", path, hint)
 
 
 def is_inside(path: str | Path, root: str | Path) -> bool:
@@ -52,30 +61,63 @@ def is_inside(path: str | Path, root: str | Path) -> bool:
     return os.path.commonpath([base, os.path.realpath(path)]) == base
 
 
+def _common_target(root: str, path: str) -> str:
+    """The folder that holds the targets of `path` and of other links of `root`, as far as a look tells."""
+    found = {os.path.dirname(os.path.realpath(path))}
+    base = os.path.realpath(root)
+    for link in islice(_links(root), _LOOKED_AT):
+        target = os.path.realpath(link)
+        if os.path.exists(target) and not is_inside(target, base):
+            found.add(os.path.dirname(target))
+    return os.path.commonpath(found)
+
+
+def _links(root: str) -> Iterator[str]:
+    """Links below `root`; linked folders are not entered."""
+    for folder, names, files in os.walk(root):
+        for name in (*names, *files):
+            if os.path.islink(os.path.join(folder, name)):
+                yield os.path.join(folder, name)
+
+
 def _file_fault(what: str, path: str | Path, hint: str) -> DataError:
     return DataError(what, where=str(path), hint=hint, code="E-FILE")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries that are not hidden, sorted by name."""
+def entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Entries that are not hidden, sorted by name. Raises DataError when the folder cannot be listed."""
     try:
-        with os.scandir(folder) as entries:
-            shown = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+        with os.scandir(folder) as found:
+            shown = [e for e in found if not e.name.startswith(".") and e.name != "__MACOSX"]
     except OSError as error:
         what = f"cannot list the folder: {error.strerror}"
         raise DataError(what, where=str(folder), hint="check the path and its permissions") from error
     return sorted(shown, key=lambda entry: entry.name)
 
 
-def folders(folder: Path, root: Path) -> list[str]:
-    """Names of the sub-folders, sorted; a linked one must stay inside `root`."""
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one. Raises DataError for a link that never ends."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        what = f"cannot follow the link: {error.strerror}"
+        raise _file_fault(what, entry.path, "remove it, or make it lead to a file") from error
+
+
+def folders(folder: str | Path, roots: Sequence[str]) -> list[str]:
+    """Names of the sub-folders, sorted; a linked one must stay inside `roots`."""
     names = []
-    for entry in _entries(folder):
-        if entry.is_dir():
+    for entry in entries(folder):
+        if is_folder(entry):
             if entry.is_symlink():
-                _check_link(entry.path, str(root))
+                check_link(entry.path, roots)
             names.append(entry.name)
     return names
+
+
+def is_image(name: str) -> bool:
+    """Whether the file name ends as an image's does."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -102,48 +144,3 @@ def all_paths(listings: Mapping[str, Listing]) -> list[str]:
     for listing in listings.values():
         paths += listing.paths
     return paths
-
-
-def list_images(root: Path, split: str) -> Listing:
-    """Images of `root/split/<class>/`, by class then name; `split` may be "".
-
-    Hidden files are not seen. Files that are not images are counted as ignored.
-
-    Raises:
-        DataError: no class folder, a class without images, a folder inside a class folder, a class name with
-            control characters.
-    """
-    base = root / split
-    classes = folders(base, root)
-    if not classes:
-        raise DataError("no class folders", where=str(base), hint="put images into <split>/<class>/<image>")
-    paths: list[str] = []
-    labels: list[int] = []
-    ignored = 0
-    for label, name in enumerate(classes):
-        if not name.isprintable():
-            what = f"class folder name {name!r} has control or undecodable characters"
-            raise DataError(what, where=str(base), hint="rename it")
-        images, others = _images(base / name)
-        paths += [os.path.join(split, name, image) for image in images]
-        labels += [label] * len(images)
-        ignored += others
-    return Listing(tuple(classes), paths, labels, ignored)
-
-
-def _images(folder: Path) -> tuple[list[str], int]:
-    """File names of the images in a class folder, and the number of other files."""
-    images: list[str] = []
-    others = 0
-    for entry in _entries(folder):
-        if entry.is_dir():
-            hint = "images lie directly in <split>/<class>/"
-            raise DataError("a folder inside a class folder", where=entry.path, hint=hint)
-        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            images.append(entry.name)
-        else:
-            others += 1
-    if not images:
-        hint = f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder"
-        raise DataError(f"class {folder.name!r} has no images", where=str(folder), hint=hint)
-    return images, others

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from robustcli.config.sections import DataConfig
 from robustcli.data.files import open_regular
 from robustcli.errors import DataError, ResourceError
 from robustcli.runtime.signals import heed
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels = npt.NDArray[np.uint8]
+T = TypeVar("T")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of a GiB of RGB); Pillow warns there, we refuse
 # Plain raster formats only: others run interpreters (EPS) or rarely used parsers.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -34,36 +36,86 @@ BAD_IMAGE = "E-IMAGE"  # what `bad_image: skip` may skip, together with E-FILE
 class Decoder:
     """file -> EXIF turn -> 8-bit RGB or grey -> short side to round(size * ratio) -> centre crop to size.
 
-    Alpha is dropped (as torchvision does); 16-bit grey is scaled by 255/65535; the filter is PIL's bilinear
+    Alpha is dropped (as torchvision does); 16-bit grey is scaled by 255/white; the filter is PIL's bilinear
     (antialiased).
 
     Args:
         root: folder of the data set; links may not leave it.
         size: side of the square result in pixels; None keeps the stored size.
         ratio: resized short side / size, >= 1 (256/224 for ImageNet's usual evaluation).
+        white: the largest value of a 16-bit pixel; larger ones are an error.
+        grey: turn colour into grey.
+        link_root: another folder that links may lead into; "" for none.
     """
 
     root: str
     size: int | None = None
     ratio: float = 1.0
+    white: int = 65535
+    grey: bool = False
+    link_root: str = ""
+
+    @classmethod
+    def of(cls, config: DataConfig, root: str, *, size: int | None = None, ratio: float = 1.0) -> Decoder:
+        """The decoder that the data section asks for. size: where data.size is null."""
+        link_root = os.path.expanduser(config.link_root) if config.link_root else ""
+        return cls(
+            root, config.size or size, ratio, config.max_value or 65535, config.channels == 1, link_root
+        )
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders that links may lead into."""
+        return (self.root, self.link_root) if self.link_root else (self.root,)
+
+    def deep(self, relative: str) -> bool:
+        """Whether the file has 16-bit pixels; False where it cannot be read."""
+        return self.stored_mode(relative)[1]
+
+    def stored_size(self, paths: Sequence[str]) -> tuple[int, int]:
+        """(width, height) of the first readable file before it is resized; (0, 0) for none among eight."""
+        sizes = (self._looked(path, lambda image: image.size, (0, 0)) for path in paths[:8])
+        return next((size for size in sizes if size != (0, 0)), (0, 0))
+
+    def stored_mode(self, relative: str) -> tuple[str, bool]:
+        """(Pillow's mode, whether the pixels have 16 bits) of a file; ("", False) where it cannot be read."""
+        return self._looked(relative, lambda image: (image.mode, _is_deep(image)), ("", False))
+
+    def _looked(self, relative: str, ask: Callable[[Image], T], otherwise: T) -> T:
+        """What `ask` says of the file's header."""
+        from PIL import Image
+
+        try:
+            with (
+                open_regular(os.path.join(self.root, relative), inside=self.roots) as stream,
+                warnings.catch_warnings(),
+                Image.open(stream, formats=_FORMATS) as image,
+            ):
+                return ask(image)
+        except Exception:  # whoever reads the image gets the error
+            return otherwise
 
     def __call__(self, relative: str) -> Pixels:
         """uint8 [H, W] (grey) or [H, W, 3]. Raises DataError (E-IMAGE, E-FILE) with the path."""
         from PIL import Image, ImageOps, UnidentifiedImageError
 
         path = os.path.join(self.root, relative)
-        with open_regular(path, inside=self.root) as stream:
+        with open_regular(path, inside=self.roots) as stream:
             try:
                 with Image.open(stream, formats=_FORMATS) as image:
                     _check_size(image, path)
                     ImageOps.exif_transpose(image, in_place=True)
-                    return np.asarray(self._fit(_eight_bit(image, path)), dtype=np.uint8)
+                    return np.asarray(self._fit(self._mode(image, path)), dtype=np.uint8)
             except (DataError, MemoryError):
                 raise
             except UnidentifiedImageError as error:
                 raise _bad(f"not a readable image ({os.path.getsize(path)} bytes)", path) from error
             except Exception as error:  # Pillow answers damaged files with many exception types
                 raise _bad(f"damaged image: {error}", path) from error
+
+    def _mode(self, image: Image, path: str) -> Image:
+        shallow = _eight_bit(image, path, self.white)
+        return shallow.convert("L") if self.grey else shallow
 
     def _fit(self, image: Image) -> Image:
         from PIL import Image as pil
@@ -91,16 +143,21 @@ def _check_size(image: Image, path: str) -> None:
         raise _bad(f"image of {size} is larger than {MAX_PIXELS} (decompression bomb?)", path)
 
 
-def _eight_bit(image: Image, path: str) -> Image:
+def _is_deep(image: Image) -> bool:
+    """Whether the pixels have 16 bits."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _eight_bit(image: Image, path: str, white: int) -> Image:
     """Mode L or RGB. Raises DataError for 32-bit and float images, whose scale is unknown."""
     from PIL import Image as pil
 
     mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+    if _is_deep(image):
         deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise _bad("integer pixels outside 0..65535", path)
-        return pil.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+        if deep.min() < 0 or deep.max() > white:
+            raise _bad(f"a pixel is {int(deep.max())}, outside 0..{white}{_white_hint(white)}", path)
+        return pil.fromarray(((deep * 255 + white // 2) // white).astype(np.uint8))
     if mode in _UNKNOWN_SCALE:
         kind = _UNKNOWN_SCALE[mode]
         raise _bad(f"{kind} pixels: the scale is unknown, save 8-bit or 16-bit images", path)
@@ -113,6 +170,10 @@ def _eight_bit(image: Image, path: str) -> Image:
     return image.convert("RGB")
 
 
+def _white_hint(white: int) -> str:
+    return "" if white == 65535 else " (data.max_value)"
+
+
 def planes(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:
     """uint8 [C, H, W] of a decoded image; grey becomes three equal planes when C is 3.
 
@@ -121,9 +182,9 @@ def planes(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:
     """
     stacked = np.atleast_3d(pixels).transpose(2, 0, 1)
     if stacked.shape[1:] != shape[1:]:
-        hint = "set data.size to resize all images"
+        hint = f"data.size={min(shape[1:])} resizes all images and crops them to a square"
     elif len(stacked) > shape[0]:
-        hint = "convert the images to one mode"
+        hint = "data.channels=3 repeats grey images as colour; data.channels=1 turns colour into grey"
     else:
         return np.broadcast_to(stacked, shape)
     expected, got = ("x".join(str(n) for n in edges) for edges in (shape, stacked.shape))
@@ -169,10 +230,12 @@ def first_shape(paths: Sequence[str], decoder: Decoder) -> tuple[int, int]:
     raise first or DataError("no images", where=decoder.root)
 
 
-def decode_all(paths: Sequence[str], decoder: Decoder, threads: int) -> tuple[Tensor, dict[int, DataError]]:
-    """Pixels uint8 [N, C, H, W] of all files, and the faults by index. C is 1 when all images are grey.
+def decode_all(
+    paths: Sequence[str], decoder: Decoder, threads: int, grey_channels: Callable[[], int] = lambda: 1
+) -> tuple[Tensor, dict[int, DataError]]:
+    """Pixels uint8 [N, C, H, W] of all files, and the faults by index. C is 3 when an image has colour.
 
-    The rows of files with a fault are zero.
+    The rows of files with a fault are zero. `grey_channels` gives C for images that are all grey.
 
     Raises:
         DataError: no image can be read.
@@ -195,6 +258,6 @@ def decode_all(paths: Sequence[str], decoder: Decoder, threads: int) -> tuple[Te
         pixels[index] = planes(decoded, shape, os.path.join(decoder.root, paths[index]))
 
     faults = collect_faults(len(paths), threads, decode)
-    if not colour.any():
+    if not colour.any() and grey_channels() == 1:
         pixels = np.ascontiguousarray(pixels[:, :1])
     return torch.from_numpy(pixels), faults

@@ -1,4 +1,4 @@
-"""From lists of image files to a bundle.
+"""From listed files to a bundle: pixels in memory, streamed, or decoded once into a file.
 
 Small sets are decoded into memory. Large ones are decoded whenever an image is needed, or once into a file.
 """
@@ -6,104 +6,175 @@ Small sets are decoded into memory. Large ones are decoded whenever an image is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robustcli.config.sections import DataConfig
-from robustcli.data.bundle import DataBundle, build
+from robustcli.data.bundle import DataBundle
 from robustcli.data.cache import cache_folder, load
-from robustcli.data.check import check_shape
+from robustcli.data.check import check_shape, dim_warning
 from robustcli.data.decoded import Source
 from robustcli.data.digest import digest_files, digest_memory
 from robustcli.data.files import Listing, all_paths
 from robustcli.data.images import Decoder, collect_faults, decode_all, first_shape, planes
 from robustcli.data.split import MemorySplit, Paths, Split, Store
+from robustcli.data.stored import Loaded
 from robustcli.data.stream import StreamSplit
 from robustcli.errors import DataError
 
 MEMORY_BYTES = 2 * 2**30  # above this many bytes of pixels, `storage: auto` streams
 _PROBES = 64  # images decoded to tell grey from colour before streaming
-Faults = Mapping[str, Mapping[int, DataError]]
-#: The stored splits, their unreadable images by index in each, the digest, and notes.
-Loaded = tuple[Mapping[str, Split], Faults, str, list[str]]
+_FEW = 8  # images of another split that are looked at for its size
+Listings = Mapping[str, Listing]
 
 
 def bundle_listings(
     config: DataConfig,
     entry: str,
     decoder: Decoder,
-    listings: Mapping[str, Listing],
+    listings: Mapping[str, Callable[[], Listing]],
+    classes: tuple[str, ...],
     *,
     name: str,
     notes: Sequence[str] = (),
+    explain: Callable[[DataError], DataError] = lambda error: error,
 ) -> DataBundle:
-    """Decide between memory, stream and cache, decode, build.
+    """The bundle of listed files. A split is listed and read when it is needed.
 
     Args:
-        config, entry, name, notes: as in `bundle.build`.
+        config, entry, name, notes, explain: as in `DataBundle`.
         decoder: file -> pixels; it knows the root.
-        listings: stored split -> its files; the split to train on comes first.
-
-    Raises:
-        DataError: unreadable files, unequal sizes, class names that differ between the splits, empty classes.
-        ResourceError: the decoded images cannot be kept, in memory or on the disk.
+        listings: stored split -> a function that lists its files; the split to train on comes first.
+        classes: all classes in the order of their labels, which every listing has.
     """
-    stored, faults, digest, storage_notes = _load(config, listings, decoder)
-    return build(
-        config,
-        entry,
-        name=name,
-        where=decoder.root,
-        stored=stored,
-        digest=digest,
-        notes=[*notes, *storage_notes],
-        faults=faults,
+    stored = ListedSplits(config, decoder, listings, classes)
+    return DataBundle(
+        config, entry, name=name, where=decoder.root, stored=stored, notes=notes, explain=explain
     )
 
 
-def _load(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> Loaded:
-    """The splits as data.storage asks for them."""
+@dataclass(frozen=True)
+class ListedSplits:
+    """Files of each stored split, see `Stored`; arguments as in `bundle_listings`."""
+
+    config: DataConfig
+    decoder: Decoder
+    listers: Mapping[str, Callable[[], Listing]]
+    classes: tuple[str, ...]
+    _known: dict[str, Listing] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.listers)
+
+    def listing(self, name: str) -> Listing:
+        """The files of one split."""
+        if name not in self._known:
+            self._known[name] = self.listers[name]()
+        return self._known[name]
+
+    def labels(self, name: str) -> Tensor:
+        """See `Stored.labels`."""
+        return torch.tensor(self.listing(name).labels, dtype=torch.int64)
+
+    def load(self, names: Sequence[str]) -> Loaded:
+        """See `Stored.load`: in memory, streamed or cached, as data.storage asks for it.
+
+        Raises:
+            DataError: no image can be read, or the images are not square.
+            ResourceError: the decoded images cannot be kept, in memory or on the disk.
+        """
+        listings = {name: self.listing(name) for name in names}
+        ignored = sum(listing.ignored for listing in listings.values())
+        notes = [f"{ignored} files that are not images left aside"] * bool(ignored)
+        if not all_paths(listings):
+            raise DataError("no images", where=self.decoder.root, hint="add images", code="E-EMPTY")
+        loaded = _load(self.config, listings, self.decoder, self._colour_elsewhere(names))
+        self._check_against_others(names, loaded)
+        made_from = _stored_size(all_paths(listings), self.decoder)
+        notes += [*loaded.notes, *_resized(made_from, self.decoder)]
+        return replace(loaded, notes=notes, made_from=made_from)
+
+    def _colour_elsewhere(self, names: Sequence[str]) -> Callable[[], int]:
+        """A function that gives 3 when images of another split have colour, else 1."""
+
+        def probe() -> int:
+            others = (self.listing(name).paths for name in self.names if name not in names)
+            return max((_channels(paths, self.decoder) for paths in others if paths), default=1)
+
+        return probe
+
+    def _check_against_others(self, names: Sequence[str], loaded: Loaded) -> None:
+        """The images have the size of those of the splits that are not read now."""
+        if self.decoder.size is not None:
+            return
+        shape = next(iter(loaded.splits.values())).shape
+        for name in self.names:
+            paths = [] if name in names else self.listing(name).paths[:_FEW]
+            try:
+                side = first_shape(paths, self.decoder)
+            except DataError:  # whoever reads that split gets the error
+                continue
+            check_shape((shape[0], *side), shape, where=os.path.join(self.decoder.root, paths[0]))
+
+
+def _load(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere: Callable[[], int]) -> Loaded:
+    """The splits as data.storage asks for them. elsewhere: channels of the splits that are not read."""
     if config.storage == "cached":
-        return _cached(config, listings, decoder)
+        return _cached(config, listings, decoder, elsewhere)
     paths = all_paths(listings)
     height, width = first_shape(paths, decoder)
     large = len(paths) * 3 * height * width > MEMORY_BYTES
     if config.storage == "stream" or (config.storage == "auto" and large):
-        return _streamed(config, listings, decoder, (height, width))
-    pixels, faults = decode_all(paths, decoder, _threads(config, decoder))
+        return _streamed(config, listings, decoder, (height, width), elsewhere)
+    pixels, faults = decode_all(paths, decoder, _threads(config, decoder), lambda: _asked(config, elsewhere))
     check_shape(pixels.shape[1:], where=os.path.join(decoder.root, paths[0]))
     splits = _share(listings, Store(pixels))
     note = f"storage: memory, {len(paths)} images of {height}x{width}"
-    return splits, _by_split(listings, faults), digest_memory(splits), [note]
+    deep = config.max_value is None and decoder.deep(paths[0])
+    warnings = dim_warning(pixels, "images", deep=deep)
+    return Loaded(splits, _by_split(listings, faults), digest_memory(splits), [note], warnings)
 
 
-def _cached(config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder) -> Loaded:
+def _asked(config: DataConfig, elsewhere: Callable[[], int]) -> int:
+    """Channels of images that are all grey."""
+    return 3 if config.channels == 3 else elsewhere()
+
+
+def _cached(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere: Callable[[], int]) -> Loaded:
     """Splits over a file of the decoded images; nothing is decoded when the file is there."""
-    paths = all_paths(listings)
+    paths, asked = all_paths(listings), _asked(config, elsewhere)
 
     def probe() -> tuple[int, int, int]:
-        shape = _channels(paths, decoder), *first_shape(paths, decoder)
-        return check_shape(shape, where=os.path.join(decoder.root, paths[0]))
+        channels = max(_channels(paths, decoder), asked)
+        return check_shape((channels, *first_shape(paths, decoder)), where=_first(paths, decoder))
 
     def digest(pixels: Tensor) -> str:
         return digest_memory(_share(listings, Store(pixels)))
 
-    source = Source(listings, decoder, _threads(config, decoder), probe, digest)
+    source = Source(listings, decoder, _threads(config, decoder), probe, digest, asked == 3)
     decoded, notes = load(cache_folder(config.cache), source)
-    return _share(listings, decoded.store), _by_split(listings, decoded.faults), decoded.digest, notes
+    faults = _by_split(listings, decoded.faults)
+    return Loaded(_share(listings, decoded.store), faults, decoded.digest, notes)
 
 
-def _share(listings: Mapping[str, Listing], store: Store) -> dict[str, MemorySplit]:
+def _first(paths: Sequence[str], decoder: Decoder) -> str:
+    return os.path.join(decoder.root, paths[0])
+
+
+def _share(listings: Listings, store: Store) -> dict[str, MemorySplit]:
     """Splits that share a store, whose rows are those of one split after the other."""
     store.paths = as_paths(all_paths(listings))
     splits: dict[str, MemorySplit] = {}
     start = 0
     for part, listing in listings.items():
         rows = torch.arange(start, start + len(listing.paths))
-        splits[part] = MemorySplit(store, torch.tensor(listing.labels), listing.classes, rows=rows)
+        labels = torch.tensor(listing.labels, dtype=torch.int64)
+        splits[part] = MemorySplit(store, labels, listing.classes, rows=rows)
         start += len(rows)
     return splits
 
@@ -113,7 +184,7 @@ def as_paths(paths: Sequence[str]) -> Paths:
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
-def _by_split(listings: Mapping[str, Listing], faults: Mapping[int, DataError]) -> Faults:
+def _by_split(listings: Listings, faults: Mapping[int, DataError]) -> dict[str, dict[int, DataError]]:
     """Faults by row of the store -> faults by index in each split."""
     by_split: dict[str, dict[int, DataError]] = {}
     start = 0
@@ -125,20 +196,25 @@ def _by_split(listings: Mapping[str, Listing], faults: Mapping[int, DataError]) 
 
 
 def _streamed(
-    config: DataConfig, listings: Mapping[str, Listing], decoder: Decoder, side: tuple[int, int]
+    config: DataConfig,
+    listings: Listings,
+    decoder: Decoder,
+    side: tuple[int, int],
+    elsewhere: Callable[[], int],
 ) -> Loaded:
     """Splits that decode on demand.
 
     `bad_image: skip` must know the unreadable images now, so it decodes the training files once.
     """
     paths = all_paths(listings)
-    shape = check_shape((_channels(paths, decoder), *side), where=os.path.join(decoder.root, paths[0]))
-    splits: dict[str, StreamSplit] = {}
+    channels = max(_channels(paths, decoder), _asked(config, elsewhere))
+    shape = check_shape((channels, *side), where=_first(paths, decoder))
+    splits: dict[str, Split] = {}
     for part, listing in listings.items():
         splits[part] = StreamSplit(
             as_paths(listing.paths),
             decoder,
-            torch.tensor(listing.labels),
+            torch.tensor(listing.labels, dtype=torch.int64),
             listing.classes,
             shape,
             workers=_processes(config),
@@ -150,7 +226,26 @@ def _streamed(
         faults[train] = _unreadable(listings[train].paths, decoder, shape, _threads(config, decoder))
     height, width = side
     note = f"storage: stream, {len(paths)} files of {height}x{width}; the digest covers names and sizes"
-    return splits, faults, digest_files(listings, decoder.root), [note]
+    return Loaded(splits, faults, digest_files(listings, decoder.root), [note])
+
+
+def _stored_size(paths: Sequence[str], decoder: Decoder) -> str:
+    """640x480, the size of the first file, where files are resized; "" where they are not."""
+    if decoder.size is None:
+        return ""
+    width, height = decoder.stored_size(paths)
+    if (width, height) in ((decoder.size, decoder.size), (0, 0)):
+        return ""
+    return f"{width}x{height}"
+
+
+def _resized(made_from: str, decoder: Decoder) -> list[str]:
+    """A note on images that are resized, or cut to a square."""
+    if not made_from:
+        return []
+    width, height = made_from.split("x")
+    cut = "" if width == height else ", and cut to the square in their centre"
+    return [f"images of {made_from} are resized to {decoder.size}x{decoder.size}{cut}"]
 
 
 def _unreadable(
@@ -196,6 +291,11 @@ def _threads(config: DataConfig, decoder: Decoder) -> int:
     if decoder.size is None:
         return 1
     return min(8, _cpu_count())
+
+
+def decoding_threads(config: DataConfig) -> int:
+    """Threads that read whole files, of whatever size."""
+    return max(1, config.workers) if config.workers is not None else min(8, _cpu_count())
 
 
 def _cpu_count() -> int:

@@ -6,12 +6,14 @@ for ever (NEP 19), unlike its `permutation` or `shuffle`, so a split made today 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from robustcli.errors import DataError
 
 _SAMPLE, _ORDER, _SPLIT = 1, 2, 3  # second half of the Philox key: one independent stream per purpose
 Ints = npt.NDArray[np.int64]
@@ -91,6 +93,20 @@ def stratified(labels: Tensor, n: int, seed: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(chosen))
 
 
+def stored_by_class(labels: Tensor) -> bool:
+    """Whether samples of one class lie together: at most a quarter of the changes of label that chance makes.
+
+    Args:
+        labels: int64 [N], in stored order.
+    """
+    if len(labels) < 2:
+        return False
+    shares = torch.bincount(labels).double() / len(labels)
+    runs = 1 + int((labels[1:] != labels[:-1]).sum())
+    by_chance = 1 + (len(labels) - 1) * float(1 - shares.square().sum())
+    return runs <= by_chance / 4
+
+
 def train_order(n: int, seed: int, epoch: int) -> Tensor:
     """int64 [n]: a permutation of 0 to n - 1, a function of (seed, epoch) and of nothing else."""
     keys = _keys(n, seed, _ORDER, epoch)
@@ -102,19 +118,21 @@ def split_by_seed(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
 
     Args:
         labels: int64 [N].
-        fraction: share of `part`, in [0, 1).
+        fraction: share of `part`, in [0, 1].
         seed: in [0, 2^63).
 
     Returns:
-        two int64 vectors of sorted positions, disjoint, together 0 to N - 1. With a fraction above 0 every
-        class of two or more samples is in both. A class whose share rounds to none gives one all the same, so
-        `part` may be a little larger than asked. A class of one sample stays in `rest`.
+        two int64 vectors of sorted positions, disjoint, together 0 to N - 1. With a fraction between 0 and 1
+        every class of two or more samples is in both. A class whose share rounds to none gives one all the
+        same, so `part` may be a little larger than asked. A class of one sample stays in `rest`.
 
     Raises:
-        ValueError: fraction outside [0, 1) or a seed out of range.
+        ValueError: fraction outside [0, 1] or a seed out of range.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction must be in [0, 1), got {fraction}")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+    if fraction == 1:
+        return torch.arange(0), torch.arange(len(labels))
     values, inverse, counts = _classes(labels)
     quota = largest_remainder(counts, int(len(values) * fraction + 0.5))
     if fraction > 0:
@@ -123,32 +141,76 @@ def split_by_seed(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
     return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
 
 
-def carve(
-    labels: Mapping[str, Tensor], *, val_fraction: float, test_fraction: float, seed: int
-) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
-    """Where train, val and test come from: {part: (stored split, int64 positions in it)} and notes.
+def source_of(names: Sequence[str], part: str, *, where: str = "") -> str:
+    """The stored split that train, val or test comes from.
 
-    `labels` maps the stored splits to their labels: one of any name, or train with val, test or both. A
-    missing test is carved by seed from the only split there is, a missing validation from train. A test is
-    never used to validate or to train. A stored `val` without a `test` is the held-out split (ImageNet's
-    custom), so it is the test.
+    A single one is the source of all three. A missing test is a stored `val`, which is then the held-out
+    split (ImageNet's custom). A missing validation comes from train.
+
+    Args:
+        names: of the stored splits: one of any name, or some of train, val and test.
+        part: train, val or test.
+        where: for the message.
+
+    Raises:
+        DataError: there are val and test, and no train, which is asked for.
     """
-    seeded = f"stratified, split_seed {seed}"
-    everything = {name: torch.arange(len(values)) for name, values in labels.items()}
-    if len(labels) == 3:
-        return {name: (name, everything[name]) for name in ("train", "val", "test")}, []
-    if len(labels) == 1:
-        (source,) = labels
-        rest, carved = split_by_seed(labels[source], test_fraction, seed)
-        test = source, carved
-        notes = [f"test: {len(carved)} of {len(labels[source])} images, {seeded}"]
-        if source != "train":
-            notes[0] += f"; only the {source} split is there, so train comes from it too"
-    elif "test" in labels:
-        source, rest, test, notes = "train", everything["train"], ("test", everything["test"]), []
-    else:
-        source, rest, test = "train", everything["train"], ("val", everything["val"])
-        notes = ["test: the stored val split, because there is no test split"]
-    keep, carved = split_by_seed(labels[source][rest], val_fraction, seed)
-    notes.append(f"val: {len(carved)} of {len(rest)} training images, {seeded}")
-    return {"train": (source, rest[keep]), "val": (source, rest[carved]), "test": test}, notes
+    if len(names) == 1:
+        return names[0]
+    if part == "test" and "test" not in names:
+        return "val" if "val" in names else "train"
+    if part == "val" and "val" in names and "test" in names:
+        return "val"
+    if part != "test" and "train" not in names:
+        hint = "add some, or say which split they are: data.splits.train=NAME"
+        raise DataError(f"no images to train on: only {' and '.join(names)}", where=where, hint=hint)
+    return part if part != "val" else "train"
+
+
+def carve_part(
+    names: Sequence[str],
+    part: str,
+    labels: Callable[[str], Tensor],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> tuple[Tensor, list[str]]:
+    """Positions int64 of train, val or test in the stored split `source_of(names, part)`, and notes.
+
+    A test is never used to validate or to train: where it is carved from the only split there is, the
+    validation is carved from the rest.
+
+    Args:
+        names: as in `source_of`. part: train, val or test.
+        labels: name of a stored split -> its labels int64 [N].
+        val_fraction, test_fraction: shares of a carved validation and a carved test, in [0, 1].
+        seed: of both.
+    """
+    source, seeded = source_of(names, part), f"stratified, split_seed {seed}"
+    stored = labels(source)
+    rest, notes = torch.arange(len(stored)), list[str]()
+    if len(names) == 1:
+        rest, test = split_by_seed(stored, test_fraction, seed)
+        if part == "test":
+            return test, [_said(len(test), len(stored), seeded)]
+        if part == "train" and source != "train":
+            notes.append(f"only the {source} split is there, so train comes from it too")
+    elif part == "test":
+        lone = ["test: the stored val split, because there is no test split"] if source == "val" else []
+        return rest, lone
+    elif part == source and {"val", "test"} <= set(names):
+        return rest, []
+    keep, carved = split_by_seed(stored[rest], val_fraction, seed)
+    if part == "train":
+        return rest[keep], notes
+    if not val_fraction:
+        return rest[carved], []
+    return rest[carved], [f"val: {len(carved)} of {len(rest)} training images, {seeded}"]
+
+
+def _said(test: int, stored: int, seeded: str) -> str:
+    """The note on a test that is carved from the only split there is."""
+    if test == stored:
+        return f"test: all {stored} images"
+    return f"test: {test} of {stored} images, {seeded}"

@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from robustcli.core.gradients import distribution_rows
 from robustcli.core.modes import trained_modules
-from robustcli.evaluation.rules import BLIND, RULES, SLOPE, STATE
+from robustcli.evaluation.rules import BLIND, CHANCE, RULES, SLOPE, STATE
 from robustcli.records.alarm import Alarm
 
 _WITHOUT_DLR = {2: "no DLR loss, attacks use the margin", 3: "no targeted DLR loss, attacks use z_t - z_y"}
@@ -173,6 +173,26 @@ def with_new(alarms: Sequence[Alarm], more: Sequence[Alarm]) -> list[Alarm]:
     """`alarms`, followed by those of `more` whose name is not in `alarms`."""
     known = {alarm.name for alarm in alarms}
     return [*alarms, *(alarm for alarm in more if alarm.name not in known)]
+
+
+def below_chance(right: int, n: int, classes: int) -> list[Alarm]:
+    """`below-chance`, where P(Binomial(n, 1 / classes) <= right) < CHANCE.
+
+    Guessing is right on 1 of K images. Fewer right answers say that labels and logits do not mean the same:
+    another order of the classes, say.
+
+    Args:
+        right: clean images that the model is right on.
+        n: samples measured.
+        classes: K, of the model's logits.
+    """
+    from scipy.special import bdtr  # late: torch alone is needed to measure
+
+    if classes < 2 or not n or bdtr(right, n, 1 / classes) >= CHANCE:
+        return []
+    evidence = f"right on {right} of {n} clean images, and guessing is right on 1 of {classes}"
+    remedy = "compare the order of the classes (data.classes states it), and what normalisation it expects"
+    return [Alarm("below-chance", "suspect", evidence, remedy)]
 
 
 def final_checks(stages: Mapping[str, int], needs: Mapping[str, str], n: int) -> list[Alarm]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from robustcli.evaluation.alarms import check_search, final_checks, with_new
+from robustcli.evaluation.alarms import below_chance, check_search, final_checks, with_new
 from robustcli.evaluation.answers import Answers
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.result import BatchOutcome, Evaluation
@@ -22,7 +22,8 @@ def concluded(
     tallies: Mapping[str, int],
     calls: Sequence[AttackCall],
     stages: Mapping[str, Tensor],
-    n: int,
+    correct: Tensor,
+    classes: int,
 ) -> list[Alarm]:
     """`alarms`, and those that need the verdicts of all samples.
 
@@ -33,13 +34,16 @@ def concluded(
             model's digest.
         calls: the attacks.
         stages: label -> bool [n], right after that attack.
-        n: samples measured.
+        correct: bool [n], right on the clean image.
+        classes: K, of the model's logits.
     """
+    n = len(correct)
     zero_share = tallies.get("zero", 0) / max(1, tallies.get("asked", 0))
     mutated = bool(tallies.get("mutated", 0))
     searched = check_search(zero_share, tallies.get("refused", 0), mutated, tallies.get("broken", 0))
     needs = {call.label: call.needs for call in calls if call.bounded}
     standing = {label: int(stages[label].sum()) for label in needs}
+    searched += below_chance(int(correct.sum()), n, classes)
     return with_new(with_new(alarms, searched), final_checks(standing, needs, n))
 
 
@@ -196,8 +200,11 @@ class Collector:
             tallies=dict(spent.tallies),
         )
 
-    def evaluation(self, alarms: list[Alarm], seconds: float) -> Evaluation:
-        """The evaluation of the samples known so far. alarms: raised by the diagnosis."""
+    def evaluation(self, alarms: list[Alarm], seconds: float, classes: int) -> Evaluation:
+        """The evaluation of the samples known so far.
+
+        alarms: raised by the diagnosis. classes: K, of the model's logits.
+        """
         known, costs, calls = self._measured, self._costs, self.plan.attacks
         n = int(known.sum())
         stages = {label: standing[known] for label, standing in self._stages.items()}
@@ -210,7 +217,7 @@ class Collector:
             stages=stages,
             seconds={label: float(costs.seconds[label]) for label in stages},
             passes_per_sample={label: costs.passes[label] / max(1, n) for label in stages},
-            alarms=concluded(alarms, costs.tallies, calls, stages, n),
+            alarms=concluded(alarms, costs.tallies, calls, stages, self._correct[known], classes),
             total_seconds=seconds,
             apart=frozenset(call.label for call in calls if not call.bounded),
             calls=tuple(calls),

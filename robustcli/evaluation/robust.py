@@ -69,6 +69,7 @@ class RobustEvaluation:
         self._trained = trained_kinds(model)
         self._twins: dict[Search, Classifier] = {}
         self._alarms: list[Alarm] = []
+        self._classes = 0  # of the logits, once some were seen
         self._notes: list[str] = []
         self._prepared = False
         #: Images on which twins are compared with the model, the same for every part of an evaluation.
@@ -167,8 +168,8 @@ class RobustEvaluation:
         judge = Judge(self.model, self.plan.ball, draws=draws)
         self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)
-        classes, norm = batch.logits.shape[1], self.plan.ball.norm
-        self._stop.batch(len(x), Costs.of(self.plan.attacks, classes, norm, self.plan.draws(EOT_DRAWS)))
+        self._classes, norm = batch.logits.shape[1], self.plan.ball.norm
+        self._stop.batch(len(x), Costs.of(self.plan.attacks, self._classes, norm, self.plan.draws(EOT_DRAWS)))
         x_adv, predicted, survivors = x.clone(), batch.predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
@@ -297,7 +298,8 @@ class RobustEvaluation:
         for note in self._notes:
             self._say(note)
         collector.tally("mutated", int(state_digest(self.model) != before))
-        result = collector.evaluation(self._alarms, time.perf_counter() - began)
+        classes = self._classes or len(split.classes)
+        result = collector.evaluation(self._alarms, time.perf_counter() - began, classes)
         if plan.audit is None:
             return result
         rerun = self._rerun(split, device, open_store)

@@ -25,7 +25,14 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     """Attack as configured; returns the `attack` document of the machine contract."""
     document = Document("attack")
     config = pinned(loaded.config)
-    setting = prepare(config, console)
+    setting = prepare(
+        config,
+        console,
+        parts=(config.eval.split,),
+        models=(config.model.name, config.model.weights),
+        measures=True,
+        dry_run=flags.dry_run,
+    )
     model = ModelSource.of(setting, flags).to_measure(console)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)

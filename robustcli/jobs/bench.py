@@ -57,7 +57,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     """
     document = Document("bench")
     config = pinned(loaded.config)
-    setting = prepare(config, console)
+    setting = prepare(config, console, parts=("train",))
     split_of(setting.data, "train")
     model = ModelSource.of(setting, flags).to_train(console.warn)
     sources = sources_of(config, flags.plugin)

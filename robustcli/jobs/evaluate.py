@@ -48,7 +48,14 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     share = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
     config = _with_source(loaded.config, console, flags)
-    setting = prepare(config, console)
+    setting = prepare(
+        config,
+        console,
+        parts=(config.eval.split,),
+        models=(config.model.name, config.model.weights, flags.surrogate),
+        measures=True,
+        dry_run=flags.dry_run,
+    )
     if sweep is not None:
         check_sweep(sweep, setting)
     model = ModelSource.of(setting, flags).to_measure(console)

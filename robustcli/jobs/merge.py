@@ -114,16 +114,17 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
         tallies.update(part.tallies)
     ids = torch.cat([part.ids for part in results])
     stages = {call.label: torch.cat([part.stages[call.label] for part in results]) for call in calls}
+    correct = torch.cat([part.correct for part in results])
     known = [Alarm.from_json(alarm) for alarm in header.alarms]
     return Evaluation(
         ids=ids,
         labels=torch.cat([part.y for part in results]),
-        correct=torch.cat([part.correct for part in results]),
+        correct=correct,
         answers=Answers.joined([part.answers for part in results]),
         stages=stages,
         seconds={call.label: float(seconds[call.label]) for call in calls},
         passes_per_sample={call.label: passes[call.label] / len(ids) for call in calls},
-        alarms=concluded(known, tallies, calls, stages, len(ids)),
+        alarms=concluded(known, tallies, calls, stages, correct, len(header.about["classes"])),
         total_seconds=float(sum(seconds.values())),
         apart=frozenset(call.label for call in calls if not call.bounded),
         calls=calls,

@@ -32,6 +32,8 @@ from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 from robustcli.training.trainplan import Progress
 
+_NEEDED = ("train", "val")
+
 
 def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]:
     """Train as configured; returns the `train` document of the machine contract."""
@@ -67,9 +69,15 @@ def next_steps(answer: dict[str, Any], console: Console) -> None:
         console.info(line)
 
 
+def _sources(config: Config) -> tuple[str | None, str | None]:
+    """What the model begins with."""
+    return config.model.name, config.model.weights
+
+
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:
     """The plan of the training: its cost. Raises the errors of one that cannot be put together."""
-    setting = prepare(pinned(config), console)
+    config = pinned(config)
+    setting = prepare(config, console, parts=_NEEDED, models=_sources(config), dry_run=True)
     model = ModelSource.of(setting, flags).to_train(console.warn)
     make_engine(setting, model, solo(), lambda: None, console.warn)
     return training_plan(setting, model, console)
@@ -113,7 +121,8 @@ def _with_one_model(config: Config, run: Run | Follower, ranks: Ranks, console: 
 def _prepared(config: Config, run: Run | Follower, console: Console) -> Setting:
     """The setting. A run that is interrupted here is marked as resumable."""
     try:
-        return prepare(config, console)
+        resumed = (str(run.path),) if run.resumed else ()
+        return prepare(config, console, parts=_NEEDED, models=(*resumed, *_sources(config)))
     except Interrupted:  # there is nothing to save yet, and --resume begins anew
         run.status(resumable=True)
         raise

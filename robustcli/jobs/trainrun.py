@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -122,7 +122,8 @@ class TrainRun:
             self.console.info("no checkpoint yet: starting from step 0")
             return 0
         stored, where, warn = snapshot.meta, str(snapshot.path), self.console.warn
-        check_same_experiment(stored, self.config_tree, self.digest, self.flags.override_resume, warn)
+        digest = self._digest_for(stored)
+        check_same_experiment(stored, self.config_tree, digest, self.flags.override_resume, warn)
         compare_state(self.model.state_dict(), snapshot.groups["model"], where=where)
         progress = progress_from(stored, self.config_tree, self.ranks.world, warn)
         self.trainer.restore(snapshot.groups, progress, where=where)
@@ -130,6 +131,13 @@ class TrainRun:
             repoint(self.run.checkpoints, snapshot.path.name, progress)
         self.console.info(f"resuming at step {progress.step} from {snapshot.path}")
         return progress.log_offset
+
+    def _digest_for(self, stored: Mapping[str, Any]) -> str:
+        """The digest of the data, over the splits that the run has read: once that was the test split too."""
+        data, known = self.setting.data, stored.get("data", {}).get("digest")
+        if known == self.digest or data.read_names == data.stored.names:
+            return self.digest
+        return self.digest.replace(data.digest, data.digest_of(data.stored.names), 1)
 
     def _fix_budget(self) -> None:
         """Fix the number of steps. Raises UsageError when a resumed run has made more steps than that."""

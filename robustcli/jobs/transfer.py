@@ -42,7 +42,10 @@ def transfer(
     config, references = pinned(loaded.config), [followed(reference) for reference in references]
     _check_request(config, references)
     configs = [_config_of(config, reference, k) for k, reference in enumerate(references)]
-    setting = prepare(config, console)
+    named = [name for of_model in configs for name in (of_model.model.name, of_model.model.weights)]
+    setting = prepare(
+        config, console, parts=(config.eval.split,), models=named, measures=True, dry_run=flags.dry_run
+    )
     plan = eval_plan(setting, config.attacks)
     _check_attacks(plan)
     settings = [replace(setting, config=of_model) for of_model in configs]

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import PIL
@@ -25,7 +26,7 @@ from robustcli.data.datasets import load_data
 from robustcli.data.extra import extra_split
 from robustcli.data.images import Decoder
 from robustcli.data.mixture import MixedSplit, epoch_batches
-from robustcli.data.sets.folder import list_splits
+from robustcli.data.sets.folder import find_splits
 from robustcli.data.split import MemorySplit, Store
 from robustcli.errors import DataError, Interrupted, ResourceError
 from robustcli.runtime.signals import StopFlag
@@ -219,19 +220,21 @@ def test_what_the_key_holds(make_folder, tmp_path: Path, monkeypatch: pytest.Mon
 def test_other_labels_of_the_same_files(make_folder) -> None:
     """A table gives them, as in GTSRB."""
     root = make_folder(SPLITS)
-    listings, _ = list_splits(root)
+    listers, classes, _ = find_splits(root, DataConfig(), (str(root),))
+    listings = {part: lister() for part, lister in listers.items()}
     swapped = {
         part: replace(listing, labels=[1 - label for label in listing.labels])
         for part, listing in listings.items()
     }
-    options = {"name": f"folder:{root}", "workers": 0}
-    made = [
-        module.bundle_listings(
-            DataConfig(storage=storage, **options), "folder", Decoder(str(root)), given, name="x"
-        )
-        for given in (listings, swapped)
-        for storage in ("memory", "cached")
-    ]
+    made = []
+    for given in (listings, swapped):
+        listers = {part: partial(given.get, part) for part in given}
+        for storage in ("memory", "cached"):
+            config = DataConfig(storage=storage, name=f"folder:{root}", workers=0)
+            made.append(
+                module.bundle_listings(config, "folder", Decoder(str(root)), listers, classes, name="x")
+            )
+            made[-1].need(("train", "val", "test"))
     same(made[0], made[1])
     same(made[2], made[3])
     assert made[0].digest != made[2].digest

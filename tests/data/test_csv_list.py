@@ -220,16 +220,16 @@ def test_text_in_another_encoding(images: Path) -> None:
     [
         ("path,label", [], "E-EMPTY", "the table names no image"),
         (
-            "path,label",
-            [labelled(k) for k in range(17)],
+            "path,label,split",
+            [f"{labelled(0)},train", "photos/20.png,dog,test"],
             "E-EMPTY",
-            "no image of class 'dog' in the test split",
+            "no image of class 'dog' in the train split",
         ),
         (
             "path,label,split",
             [f"{labelled(0)},val", f"{labelled(1)},test"],
             "E-DATA",
-            "no line of the split train",
+            "no images to train on: only val and test",
         ),
     ],
 )

@@ -129,7 +129,10 @@ def test_float_rounding_outside_the_box_is_clamped(saved) -> None:
         ({"y_train": np.eye(20, dtype=int)}, "labels have shape [20, 20]"),
         ({"y_train": np.arange(19) % 2}, "19 labels for 20 images"),
         ({"y_train": 1 + np.arange(20) % 2}, "no label is 0; the smallest is 1"),
-        ({"y_test": np.zeros(6, dtype=int)}, "no image of class '1' in the test split"),
+        (
+            {"y_train": np.zeros(20, dtype=int), "classes": np.array(["a", "b"])},
+            "no image of class 'b' in the",
+        ),
         ({"x_test": images(0), "y_test": np.zeros(0, dtype=int)}, "the test split is empty"),
         ({"x_train": images(0), "y_train": np.zeros(0, dtype=int)}, "not in [0,-1]"),
         ({"x_train": images(20).astype(np.float32)}, "looks like 0..255"),
@@ -140,8 +143,7 @@ def test_float_rounding_outside_the_box_is_clamped(saved) -> None:
         ({"x_train": images(20) // 255}, "all 0 or 1"),
         ({"x_train": images(20) > 9}, "pixels are bool"),
         ({"x_train": images(20).astype("U3")}, "pixels are <U3"),
-        ({"x_train": images(20, (6, 6, 3))}, "looks like HWC"),
-        ({"x_train": images(20, (6, 6))}, "x[:, None]"),
+        ({"x_train": images(20, (6, 6, 3, 1))}, "got 6x6x3x1"),
         ({"x_train": images(20, (108,))}, "reshape"),
         ({"x_train": images(20, (4, 6, 6))}, "alpha"),
         ({"x_train": images(20, (3, 0, 0))}, "3x0x0"),
@@ -155,7 +157,7 @@ def test_float_rounding_outside_the_box_is_clamped(saved) -> None:
         ({"y_test": None}, "no array y_test"),
         (
             {"x_train": None, "y_train": None, "x_val": images(2), "y_val": np.arange(2)},
-            "no array x_train and y_train",
+            "no images to train on: only val and test",
         ),
         (
             {"x_train": None, "y_train": None, "x_test": None, "y_test": None, "foo": np.zeros(1)},

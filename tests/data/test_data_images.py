@@ -258,7 +258,7 @@ def test_planes() -> None:
     assert np.array_equal(planes(colour, (3, 2, 2), "a"), colour.transpose(2, 0, 1))
     with pytest.raises(DataError, match="expected 1x2x2, got 3x2x2"):
         planes(colour, (1, 2, 2), "a")
-    with pytest.raises(DataError, match=r"expected 3x4x4, got 1x2x2; a; set data\.size"):
+    with pytest.raises(DataError, match=r"expected 3x4x4, got 1x2x2; a; data\.size=4"):
         planes(grey, (3, 4, 4), "a")
 
 

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.data.sampling import carve, largest_remainder, split_by_seed, stratified, train_order
+from robustcli.data.sampling import (
+    carve_part,
+    largest_remainder,
+    source_of,
+    split_by_seed,
+    stratified,
+    train_order,
+)
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(torch.tensor)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -93,7 +100,7 @@ def test_largest_remainder_is_hamiltons() -> None:
     "call",
     [
         lambda: stratified(torch.zeros(3, dtype=torch.int64), 0, 0),
-        lambda: split_by_seed(torch.zeros(3, dtype=torch.int64), 1.0, 0),
+        lambda: split_by_seed(torch.zeros(3, dtype=torch.int64), 1.1, 0),
         lambda: split_by_seed(torch.zeros(3, dtype=torch.int64), -0.1, 0),
         lambda: train_order(3, -1, 0),
         lambda: train_order(3, 2**63, 0),
@@ -107,7 +114,13 @@ def test_wrong_arguments(call) -> None:
 
 def _carve(**counts: int):
     labels = {part: torch.arange(n) % 2 for part, n in counts.items()}
-    return carve(labels, val_fraction=0.2, test_fraction=0.25, seed=0)
+    fractions = {"val_fraction": 0.2, "test_fraction": 0.25}
+    parts, notes = {}, []
+    for part in ("train", "val", "test"):
+        positions, more = carve_part(tuple(labels), part, labels.__getitem__, **fractions, seed=0)
+        parts[part] = source_of(tuple(labels), part), positions
+        notes += more
+    return parts, notes
 
 
 @pytest.mark.parametrize(
@@ -131,5 +144,5 @@ def test_carve(stored: dict[str, int], sources: tuple[str, ...], sizes: tuple[in
 
 
 def test_carve_says_what_is_unusual() -> None:
-    assert "the stored val split" in _carve(train=40, val=9)[1][0]
+    assert any("the stored val split" in note for note in _carve(train=40, val=9)[1])
     assert "only the test split" in _carve(test=40)[1][0]

@@ -131,7 +131,7 @@ def test_what_may_work_the_next_time_keeps_its_directory(good, cli, monkeypatch)
 
 
 def raising(error):
-    def prepare(*args):
+    def prepare(*args, **needs):
         raise error
 
     return prepare
@@ -182,7 +182,7 @@ def test_a_directory_of_the_user_stays_and_takes_the_corrected_command(good, cli
 
 
 def test_a_crash_keeps_its_record_and_latest_its_run(good, cli, monkeypatch):
-    monkeypatch.setattr("robustcli.jobs.train.prepare", lambda *a: 1 / 0)
+    monkeypatch.setattr("robustcli.jobs.train.prepare", lambda *a, **k: 1 / 0)
     assert cli("train", *QUICK, "name=good").code == 70
     assert "ZeroDivisionError" in (good / "train" / "good-2" / "crash.log").read_text()
     assert os.readlink(good / "train" / "latest") == "good-1"

@@ -2,8 +2,8 @@
 
 The table is UTF-8 text with commas. Its first line names the columns: path, label and, where the splits are
 given, split. Other columns are left aside. Paths count from the folder of the table and do not leave it. The
-classes are the labels, sorted as numbers when all are integers, else as text. A split is train, val or test.
-An error names the line of the table.
+classes are the labels, sorted as numbers when all are integers, else as text. A split is train, val or test,
+also by their other usual names, or as data.splits says. An error names the line of the table.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from robustcli.config.sections import DataConfig
@@ -22,6 +21,8 @@ from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import source_path
 from robustcli.data.files import Listing, is_inside, open_regular
 from robustcli.data.images import Decoder
+from robustcli.data.layout.classes import chosen_order
+from robustcli.data.layout.words import order_note, part_named
 from robustcli.data.listings import bundle_listings
 from robustcli.data.split import PARTS
 from robustcli.errors import DataError, printable
@@ -45,29 +46,36 @@ class _Row:
 def csv_list(config: DataConfig) -> DataBundle:
     """Images and labels from a table of path,label, or of path,label,split; without splits carved by seed."""
     table = source_path(config)
-    rows, notes = _read(table)
+    rows, notes = _read(table, config)
     root = str(table.parent)
-    _check_files(rows, root, table)
-    decoder = Decoder(root, config.size)
-    with _located(rows, root, table):
-        name = printable(f"csv:{table.name}")
-        return bundle_listings(config, "csv", decoder, _listings(rows, table), name=name, notes=notes)
+    decoder = Decoder.of(config, root)
+    classes = chosen_order(config, sorted({row.label for row in rows}), where=str(table))
+    return bundle_listings(
+        config,
+        "csv",
+        decoder,
+        _listings(rows, classes, table, decoder.roots),
+        classes,
+        name=printable(f"csv:{table.name}"),
+        notes=[*notes, *order_note(classes)],
+        explain=partial(_located, rows, root, table),
+    )
 
 
-def _read(table: Path) -> tuple[list[_Row], list[str]]:
+def _read(table: Path, config: DataConfig) -> tuple[list[_Row], list[str]]:
     """The rows of the table, each image once, sorted by path; and notes."""
     reader = csv.DictReader(io.StringIO(_text(table), newline=""), skipinitialspace=True, strict=True)
     try:
         columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         _check_columns(columns, table)
-        rows = [_row(record, reader.line_num, table) for record in reader]
+        rows = [_row(record, reader.line_num, table, config) for record in reader]
     except csv.Error as error:
         line = reader.line_num + 1  # behind the last good one
         raise _fault(f"not a table: {error}", table, line, "check the quotes of that line") from error
     if not rows:
         what, hint = "the table names no image", "add lines path,label"
         raise DataError(what, where=str(table), hint=hint, code="E-EMPTY")
-    images = _distinct(rows, table)
+    images = [row for row in _distinct(rows, table) if row.split]
     unused = [name for name in columns if name not in (*_NEEDED, "split")]
     notes = []
     if unused:
@@ -96,7 +104,7 @@ def _check_columns(columns: Sequence[str], table: Path) -> None:
         raise _fault("two columns of one name", table, 1, _HEADER_HINT)
 
 
-def _row(record: dict[str | None, str | None], line: int, table: Path) -> _Row:
+def _row(record: dict[str | None, str | None], line: int, table: Path, config: DataConfig) -> _Row:
     """One line of the table; without a column `split` every image is of one split, train."""
     fields = {name: value.strip() for name, value in record.items() if isinstance(value, str)}
     if len(fields) < len(record):
@@ -107,12 +115,22 @@ def _row(record: dict[str | None, str | None], line: int, table: Path) -> _Row:
         raise _fault("an empty path or label", table, line, "give both, or remove the line")
     if "\0" in path or not label.isprintable():
         raise _fault("control characters in the path or label", table, line, "rename it")
-    if split not in PARTS:
-        raise _fault(f"unknown split {split!r}", table, line, f"write {', '.join(PARTS)}")
+    part = _part(split, config)
+    if part is None:
+        hint = f"write {', '.join(PARTS)}, or say what it is: data.splits.test={split}"
+        raise _fault(f"unknown split {split!r}", table, line, hint)
     path = os.path.normpath(path)
     if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
         raise _outside(path, table, line)
-    return _Row(line, path, label, split)
+    return _Row(line, path, label, part)
+
+
+def _part(split: str, config: DataConfig) -> str | None:
+    """train, val or test, as `data.splits` says or the name; "" for one that is left out; None: unknown."""
+    if split in config.splits.ignore:
+        return ""
+    stated = {getattr(config.splits, part): part for part in PARTS}
+    return stated.get(split) or part_named(split)
 
 
 def _distinct(rows: Iterable[_Row], table: Path) -> list[_Row]:
@@ -128,14 +146,15 @@ def _distinct(rows: Iterable[_Row], table: Path) -> list[_Row]:
     return sorted(first.values(), key=lambda row: row.path)
 
 
-def _check_files(rows: Iterable[_Row], root: str, table: Path) -> None:
+def _check_files(rows: Iterable[_Row], roots: Sequence[str], table: Path) -> None:
     """Check that every file is there, and that no folder is a link out of the folder of the table."""
+    root = roots[0]
     by_line = sorted(rows, key=lambda row: row.line)
     first_of_folder: dict[str, _Row] = {}
     for row in by_line:
         first_of_folder.setdefault(os.path.dirname(row.path), row)
     for folder, row in first_of_folder.items():
-        if not is_inside(os.path.join(root, folder), root):
+        if not any(is_inside(os.path.join(root, folder), allowed) for allowed in roots):
             raise _outside(row.path, table, row.line)
     missing = [row for row in by_line if not os.path.exists(os.path.join(root, row.path))]
     if missing:
@@ -146,38 +165,27 @@ def _check_files(rows: Iterable[_Row], root: str, table: Path) -> None:
         raise _fault(what, table, missing[0].line, hint, code="E-FILE")
 
 
-def _listings(rows: Sequence[_Row], table: Path) -> dict[str, Listing]:
-    """Stored split -> its files."""
-    parts = [part for part in PARTS if any(row.split == part for row in rows)]
-    if parts == ["val", "test"]:
-        hint = "give train to some lines, or leave the column split out"
-        raise DataError("no line of the split train", where=str(table), hint=hint)
-    classes = _classes({row.label for row in rows})
+def _listings(
+    rows: Sequence[_Row], classes: tuple[str, ...], table: Path, roots: Sequence[str]
+) -> dict[str, Callable[[], Listing]]:
+    """Stored split -> a function that lists its files, which must be there."""
     number = {label: k for k, label in enumerate(classes)}
-    listings = {}
-    for part in parts:
+
+    def listed(part: str) -> Listing:
         chosen = [row for row in rows if row.split == part]
+        _check_files(chosen, roots, table)
         labels = [number[row.label] for row in chosen]
-        listings[part] = Listing(classes, [row.path for row in chosen], labels, labels_in_paths=False)
-    return listings
+        return Listing(classes, [row.path for row in chosen], labels, labels_in_paths=False)
+
+    present = {row.split for row in rows}
+    return {part: partial(listed, part) for part in PARTS if part in present}
 
 
-def _classes(labels: set[str]) -> tuple[str, ...]:
-    """The labels in the order of their class numbers."""
-    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
-    return tuple(sorted(labels))
-
-
-@contextmanager
-def _located(rows: Iterable[_Row], root: str, table: Path) -> Iterator[None]:
-    """An error about an image names its line of the table, any other error about the folder the table."""
-    try:
-        yield
-    except DataError as error:
-        lines = {os.path.join(root, row.path): f"{table}:{row.line}: {row.path}" for row in rows}
-        where = (lines | {root: str(table)}).get(error.where, error.where)
-        raise DataError(error.what, where=where, hint=error.hint, code=error.code) from error
+def _located(rows: Iterable[_Row], root: str, table: Path, error: DataError) -> DataError:
+    """The error; about an image it names its line of the table, about the folder the table."""
+    lines = {os.path.join(root, row.path): f"{table}:{row.line}: {row.path}" for row in rows}
+    where = (lines | {root: str(table)}).get(error.where, error.where)
+    return DataError(error.what, where=where, hint=error.hint, code=error.code)
 
 
 def _outside(path: str, table: Path, line: int) -> DataError:

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_classes
 from robustcli.data.datasets import source_path
-from robustcli.data.files import Listing, folders, list_images
+from robustcli.data.files import Listing
 from robustcli.data.images import Decoder
+from robustcli.data.layout.classes import chosen_order
+from robustcli.data.layout.places import find_places
+from robustcli.data.layout.tree import class_folders, labels_table, list_images, list_table, table_classes
+from robustcli.data.layout.words import order_note
 from robustcli.data.listings import bundle_listings
-from robustcli.data.split import PARTS
 from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 
-_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+Listers = dict[str, Callable[[], Listing]]
 
 
 @datasets.register("folder", path=True)
 def folder(config: DataConfig) -> DataBundle:
     """Images of PATH/{train,val,test}/<class>/, or of PATH/<class>/, split by seed.
 
-    The classes are the sorted names of the class folders.
+    The classes are the names of the class folders, sorted: as numbers where all are integers.
     """
     root = source_path(config)
     if not root.is_dir():
@@ -45,56 +42,47 @@ def folder(config: DataConfig) -> DataBundle:
 def bundle_folder(
     config: DataConfig, entry: str, root: Path, *, name: str, size: int | None = None, ratio: float = 1.0
 ) -> DataBundle:
-    """List the images under `root` and build the bundle.
+    """Find the splits and classes under `root` and build the bundle.
 
     Args:
-        config, entry, name: as in `bundle.build`.
+        config, entry, name: as in `DataBundle`.
         root: the folder.
         size: side of the images in pixels when data.size is null.
         ratio: as in `Decoder`.
     """
-    listings, notes = list_splits(root)
-    decoder = Decoder(str(root), config.size or size, ratio)
-    return bundle_listings(config, entry, decoder, listings, name=name, notes=notes)
+    decoder = Decoder.of(config, str(root), size=size, ratio=ratio)
+    listers, classes, notes = find_splits(root, config, decoder.roots)
+    return bundle_listings(config, entry, decoder, listers, classes, name=name, notes=notes)
 
 
-def list_splits(root: Path) -> tuple[dict[str, Listing], list[str]]:
-    """The listing of each stored split, and notes.
+def find_splits(
+    root: Path, config: DataConfig, roots: tuple[str, ...]
+) -> tuple[Listers, tuple[str, ...], list[str]]:
+    """Stored split -> a function that lists it, the classes in their order, and notes.
 
-    Folders that are not named after splits are classes, and their images are one split, train.
+    Raises:
+        DataError: what `find_places` refuses; a split with other classes than the training images.
     """
-    names = folders(root, root)
-    places = _split_folders(names, root)
-    listings = {part: list_images(root, places[part]) for part in PARTS if part in places}
-    first, *others = listings.items()
-    for part, listing in others:
-        check_classes(first[1].classes, listing.classes, where=f"{root}: {part}", against=first[0])
-    notes = []
-    ignored = sum(listing.ignored for listing in listings.values())
-    if ignored:
-        notes.append(f"{ignored} files that are not images left aside")
-    unused = [name for name in names if name not in places.values()]
-    if unused and "" not in places.values():
-        notes.append(printable(f"folders left aside: {', '.join(unused)}"))
-    return listings, notes
+    places = find_places(root, config, roots)
+    found = {part: _class_names(root, place, roots) for part, place in places.folders.items()}
+    names = found.get("train") or sorted(set().union(*found.values()))
+    classes = chosen_order(config, names, where=str(root))
+    for part, own in found.items():
+        if set(own) - set(classes):
+            check_classes(classes, own, where=f"{root}: {part}")
+    listers: Listers = {
+        part: partial(_listed, root, name, classes, roots) for part, name in places.folders.items()
+    }
+    return listers, classes, [*places.notes, *order_note(classes)]
 
 
-def _split_folders(names: list[str], root: Path) -> dict[str, str]:
-    """Stored split -> its folder, one of `names`; {train: ""} when these are the classes of one split."""
-    split_names = [name for name in names if name in _NAMES]
-    places = {_NAMES[name]: name for name in split_names}
-    if not names or not ("train" in places or len(split_names) == len(names)):
-        return {"train": ""}
-    if len(places) < len(split_names):
-        raise DataError(
-            f"two folders for one split: {', '.join(split_names)}",
-            where=str(root),
-            hint="keep one of train, val, test each",
-        )
-    if set(places) == {"val", "test"}:
-        raise DataError(
-            "no train folder",
-            where=str(root),
-            hint=f"found {', '.join(split_names)}; add train, or name one of them as folder:PATH/NAME",
-        )
-    return places
+def _class_names(root: Path, place: str, roots: tuple[str, ...]) -> list[str]:
+    table = labels_table(root / place) if place else None
+    return class_folders(root, place, roots) if table is None else table_classes(table)
+
+
+def _listed(root: Path, place: str, classes: tuple[str, ...], roots: tuple[str, ...]) -> Listing:
+    table = labels_table(root / place) if place else None
+    if table is None:
+        return list_images(root, place, classes, roots)
+    return list_table(root, place, table, classes)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import tokenize
-import zipfile
-import zlib
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,137 +16,138 @@ from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels
 from robustcli.data.datasets import source_path
-from robustcli.data.files import open_regular
+from robustcli.data.layout.archive import Archive
+from robustcli.data.layout.classes import stated_classes
 from robustcli.data.split import PARTS
 from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 
-# What zipfile, zlib and numpy raise for damaged files.
-# RuntimeError stands for an encrypted member, TokenError for a broken header.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    SyntaxError,
-    RuntimeError,
-    TypeError,
-    OverflowError,
-    tokenize.TokenError,
-)
-_MAX_RATIO, _SMALL = 100, 64 * 2**20  # unpacked / packed, watched above 64 MiB
+_IMAGES, _LABELS = ("x", "images", "image", "data"), ("y", "labels", "label", "targets")
+_CLASSES = "classes"
+_NEEDS = "needs x_train, y_train, x_test, y_test, or x, y (or train_images, train_labels …, or image, label)"
 
 
 @datasets.register("npz", path=True)
 def npz(config: DataConfig) -> DataBundle:
     """x_train, y_train, x_test, y_test (x_val, y_val) or x, y (seeded split); optional `classes`: names.
 
-    x: uint8 [N, C, H, W], or float in [0, 1].
+    train_images, train_labels … and image, label are read too, and images with the channels last.
+
+    x: uint8 [N, C, H, W], uint16 (data.max_value is white), or float in [0, 1].
     y: integers [N] in 0 to K - 1, without a gap unless `classes` gives K.
     """
     path = source_path(config)
-    with open_regular(path) as stream:
-        arrays = _read(stream, path)
-    pairs = _pairs(arrays)
+    archive = Archive(path)
+    pairs = _pairs(archive.names)
     keys = list(chain.from_iterable(pairs.values()))
-    lacking = _lacking(arrays, pairs)
+    lacking = _lacking(archive.names, pairs)
     if lacking:
-        has = ", ".join(sorted(arrays)) or "none"
-        hint = f"needs x_train, y_train, x_test, y_test, or x, y; has {has}"
-        raise DataError(f"no array {lacking}", where=str(path), hint=hint)
-    stored = {part: (_pixels(arrays[x], f"{path}: {x}"), arrays[y]) for part, (x, y) in pairs.items()}
-    classes = _classes(arrays, path, arrays[keys[1]])
-    notes = []
-    unused = sorted(set(arrays) - {*keys, "classes"})
-    if unused:
-        notes.append(printable(f"arrays left aside: {', '.join(unused)}"))
+        has = ", ".join(sorted(archive.names)) or "none"
+        raise DataError(f"no array {lacking}", where=str(path), hint=f"{_NEEDS}; has {has}")
+    stored = {
+        part: (partial(_pixels, archive, x, config), _column(archive.read(y)))
+        for part, (x, y) in pairs.items()
+    }
+    classes = _classes(config, archive, stored)
+    unused = sorted(set(archive.names) - {*keys, _CLASSES})
+    notes = [printable(f"arrays left aside: {', '.join(unused)}")] * bool(unused)
     return bundle_arrays(
-        config, "npz", name=f"npz:{path.name}", where=str(path), stored=stored, classes=classes, notes=notes
+        config,
+        "npz",
+        name=f"npz:{path.name}",
+        where=str(path),
+        stored=stored,
+        classes=classes,
+        notes=notes,
+        deep=any(archive.is_deep(x) for x, _ in pairs.values()),
     )
 
 
-def _pairs(arrays: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _pairs(names: list[str]) -> dict[str, tuple[str, str]]:
     """Stored split -> names of its images and labels, of which one may be missing."""
-    if "x" in arrays:
-        return {"train": ("x", "y")}
-    named = {part: (f"x_{part}", f"y_{part}") for part in PARTS}
-    return {part: (x, y) for part, (x, y) in named.items() if x in arrays or y in arrays}
+    for images, labels in zip(_IMAGES, _LABELS, strict=True):
+        if images in names:
+            return {"train": (images, labels)}
+    for pattern in (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}")):
+        keys = {part: (pattern[0].format(part), pattern[1].format(part)) for part in PARTS}
+        pairs = {part: pair for part, pair in keys.items() if set(pair) & set(names)}
+        if pairs:
+            return pairs
+    return {}
 
 
-def _lacking(arrays: dict[str, Any], pairs: dict[str, tuple[str, str]]) -> str:
-    """The arrays without which there is no data set; "" when none is missing."""
+def _lacking(names: list[str], pairs: dict[str, tuple[str, str]]) -> str:
+    """The arrays that are missing, as text; those of train when there is no data set; "" for none."""
     if not pairs:
         return "x and y"
-    missing = [key for key in chain.from_iterable(pairs.values()) if key not in arrays]
-    if not missing and set(pairs) == {"val", "test"}:
-        return "x_train and y_train"
-    return ", ".join(missing)
+    return ", ".join(key for key in chain.from_iterable(pairs.values()) if key not in names)
 
 
-def _read(stream: BinaryIO, path: Path) -> dict[str, Any]:
-    """All arrays of the file, whose announced sizes are checked before memory is taken."""
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            unpacked = sum(item.file_size for item in archive.infolist())
-            packed = sum(item.compress_size for item in archive.infolist())
-            if unpacked > max(_SMALL, _MAX_RATIO * packed):
-                what = f"unpacks from {packed} to {unpacked} bytes (decompression bomb?)"
-                raise DataError(what, where=str(path), hint="save it again with numpy.savez")
-            members = [item for item in archive.infolist() if item.filename.endswith(".npy")]
-            return {item.filename.removesuffix(".npy"): _member(archive, item) for item in members}
-    except _DAMAGED as error:
-        raise DataError(
-            f"not a readable .npz file: {error}",
-            where=str(path),
-            hint="write it with numpy.savez(path, x=…, y=…), without objects",
-        ) from error
+def _pixels(archive: Archive, key: str, config: DataConfig) -> Tensor:
+    """The array as a contiguous tensor [N, C, H, W]; float64 and uint16 as float32.
 
-
-def _member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> Any:
-    """One array; a header that promises more bytes than the member has never allocates them."""
-    with archive.open(item) as member:
-        shape, dtype = _header(member)
-        if dtype.hasobject:
-            raise ValueError(f"array {item.filename} holds Python objects (a pickle)")
-        size, rest = dtype.itemsize * math.prod(int(edge) for edge in shape), item.file_size - member.tell()
-        if size != rest:
-            raise ValueError(f"array {item.filename} promises {size} bytes and has {rest}")
-    with archive.open(item) as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
-        if member.read(1):
-            raise ValueError(f"array {item.filename} is longer than its header says")
-        return array
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], Any]:
-    """Shape and dtype that the member announces."""
-    if np.lib.format.read_magic(member) == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-    return shape, dtype
-
-
-def _pixels(array: Any, where: str) -> Tensor:
-    """The array as a contiguous tensor; float64 as float32. Shape and range are checked later."""
-    what = f"pixels are {array.dtype}"
+    Shape and range are checked later.
+    """
+    array, where = archive.read(key), f"{archive.path}: {key}"
     if array.dtype.kind not in "uif":
-        raise DataError(what, where=where, hint="store uint8 0..255, or float in [0, 1]", code="E-RANGE")
+        hint = "store uint8 0..255, uint16, or float in [0, 1]"
+        raise DataError(f"pixels are {array.dtype}", where=where, hint=hint, code="E-RANGE")
+    array = _channels_first(array)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return _from_16_bits(array, config.max_value or 65535, where)
     if array.dtype.kind in "ui" and array.dtype != np.uint8:
-        raise DataError(what, where=where, hint="store uint8: x.astype(numpy.uint8)", code="E-RANGE")
+        hint = _integer_hint(array)
+        raise DataError(f"pixels are {array.dtype}", where=where, hint=hint, code="E-RANGE")
     dtype = array.dtype.newbyteorder("=")
     if array.dtype.kind == "f" and array.dtype.itemsize != 2:
         dtype = np.dtype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(array.astype(dtype)))
 
 
-def _classes(arrays: dict[str, Any], path: Path, labels: Any) -> tuple[str, ...]:
-    """Names from the `classes` array, else "0" to "K - 1" with K from the labels."""
-    if "classes" in arrays:
-        return _names(arrays["classes"], path)
-    checked = check_labels(labels, None, where=f"{path}: labels")
+def _channels_first(array: Any) -> Any:
+    """[N, C, H, W] of [N, H, W, C] and of [N, H, W]; what is neither stays as it is."""
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+        return array.transpose(0, 3, 1, 2)
+    return array
+
+
+def _from_16_bits(array: Any, white: int, where: str) -> Tensor:
+    """x = v / white as float32."""
+    highest = int(array.max(initial=0))
+    if highest > white:
+        what = f"the largest pixel is {highest}, above data.max_value={white}"
+        raise DataError(what, where=where, hint="raise data.max_value", code="E-RANGE")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(np.float32)) / np.float32(white))
+
+
+def _integer_hint(array: Any) -> str:
+    """What to store in place of wide integers, so that nothing is cut off."""
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    if low >= 0 and high <= 255:
+        return "they fit into bytes: store x.astype(numpy.uint8)"
+    if low >= 0 and high <= 65535:
+        return "store x.astype(numpy.uint16), and data.max_value=… says what white is"
+    return "store uint8 0..255, uint16, or float in [0, 1]"
+
+
+def _column(labels: Any) -> Any:
+    """Labels [N] of [N, 1]."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return labels[:, 0]
+    return labels
+
+
+def _classes(config: DataConfig, archive: Archive, stored: dict[str, tuple[Any, Any]]) -> tuple[str, ...]:
+    """Names from the array `classes`, else those that data.classes states, else "0" to "K - 1"."""
+    if _CLASSES in archive.names:
+        return _names(archive.read(_CLASSES), archive.path)
+    stated = stated_classes(config)
+    if stated is not None:
+        return stated
+    part, (_, labels) = next(iter(stored.items()))
+    checked = check_labels(labels, None, where=f"{archive.path}: labels of {part}")
     return tuple(str(k) for k in range(len(checked.unique())))
 
 

@@ -10,6 +10,8 @@ import os
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from robustcli.config.sections import DataConfig
 from robustcli.data.arrays import bundle_arrays
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels
-from robustcli.data.files import Listing, list_images, open_regular
+from robustcli.data.files import Listing, open_regular
 from robustcli.data.images import Decoder
+from robustcli.data.layout.tree import class_folders, list_images
 from robustcli.data.listings import bundle_listings
 from robustcli.data.sets.folder import bundle_folder
 from robustcli.data.signs import SIGNS
@@ -170,12 +173,17 @@ def gtsrb(config: DataConfig) -> DataBundle:
     for part, place in (("train", base / "GTSRB" / "Training"), ("test", base / "GT-final_test.csv")):
         if not place.exists():
             fetch("GTSRB", _root(config), "gtsrb", download=config.download, split=part)
-    train = list_images(base, os.path.join("GTSRB", "Training"))
-    if len(train.classes) == len(SIGNS):
-        train = Listing(SIGNS, train.paths, train.labels)
-    listings = {"train": train, "test": _signs_test(base, train.classes)}
-    decoder = Decoder(str(base), config.size or 32)
-    return bundle_listings(config, "gtsrb", decoder, listings, name="gtsrb")
+    decoder = Decoder.of(config, str(base), size=32)
+    signs = os.path.join("GTSRB", "Training")
+    own = tuple(class_folders(base, signs, decoder.roots))
+    classes = SIGNS if len(own) == len(SIGNS) else own
+
+    def train() -> Listing:
+        found = list_images(base, signs, own, decoder.roots)
+        return Listing(classes, found.paths, found.labels, found.ignored)
+
+    listers: dict[str, Callable[[], Listing]] = {"train": train, "test": partial(_signs_test, base, classes)}
+    return bundle_listings(config, "gtsrb", decoder, listers, classes, name="gtsrb")
 
 
 def _signs_test(base: Path, classes: tuple[str, ...]) -> Listing:
