@@ -15,6 +15,7 @@ from robustcli.assembly.binding import bound
 from robustcli.assembly.method import method_of
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
+from robustcli.assembly.timing import Precision, Repeat
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen
 from robustcli.models.flops import flops
@@ -23,6 +24,8 @@ from robustcli.reporting.cells import format_eps
 from robustcli.reporting.tables import Table
 from robustcli.runtime.precision import resolve
 from robustcli.terminal.console import Console
+
+_ATTACK_STEP = 2  # passes: forward and backward
 
 
 def passes_per_image(setting: Setting) -> int:
@@ -129,6 +132,37 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
             "memory_bytes": memory,
             "seconds": per_step * steps,
             "precision": "tf32" if config.precision == "tf32" else str(dtype).removeprefix("torch."),
+            "device": str(setting.device),
+        },
+    )
+
+
+def bench_plan(
+    setting: Setting, model: nn.Module, kinds: Sequence[Precision], repeat: Repeat, console: Console
+) -> dict[str, Any]:
+    """What a benchmark measures, and about how long it takes: each work in each precision, repeated."""
+    config, data = setting.config, setting.data
+    batch, passes = min(config.train.batch_size, len(data.train)), passes_per_image(setting)
+    forward = seconds_per_forward(setting, model, min(batch, 32), torch.float32)
+    repetitions = repeat.least + repeat.warm
+    works = [_ATTACK_STEP, _ATTACK_STEP, passes]  # on the twin, on the model, a training step
+    seconds = sum(max(repeat.budget, forward * batch * work * repetitions) for work in works) * len(kinds)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return _show(
+        console,
+        {
+            "model": config.model.label,
+            "parameters": count_parameters(model),
+            "gflop_per_forward": flops(model, data.shape) / 1e9,
+            "data": data.name,
+            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
+            "objective": config.objective.name,
+            "adversary": config.adversary.name,
+            "batch_size": batch,
+            "passes_per_image": passes,
+            "memory_bytes": 4 * size + activation_bytes(model, setting, batch),
+            "seconds": seconds + forward * batch * passes * (repeat.least + 1),
+            "precision": ", ".join(kind.name for kind in kinds),
             "device": str(setting.device),
         },
     )

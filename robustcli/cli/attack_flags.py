@@ -47,7 +47,12 @@ def given_steps(attacks: Mapping[str, str], steps: str) -> list[str]:
     """--steps for every attack that takes steps. Raises UsageError when none does."""
     settings = step_settings(attacks, steps)
     if not settings:
-        raise UsageError("--steps: none of the attacks takes steps")
+        names = ", ".join(dict.fromkeys(attacks.values())) or "none"
+        raise UsageError(
+            f"--steps: none of the attacks takes steps: {names}",
+            where=", ".join(attacks),
+            hint="choose one that does, such as pgd, or leave --steps out",
+        )
     return settings
 
 

@@ -9,7 +9,7 @@ import torch
 
 from robustcli import registry
 from robustcli.assembly.attacks import make_attacks
-from robustcli.assembly.cost import passes_per_image
+from robustcli.assembly.cost import bench_plan, passes_per_image
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.samples import split_of
@@ -60,13 +60,16 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     setting = prepare(config, console, parts=("train",))
     split_of(setting.data, "train")
     model = ModelSource.of(setting, flags).to_train(console.warn)
+    repeat = _REPEAT[flags.smoke]
+    if flags.dry_run:
+        return bench_plan(setting, model, precisions(setting.device), repeat, console)
     sources = sources_of(config, flags.plugin)
     with (
         open_run("bench", config.name, out=config.out, overwrite=flags.overwrite, sources=sources) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)
-        subject = Bench(setting, model, _REPEAT[flags.smoke], stop.check, each_once(console.warn))
+        subject = Bench(setting, model, repeat, stop.check, each_once(console.warn))
         row = _measure(subject, console, flags)
         tables = bench_tables(row)
         for table in tables:

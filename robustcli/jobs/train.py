@@ -17,7 +17,6 @@ from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import Interrupted
-from robustcli.jobs.rerun import CONFIG
 from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.trainrun import TrainRun
 from robustcli.jobs.verb_flags import TrainFlags
@@ -58,11 +57,12 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
 def next_steps(answer: dict[str, Any], console: Console) -> None:
     """Show what to do with the run of a `train` document: measure it, attack it, look at its curves."""
     run = Path(answer["run"])
-    same = shlex.join([str(run / CONFIG), "--model", f"run:{run}"])
+    model = shlex.join(["--model", f"run:{run}"])
     lines = (
         "next steps:",
-        f"  robustcli eval {same}   (the verdict, on the test split)",
-        f"  robustcli attack {same} --n 32   (images that break it, as PNG files)",
+        f"  robustcli eval {model}   (the verdict, on the test split)",
+        f"  robustcli eval {model} --attack autoattack   (the one to publish)",
+        f"  robustcli attack {model} --n 32   (images that break it, as PNG files)",
         f"  the course of the training: {run / 'plots' / 'training.png'} and {run / 'summary.md'}",
     )
     for line in lines:

@@ -82,6 +82,7 @@ class BenchFlags:
 
     overwrite: bool = False
     smoke: bool = False
+    dry_run: bool = False
     auto_batch: bool = False
     plugin: str | None = None
     allow_pickle: bool = False

@@ -156,17 +156,22 @@ class Heartbeat:
         """Whole tenths that are done, with `units` more than are counted; 0 while the total is unknown."""
         if not self._amount.total:
             return 0
-        return int(10 * (self._pace.done + units) / self._amount.total)
+        return int(10 * self._share(units))
+
+    def _share(self, units: float) -> float:
+        """The share of the total that is done; below 1 while a unit is only in hand."""
+        share = (self._pace.done + units) / self._amount.total
+        return min(share, 0.99) if units else share
 
     def advance(self, n: int = 1, **fields: Any) -> None:
         rate = self._pace.add(n)
         if self._due(0.0):
             left = self._pace.left(rate, self._amount.total)
-            self._say(self._line(self._pace.done, [*_rate(rate), *_left(left), *_fields(fields)]))
+            self._say(self._line(0.0, [*_rate(rate), *_left(left), *_fields(fields)]))
 
     def within(self, units: float, left: float | None, **fields: Any) -> None:
         if self._due(units):
-            self._say(self._line(self._pace.done + units, [*_left(left), *_fields(fields)]))
+            self._say(self._line(units, [*_left(left), *_fields(fields)]))
 
     def _due(self, units: float) -> bool:
         """Whether a line is due; it is then taken as said."""
@@ -176,10 +181,10 @@ class Heartbeat:
         self._tenth, self._said = max(tenth, self._tenth), now
         return True
 
-    def _line(self, done: float, parts: list[str]) -> str:
+    def _line(self, units: float, parts: list[str]) -> str:
         amount = self._amount.shown(self._pace.done)
         if self._amount.total:
-            amount = f"{int(100 * done / self._amount.total)} % {amount}"
+            amount = f"{int(100 * self._share(units))} % {amount}"
         return ", ".join([f"{self._description}: {amount}", *parts])
 
 

@@ -19,7 +19,7 @@ HELP = (
 EXAMPLES = ("robustcli bench train/digits", "robustcli bench smoke/fake --model resnet18 --batch-size auto")
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "steps", "bench_batch", *MACHINE, *RUN),
-    *("allow_pickle_weights", "smoke", *OUTPUT),
+    *("allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 _AUTO = "auto"
 _SMOKE_STEPS, _SMOKE_BATCH = 2, 32
@@ -38,6 +38,7 @@ def run(call: Call) -> dict[str, Any]:
     flags = BenchFlags(
         overwrite=call.on("overwrite"),
         smoke=call.on("smoke"),
+        dry_run=call.on("dry_run"),
         auto_batch=auto_batch,
         plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
