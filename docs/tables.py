@@ -177,6 +177,7 @@ TABLES: dict[str, Callable[[], Iterable[Row]]] = {
     "hooks": hooks,
     "datasets": datasets,
     "optimizers": lambda: plain(registry.optimizers, "train.optimizer"),
+    "models": lambda: plain(registry.models, "model"),
     "schedules": lambda: plain(registry.schedules, "train.schedule"),
 }
 

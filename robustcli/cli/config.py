@@ -99,14 +99,16 @@ def validate(words: Words = None, as_json: AsJson = False) -> None:
 )
 def show(words: Words = None, origin: Origin = False, as_json: AsJson = False) -> None:
     """The resolved configuration as YAML, or every value with its origin."""
-    from robustcli.config.dump import dump_config
     from robustcli.config.view import show_rows
+    from robustcli.config.written import filled, resolved_yaml, written_out
 
     loaded = Call("config", {"words": words}, Console(json=as_json)).load()
-    text = dump_config(loaded.config).rstrip("\n")
+    text = resolved_yaml(loaded.config).rstrip("\n")
     if origin:
         text = "\n".join(f"{row.key}: {row.value}  # {row.origin}" for row in show_rows(loaded))
-    document = {"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}
+    tree = loaded.config.model_dump(mode="json")
+    methods = {key: f"default of {name}" for key, name in filled(tree).items()}
+    document = {"config": written_out(tree), "origins": {**loaded.origins, **methods}}
     _answer("show", as_json, document, text)
 
 

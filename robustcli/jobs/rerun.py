@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from robustcli.config.dump import dump_config
 from robustcli.config.schema import Config
+from robustcli.config.written import resolved_yaml
 from robustcli.errors import printable
 from robustcli.runtime.seed import environment
 from robustcli.store.follower import Follower
@@ -14,7 +14,7 @@ CONFIG = "config.resolved.yaml"
 
 def write_inputs(run: Run | Follower, config: Config) -> None:
     """Write the resolved configuration, which runs again unchanged, and the versions it ran with."""
-    run.write_text(CONFIG, dump_config(config.model_copy(update={"out": None})))
+    run.write_text(CONFIG, resolved_yaml(config.model_copy(update={"out": None})))
     run.write_json("env.json", environment())
 
 

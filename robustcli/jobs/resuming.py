@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from robustcli.config.schema import Config
+from robustcli.config.written import written_out
 from robustcli.errors import UsageError
 from robustcli.runtime.distributed import Ranks
 from robustcli.store.follower import Follower
@@ -115,11 +116,13 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[s
 
 
 def _completed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored configuration with the defaults of keys that were added since; the run was trained under them.
+    """A stored configuration with the defaults of keys and parameters that it does not state.
+
+    The run was trained under them: older versions did not write the defaults of methods.
 
     A stored configuration that is no longer valid is returned unchanged.
     """
     try:
-        return Config.model_validate(tree).model_dump(mode="json")
+        return written_out(Config.model_validate(tree).model_dump(mode="json"))
     except ValidationError:
         return tree

@@ -66,7 +66,7 @@ def real() -> Registries:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Registries) -> Iterator[Callable[..., Path]]:
     """tiny(name, "key=value", …): the run of a recipe for 3 steps on stand-in data, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "training_curves", lambda path, rows: None)
+    monkeypatch.setattr(plots, "training_curves", lambda path, rows, title: None)
     np.savez(
         "generated.npz",
         x=images(60, 8, 0, 3),
