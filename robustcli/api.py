@@ -296,7 +296,7 @@ def benchmark(
     norm, usual = _THREATS[threat_model.lower()]
     data = load_data(DataConfig(name=dataset, root=root), parts=("test",), whole=lambda digest: True)
     split: Split = split_of(data, "test")
-    positions = _examples(split, n_examples, say)
+    positions = _examples(split, n_examples, say, dataset)
     batches = list(split.stream(list(positions.split(1024)), torch.device("cpu")))
     x, y = torch.cat([x for x, _, _ in batches]), torch.cat([y for _, y, _ in batches])
     shared: dict[str, Any] = {
@@ -321,11 +321,12 @@ def benchmark(
     return verdict.clean_acc, verdict.robust_acc
 
 
-def _examples(split: Split, n: int, say: Callable[[str], None]) -> Tensor:
+def _examples(split: Split, n: int, say: Callable[[str], None], dataset: str) -> Tensor:
     """Positions of the first n images, or of a fixed sample where they are stored class by class."""
     if n >= len(split) or not stored_by_class(split.labels):
         return choose(split, n=None, first=n, seed=0)
-    say(f"the images are stored class by class: a fixed sample of {n} is measured, every class by its share")
+    other = "; RobustBench's own 5,000 are another sample" if dataset == "imagenet" else ""
+    say(f"the images are stored class by class: a fixed sample of {n}, every class by its share{other}")
     return choose(split, n=n, first=None, seed=0)
 
 

@@ -47,7 +47,8 @@ def report(
     weakest = weakest_images(samples, result.counted)
     partial = _partial(result)
     _show(result, rows, partial, weakest, console)
-    content = {**eval_document(result, rows), "weakest": _weakest(rows, weakest), **(more or {})}
+    classes = {"classes": list(rows[-1].per_class)}  # in the order of their labels
+    content = {**eval_document(result, rows), **classes, "weakest": _weakest(rows, weakest), **(more or {})}
     answer = document.finish(run.path, content)
     if result.complete and config.eval.fail_under:
         answer["gate"] = verdicts(answer, config.eval.fail_under)

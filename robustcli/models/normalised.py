@@ -91,6 +91,7 @@ class NormalisedModel(nn.Module):
         raise DataError(
             f"the model takes images {want}, got {'x'.join(map(str, shape[1:])) or 'a scalar'}",
             where=self.arch,
+            hint=_other_images(shape, channels, side),
             code="E-SHAPE",
         )
 
@@ -106,6 +107,18 @@ class NormalisedModel(nn.Module):
         if self.info is None or not self.fixed_size:
             return None
         return self.info.size
+
+
+def _other_images(shape: tuple[int, ...], channels: int | None, side: int | None) -> str:
+    """The keys that give images of another shape."""
+    if len(shape) != 4:
+        return ""
+    keys = []
+    if channels in (1, 3) and shape[1] in (1, 3) and channels != shape[1]:
+        keys.append(f"data.channels={channels}")
+    if side is not None and shape[2:] != (side, side):
+        keys.append(f"data.size={side}")
+    return f"for files: {' '.join(keys)}" if keys else ""
 
 
 def normalised(model: nn.Module, normalize: str) -> NormalisedModel:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -317,6 +318,13 @@ def test_one_image_of_a_class_is_measured(tmp_path: Path) -> None:
     for k, name in enumerate(NAMES):
         put(tmp_path / name / "0.png", k)
     assert len(load(f"folder:{tmp_path}", ("test",)).test) == 3
+
+
+def test_the_snippet_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "docs/data.md", "exec"), {})
+    assert "(1, 8, 8) 1213 135 449" in capsys.readouterr().out
 
 
 def packed(path: Path, packing: int, **members: bytes) -> Path:

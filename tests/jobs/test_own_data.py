@@ -22,6 +22,11 @@ def net(num_classes):
     m[2].bias.data.zero_()
     return m
 """
+CONV = """
+import torch
+def net(num_classes):
+    return torch.nn.Sequential(torch.nn.Conv2d(3, num_classes, 8), torch.nn.Flatten())
+"""
 
 
 def put(path, k: int, number: int = 0, side: int = 8) -> None:
@@ -52,6 +57,8 @@ def test_a_capital_test_folder_is_the_test_and_wrong_labels_alarm(measure, tmp_p
                 put(tmp_path / f"d/{split}/{name}/{i}.png", (k + shift) % 3, i)
     clean, n, alarms, _ = measure("--data", "folder:d")
     assert (clean, n) == (0.0, 24) and "below-chance" in alarms
+    (summary,) = tmp_path.glob("runs/eval/*-1/summary.json")
+    assert json.loads(summary.read_text())["classes"] == ["a", "b", "c"]
     clean, n, alarms, _ = measure("--data", "folder:d", "eval.split=train", "data.val_fraction=0")
     assert (clean, n) == (1.0, 24) and "below-chance" not in alarms
 
@@ -112,6 +119,17 @@ def test_training_without_validation_and_a_dry_run_that_writes_nothing(cli, tmp_
     answer = cli(*words, *tiny, "data.val_fraction=0", "--out", "o", "--json")
     assert answer.code == 0 and "the last checkpoint is the best" in answer.err
     assert answer.document["checkpoint"].endswith("step-00000002")
+
+
+def test_grey_images_for_a_network_of_colour_name_the_key(cli, measure, tmp_path):
+    for k, name in enumerate("abc"):
+        put(tmp_path / f"d/test/{name}/0.png", k)
+        image = Image.open(tmp_path / f"d/test/{name}/0.png").convert("L")
+        image.save(tmp_path / f"d/test/{name}/0.png")
+    assert measure("--data", "folder:d", "data.channels=3")[1] == 3
+    (tmp_path / "net.py").write_text(CONV)
+    answer = cli("eval", "--plugin", "net.py:net", "--eps", "2/255", *FAST, "--data", "folder:d")
+    assert answer.code == 2 and "data.channels=3 for a network of colour" in answer.err
 
 
 def test_first_images_of_one_class_are_warned_of_and_a_benchmark_samples(cli, measure, tmp_path):

@@ -136,7 +136,10 @@ def _with_labels(
     if "val" in bare or not {"val", "test"} & set(kept):
         name = next(iter(bare.values()))
         what = f"the images in {name!r} have no labels: no class folders"
-        hint = f"put them into class folders, or leave them out: data.splits.ignore=[{name}]"
+        hint = (
+            f"put them into class folders, or their labels into {name}/{name.lower()}_annotations.txt "
+            f"(FILE, tab, CLASS) beside {name}/images, or leave them out: data.splits.ignore=[{name}]"
+        )
         raise DataError(what, where=str(root), hint=hint, code="E-SPLIT")
     return kept, list(bare.values())
 

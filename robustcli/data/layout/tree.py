@@ -23,7 +23,8 @@ def class_folders(root: Path, split: str, roots: Sequence[str]) -> list[str]:
     base = root / split
     names = folders(base, roots)
     if not names:
-        raise DataError("no class folders", where=str(base), hint="put images into <split>/<class>/<image>")
+        hint = "put images into <split>/<class>/<image>, or name them in a table: csv:PATH"
+        raise DataError("no class folders", where=str(base), hint=hint)
     odd = next((name for name in names if not name.isprintable()), None)
     if odd is not None:
         what = f"class folder name {odd!r} has control or undecodable characters"

@@ -68,9 +68,15 @@ def _first_answer(net: nn.Module, x: Tensor, name: str) -> tuple[Contract, Any]:
         return Contract(dtype=dtype, writes=not (x.is_meta or torch.equal(given, before))), out
     assert fault is not None
     shape = "x".join(map(str, x.shape[1:]))
-    raise explained(
-        fault, f"{name} cannot take images of {shape}", "set data.size, or choose another model"
-    ) from fault
+    hint = f"set data.size, {_other_channels(x.shape[1])}or choose another model"
+    raise explained(fault, f"{name} cannot take images of {shape}", hint) from fault
+
+
+def _other_channels(channels: int) -> str:
+    """The key that gives grey images three channels, or turns colour into grey."""
+    return {1: "data.channels=3 for a network of colour, ", 3: "data.channels=1 for one of grey, "}.get(
+        channels, ""
+    )
 
 
 def explained(error: Exception, what: str, hint: str) -> ConfigError:
