@@ -14,6 +14,7 @@ from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.outside import load_outside
 from robustcli.evaluation.plan import AttackCall
 from robustcli.evaluation.surrogate import transferred
+from robustcli.models.meant import meant_model
 from robustcli.models.plugin import split_plugin
 from robustcli.runtime.signals import StopFlag
 from robustcli.terminal.console import Console
@@ -28,7 +29,7 @@ def surrogate_calls(
     """
     if not reference:
         return []
-    config = setting.config.model_copy(update={"model": ModelConfig(name=reference)})
+    config = setting.config.model_copy(update={"model": ModelConfig(name=meant_model(reference))})
     source = ModelSource(replace(setting, config=config), allow_pickle=allow_pickle)
     model = source.to_measure(console)
     call = eval_plan(setting, [Spec.of("apgd", steps=50)]).attacks[0]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustcli.assembly.setting import Setting
-from robustcli.config.spec import ModelConfig
+from robustcli.config.spec import ModelConfig, names_code
 from robustcli.models.build import build_model, ours
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.contract.probe import images
@@ -80,7 +80,8 @@ class ModelSource:
             )
             return self._fresh().eval().to(self.setting.device)
         # A factory is told the classes of the data; all other networks get them from their weights.
-        classes = None if self.plugin is None else self.setting.classes
+        told = self.plugin is not None or names_code(self._spec.name)
+        classes = self.setting.classes if told else None
         model = self._loaded(classes, console.warn).to(self.setting.device)
         data = self.setting.data
         model, found = adapted(model, images(data.shape, self.setting.device))

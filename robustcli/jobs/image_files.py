@@ -191,7 +191,7 @@ class ImageWriter:
             threat = f"{ball.norm}, eps {format_eps(ball.eps, ball.norm)}"
         shown = f"{len(self._panels)} of {self._broken} broken images"
         return (
-            f"{self.run.path.name}: {config.model.name} on {self.setting.data.name} {config.eval.split},"
+            f"{self.run.path.name}: {config.model.label} on {self.setting.data.name} {config.eval.split},"
             f" under {attacks}, {threat}. {shown}."
         )
 

@@ -16,6 +16,7 @@ from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transferability import Transfer, transfer_alarms
 from robustcli.jobs.rerun import same_again
+from robustcli.models.plugin import reference_label
 from robustcli.proportions import Rate
 from robustcli.records.alarm import Alarm, reliability
 from robustcli.records.transfer import TransferRow
@@ -85,14 +86,15 @@ def _rows(setting: Setting, subjects: Subjects, result: Transfer) -> list[Transf
         "samples": result.n,
         "n": result.jointly_correct,
     }
+    labels = [reference_label(reference) for reference in subjects.references]
     hashes = {"data": setting.data.digest, "code": code_hash(), "ids": short_ids_digest(result.ids)}
     return [
         TransferRow(
             **common,
             source=result.names[s],
             target=result.names[t],
-            source_reference=subjects.references[s],
-            target_reference=subjects.references[t],
+            source_reference=labels[s],
+            target_reference=labels[t],
             k=int(result.broken[s, t]),
             gained=int(result.gained[s, t]),
             lost=int(result.lost[s, t]),

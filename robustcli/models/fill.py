@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robustcli.errors import NumericsError, UsageError
+from robustcli.errors import CheckpointError, NumericsError, UsageError
 from robustcli.models.normalised import Normalisation, NormalisedModel, parse_normalize
 from robustcli.store.names import Kind, Normaliser, find
 from robustcli.store.state import compare_state
@@ -103,9 +103,22 @@ def _normalise_as(
             hint=f"pass --normalize {numbers} (normalize= in Python)",
             code="E-MODEL",
         )
-    mean, std = parse_normalize(numbers, model.mean.shape[1])
+    parse_normalize(numbers)  # a mean of pixels 0..255 is refused
+    channels = model.mean.shape[1]
+    mean, std = (tuple(values.expand(channels).tolist()) for values in _of(normaliser, channels, where))
     say(f"{where}: normalisation {numbers}, as the weights hold it")
     model.set_normalisation(mean, std)
+
+
+def _of(normaliser: Normaliser, channels: int, where: str) -> Normaliser:
+    """The normaliser itself. Raises CheckpointError when it is that of images of other channels."""
+    if len(normaliser[0]) not in (1, channels):
+        raise CheckpointError(
+            f"the weights normalise {len(normaliser[0])} channels, and the network takes {channels}",
+            where=where,
+            code="E-CKPT-SHAPE",
+        )
+    return normaliser
 
 
 def _looks_like_ours(model: nn.Module, state: Mapping[str, Tensor]) -> bool:

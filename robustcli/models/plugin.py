@@ -57,6 +57,11 @@ def record_of(plugin: str) -> PluginConfig:
     return PluginConfig(file=path.name, factory=factory, sha256=digest)
 
 
+def reference_label(reference: str) -> str:
+    """A reference to a model for records: of a user's code its file, factory and hash."""
+    return record_of(reference).label if is_plugin(reference) else reference
+
+
 def run_plugin(path: Path) -> ModuleType:
     """Executes the file and returns its module.
 

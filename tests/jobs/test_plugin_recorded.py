@@ -123,3 +123,13 @@ def test_weights_that_a_configuration_names_go_into_the_users_network(cli, net, 
     rows = [json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0]) for run in "ab"]
     assert rows[0]["hashes"]["model"] == rows[1]["hashes"]["model"]
     assert resolved(tmp_path / "a")["weights"] == "w.safetensors"
+
+
+def test_a_users_network_beside_others_is_told_the_classes_and_named(cli, net, tmp_path):
+    assert cli("train", *TRAIN, "model.name=mlp", "--out", "a").code == 0
+    rest = ("attacks=[fgsm]", "eval.n=16", "threads=1")
+    assert cli("eval", "--model", "a", "--surrogate", "net.py:mine", *rest, "--out", "s").code == 0
+    answer = cli("transfer", "--models", "a,net.py:mine", *rest, "--out", "t")
+    assert answer.code == 0, answer.err
+    rows = (tmp_path / "t" / "transfer.jsonl").read_text()
+    assert f"net.py:mine@{record(net)['sha256'][:12]}" in rows and '"run:a"' in rows

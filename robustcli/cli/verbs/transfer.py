@@ -25,7 +25,10 @@ FLAGS = (
 
 def run(call: Call) -> dict[str, Any]:
     """One matrix; without a CONFIG the data and ball of the first run among the models."""
-    models = [text.strip() for text in (call.text("models") or "").split(",") if text.strip()]
+    from robustcli.models.meant import meant_model
+
+    named = [text.strip() for text in (call.text("models") or "").split(",")]
+    models = [meant_model(name) for name in named if name]
     if len(models) < 2:
         raise UsageError(
             f"transfer needs two models or more, got {len(models)}",
