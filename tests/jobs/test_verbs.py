@@ -23,6 +23,15 @@ EVAL_KEYS = {
     "attacks",
     "reliability",
     "alarms",
+    "model",
+    "data",
+    "split",
+    "norm",
+    "eps",
+    "seed",
+    "per_class",
+    "classes",
+    "weakest",
 }
 
 
@@ -296,7 +305,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(cli, trained, tmp_path):
 def test_an_uncaught_exception_is_70_never_gate_not_met(cli, monkeypatch):
     import robustcli.jobs.evaluate
 
-    monkeypatch.setattr(robustcli.jobs.evaluate, "prepare", lambda *a: 1 / 0)
+    monkeypatch.setattr(robustcli.jobs.evaluate, "prepare", lambda *a, **k: 1 / 0)
     answer = cli("eval", "--model", "small_cnn")
     assert answer.code == 70 and "E-INTERNAL" in answer.err and "ZeroDivisionError" in answer.err
 
@@ -304,7 +313,7 @@ def test_an_uncaught_exception_is_70_never_gate_not_met(cli, monkeypatch):
 def test_a_crash_inside_a_run_leaves_its_traceback_in_the_run(cli, monkeypatch, tmp_path):
     import robustcli.jobs.train
 
-    monkeypatch.setattr(robustcli.jobs.train, "prepare", lambda *a: 1 / 0)
+    monkeypatch.setattr(robustcli.jobs.train, "prepare", lambda *a, **k: 1 / 0)
     answer = cli("train", *TINY, "--out", "model")
     assert answer.code == 70 and "Traceback" in (tmp_path / "model" / "crash.log").read_text()
     assert read_status(tmp_path / "model")["state"] == "failed"
