@@ -12,6 +12,7 @@ from robustcli import registry
 from robustcli.assembly.attacks import make_search
 from robustcli.assembly.binding import bound
 from robustcli.assembly.combine import check_combination
+from robustcli.assembly.fewest import fewest_images
 from robustcli.assembly.method import Method, method_of
 from robustcli.assembly.setting import Setting
 from robustcli.config.schema import Config
@@ -50,6 +51,7 @@ def make_step(
         warn("train.recompute: this model has no blocks to compute again; memory stays as it is")
     if train.sync_bn:
         model = _synchronised(model, setting.device, ranks)
+    fewest = fewest_images(setting, model, ranks)
     curriculum = _curriculum(setting, method)
     settings = StepSettings(
         model=model,
@@ -73,6 +75,7 @@ def make_step(
         hooks=_hooks(train.hooks, model),
         ranks=ranks,
         micro_batch=train.micro_batch,
+        fewest=fewest,
     )
     make, parameters = bound(registry.steps, train.step, "train.step")
     step: Step = make(settings, **parameters)

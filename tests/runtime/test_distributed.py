@@ -24,7 +24,7 @@ Body = Callable[[Ranks], Any]
 class Pair:
     """Two forked ranks; each leaves what `body` returned, or the line of its PeerError, in a file."""
 
-    def __init__(self, forked: Any, folder: Path, body: Body, seconds: int = 10) -> None:
+    def __init__(self, forked: Any, folder: Path, body: Body, seconds: int = 50) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         common = {
@@ -50,7 +50,7 @@ class Pair:
 
     def wait(self, rank: int) -> Any:
         """Exit code and answer of one rank."""
-        code = self.forked.wait(self.pids[rank], 10)
+        code = self.forked.wait(self.pids[rank], 60)
         path = self.folder / f"{rank}.json"
         return code, json.loads(path.read_text()) if path.exists() else None
 
@@ -193,7 +193,7 @@ def test_a_silent_peer_is_waited_for_so_long_and_no_longer(forked: Any, tmp_path
             os.kill(os.getpid(), signal.SIGSTOP)
         return ranks.agree(False)
 
-    pair = Pair(forked, tmp_path, body, seconds=1)
+    pair = Pair(forked, tmp_path, body, seconds=3)
     code, line = pair.wait(0)
     os.kill(pair.pids[1], signal.SIGKILL)
     assert code == 8 and "imed out" in line

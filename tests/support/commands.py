@@ -76,7 +76,7 @@ def forked(tmp_path, monkeypatch):
                 os._exit(code)
         children.append(pid)
 
-        def wait(seconds=60.0):
+        def wait(seconds=300.0):
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 done, status = os.waitpid(pid, os.WNOHANG)

@@ -42,7 +42,7 @@ class Forked:
         self.pids.append(pid)
         return pid
 
-    def wait(self, pid: int, seconds: float = 30.0) -> int:
+    def wait(self, pid: int, seconds: float = 150.0) -> int:
         """Exit code, or minus the signal that killed it. A child that hangs is killed and fails the test."""
         deadline = time.monotonic() + seconds
         while True:
@@ -57,7 +57,7 @@ class Forked:
                 pytest.fail(f"child {pid} did not end within {seconds} s")
             time.sleep(0.002)
 
-    def run(self, body: Callable[[], object], seconds: float = 30.0) -> int:
+    def run(self, body: Callable[[], object], seconds: float = 150.0) -> int:
         return self.wait(self.start(body), seconds)
 
 

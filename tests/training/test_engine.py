@@ -107,6 +107,27 @@ def test_recomputed_blocks_give_the_same_weights_and_move_batchnorm_once(dtype):
     assert equal(a, b) and int(less[1][0].bn1.num_batches_tracked) == 3 and less[1][0].bn1.momentum == 0.1
 
 
+def test_recomputed_blocks_may_be_differentiated_twice():
+    """Trap: such a block is computed again for each of two backward passes."""
+    plain, less = residual(), residual()
+    recompute(less)
+    gradalign = {"gradalign": registry.regularizers.get("gradalign").fn}
+    a, b = steps(minmax(plain, regularizers=gradalign)), steps(minmax(less, regularizers=gradalign))
+    assert equal(a, b) and int(less[1][0].bn1.num_batches_tracked) == int(plain[1][0].bn1.num_batches_tracked)
+    assert less[1][0].bn1.momentum == 0.1
+
+
+@pytest.mark.parametrize(("fewest", "sizes"), [(1, [6, 3, 2, 1, 0]), (2, [6, 3, 2, 0]), (5, [6, 0])], ids=str)
+def test_micro_batches_are_halved_to_what_the_model_bears(fewest, sizes):
+    step = minmax(linear(), fewest=fewest)
+    assert [step.halve(12) for _ in sizes] == sizes
+
+
+def test_no_halving_leaves_a_rest_that_the_model_does_not_bear():
+    step = minmax(linear(), fewest=2)
+    assert [step.halve(9) for _ in range(3)] == [5, 3, 0]
+
+
 def test_recomputed_blocks_keep_fewer_activations():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
