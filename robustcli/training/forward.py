@@ -104,7 +104,9 @@ def recompute(model: nn.Module) -> int:
     blocks = [
         member
         for member in members
-        if not isinstance(member, (nn.Sequential, nn.ModuleList)) and _layers(member) >= 2
+        if not isinstance(member, (nn.Sequential, nn.ModuleList, torch.jit.ScriptModule))
+        and "forward" not in vars(member)  # a forward of its own, which is not that of its class
+        and _layers(member) >= 2
     ]
     for block in blocks:
         block.forward = _Recomputed(block)

@@ -212,6 +212,26 @@ def test_the_adapter_answers_what_the_network_answers(kind):
     assert (found is net) == (kind not in changed)
 
 
+def test_a_half_network_is_searched_where_its_own_gradient_would_be_zero():
+    """In half precision the gradient of cross-entropy vanishes beyond a lead of 16."""
+    whole, (x, _) = made("plain"), images()
+    with torch.no_grad():
+        whole[3].weight.mul_(300)
+    half = copy.deepcopy(whole).half()
+    net = adapted(half, x)[0]
+    y = net(x).argmax(1)
+    lead = net(x).diff(dim=1).abs().squeeze()
+    assert float(lead.max()) > 20
+    with frozen(net), frozen(whole):
+        _, of_ce, of_margin = _slopes(net, x, y)
+        _, exact, exact_margin = _slopes(whole, x, y)
+    for found, expected in ((of_ce, exact), (of_margin, exact_margin)):
+        cosine = F.cosine_similarity(found.flatten(1).double(), expected.flatten(1).double(), eps=1e-30)
+        assert float(cosine.min()) > 0.99
+    sizes = of_ce.flatten(1).double().norm(dim=1) / exact.flatten(1).double().norm(dim=1)
+    assert torch.isfinite(of_ce).all() and float(sizes.min()) > 0.5 and float(sizes.max()) < 2
+
+
 def test_a_recurrent_gradient_that_cudnn_refuses_is_asked_without_it(monkeypatch):
     class Refusing(torch.autograd.Function):
         @staticmethod

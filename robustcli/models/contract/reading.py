@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from robustcli.models.contract.half import Scale
 from robustcli.models.contract.refusal import refused
 
 #: Where the logits of an answer are: it is the tensor, or it holds them under "logits", or as `.logits`.
@@ -51,6 +52,10 @@ class Contract:
         if self.plain:
             logits: Tensor = net(x)
             return logits
+        if self.dtype is torch.float16 and isinstance(x, Tensor):
+            scale = Scale()
+            out = self.call(net, scale.images(x, self.dtype))
+            return scale.logits(self.answer(out, training=net.training, rows=len(x)))
         return self.read(self.call(net, x), training=net.training, rows=len(x))
 
     def call(self, net: nn.Module, x: Tensor) -> Any:
@@ -63,6 +68,11 @@ class Contract:
 
     def read(self, out: Any, *, training: bool, rows: int) -> Tensor:
         """The logits [B, K] in the answer `out` to B = `rows` images; raises as `ask`."""
+        logits = self.answer(out, training=training, rows=rows)
+        return logits if self.dtype is None else logits.float()
+
+    def answer(self, out: Any, *, training: bool, rows: int) -> Tensor:
+        """As `read`, in the precision of the network."""
         if isinstance(out, fx.Proxy):  # a trace is of eval mode, and holds no values to look at
             logits: Tensor = _traced(out, self.kind)
         else:
@@ -70,9 +80,7 @@ class Contract:
         if self.one_logit:
             half = logits.reshape(-1, 1) / 2
             logits = torch.cat((-half, half), 1)
-        if self.dtype is None:
-            return logits
-        return logits.float()
+        return logits
 
 
 def kind_of(out: Any) -> Kind:
