@@ -72,7 +72,7 @@ class SearchTwin:
         self.runs = False
         self._shown: Tensor | None = None
         self._forward_only: Classifier | None = None
-        self._run: Classifier = torch.compile(self._copy, dynamic=False) if compiled else self._copy
+        self._run: Classifier = torch.compile(self._copy, dynamic=False) if compiled else _quiet(self._copy)
         self.refresh()
 
     @torch.no_grad()
@@ -119,12 +119,13 @@ class SearchTwin:
             packed = pack(self._copy)
             if packed is None:
                 return self._run
-            got = self._logits(self._shown, packed)
+            packed_call = _quiet(packed)
+            got = self._logits(self._shown, packed_call)
         except Exception:  # noqa: BLE001 - whatever an operator of this build refuses, the plain form can do
             return self._run
         wanted = self._logits(self._shown, self._run)
         if got.shape == wanted.shape and _largest(got - wanted) <= _DRIFT * _largest(wanted):
-            return packed
+            return packed_call
         return self._run
 
     def _logits(self, x: Tensor, run: Classifier) -> Tensor:
@@ -167,6 +168,11 @@ class SearchTwin:
         if self._dtype is torch.bfloat16 and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
             self._shown = x[:_SHOWN].detach().clone()
         return ""
+
+
+def _quiet(module: nn.Module) -> Classifier:
+    """The call of a module. A traced one would print a traceback of its own whenever it fails."""
+    return lambda x: nn.Module.__call__(module, x)  # looked up at each call: a trace replaces it for a while
 
 
 def _in_float32(module: nn.Module) -> bool:
