@@ -5,6 +5,8 @@ The printed form is ``error[E-XXX]: what; where; what to do`` (see docs/exit-cod
 
 from __future__ import annotations
 
+import errno
+
 
 class RobustCliError(Exception):
     """A failure that is explained to the user in one line.
@@ -162,6 +164,36 @@ def out_of_memory(error: BaseException | None) -> bool:
     )
 
 
+def system_refusal(error: BaseException | None) -> ResourceError | None:
+    """E-PATH for what the operating system refuses: no permission, a name too long, a loop of links, no such
+    user, no temporary directory. None for any other exception.
+
+    It is asked at the one place where all verbs end, so that no path needs a check of its own. A descriptor
+    that is not open (EBADF) is a bug.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, errno.EBADF):
+        reason, path = error.strerror or type(error).__name__, error.filename
+        where = "" if path is None else str(path)
+    elif isinstance(error, (RuntimeError, ValueError)) and _is_about_a_path(error):
+        reason, where = str(error), ""
+    else:
+        return None
+    return ResourceError(
+        f"the system refuses: {reason}",
+        where=where,
+        hint="check that the path is right and that you may use it",
+        code="E-PATH",
+    )
+
+
+def _is_about_a_path(error: BaseException) -> bool:
+    """Whether Python itself refused a path: ~nosuchuser, a loop of links, a NUL or a lone surrogate in it."""
+    text = str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return "surrogates not allowed" in text
+    return origin(error)[0] == "pathlib" or "embedded null" in text
+
+
 def exit_code_of(error: BaseException) -> int:
     """The documented exit code of a failure that is no SystemExit: 70 for what nobody foresaw."""
     if isinstance(error, KeyboardInterrupt):
@@ -170,6 +202,8 @@ def exit_code_of(error: BaseException) -> int:
         return ResourceError.exit_code
     if refused_value(error):
         return UsageError.exit_code
+    if system_refusal(error) is not None:
+        return ResourceError.exit_code
     code: int = getattr(error, "exit_code", 70)
     return code
 

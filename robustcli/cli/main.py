@@ -112,7 +112,14 @@ def _is_a(error: BaseException, name: str) -> bool:
 
 def _explained(error: BaseException) -> RobustCliError | None:
     """A foreign exception as a failure of ours; None for a bug."""
-    from robustcli.errors import Interrupted, ResourceError, UsageError, out_of_memory, refused_value
+    from robustcli.errors import (
+        Interrupted,
+        ResourceError,
+        UsageError,
+        out_of_memory,
+        refused_value,
+        system_refusal,
+    )
 
     text = str(error)
     if _is_a(error, "Abort"):
@@ -141,7 +148,7 @@ def _explained(error: BaseException) -> RobustCliError | None:
         return UsageError(what, where="environment", hint="unset TORCH_LOGS, or see TORCH_LOGS=help")
     if refused_value(error):
         return UsageError(text[:300], code="E-VALUE")
-    return None
+    return system_refusal(error)
 
 
 def _full() -> RobustCliError:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from robustcli.errors import CheckpointError, DataError
+from robustcli.evaluation.stored import header_fields
 from robustcli.store.atomic import strict_json, write_json
 from robustcli.store.tensorfile import read_regular, strict_loads
 
@@ -113,7 +114,7 @@ class Header:
             document = strict_loads(read_regular(path, _LIMIT))
             if document.pop("sha256") != _sha(document) or document.pop("format") != _FORMAT:
                 raise ValueError("its hash does not match, or another version wrote it")
-            return cls(**document)
+            return cls(**header_fields(document))
         except CheckpointError as error:
             if error.code == "E-CKPT-MISSING":
                 return None

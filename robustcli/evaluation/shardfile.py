@@ -17,6 +17,7 @@ measures its samples again.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 _LIMIT = 1 << 28  # bytes
 #: What reading a damaged file raises. RuntimeError: a number beyond int64, or JSON nested too deeply.
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +131,9 @@ def _class(answer: int) -> int | None:
 
 
 def _answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
-    """The inverse of `_written`. Raises one of `_DAMAGED`."""
+    """The inverse of `_written`. Raises one of `DAMAGED`."""
     clean, attacked = (
-        torch.tensor([NONE if row[name] is None else row[name] for row in rows], dtype=torch.int64)
+        torch.tensor(whole_numbers([NONE if row[name] is None else row[name] for row in rows]))
         for name in ("clean", "attacked")
     )
     confidence = torch.tensor([row["confidence"] for row in rows], dtype=torch.float64)
@@ -151,20 +152,66 @@ def _unsealed(data: bytes) -> bytes:
 
 
 def _decode(data: bytes, header: Header, number: int) -> ShardResult:
-    """The inverse of `encode`. Raises one of `_DAMAGED`: damaged, or not this shard of this evaluation."""
-    first, *rows = [strict_loads(line) for line in _unsealed(data).split(b"\n")[:-1]]
+    """The inverse of `encode`. Raises one of `DAMAGED`: damaged, or not this shard of this evaluation."""
+    first, *rows = [_mapping(strict_loads(line)) for line in _unsealed(data).split(b"\n")[:-1]]
     if first["header"] != header.digest:
         raise ValueError("it is of another evaluation")
     if first["shard"] != number or not len(rows) == first["rows"] == header.rows(number):
         raise ValueError(f"it is shard {first['shard']} with {len(rows)} samples")
-    flags = {
-        label: torch.tensor([row["stages"][label] for row in rows], dtype=torch.bool)
-        for label in first["stages"]
-    }
-    ids, y = (torch.tensor([row[name] for row in rows], dtype=torch.int64) for name in ("id", "y"))
-    correct = torch.tensor([row["correct"] for row in rows], dtype=torch.bool)
-    costs = (first["seconds"], first["passes"], first["tallies"])
+    flags = {label: _flags([row["stages"][label] for row in rows]) for label in _labels(first)}
+    ids, y = (torch.tensor(whole_numbers([row[name] for row in rows])) for name in ("id", "y"))
+    correct = _flags([row["correct"] for row in rows])
+    costs = (_costs(first, "seconds"), _counts(first, "passes"), _counts(first, "tallies"))
     return ShardResult(ids, y, correct, _answers(rows), flags, *costs)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """`value`, when it is a mapping. Raises TypeError."""
+    if not isinstance(value, dict):
+        raise TypeError("a line is no mapping")
+    return value
+
+
+def whole_numbers(values: Any) -> list[int]:
+    """`values`, when it is a list of whole numbers that int64 holds. Raises TypeError or ValueError."""
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise TypeError("a field is no list of whole numbers")
+    if any(not -(2**63) <= value < 2**63 for value in values):
+        raise ValueError("a number is beyond int64")
+    return values
+
+
+def _flags(values: list[Any]) -> Tensor:
+    """bool [R]. Raises TypeError for anything else than true and false."""
+    if any(type(value) is not bool for value in values):
+        raise TypeError("a verdict is neither true nor false")
+    return torch.tensor(values, dtype=torch.bool)
+
+
+def _labels(head: Mapping[str, Any]) -> list[str]:
+    """The labels of the attacks, each of which has its seconds and passes. Raises TypeError or KeyError."""
+    labels = head["stages"]
+    if not isinstance(labels, list) or any(type(label) is not str for label in labels):
+        raise TypeError("stages is no list of labels")
+    for label in labels:
+        _ = head["seconds"][label], head["passes"][label]
+    return labels
+
+
+def _costs(head: Mapping[str, Any], name: str) -> dict[str, float]:
+    """label -> number >= 0. Raises TypeError or ValueError."""
+    costs = _mapping(head[name])
+    if any(type(value) not in (int, float) for value in costs.values()):
+        raise TypeError(f"{name} are no numbers")
+    if any(not 0 <= value < math.inf for value in costs.values()):
+        raise ValueError(f"{name} are not in [0, inf)")
+    return costs
+
+
+def _counts(head: Mapping[str, Any], name: str) -> dict[str, int]:
+    """label -> whole number >= 0. Raises TypeError or ValueError."""
+    counts = _costs(head, name)
+    return dict(zip(counts, whole_numbers(list(counts.values())), strict=True))
 
 
 def load(
@@ -197,7 +244,7 @@ def _read(path: Path, decode: Callable[[bytes], T], title: str, say: Callable[[s
         if error.code == "E-CKPT-MISSING":
             return None
         why = error.what
-    except _DAMAGED as error:
+    except DAMAGED as error:
         why = str(error)
     say(f"{title} does not count: {why}: {path}")
     return None

@@ -17,11 +17,21 @@ from torch import Tensor
 
 from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.header import Header, few, ids_digest
-from robustcli.evaluation.shardfile import ShardResult, encode, file_name, load, read_sealed, write_sealed
+from robustcli.evaluation.shardfile import (
+    DAMAGED,
+    ShardResult,
+    encode,
+    file_name,
+    load,
+    read_sealed,
+    whole_numbers,
+    write_sealed,
+)
 from robustcli.store.atomic import TMP_NAME, strict_json, write_atomic
 from robustcli.store.disk import explained
 
 AUDIT = "audit.json"
+_SHARD = re.compile(r"(\d{4,18})\.jsonl", re.ASCII)
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 
 
@@ -120,7 +130,7 @@ def merge(
             header names.
     """
     header, results = _common(_headers(folders)), []
-    for number in range(header.shards):
+    for number in _numbers(folders, header.shards):
         loaded = [(folder, load(folder, header, number, say)) for folder in folders]
         copies = [(*proven, folder) for folder, proven in loaded if proven is not None]
         if copies:
@@ -128,6 +138,12 @@ def merge(
     if results and len(results) == header.shards:
         _check_ids(header, results, folders[0])
     return header, results
+
+
+def _numbers(folders: Sequence[Path], count: int) -> list[int]:
+    """Numbers below `count` of the shards for which a folder has a file: a forged count may be immense."""
+    named = (_SHARD.fullmatch(path.name) for folder in folders for path in folder.iterdir())
+    return sorted({number for match in named if match and (number := int(match[1])) < count})
 
 
 def _headers(folders: Sequence[Path]) -> list[Header]:
@@ -197,9 +213,14 @@ def audits(
     looked, fallen = set[int](), dict[int, int]()
     for folder in folders:
         audit = read_sealed(folder / AUDIT, say)
-        if audit is not None and audit.get("header") == header.digest:
-            looked |= set(audit["looked"])
-            fallen |= dict(zip(audit["fallen"], audit["answers"], strict=True))
+        if audit is None or audit.get("header") != header.digest:
+            continue
+        try:
+            ids, broken, there = (whole_numbers(audit[name]) for name in ("looked", "fallen", "answers"))
+            fallen |= dict(zip(broken, there, strict=True))
+            looked |= set(ids)
+        except DAMAGED as error:
+            say(f"an audit does not count: {error}: {folder / AUDIT}")
     lists = (sorted(looked), sorted(fallen), [fallen[i] for i in sorted(fallen)])
     seen, fell, answers = (torch.tensor(numbers, dtype=torch.int64) for numbers in lists)
     return seen, fell, answers

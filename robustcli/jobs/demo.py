@@ -61,13 +61,20 @@ def demo(console: Console, flags: DemoFlags) -> dict[str, Any]:
         return training_plan(
             setting, ModelSource.of(setting, MeasureFlags()).to_measure(Console(quiet=True)), console
         )
-    with open_run("demo", "digits", out=flags.out, overwrite=flags.overwrite) as run:
+    with (
+        open_run("demo", "digits", out=flags.out, overwrite=flags.overwrite) as run,
+        StopFlag() as stop,  # of the time between the phases, each of which has its own
+    ):
         settings = _train(run, base, console)
+        stop.check()
         results = {name: _measure(run, name, setting, console) for name, setting in settings.items()}
+        stop.check()
         rows = {name: rows_of(settings[name], model, result) for name, (model, result) in results.items()}
         documents = {name: eval_document(result, rows[name]) for name, (_, result) in results.items()}
         curves = _curves(run, settings, console, flags.smoke)
+        stop.check()
         _attack(run, base, console, flags.smoke)
+        stop.check()
         table = _table(rows, _threat(settings["robust"], documents["robust"]["n"]))
         console.table(table)
         answer = document.finish(run.path, {"models": documents})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustcli.assembly.rows import rows_from, short_ids_digest
 from robustcli.config.load import load_config
-from robustcli.errors import UsageError
+from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.answers import Answers
 from robustcli.evaluation.audit import joined
 from robustcli.evaluation.collect import concluded
@@ -22,6 +22,7 @@ from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
+from robustcli.evaluation.stored import check_mergeable
 from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.rerun import CONFIG, write_inputs
 from robustcli.jobs.thresholds import check_metrics
@@ -29,6 +30,7 @@ from robustcli.jobs.verb_flags import MergeFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
+from robustcli.runtime.signals import StopFlag
 from robustcli.store.latest import resolve_run
 from robustcli.store.rundir import open_run
 from robustcli.store.sources import Source
@@ -52,8 +54,12 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     )  # of the whole, not of a part
     config = config.model_copy(update={"eval": gate})
     sources = [Source(f"the run {folder}", folder) for folder in folders]
-    with open_run("eval", flags.name, out=flags.out, overwrite=flags.overwrite, sources=sources) as run:
+    with (
+        open_run("eval", flags.name, out=flags.out, overwrite=flags.overwrite, sources=sources) as run,
+        StopFlag() as stop,
+    ):
         write_inputs(run, config)
+        stop.check()
         answer = report(run, document, config, result, _rows(header, result), console)
     refuse_unreliable(result, run, flags.strict)
     return answer
@@ -80,6 +86,7 @@ def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluati
             where=", ".join(map(str, folders)),
             hint="finish them with --resume first",
         )
+    _check(header, results, shards[0])
     result = _evaluation(header, results)
     if header.plan["audit"] is not None:
         looked, fallen, answers = audits(shards, header, console.warn)
@@ -87,6 +94,21 @@ def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluati
         advice = f"rapid is too weak here; run the whole of AutoAttack: {again}"
         result = joined(header.plan["seed"], result, looked, fallen, answers, advice)
     return header, result
+
+
+def _check(header: Header, results: Sequence[ShardResult], folder: Path) -> None:
+    """Raises DataError where header and shards do not make one evaluation, in spite of their right hashes."""
+    try:
+        check_mergeable(header.plan, header.about, header.alarms)
+        labels = {call["label"] for call in header.plan["attacks"]}
+        if any(part.stages.keys() != labels for part in results):
+            raise ValueError("the shards are of other attacks than the header")
+        if any(len(part.y) and not 0 <= int(part.y.max()) < len(header.about["classes"]) for part in results):
+            raise ValueError("a label has no class")
+    except ValueError as error:
+        raise DataError(
+            f"the shards make no evaluation: {error}", where=str(folder), hint="measure again"
+        ) from error
 
 
 def _rows(header: Header, result: Evaluation) -> list[EvalRow]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from robustcli.config.schema import Config
 from robustcli.config.written import written_out
 from robustcli.errors import UsageError
+from robustcli.jobs.stored import Stored
 from robustcli.runtime.distributed import Ranks
 from robustcli.store.follower import Follower
 from robustcli.store.retention import point, sweep
@@ -49,7 +50,7 @@ def newest_checkpoint(run: Run | Follower, ranks: Ranks, console: Console) -> Sn
 
 
 def check_same_experiment(
-    stored: Mapping[str, Any],
+    stored: Stored,
     tree: Mapping[str, Any],
     digest: str,
     override: Sequence[str],
@@ -64,17 +65,17 @@ def check_same_experiment(
         override: keys whose change the user allows.
         warn: told of a change that is allowed.
     """
-    if stored.get("data", {}).get("digest") != digest and "data" not in override:
+    if stored.digest != digest and "data" not in override:
         raise UsageError(
             "the data is not the data of this run (its digest differs)",
             hint="restore it, or add --override-resume data",
             code="E-RESUME",
         )
-    check_resume(_completed(stored["config"]), tree, override, warn)
+    check_resume(_completed(stored.config), tree, override, warn)
 
 
 def progress_from(
-    stored: Mapping[str, Any], tree: Mapping[str, Any], world: int, warn: Callable[[str], None]
+    stored: Stored, tree: Mapping[str, Any], world: int, warn: Callable[[str], None]
 ) -> Progress:
     """The progress in a checkpoint, adapted to the present configuration.
 
@@ -87,13 +88,15 @@ def progress_from(
         world: number of processes now.
         warn: told when the run had another number of processes.
     """
-    progress = Progress(**stored["progress"])
+    progress = stored.progress
     if progress.world != world:
         warn(
             f"the run had {progress.world} processes and goes on with {world}:"
             " close to, but not bitwise, the same training"
         )
-    before, now = stored["config"]["train"], tree["train"]
+    before, now = stored.config.get("train"), tree["train"]
+    if not isinstance(before, dict):
+        before = {}
     if _changed(before, now, _ENDS):
         progress.ended = ""  # what ended the run may no longer hold
     if _changed(before, now, _BUDGET):

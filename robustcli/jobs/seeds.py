@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,9 +54,15 @@ def train_seeds(loaded: Loaded, console: Console, flags: TrainFlags, text: str) 
 def _of_seed(config: Config, seed: int) -> Config:
     """The configuration of one seed: its run is NAME-seedS, or OUT/seed-S."""
     out = f"{config.out}/seed-{seed}" if config.out else None
-    return config.model_copy(
-        update={"seed": seed, "name": f"{config.name}-seed{seed}"[:_LONGEST], "out": out}
-    )
+    return config.model_copy(update={"seed": seed, "name": _name(config.name, seed), "out": out})
+
+
+def _name(name: str, seed: int) -> str:
+    """NAME-seedS; a NAME for which there is no room is cut, and told from others by a hash."""
+    end = f"-seed{seed}"
+    if len(name) + len(end) > _LONGEST:
+        end = f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}{end}"
+    return name[: _LONGEST - len(end)] + end
 
 
 def _with_one_source(config: Config, first: int, console: Console, flags: TrainFlags) -> Config:

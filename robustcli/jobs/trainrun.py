@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from robustcli.config.written import written_out
 from robustcli.errors import Interrupted, NumericsError, UsageError
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import check_same_experiment, newest_checkpoint, progress_from, repoint
+from robustcli.jobs.stored import sensible, stored_in
 from robustcli.jobs.verb_flags import TrainFlags
 from robustcli.models.meta import model_meta
 from robustcli.runtime.distributed import Ranks
@@ -122,20 +123,22 @@ class TrainRun:
         if snapshot is None:
             self.console.info("no checkpoint yet: starting from step 0")
             return 0
-        stored, where, warn = snapshot.meta, str(snapshot.path), self.console.warn
-        digest = self._digest_for(stored)
+        where, warn = str(snapshot.path), self.console.warn
+        stored = stored_in(snapshot, warn)
+        digest = self._digest_for(stored.digest)
         check_same_experiment(stored, self.config_tree, digest, self.flags.override_resume, warn)
-        compare_state(self.model.state_dict(), snapshot.groups["model"], where=where)
+        compare_state(self.model.state_dict(), snapshot.groups.get("model", {}), where=where)
         progress = progress_from(stored, self.config_tree, self.ranks.world, warn)
-        self.trainer.restore(snapshot.groups, progress, where=where)
+        with sensible(where):
+            self.trainer.restore(snapshot.groups, progress, where=where)
         if self.ranks.main:
             repoint(self.run.checkpoints, snapshot.path.name, progress)
         self.console.info(f"resuming at step {progress.step} from {snapshot.path}")
         return progress.log_offset
 
-    def _digest_for(self, stored: Mapping[str, Any]) -> str:
+    def _digest_for(self, known: str) -> str:
         """The digest of the data, over the splits that the run has read: once that was the test split too."""
-        data, known = self.setting.data, stored.get("data", {}).get("digest")
+        data = self.setting.data
         if known == self.digest or data.read_names == data.stored.names:
             return self.digest
         return self.digest.replace(data.digest, data.digest_of(data.stored.names), 1)

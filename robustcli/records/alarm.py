@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Level = Literal["note", "suspect", "invalid"]
@@ -36,8 +36,8 @@ class Alarm:
 
     @classmethod
     def from_json(cls, alarm: Mapping[str, Any]) -> Alarm:
-        """The alarm again. Raises TypeError for another set of keys."""
-        return cls(**alarm)
+        """The alarm again, without keys of a newer version. Raises TypeError for a missing one."""
+        return cls(**{field.name: alarm[field.name] for field in fields(cls) if field.name in alarm})
 
 
 def reliability(alarms: Sequence[Alarm]) -> Literal["ok", "suspect", "invalid"]:

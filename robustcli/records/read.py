@@ -13,8 +13,10 @@ from robustcli.records.sample import SampleRow
 from robustcli.records.sweep import SweepRow
 from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
+from robustcli.regular import read_bytes
 
 AnyRow = EvalRow | SampleRow | TrainRow | SweepRow | TransferRow
+_LIMIT = 1 << 32  # bytes
 #: kind -> how a row of it is read; a kind that is not here is read, and refused, as one of an evaluation.
 _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
     "sample": SampleRow.from_json,
@@ -32,7 +34,7 @@ def read_rows(path: Path) -> list[AnyRow]:
     Raises DataError E-RECORD with file:line for anything that is not a row, or when the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, _LIMIT).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the records: {error}", where=str(path), code="E-RECORD") from error
     lines = text.split("\n")[:-1]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from robustcli.errors import CheckpointError
 
@@ -44,13 +46,19 @@ class Guard:
         return {name: getattr(self, name) for name in self.kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`. Raises CheckpointError when the stored names are not those of `kept`."""
+        """Inverse of `state`. Raises CheckpointError unless names and types are those of `kept`."""
         if set(state) != set(self.kept):
             raise CheckpointError(
                 f"the state of {type(self).__name__} holds {sorted(state)}, expected {sorted(self.kept)}"
             )
+        hints = get_type_hints(type(self))
         for name in self.kept:
-            setattr(self, name, state[name])
+            try:
+                value = TypeAdapter(hints[name]).validate_python(state[name], strict=True)
+            except ValidationError as error:
+                what = f"the state of {type(self).__name__}: {name} is {state[name]!r:.80}"
+                raise CheckpointError(what, code="E-CKPT-META") from error
+            setattr(self, name, value)
 
 
 @dataclass

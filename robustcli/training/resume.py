@@ -66,13 +66,13 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def classify(key: str) -> str:
-    """harmless, compatible or identity. Raises KeyError for a key that is not classified."""
+    """harmless, compatible or identity; "" for a key that is not classified: another version's."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         kind = CLASSES.get(".".join(parts[:length]))
         if kind:
             return kind
-    raise KeyError(f"{key} is not classified in training/resume.py")
+    return ""
 
 
 def changed(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -106,9 +106,9 @@ def check_resume(
                 f"resuming with {key}: {new!r} instead of {old!r}; "
                 "results are no longer those of the uninterrupted run"
             )
-        elif kind == "identity" and _covers(override, key):
+        elif kind in ("identity", "") and _covers(override, key):
             overridden.append(difference)
-        elif kind == "identity":
+        elif kind in ("identity", ""):
             refused.append(difference)
     if refused:
         keys = " ".join(f"--override-resume {text.partition(':')[0]}" for text in refused)

@@ -38,6 +38,7 @@ def unpack_optimizer(
     Raises CheckpointError for a parameter or a shape that the model does not have.
     """
     parameters = dict(model.named_parameters())
+    _check_slots(packed, where)
     optimizer.state.clear()
     for key, value in packed.items():
         name, _, slot = key.partition(_SEP)
@@ -52,6 +53,21 @@ def unpack_optimizer(
             # Momentum takes its parameter's memory format, so that a resumed step runs the same kernels.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         optimizer.state[parameter][slot] = value
+
+
+def _check_slots(packed: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError unless all parameters that have a state have the same slots."""
+    slots: dict[str, set[str]] = {}
+    for key in packed:
+        name, _, slot = key.partition(_SEP)
+        slots.setdefault(name, set()).add(slot)
+    if len({frozenset(names) for names in slots.values()}) > 1:
+        raise CheckpointError(
+            "the optimizer state lacks parts",
+            where=where,
+            hint="the checkpoint is damaged",
+            code="E-CKPT-FORMAT",
+        )
 
 
 def step_seed(seed: int, step: int) -> int:

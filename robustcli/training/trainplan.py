@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from robustcli.config.sections import Augment
@@ -85,17 +86,17 @@ class Progress:
         ended: why the run ended early, or "".
     """
 
-    step: int = 0
-    max_steps: int = 0
-    validated: int = -1
+    step: Annotated[int, Ge(0), Lt(10**18)] = 0
+    max_steps: Annotated[int, Ge(0), Lt(10**18)] = 0
+    validated: Annotated[int, Ge(-1), Lt(10**18)] = -1
     best: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     loss_sums: dict[str, float] = field(default_factory=dict)
-    loss_count: int = 0
+    loss_count: Annotated[int, Ge(0), Lt(10**18)] = 0
     rank_sums: list[dict[str, float]] = field(default_factory=list)
-    log_offset: int = 0
-    world: int = 1
-    micro_batch: int | None = None
+    log_offset: Annotated[int, Ge(0), Lt(10**18)] = 0
+    world: Annotated[int, Ge(1), Lt(10**6)] = 1
+    micro_batch: Annotated[int, Ge(1), Lt(10**9)] | None = None
     guards: dict[str, dict[str, Any]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     ended: str = ""

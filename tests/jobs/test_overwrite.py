@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 
 import pytest
 from jobs_support import TINY
@@ -175,6 +176,36 @@ def test_what_a_live_training_writes_goes_away(place, cli, monkeypatch):
     assert cli("train", *QUICK, "--out", "new", "--resume").code == 0
     last = "checkpoints/step-00000004/model.safetensors"
     assert (place / "new" / last).read_bytes() == (place / "old" / last).read_bytes()
+
+
+def test_the_last_checkpoint_has_the_record_of_its_own_weights(place, cli, monkeypatch):
+    """Stopped in the last validation: the resume validates these weights, and saves what it measured."""
+    from robustcli.errors import Interrupted
+    from robustcli.store.snapshot import load_checkpoint
+    from robustcli.training.validation import Validation
+
+    def stopped(self, model):
+        raise Interrupted("stopped by SIGTERM", signum=15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "__call__", stopped)
+        assert cli("train", *QUICK, "--out", "new").code == 143
+    assert cli("train", *QUICK, "--out", "new", "--resume").code == 0
+    stored = load_checkpoint(place / "new" / "checkpoints" / "step-00000004").meta["progress"]
+    whole = load_checkpoint(place / "old" / "checkpoints" / "step-00000004").meta["progress"]
+    assert (stored["validated"], stored["last"]["step"]) == (4, 4)
+    assert {**stored, "log_offset": 0} == {**whole, "log_offset": 0}
+    assert stored["log_offset"] == (place / "new" / "metrics.jsonl").stat().st_size
+
+
+def test_a_demo_that_is_stopped_between_two_phases_says_so(cli, tmp_path, monkeypatch):
+    def stopped(run, base, console):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr("robustcli.jobs.demo._train", stopped)
+    assert cli("demo", "--smoke", "--out", "demo").code == 143
+    assert read_status(tmp_path / "demo")["state"] == "preempted"
 
 
 def test_a_live_training_whose_directory_goes_away(place, cli, monkeypatch):

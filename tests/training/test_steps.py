@@ -109,8 +109,15 @@ def test_every_key_of_the_schema_is_classified_for_resume():
     keys = flatten(Config().model_dump(mode="json"))
     assert {classify(key) for key in keys} == {"harmless", "compatible", "identity"}
     assert set(CLASSES.values()) == {"harmless", "compatible", "identity"}
-    with pytest.raises(KeyError):
-        classify("unheard.of")
+    assert classify("unheard.of") == ""
+
+
+def test_a_key_of_another_version_is_another_experiment():
+    with pytest.raises(UsageError, match="unheard"):
+        check_resume({"unheard": {"of": 1}}, {"name": "x"}, [], print)
+    assert check_resume({"unheard": {"of": 1}}, {"name": "x"}, ["unheard"], lambda text: None) == [
+        "unheard.of: None (the run has 1)"
+    ]
 
 
 def test_resume_refuses_another_experiment_and_warns_of_a_longer_one():
