@@ -37,6 +37,7 @@ from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.foreign import staying
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.source import load_model
 from robustcli.records.alarm import Alarm
@@ -186,6 +187,7 @@ def _search(precision: str, device: torch.device) -> Search:
     return Search(dtype, fold_bn=dtype is not torch.float32, channels_last=dtype is not torch.float32)
 
 
+@staying()
 @torch.inference_mode(mode=False)
 def evaluate(
     model: nn.Module,
@@ -371,6 +373,7 @@ def assert_robust(
     return verdict
 
 
+@staying()
 @torch.inference_mode(mode=False)
 def attack(
     model: nn.Module,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from robustcli.errors import RobustCliError, UsageError, out_of_memory, printable
@@ -32,11 +33,20 @@ def foreign_fault(error: BaseException | None) -> UsageError | None:
     fault = UsageError(
         printable(f"the user's code ended in {type(error).__name__}: {text[:300]}".rstrip(": ")),
         where=place,
-        hint="mend it there; --debug and crash.log of the run have the traceback",
+        hint="mend it there; --debug shows the traceback, and crash.log where a run had begun",
         code="E-PLUGIN",
     )
     fault.__cause__ = error
     return fault
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """A `SystemExit` of the user's code inside becomes E-PLUGIN: it ends no program, and passes no gate."""
+    try:
+        yield
+    except SystemExit as error:
+        raise foreign_fault(error) or error from error
 
 
 def ended_by_user_code(error: BaseException | None) -> bool:

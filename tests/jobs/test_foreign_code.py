@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import robustcli
 from robustcli.cli.main import run
+from robustcli.errors import UsageError
 from robustcli.foreign import foreign_fault
 from robustcli.store.status import read_status
 
@@ -139,6 +142,22 @@ def test_an_attack_that_leaves(cli, tmp_path, what, where):
     file = tmp_path / "atk.py"
     answer = cli("eval", *FAKE, "--n", "32", "--plugin", f"{file}:zero", "--attack-plugin", f"{file}:mine")
     assert answer.code == 2 and "E-PLUGIN" in answer.err and "atk.py" in answer.err
+
+
+def test_python_callers_keep_their_program_when_a_network_leaves():
+    class Leaves(torch.nn.Module):
+        def forward(self, x):
+            sys.exit(0)
+
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    for call in (
+        lambda: robustcli.evaluate(Leaves(), x, y, eps=0.1, attack="fgsm"),
+        lambda: robustcli.attack(Leaves(), x, y, name="fgsm", eps=0.1),
+        lambda: robustcli.assert_robust(Leaves(), x, y, eps=0.1, at_least=0.9),
+    ):
+        with pytest.raises(UsageError, match="SystemExit") as caught:
+            call()
+        assert caught.value.code == "E-PLUGIN"
 
 
 def test_what_fails_in_our_own_code_is_our_bug():
