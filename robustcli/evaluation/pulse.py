@@ -36,6 +36,13 @@ class Beat:
     share: float = 0.0
     seconds: float = 0.0
 
+    @property
+    def words(self) -> str:
+        """``pgd-20 step 7/20``: what is done now."""
+        if self.step is None:
+            return self.label
+        return f"{self.label} step {self.step[0]}/{self.step[1]}"
+
 
 @dataclass(frozen=True)
 class Costs:

@@ -17,6 +17,7 @@ from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.core.geometry import Ball
 from robustcli.evaluation.plan import EvalPlan
+from robustcli.evaluation.pulse import Beat
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.jobs.attack import attack
@@ -120,7 +121,10 @@ def _measure(run: Run, name: str, setting: Setting, console: Console) -> tuple[n
         def advance(outcome: BatchOutcome) -> None:
             bar.advance(len(outcome.y))
 
-        evaluation = RobustEvaluation(model, plan, stop=stop.check, say=console.warn)
+        def beat(beat: Beat) -> None:
+            bar.within(beat.share * beat.rows, None, at=beat.words)
+
+        evaluation = RobustEvaluation(model, plan, stop=stop.check, say=console.warn, beat=beat)
         return model, evaluation.run(split, positions, setting.device, on_batch=advance)
 
 

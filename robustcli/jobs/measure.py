@@ -207,11 +207,8 @@ class _Tally:
         if not beat.rows:
             self._bar.within(0.0, None, at=beat.label)
             return
-        doing = beat.label
-        if beat.step is not None:
-            doing += f" step {beat.step[0]}/{beat.step[1]}"
         standing = (self._standing + beat.standing) / (self._n + beat.rows)
-        self._bar.within(beat.share * beat.rows, self._left(beat), at=doing, standing=f"{standing:.1%}")
+        self._bar.within(beat.share * beat.rows, self._left(beat), at=beat.words, standing=f"{standing:.1%}")
 
     def _left(self, beat: Beat) -> float | None:
         """Seconds to the end: of this batch, and of the samples after it at the speed so far."""

@@ -12,6 +12,7 @@ from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.ranges import Sweep
 from robustcli.assembly.setting import Setting
 from robustcli.errors import UsageError
+from robustcli.evaluation.pulse import Beat
 from robustcli.jobs.distances import minimal_calls, run_distances
 from robustcli.jobs.sweep_rows import sweep_rows, swept_calls
 from robustcli.proportions import Rate, sign_test
@@ -61,7 +62,12 @@ def run_sweep(
         JsonLines(run.path / "sweep.jsonl") as lines,
     ):
         lines.truncate(0)
-        for row in sweep_rows(setting, model, sweep, stop, console.warn):
+
+        def beat(beat: Beat) -> None:
+            value = f"{sweep.key} {sweep.values[len(rows)]:.4g}"
+            bar.within(0.0, None, at=f"{value}: {beat.words}", standing=f"{beat.standing}/{beat.rows}")
+
+        for row in sweep_rows(setting, model, sweep, stop, console.warn, beat):
             rows.append(row)
             lines.write(row.to_json())
             bar.advance(robust=f"{_accuracy(row):.1%}")

@@ -18,6 +18,7 @@ from robustcli.assembly.setting import Setting
 from robustcli.data.split import Split
 from robustcli.errors import UsageError
 from robustcli.evaluation.plan import AttackCall, EvalPlan
+from robustcli.evaluation.pulse import Beat
 from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.records.eval import EvalRow
@@ -31,16 +32,17 @@ def sweep_rows(
     sweep: Sweep,
     stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    beat: Callable[[Beat], None] | None = None,
 ) -> Iterator[SweepRow]:
     """One row per value, yielded when it is measured.
 
-    stop: raises to interrupt. say: shows one line to the user.
+    stop: raises to interrupt. say: shows one line to the user. beat: told where the work is.
     """
     split, positions = samples(setting)
     plan, said = _plan(setting, sweep), each_once(say)
 
     def evaluate(plan: EvalPlan, where: Tensor) -> Evaluation:
-        return RobustEvaluation(model, plan, stop=stop, say=said).run(split, where, setting.device)
+        return RobustEvaluation(model, plan, stop=stop, say=said, beat=beat).run(split, where, setting.device)
 
     clean = evaluate(replace(plan, attacks=[]), positions)
     common = _common(setting, model, clean)

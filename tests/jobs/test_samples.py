@@ -30,8 +30,9 @@ def pictures(tmp_path):
 
 def test_each_image_has_a_line_with_what_the_model_says_of_it(pictures, cli, tmp_path):
     words = (*TINY[2:], pictures, "data.size=8", "search.precision=fp32", "ball.eps=24/255")
-    trained = cli("train", *words, "objective=natural", "train.steps=60", "--out", "model", "--quiet")
-    assert trained.code == 0, trained.err
+    trained = cli("train", *words, "objective=natural", "train.steps=60", "--out", "model")
+    assert trained.code == 0 and "next steps:\n  robustcli eval --model run:model " in trained.err
+    assert ", val clean " in trained.err and "training: 100 % step 60/60" in trained.err
     attacks = ("--attack", "fgsm,spatial,pgd", "--eps", "24/255")
     measured = cli(
         "eval",
