@@ -15,6 +15,7 @@ from robustcli.store.status import read_status
 
 COMMON = {"schema_version", "ok", "verb", "run", "seconds"}
 EVAL_KEYS = {
+    *("model", "data", "split", "norm", "eps", "seed", "per_class", "weakest"),
     "n",
     "clean_acc",
     "robust_acc",
