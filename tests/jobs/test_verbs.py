@@ -381,7 +381,7 @@ def test_python_api(trained, tmp_path):
         (["train.step={name: free}", "objective=natural"], "does not look at attacked images"),
         (["train.hooks=[ema, swa]"], "both publish an average"),
         (["train.hooks=[ema, ema]"], "named twice"),
-        (["objective=trades"], "flat at the clean image"),
+        (["objective=trades", "adversary={name: fgsm}"], "flat at the clean image"),
         (["train.curriculum={eps_start: 0.5}"], "without eps_until has no effect"),
         (["train.sync_bn=true"], "needs CUDA"),
         (["train.step={name: free}", "train.micro_batch=4"], "does not go with the free step"),
