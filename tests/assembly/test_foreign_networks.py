@@ -278,7 +278,7 @@ def test_it_trains_or_says_why_not(kind, setting):
     assert not step.twin_note or kind in ("script", "compiled")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:20])
 def test_it_is_evaluated_and_timed(kind, setting):
     lines = []
     console = Console(quiet=True)
@@ -305,7 +305,10 @@ def test_the_command_line_takes_it_or_says_why_not(kind, cli, data):
         assert answer.err.count("error[E-MODEL]") == refused
 
 
-@pytest.mark.parametrize(("kind", "verb"), [("lenet", "train"), ("heads", "train"), ("lenet", "bench")])
+@pytest.mark.parametrize(
+    ("kind", "verb"),
+    [("lenet", "train"), ("lenet", "bench"), pytest.param("heads", "train", marks=pytest.mark.slow)],
+)
 def test_the_commonest_kinds_on_the_command_line(kind, verb, cli, data):
     more = ("--smoke",) if verb == "bench" else ()
     answer = cli(verb, "--plugin", f"{foreign.__file__}:{kind}", *words(data), *more)
