@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def meant_model(name: str) -> str:
     path = Path(name.removeprefix(RUN))
     if is_own_file(path):
         return f"{RUN}{path.parent}"
-    if name.startswith(RUN) or not path.is_dir():
+    if name.startswith(RUN) or not os.path.isdir(path):  # never raises
         return name
     if _is_run(path):
         return f"{RUN}{name}"
@@ -32,7 +33,7 @@ def meant_model(name: str) -> str:
 
 def is_own_file(path: Path) -> bool:
     """Whether this is the weight file inside a checkpoint of ours."""
-    return path.name == OWN and (path.parent / "manifest.json").is_file() and path.is_file()
+    return path.name == OWN and os.path.isfile(path.parent / "manifest.json") and os.path.isfile(path)
 
 
 def words_for(folder: Path) -> str:
@@ -70,7 +71,7 @@ def meant_data(name: str, known: list[str]) -> str:
     known: names of data sets; they come before paths.
     """
     path = Path(name)
-    if name.partition(":")[0] in known or not path.exists():
+    if name.partition(":")[0] in known or not os.path.exists(path):
         return name
     kind = "folder" if path.is_dir() else path.suffix.lower().removeprefix(".")
     return f"{kind}:{name}" if kind in known else name

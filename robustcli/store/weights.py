@@ -59,9 +59,9 @@ def read_weights(
     """
     _refuse_address(path)
     path, suffix = Path(os.path.realpath(path)), path.suffix.lower()
-    if path.is_dir():
+    if os.path.isdir(path):
         _refuse_directory(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError("no such file", where=str(path), code="E-CKPT-MISSING")
     if suffix == ".safetensors":
         tensors = tensorfile.decode(tensorfile.read_regular(path, MAX_BYTES), {}, str(path))

@@ -100,3 +100,8 @@ def test_a_bare_path_of_data_means_what_it_is(cli, tmp_path):
 def test_a_bare_key_is_told_where_it_lives(cli, word, home):
     answer = cli("train", word)
     assert answer.code == 2 and f"'{home}'" in answer.err
+
+
+@pytest.mark.parametrize("flags", [("--model", "a" * 5000), ("--model", "mlp", "--data", "a" * 5000)])
+def test_a_name_that_no_path_can_have_is_no_path(cli, flags):
+    assert cli("eval", *flags).code == 2
