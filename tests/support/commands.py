@@ -40,7 +40,7 @@ def cli(tmp_path, monkeypatch):
             code = run([str(a) for a in argv])
         torch.set_rng_state(rng)
         torch.use_deterministic_algorithms(deterministic)
-        assert "Traceback" not in err.getvalue()
+        assert "Traceback" not in err.getvalue(), err.getvalue()
         return Answer(code, out.getvalue(), err.getvalue())
 
     return call
