@@ -8,8 +8,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from robustcli.store.run import read_status
-
 TRAIN = (
     *(
         "train",
@@ -79,12 +77,11 @@ def test_a_bare_path_of_data_means_what_it_is(cli, tmp_path):
         place = tmp_path / "photos" / f"c{k % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"{k}.png")
-    more = ("--model", "small_cnn", "data.size=8", "eval.n=4", "attacks=[fgsm]", "ball.eps=0.03")
     for path, name in (("photos", "folder:photos"), ("photos/", "folder:photos/"), ("d.npz", "npz:d.npz")):
-        assert cli("eval", "--data", path, *more, "--out", "o", "--overwrite").code == 0
-        assert f"name: {name}" in (tmp_path / "o" / "config.resolved.yaml").read_text()
-        assert read_status(tmp_path / "o")["code"] == 0
-    assert "unknown data set" in cli("eval", "--data", "nothing_here", *more).err
+        shown = cli("config", "show", f"data.name={path}")
+        assert shown.code == 0 and f"name: {name}" in shown.out
+        assert cli("train", "--data", path, "data.size=8", "ball.eps=0.03", "--dry-run").code == 0
+    assert "unknown data set" in cli("train", "--data", "nothing_here").err
 
 
 @pytest.mark.parametrize(
