@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from robustcli.config.assign import insert
 from robustcli.config.number import Scalar, resolve_plain
 from robustcli.config.schema import Config, known_keys, rules, text_keys
-from robustcli.config.tree import DEFAULT, Fault, Node, from_python, insert
+from robustcli.config.tree import DEFAULT, Fault, Node, from_python
 from robustcli.config.wording import with_hint
 from robustcli.config.yaml_text import read_flow
 from robustcli.errors import ConfigError
@@ -90,7 +91,7 @@ def environment_layer(environ: Mapping[str, str], faults: list[Fault]) -> Node:
             faults.append(Fault("", with_hint("no such setting", _nearest_variable(short)), origin))
             continue
         value = read_value(environ[variable], origin, faults, ".".join(path))
-        layer = insert(layer, path, value, rules())
+        layer = insert(layer, path, value, rules(), faults)
     return layer
 
 
@@ -116,5 +117,5 @@ def override_layer(overrides: Sequence[Override], faults: list[Fault]) -> Node:
     layer = Node({}, "command line")
     for item in overrides:
         value = read_value(item.value, item.origin, faults, item.key)
-        layer = insert(layer, item.key.split("."), value, rules())
+        layer = insert(layer, item.key.split("."), value, rules(), faults)
     return layer

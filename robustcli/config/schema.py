@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from robustcli.config.number import INT_LIMIT, Flag, Int, Text, parse_text
+from robustcli.config.number import INT_LIMIT, Flag, Int, Scalar, Text, parse_text
 from robustcli.config.sections import BallConfig, DataConfig, SearchConfig
 from robustcli.config.spec import From, ModelConfig, Section, Spec
 from robustcli.config.tree import KeyPath, Rules
@@ -119,7 +119,35 @@ def rules() -> Rules:
     for path, cls, _ in _walk(Config):
         if issubclass(cls, Section) and cls.exclusive:
             exclusive[path] = cls.exclusive
-    return Rules(frozenset(spec_fields()), exclusive)
+    return Rules(frozenset(spec_fields()), exclusive, _takes)
+
+
+@cache
+def _places() -> dict[KeyPath, Any]:
+    """Path of every section, spec, list of them and element of such a list -> the type that stands there."""
+    places: dict[KeyPath, Any] = {path: cls for path, cls, _ in _walk(Config) if path[-1] == "*"}
+    for at, cls in _classes().items():
+        for name, info in cls.model_fields.items():
+            path = (*at, name)
+            if _model_of(info.annotation) is not None:
+                places[path] = info.rebuild_annotation()
+    return places
+
+
+@cache
+def _adapter(path: KeyPath) -> TypeAdapter[Any]:
+    return TypeAdapter(_places()[path])
+
+
+def _takes(path: KeyPath, value: Scalar) -> bool:
+    """Whether the scalar `value` may stand at `path`: `none` for data.augment, a name for a spec."""
+    if path not in _places():
+        return True
+    try:
+        _adapter(path).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _classes() -> dict[KeyPath, type[BaseModel]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -42,14 +42,22 @@ class Rules:
     Args:
         specs: paths of all specs; `*` stands for any list index.
         exclusive: path of a section -> keys of which at most one is set.
+        takes: whether a scalar may stand where a section, a spec or a list of them does; True elsewhere.
     """
 
     specs: frozenset[KeyPath] = frozenset()
     exclusive: Mapping[KeyPath, tuple[str, ...]] = field(default_factory=dict)
+    takes: Callable[[KeyPath, Scalar], bool] = lambda path, value: True
 
     def is_spec(self, path: KeyPath) -> bool:
         """Whether a spec stands at `path`."""
         return path in self.specs or tuple(map(_any_index, path)) in self.specs
+
+    def fits(self, path: KeyPath, value: Scalar | dict[str, Node] | list[Node]) -> bool:
+        """Whether `value` may stand at `path`, as far as the kind of place goes: no scalar for a section."""
+        if isinstance(value, (dict, list)):
+            return True
+        return self.takes(path, value) and self.takes(tuple(map(_any_index, path)), value)
 
 
 def as_index(part: str) -> int | None:
@@ -80,34 +88,6 @@ def to_python(node: Node) -> Any:
     return node.value
 
 
-def insert(root: Node, path: Sequence[str], leaf: Node, rules: Rules, at: KeyPath = ()) -> Node:
-    """`root`, which stands at `at`, with `leaf` at `path` below it. Mappings are made on the way.
-
-    For a spec the order within a layer does not matter: `adversary=fgsm` and `adversary.steps=3` give the
-    same spec either way.
-    """
-    here = _as_spec(root, at, rules)
-    if not path:
-        return _placed(here, leaf, at, rules)
-    key, rest, below = path[0], path[1:], (*at, path[0])
-    index = as_index(key)
-    if isinstance(here.value, list) and index is not None and index < len(here.value):
-        elements = list(here.value)
-        elements[index] = insert(elements[index], rest, leaf, rules, below)
-        return replace(here, value=elements)
-    items = dict(here.value) if isinstance(here.value, dict) else {}
-    items[key] = insert(items.get(key, Node({}, leaf.origin)), rest, leaf, rules, below)
-    return Node(items, leaf.origin)
-
-
-def _placed(here: Node, leaf: Node, at: KeyPath, rules: Rules) -> Node:
-    """`leaf` in the place of `here`. The bare name of a spec keeps the parameters that `here` has already."""
-    spec = _as_spec(leaf, at, rules)
-    if spec is leaf or not (isinstance(here.value, dict) and isinstance(spec.value, dict)):
-        return leaf
-    return Node({**here.value, **spec.value}, leaf.origin)
-
-
 def pruned(root: Node, keys: Sequence[str]) -> Node:
     """`root` without the nodes at these dotted keys."""
     for key in keys:
@@ -135,13 +115,17 @@ def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: KeyPath
     Of keys that exclude each other, the upper layer's choice clears the lower one's.
     A mapping whose keys are all numbers (`attacks.0.steps=40` makes one) changes elements of a list.
     The number one past the end appends an element; a larger one is a fault.
+    A value that cannot stand where it does, such as `data: digits`, is not replaced by keys below it: the
+    schema refuses it.
     """
     if rules.is_spec(at):
-        base, over = _as_spec(base, at, rules), _as_spec(over, at, rules)
+        base, over = as_spec(base, at, rules), as_spec(over, at, rules)
     if not isinstance(over.value, dict):
         return over
     if isinstance(base.value, list) and over.value and all(as_index(key) is not None for key in over.value):
         return _merge_list(base, base.value, over.value, rules, faults, at)
+    if not rules.fits(at, base.value):
+        return base
     if not isinstance(base.value, dict) or (rules.is_spec(at) and _replaces(base, base.value, over.value)):
         return over
     group = rules.exclusive.get(at, ())
@@ -161,9 +145,7 @@ def _merge_list(
     for key in sorted(changes, key=int):
         index = int(key)
         if index > len(result):
-            length = f"{len(result)} element" if len(result) == 1 else f"{len(result)} elements"
-            what = f"no such element; the list has {length}, counted from 0"
-            faults.append(Fault(".".join((*at, key)), what, changes[key].origin))
+            faults.append(no_element((*at, key), len(result), changes[key].origin))
         elif index == len(result):
             result.append(changes[key])
         else:
@@ -171,7 +153,13 @@ def _merge_list(
     return replace(base, value=result)
 
 
-def _as_spec(node: Node, at: KeyPath, rules: Rules) -> Node:
+def no_element(path: KeyPath, length: int, origin: str) -> Fault:
+    """The fault of a `path` that ends past the elements of a list."""
+    elements = f"{length} element" if length == 1 else f"{length} elements"
+    return Fault(".".join(path), f"no such element; the list has {elements}, counted from 0", origin)
+
+
+def as_spec(node: Node, at: KeyPath, rules: Rules) -> Node:
     """At the path of a spec, the mapping {name: ...} for a bare name; any other node is itself."""
     if rules.is_spec(at) and isinstance(node.value, str):
         return Node({"name": node}, node.origin)
