@@ -88,8 +88,19 @@ def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None) -> Ta
     best = [row for row in rows if row.step == best_step]
     cells = [_train_line("best", row) for row in best[-1:]] + [_train_line("last", row) for row in rows[-1:]]
     columns = ["", "step", "epoch", "loss", "clean accuracy", "robust accuracy", "attack", "ball"]
-    note = f"Accuracies: of all validation samples, which also chose the best. {_WILSON}"
-    return Table("training", [*columns, "images per second"], cells, note)
+    return Table("training", [*columns, "images per second"], cells, _train_note(rows))
+
+
+def validated(rows: Sequence[TrainRow]) -> bool:
+    """Whether a row has an accuracy. A run without validation images has none, and its best is its last."""
+    return any(row.clean is not None or row.robust is not None for row in rows)
+
+
+def _train_note(rows: Sequence[TrainRow]) -> str:
+    """Of which samples the accuracies are shares, and what chose the best."""
+    if not validated(rows):
+        return "No accuracies: the run had no validation, and the best checkpoint is the last."
+    return f"Accuracies: of all validation samples, which also chose the best. {_WILSON}"
 
 
 def _train_line(moment: str, row: TrainRow) -> list[Cell]:

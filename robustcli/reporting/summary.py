@@ -12,7 +12,7 @@ from robustcli.errors import printable
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps, format_rate
-from robustcli.reporting.record_tables import class_table, eval_table, train_table
+from robustcli.reporting.record_tables import class_table, eval_table, train_table, validated
 
 #: Path in a configuration -> where the methods that stand there are registered.
 _REGISTRIES: dict[str, registry.Registry[Any, Any]] = {
@@ -64,14 +64,18 @@ def train_summary(
         lines += [f"The best checkpoint is {steps}.", ""]
     if alarms:
         lines += ["## Alarms", "", *(f"- {printable(text)}" for text in alarms), ""]
-    lines += [
-        "These are validation numbers, and validation chose the checkpoint: "
-        "report the test split, measured with `robustcli eval`.",
-        "",
-    ]
+    lines += [_advice(rows), ""]
     cited = ("objective", "adversary", "train.val_attack", "model")
     lines += _provenance(rows) + _citations(config, cited)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _advice(rows: Sequence[TrainRow]) -> str:
+    """Which numbers to report: none of a training run."""
+    report = "report the test split, measured with `robustcli eval`."
+    if not validated(rows):
+        return f"Nothing was validated: {report}"
+    return f"These are validation numbers, and validation chose the checkpoint: {report}"
 
 
 def sources(config: Mapping[str, Any], paths: Sequence[str]) -> dict[str, str]:

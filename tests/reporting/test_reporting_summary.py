@@ -107,4 +107,13 @@ def test_a_training_says_that_validation_chose() -> None:
     text = train_summary(CONFIG, {"step": 10}, {"step": 20}, rows)
     assert "The best checkpoint is that of step 10, the last that of step 20." in text
     assert "50.0 % [40.4, 59.6] of 100" in text and "report the test split" in text
+    assert "validation chose the checkpoint" in text
     assert "# Training" in train_summary(CONFIG, {}, {}, [])
+
+
+def test_a_training_without_validation_speaks_of_none() -> None:
+    row = TrainRow(step=20, epoch=2.0, lr=0.1, loss=1.0, norm="linf", eps=0.1)
+    text = train_summary(CONFIG, {}, {"step": 20}, [row])
+    assert "No accuracies: the run had no validation, and the best checkpoint is the last." in text
+    assert "Nothing was validated: report the test split" in text
+    assert "validation samples" not in text and "chose" not in text and "Wilson interval" not in text
