@@ -31,7 +31,8 @@ class Ruling:
 
     Args:
         hit: bool [R], whether the point is a success that counts.
-        predicted: int64 [R], the model's label of the point.
+        predicted: int64 [R], the class that the draws behind the verdict name most often: the successful
+            draws where the point is a hit, else all draws. So the label of a hit is never y.
         distance: float64 [R], ||x_adv - x||_p in pixel units.
         inside: bool [R], in ball and box; for an unbounded threat in the box.
         logits: float32 [R, K], mean over the draws.
@@ -134,8 +135,9 @@ class Judge:
             rows: int64 [R], the row of each point; None = all rows in order, R = B.
         """
         inside, logits = self._inside(x, x_adv), self._passes(x_adv)
-        hit = _majority(_votes(logits, criterion, rows)) & inside
-        return Ruling(hit, _mode(logits), self._ball.distance(x, x_adv), inside, logits.mean(0))
+        votes = _votes(logits, criterion, rows)
+        hit = _majority(votes) & inside
+        return Ruling(hit, _mode(logits, votes | ~hit), self._ball.distance(x, x_adv), inside, logits.mean(0))
 
     def _inside(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """bool [R]: the points that may count; the others are added to `refused_rows`."""
@@ -176,8 +178,15 @@ def _majority(votes: Tensor) -> Tensor:
     return 2 * votes.sum(0) > len(votes)
 
 
-def _mode(logits: Tensor) -> Tensor:
-    """int64 [R]: the most frequent argmax among the D draws of logits [D, R, K]."""
+def _mode(logits: Tensor, counted: Tensor | None = None) -> Tensor:
+    """int64 [R]: the most frequent argmax among the D draws of logits [D, R, K].
+
+    Of equally frequent classes it is the one of smallest number. counted: bool [D, R], the draws that have a
+    say, at least one of each row; None = all.
+    """
     if len(logits) == 1:
         return logits[0].argmax(1)
-    return torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2]).sum(0).argmax(1)
+    named = torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2])
+    if counted is not None:
+        named = named * counted[:, :, None]
+    return named.sum(0).argmax(1)

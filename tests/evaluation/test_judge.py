@@ -6,7 +6,10 @@ from torch import nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
+from robustcli.data.split import MemorySplit
 from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.robust import RobustEvaluation
 
 
 class Script(nn.Module):
@@ -27,23 +30,25 @@ class Script(nn.Module):
 X = torch.full((4, 1, 2, 2), 0.5)
 ZERO = Criterion(torch.zeros(4, dtype=torch.int64))
 BALL = Ball("linf", 0.1)
+PLAIN = Search(torch.float32, fold_bn=False, channels_last=False)
 
 
 @pytest.mark.parametrize(
-    ("script", "hit", "label"),
+    ("script", "hit", "label", "answer"),
     [
-        ((1, 0), False, 0),
-        ((1, 0, 2), True, 0),
-        ((0, 1, 0), False, 0),
-        ((2, 2, 0), True, 2),
-        ((1, 2, 1, 0), True, 1),
-        ((1, 1, 2), True, 1),
+        ((1, 0), False, 0, 0),
+        ((1, 0, 2), True, 0, 1),  # two draws of three are wrong, and no class is named twice
+        ((0, 1, 0, 2, 2), True, 0, 2),
+        ((0, 1, 0), False, 0, 0),
+        ((2, 2, 0), True, 2, 2),
+        ((1, 2, 1, 0), True, 1, 1),
+        ((1, 1, 2), True, 1, 1),
     ],
 )
-def test_a_majority_of_fresh_draws_decides_and_a_tie_is_no_success(script, hit, label):
+def test_a_majority_of_fresh_draws_decides_and_a_tie_is_no_success(script, hit, label, answer):
     judge = Judge(Script(*script), BALL, draws=len(script))
     ruling = judge.rule(X, X, ZERO)
-    assert ruling.hit.tolist() == [hit] * 4 and ruling.predicted.tolist() == [label] * 4
+    assert ruling.hit.tolist() == [hit] * 4 and ruling.predicted.tolist() == [answer] * 4
     sure = sum(k != 0 for k in script) >= 0.9 * len(
         script
     )  # a candidate of a running attack must be beyond doubt
@@ -54,6 +59,40 @@ def test_a_majority_of_fresh_draws_decides_and_a_tie_is_no_success(script, hit, 
     assert torch.allclose(judge.logits(X).argmax(1), judge.logits(X).argmax(1)) and judge.logits(X).sum(
         1
     ).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_a_point_outside_is_no_hit_and_has_the_answer_of_all_draws():
+    ruling = Judge(Script(1, 0, 2, 0, 2), BALL, draws=5).rule(X, X + 0.2, ZERO)
+    assert not ruling.hit.any() and ruling.predicted.tolist() == [0] * 4
+
+
+class Torn(nn.Module):
+    """Right on dark images. On brighter ones three draws of five are wrong, each with another class."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        logits = torch.zeros(len(x), 4)
+        logits[:, 0] = 1.0 + 0.1 * (self.calls % 5)  # the diagnosis sees two answers to one image
+        bright = x.flatten(1).mean(1) > 0.505
+        logits[bright, (0, 1, 0, 2, 3)[self.calls % 5]] = 2.0
+        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_a_broken_sample_has_another_answer_than_its_label():
+    def brighter(oracle, x, ball):
+        return x + ball.eps
+
+    split = MemorySplit(
+        torch.full((6, 1, 2, 2), 127, dtype=torch.uint8), torch.zeros(6).long(), tuple("abcd")
+    )
+    plan = EvalPlan(BALL, [AttackCall("brighter", "brighter", brighter, {})], search=PLAIN, checks=6)
+    result = RobustEvaluation(Torn(), plan).run(split, torch.arange(6), torch.device("cpu"))
+    assert result.correct.all() and not result.survivors.any()
+    assert result.answers.clean.tolist() == [0] * 6 and result.answers.attacked.tolist() == [1] * 6
 
 
 def test_a_targeted_majority_counts_the_target_only():
