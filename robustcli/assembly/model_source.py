@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from robustcli.config.spec import ModelConfig, names_code
 from robustcli.models.build import build_model, ours
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.contract.probe import images
-from robustcli.models.contract.training import fit_to_train
+from robustcli.models.contract.training import fit_to_train, is_overrun
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
 from robustcli.models.size import check_classes
@@ -64,7 +65,7 @@ class ModelSource:
         model, channels_last = model.to(self.setting.device), self.setting.config.train.channels_last
         if not ours(model.arch):
             fit_to_train(model, channels_last=channels_last, say=warn)
-        elif channels_last:
+        elif channels_last and not is_overrun(model, warn):
             model.to(memory_format=torch.channels_last)
         return model
 
@@ -78,15 +79,26 @@ class ModelSource:
                 f"model {self._spec.name} has untrained weights; point --model to a run "
                 "(run:runs/train/latest) or give model.weights"
             )
-            return self._fresh().eval().to(self.setting.device)
+            with self._telling(console):
+                return self._fresh().eval().to(self.setting.device)
         # A factory is told the classes of the data; all other networks get them from their weights.
         told = self.plugin is not None or names_code(self._spec.name)
         classes = self.setting.classes if told else None
-        model = self._loaded(classes, console.warn).to(self.setting.device)
+        with self._telling(console):
+            model = self._loaded(classes, console.warn).to(self.setting.device)
         data = self.setting.data
         model, found = adapted(model, images(data.shape, self.setting.device))
         check_classes(found, data.classes, getattr(model, "classes", None))
         return model
+
+    @contextmanager
+    def _telling(self, console: Console) -> Iterator[None]:
+        """Tells what the data have to say of what is asked of them inside, such as their normalisation."""
+        notes = self.setting.data.notes
+        known = len(notes)
+        yield
+        for note in notes[known:]:
+            console.info(note)
 
     @property
     def _spec(self) -> ModelConfig:

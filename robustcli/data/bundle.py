@@ -127,8 +127,14 @@ class DataBundle:
 
     @cached_property
     def _statistics(self) -> tuple[Channels, Channels]:
-        mean, std, note = normalisation(datasets.get(self._entry).facts, self.train)
+        part = "test" if self._all_test() else "train"
+        mean, std, note = normalisation(datasets.get(self._entry).facts, self._split(part), part)
         return self._noted((mean, std), note)
+
+    def _all_test(self) -> bool:
+        """Whether no image is left to train on."""
+        names = self.stored.names
+        return self._test_fraction() == 1 if len(names) == 1 else "train" not in names
 
     def need(self, parts: Sequence[str]) -> None:
         """Read and check train, val or test now, and nothing that they do not need.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from robustcli.errors import DataError
+from robustcli.store.identity import holds_runs
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -105,10 +106,10 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def folders(folder: str | Path, roots: Sequence[str]) -> list[str]:
-    """Names of the sub-folders, sorted; a linked one must stay inside `roots`."""
+    """Names of the sub-folders, sorted, without runs of ours; a linked one must stay inside `roots`."""
     names = []
     for entry in entries(folder):
-        if is_folder(entry):
+        if is_folder(entry) and not holds_runs(Path(entry.path)):
             if entry.is_symlink():
                 check_link(entry.path, roots)
             names.append(entry.name)

@@ -12,14 +12,20 @@ _IMAGES_STREAMED = 512
 Channels = tuple[float, ...]
 
 
-def normalisation(facts: DatasetFacts, train: Split) -> tuple[Channels, Channels, str]:
-    """(mean, std, a note): the constants of the data set, else what is measured on training images."""
-    if facts.mean is not None and facts.std is not None and len(facts.mean) == train.shape[0]:
+def normalisation(facts: DatasetFacts, split: Split, part: str) -> tuple[Channels, Channels, str]:
+    """(mean, std, a note): the constants of the data set, else what is measured on the images of a split.
+
+    Args:
+        part: the name of that split: train, or test where nothing is there to train on.
+    """
+    if facts.mean is not None and facts.std is not None and len(facts.mean) == split.shape[0]:
         return facts.mean, facts.std, "normalisation: the data set's constants"
-    limit = _IMAGES if isinstance(train, MemorySplit) else _IMAGES_STREAMED
-    count = min(limit, len(train))
-    mean, std = statistics(train, count)
-    return mean, std, f"normalisation: measured on {count} training images"
+    limit = _IMAGES if isinstance(split, MemorySplit) else _IMAGES_STREAMED
+    count = min(limit, len(split))
+    mean, std = statistics(split, count)
+    if part == "train":
+        return mean, std, f"normalisation: measured on {count} training images"
+    return mean, std, f"normalisation: measured on {count} {part} images; --normalize states the model's own"
 
 
 def statistics(split: Split, count: int) -> tuple[Channels, Channels]:

@@ -22,6 +22,7 @@ from robustcli.store.status import read_status
 from robustcli.store.tensorfile import read_regular, strict_loads
 
 NAME = "run.json"
+RUNS = Path("runs")  # VERB/NAME-N in it, where no --out is given
 _FORMAT, _VERSION, _LIMIT = "robustcli-run", 1, 4096  # bytes
 _VERB = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -65,6 +66,15 @@ def identity_of(run: Path) -> Identity | None:
     except (ValueError, RecursionError):
         return None
     return _parsed(document)
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder is a run of ours, or the ``runs/`` with those of each verb."""
+    if (folder / NAME).exists() and identity_of(folder) is not None:
+        return True
+    return folder.name == RUNS.name and any(
+        identity_of(marker.parent) is not None for marker in folder.glob(f"*/*/{NAME}")
+    )
 
 
 def _parsed(document: Any) -> Identity | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from robustcli.errors import LockError, ResourceError, UsageError, printable
 from robustcli.store.atomic import TMP_NAME
 from robustcli.store.disk import explained
-from robustcli.store.identity import Identity, identity_of
+from robustcli.store.identity import RUNS, Identity, identity_of
 from robustcli.store.inventory import holds_no_result
 from robustcli.store.latest import RUN_NAME
 from robustcli.store.leftovers import clear
@@ -23,7 +23,6 @@ from robustcli.store.replacing import MOVING, REPLACED, is_replacing, recover
 from robustcli.store.run import Run
 from robustcli.store.sources import Source, check_apart
 
-RUNS = Path("runs")
 _RESUMED = ("train", "eval")  # verbs with --resume
 
 

@@ -18,11 +18,14 @@ class Source(NamedTuple):
 
 
 def check_apart(out: Path, sources: Sequence[Source]) -> None:
-    """Raises UsageError where `out` is one of the sources, holds one, or lies in one; links are followed."""
-    target = list(_upwards(out))
+    """Raises UsageError where `out` is one of the sources, or holds one; links are followed.
+
+    An `out` with something in it must not lie in a source either. A new folder there takes nothing away.
+    """
+    target, taken = list(_upwards(out)), out.is_dir() and any(out.iterdir())
     for source in sources:
         relation = _relation(target, list(_upwards(source.path)), source.path)
-        if relation:
+        if relation and (taken or relation != "lies in"):
             raise UsageError(
                 f"--out {relation} {source.name}, which this command reads",
                 where=str(out),

@@ -72,6 +72,16 @@ def test_own_images_are_measured_whole_by_a_foreign_model(measure, tmp_path, pla
     assert measure("--data", "folder:all", "data.test_fraction=0.25")[1] == 3
 
 
+def test_a_network_without_a_normalisation_takes_that_of_the_images_that_are_measured(cli, tmp_path):
+    """And the runs that commands leave in the folder of the classes are no class of it."""
+    for k, name in enumerate("abc"):
+        put(tmp_path / name / "0.png", k)
+    for out in ((), ("--out", "mine"), ()):
+        answer = cli("eval", "--model", "mlp", "--data", "folder:.", "--eps", "2/255", *FAST, *out, "--json")
+        assert answer.code == 0 and "measured on 3 test images" in answer.err, answer.err
+        assert (answer.document["n"], answer.document["classes"]) == (3, ["a", "b", "c"])
+
+
 def test_a_damaged_training_file_does_not_stop_a_measurement(measure, tmp_path, cli):
     for split in ("train", "test"):
         for k, name in enumerate("abc"):

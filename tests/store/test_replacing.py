@@ -232,17 +232,19 @@ def test_the_hint_suggests_nothing_that_the_verb_cannot_do(out: Path) -> None:
 
 def test_the_output_lies_apart_from_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "mine.txt").touch()
     (tmp_path / "w.npz").touch()
     (tmp_path / "link").symlink_to("data")
     (tmp_path / "loop").symlink_to("loop")
     for out, source, says in (
         ("data", "data", "is"), ("link", "data", "is"), ("data", "link", "is"),
-        ("data/new/run", "link", "lies in"), (".", "w.npz", "holds"),
-        ("data/../link/a/x", "data/a", "lies in"), ("data", "data/a", "holds"),
+        ("data/a", "link", "lies in"), (".", "w.npz", "holds"),
+        ("data/../link/a", "data", "lies in"), ("data", "data/a", "holds"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=f"--out {says} the data x"):
             open_run("train", "x", out=str(tmp_path / out), sources=[Source("the data x", tmp_path / source)])
     assert not (tmp_path / "data" / "new").exists()
+    open_run("train", "x", out=str(tmp_path / "data" / "new"), sources=[Source("x", tmp_path / "data")])
     for apart in ("w.npz", "data", "missing", "loop", "x" * 300):
         open_run(
             "train", "x", out=str(tmp_path / f"run-{apart[:8]}"), sources=[Source("x", tmp_path / apart)]

@@ -28,10 +28,33 @@ _LAYOUT = (
 )
 
 
+_OVERRUN = (
+    "in channels-last layout oneDNN computes strided 1x1 convolutions of fewer than 8 channels wrongly:"
+    " the network is trained in PyTorch's usual memory layout"
+)
+_FEWEST = 8
+
+
 def keeps_channels_last(model: nn.Module) -> bool:
     """Whether a model may be given channels-last images; a module without a contract may."""
     contract = getattr(model, "contract", None)
-    return contract.channels_last if isinstance(contract, Contract) else True
+    return not overruns(model) and (contract.channels_last if isinstance(contract, Contract) else True)
+
+
+def overruns(model: nn.Module) -> bool:
+    """Whether a channels-last backward pass of a model on the CPU would write outside its memory.
+
+    oneDNN does so for a strided 1x1 convolution of fewer than 8 channels (torch 2.11 and 2.15, AVX2). The
+    process then ends at any later moment, so the fault cannot be looked for by trying.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and set(layer.kernel_size) == {1}
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < _FEWEST
+        and layer.weight.device.type == "cpu"
+        for layer in model.modules()
+    )
 
 
 def fit_to_train(model: NormalisedModel, *, channels_last: bool, say: Callable[[str], None]) -> None:
@@ -55,8 +78,16 @@ def fit_to_train(model: NormalisedModel, *, channels_last: bool, say: Callable[[
     model.contract = replace(contract, heads=_check_train_mode(model, x, classes))
     if model.contract.heads:
         say(_HEADS)
-    if channels_last:
+    if channels_last and not is_overrun(model, say):
         _lay_out(model, x, say)
+
+
+def is_overrun(model: nn.Module, say: Callable[[str], None]) -> bool:
+    """`overruns`, and `say` is told."""
+    if overruns(model):
+        say(_OVERRUN)
+        return True
+    return False
 
 
 def _check_weights(model: NormalisedModel) -> None:
