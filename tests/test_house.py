@@ -24,7 +24,7 @@ def requirements(name: str) -> list[str]:
 
 def test_dependencies_have_lower_bounds_only() -> None:
     found = requirements("dependencies")
-    assert {"torch>=2.9", "torchvision>=0.24", "pydantic>=2.7"} <= set(found) and len(found) == 14
+    assert {"torch>=2.9", "torchvision>=0.24", "pydantic>=2.8"} <= set(found) and len(found) == 14
     for line in found + [
         line for name in ("dev", "tensorboard", "timm", "bench") for line in requirements(name)
     ]:

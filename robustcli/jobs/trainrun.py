@@ -52,7 +52,7 @@ class TrainRun:
         meta = model_meta(model, setting.data.classes)
         self.config_tree = written_out(setting.config.model_dump(mode="json"))
         engine = make_engine(setting, model, ranks, stop, console.warn)
-        self._asked = stop
+        self._asked, self._logs = stop, False
         self.model, self.digest = engine.step.settings.model, engine.digest
         self.log = self._open_log(meta, _common(setting, engine))
         self.trainer = Trainer(
@@ -81,7 +81,7 @@ class TrainRun:
     def _stop(self) -> None:
         """Raises Interrupted after a signal, GoneError when somebody has taken away what the run writes."""
         self._asked()
-        if self.run.begun:
+        if self._logs:
             self.log.check()
 
     def _say(self, text: str) -> None:
@@ -109,6 +109,7 @@ class TrainRun:
             note_run(self.run.path)
         write_inputs(self.run, self.setting.config)
         self.log.open()
+        self._logs = True
         if self.run.resumed:
             self.log.cut(records)
 

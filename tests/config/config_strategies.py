@@ -61,6 +61,9 @@ _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:3"]),
     "data.name": st.sampled_from(["digits", "fake", "mnist", "folder:a b/ü", "npz:~/x.npz"]),
     "model.normalize": st.sampled_from([None, "imagenet", "0.5,0.25", "1/2,0.5,.5,1,1,1e0"]),
+    "data.channels": st.sampled_from([None, 1, 3]),
+    "data.classes": st.sampled_from([None, ["cat", "dog"], "names.txt"]),
+    "data.splits.ignore": st.lists(TEXT, max_size=2),
     "eval.target": st.sampled_from([None, "random", "least-likely", 0, 7]),
 }
 
@@ -101,9 +104,9 @@ def _value(info: FieldInfo, annotation: Any, path: str) -> st.SearchStrategy[Any
     }
     low, high = bounds.get("ge", bounds.get("gt", 0)), bounds.get("le", bounds.get("lt", 10**6))
     if annotation is int:
-        return st.integers(low, high - ("lt" in bounds)) | st.integers(
-            low, min(high - 1, 99) if high > low else low
-        ).map(str)
+        return st.integers(low, high - ("lt" in bounds)) | st.integers(low, max(low, min(high - 1, 99))).map(
+            str
+        )
     return numbers(low + 1e-6 * ("gt" in bounds), high - 1e-6 * ("lt" in bounds))
 
 

@@ -1,6 +1,7 @@
 """What a resolved configuration says: every number of its methods, in a file that runs again unchanged."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,9 @@ from robustcli.config.view import show_rows
 from robustcli.config.written import _SPECS, filled, resolved_yaml, written_out
 from robustcli.errors import UsageError
 from robustcli.jobs.resuming import check_same_experiment
+from robustcli.jobs.stored import Stored
 from robustcli.registry import parameters
+from robustcli.training.trainplan import Progress
 
 REGISTRIES = Registries.discover()
 METHODS = [(path, kind, name) for path, kind in _SPECS.items() for name in getattr(REGISTRIES, kind).names()]
@@ -60,9 +63,9 @@ def test_a_name_that_is_not_ours_and_a_users_network_stay_as_they_are():
 def test_a_run_that_did_not_write_its_defaults_is_resumed_and_a_changed_one_is_not():
     plain = Config().model_dump(mode="json")
     now = written_out(plain)
-    stored = {"config": plain, "data": {"digest": "d"}}
+    stored = Stored(plain, "d", Progress())
     check_same_experiment(stored, now, "d", (), pytest.fail)
-    check_same_experiment({**stored, "config": now}, now, "d", (), pytest.fail)
+    check_same_experiment(replace(stored, config=now), now, "d", (), pytest.fail)
     faster = {**now, "train": {**now["train"], "optimizer": {**now["train"]["optimizer"], "lr": 0.2}}}
     with pytest.raises(UsageError, match=r"train.optimizer.lr: 0.2 \(the run has 0.1\)"):
         check_same_experiment(stored, faster, "d", (), pytest.fail)

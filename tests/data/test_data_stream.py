@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import select
@@ -207,7 +208,8 @@ def test_workers_end_with_a_killed_process(split, monkeypatch: pytest.MonkeyPatc
 def _outlive(writable: int, parent: int, forked: bool) -> None:
     """The first look of a worker whose parent is dead: it says who it is, kills the parent, and waits."""
     os.write(writable, f"{os.getpid()} ".encode())
-    os.kill(parent, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # another worker was first
+        os.kill(parent, signal.SIGKILL)
     while os.getppid() == parent:
         time.sleep(0.001)
     _end_with(parent, forked)

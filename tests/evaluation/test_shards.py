@@ -418,7 +418,8 @@ def test_costs_of_a_shard_held_twice_do_not_depend_on_the_order(tmp_path):
     ids = sample_ids(4)
     for name, seconds in (("a", 1.0), ("b", 2.0)):
         store, (group,) = fill(tmp_path / name, ids)
-        store.write(0, replace(result_of(group), seconds={"pgd-20": seconds}))
+        result = result_of(group)
+        store.write(0, replace(result, seconds={**result.seconds, "pgd-20": seconds}))
     both = [merge([tmp_path / first, tmp_path / second])[1][0].seconds for first, second in ("ab", "ba")]
     assert both[0] == both[1]
 

@@ -93,6 +93,16 @@ def test_tf32_is_allowed_only_inside() -> None:
         before.set()
 
 
+@pytest.fixture
+def with_tf32() -> Iterator[None]:
+    """Convolutions in TF32, as in a fresh process; commands that ran in this one have turned it off."""
+    before = _Fp32.present()
+    _Fp32.of(True).set()
+    yield
+    before.set()
+
+
+@pytest.mark.usefixtures("with_tf32")
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_model_may_ask_for_the_older_settings(allowed: bool) -> None:
     before = _Fp32.present()
@@ -104,6 +114,7 @@ def test_a_model_may_ask_for_the_older_settings(allowed: bool) -> None:
     assert _Fp32.present() == before and before.cudnn is True
 
 
+@pytest.mark.usefixtures("with_tf32")
 def test_settings_that_a_user_set_apart_come_back() -> None:
     before, cudnn = _Fp32.present(), torch.backends.cudnn
     try:
