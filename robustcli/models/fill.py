@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustcli.errors import CheckpointError, NumericsError, UsageError
 from robustcli.models.normalised import Normalisation, NormalisedModel, parse_normalize
-from robustcli.store.names import Kind, Normaliser, find
+from robustcli.store.names import BATCHES, Kind, Normaliser, find
 from robustcli.store.state import compare_state
 from robustcli.store.weights import read_weights
 
@@ -29,7 +29,7 @@ def load_weights(
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """All tensors of the file into `model`, or none. Raises as `fill`, and as `read_weights`."""
-    state = read_weights(path, allow_pickle=allow_pickle, kind=kind, say=say)
+    state = read_weights(path, allow_pickle=allow_pickle, kind=kind)
     fill(model, state, str(path), strict_dtype=False, kind=kind, say=say)
 
 
@@ -66,6 +66,8 @@ def fill(
         tensors, normaliser = found.tensors, found.normaliser
         if tensors.keys() != target.state_dict().keys() and _looks_like_ours(model, state):
             target, tensors, normaliser = model, dict(state), None
+        if not strict_dtype:
+            tensors = _with_counts(target, tensors)
     compare_state(target.state_dict(), tensors, where=where, strict_dtype=strict_dtype)
     not_finite = [key for key, value in state.items() if not _is_finite(value)]
     if not_finite:
@@ -77,6 +79,20 @@ def fill(
     if normaliser is not None:
         _normalise_as(model, normaliser, normalize, where, say)
     target.load_state_dict(tensors, strict=True)
+
+
+def _with_counts(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that lack nothing but counts of batches, with those of `model`: no answer depends on them.
+
+    Where momentum is None, training weighs its running statistics by them, and they stay missing.
+    """
+    counts = {
+        f"{path}.{BATCHES}".removeprefix("."): layer.num_batches_tracked
+        for path, layer in model.named_modules()
+        if isinstance(getattr(layer, BATCHES, None), Tensor) and getattr(layer, "momentum", None) is not None
+    }
+    completed = counts | tensors
+    return completed if completed.keys() == model.state_dict().keys() else tensors
 
 
 def _normalise_as(

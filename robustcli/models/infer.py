@@ -17,7 +17,7 @@ from robustcli.models.info import ModelInfo
 from robustcli.models.request import DataFacts
 from robustcli.models.zoos import split_zoo
 from robustcli.registry import models
-from robustcli.store.names import find
+from robustcli.store.names import Kind, find
 
 _ZOO_CLASSES, _ZOO_SIZE = 1000, 224  # ImageNet's
 _UNLIKELY = 1013  # a number of classes that no layer of a network has by chance
@@ -25,7 +25,11 @@ _OWN_SIZE = 32
 
 
 def infer_info(
-    name: str, state: Mapping[str, Tensor] | None, data: DataFacts, params: Mapping[str, Any] | None = None
+    name: str,
+    state: Mapping[str, Tensor] | None,
+    data: DataFacts,
+    params: Mapping[str, Any] | None = None,
+    kind: Kind = "auto",
 ) -> ModelInfo:
     """Classes and shape of a named network: the caller's, else the weights', else the zoo's usual ones.
 
@@ -34,6 +38,7 @@ def infer_info(
         state: the weights that will be loaded into the network; None without a file.
         data: what the caller knows.
         params: of the architecture.
+        kind: which of several sets of weights is meant.
 
     Raises:
         UsageError E-MODEL: they cannot be known, or there are no weights and no `num_classes`. ConfigError or
@@ -54,11 +59,13 @@ def infer_info(
     info = completed.info()
     assert info is not None
     if data.num_classes is None and state is not None:
-        info = replace(info, num_classes=_classes_in(name, state, info, params or {}))
+        info = replace(info, num_classes=_classes_in(name, state, info, params or {}, kind))
     return info
 
 
-def _classes_in(name: str, state: Mapping[str, Tensor], info: ModelInfo, params: Mapping[str, Any]) -> int:
+def _classes_in(
+    name: str, state: Mapping[str, Tensor], info: ModelInfo, params: Mapping[str, Any], kind: Kind
+) -> int:
     """K of the head in the weights; where they have none, a zoo's usual K.
 
     The head is the last layer with as many outputs as `info` has classes, an unlikely number.
@@ -66,7 +73,7 @@ def _classes_in(name: str, state: Mapping[str, Tensor], info: ModelInfo, params:
     _check_known(name)
     shapes = build_model(name, params, info, seed=0, meta=True).backbone.state_dict()
     heads = [key for key, value in shapes.items() if value.ndim and value.shape[0] == info.num_classes]
-    tensors = find(state, shapes, where=name).tensors
+    tensors = find(state, shapes, where=name, kind=kind).tensors
     found = [tensors[key].shape[0] for key in heads if key in tensors and tensors[key].ndim]
     if found:
         return found[-1]

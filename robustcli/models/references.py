@@ -114,7 +114,7 @@ def from_name(reference: str, request: Request) -> NormalisedModel:
     model = build_model(
         reference,
         request.params,
-        infer_info(reference, state, request.data, request.params),
+        infer_info(reference, state, request.data, request.params, request.kind),
         seed=request.seed,
         normalize=request.normalize,
         download=request.download,

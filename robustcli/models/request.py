@@ -57,4 +57,4 @@ class Request:
         """The tensors of the weight file, None without one. Raises as `read_weights`."""
         if self.weights is None:
             return None
-        return read_weights(Path(self.weights), allow_pickle=self.allow_pickle, kind=self.kind, say=self.say)
+        return read_weights(Path(self.weights), allow_pickle=self.allow_pickle, kind=self.kind)

@@ -20,18 +20,11 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MIB = 1 << 20
-RAW = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "model_state",
-    "weights",
-    "params",
-    "module",
-)
-AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg)([._]|$)", re.IGNORECASE)
+#: Between the place of a set of weights in a file and the names in it, where a file holds several sets.
+PLACE = " / "
+#: What lies beside weights and holds tensors under the same names: an optimizer's moments, gradients.
+_BESIDE = re.compile(r"optim|sched|scaler|exp_avg|momentum|(^|_)grad(s|ients?)?($|_)", re.IGNORECASE)
+_DEEPEST, _MOST_SETS = 32, 10_000
 #: What checkpoints hold beside weights, as pickles name it: read as `Inert`, so no such code ever runs.
 BESIDE_WEIGHTS = (
     *("argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion"),
@@ -59,6 +52,10 @@ class Refused(Exception):
     """The file asks for something that plain weights never need."""
 
 
+class NoWeights(ValueError):
+    """The file is sound, and holds something else than weights."""
+
+
 class Inert:
     """Stands where a pickle names one of `BESIDE_WEIGHTS`: takes everything, keeps and does nothing."""
 
@@ -72,19 +69,19 @@ class Inert:
         return
 
 
-def main(source: str, search: list[str], kind: str = "auto") -> str:
-    """Convert; returns "" or the reason. The outcome goes to report.json: ok | refused | damaged | limit.
+def main(source: str, search: list[str]) -> str:
+    """Convert; returns "" or the reason.
 
-    kind: which weights are meant where raw ones and their average are there: auto | averaged | raw.
+    The outcome goes to report.json: ok | refused | damaged | other | limit.
     """
     _leave_network()
     sys.path += search  # behind everything else: isolated mode hides a user's site-packages
-    outcome, detail, note = "ok", "", ""
+    outcome, detail = "ok", ""
     try:
         with open(source, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             check_archive(file, size)
-            note = convert(file, size, confine, kind)
+            convert(file, size, confine)
     except Refused as error:
         outcome, detail = "refused", str(error)
     except MemoryError:
@@ -92,12 +89,12 @@ def main(source: str, search: list[str], kind: str = "auto") -> str:
     except Exception as error:
         outcome, detail = classify(error)
     with open("report.json", "w", encoding="utf-8") as report:
-        json.dump({"outcome": outcome, "detail": detail[:500], "note": note[:500]}, report)
+        json.dump({"outcome": outcome, "detail": detail[:500]}, report)
     return detail
 
 
-def convert(file: BinaryIO, size: int, confine: Callable[[int], None], kind: str = "auto") -> str:
-    """Load `file`, unwrap the state dict and write out.safetensors; returns which weights it chose, or "".
+def convert(file: BinaryIO, size: int, confine: Callable[[int], None]) -> None:
+    """Load `file`, find its sets of weights and write them all to out.safetensors.
 
     confine: called with `size` between the imports and the load.
     """
@@ -108,58 +105,54 @@ def convert(file: BinaryIO, size: int, confine: Callable[[int], None], kind: str
     confine(size)
     with torch.serialization.safe_globals([(Inert, name) for name in BESIDE_WEIGHTS]):
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    state, note = unwrap(loaded, kind)
+    state = unwrap(loaded)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(f"entry {str(name)[:100]!r} is a {type(value).__name__}, not a named tensor")
+            raise NoWeights(f"entry {str(name)[:100]!r} is a {type(value).__name__}, not a named tensor")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise ValueError(f"tensor {name!r} is sparse, quantised or without data")
+            raise NoWeights(f"tensor {name!r} is sparse, quantised or without data")
     claimed = sum(value.numel() * value.element_size() for value in state.values())
     if claimed > 4 * size + MIB:  # stride-0 tensors claim terabytes of one number
         raise Refused(f"its tensors claim {claimed} bytes, the file has {size}")
     contiguous = torch.contiguous_format
     copies = {name: value.detach().clone(memory_format=contiguous) for name, value in state.items()}
     safetensors.torch.save_file(copies, "out.safetensors")
-    return note
 
 
-def unwrap(loaded: Any, kind: str = "auto") -> tuple[dict[Any, Any], str]:
-    """(state dict, what was chosen) of a mapping such as ``{"state_dict": STATE, "epoch": 3}``.
+def unwrap(loaded: Any) -> dict[str, Any]:
+    """All tensors in a file that may be weights: a state dict, or mappings and lists around some.
 
-    Mappings are opened up to three levels deep. Of raw weights and their average `kind` says which are meant;
-    auto takes the average. Raises ValueError when there is no state dict.
+    Each tensor has the place of its set in front, as in ``model / conv.weight``. Which set is meant is seen
+    where the network is known. Raises NoWeights when there is none.
     """
-    note, found = "", set()
-    for _ in range(3):
-        if not isinstance(loaded, dict):
-            break
-        raw = [key for key in RAW if isinstance(loaded.get(key), dict)]
-        averaged = [key for key in loaded if _is_average(key) and isinstance(loaded[key], dict)]
-        if not raw and not averaged:
-            break
-        chosen = averaged if averaged and (kind != "raw" or not raw) else raw
-        found |= {"averaged"} if averaged else set()
-        found |= {"raw"} if raw else set()
-        if raw and averaged:
-            both = f"raw weights under {raw[0]!r} and averaged ones under {averaged[0]!r}"
-            note = f"{both}; taken: {chosen[0]!r}"
-        loaded = loaded[chosen[0]]
-    if not isinstance(loaded, dict) or not loaded:
-        raise ValueError(f"holds a {type(loaded).__name__}, not a state dict")
-    if not any(hasattr(value, "untyped_storage") for value in loaded.values()):
+    sets: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+    if isinstance(loaded, (dict, list, tuple)):
+        _collect((), loaded, sets)
+    if not sets and not isinstance(loaded, dict):
+        raise NoWeights(f"holds a {type(loaded).__name__}, not a state dict")
+    if not sets:
         keys = ", ".join(str(key)[:40] for key in list(loaded)[:8])
-        wanted = "expected names of tensors, or these under " + ", ".join(RAW[:4])
-        raise ValueError(f"holds {keys}, and no tensor; {wanted}")
-    if kind == "raw" and found == {"averaged"}:
-        raise ValueError("holds averaged weights only, and raw ones are asked for")
-    if kind == "averaged" and "averaged" not in found and not any(map(_is_average, loaded)):
-        raise ValueError("holds no averaged weights, and these are asked for")
-    return loaded, note
+        raise NoWeights(f"holds {keys or 'nothing'}, and no tensor; expected a state dict, in any nesting")
+    if len(sets) > 1:
+        sets = [(place, {name: t for name, t in found.items() if _is_tensor(t)}) for place, found in sets]
+    return {PLACE.join((*place, name)): value for place, found in sets for name, value in found.items()}
 
 
-def _is_average(key: Any) -> bool:
-    """Whether a key says that an average is under it: ``state_dict_ema``, ``ema.w``, ``n_averaged``."""
-    return isinstance(key, str) and AVERAGED.search(key) is not None
+def _collect(place: tuple[str, ...], holder: Any, sets: list[tuple[tuple[str, ...], dict[str, Any]]]) -> None:
+    """Add (keys that lead to it, entries by name) of each mapping and list with a tensor to `sets`."""
+    if len(place) > _DEEPEST or len(sets) > _MOST_SETS:
+        raise Refused("it is nested more deeply, or in more parts, than weights are")
+    pairs = holder.items() if isinstance(holder, dict) else enumerate(holder)
+    entries = {str(key): value for key, value in pairs}
+    if any(map(_is_tensor, entries.values())):
+        sets.append((place, {key: v for key, v in entries.items() if not isinstance(v, (dict, list, tuple))}))
+    for key, value in entries.items():
+        if isinstance(value, (dict, list, tuple)) and not _BESIDE.search(key):
+            _collect((*place, key), value, sets)
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "untyped_storage")
 
 
 def check_archive(file: BinaryIO, size: int) -> None:
@@ -189,6 +182,8 @@ def classify(error: Exception) -> tuple[str, str]:
     if "alloc" in text and "memory" in text:
         return "limit", "it needs far more memory than its size"
     first = re.split(r"[\n:.](?:\s|$)", text.strip())[0][:200]
+    if isinstance(error, NoWeights):
+        return "other", text.strip()
     if isinstance(error, ValueError):
         return "damaged", first
     return "damaged", f"not readable ({type(error).__name__}: {first})"
@@ -249,5 +244,5 @@ def _mapped_bytes() -> int:
 
 
 if __name__ == "__main__":
-    reason = main(sys.argv[1], json.loads(sys.argv[2]), *sys.argv[3:])
+    reason = main(sys.argv[1], json.loads(sys.argv[2]))
     sys.exit(1 if reason else 0)

@@ -20,8 +20,11 @@ from robustcli.errors import CheckpointError
 
 Kind = Literal["auto", "averaged", "raw"]
 Normaliser = tuple[Tensor, Tensor]  # (mean, std), one value per channel
-_AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?|avg)([._]|$)", re.IGNORECASE)
+#: Between the place of a set of weights in a file and the names in it, where a file holds several sets.
+PLACE = " / "
+_AVERAGE = re.compile(r"(^|[._ ])(ema|swa|averaged?|avg|polyak)([._ ]|$)", re.IGNORECASE)
 _PAIRS = {"mean": "std", "new_mean": "new_std", "mu": "sigma", "_mean": "_std", "means": "stds"}
+BATCHES = "num_batches_tracked"
 _COUNTERS = {"n_averaged", "num_updates", "initted", "step", "decay"}
 _MOST_CHANNELS = 16
 _SHOWN = 5
@@ -43,6 +46,11 @@ class Found:
 def is_average(name: str) -> bool:
     """Whether a name says that the weights under it are an average: ``state_dict_ema``, ``ema_model.``"""
     return _AVERAGE.search(name) is not None
+
+
+def place_of(name: str) -> str:
+    """The place in a file of the set that a tensor belongs to, with its `PLACE`; empty for the only set."""
+    return name[: name.rfind(PLACE) + len(PLACE)] if PLACE in name else ""
 
 
 def find(
@@ -67,16 +75,18 @@ def find(
     prefix = _prefix(state, expected, where, kind, say)
     tensors = {name: state[prefix + name] for name in expected if prefix + name in state}
     other_sets = [p for p in _complete(state, expected) if p != prefix]
+    place, needed = place_of(prefix), _needed(expected)
     rest = {
         name: tensor
         for name, tensor in state.items()
-        if not (name.startswith(prefix) and name[len(prefix) :] in tensors)
+        if place_of(name) == place
+        and not (name.startswith(prefix) and name[len(prefix) :] in tensors)
         and not any(name.startswith(p) and name[len(p) :] in tensors for p in other_sets)
     }
     normalisers = _normalisers(rest)
     used = {name for pair in normalisers for name in pair}
     used |= {name for name, tensor in rest.items() if _counts_something(name, tensor)}
-    if prefix and len(tensors) == len(expected):
+    if prefix and len(tensors.keys() & needed) == len(needed):
         aside = [
             name for name, tensor in rest.items() if name not in used and _elsewhere(name, tensor, prefix)
         ]
@@ -108,47 +118,103 @@ def _prefix(
     raw = [prefix for prefix in complete if prefix not in averages]
     groups = {"averaged": averages, "raw": raw}
     wanted = groups["averaged" if kind == "auto" and averages else "raw" if kind == "auto" else kind]
+    if kind != "raw" and not averages:
+        _check_no_average_is_left(state, expected, where, kind, say)
     if not wanted:
         wanted = complete
-    if averages and raw:
-        told = f"raw weights under {raw[0] or 'no prefix'!r} and averaged ones under {averages[0]!r}"
-        say(f"{where}: {told}; taken: {wanted[0] or 'no prefix'!r} (model.weights_kind)")
     for other in wanted[1:]:
-        if not all(torch.equal(state[wanted[0] + name], state[other + name]) for name in expected):
+        if not _equal(state, wanted[0], other, expected):
+            raise _differ(wanted[0], other, where)
+    if averages and raw:
+        told = f"raw weights under {_named(raw[0])} and averaged ones under {_named(averages[0])}"
+        say(f"{where}: {told}; taken: {_named(wanted[0])} (model.weights_kind)")
+    return wanted[0]
+
+
+def _check_no_average_is_left(
+    state: Mapping[str, Tensor], expected: Collection[str], where: str, kind: Kind, say: Callable[[str], None]
+) -> None:
+    """An average that is not whole may be what is meant.
+
+    Raises CheckpointError for one by names; `say` is told of one by position, unless an average is asked for.
+    """
+    needed = _needed(expected)
+    for prefix, count in _counts(state, expected).items():
+        if is_average(prefix) and 2 * count >= len(needed):
             raise CheckpointError(
-                f"two networks that differ: under {wanted[0] or 'no prefix'!r} and {other or 'no prefix'!r}",
+                f"the average under {_named(prefix)} holds {count} of the network's {len(needed)} tensors",
                 where=where,
-                hint="save the state dict of the one that is meant",
+                hint="--weights-kind raw takes the others",
                 code="E-CKPT-SHAPE",
             )
-    return wanted[0]
+    places = {place_of(name) for name in state if name.rpartition(PLACE)[2].isdecimal()}
+    for place in sorted(filter(is_average, places)):
+        text = f"the average under {_named(place)} is a list of tensors without names"
+        if kind == "averaged":
+            raise CheckpointError(
+                text,
+                where=where,
+                hint="copy it to the parameters of the network, and save its state dict",
+                code="E-CKPT-SHAPE",
+            )
+        say(f"{where}: {text}, and was left aside")
+
+
+def _differ(one: str, other: str, where: str) -> CheckpointError:
+    hint = "save the state dict of the one that is meant"
+    if place_of(one) and place_of(one) == one:
+        keys = "".join(f"[{key!r}]" for key in one.split(PLACE)[:-1])
+        hint = f"save the one that is meant alone, such as torch.save(torch.load(FILE){keys}, NEW)"
+    return CheckpointError(
+        f"two networks that differ: under {_named(one)} and {_named(other)}",
+        where=where,
+        hint=hint,
+        code="E-CKPT-SHAPE",
+    )
+
+
+def _named(prefix: str) -> str:
+    return repr(prefix.removesuffix(PLACE) or "no prefix")
+
+
+def _equal(state: Mapping[str, Tensor], one: str, other: str, expected: Collection[str]) -> bool:
+    """Whether two sets are the same network."""
+    pairs = ((state[one + name], state[other + name]) for name in _needed(expected))
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def _needed(expected: Collection[str]) -> frozenset[str]:
+    """The names without which a network is not whole: no answer depends on a count of batches."""
+    return frozenset(name for name in expected if not name.endswith(BATCHES)) or frozenset(expected)
 
 
 def _complete(state: Mapping[str, Tensor], expected: Collection[str]) -> list[str]:
     """The prefixes under which every name of the network stands, the shortest first."""
     counted = _counts(state, expected)
-    return sorted((p for p, count in counted.items() if count == len(expected)), key=lambda p: (len(p), p))
+    whole = len(_needed(expected))
+    return sorted((p for p, count in counted.items() if count == whole), key=lambda p: (len(p), p))
 
 
 def _counts(state: Mapping[str, Tensor], expected: Collection[str]) -> Counter[str]:
     """Prefix -> how many names of the network stand under it."""
-    names = frozenset(expected)
+    names = _needed(expected)
     return Counter(prefix for name in state for prefix, end in _splits(name) if end in names)
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """(prefix with its dot, rest) at every dot of a name; first ("", name)."""
-    yield "", name
-    for dot in re.finditer(r"\.", name):
-        yield name[: dot.end()], name[dot.end() :]
+    """(prefix with its dot, rest) at every dot of a name; first the place of its set, and the name there."""
+    place = place_of(name)
+    yield place, name.removeprefix(place)
+    for dot in re.finditer(r"\.", name[len(place) :]):
+        yield name[: len(place) + dot.end()], name[len(place) + dot.end() :]
 
 
 def _normalisers(rest: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """The names of a wrapper's mean and std, which may stand in several places with the same values."""
     found: list[tuple[str, str]] = []
     for name, tensor in rest.items():
-        parent, dot, end = name.rpartition(".")
-        other = f"{parent}{dot}{_PAIRS.get(end, '')}"
+        end = _end(name)
+        other = name.removesuffix(end) + _PAIRS.get(end, "")
         if end not in _PAIRS or other not in rest or tensor.numel() != rest[other].numel():
             continue
         if tensor.numel() > _MOST_CHANNELS:
@@ -161,12 +227,16 @@ def _normalisers(rest: Mapping[str, Tensor]) -> list[tuple[str, str]]:
 
 def _elsewhere(name: str, tensor: Tensor, prefix: str) -> bool:
     """Whether it belongs to another part of the wrapper, such as a loss or a metric, and is no matrix."""
-    return "." in name and not name.startswith(prefix) and tensor.ndim < 2
+    return "." in name.removeprefix(place_of(name)) and not name.startswith(prefix) and tensor.ndim < 2
 
 
 def _counts_something(name: str, tensor: Tensor) -> bool:
     """Whether it is a counter that an average of weights keeps beside them."""
-    return name.rpartition(".")[2] in _COUNTERS and tensor.numel() == 1
+    return _end(name) in _COUNTERS and tensor.numel() == 1
+
+
+def _end(name: str) -> str:
+    return name.rpartition(PLACE)[2].rpartition(".")[2]
 
 
 def _first(names: list[str]) -> str:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,12 +26,14 @@ from torch import Tensor
 from robustcli.errors import CheckpointError, PolicyError, RobustCliError
 from robustcli.store import tensorfile
 from robustcli.store.disk import explained
-from robustcli.store.names import Kind
+from robustcli.store.names import Kind, is_average, place_of
 
 CODE_FORMATS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 SAFE_TORCH = (2, 10)  # weights_only before it could be broken out of: CVE-2025-32434, CVE-2026-24747
 MAX_BYTES = 1 << 37
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_SAVE = "save model.state_dict(), alone or under a name"
+_KIND = "drop --weights-kind (model.weights_kind)"
 _CONVERT = Path(__file__).with_name("convert.py")
 
 
@@ -41,18 +42,18 @@ def read_weights(
     *,
     allow_pickle: bool = False,
     kind: Kind = "auto",
-    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Tensor]:
     """{name: tensor on the CPU} of one file, by its suffix.
 
     Prefixes that DataParallel and torch.compile add to names are removed.
 
     Args:
-        path: .safetensors, .npz, or with `allow_pickle` .pt .pth .ckpt .bin .pkl .tar (a state dict, or a
-            mapping with one under state_dict, model_state_dict, model or net, or their average).
+        path: .safetensors, .npz, or with `allow_pickle` .pt .pth .ckpt .bin .pkl .tar (a state dict, or
+            mappings and lists that hold some, in any nesting).
         allow_pickle: convert such a file in a confined process of its own; needs torch >= 2.10.
-        kind: which weights are meant where raw ones and their average are there; auto takes the average.
-        say: told which were taken.
+        kind: which weights are meant where raw ones and their average are there. Of a file with several sets
+            all are read, each tensor with the place of its set in front (`names.PLACE`): only who knows the
+            network can choose, see `names.find`.
 
     Raises CheckpointError (exit 4): missing, damaged, no weights; PolicyError (exit 9): may run code, or
     tried to.
@@ -68,7 +69,7 @@ def read_weights(
     elif suffix == ".npz":
         tensors = _read_npz(path)
     elif suffix in CODE_FORMATS:
-        tensors = _read_foreign(path, allow_pickle, kind, say)
+        tensors = _read_foreign(path, allow_pickle, kind)
     else:
         _bad(f"unknown weight format {suffix!r}", path, "use .safetensors or .npz")
     if not tensors:
@@ -158,7 +159,7 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> T
     return torch.from_numpy(numpy.array(array, dtype=dtype.newbyteorder("="), order="C"))
 
 
-def _read_foreign(path: Path, allowed: bool, kind: Kind, say: Callable[[str], None]) -> dict[str, Tensor]:
+def _read_foreign(path: Path, allowed: bool, kind: Kind) -> dict[str, Tensor]:
     version = torch_version()
     if not path.is_file():
         _bad("not a regular file", path)
@@ -178,14 +179,14 @@ def _read_foreign(path: Path, allowed: bool, kind: Kind, say: Callable[[str], No
             code="E-PICKLE",
         )
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
-        outcome, detail, note = _convert(path, Path(folder), kind)
+        outcome, detail = _convert(path, Path(folder))
         if outcome == "ok":
-            if note:
-                say(f"{path}: {note} (model.weights_kind)")
             data = tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES)
-            return tensorfile.decode(data, {}, str(path))
+            return _alone(tensorfile.decode(data, {}, str(path)), kind, path)
     if outcome == "damaged":
         _bad(detail, path)
+    if outcome == "other":
+        _bad(detail, path, _SAVE)
     raise PolicyError(
         f"refused: {detail}",
         where=str(path),
@@ -194,31 +195,49 @@ def _read_foreign(path: Path, allowed: bool, kind: Kind, say: Callable[[str], No
     )
 
 
-def _convert(path: Path, folder: Path, kind: Kind) -> tuple[str, str, str]:
-    """(outcome, detail, note) of the confined process; `folder` is its working directory."""
+def _alone(tensors: dict[str, Tensor], kind: Kind, path: Path) -> dict[str, Tensor]:
+    """The tensors without a place where the file holds one set of weights; else as they are.
+
+    Numbers beside weights, such as a best accuracy, are no set: weights hold a matrix.
+    """
+    places = {place_of(name) for name, tensor in tensors.items() if tensor.ndim > 1}
+    places = places or {place_of(name) for name in tensors}
+    tensors = {name: tensor for name, tensor in tensors.items() if place_of(name) in places}
+    averages = [place for place in places if is_average(place)]
+    if kind == "raw" and len(averages) == len(places):
+        _bad("holds averaged weights only, and raw ones are asked for", path, _KIND)
+    if kind == "averaged" and not any(map(is_average, tensors)):
+        _bad("holds no averaged weights, and these are asked for", path, _KIND)
+    if len(places) > 1:
+        return tensors
+    return {name.removeprefix(place_of(name)): tensor for name, tensor in tensors.items()}
+
+
+def _convert(path: Path, folder: Path) -> tuple[str, str]:
+    """(outcome, detail) of the confined process; `folder` is its working directory."""
     try:
-        status = _run_converter(path, folder, kind)
+        status = _run_converter(path, folder)
     except subprocess.TimeoutExpired:
-        return "limit", "it did not load in time", ""
+        return "limit", "it did not load in time"
     try:
         report = json.loads((folder / "report.json").read_text("utf-8"))
-        return str(report["outcome"]), str(report["detail"]), str(report["note"])
+        return str(report["outcome"]), str(report["detail"])
     except (OSError, ValueError, KeyError):
         detail = f"its conversion ended with status {status}"
         last_line = (folder / "stderr").read_text("utf-8", "replace").strip().rpartition("\n")[2][:200]
         if last_line:
             detail += f" ({last_line})"
-        return "limit", detail, ""
+        return "limit", detail
 
 
-def _run_converter(path: Path, folder: Path, kind: Kind) -> int:
+def _run_converter(path: Path, folder: Path) -> int:
     """The exit status of the confined process. Raises subprocess.TimeoutExpired."""
     libraries = sorted({str(Path(module.__file__ or "").parents[1]) for module in (torch, safetensors)})
     environment = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
     with open(folder / "stderr", "wb") as stderr:
         return subprocess.run(
-            [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries), kind],
+            [sys.executable, "-I", "-B", str(_CONVERT), str(path), json.dumps(libraries)],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

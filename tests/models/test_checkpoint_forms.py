@@ -45,11 +45,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def converter_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(path: Path, folder: Path, kind: str) -> int:
-        body, before, report = path.read_bytes(), os.getcwd(), {"outcome": "ok", "detail": "", "note": ""}
+    def run(path: Path, folder: Path) -> int:
+        body, before, report = path.read_bytes(), os.getcwd(), {"outcome": "ok", "detail": ""}
         os.chdir(folder)
         try:
-            report["note"] = convert.convert(io.BytesIO(body), len(body), lambda size: None, kind)
+            convert.convert(io.BytesIO(body), len(body), lambda size: None)
         except Exception as error:
             report["outcome"], report["detail"] = convert.classify(error)
         finally:
@@ -144,6 +144,13 @@ PICKLED: dict[str, Callable[[State], Any]] = {
     "Lightning": lightning,
     "whole": whole,
     "half": lambda s: {name: t.half() if t.is_floating_point() else t for name, t in s.items()},
+    "an average and its decay": lambda s: {"model": OTHER, "ema": {"shadow": s, "decay": 0.99}},
+    "deep": lambda s: {"checkpoint": {"model": {"state_dict": s}}, "best_acc": torch.tensor(0.9)},
+    "in a list": lambda s: (3, {"a": [{"b": {"c": under("module.", s)}}]}),
+    "the same twice": lambda s: {"model": s, "net": {name: t.clone() for name, t in s.items()}},
+    "moments and gradients": lambda s: {"optimizer": {"exp_avg": OTHER}, "grads": OTHER, "model": s},
+    "without counts": lambda s: {name: t for name, t in s.items() if "num_batches" not in name},
+    "polyak beside raw": lambda s: {"net": OTHER, "polyak": s},
     "numbered": lambda s: {"model": under("1.", s)},
 }
 
@@ -157,7 +164,7 @@ def test_a_form_gives_the_network_that_was_saved(tmp_path: Path, form: str) -> N
     )
     tolerance = 5e-3 if form == "half" else 0
     torch.testing.assert_close(model(X), network()(X), rtol=0, atol=tolerance)
-    assert bool(said) == any(word in form for word in ("beside raw", "ema", "Lightning")), said
+    assert bool(said) == any(word in form for word in ("beside raw", "ema", "average", "Lightning")), said
 
 
 @pytest.mark.parametrize("form", ["state_dict_ema beside raw", "model_ema", "ema in one state dict"])
@@ -251,3 +258,43 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(
     with pytest.raises(CheckpointError, match=words):
         load_weights(model, tmp_path / "w.safetensors")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+B, G = OTHER, bare()
+SEVERAL: dict[str, dict[str, Any]] = {
+    "'model' and 'state_dict'": {"state_dict": B, "model": G},
+    "'net' and 'model'": {"model": G, "net": B},
+    "'model' and 'model_best'": {"model": B, "model_best": G},
+    "'state_dict' and 'best_state_dict'": {"state_dict": B, "best_state_dict": G},
+    "'ema_0.99' and 'ema_0.999'": {"model": B, "ema_0.99": B, "ema_0.999": G},
+    "'a / 0' and 'a / 1 / b'": {"a": [B, {"b": G}]},
+    "the average under 'ema' holds": {"model": B, "ema": {n: t for n, t in G.items() if "running" not in n}},
+}
+
+
+@pytest.mark.parametrize("words", SEVERAL)
+def test_of_several_sets_that_differ_none_is_taken_by_its_name(tmp_path: Path, words: str) -> None:
+    torch.save(SEVERAL[words], tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model("small_cnn", params=PARAMS, weights=tmp_path / "w.pt", **DATA, allow_pickle=True)
+    assert caught.value.code == "E-CKPT-SHAPE"
+    assert "torch.load(FILE)['" in caught.value.hint or "--weights-kind raw" in caught.value.hint
+
+
+def test_an_average_without_names_is_left_aside_aloud(tmp_path: Path) -> None:
+    shadow = list(network().backbone.parameters())
+    torch.save({"model": OTHER, "ema_shadow_params": [p.detach() for p in shadow]}, tmp_path / "w.pt")
+    said: list[str] = []
+    given = {"params": PARAMS, "weights": tmp_path / "w.pt", **DATA, "allow_pickle": True}
+    assert torch.equal(load_model("small_cnn", **given, say=said.append)(X), network(seed=5)(X))
+    assert "'ema_shadow_params' is a list of tensors without names, and was left aside" in said[0]
+    with pytest.raises(CheckpointError, match="without names"):
+        load_model("small_cnn", **given, weights_kind="averaged")
+
+
+def test_counts_that_training_weighs_by_are_not_made_up(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, momentum=None))
+    state = {name: t for name, t in net.state_dict().items() if "num_batches" not in name}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="missing: 1.num_batches_tracked"):
+        load_weights(net, tmp_path / "w.safetensors")
