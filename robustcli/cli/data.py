@@ -41,7 +41,7 @@ def _data() -> None:
 def check(words: Words, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Splits, classes in their order, counts, sizes, depths, unreadable files, and the same picture twice.
 
-    Exit 3 where a training or an evaluation would fail.
+    Exit as a training or an evaluation would where it would fail: 3 for the data.
     """
     console = Console(json=as_json, quiet=quiet)
     loaded = Call("data", {"words": [_setting(words[0]), *words[1:]]}, console).load()
@@ -57,7 +57,7 @@ def check(words: Words, as_json: AsJson = False, quiet: Quiet = False, debug: De
         document |= {"ok": False, "error": first}
     console.document(document)
     if problems:
-        raise typer.Exit(3)
+        raise typer.Exit(problems[0]["exit"])
 
 
 def _setting(data: str) -> str:

@@ -125,7 +125,7 @@ class DataConfig(Section):
     )
     max_value: Int | None = Field(
         default=None,
-        ge=256,
+        ge=1,
         le=65535,
         description="the value of white in 16-bit images and arrays: 4095 for 12 bits; null = 65535",
     )

@@ -6,12 +6,15 @@ Every fault is a DataError (exit 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustcli.data.layout.words import part_inside
 from robustcli.errors import DataError
 
 _MANY, _DIM = 16, 0.25  # images whose brightest pixel is looked at, and where it is too dark
@@ -202,12 +205,12 @@ def dim_warning(x: Tensor, part: str, *, deep: bool) -> list[str]:
         return []
     scale = 1.0 if x.is_floating_point() else 255.0
     brightest = float(x.max()) / scale
-    if not 0 < brightest < _DIM:
+    if brightest >= _DIM or (brightest == 0 and not deep):
         return []
     remedy = "if white is brighter, rescale them"
     if deep:
         bits = next(
-            bits for bits in range(9, 17) if round((2**bits - 1) / 65535 * 255) >= round(brightest * 255)
+            bits for bits in range(8, 17) if round((2**bits - 1) / 65535 * 255) >= round(brightest * 255)
         )
         remedy = f"images of {bits} bits in 16-bit files need data.max_value={2**bits - 1}"
     return [f"{part}: the brightest pixel of {len(x)} images is {brightest:.3f} of 1: {remedy}"]
@@ -245,8 +248,20 @@ def check_two_classes(classes: Sequence[str], *, where: str) -> None:
     if len(classes) > 1:
         return
     what = f"only one class, {classes[0]!r}" if classes else "no class"
-    hint = f"a classifier needs two; if the classes lie deeper, name that folder: {where}/{''.join(classes)}"
+    hint = f"a classifier needs two{_deeper(where, ''.join(classes))}"
     raise DataError(what, where=where, hint=hint, code="E-CLASS")
+
+
+def _deeper(where: str, name: str) -> str:
+    """What to say where the classes may lie in the folder `name`, of the root or of its splits."""
+    root = Path(where)
+    if not name or not root.is_dir():
+        return ""
+    if (root / name).is_dir():
+        return f"; if the classes lie deeper, name that folder: {root / name}"
+    tops = [path.parent.name for path in sorted(root.glob(f"*/{escape(name)}"))]
+    told = [f"data.splits.{part}={top}/{name}" for top in tops if (part := part_inside(top))]
+    return f"; if the classes lie deeper, say so: {' '.join(told)}" if told else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +30,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of a GiB of RGB); Pillo
 # Plain raster formats only: others run interpreters (EPS) or rarely used parsers.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _UNKNOWN_SCALE = {"I": "32-bit integer", "F": "float"}  # Pillow's mode -> what its pixels are
+_VOTES = 16  # images that say which size is the usual one
 _CHUNK = 32  # images per task of the thread pool
 BAD_IMAGE = "E-IMAGE"  # what `bad_image: skip` may skip, together with E-FILE
 
@@ -218,8 +221,19 @@ def collect_faults(count: int, threads: int, job: Callable[[int], None]) -> dict
     return dict(sorted(faults.items()))
 
 
-def first_shape(paths: Sequence[str], decoder: Decoder) -> tuple[int, int]:
-    """(H, W) of the first readable image. Raises the first DataError when none can be read."""
+def usual_shape(paths: Sequence[str], decoder: Decoder) -> tuple[int, int]:
+    """(H, W) of the images: the most frequent one of a few, spread over all; else of the first readable one.
+
+    One odd file among the first ones must not make all others wrong. Raises the first DataError when none can
+    be read.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in [] if decoder.size else paths[:: -(-len(paths) // _VOTES) or 1]:
+        with suppress(DataError):
+            height, width = decoder(path).shape[:2]
+            sizes[height, width] += 1
+    if sizes:
+        return sizes.most_common(1)[0][0]
     first: DataError | None = None
     for path in paths:
         try:
@@ -241,7 +255,7 @@ def decode_all(
         DataError: no image can be read.
         ResourceError: not enough memory for the pixels.
     """
-    shape = (3, *first_shape(paths, decoder))
+    shape = (3, *usual_shape(paths, decoder))
     try:
         pixels = np.zeros((len(paths), *shape), dtype=np.uint8)
     except MemoryError as error:

@@ -20,7 +20,7 @@ from robustcli.data.check import check_shape, dim_warning
 from robustcli.data.decoded import Source
 from robustcli.data.digest import digest_files, digest_memory
 from robustcli.data.files import Listing, all_paths
-from robustcli.data.images import Decoder, collect_faults, decode_all, first_shape, planes
+from robustcli.data.images import Decoder, collect_faults, decode_all, planes, usual_shape
 from robustcli.data.split import MemorySplit, Paths, Split, Store
 from robustcli.data.stored import Loaded
 from robustcli.data.stream import StreamSplit
@@ -116,7 +116,7 @@ class ListedSplits:
         for name in self.names:
             paths = [] if name in names else self.listing(name).paths[:_FEW]
             try:
-                side = first_shape(paths, self.decoder)
+                side = usual_shape(paths, self.decoder)
             except DataError:  # whoever reads that split gets the error
                 continue
             check_shape((shape[0], *side), shape, where=os.path.join(self.decoder.root, paths[0]))
@@ -127,7 +127,7 @@ def _load(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere: C
     if config.storage == "cached":
         return _cached(config, listings, decoder, elsewhere)
     paths = all_paths(listings)
-    height, width = first_shape(paths, decoder)
+    height, width = usual_shape(paths, decoder)
     large = len(paths) * 3 * height * width > MEMORY_BYTES
     if config.storage == "stream" or (config.storage == "auto" and large):
         return _streamed(config, listings, decoder, (height, width), elsewhere)
@@ -151,7 +151,7 @@ def _cached(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere:
 
     def probe() -> tuple[int, int, int]:
         channels = max(_channels(paths, decoder), asked)
-        return check_shape((channels, *first_shape(paths, decoder)), where=_first(paths, decoder))
+        return check_shape((channels, *usual_shape(paths, decoder)), where=_first(paths, decoder))
 
     def digest(pixels: Tensor) -> str:
         return digest_memory(_share(listings, Store(pixels)))

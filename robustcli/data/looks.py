@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from robustcli.data.arrays import ArraySplits
+from robustcli.data.check import check_shape
 from robustcli.data.images import Decoder, Pixels, collect_faults
 from robustcli.data.listings import ListedSplits, decoding_threads
 from robustcli.data.stored import Stored
@@ -85,6 +86,8 @@ def _arrays(stored: ArraySplits, name: str) -> SplitLooks:
     labels = stored.labels(name)
     try:
         pixels = stored.arrays[name][0]()
+        if pixels.ndim != 4:  # other wrong shapes can still be looked at
+            check_shape(pixels.shape[1:], where=f"{stored.where}: {name}")
     except DataError as error:
         return SplitLooks(labels, faults=[error])
     kind = str(pixels.dtype).removeprefix("torch.")

@@ -70,9 +70,8 @@ def _tried(config: DataConfig) -> tuple[dict[str, int], list[str], list[str], li
             bundle.need(parts)
         except RobustCliError as error:
             message = "; ".join(text for text in (error.what, error.where) if text)
-            problems.append(
-                {"for": use, "code": error.code, "exit": 3, "message": message, "hint": error.hint}
-            )
+            told = {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}
+            problems.append({"for": use, **told})
             continue
         used |= {part: len(getattr(bundle, part)) for part in parts}
         notes += bundle.notes

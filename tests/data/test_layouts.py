@@ -161,6 +161,16 @@ FORMS: dict[str, tuple[str, Build, dict[str, Any], int, int]] = {
     "MedMNIST": ("npz", medmnist, {}, 18, 18),
     "generated": ("npz", lambda r: arrays(r, image=X, label=Y), {}, 18, 10),
     "uint16": ("npz", lambda r: arrays(r, x=X.astype(np.uint16) * 16, y=Y), {"max_value": 4095}, 18, 10),
+    "images between splits and classes": (
+        "folder",
+        lambda r: folders(r, "train", "test", pattern="{split}/images/{name}/{i}.png"),
+        {},
+        18,
+        15,
+    ),
+    "a word inside the names": ("folder", lambda r: folders(r, "images_train", "images_test"), {}, 18, 15),
+    "numbers after the names": ("folder", lambda r: folders(r, "train2017", "val2017", "test-1"), {}, 18, 18),
+    "bytes in uint16": ("npz", lambda r: arrays(r, x=X.astype(np.uint16), y=Y), {"max_value": 255}, 18, 10),
     "a table": ("csv", table, {}, 9, 6),
 }
 
@@ -258,6 +268,36 @@ REFUSED: dict[str, tuple[Build, dict[str, Any], str, str]] = {
         "only one class, 'all'",
         "deeper",
     ),
+    "splits without class folders": (
+        lambda r: folders(r, "train", "test", pattern="{split}/{name}{i}.png"),
+        {},
+        "images without labels: test, train",
+        "data.classes=[test,train]",
+    ),
+    "the same with longer names": (
+        lambda r: folders(r, "images_train", "images_test", pattern="{split}/{name}{i}.png"),
+        {},
+        "images without labels",
+        "csv:PATH",
+    ),
+    "two folders with the word of one split": (
+        lambda r: folders(r, "train_1", "train_2", "a_test"),
+        {},
+        "a_test and train_1 both hold",
+        "data.splits.train=train_1 data.splits.test=a_test",
+    ),
+    "one folder below the splits": (
+        lambda r: folders(r, "train", "test", pattern="{split}/all/{name}/{i}.png"),
+        {},
+        "only one class, 'all'",
+        "data.splits.test=test/all data.splits.train=train/all",
+    ),
+    "one odd image": (
+        lambda r: (folders(r, "train", "test"), put(r / "train/a/0.png", 0, height=4, width=4)),
+        {},
+        "expected 3x8x8, got 3x4x4",
+        "data.size=8",
+    ),
     "links": (linked, {}, "link leaves the data folder", "data.link_root="),
     "oblong": (
         lambda r: folders(r, "train", "test", height=10, width=16),
@@ -288,6 +328,37 @@ def test_what_cannot_be_told_names_the_key(tmp_path: Path, form: str) -> None:
     with pytest.raises(DataError) as caught:
         load(f"folder:{tmp_path / 'set'}", **options)
     assert caught.value.exit_code == 3 and what in caught.value.what and hint in caught.value.hint
+
+
+def test_classes_that_are_called_as_splits(tmp_path: Path) -> None:
+    folders(tmp_path, "train", "test", pattern="{split}/{name}{i}.png")
+    assert load(f"folder:{tmp_path}", classes=["train", "test"]).classes == ("train", "test")
+    for k, name in enumerate(("train_station", "bridge")):
+        put(tmp_path / f"set/{name}/{k}/0.png", k)
+    assert load(f"folder:{tmp_path / 'set'}", ("test",)).classes == ("bridge", "train_station")
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream", "cached"])
+def test_one_odd_image_is_named(tmp_path: Path, storage: str) -> None:
+    folders(tmp_path / "set", "train", "test")
+    put(tmp_path / "set/train/a/0.png", 0, height=4, width=4)
+    with pytest.raises(DataError, match=r"expected 3x8x8, got 3x4x4") as caught:
+        bundle = load(f"folder:{tmp_path / 'set'}", storage=storage, cache=str(tmp_path / "cache"))
+        list(bundle.train.stream([torch.arange(len(bundle.train))], CPU))
+    assert str(caught.value.where).endswith("train/a/0.png")
+
+
+def test_bytes_in_sixteen_bits_are_told_their_white(tmp_path: Path) -> None:
+    arrays(tmp_path / "a.npz", x=X.astype(np.uint16), y=Y)
+    with pytest.raises(DataError) as caught:
+        load(f"npz:{tmp_path / 'a.npz'}")
+    assert caught.value.code == "E-RANGE" and "data.max_value=255" in caught.value.hint
+    for name in NAMES:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(np.full((8, 8), 90 + i, np.uint16)).save(tmp_path / "set" / name / f"{i}.png")
+    (warning,) = load(f"folder:{tmp_path / 'set'}", ("test",)).warnings
+    assert "data.max_value=255" in warning
 
 
 def test_links_that_never_end(tmp_path: Path) -> None:

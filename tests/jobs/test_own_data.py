@@ -181,3 +181,10 @@ def test_data_check_tells_what_a_set_is(cli, tmp_path):
     }
     assert found["same_images"]["in_two_splits"] == 1 and found["same_images"]["under_two_labels"] == 0
     assert cli("data", "check", "nowhere").code == 2
+
+
+@pytest.mark.parametrize("shape", [(18, 192), (18,), (), (18, 1, 3, 8, 8)])
+def test_data_check_of_arrays_that_are_no_images(cli, tmp_path, shape):
+    np.savez(tmp_path / "a.npz", x=np.full(shape, 200, np.uint8), y=np.arange(18) % 3)
+    result = cli("data", "check", f"npz:{tmp_path / 'a.npz'}")
+    assert result.code == 3 and "E-SHAPE" in result.err

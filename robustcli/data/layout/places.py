@@ -9,8 +9,9 @@ from pathlib import Path
 
 from robustcli.config.sections import DataConfig
 from robustcli.data.files import entries, folders, is_image
-from robustcli.data.layout.tree import labels_table
-from robustcli.data.layout.words import part_named
+from robustcli.data.layout.classes import stated_classes
+from robustcli.data.layout.tree import IMAGES, labels_table
+from robustcli.data.layout.words import part_inside, part_named
 from robustcli.data.split import PARTS
 from robustcli.errors import DataError, printable
 
@@ -29,19 +30,23 @@ class Places:
 def find_places(root: Path, config: DataConfig, roots: Sequence[str]) -> Places:
     """The folder of each split: as `data.splits` says, else by its name.
 
-    A folder that is named as a split is one when it holds folders. Where none does, the folders of the root
-    are the classes of one split, train.
+    A folder that is named as a split is one when it holds folders. Where none does, or `data.classes` names
+    all of them, the folders of the root are the classes of one split, train. A folder `images` between a
+    split and its classes is no class.
 
     Raises:
-        DataError: two folders for one split; a folder whose classes are those of train, and whose name says
-            no split; a mixture of splits and classes; a folder in `data.splits` that is not there.
+        DataError: two folders for one split; splits of images without class folders; a folder whose classes
+            are those of train, and whose name says no split; a mixture of splits and classes; a folder in
+            `data.splits` that is not there.
     """
     names = folders(root, roots)
     stated = _stated(root, config)
     shown = [name for name in names if name not in config.splits.ignore]
-    named = {name: part_named(name) for name in shown if name not in stated.values()}
-    by_name = {name: part for name, part in named.items() if part is not None}
-    if not stated and not any(folders(root / name, roots) for name in by_name):
+    by_name = _by_name(root, shown, stated, roots)
+    if not stated and (
+        _are_classes(shown, config) or not any(folders(root / name, roots) for name in by_name)
+    ):
+        _refuse_bare(root, shown, config)
         _refuse_levels(root, shown, config, roots)
         return Places({"train": ""}, _left_aside(config.splits.ignore, names))
     places = dict(stated)
@@ -51,14 +56,53 @@ def find_places(root: Path, config: DataConfig, roots: Sequence[str]) -> Places:
         if part in places:
             raise _two_folders(root, part, places[part], name)
         places[part] = name
-    others = [name for name in shown if name not in places.values() and name not in by_name]
+    others = [name for name in shown if name not in _tops(places) and name not in by_name]
+    places = {part: _below_images(root, place, roots) for part, place in places.items()}
     _refuse_unclear(root, places, others, roots)
     places, unlabelled = _with_labels(root, places, roots)
-    unused = [name for name in names if name not in places.values() and name not in unlabelled]
+    unused = [name for name in names if name not in {*_tops(places), *unlabelled}]
     notes = [f"{name}: images without labels, left aside" for name in unlabelled]
     return Places(
         {part: places[part] for part in PARTS if part in places}, _left_aside(unused, names) + notes
     )
+
+
+def _by_name(
+    root: Path, shown: Sequence[str], stated: dict[str, str], roots: Sequence[str]
+) -> dict[str, str]:
+    """Folder -> the split that its name says.
+
+    A word inside a name (`images_train`) counts only where all folders have one, each another one, and hold
+    folders of the same names: a class may be called train_station.
+    """
+    by_word = {name: part for name in shown if (part := part_inside(name)) is not None}
+    inner = [below for name in shown if (below := set(folders(root / name, roots)))]
+    if not stated and inner and len(shown) > 1 and set.intersection(*inner):
+        if len(by_word) == len(set(by_word.values())) == len(shown):
+            return by_word
+    free = [name for name in shown if name not in stated.values()]
+    return {name: part for name in free if (part := part_named(name)) is not None}
+
+
+def _are_classes(shown: Sequence[str], config: DataConfig) -> bool:
+    """Whether `data.classes` names all these folders."""
+    classes = stated_classes(config)
+    return classes is not None and bool(shown) and set(shown) <= set(classes)
+
+
+def _tops(places: dict[str, str]) -> set[str]:
+    """The folders of the root in which the splits lie."""
+    return {place.split(os.sep)[0] for place in places.values()}
+
+
+def _below_images(root: Path, place: str, roots: Sequence[str]) -> str:
+    """`place/images` where that is the only folder of a split and holds folders alone, else `place`."""
+    names, deeper = folders(root / place, roots), os.path.join(place, IMAGES)
+    if names != [IMAGES] or labels_table(root / place) is not None:
+        return place
+    if _has_images(root / deeper) or not folders(root / deeper, roots):
+        return place
+    return deeper
 
 
 def config_parts(config: DataConfig) -> list[str]:
@@ -152,6 +196,24 @@ def _unlabelled(folder: Path, roots: Sequence[str]) -> bool:
     return _has_images(folder / below[0] if below else folder)
 
 
+def _refuse_bare(root: Path, names: Sequence[str], config: DataConfig) -> None:
+    """Refuse folders of images that are named as several splits: they are hardly classes."""
+    by_name = {name: part for name in names if (part := part_named(name)) is not None}
+    by_word = {name: part for name in names if (part := part_inside(name)) is not None}
+    named = by_word if len(by_word) == len(names) else by_name
+    if _are_classes(names, config) or len(set(named.values())) < 2:
+        return
+    if any(_has_images(root / name) for name in named):
+        listed = ", ".join(named)
+        raise DataError(
+            f"images without labels: {listed} are named as splits and have no class folders",
+            where=str(root),
+            hint="put the images into SPLIT/CLASS/, or name them and their classes in a table, csv:PATH; "
+            f"if these are the classes: data.classes=[{','.join(names)}]",
+            code="E-SPLIT",
+        )
+
+
 def _refuse_levels(root: Path, names: Sequence[str], config: DataConfig, roots: Sequence[str]) -> None:
     """Refuse folders that all hold the same folders: either level may be that of the classes."""
     if config.classes is not None or len(names) < 2:
@@ -162,11 +224,27 @@ def _refuse_levels(root: Path, names: Sequence[str], config: DataConfig, roots: 
     if len(below) > 1:
         first, second = names[:2]
         more = ",…" if len(names) > 2 else ""
+        train, test = _as_splits(names)
         raise DataError(
             f"{first} and {second} both hold the folders {', '.join(sorted(below)[:3])}: "
             "which of them are the classes?",
             where=str(root),
             hint=f"data.classes=[{first},{second}{more}] for the outer ones, or "
-            f"data.splits.train={first} data.splits.test={second} for the inner ones",
+            f"data.splits.train={train} data.splits.test={test} for the inner ones",
             code="E-SPLIT",
         )
+
+
+def _as_splits(names: Sequence[str]) -> tuple[str, str]:
+    """The two folders that look most like train and test: by a word in the name, else the first ones."""
+    train = min(names, key=lambda name: _rank(name, "train"))
+    rest = [name for name in names if name != train]
+    return train, min(rest, key=lambda name: _rank(name, "test"))
+
+
+def _rank(name: str, wanted: str) -> int:
+    """0 for a name that says the wanted split, 1 for one that says none, 2 for one that says another."""
+    part = part_inside(name)
+    if part is None:
+        return 1
+    return 2 * (part != wanted)

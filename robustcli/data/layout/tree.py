@@ -10,7 +10,7 @@ from robustcli.data.files import Listing, check_link, entries, folders, is_folde
 from robustcli.errors import DataError
 
 _DEEPEST = 16  # folders below a class folder
-_IMAGES = "images"  # the folder beside a table of labels
+IMAGES = "images"  # the folder beside a table of labels, or between a split and its classes
 _MOST_BYTES = 256 * 2**20
 
 
@@ -81,7 +81,7 @@ def _images(folder: Path, roots: Sequence[str], depth: int = 0) -> tuple[list[st
 def labels_table(folder: Path) -> Path | None:
     """The table of labels in the folder of a split, as Tiny-ImageNet's `val_annotations.txt`."""
     table = folder / f"{folder.name.lower()}_annotations.txt"
-    if table.is_file() and (folder / _IMAGES).is_dir():
+    if table.is_file() and (folder / IMAGES).is_dir():
         return table
     return None
 
@@ -103,7 +103,7 @@ def list_table(root: Path, split: str, table: Path, classes: Sequence[str]) -> L
     if unknown is not None:
         what = f"the class {unknown!r} has no folder among the training images"
         raise DataError(what, where=str(table), hint="add it, or remove its lines", code="E-CLASS")
-    paths = [os.path.join(split, _IMAGES, file) for file, _ in rows]
+    paths = [os.path.join(split, IMAGES, file) for file, _ in rows]
     return Listing(tuple(classes), paths, [number[name] for _, name in rows], labels_in_paths=False)
 
 

@@ -23,6 +23,16 @@ def part_named(name: str) -> str | None:
     return next((_PARTS[stem] for stem in (word, *tails) if stem in _PARTS), None)
 
 
+def part_inside(name: str) -> str | None:
+    """The split that one whole word of the name says: `images_train`, `test-1`, `val2017`; else None.
+
+    A name with the words of two splits says none.
+    """
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    parts = {_PARTS[word] for word in words if word in _PARTS}
+    return part_named(name) or (parts.pop() if len(parts) == 1 else None)
+
+
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """The class names, sorted: as numbers where all are integers, as text otherwise."""
     listed = list(names)

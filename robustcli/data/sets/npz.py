@@ -119,7 +119,18 @@ def _from_16_bits(array: Any, white: int, where: str) -> Tensor:
     if highest > white:
         what = f"the largest pixel is {highest}, above data.max_value={white}"
         raise DataError(what, where=where, hint="raise data.max_value", code="E-RANGE")
+    if array.size and highest * 255 <= white:
+        what = f"the largest pixel is {highest}, which is black where white is {white}"
+        hint = f"say what white is: data.max_value={_likely_white(highest, white)}"
+        raise DataError(what, where=where, hint=hint, code="E-RANGE")
     return torch.from_numpy(np.ascontiguousarray(array.astype(np.float32)) / np.float32(white))
+
+
+def _likely_white(highest: int, white: int) -> int:
+    """255 for bytes in a wider type, else the largest number of as many bits as the largest pixel has."""
+    if highest <= 255 < white:
+        return 255
+    return int(2 ** max(1, highest.bit_length()) - 1)
 
 
 def _integer_hint(array: Any) -> str:
