@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robustcli.assembly.attacks import make_attacks, make_audit, probe_size
 from robustcli.assembly.samples import choose, split_of
@@ -27,6 +28,7 @@ from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
+from robustcli.core.untouched import as_before
 from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
 from robustcli.data.sampling import stored_by_class
@@ -171,7 +173,8 @@ def _usable(thing: T) -> T:
     if isinstance(thing, Tensor):
         return thing.clone() if thing.is_inference() else thing
     tensors = (*thing.parameters(), *thing.buffers())
-    return duplicate(thing) if any(tensor.is_inference() for tensor in tensors) else thing
+    inference = any(not is_lazy(tensor) and tensor.is_inference() for tensor in tensors)
+    return duplicate(thing) if inference else thing
 
 
 def _ball(norm: Norm, eps: float) -> Ball:
@@ -211,8 +214,9 @@ def evaluate(
 
     Args:
         model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device,
-            held in eval mode. One logit an image, `{"logits": ...}`, an output with `.logits`, and weights in
-            half or double precision are taken; docs/networks.md has the list.
+            held in eval mode; what its forward writes into it is taken back. One logit an image,
+            `{"logits": ...}`, an output with `.logits`, and weights in half or double precision are taken;
+            docs/networks.md has the list.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
         eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2 or l1.
         attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for
@@ -245,9 +249,9 @@ def evaluate(
         audit=audit,
     )
     split = MemorySplit(x.cpu().float(), y.cpu(), classes)
-    return Verdict.of(
-        RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
-    )
+    with as_before(model):
+        result = RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
+    return Verdict.of(result)
 
 
 def _check_least(name: str, value: int | None) -> None:
@@ -412,7 +416,7 @@ def attack(
         raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")
     (call,) = calls
     found = []
-    with frozen(model):
+    with as_before(model), frozen(model):
         twin = call.searching(settings).twin(model, x[:batch_size].to(place).float()) if len(x) else model
         for rows in torch.arange(len(x)).split(batch_size):
             part = x[rows].to(place).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +22,11 @@ from robustcli.assembly.timing import Precision, Repeat, Timing, timed
 from robustcli.assembly.trainstep import make_step
 from robustcli.core.copies import duplicate
 from robustcli.core.losses import Criterion, bind_inner
-from robustcli.core.modes import frozen
+from robustcli.core.modes import frozen, in_mode
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
+from robustcli.core.untouched import as_before
 from robustcli.data.mixture import epoch_batches, epoch_size
 from robustcli.errors import out_of_memory
 from robustcli.models.contract.training import keeps_channels_last
@@ -72,11 +74,35 @@ class Bench:
         )
         return replace(self, setting=replace(self.setting, config=config))
 
-    def on(self, device: torch.device) -> Bench:
-        """The same measurements on another device, with a copy of the model."""
-        return replace(
-            self, setting=replace(self.setting, device=device), model=duplicate(self.model).to(device)
-        )
+    def on(self, device: torch.device) -> Bench | None:
+        """The same measurements on another device, with a copy of the model; None where it has no copies."""
+        copied = self._copied()
+        if copied is None:
+            return None
+        return replace(self, setting=replace(self.setting, device=device), model=copied.to(device))
+
+    def _copied(self) -> nn.Module | None:
+        """A copy of the model; None where its code refuses to be copied, and one line says so."""
+        try:
+            return duplicate(self.model)
+        except Exception as failure:  # a deep copy runs code of the user's
+            if out_of_memory(failure):
+                raise
+            self.warn(
+                f"steps are timed on the network itself: it cannot be copied ({type(failure).__name__})"
+            )
+            return None
+
+    @contextmanager
+    def _worn(self) -> Iterator[nn.Module]:
+        """A model that steps may change: a copy, or the model itself, which is put back afterwards."""
+        copied = self._copied()
+        if copied is not None:
+            yield copied
+            return
+        with as_before(self.model), in_mode(self.model, self.model.training):
+            yield self.model
+        self.model.zero_grad(set_to_none=True)
 
     def pixels(self) -> tuple[Tensor, Tensor, Tensor]:
         """One batch of training images on the device: x [B, C, H, W] in [0, 1], y and ids int64 [B].
@@ -125,11 +151,11 @@ class Bench:
         )
         config = config.model_copy(update={"precision": precision.name, "search": search})
         x, y, ids = self.pixels()
-        with tf32_products(precision.tf32):
+        with self._worn() as model, tf32_products(precision.tf32):
             classes = self.setting.classes
             made = make_step(
                 replace(self.setting, config=config),
-                duplicate(self.model),
+                model,
                 solo(),
                 Guards(0, classes, None, "off"),
                 self.stop,
@@ -181,8 +207,12 @@ class Bench:
         One repetition is `steps` steps: fetch, augment, attack, descend. The first repetition warms up and
         does not count.
         """
+        with self._worn() as model:
+            return self._loop(make_engine(self.setting, model, solo(), self.stop, self.warn), steps)
+
+    def _loop(self, engine: Engine, steps: int) -> dict[str, Any]:
+        """`data`, with the engine that trains."""
         device = self.setting.device
-        engine = make_engine(self.setting, duplicate(self.model), solo(), self.stop, self.warn)
         step, stream = _still(engine.step), _batches(engine, self.setting)
         waits, rates = [], []
         for number in range(self.repeat.least + 1):

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustcli.core.untouched import as_before
+
 BatchNormMode = Literal["eval", "batch"]
 _turn = threading.Condition()
 _inside = threading.local()  # .depth: how many `frozen` blocks this thread is in
@@ -58,20 +60,11 @@ def trained_modules(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """On exit the buffers and torch's random generators are as before."""
-    owned = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    copies = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    """On exit torch's random generators are as before, and so is the model: see `untouched.as_before`."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    try:
-        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-            yield
-    finally:
-        for module, buffers in owned:  # a forward pass may put another tensor in the place of a buffer
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, before in copies:
-                if not torch.equal(buffer, before):  # a graph of another thread may hold it as it is
-                    buffer.copy_(before)
+    cuda = [device for device in devices if device.type == "cuda"]
+    with as_before(model), torch.random.fork_rng(cuda):
+        yield
 
 
 @contextmanager

@@ -59,6 +59,11 @@ def no_target(label: str) -> UsageError:
     return UsageError(f"{label} has no targeted search", hint="leave eval.target unset")
 
 
+def handed(tensor: Tensor) -> Tensor:
+    """A contiguous copy for code that may write into what it is given: the judge keeps the original."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def points_of(answer: Any, x: Tensor, label: str) -> Tensor:
     """The answer of an attack as a tensor with shape, dtype and device of x.
 

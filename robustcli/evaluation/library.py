@@ -17,7 +17,7 @@ from robustcli.config.tree import Fault, config_error
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.errors import ConfigError, ResourceError
-from robustcli.evaluation.asked import Asked, contained, no_target, points_of, seed_of
+from robustcli.evaluation.asked import Asked, contained, handed, no_target, points_of, seed_of
 from robustcli.evaluation.plan import AttackCall
 from robustcli.facts import Kind, Needs
 from robustcli.registry import suggestion
@@ -82,7 +82,7 @@ def _runner(cls: type[Any], name: str, filled: Sequence[str]) -> Callable[..., T
             if oracle.target is not None:
                 _aim(attack, name)
                 labels = oracle.target
-            answer = attack(x.contiguous(), labels)
+            answer = attack(handed(x), handed(labels))
         return oracle.result(points_of(answer, x, name))
 
     return run

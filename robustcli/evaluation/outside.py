@@ -16,7 +16,7 @@ from torch import Tensor
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.errors import UsageError
-from robustcli.evaluation.asked import Asked, contained, no_target, points_of, seed_of
+from robustcli.evaluation.asked import Asked, contained, handed, no_target, points_of, seed_of
 from robustcli.evaluation.plan import AttackCall
 from robustcli.models.plugin import run_plugin, split_plugin
 from robustcli.registry import suggestion
@@ -86,5 +86,5 @@ def _points(fn: Any, oracle: Oracle, x: Tensor, label: str) -> Tensor:
             f"{label} returned {type(fn).__name__}, not a function atk(x, y) -> x_adv", code="E-PLUGIN"
         )
     with contained(label, seed_of(oracle), x.device):
-        answer = fn(x.contiguous(), oracle.y)
+        answer = fn(handed(x), handed(oracle.y))
     return oracle.result(points_of(answer, x, label))

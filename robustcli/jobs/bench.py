@@ -202,10 +202,12 @@ def _candidates(device: torch.device, smoke: bool) -> list[int]:
 def _against_cpu(subject: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The CPU's steps, and per work the ratio of images/s: fastest precision here over the CPU's fastest.
 
-    Each device has a batch size of its own.
+    Each device has a batch size of its own. None where the model cannot be copied.
     """
     host = torch.device("cpu")
     other = subject.resized(min(subject.batch, _ON_CPU)).on(host)
+    if other is None:
+        return {"cpu": None, "gpu_over_cpu": None}
     kind = precisions(host)[-1]
     on_cpu = [other.attack_step(kind, True), other.training_step(kind)]
     ratios = {slow["work"]: _fastest(rows, slow["work"]) / slow["images_per_second"] for slow in on_cpu}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustcli.core.modes import frozen
+from robustcli.core.modes import frozen, undisturbed
 
 
 def flops(model: nn.Module, shape: Sequence[int]) -> int:
@@ -27,7 +27,7 @@ def flops(model: nn.Module, shape: Sequence[int]) -> int:
     like = next(model.parameters(), torch.empty(0))
     x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
     counted = _Counted()
-    with frozen(model), torch.no_grad(), _Unfused(), counted:
+    with undisturbed(model), frozen(model), torch.no_grad(), _Unfused(), counted:
         model(x)
     return counted.total
 

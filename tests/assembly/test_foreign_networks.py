@@ -50,6 +50,9 @@ REFUSED = {
     "pair": r"returns a tuple \(float32 \[3, 2\], float32 \[3, 2\]\).*returns self.net\(x\)\[0\]",
     "mean_of_the_batch": r"returns float32 \[1, 2\].*keep the batch",
     "scores": r"a dict with 'scores'.*returns self.net\(x\)\['scores'\]",
+    "sparse": r"returns float32 \[3, 2\] \(sparse_coo\).*to_dense",
+    "transposed": r"for 2 images it returns float32 \[3, 2\].*keep the batch",
+    "by_even_numbers": r"cannot take 3 images of 1x8x8: AssertionError: even only.*try it on 3 images",
 }
 
 
@@ -113,6 +116,64 @@ def assert_same(before, after):
         assert torch.equal(value, now) and kind == [dtype, stride], name
 
 
+# ---- what the look leaves behind, and what it finds -------------------------------------------------------
+
+
+def test_a_network_that_initialises_itself_is_as_before_the_look():
+    net, (x, _) = made("first_mean"), images()
+    before = {**vars(net)}
+    assert adapted(net, x)[0] is net
+    assert vars(net) == before and not net.done and net.shift.item() == 0 and net.kept == {}
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_evaluation_gives_it_back_and_says_that_it_changed(batch_size):
+    net, (x, y) = made("first_mean"), images()
+    for _ in range(2):  # the second call finds what the first found
+        verdict = robustcli.evaluate(
+            net, x, y, eps=0.05, attack="fgsm", batch_size=batch_size, checks=0, device="cpu"
+        )
+        assert "model-mutated" in [alarm.name for alarm in verdict.alarms]
+        assert not net.done and float(net.shift) == 0
+    robustcli.attack(net, x, y, name="fgsm", eps=0.05, device="cpu")
+    assert not net.done and float(net.shift) == 0
+
+
+@pytest.mark.parametrize("kind", ["squeezed", "squeezed_logit"])
+def test_one_image_is_a_batch_of_a_network_that_squeezes(kind, setting):
+    net, (x, y) = made(kind), images()
+    usual = made("plain" if kind == "squeezed" else "one_logit")
+    asked, _ = adapted(net, x)
+    assert asked(x[:1]).shape == (1, 2) and torch.equal(asked(x)[:1].argmax(1), asked(x[:1]).argmax(1))
+    for n in (1, 3):
+        mine, theirs = (
+            robustcli.attack(one, x[:n], y[:n], eps=0.05, steps=2, batch_size=1, device="cpu")
+            for one in (net, usual)
+        )
+        assert torch.equal(mine, theirs)
+    assert robustcli.evaluate(net, x[:1], y[:1], eps=0.05, attack="fgsm", batch_size=1, device="cpu").n == 1
+    trained = source(setting, kind).to_train()
+    assert trained.train()(x[:1]).shape == (1, 2)
+
+
+def test_a_lazy_network_is_run_once_by_the_api():
+    net, (x, y) = made("lazy"), images()
+    verdict = robustcli.evaluate(net, x, y, eps=0.05, attack="fgsm", checks=0, device="cpu")
+    assert verdict.reliability == "ok" and net[3].weight.shape == (2, 144)
+
+
+def test_a_network_that_refuses_copies_is_timed_on_itself(setting):
+    lines = []
+    model = source(setting, "alone").to_train()
+    before, modes = snapshot(model), [module.training for module in model.modules()]
+    bench = Bench(setting, model, Repeat(least=1, budget=0, warm=0), warn=lines.append)
+    assert bench.training_step(FP32)["images_per_second"] > 0 and bench.data(1)["images_per_second"] > 0
+    assert bench.on(torch.device("cpu")) is None
+    assert_same(before, snapshot(model))
+    assert modes == [module.training for module in model.modules()]
+    assert any("cannot be copied (RuntimeError)" in line for line in lines)
+
+
 # ---- the Python API ----------------------------------------------------------------------------------------
 
 
@@ -157,7 +218,7 @@ def test_other_answers_get_the_one_error_that_shows_how_to_wrap(kind, setting):
     for call in (robustcli.evaluate, robustcli.attack):
         with pytest.raises(ConfigError, match=REFUSED[kind]) as caught:
             call(net, x, y, eps=0.05, device="cpu")
-        assert caught.value.code == "E-MODEL"
+        assert caught.value.code in ("E-MODEL", "E-PLUGIN") and "data.size" not in str(caught.value)
     with pytest.raises(ConfigError, match=REFUSED[kind]):
         source(setting, kind).to_train()
     with pytest.raises(ConfigError, match=REFUSED[kind]):

@@ -282,6 +282,25 @@ def test_what_the_attack_claims_does_not_count(measure, split):
     assert torch.equal(array.survivors, repeated.survivors)
 
 
+@pytest.mark.parametrize("write", ["y", "x", "both"])
+@pytest.mark.parametrize("plugin", [False, True])
+def test_an_attack_that_writes_into_what_it_is_given_moves_no_verdict(
+    measure, split, tmp_path, write, plugin
+):
+    def attack(x, y):
+        [t.zero_() for t in {"x": [x], "y": [y], "both": [x, y]}[write]]
+        return x
+
+    call, labels = callable_call(attack, "writes"), split.labels.clone()
+    if plugin:
+        body = {"x": "x.zero_()", "y": "y.zero_()", "both": "x.zero_(), y.zero_()"}[write]
+        (tmp_path / "mine.py").write_text(f"def f(model):\n    return lambda x, y: [{body}] and x\n")
+        call = load_outside(f"{tmp_path / 'mine.py'}:f")
+    result = measure(call)
+    assert result.robust_acc == result.clean_acc == 1 and torch.equal(split.labels, labels)
+    assert [alarm.name for alarm in result.alarms] == ([] if write == "y" else ["outside-ball"])
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

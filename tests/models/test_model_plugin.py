@@ -165,7 +165,10 @@ def test_a_factory_can_be_trained(file: Path, info: ModelInfo) -> None:
 
 @pytest.mark.parametrize(
     ("factory", "words"),
-    [("detector", r"not a classifier of 3 classes.*\[B, 192\]"), ("plain", "cannot take images of 3x16x16")],
+    [
+        ("detector", r"not a classifier of 3 classes.*\[B, 192\]"),
+        ("plain", "cannot take 3 images of 3x16x16"),
+    ],
 )
 def test_a_net_that_does_not_fit_the_data_dies_at_the_start(file: Path, factory: str, words: str) -> None:
     size = 16 if factory == "plain" else 8

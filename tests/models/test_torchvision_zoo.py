@@ -84,7 +84,7 @@ def test_typos_name_the_nearest(name: str, words: str) -> None:
 def test_no_parameters_and_sizes_that_fit() -> None:
     with pytest.raises(ConfigError, match="take no parameters"):
         build_model("torchvision:resnet18", {"width": 3}, INFO, seed=0)
-    with pytest.raises(ConfigError, match="torchvision:squeezenet1_1 cannot take images of 3x4x4"):
+    with pytest.raises(ConfigError, match="torchvision:squeezenet1_1 cannot take 3 images of 3x4x4"):
         build_model("torchvision:squeezenet1_1", {}, replace(INFO, size=4), seed=0)
 
 

@@ -309,3 +309,62 @@ def quantised():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.ao.quantization.quantize_dynamic(plain().eval(), {nn.Linear})
+
+
+class FirstMean(nn.Module):
+    """Initialises itself from its first batch, as ActNorm does; a plain attribute remembers that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.done, self.shift, self.head = False, nn.Parameter(torch.zeros(1)), nn.Linear(64, 2)
+        self.kept = {}
+
+    def forward(self, x):
+        if not self.done:
+            with torch.no_grad():
+                self.shift.copy_(-x.mean())
+            self.done, self.last, self.kept["mean"] = True, x, x.mean()
+        return self.head((x + self.shift).flatten(1))
+
+
+class Alone(LeNet):
+    """Refuses to be copied."""
+
+    def __deepcopy__(self, memo):
+        raise RuntimeError("no copies")
+
+
+def first_mean():
+    return FirstMean()
+
+
+def alone():
+    return Alone()
+
+
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+
+
+def squeezed():
+    return Answer(plain(), torch.squeeze)
+
+
+def squeezed_logit():
+    return Answer(one_logit(), torch.squeeze)
+
+
+def transposed():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Answer(nn.Identity(), torch.t))
+
+
+def sparse():
+    return Answer(plain(), torch.Tensor.to_sparse)
+
+
+def by_even_numbers():
+    def even(x):
+        assert len(x) % 2 == 0, "even only"
+        return x
+
+    return Answer(plain(), even)

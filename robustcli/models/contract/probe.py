@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,11 @@ from robustcli.errors import ConfigError, RobustCliError, out_of_memory
 from robustcli.foreign import foreign_fault
 from robustcli.models.architectures.blocks import seeded
 from robustcli.models.complaint import first_line
-from robustcli.models.contract.reading import Contract, kind_of, logits_of
-from robustcli.models.contract.refusal import refused_probability
+from robustcli.models.contract.reading import Contract, found, kind_of, logits_of
+from robustcli.models.contract.refusal import refused, refused_probability
 
+#: What an error says that another size or number of channels may mend.
+_SHAPE = re.compile("size|shape|channel|height|width|dimension", re.IGNORECASE)
 _ROWS = 3  # more than one, so that a batch that is not kept shows
 _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Select", "Slice", "ToCopy", "Alias", "T")
 
@@ -30,7 +33,7 @@ def images(shape: Sequence[int], device: torch.device) -> Tensor:
 def take(net: nn.Module, x: Tensor, name: str) -> tuple[Contract, int]:
     """The contract of a network in eval mode, and its number of classes K.
 
-    Nothing of the network is changed: flags, buffers, gradients, random generators.
+    Nothing of the network is changed (`core.untouched`), and no gradient or random generator either.
 
     Args:
         net: the network.
@@ -44,6 +47,7 @@ def take(net: nn.Module, x: Tensor, name: str) -> tuple[Contract, int]:
         contract, out = _first_answer(net, x, name)
         logits = logits_of(out, training=False, rows=len(x))
         contract = replace(contract, kind=kind_of(out), one_logit=logits.dim() == 1 or logits.shape[1] == 1)
+        contract = replace(contract, squeezed=_squeezed(net, x, contract, logits))
         if not x.is_meta:
             contract = _with_gradient(net, x, name, contract)
     return contract, 2 if contract.one_logit else logits.shape[1]
@@ -67,9 +71,34 @@ def _first_answer(net: nn.Module, x: Tensor, name: str) -> tuple[Contract, Any]:
             continue
         return Contract(dtype=dtype, writes=not (x.is_meta or torch.equal(given, before))), out
     assert fault is not None
-    shape = "x".join(map(str, x.shape[1:]))
-    hint = f"set data.size, {_other_channels(x.shape[1])}or choose another model"
-    raise explained(fault, f"{name} cannot take images of {shape}", hint) from fault
+    count = f"{len(x)} images of {'x'.join(map(str, x.shape[1:]))}"
+    hint = f"call net.eval() and try it on {count}"
+    if _SHAPE.search(str(fault)):
+        hint = f"set data.size, {_other_channels(x.shape[1])}or choose another model"
+    raise explained(fault, f"{name} cannot take {count}", hint) from fault
+
+
+def _squeezed(net: nn.Module, x: Tensor, contract: Contract, logits: Tensor) -> int:
+    """`Contract.squeezed`, from batches of two images and of one; logits: the answer to all of x.
+
+    Raises ConfigError where the first axis of the answer is not the batch: [K, B] passes for [B, K] at B = K.
+    A network that fails on so few images may do on more.
+    """
+    width = logits[0].numel()
+    for rows in (2, 1):
+        try:
+            with torch.no_grad():
+                out = contract.call(net, x[:rows])
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return 0
+        few = logits_of(out, training=False, rows=rows, squeezed=width)
+        if few[0].numel() != width:
+            raise refused(out, few, rows, training=False)
+        answer = found(out, False)
+    assert answer is not None
+    return width if answer.dim() < logits.dim() else 0
 
 
 def _other_channels(channels: int) -> str:

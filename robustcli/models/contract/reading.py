@@ -28,6 +28,7 @@ class Contract:
         dtype: what the images are cast to, for weights in half or double precision; the logits come back in
             float32. None: no cast.
         writes: the network writes into its input, so it is given a copy.
+        squeezed: K where the answer to a single image is [K], as after `.squeeze()`; 0 elsewhere.
         cudnn: False where cuDNN refuses the gradient of a recurrent layer in eval mode.
         heads: in train mode it gives a tuple; the first of it are the logits.
         channels_last: whether it runs on channels-last images and weights.
@@ -37,6 +38,7 @@ class Contract:
     one_logit: bool = False
     dtype: torch.dtype | None = None
     writes: bool = False
+    squeezed: int = 0
     cudnn: bool = True
     heads: bool = False
     channels_last: bool = True
@@ -45,7 +47,7 @@ class Contract:
     def plain(self) -> bool:
         """Whether the network is called as it is, and its answer is taken as it comes."""
         tensor = self.kind == "tensor" and not self.one_logit and not self.heads
-        return tensor and self.dtype is None and not self.writes and self.cudnn
+        return tensor and self.dtype is None and not self.writes and not self.squeezed and self.cudnn
 
     def ask(self, net: nn.Module, x: Tensor) -> Tensor:
         """Logits [B, K] of images x [B, C, H, W]. Raises ConfigError E-MODEL for another answer."""
@@ -75,8 +77,10 @@ class Contract:
         """As `read`, in the precision of the network."""
         if isinstance(out, fx.Proxy):  # a trace is of eval mode, and holds no values to look at
             logits: Tensor = _traced(out, self.kind)
+            if self.squeezed:
+                logits = logits.reshape(-1, self.squeezed)
         else:
-            logits = logits_of(out, training=training, rows=rows)
+            logits = logits_of(out, training=training, rows=rows, squeezed=self.squeezed)
         if self.one_logit:
             half = logits.reshape(-1, 1) / 2
             logits = torch.cat((-half, half), 1)
@@ -90,19 +94,23 @@ def kind_of(out: Any) -> Kind:
     return "tensor" if isinstance(out, Tensor) else "attribute"
 
 
-def logits_of(out: Any, *, training: bool, rows: int) -> Tensor:
+def logits_of(out: Any, *, training: bool, rows: int, squeezed: int = 0) -> Tensor:
     """The logits in a network's answer to `rows` images: [rows, K], or [rows] of a network with one logit.
 
     A tensor, `{"logits": tensor}` and an object with `.logits` are taken. In train mode so is the first of a
-    tuple or list: the others are auxiliary heads. Raises ConfigError E-MODEL for anything else.
+    tuple or list: the others are auxiliary heads. [K] of a single image is [1, K] where `squeezed` is K.
+    Raises ConfigError E-MODEL for anything else.
     """
-    logits = _found(out, training)
+    logits = found(out, training)
+    if logits is not None and squeezed and rows == 1 and logits.numel() == squeezed and logits.dim() < 2:
+        logits = logits.reshape(1, squeezed)
     if logits is None or not logits.is_floating_point() or not _fits(logits, rows):
         raise refused(out, logits, rows, training=training)
     return logits
 
 
-def _found(out: Any, training: bool) -> Tensor | None:
+def found(out: Any, training: bool) -> Tensor | None:
+    """The tensor that stands where an answer has its logits, of whatever shape; None where none does."""
     named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
     if isinstance(out, Tensor):
         return out
@@ -112,7 +120,8 @@ def _found(out: Any, training: bool) -> Tensor | None:
 
 
 def _fits(logits: Tensor, rows: int) -> bool:
-    return logits.dim() in (1, 2) and len(logits) == rows and logits.numel() > 0
+    dense = logits.layout is torch.strided
+    return dense and logits.dim() in (1, 2) and len(logits) == rows and logits.numel() > 0
 
 
 def _traced(out: Any, kind: Kind) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustcli.errors import ConfigError
@@ -39,7 +40,8 @@ def refused_probability(name: str) -> ConfigError:
 def described(out: Any) -> str:
     """``(float32 [3, 10], float32 [3, 64])``: the answer of a network in a few words."""
     if isinstance(out, Tensor):
-        return f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)}"
+        layout = "" if out.layout is torch.strided else f" ({str(out.layout).removeprefix('torch.')})"
+        return f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)}{layout}"
     if isinstance(out, Mapping):
         return f"a dict with {', '.join(repr(key) for key in list(out)[:5]) or 'nothing'}"
     if isinstance(out, (tuple, list)):
@@ -58,6 +60,8 @@ def _cure(out: Any, logits: Tensor | None, rows: int) -> str:
         return _WRAP.format("self.net(x).scores")
     if not logits.is_floating_point():
         return "return the scores from before argmax or rounding; integers have no gradient"
+    if logits.layout is not torch.strided:
+        return _WRAP.format("self.net(x).to_dense()")
     if logits.dim() > 2 and len(logits) == rows:
         return _WRAP.format("self.net(x).flatten(1)")
     return "let its forward keep the batch: one row of logits for each image"
