@@ -188,3 +188,8 @@ def test_data_check_of_arrays_that_are_no_images(cli, tmp_path, shape):
     np.savez(tmp_path / "a.npz", x=np.full(shape, 200, np.uint8), y=np.arange(18) % 3)
     result = cli("data", "check", f"npz:{tmp_path / 'a.npz'}")
     assert result.code == 3 and "E-SHAPE" in result.err
+
+
+def test_data_check_exits_as_the_training_would(cli):
+    answer = cli("data", "check", "fake", "data.size=8", "data.augment={crop: 9}", "--json")
+    assert answer.code == 2 and json.loads(answer.out)["error"]["exit"] == 2
