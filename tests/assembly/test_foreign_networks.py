@@ -28,6 +28,7 @@ from robustcli.models.contract.adapted import adapted
 from robustcli.runtime.distributed import solo
 from robustcli.terminal.console import Console
 from robustcli.training.guarding import Guards
+from robustcli.training.hooks.average import WeightCopy
 
 warnings.filterwarnings("ignore", message=".*torch.jit.*")
 COMPILED = pytest.param("compiled", marks=pytest.mark.slow)  # importing the compiler takes seconds
@@ -172,6 +173,12 @@ def test_a_network_that_refuses_copies_is_timed_on_itself(setting):
     assert_same(before, snapshot(model))
     assert modes == [module.training for module in model.modules()]
     assert any("cannot be copied (RuntimeError)" in line for line in lines)
+
+
+def test_an_average_of_a_network_that_refuses_copies_is_refused():
+    with pytest.raises(ConfigError, match=r"cannot be copied \(RuntimeError: no copies\)") as caught:
+        WeightCopy(made("alone"))
+    assert caught.value.code == "E-MODEL"
 
 
 # ---- the Python API ----------------------------------------------------------------------------------------

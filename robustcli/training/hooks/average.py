@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.copies import duplicate
-from robustcli.errors import CheckpointError
+from robustcli.errors import CheckpointError, ConfigError, out_of_memory
 
 
 def _by_dtype(
@@ -23,6 +23,21 @@ def _by_dtype(
     return list(groups.values())
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of the model. Raises ConfigError E-MODEL where its code refuses to be copied."""
+    try:
+        return duplicate(model)
+    except Exception as failure:  # a deep copy runs code of the user's
+        if out_of_memory(failure):
+            raise
+        raise ConfigError(
+            f"the network cannot be copied ({type(failure).__name__}: {str(failure)[:80]}),"
+            " and an average of weights is a copy",
+            hint="leave the hook out of train.hooks, or let the network pass copy.deepcopy",
+            code="E-MODEL",
+        ) from failure
+
+
 class WeightCopy:
     """theta', a copy of the live model in eval mode, without gradients.
 
@@ -35,7 +50,7 @@ class WeightCopy:
 
     def __init__(self, model: nn.Module) -> None:
         self._live = model
-        self.module = duplicate(model).requires_grad_(False)
+        self.module = _copied(model).requires_grad_(False)
         for module in self.module.modules():
             module.training = False  # not .eval(): a module may override it
 
