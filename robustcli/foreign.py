@@ -22,9 +22,12 @@ def foreign_fault(error: BaseException | None) -> UsageError | None:
 
     `SystemExit` is always one: no code of ours raises it inside a verb. Any other exception is one when it
     comes out of a user's file, or out of a user's network below the last frame of ours. Signals, a lack of
-    memory and failures that are explained already are none.
+    memory and failures that code of ours has explained are none. An error class of ours that a user's file
+    raises is one: our exit codes say nothing of that file.
     """
-    if error is None or isinstance(error, (RobustCliError, KeyboardInterrupt)) or out_of_memory(error):
+    if error is None or isinstance(error, KeyboardInterrupt) or out_of_memory(error):
+        return None
+    if isinstance(error, RobustCliError) and not _raised_by_users(error):
         return None
     place = _place(error)
     if not place and not isinstance(error, SystemExit):
@@ -51,9 +54,15 @@ def staying() -> Iterator[None]:
 
 def ended_by_user_code(error: BaseException | None) -> bool:
     """Whether this is a failure of a user's code, explained already or not yet."""
-    if isinstance(error, RobustCliError):
-        return error.code == "E-PLUGIN" and error.__cause__ is not None
+    if isinstance(error, RobustCliError) and error.code == "E-PLUGIN" and error.__cause__ is not None:
+        return True
     return foreign_fault(error) is not None
+
+
+def _raised_by_users(error: BaseException) -> bool:
+    """Whether the line that raised it stands in a user's file."""
+    frames = list(_frames(error))
+    return bool(frames) and _is_users(frames[-1][0], _folders())
 
 
 def _place(error: BaseException) -> str:

@@ -24,6 +24,7 @@ def fields_of(error: BaseException | None) -> dict[str, Any]:
     """The fields of status.json for a block that ended with `error`."""
     if error is None:
         return {"state": "done", "code": 0}
-    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+    fault = foreign_fault(error)
+    if fault is None and isinstance(error, (Interrupted, KeyboardInterrupt)):
         return {"state": "preempted", "code": getattr(error, "exit_code", 130)}
-    return {"state": "failed", "code": exit_code_of(foreign_fault(error) or error)}
+    return {"state": "failed", "code": exit_code_of(fault or error)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from robustcli.store.atomic import TMP_NAME
 
 _TMP = TMP_NAME.pattern
+_HEAD = 1 << 16  # bytes
 _STEP = rf"(?:\.old-)?step-\d{{8,18}}/(?:manifest\.json|[a-z][a-z0-9_]*\.safetensors|{_TMP})"
 #: What a start writes before its first result.
 _PAPERS = (
@@ -57,14 +58,28 @@ _WRITES: dict[str, tuple[str, ...]] = {
 VERBS = tuple(_WRITES)
 #: Folders that a user may have laid elsewhere by a link.
 FOLDERS = ("checkpoints", "images", "shards", "plots", "tensorboard", *_PARTS)
+#: What a failure leaves. Somebody's own file may have such a name, so its beginning is looked at.
+_TRACE = re.compile(r"(?:.*/)?(?:crash\.log|nan_batch(?:\.rank\d+)?\.safetensors)")
 _START = re.compile("|".join([*_PAPERS, _HEADER, _EVENTS, *_inside(f"(?:{'|'.join(_PARTS)})", _PAPERS)]))
 
 
 @cache
 def written_by(verb: str) -> re.Pattern[str]:
     """What the runs of a verb write, as one pattern for paths below the run; of all verbs for any other."""
+    return re.compile("|".join(_patterns(verb)))
+
+
+def _patterns(verb: str) -> list[str]:
     kinds = [verb] if verb in _WRITES else VERBS
-    return re.compile("|".join([*_COMMON, *(pattern for kind in kinds for pattern in _WRITES[kind])]))
+    return [*_COMMON, *(pattern for kind in kinds for pattern in _WRITES[kind])]
+
+
+@cache
+def _folders_of(verb: str) -> frozenset[str]:
+    """The folders into which runs of a verb write."""
+    patterns = _patterns(verb)
+    inside = {name for name in FOLDERS if any(pattern.startswith(f"{name}/") for pattern in patterns)}
+    return frozenset({*inside, *(_PARTS if verb in ("", "demo") else ())})
 
 
 def files_of(run: Path, verb: str) -> list[str]:
@@ -72,8 +87,35 @@ def files_of(run: Path, verb: str) -> list[str]:
 
     A link counts by its own name and is not followed. Raises OSError.
     """
-    pattern = written_by(verb)
-    return sorted(path for path in _walk(run) if path in FOLDERS or pattern.fullmatch(path))
+    folders = _folders_of(verb)
+    return sorted(
+        path
+        for path in _walk(run)
+        if (path in folders and _is_linked_folder(run / path)) or _is_written(run, path, verb)
+    )
+
+
+def _is_written(run: Path, path: str, verb: str) -> bool:
+    """Whether a run of this verb writes such a file."""
+    if not written_by(verb).fullmatch(path):
+        return False
+    return not _TRACE.fullmatch(path) or _is_trace(run / path)
+
+
+def _is_linked_folder(path: Path) -> bool:
+    """Whether this is a link that leads to a folder, or nowhere; a plain file is somebody's own."""
+    return path.is_symlink() and not path.is_file()
+
+
+def _is_trace(path: Path) -> bool:
+    """Whether a file has what a run writes under its name: a traceback, or tensors."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    if path.suffix == ".log":
+        return b"Traceback (most recent call last)" in head
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 27
 
 
 def _walk(run: Path) -> Iterator[str]:
@@ -97,10 +139,14 @@ def holds_no_result(run: Path, verb: str) -> bool:
     return all(is_paper(run, path) for path in files_of(run, verb))
 
 
+def came_to_nothing(run: Path, verb: str) -> bool:
+    """Whether a run has nothing to show: files of a start, and what a failure leaves. Raises OSError."""
+    return all(is_paper(run, path) or _TRACE.fullmatch(path) for path in files_of(run, verb))
+
+
 def holds_nothing_else(run: Path, verb: str) -> bool:
     """Whether all files in a directory are those of a run. Raises OSError."""
-    pattern = written_by(verb)
-    return all(pattern.fullmatch(path) for path in _walk(run))
+    return all(_is_written(run, path, verb) for path in _walk(run))
 
 
 def _raise(error: OSError) -> None:

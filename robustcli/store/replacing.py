@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from robustcli.store.atomic import tmp_name
-from robustcli.store.inventory import files_of, holds_no_result
+from robustcli.store.inventory import came_to_nothing, files_of
 from robustcli.store.leftovers import clear, remove_emptied
 from robustcli.store.lock import NAME as LOCK_NAME
 from robustcli.store.lock import RunLock
@@ -44,6 +44,8 @@ def move_aside(run: Path, verb: str) -> None:
 def put_back(run: Path, verb: str | None) -> None:
     """Remove the papers of the new run of this verb, and put the earlier one back in their place.
 
+    What a failure of the new run has left stays beside it, unless the earlier run has its own.
+
     verb: None for a new run that had not begun. Raises OSError; `recover` then does the rest.
     """
     if verb is not None:
@@ -68,7 +70,7 @@ def recover(run: Path, verb: str | None) -> None:
         _move_back(run)
     if not _is_folder(run / REPLACED):
         return
-    if verb is None or holds_no_result(run, verb):
+    if verb is None or came_to_nothing(run, verb):
         put_back(run, verb)
     else:
         drop(run)

@@ -17,7 +17,7 @@ from robustcli.store.atomic import FILE_MODE, PLAIN, TMP_NAME, overwrite, write_
 from robustcli.store.disk import DISK_FULL, explained
 from robustcli.store.ending import fields_of, is_refusal
 from robustcli.store.identity import Identity, identity_of
-from robustcli.store.inventory import holds_no_result
+from robustcli.store.inventory import came_to_nothing
 from robustcli.store.latest import LATEST, point_latest
 from robustcli.store.leftovers import remove_without_result
 from robustcli.store.lock import RunLock
@@ -267,7 +267,7 @@ class Run:
         if not self._aside:
             return False
         with explained(self.path):
-            if error is not None and holds_no_result(self.path, self.verb):
+            if error is not None and came_to_nothing(self.path, self.verb):
                 self._aside = False
                 put_back(self.path, self.verb)
                 return True

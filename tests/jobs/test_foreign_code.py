@@ -80,6 +80,8 @@ RAISES = (
     "raise GeneratorExit",
     "x.view(7, -1)",
     "raise ValueError",
+    "from robustcli.errors import RobustCliError; raise RobustCliError('mine')",
+    "from robustcli.errors import Interrupted; raise Interrupted('mine', signum=2)",
 )
 
 

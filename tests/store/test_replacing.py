@@ -32,8 +32,11 @@ FOREIGN = {
     "tensorboard/run.log": "mine",
     "plots/mine.png": "mine",
     ".tmp-mine": "mine",
-    "images/000001_cat_adv.png": "of no training",
     "deep/status.json": "{}",
+    "images": "a plain file",
+    "bench.json": "of no training",
+    "crash.log": "of my simulation",
+    "nan_batch.safetensors": "mine",
 }
 
 
@@ -82,6 +85,7 @@ def test_a_start_without_a_result_gives_way_and_foreign_files_stay(tmp_path: Pat
         assert {name: text for name, text in content(out).items() if name in FOREIGN} == FOREIGN
 
 
+BATCH = b"\2" + b"\0" * 7 + b"{}"
 ENDS = (DataError("x"), NumericsError("x"), ZeroDivisionError(), KeyboardInterrupt(), ResourceError("x"))
 
 
@@ -96,10 +100,14 @@ def test_the_earlier_run_is_back_when_the_new_one_has_nothing_to_show(
         if begin:
             (run.path / "shards").mkdir()
             run.write_text("env.json", "{}")
+            (run.path / "nan_batch.rank1.safetensors").write_bytes(BATCH)
+            write(run.path, {"metrics.jsonl": ""})
         raise error
     after = content(out)
-    crash = after.pop("crash.log", "")
-    assert after == before and ("ZeroDivisionError" in crash) == isinstance(error, ZeroDivisionError)
+    assert after.pop("nan_batch.rank1.safetensors", "") == BATCH.decode() * begin
+    crashed = isinstance(error, ZeroDivisionError)
+    assert ("ZeroDivisionError" in after["crash.log"]) == crashed
+    assert after == {**before, "crash.log": after["crash.log"]}
     assert not (out / "shards").exists()
 
 
@@ -167,6 +175,16 @@ def test_a_kill_at_any_moment_leaves_one_whole_run(
         found.append(new)
         kills += 2
     assert kills > 30 and found[0] is False and found[-1] is shows and sorted(found) == found
+
+
+def test_a_failure_that_was_written_down_goes_with_its_run(out: Path) -> None:
+    with pytest.raises(ZeroDivisionError), open_run("train", "x", out=str(out), overwrite=True) as run:
+        run.status(last_checkpoint="checkpoints/step-00000001")
+        (run.path / "nan_batch.safetensors").write_bytes(BATCH)
+        raise ZeroDivisionError
+    with open_run("train", "x", out=str(out), overwrite=True) as run:
+        run.write_text("summary.md", "new")
+    assert not {"crash.log", "nan_batch.safetensors"} & content(out).keys()
 
 
 def test_a_live_run_inside_is_not_moved(tmp_path: Path) -> None:
