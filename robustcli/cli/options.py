@@ -22,8 +22,8 @@ def complete_config(incomplete: str) -> list[str]:
 
 
 def examples(*commands: str) -> str:
-    """The end of a help text."""
-    return "Examples:\n\n" + "\n\n".join(f"`{command}`" for command in commands)
+    """The end of a help text. Older Typer needs two blank lines where a paragraph ends."""
+    return "\n\n\n\n".join(["Examples:", *(f"`{command}`" for command in commands)])
 
 
 class Command:

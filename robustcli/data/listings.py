@@ -1,6 +1,7 @@
 """From listed files to a bundle: pixels in memory, streamed, or decoded once into a file.
 
 Small sets are decoded into memory. Large ones are decoded whenever an image is needed, or once into a file.
+The three ways stand in one file because they share how they list, check and digest the images.
 """
 
 from __future__ import annotations

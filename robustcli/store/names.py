@@ -116,8 +116,8 @@ def _prefix(
         return max(counted, key=lambda prefix: (counted[prefix], -len(prefix)), default="")
     averages = [prefix for prefix in complete if is_average(prefix)]
     raw = [prefix for prefix in complete if prefix not in averages]
-    groups = {"averaged": averages, "raw": raw}
-    wanted = groups["averaged" if kind == "auto" and averages else "raw" if kind == "auto" else kind]
+    groups = {"averaged": averages, "raw": raw, "auto": averages or raw}
+    wanted = groups[kind]
     if kind != "raw" and not averages:
         _check_no_average_is_left(state, expected, where, kind, say)
     if not wanted:
