@@ -138,12 +138,11 @@ class Collector:
     def proven(self) -> tuple[int, Tensor, Tensor]:
         """(k, right, standing) of the k samples known so far.
 
-        right: bool [k], right on the clean image. standing: bool [k], right under all attacks in the ball.
+        right: bool [k], right on the clean image. standing: bool [k], right under all attacks that count, see
+        `EvalPlan.bounded`.
         """
-        standing = self._correct
-        for call in self.plan.attacks:
-            if call.bounded:
-                standing = self._stages[call.label]
+        counted = [call.label for call in self.plan.attacks if call.bounded or not self.plan.bounded]
+        standing = torch.stack([self._correct, *(self._stages[label] for label in counted)]).all(0)
         known = self._measured
         return int(known.sum()), self._correct[known], standing[known]
 

@@ -20,6 +20,9 @@ from robustcli.facts import AttackFacts, Kind, Needs, Passes
 from robustcli.models.contract.training import keeps_channels_last
 from robustcli.registry import Entry, parameters
 
+_USUAL_LAYOUT = "copy in PyTorch's usual memory layout: the network does not run in channels-last"
+_UNFOLDED = "copy that keeps its BatchNorm: the network does not run as a trace"
+
 
 @dataclass(frozen=True)
 class Search:
@@ -72,15 +75,9 @@ class Search:
         channels-last layout; (None, why) where no copy may be used.
         """
         usual, first = replace(self, channels_last=False), ""
-        plainer = {
-            self: "",
-            usual: "copy in PyTorch's usual memory layout: the network does not run in channels-last",
-            replace(
-                usual, fold_bn=False
-            ): "copy that keeps its BatchNorm: the network does not run as a trace",
-        }
-        if not keeps_channels_last(model):  # the probe has said so
-            plainer = {usual: "", **{search: plainer[search] for search in list(plainer)[2:]}}
+        plainer = {self if keeps_channels_last(model) else usual: ""}  # the probe has said which
+        plainer.setdefault(usual, _USUAL_LAYOUT)
+        plainer.setdefault(replace(usual, fold_bn=False), _UNFOLDED)
         for search, name in plainer.items():
             try:
                 twin = search.copy_of(model)
@@ -279,8 +276,8 @@ class EvalPlan:
 
     @property
     def bounded(self) -> bool:
-        """Whether an attack of the list is in the ball: then only breaks in the ball count."""
-        return any(call.bounded for call in self.attacks)
+        """Whether breaks in the ball count: where no attack of a list is in it, those of all attacks do."""
+        return not self.attacks or any(call.bounded for call in self.attacks)
 
     def draws(self, many: int) -> int:
         """`many` for a randomised model, else 1: model passes per answer."""

@@ -1,7 +1,7 @@
 """Where an evaluation is inside a batch, told some times a second.
 
-All that is told is known on the host already: a look at the clock before each model pass, and never at the
-device.
+Inside an attack all that is told is known on the host already: a look at the clock before each model pass,
+and never at the device. Where somebody listens, the rows that stand are counted before and after an attack.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from robustcli.core.oracle import Oracle
 from robustcli.evaluation.plan import AttackCall
@@ -109,22 +111,29 @@ class Pulse:
         """Work outside all batches begins."""
         self._label, self._oracle, self._rows = label, None, 0
 
-    def batch(self, rows: int, costs: Costs) -> None:
-        """The attacks on a batch begin."""
+    def batch(self, rows: int, calls: Sequence[AttackCall], classes: int, norm: str, draws: int) -> None:
+        """The attacks on a batch begin; arguments as in `Costs.of`."""
+        if self._show is None:
+            return
         self._rows = self._standing = rows
-        self._costs, self._spent, self._oracle = costs, 0, None
+        self._costs, self._spent, self._oracle = Costs.of(calls, classes, norm, draws), 0, None
         self._label, self._began = "clean images", time.monotonic()
 
-    def stage(self, place: int, label: str, oracle: Oracle, standing: int) -> None:
-        """Attack number `place` begins, and asks this oracle. standing: rows of the batch that stand now."""
+    def stage(self, place: int, label: str, oracle: Oracle, standing: Tensor) -> None:
+        """Attack number `place` begins, and asks this oracle. standing: bool [B], who stands now."""
+        if self._show is None:
+            return
         self._place, self._label, self._oracle = place, label, oracle
-        self._standing, self._apart = standing, standing - oracle.alive
+        self._standing = int(standing.sum())
+        self._apart = self._standing - oracle.alive
         self._seen, self._alive, self._depth = self._passed(), oracle.alive, 0.0
 
-    def staged(self, standing: int) -> None:
-        """The attack is over, and these rows stand."""
+    def staged(self, standing: Tensor) -> None:
+        """The attack is over. standing: bool [B], who stands."""
+        if self._show is None:
+            return
         self._follow()
-        self._spent, self._standing = self._spent + self._passed(), standing
+        self._spent, self._standing = self._spent + self._passed(), int(standing.sum())
         self._place, self._oracle = self._place + 1, None
 
     def _passed(self) -> int:

@@ -100,7 +100,7 @@ class Evaluation:
 
         If no attack of the list is in the ball: right under all attacks.
         """
-        return self.correct & (self.broken_by == len(self.counted))
+        return torch.stack([self.correct, *(self.stages[label] for label in self.counted)]).all(0)
 
     @property
     def counted(self) -> list[str]:
@@ -113,9 +113,10 @@ class Evaluation:
 
         len(counted) for a sample that none broke, or that is wrong on the clean image.
         """
-        by = torch.full_like(self.ids, len(self.counted))
-        for place in reversed(range(len(self.counted))):
-            by[self.correct & ~self.stages[self.counted[place]]] = place
+        counted = self.counted
+        by = torch.full_like(self.ids, len(counted))
+        for place, label in reversed([*enumerate(counted)]):
+            by[self.correct & ~self.stages[label]] = place
         return by
 
     @property

@@ -28,7 +28,7 @@ from robustcli.evaluation.diagnosis import diagnose
 from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, trusted
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.pulse import Beat, Costs, Pulse
+from robustcli.evaluation.pulse import Beat, Pulse
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.shards import ShardStore
 from robustcli.evaluation.sizing import in_batches
@@ -169,7 +169,7 @@ class RobustEvaluation:
         self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)
         self._classes, norm = batch.logits.shape[1], self.plan.ball.norm
-        self._stop.batch(len(x), Costs.of(self.plan.attacks, self._classes, norm, self.plan.draws(EOT_DRAWS)))
+        self._stop.batch(len(x), self.plan.attacks, self._classes, norm, self.plan.draws(EOT_DRAWS))
         x_adv, predicted, survivors = x.clone(), batch.predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
@@ -202,7 +202,7 @@ class RobustEvaluation:
             passes=passes,
             tallies=dict(tallies),
             survivors=survivors,
-            bounded=self.plan.bounded or not self.plan.attacks,
+            bounded=self.plan.bounded,
             goal=batch.goal,
             draws=draws,
         )
@@ -222,12 +222,12 @@ class RobustEvaluation:
             return Stage(standing, rows, x, batch.y[rows])
         criterion, judged_before = batch.criterion(rows), judge.forward_rows
         oracle = self._oracle(call, judge, x, criterion, batch.ids[rows], batch.logits[rows])
-        self._stop.stage(self.plan.attacks.index(call), call.label, oracle, int(eligible.sum()))
+        self._stop.stage(self.plan.attacks.index(call), call.label, oracle, eligible)
         x_adv = call.points(oracle, x, self.plan.ball)
         self._notes += [note for note in oracle.notes if note not in self._notes]
         ruling = judge.rule(x, x_adv, criterion)
         standing[rows[ruling.hit]] = False
-        self._stop.staged(int(standing.sum()))
+        self._stop.staged(standing)
         passes = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - judged_before
         tallies = {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
         return Stage(standing, rows, x_adv, ruling.predicted, passes, tallies)

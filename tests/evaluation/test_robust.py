@@ -10,6 +10,7 @@ from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.data.split import MemorySplit
+from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, to_lattice
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
@@ -268,3 +269,25 @@ def test_beats_come_inside_a_batch_and_end_with_its_work(monkeypatch):
         assert {step[1] for step in steps} == {of}
     assert int(result.survivors.sum()) <= inside[-1].standing <= int(result.correct.sum())
     assert RobustEvaluation(Net(), plan).run(data(), torch.arange(60), CPU).robust_acc == result.robust_acc
+
+
+@pytest.mark.parametrize("names", [("spatial", "corruption"), ("fgsm", "spatial")])
+def test_what_a_resumed_evaluation_knows_is_what_its_batches_said(names):
+    """Attacks without a ball count where the list has no other."""
+    net, split = Net().eval(), data(16)
+    calls = [AttackCall.of(registry.attacks.get(name), {}) for name in names]
+    plan = EvalPlan(Ball("linf", 0.3), calls, search=PLAIN)
+    (x, y, ids) = next(split.stream([torch.arange(16)], CPU))
+    outcome = RobustEvaluation(net, plan).attack_batch(x, y, ids)
+    collector = Collector(plan, ids, [None] * 16, None, None)
+    collector.add(outcome)
+    count, right, standing = collector.proven
+    assert count == 16 and torch.equal(right, outcome.correct) and torch.equal(standing, outcome.survivors)
+    assert int(standing.sum()) < int(right.sum())
+
+
+@pytest.mark.parametrize("fold_bn", [True, False])
+def test_a_copy_that_was_asked_to_be_plainer_is_no_fallback(fold_bn):
+    x = next(data(8).stream([torch.arange(8)], CPU))[0]
+    twin, note = Search(torch.float32, fold_bn=fold_bn, channels_last=False).faithful(Net().eval(), x)
+    assert twin is not None and note == ""
