@@ -55,7 +55,7 @@ def frozen(model: nn.Module, bn: BatchNormMode = "eval") -> Iterator[nn.Module]:
 def trained_modules(model: nn.Module) -> list[nn.Module]:
     """The modules that were in train mode when nobody held them frozen."""
     with _turn:
-        return [module for module in model.modules() if _flags_before(module)["training"]]
+        return [module for module in model.modules() if _trained_before(module)]
 
 
 @contextmanager
@@ -162,11 +162,11 @@ def _write(item: Any, flags: dict[str, bool]) -> None:
         setattr(item, name, flag)
 
 
-def _flags_before(module: nn.Module) -> dict[str, bool]:
-    """The flags of a module while nobody holds it."""
+def _trained_before(module: nn.Module) -> bool:
+    """Whether a module is in train mode while nobody holds it."""
     hold = _holds.get(id(module))
     if hold is None:
-        return {"training": module.training}
+        return module.training
     while hold.below is not None:
         hold = hold.below
-    return hold.before
+    return hold.before["training"]

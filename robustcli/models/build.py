@@ -68,7 +68,7 @@ def build_model(
         with torch.device("cpu"):
             model = make()
     if not ours(model.arch):
-        probe(model, model.arch)
+        probe(model)
     return model
 
 

@@ -39,7 +39,7 @@ def build_plugin(
         arch = ARCH + plugin.rpartition(":")[2]
         model = NormalisedModel(backbone, mean, std, arch=arch, params=_stored(params), info=info)
     model.plugin = record_of(plugin)
-    probe(model, arch)
+    probe(model)
     return model
 
 

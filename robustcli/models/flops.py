@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustcli.core.modes import frozen, undisturbed
@@ -27,22 +27,10 @@ def flops(model: nn.Module, shape: Sequence[int]) -> int:
     like = next(model.parameters(), torch.empty(0))
     x = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
     counted = _Counted()
-    with undisturbed(model), frozen(model), torch.no_grad(), _Unfused(), counted:
+    # Layers of torch.nn that see a function mode do not take their fused path, which hides its products.
+    with undisturbed(model), frozen(model), torch.no_grad(), BaseTorchFunctionMode(), counted:
         model(x)
     return counted.total
-
-
-class _Unfused(TorchFunctionMode):
-    """Layers of torch.nn that see a mode do not take their fused path, which hides its products."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 class _Counted(TorchDispatchMode):

@@ -58,8 +58,8 @@ class NormalisedModel(nn.Module):
         self.classes: tuple[str, ...] | None = None  # names, when a checkpoint told them
         self.sha256: str | None = None  # of the checkpoint's manifest, when it came from one
         self.plugin: PluginConfig | None = None  # the user's code that made the backbone
-        self.register_buffer("mean", torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(tuple(std), dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("mean", _column(mean))
+        self.register_buffer("std", _column(std))
         self.backbone = backbone
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -67,8 +67,7 @@ class NormalisedModel(nn.Module):
         check_normalisation(tuple(mean), tuple(std))
         if self.info is not None:
             self.info = replace(self.info, mean=tuple(mean), std=tuple(std))
-        self.mean = torch.tensor(tuple(mean), dtype=torch.float32, device=self.mean.device).view(1, -1, 1, 1)
-        self.std = torch.tensor(tuple(std), dtype=torch.float32, device=self.std.device).view(1, -1, 1, 1)
+        self.mean, self.std = _column(mean, self.mean.device), _column(std, self.std.device)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor):  # a torch.fx proxy has no shape to look at
@@ -132,6 +131,11 @@ def normalised(model: nn.Module, normalize: str) -> NormalisedModel:
     wrapped.train(model.training)
     like = next(model.parameters(), torch.empty(0))
     return wrapped.to(like.device)
+
+
+def _column(values: Sequence[float], device: torch.device | None = None) -> Tensor:
+    """One value per channel, float32 [1, C, 1, 1]."""
+    return torch.tensor(tuple(values), dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
 def parse_normalize(text: str, channels: int | None = None) -> Normalisation:

@@ -206,7 +206,7 @@ def _checkpoint(path: Path) -> Path:
 def _there(path: Path) -> str:
     """What stands where a checkpoint or a run was looked for."""
     root = path.parent if path.parent.name == "checkpoints" else path.parent / "checkpoints"
-    steps = [step.name for step in candidates(root)] if root.is_dir() else []
+    steps = [step.name for step in candidates(root)]
     if not steps:
         return "a run is a directory with checkpoints/ in it"
     return f"there are {', '.join(steps[:5])} in {root}"

@@ -98,7 +98,7 @@ def _first_five(names: Sequence[str]) -> str:
     return f" ({', '.join(shown)})"
 
 
-def probe(model: NormalisedModel, name: str) -> None:
+def probe(model: NormalisedModel) -> None:
     """A few images of the data's shape through a backbone that is not ours: finds and sets its contract.
 
     Raises ConfigError when it cannot take them, or returns anything but logits [B, K].
@@ -106,10 +106,10 @@ def probe(model: NormalisedModel, name: str) -> None:
     info = model.info
     assert info is not None
     x = images(info.shape, model.mean.device)
-    contract, classes = take(model.backbone, model.normalise(x), name)
+    contract, classes = take(model.backbone, model.normalise(x), model.arch)
     if classes != info.num_classes:
         raise ConfigError(
-            f"{name} is not a classifier of {info.num_classes} classes: its logits are [B, {classes}]",
+            f"{model.arch} is not a classifier of {info.num_classes} classes: its logits are [B, {classes}]",
             hint="give the last layer as many outputs as the data have classes",
             code="E-MODEL",
         )

@@ -5,11 +5,11 @@ import copy
 import io
 import itertools
 import json
-import os
 import shutil
 import time
 
 import pytest
+from commands import run_in
 from jobs_support import TINY
 
 from robustcli.errors import RobustCliError
@@ -65,18 +65,12 @@ def outcome(what, call, allowed=RobustCliError):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a training, and an evaluation with an alarm."""
-    from robustcli.cli.main import run
-
-    folder, before = tmp_path_factory.mktemp("made"), os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert run(["train", *QUICK, "--out", "run"]) == 0
-            words = ("--model", "run:run", "--attack", "pgd", "--steps", "2", "--n", "24", "eval.checks=0")
-            assert run(["eval", *words, "eval.shard_size=16", "--out", "measured"]) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    words = ("--model", "run:run", "--attack", "pgd", "--steps", "2", "--n", "24", "eval.checks=0")
+    return run_in(
+        tmp_path_factory.mktemp("made"),
+        ["train", *QUICK, "--out", "run"],
+        ["eval", *words, "eval.shard_size=16", "--out", "measured"],
+    )
 
 
 @pytest.fixture

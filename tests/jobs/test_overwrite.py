@@ -1,12 +1,11 @@
 """--overwrite and --resume from the shell: nothing of the user's is destroyed."""
 
-import contextlib
-import io
 import os
 import shutil
 import signal
 
 import pytest
+from commands import run_in
 from jobs_support import TINY
 
 from robustcli.store.inventory import holds_nothing_else
@@ -21,16 +20,11 @@ BERNOULLI = ("adversary.start=bernoulli", "ball.norm=l2", "ball.eps=0.5")  # ref
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A folder with two trainings and an evaluation."""
-    from robustcli.cli.main import run
-
-    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert run(["train", *QUICK, "--out", "old"]) == 0
-            assert run(["eval", "--model", "run:old", *FEW, "--out", "measured"]) == 0
-    finally:
-        os.chdir(before)
+    folder = run_in(
+        tmp_path_factory.mktemp("trained"),
+        ["train", *QUICK, "--out", "old"],
+        ["eval", "--model", "run:old", *FEW, "--out", "measured"],
+    )
     (folder / "old" / "notes.txt").write_text("mine")
     return folder
 

@@ -6,6 +6,7 @@ There is no directory, no `latest` without weights, nothing for --resume to stum
 import os
 
 import pytest
+from commands import run_in
 from jobs_support import TINY, environment, free_port
 
 from robustcli.errors import DataError, NumericsError, PeerError
@@ -50,19 +51,7 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A folder with one finished training in it."""
-    import contextlib
-    import io
-
-    from robustcli.cli.main import run
-
-    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert run(["train", *QUICK, "name=good"]) == 0
-    finally:
-        os.chdir(before)
-    return folder
+    return run_in(tmp_path_factory.mktemp("trained"), ["train", *QUICK, "name=good"])
 
 
 @pytest.fixture

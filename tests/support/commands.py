@@ -26,6 +26,19 @@ class Answer:
         return json.loads(self.out)
 
 
+def run_in(folder, *commands):
+    """Run commands, lists of words, in this folder and this process, silently; each must end with 0."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            for words in commands:
+                assert run(words) == 0, words
+    finally:
+        os.chdir(before)
+    return folder
+
+
 @pytest.fixture
 def cli(tmp_path, monkeypatch):
     """Run in this process, in an empty directory."""

@@ -181,9 +181,9 @@ def _lay_out(model: NormalisedModel, x: Tensor, say: Callable[[str], None]) -> N
     try:
         model.to(memory_format=torch.channels_last)
         laid_out = x.contiguous(memory_format=torch.channels_last)
-        with seeded(0), torch.no_grad():
+        with seeded(0), undisturbed(model), torch.no_grad():
             for training in (False, True):
-                with undisturbed(model), in_mode(model, training):
+                with in_mode(model, training):
                     model(laid_out)
     except Exception as error:  # whatever a layout breaks, the usual one can do: it ran above
         if out_of_memory(error):
