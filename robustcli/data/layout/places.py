@@ -51,7 +51,7 @@ def find_places(root: Path, config: DataConfig, roots: Sequence[str]) -> Places:
         return Places({"train": ""}, _left_aside(config.splits.ignore, names))
     places = dict(stated)
     for name, part in by_name.items():
-        if part in config_parts(config):
+        if part in stated:
             continue
         if part in places:
             raise _two_folders(root, part, places[part], name)
@@ -76,9 +76,9 @@ def _by_name(
     folders of the same names: a class may be called train_station.
     """
     by_word = {name: part for name in shown if (part := part_inside(name)) is not None}
-    inner = [below for name in shown if (below := set(folders(root / name, roots)))]
-    if not stated and inner and len(shown) > 1 and set.intersection(*inner):
-        if len(by_word) == len(set(by_word.values())) == len(shown):
+    if not stated and len(shown) > 1 and len(by_word) == len(set(by_word.values())) == len(shown):
+        inner = [below for name in shown if (below := set(folders(root / name, roots)))]
+        if inner and set.intersection(*inner):
             return by_word
     free = [name for name in shown if name not in stated.values()]
     return {name: part for name in free if (part := part_named(name)) is not None}
@@ -105,16 +105,14 @@ def _below_images(root: Path, place: str, roots: Sequence[str]) -> str:
     return deeper
 
 
-def config_parts(config: DataConfig) -> list[str]:
-    """The splits whose folder `data.splits` names."""
-    return [part for part in PARTS if getattr(config.splits, part) is not None]
-
-
 def _stated(root: Path, config: DataConfig) -> dict[str, str]:
     """Split -> its folder, of `data.splits`."""
     stated = {}
-    for part in config_parts(config):
-        name = os.path.normpath(getattr(config.splits, part))
+    for part in PARTS:
+        given = getattr(config.splits, part)
+        if given is None:
+            continue
+        name = os.path.normpath(given)
         outside = os.path.isabs(name) or name.split(os.sep)[0] == os.pardir
         if outside or not (root / name).is_dir():
             hint = "name a folder inside the data folder"
@@ -191,7 +189,7 @@ def _with_labels(
 def _unlabelled(folder: Path, roots: Sequence[str]) -> bool:
     """Whether a split has images and neither class folders nor a table of labels."""
     below = folders(folder, roots)
-    if labels_table(folder) is not None or below not in ([], ["images"]):
+    if labels_table(folder) is not None or below not in ([], [IMAGES]):
         return False
     return _has_images(folder / below[0] if below else folder)
 
