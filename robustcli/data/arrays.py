@@ -12,7 +12,7 @@ from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.check import check_labels, check_range, check_shape, dim_warning
 from robustcli.data.digest import digest_memory
-from robustcli.data.layout.classes import chosen_order
+from robustcli.data.layout.classes import chosen_order, stated_classes
 from robustcli.data.split import MemorySplit
 from robustcli.data.stored import Loaded
 from robustcli.errors import DataError
@@ -56,7 +56,8 @@ def bundle_arrays(
             hint="use folder:PATH, or data.storage=auto",
         )
     readers = {part: (_reader(pixels), labels) for part, (pixels, labels) in stored.items()}
-    order = classes if config.classes is None else chosen_order(config, classes, where=where)
+    stated = stated_classes(config)
+    order = classes if stated is None else chosen_order(stated, classes, where=where)
     arrays = ArraySplits(config, where, readers, classes, order, deep and config.max_value is None)
     return DataBundle(config, entry, name=name, where=where, stored=arrays, notes=notes)
 

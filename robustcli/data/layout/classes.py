@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,17 @@ def stated_classes(config: DataConfig) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def chosen_order(config: DataConfig, found: Sequence[str], *, where: str) -> tuple[str, ...]:
+def chosen_order(stated: tuple[str, ...] | None, found: Iterable[str], *, where: str) -> tuple[str, ...]:
     """All classes in the order of their labels: as `data.classes` states it, else sorted.
 
     Args:
-        config: the data section.
+        stated: the names in `data.classes`, see `stated_classes`.
         found: the class names that the data have. `data.classes` may name more.
         where: for messages.
 
     Raises:
         DataError: E-CLASS, a class of the data that `data.classes` does not name.
     """
-    stated = stated_classes(config)
     if stated is None:
         return in_order(found)
     unknown = sorted(set(found) - set(stated))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from robustcli.config.sections import DataConfig
 from robustcli.data.files import entries, folders, is_image
-from robustcli.data.layout.classes import stated_classes
 from robustcli.data.layout.tree import IMAGES, labels_table
 from robustcli.data.layout.words import part_inside, part_named
 from robustcli.data.split import PARTS
@@ -27,12 +26,16 @@ class Places:
     notes: list[str]
 
 
-def find_places(root: Path, config: DataConfig, roots: Sequence[str]) -> Places:
+def find_places(
+    root: Path, config: DataConfig, roots: Sequence[str], classes: Sequence[str] | None
+) -> Places:
     """The folder of each split: as `data.splits` says, else by its name.
 
     A folder that is named as a split is one when it holds folders. Where none does, or `data.classes` names
     all of them, the folders of the root are the classes of one split, train. A folder `images` between a
     split and its classes is no class.
+
+    classes: the names in `data.classes`, see `stated_classes`.
 
     Raises:
         DataError: two folders for one split; splits of images without class folders; a folder whose classes
@@ -44,10 +47,11 @@ def find_places(root: Path, config: DataConfig, roots: Sequence[str]) -> Places:
     shown = [name for name in names if name not in config.splits.ignore]
     by_name = _by_name(root, shown, stated, roots)
     if not stated and (
-        _are_classes(shown, config) or not any(folders(root / name, roots) for name in by_name)
+        _are_classes(shown, classes) or not any(folders(root / name, roots) for name in by_name)
     ):
-        _refuse_bare(root, shown, config)
-        _refuse_levels(root, shown, config, roots)
+        _refuse_bare(root, shown, classes)
+        if classes is None:
+            _refuse_levels(root, shown, roots)
         return Places({"train": ""}, _left_aside(config.splits.ignore, names))
     places = dict(stated)
     for name, part in by_name.items():
@@ -84,9 +88,8 @@ def _by_name(
     return {name: part for name in free if (part := part_named(name)) is not None}
 
 
-def _are_classes(shown: Sequence[str], config: DataConfig) -> bool:
+def _are_classes(shown: Sequence[str], classes: Sequence[str] | None) -> bool:
     """Whether `data.classes` names all these folders."""
-    classes = stated_classes(config)
     return classes is not None and bool(shown) and set(shown) <= set(classes)
 
 
@@ -194,12 +197,12 @@ def _unlabelled(folder: Path, roots: Sequence[str]) -> bool:
     return _has_images(folder / below[0] if below else folder)
 
 
-def _refuse_bare(root: Path, names: Sequence[str], config: DataConfig) -> None:
+def _refuse_bare(root: Path, names: Sequence[str], classes: Sequence[str] | None) -> None:
     """Refuse folders of images that are named as several splits: they are hardly classes."""
     by_name = {name: part for name in names if (part := part_named(name)) is not None}
     by_word = {name: part for name in names if (part := part_inside(name)) is not None}
     named = by_word if len(by_word) == len(names) else by_name
-    if _are_classes(names, config) or len(set(named.values())) < 2:
+    if _are_classes(names, classes) or len(set(named.values())) < 2:
         return
     if any(_has_images(root / name) for name in named):
         listed = ", ".join(named)
@@ -212,9 +215,9 @@ def _refuse_bare(root: Path, names: Sequence[str], config: DataConfig) -> None:
         )
 
 
-def _refuse_levels(root: Path, names: Sequence[str], config: DataConfig, roots: Sequence[str]) -> None:
+def _refuse_levels(root: Path, names: Sequence[str], roots: Sequence[str]) -> None:
     """Refuse folders that all hold the same folders: either level may be that of the classes."""
-    if config.classes is not None or len(names) < 2:
+    if len(names) < 2:
         return
     below = set(folders(root / names[0], roots))
     for name in names[1:]:

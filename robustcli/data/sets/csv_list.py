@@ -21,7 +21,7 @@ from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import source_path
 from robustcli.data.files import Listing, is_inside, open_regular
 from robustcli.data.images import Decoder
-from robustcli.data.layout.classes import chosen_order
+from robustcli.data.layout.classes import chosen_order, stated_classes
 from robustcli.data.layout.words import order_note, part_named
 from robustcli.data.listings import bundle_listings
 from robustcli.data.split import PARTS
@@ -49,7 +49,7 @@ def csv_list(config: DataConfig) -> DataBundle:
     rows, notes = _read(table, config)
     root = str(table.parent)
     decoder = Decoder.of(config, root)
-    classes = chosen_order(config, sorted({row.label for row in rows}), where=str(table))
+    classes = chosen_order(stated_classes(config), {row.label for row in rows}, where=str(table))
     return bundle_listings(
         config,
         "csv",

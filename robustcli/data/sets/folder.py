@@ -12,7 +12,7 @@ from robustcli.data.check import check_classes
 from robustcli.data.datasets import source_path
 from robustcli.data.files import Listing
 from robustcli.data.images import Decoder
-from robustcli.data.layout.classes import chosen_order
+from robustcli.data.layout.classes import chosen_order, stated_classes
 from robustcli.data.layout.places import find_places
 from robustcli.data.layout.tree import class_folders, labels_table, list_images, list_table, table_classes
 from robustcli.data.layout.words import order_note
@@ -63,10 +63,11 @@ def find_splits(
     Raises:
         DataError: what `find_places` refuses; a split with other classes than the training images.
     """
-    places = find_places(root, config, roots)
+    stated = stated_classes(config)
+    places = find_places(root, config, roots, stated)
     found = {part: _class_names(root, place, roots) for part, place in places.folders.items()}
     names = found.get("train") or sorted(set().union(*found.values()))
-    classes = chosen_order(config, names, where=str(root))
+    classes = chosen_order(stated, names, where=str(root))
     for part, own in found.items():
         if set(own) - set(classes):
             check_classes(classes, own, where=f"{root}: {part}")
