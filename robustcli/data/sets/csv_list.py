@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,11 +64,12 @@ def csv_list(config: DataConfig) -> DataBundle:
 
 def _read(table: Path, config: DataConfig) -> tuple[list[_Row], list[str]]:
     """The rows of the table, each image once, sorted by path; and notes."""
+    stated = _stated(config)
     reader = csv.DictReader(io.StringIO(_text(table), newline=""), skipinitialspace=True, strict=True)
     try:
         columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         _check_columns(columns, table)
-        rows = [_row(record, reader.line_num, table, config) for record in reader]
+        rows = [_row(record, reader.line_num, table, stated) for record in reader]
     except csv.Error as error:
         line = reader.line_num + 1  # behind the last good one
         raise _fault(f"not a table: {error}", table, line, "check the quotes of that line") from error
@@ -104,7 +105,7 @@ def _check_columns(columns: Sequence[str], table: Path) -> None:
         raise _fault("two columns of one name", table, 1, _HEADER_HINT)
 
 
-def _row(record: dict[str | None, str | None], line: int, table: Path, config: DataConfig) -> _Row:
+def _row(record: dict[str | None, str | None], line: int, table: Path, stated: Mapping[str, str]) -> _Row:
     """One line of the table; without a column `split` every image is of one split, train."""
     fields = {name: value.strip() for name, value in record.items() if isinstance(value, str)}
     if len(fields) < len(record):
@@ -115,7 +116,7 @@ def _row(record: dict[str | None, str | None], line: int, table: Path, config: D
         raise _fault("an empty path or label", table, line, "give both, or remove the line")
     if "\0" in path or not label.isprintable():
         raise _fault("control characters in the path or label", table, line, "rename it")
-    part = _part(split, config)
+    part = stated[split] if split in stated else part_named(split)
     if part is None:
         hint = f"write {', '.join(PARTS)}, or say what it is: data.splits.test={split}"
         raise _fault(f"unknown split {split!r}", table, line, hint)
@@ -125,12 +126,10 @@ def _row(record: dict[str | None, str | None], line: int, table: Path, config: D
     return _Row(line, path, label, part)
 
 
-def _part(split: str, config: DataConfig) -> str | None:
-    """train, val or test, as `data.splits` says or the name; "" for one that is left out; None: unknown."""
-    if split in config.splits.ignore:
-        return ""
-    stated = {getattr(config.splits, part): part for part in PARTS}
-    return stated.get(split) or part_named(split)
+def _stated(config: DataConfig) -> dict[str, str]:
+    """Word in the column `split` -> its part, as `data.splits` says; "" for one that is left out."""
+    parts = {getattr(config.splits, part): part for part in PARTS}
+    return parts | dict.fromkeys(config.splits.ignore, "")
 
 
 def _distinct(rows: Iterable[_Row], table: Path) -> list[_Row]:

@@ -65,25 +65,29 @@ def find_splits(
     """
     stated = stated_classes(config)
     places = find_places(root, config, roots, stated)
-    found = {part: _class_names(root, place, roots) for part, place in places.folders.items()}
+    tables = {place: labels_table(root / place) for place in places.folders.values() if place}
+    found = {
+        part: _class_names(root, place, tables.get(place), roots) for part, place in places.folders.items()
+    }
     names = found.get("train") or sorted(set().union(*found.values()))
     classes = chosen_order(stated, names, where=str(root))
     for part, own in found.items():
         if set(own) - set(classes):
             check_classes(classes, own, where=f"{root}: {part}")
     listers: Listers = {
-        part: partial(_listed, root, name, classes, roots) for part, name in places.folders.items()
+        part: partial(_listed, root, place, tables.get(place), classes, roots)
+        for part, place in places.folders.items()
     }
     return listers, classes, [*places.notes, *order_note(classes)]
 
 
-def _class_names(root: Path, place: str, roots: tuple[str, ...]) -> list[str]:
-    table = labels_table(root / place) if place else None
+def _class_names(root: Path, place: str, table: Path | None, roots: tuple[str, ...]) -> list[str]:
     return class_folders(root, place, roots) if table is None else table_classes(table)
 
 
-def _listed(root: Path, place: str, classes: tuple[str, ...], roots: tuple[str, ...]) -> Listing:
-    table = labels_table(root / place) if place else None
+def _listed(
+    root: Path, place: str, table: Path | None, classes: tuple[str, ...], roots: tuple[str, ...]
+) -> Listing:
     if table is None:
         return list_images(root, place, classes, roots)
     return list_table(root, place, table, classes)
