@@ -91,7 +91,6 @@ class Decoder:
         try:
             with (
                 open_regular(os.path.join(self.root, relative), inside=self.roots) as stream,
-                warnings.catch_warnings(),
                 Image.open(stream, formats=_FORMATS) as image,
             ):
                 return ask(image)
@@ -245,17 +244,22 @@ def usual_shape(paths: Sequence[str], decoder: Decoder) -> tuple[int, int]:
 
 
 def decode_all(
-    paths: Sequence[str], decoder: Decoder, threads: int, grey_channels: Callable[[], int] = lambda: 1
+    paths: Sequence[str],
+    decoder: Decoder,
+    threads: int,
+    grey_channels: Callable[[], int] = lambda: 1,
+    side: tuple[int, int] | None = None,
 ) -> tuple[Tensor, dict[int, DataError]]:
     """Pixels uint8 [N, C, H, W] of all files, and the faults by index. C is 3 when an image has colour.
 
     The rows of files with a fault are zero. `grey_channels` gives C for images that are all grey.
+    `side` is (H, W) where `usual_shape` was asked before.
 
     Raises:
         DataError: no image can be read.
         ResourceError: not enough memory for the pixels.
     """
-    shape = (3, *usual_shape(paths, decoder))
+    shape = (3, *(side or usual_shape(paths, decoder)))
     try:
         pixels = np.zeros((len(paths), *shape), dtype=np.uint8)
     except MemoryError as error:

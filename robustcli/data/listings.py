@@ -94,18 +94,23 @@ class ListedSplits:
         notes = [f"{ignored} files that are not images left aside"] * bool(ignored)
         if not all_paths(listings):
             raise DataError("no images", where=self.decoder.root, hint="add images", code="E-EMPTY")
-        loaded = _load(self.config, listings, self.decoder, self._colour_elsewhere(names))
+        loaded = _load(self.config, listings, self.decoder, self._grey_channels(names))
         self._check_against_others(names, loaded)
         made_from = _stored_size(all_paths(listings), self.decoder)
         notes += [*loaded.notes, *_resized(made_from, self.decoder)]
         return replace(loaded, notes=notes, made_from=made_from)
 
-    def _colour_elsewhere(self, names: Sequence[str]) -> Callable[[], int]:
-        """A function that gives 3 when images of another split have colour, else 1."""
+    def _grey_channels(self, names: Sequence[str]) -> Callable[[], int]:
+        """A function that gives the channels of images that are all grey.
+
+        They are 3 when data.channels is, or when images of another split have colour; else 1.
+        """
 
         def probe() -> int:
+            if self.config.channels == 3:
+                return 3
             others = (self.listing(name).paths for name in self.names if name not in names)
-            return max((_channels(paths, self.decoder) for paths in others if paths), default=1)
+            return 3 if any(_channels(paths, self.decoder) == 3 for paths in others if paths) else 1
 
         return probe
 
@@ -123,17 +128,19 @@ class ListedSplits:
             check_shape((shape[0], *side), shape, where=os.path.join(self.decoder.root, paths[0]))
 
 
-def _load(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere: Callable[[], int]) -> Loaded:
-    """The splits as data.storage asks for them. elsewhere: channels of the splits that are not read."""
+def _load(
+    config: DataConfig, listings: Listings, decoder: Decoder, grey_channels: Callable[[], int]
+) -> Loaded:
+    """The splits as data.storage asks for them. grey_channels: gives C for images that are all grey."""
     if config.storage == "cached":
-        return _cached(config, listings, decoder, elsewhere)
+        return _cached(config, listings, decoder, grey_channels())
     paths = all_paths(listings)
-    height, width = usual_shape(paths, decoder)
+    height, width = side = usual_shape(paths, decoder)
     large = len(paths) * 3 * height * width > MEMORY_BYTES
     if config.storage == "stream" or (config.storage == "auto" and large):
-        return _streamed(config, listings, decoder, (height, width), elsewhere)
-    pixels, faults = decode_all(paths, decoder, _threads(config, decoder), lambda: _asked(config, elsewhere))
-    check_shape(pixels.shape[1:], where=os.path.join(decoder.root, paths[0]))
+        return _streamed(config, listings, decoder, side, grey_channels)
+    pixels, faults = decode_all(paths, decoder, _threads(config, decoder), grey_channels, side)
+    check_shape(pixels.shape[1:], where=_first(paths, decoder))
     splits = _share(listings, Store(pixels))
     note = f"storage: memory, {len(paths)} images of {height}x{width}"
     deep = config.max_value is None and decoder.deep(paths[0])
@@ -141,23 +148,18 @@ def _load(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere: C
     return Loaded(splits, _by_split(listings, faults), digest_memory(splits), [note], warnings)
 
 
-def _asked(config: DataConfig, elsewhere: Callable[[], int]) -> int:
-    """Channels of images that are all grey."""
-    return 3 if config.channels == 3 else elsewhere()
-
-
-def _cached(config: DataConfig, listings: Listings, decoder: Decoder, elsewhere: Callable[[], int]) -> Loaded:
+def _cached(config: DataConfig, listings: Listings, decoder: Decoder, grey_channels: int) -> Loaded:
     """Splits over a file of the decoded images; nothing is decoded when the file is there."""
-    paths, asked = all_paths(listings), _asked(config, elsewhere)
+    paths = all_paths(listings)
 
     def probe() -> tuple[int, int, int]:
-        channels = max(_channels(paths, decoder), asked)
+        channels = max(_channels(paths, decoder), grey_channels)
         return check_shape((channels, *usual_shape(paths, decoder)), where=_first(paths, decoder))
 
     def digest(pixels: Tensor) -> str:
         return digest_memory(_share(listings, Store(pixels)))
 
-    source = Source(listings, decoder, _threads(config, decoder), probe, digest, asked == 3)
+    source = Source(listings, decoder, _threads(config, decoder), probe, digest, grey_channels == 3)
     decoded, notes = load(cache_folder(config.cache), source)
     faults = _by_split(listings, decoded.faults)
     return Loaded(_share(listings, decoded.store), faults, decoded.digest, notes)
@@ -201,14 +203,14 @@ def _streamed(
     listings: Listings,
     decoder: Decoder,
     side: tuple[int, int],
-    elsewhere: Callable[[], int],
+    grey_channels: Callable[[], int],
 ) -> Loaded:
     """Splits that decode on demand.
 
     `bad_image: skip` must know the unreadable images now, so it decodes the training files once.
     """
     paths = all_paths(listings)
-    channels = max(_channels(paths, decoder), _asked(config, elsewhere))
+    channels = 3 if _channels(paths, decoder) == 3 else grey_channels()
     shape = check_shape((channels, *side), where=_first(paths, decoder))
     splits: dict[str, Split] = {}
     for part, listing in listings.items():
@@ -287,16 +289,14 @@ def _threads(config: DataConfig, decoder: Decoder) -> int:
 
     Small images spend their time in the interpreter, where a second thread costs more than it brings.
     """
-    if config.workers is not None:
-        return max(1, config.workers)
-    if decoder.size is None:
+    if config.workers is None and decoder.size is None:
         return 1
-    return min(8, _cpu_count())
+    return decoding_threads(config)
 
 
 def decoding_threads(config: DataConfig) -> int:
     """Threads that read whole files, of whatever size."""
-    return max(1, config.workers) if config.workers is not None else min(8, _cpu_count())
+    return max(1, _processes(config))
 
 
 def _cpu_count() -> int:
