@@ -39,8 +39,10 @@ class Fault:
 class Rules:
     """What merging must know of the schema.
 
+    Paths are those of the schema: `*` stands for any list index.
+
     Args:
-        specs: paths of all specs; `*` stands for any list index.
+        specs: paths of all specs.
         exclusive: path of a section -> keys of which at most one is set.
         takes: whether a scalar may stand where a section, a spec or a list of them does; True elsewhere.
     """
@@ -57,7 +59,7 @@ class Rules:
         """Whether `value` may stand at `path`, as far as the kind of place goes: no scalar for a section."""
         if isinstance(value, (dict, list)):
             return True
-        return self.takes(path, value) and self.takes(tuple(map(_any_index, path)), value)
+        return self.takes(tuple(map(_any_index, path)), value)
 
 
 def as_index(part: str) -> int | None:
@@ -212,6 +214,17 @@ def leaves(data: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
             yield from leaves(item, (*at, str(index)))
     else:
         yield at, data
+
+
+def matching(data: Any, pattern: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """(path, value) of all that `pattern` finds in plain data; `*` in it is any index of a list."""
+    if not pattern:
+        yield at, data
+    elif pattern[0] == "*" and isinstance(data, list):
+        for index, item in enumerate(data):
+            yield from matching(item, pattern[1:], (*at, str(index)))
+    elif isinstance(data, Mapping) and pattern[0] in data:
+        yield from matching(data[pattern[0]], pattern[1:], (*at, pattern[0]))
 
 
 def config_error(faults: Sequence[Fault], root: Node | None = None) -> ConfigError:

@@ -12,7 +12,7 @@ from robustcli.config.bind import Registries, check_spec
 from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.schema import known_keys, spec_fields
 from robustcli.config.spec import ModelConfig, ParamErrors, Spec, is_reference, names_code
-from robustcli.config.tree import Fault, KeyPath, Node, locate
+from robustcli.config.tree import Fault, KeyPath, Node, locate, matching
 from robustcli.registry import Entry, ensembles, parameters, suggestion
 
 
@@ -123,19 +123,8 @@ def _value(data: Any, section: str, key: str) -> Any:
 def _specs(data: Any) -> Iterator[tuple[KeyPath, str, type[Spec], dict[str, Any]]]:
     """(path, registry, class, raw mapping) of every spec present in plain data."""
     for pattern, (registry, cls) in spec_fields().items():
-        for path, raw in _matching(data, pattern):
+        for path, raw in matching(data, pattern):
             if isinstance(raw, str):
                 raw = {"name": raw}
             if isinstance(raw, dict):
                 yield path, registry, cls, raw
-
-
-def _matching(data: Any, pattern: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """(path, value) of all that `pattern` finds in plain data; `*` in it is any index of a list."""
-    if not pattern:
-        yield at, data
-    elif pattern[0] == "*" and isinstance(data, list):
-        for index, item in enumerate(data):
-            yield from _matching(item, pattern[1:], (*at, str(index)))
-    elif isinstance(data, dict) and pattern[0] in data:
-        yield from _matching(data[pattern[0]], pattern[1:], (*at, pattern[0]))

@@ -7,18 +7,17 @@ from inspect import Parameter
 from typing import Any
 
 from robustcli.config.bind import AnyRegistry, Registries
-from robustcli.config.schema import Config
+from robustcli.config.schema import Config, spec_fields
+from robustcli.config.tree import matching
 from robustcli.config.yaml_text import write_tree
 from robustcli.registry import parameters
 
-#: Path of a spec -> where its name is registered. Attacks are left out: what is given to them stands in their
-#: name in tables and in the identity of an evaluation.
+#: Path of a spec -> where its name is registered. Elements of lists are left out, and so are attacks: what is
+#: given to them stands in their name in tables and in the identity of an evaluation.
 _SPECS = {
-    ("model",): "models",
-    ("objective",): "objectives",
-    ("train", "optimizer"): "optimizers",
-    ("train", "schedule"): "schedules",
-    ("train", "step"): "steps",
+    path: registry
+    for path, (registry, _) in spec_fields().items()
+    if registry != "attacks" and "*" not in path
 }
 
 
@@ -45,9 +44,9 @@ def filled(tree: Mapping[str, Any]) -> dict[str, str]:
     registries = Registries.discover()
     added: dict[str, str] = {}
     for path, kind in _SPECS.items():
-        spec = _at(tree, path)
-        for key in _missing(spec, getattr(registries, kind)):
-            added[".".join((*path, key))] = str(spec["name"])
+        for _, spec in matching(tree, path):
+            for key in _missing(spec, getattr(registries, kind)):
+                added[".".join((*path, key))] = str(spec["name"])
     return added
 
 
@@ -59,13 +58,6 @@ def _changed(tree: dict[str, Any], path: tuple[str, ...], registry: AnyRegistry)
     if not isinstance(inner, Mapping):
         return tree
     return {**tree, path[0]: _changed(dict(inner), path[1:], registry)}
-
-
-def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    inner: Any = tree
-    for key in path:
-        inner = inner.get(key) if isinstance(inner, Mapping) else None
-    return inner
 
 
 def _missing(spec: Any, registry: AnyRegistry) -> dict[str, Any]:
