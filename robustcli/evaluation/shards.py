@@ -29,6 +29,7 @@ from robustcli.evaluation.shardfile import (
 )
 from robustcli.store.atomic import TMP_NAME, strict_json, write_atomic
 from robustcli.store.disk import explained
+from robustcli.terminal.once import each_once
 
 AUDIT = "audit.json"
 _SHARD = re.compile(r"(\d{4,18})\.jsonl", re.ASCII)
@@ -49,8 +50,8 @@ class ShardStore:
     """
 
     def __init__(self, folder: Path, header: Header, say: Callable[[str], None]) -> None:
-        self.folder, self.header, self.size, self._say = folder, header, header.size, say
-        self._said: set[str] = set()
+        self.folder, self.header, self.size = folder, header, header.size
+        self._once = each_once(say)
         with explained(folder):
             folder.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
             for half_written in folder.iterdir():
@@ -108,12 +109,6 @@ class ShardStore:
             "answers": answers.tolist(),
         }
         write_sealed(self.folder / AUDIT, audit)
-
-    def _once(self, text: str) -> None:
-        """Show a line to the user unless it was shown before."""
-        if text not in self._said:
-            self._said.add(text)
-            self._say(text)
 
 
 def merge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def _image(pixels: Pixels, scale: int) -> Image:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """`text` in lines of at most `width` pixels, broken between words; one longer word has its own line."""
-    font, lines = _font(_SIZE), list[str]()
+    font, lines = _font(), list[str]()
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
@@ -169,7 +170,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _write(draw: ImageDraw, at: tuple[int, int], words: Words, width: int) -> None:
     """One line in at most `width` pixels, shortened with … where it does not fit."""
-    font = _font(_SIZE)
+    font = _font()
     text, ink = words
     text = printable(text)
     if draw.textlength(text, font=font) > width:
@@ -179,10 +180,11 @@ def _write(draw: ImageDraw, at: tuple[int, int], words: Words, width: int) -> No
     draw.text(at, text, fill=ink, font=font)
 
 
-def _font(size: int) -> Any:
-    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
+@cache
+def _font() -> Any:
+    """DejaVu Sans of our size, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
     matplotlib = matplotlib_package()
     from PIL import ImageFont
 
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), _SIZE)

@@ -12,6 +12,7 @@ from robustcli.proportions import Rate
 from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.figure import COLOURS, accuracy_axis, eps_axis, eps_scale, plain, saved_figure
+from robustcli.reporting.record_tables import validated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,10 +61,10 @@ def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "") ->
     """
     if not rows:
         raise ValueError("no training rows to draw")
-    validated = any(row.clean is not None or row.robust is not None for row in rows)
+    with_accuracies = validated(rows)
     width: float = 6.4
     layout: Any = [["loss"], ["rate"]]
-    if validated:
+    if with_accuracies:
         width, layout = 9.6, [["loss", "accuracy"], ["rate", "accuracy"]]
     with saved_figure(path, width, 4.8) as figure:
         if title:
@@ -74,7 +75,7 @@ def training_curves(path: Path, rows: Sequence[TrainRow], *, title: str = "") ->
         panels["loss"].set_title("training")
         _learning_rate(panels["rate"], rows)
         panels["rate"].sharex(panels["loss"])
-        if validated:
+        if with_accuracies:
             _validation(panels["accuracy"], rows)
 
 
