@@ -7,15 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from robustcli.config.schema import Config
 from robustcli.config.sections import DataConfig
 from robustcli.errors import RobustCliError
+from robustcli.models.references import checkpoint_of, is_pointer
 from robustcli.registry import datasets
 from robustcli.store.latest import resolve_run
-from robustcli.store.manifest import NAME, read
-from robustcli.store.retention import resolve_checkpoint
+from robustcli.store.manifest import read
 
 _LONGEST = 16  # runs that were fine-tuned one from the other
 Meta = Mapping[str, Any]
+
+
+def begins_with(config: Config) -> tuple[str, str | None]:
+    """What names the model of a configuration and its weights: the references of which `lineage` asks."""
+    return config.model.name, config.model.weights
 
 
 def lineage(references: Iterable[str | None]) -> list[Meta]:
@@ -83,12 +89,7 @@ def _meta(reference: str) -> Meta | None:
     """
     try:
         path = resolve_run(Path(reference.removeprefix("run:")))
-        folder = path.parent if path.is_file() else path
-        if (folder / NAME).is_file():
-            return read(folder).meta
-        inner = folder / "checkpoints"
-        root = inner if inner.is_dir() else folder
-        tag = next((tag for tag in ("best", "last") if os.path.lexists(root / tag)), None)
-        return None if tag is None else read(resolve_checkpoint(root, tag)).meta
+        is_weight_file = path.is_file() and not is_pointer(path)
+        return read(checkpoint_of(path.parent if is_weight_file else path)).meta
     except (RobustCliError, OSError, ValueError):
         return None

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from robustcli.assembly.lineage import begins_with
 from robustcli.config.schema import Config
 from robustcli.store.latest import resolve_run
 from robustcli.store.sources import Source
@@ -13,7 +14,7 @@ from robustcli.store.sources import Source
 
 def sources_of(config: Config, *references: str | None) -> list[Source]:
     """The model, the weights and the data of a configuration, and further references to models or to code."""
-    models = [config.model.name, config.model.weights, *references]
+    models = [*begins_with(config), *references]
     found = [Source(f"the model {name}", path) for name in _given(models) for path in _places(name)]
     for name in _given([config.data.name, config.data.extra]):
         _, colon, path = name.partition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.setting import prepare
@@ -29,7 +30,7 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
         config,
         console,
         parts=(config.eval.split,),
-        models=(config.model.name, config.model.weights),
+        models=begins_with(config),
         measures=True,
         dry_run=flags.dry_run,
     )

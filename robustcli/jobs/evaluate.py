@@ -11,6 +11,7 @@ from torch import nn
 from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.extra_attacks import plugin_calls, surrogate_calls
+from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.ranges import parse_sweep
@@ -52,7 +53,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         config,
         console,
         parts=(config.eval.split,),
-        models=(config.model.name, config.model.weights, flags.surrogate),
+        models=(*begins_with(config), flags.surrogate),
         measures=True,
         dry_run=flags.dry_run,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from robustcli.assembly.cost import training_plan
 from robustcli.assembly.engine import make_engine
+from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.reopen import found_by_name, note_run, opening
@@ -69,15 +70,10 @@ def next_steps(answer: dict[str, Any], console: Console) -> None:
         console.info(line)
 
 
-def _sources(config: Config) -> tuple[str | None, str | None]:
-    """What the model begins with."""
-    return config.model.name, config.model.weights
-
-
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:
     """The plan of the training: its cost. Raises the errors of one that cannot be put together."""
     config = pinned(config)
-    setting = prepare(config, console, parts=_NEEDED, models=_sources(config), dry_run=True)
+    setting = prepare(config, console, parts=_NEEDED, models=begins_with(config), dry_run=True)
     model = ModelSource.of(setting, flags).to_train(console.warn)
     make_engine(setting, model, solo(), lambda: None, console.warn)
     return training_plan(setting, model, console)
@@ -122,7 +118,7 @@ def _prepared(config: Config, run: Run | Follower, console: Console) -> Setting:
     """The setting. A run that is interrupted here is marked as resumable."""
     try:
         resumed = (str(run.path),) if run.resumed else ()
-        return prepare(config, console, parts=_NEEDED, models=(*resumed, *_sources(config)))
+        return prepare(config, console, parts=_NEEDED, models=(*resumed, *begins_with(config)))
     except Interrupted:  # there is nothing to save yet, and --resume begins anew
         run.status(resumable=True)
         raise

@@ -11,6 +11,7 @@ from torch import nn
 from robustcli import registry
 from robustcli.assembly.attacks import eval_plan, numbered
 from robustcli.assembly.cost import evaluation_plan
+from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.samples import samples
@@ -42,7 +43,7 @@ def transfer(
     config, references = pinned(loaded.config), [followed(reference) for reference in references]
     _check_request(config, references)
     configs = [_config_of(config, reference, k) for k, reference in enumerate(references)]
-    named = [name for of_model in configs for name in (of_model.model.name, of_model.model.weights)]
+    named = [name for of_model in configs for name in begins_with(of_model)]
     setting = prepare(
         config, console, parts=(config.eval.split,), models=named, measures=True, dry_run=flags.dry_run
     )

@@ -63,7 +63,7 @@ def from_run(reference: str, request: Request) -> NormalisedModel:
             hint="drop --normalize and weights",
             code="E-MODEL",
         )
-    path = _checkpoint(resolve_run(Path(reference.removeprefix("run:"))))
+    path = checkpoint_of(resolve_run(Path(reference.removeprefix("run:"))))
     snapshot = load_checkpoint(path)
     if "model" not in snapshot.groups:
         raise CheckpointError("the checkpoint holds no model", where=str(path), code="E-CKPT-META")
@@ -175,13 +175,13 @@ def _architecture(file: str, request: Request) -> str:
     )
 
 
-def _checkpoint(path: Path) -> Path:
-    """The checkpoint that a directory stands for: a run, its ``checkpoints``, or a checkpoint itself.
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a run, its ``checkpoints``, a pointer to a checkpoint, or one itself stands for.
 
     A run stands for the checkpoint under ``best``; it has ``last`` only where there is no ``best``. A damaged
-    checkpoint has no substitute.
+    checkpoint has no substitute. Raises CheckpointError.
     """
-    if path.name in _TAGS and path.is_file():  # a pointer to a checkpoint
+    if is_pointer(path):
         return resolve_checkpoint(path.parent, path.name)
     step = re.fullmatch(r"step-(\d{1,17})", path.name)
     if step and not path.is_dir():
@@ -201,6 +201,11 @@ def _checkpoint(path: Path) -> Path:
         hint="name a run directory or one of its checkpoints",
         code="E-CKPT-MISSING",
     )
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether this is ``best`` or ``last`` of a run, which leads to a checkpoint."""
+    return path.name in _TAGS and path.is_file()
 
 
 def _there(path: Path) -> str:
