@@ -57,7 +57,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     """
     document = Document("bench")
     config = pinned(loaded.config)
-    setting = prepare(config, console, parts=("train",))
+    setting = prepare(config, console, parts=("train",), dry_run=flags.dry_run)
     split_of(setting.data, "train")
     model = ModelSource.of(setting, flags).to_train(console.warn)
     repeat = _REPEAT[flags.smoke]

@@ -125,6 +125,8 @@ def test_training_without_validation_and_a_dry_run_that_writes_nothing(cli, tmp_
     cached = ("data.storage=cached", "data.cache=cc")
     dry = cli(*words, *tiny, *cached, "--dry-run")
     assert dry.code == 0 and not (tmp_path / "cc").exists(), dry.err
+    bench = cli("bench", *words[1:], *tiny, *cached, "--dry-run")
+    assert bench.code == 0 and not (tmp_path / "cc").exists(), bench.err
     assert "images of 40x40 are resized to 8x8" in dry.err and "8x8 (files: 40x40)" in dry.out
     answer = cli(*words, *tiny, "data.val_fraction=0", "--out", "o", "--json")
     assert answer.code == 0 and "the last checkpoint is the best" in answer.err
