@@ -11,7 +11,7 @@ from types import FrameType
 from robustcli.errors import RobustCliError, UsageError, out_of_memory, printable
 
 MODULE = "robustcli_plugin_"  # how the module name of a user's file begins
-ARCH = "plugin:"  # how the arch of a user's network begins
+PLUGIN = "plugin:"  # how the name of a model, and the arch of its network, begin that a user's code makes
 _OURS = "robustcli."
 _ADAPTER = "robustcli.models.contract.reading"  # calls a network for the one that holds it
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -114,4 +114,4 @@ def _folders() -> set[str]:
 def _runs_users_network(frame: FrameType) -> bool:
     """Whether the frame is a method of a network of ours that holds a user's."""
     arch = getattr(frame.f_locals.get("self"), "arch", "")
-    return isinstance(arch, str) and arch.startswith(ARCH)
+    return isinstance(arch, str) and arch.startswith(PLUGIN)

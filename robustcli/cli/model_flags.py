@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustcli.errors import ConfigError, UsageError
+from robustcli.foreign import PLUGIN
 
 if TYPE_CHECKING:
     from robustcli.config.load import Loaded
@@ -76,7 +77,7 @@ def with_user_code(
         read: overrides -> the configuration, without a look at registries.
     """
     from robustcli.config.overlay import Override
-    from robustcli.config.spec import PLUGIN, is_reference
+    from robustcli.config.spec import is_reference
     from robustcli.models.plugin import record_of
 
     said = [item for item in overrides if not (item.key in MODEL_KEYS and item.value == given)]
@@ -117,8 +118,8 @@ def require_user_code(model: ModelConfig) -> None:
             hint=f"add --plugin {model.plugin.spec}",
             code="E-PLUGIN",
         )
-    if model.name.startswith("plugin:"):
-        factory = model.name.removeprefix("plugin:")
+    if model.name.startswith(PLUGIN):
+        factory = model.name.removeprefix(PLUGIN)
         raise UsageError(
             f"the model is made by a user's {factory}, and a configuration never runs code",
             hint=f"add --plugin FILE.py:{factory}",

@@ -25,9 +25,9 @@ from pydantic_core import CoreSchema
 from typing_extensions import Self
 
 from robustcli.config.number import Text, parse_number, parse_text
+from robustcli.foreign import PLUGIN
 
 _WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
-PLUGIN = "plugin:"  # how the name of a model begins that a user's code makes
 _SOURCES = ("run:", "torchvision:", "timm:", PLUGIN)
 
 

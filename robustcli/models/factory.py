@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from robustcli.errors import UsageError
-from robustcli.foreign import ARCH
+from robustcli.foreign import PLUGIN
 from robustcli.models.architectures.blocks import seeded
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import Normalisation, NormalisedModel, parse_normalize
@@ -36,7 +36,7 @@ def build_plugin(
     info = replace(info, mean=mean, std=std)
     with torch.device("cpu"):
         backbone = call_factory(plugin, num_classes=info.num_classes, params=params, seed=seed)
-        arch = ARCH + plugin.rpartition(":")[2]
+        arch = PLUGIN + plugin.rpartition(":")[2]
         model = NormalisedModel(backbone, mean, std, arch=arch, params=_stored(params), info=info)
     model.plugin = record_of(plugin)
     probe(model)

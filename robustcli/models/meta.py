@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from robustcli.config.spec import PluginConfig
 from robustcli.errors import CheckpointError, ConfigError, RobustCliError
-from robustcli.foreign import ARCH
+from robustcli.foreign import PLUGIN
 from robustcli.models.build import build_model
 from robustcli.models.factory import build_plugin
 from robustcli.models.info import ModelInfo
@@ -61,7 +61,7 @@ def model_from_meta(
         the one described (its code changed), or when a plugin is needed.
     """
     arch, params, info, classes = _read(meta, where)
-    if arch.startswith(ARCH):
+    if arch.startswith(PLUGIN):
         plugin = _required(plugin, arch, _recorded(meta, where), where)
         model = _restored(build_plugin(plugin, params, info, seed=0), info)
         _compare(meta, model, where)
@@ -85,7 +85,7 @@ def _recorded(meta: Mapping[str, Any], where: str) -> PluginConfig | None:
 def _required(plugin: str | None, arch: str, recorded: PluginConfig | None, where: str) -> str:
     """The user's code that is given. Raises CheckpointError when it is missing or another."""
     if plugin is None:
-        spec = f"FILE.py:{arch.removeprefix(ARCH)}" if recorded is None else recorded.spec
+        spec = f"FILE.py:{arch.removeprefix(PLUGIN)}" if recorded is None else recorded.spec
         raise CheckpointError(
             f"the checkpoint holds a user's model ({arch})",
             where=where,
