@@ -18,6 +18,7 @@ from robustcli.cli.attack_flags import (
 )
 from robustcli.cli.flags import FLAGS, FlagValue, spellings, texts_of
 from robustcli.cli.model_flags import (
+    DATA_KEYS,
     MODEL_KEYS,
     as_meant,
     require_model,
@@ -175,10 +176,11 @@ class Call:
         from robustcli.config.load import load_config
         from robustcli.config.overlay import parse_assignment
 
-        stored, overrides = self._source_of_model(), self.overrides()
-        read = partial(load_config, stored or self.source(), without=self._not_taken() if stored else ())
+        overrides = self.overrides()
+        stored = self._source_of_model(overrides)
+        read = partial(load_config, stored or self.source(), without=_not_taken(overrides) if stored else ())
         listed = self._attack_list()
-        if (code := self.plugin()) is not None:
+        if (code := user_code(self.text("plugin"), overrides)) is not None:
             overrides = with_user_code(code, overrides, partial(read, bind=False))
         loaded = read(listed + overrides)
         if _changes_norm(read, listed + overrides, loaded):
@@ -203,18 +205,12 @@ class Call:
         if self.verb in _MEASURES:
             require_model(loaded)
 
-    def _not_taken(self) -> tuple[str, ...]:
-        """Keys of a stored configuration that do not hold for this call, which may bring other data."""
-        words = [*self.texts("words"), *self.texts("set")]
-        other_data = self.text("data") or any(word.startswith("data.name=") for word in words)
-        return (*OF_THE_CALL, *OF_THE_DATA) if other_data else OF_THE_CALL
-
-    def _source_of_model(self) -> str | None:
+    def _source_of_model(self, overrides: list[Override]) -> str | None:
         """The configuration of the run in `--model run:DIR`, where there is no CONFIG.
 
         What is measured comes from the run: data, ball, attacks. `OF_THE_CALL` names what does not.
         """
-        named = [item.value for item in self.overrides() if item.key in MODEL_KEYS]
+        named = [item.value for item in overrides if item.key in MODEL_KEYS]
         model = next(reversed(named), "")
         if self.verb == "train" or self.source() is not None or not model.startswith("run:"):
             return None
@@ -251,6 +247,12 @@ class Call:
         elif steps is not None:
             settings += given_steps(attacks, steps)
         return settings
+
+
+def _not_taken(overrides: list[Override]) -> tuple[str, ...]:
+    """Keys of a stored configuration that do not hold for this call, which may bring other data."""
+    other_data = any(item.key in DATA_KEYS for item in overrides)
+    return (*OF_THE_CALL, *OF_THE_DATA) if other_data else OF_THE_CALL
 
 
 def _changes_norm(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustcli import registry
 from robustcli.cli.call import Call
 from robustcli.cli.options import examples
 from robustcli.terminal.console import Console
@@ -61,14 +59,5 @@ def check(words: Words, as_json: AsJson = False, quiet: Quiet = False, debug: De
 
 
 def _setting(data: str) -> str:
-    """DATA as a setting; a path alone gets the kind of data set that lies there."""
-    kind, _, rest = data.partition(":")
-    if data.startswith("data.name=") or data in registry.datasets or (rest and kind in registry.datasets):
-        return data if data.startswith("data.name=") else f"data.name={data}"
-    path = Path(data).expanduser()
-    kinds = {".npz": "npz", ".csv": "csv"}
-    if path.is_dir():
-        return f"data.name=folder:{data}"
-    if path.suffix.lower() in kinds:
-        return f"data.name={kinds[path.suffix.lower()]}:{data}"
-    return f"data.name={data}"
+    """DATA as a setting; `Call` finds the kind of data set that lies at a path."""
+    return data if data.startswith("data.name=") else f"data.name={data}"

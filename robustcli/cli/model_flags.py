@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "model.name"
 MODEL_KEYS = ("model", NAME)  # keys that name a model
-_DATA_KEYS = ("data", "data.name")
+DATA_KEYS = ("data", "data.name")  # keys that name a data set
 _KEPT = (
     "weights",
     "normalize",
@@ -39,7 +39,7 @@ def as_meant(item: Override, plugin: str | None) -> Override:
 
     if item.key in MODEL_KEYS and not (plugin is not None and is_own_file(Path(item.value))):
         return replace(item, value=meant_model(item.value))
-    if item.key in _DATA_KEYS:
+    if item.key in DATA_KEYS:
         return replace(item, value=meant_data(item.value, registry.datasets.names()))
     return item
 

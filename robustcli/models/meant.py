@@ -12,6 +12,7 @@ from robustcli.errors import UsageError
 RUN = "run:"
 OWN = "model.safetensors"  # the weights in a checkpoint of ours
 _TAGS = ("best", "last")
+_DATA_AT_A_PATH = ("folder", "npz", "csv")
 _SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -68,10 +69,12 @@ def _architecture(folder: Path) -> str:
 def meant_data(name: str, known: list[str]) -> str:
     """The data set that a bare path means: ``folder:DIR``, ``npz:FILE`` or ``csv:FILE``.
 
+    A file that is missing counts by its ending: the data set then says that it is missing.
+
     known: names of data sets; they come before paths.
     """
-    path = Path(name)
-    if name.partition(":")[0] in known or not os.path.exists(path):
+    path = os.path.expanduser(name)
+    if name.partition(":")[0] in known:
         return name
-    kind = "folder" if path.is_dir() else path.suffix.lower().removeprefix(".")
-    return f"{kind}:{name}" if kind in known else name
+    kind = "folder" if os.path.isdir(path) else os.path.splitext(path)[1].lower().removeprefix(".")
+    return f"{kind}:{name}" if kind in _DATA_AT_A_PATH and kind in known else name

@@ -183,6 +183,9 @@ def test_data_check_tells_what_a_set_is(cli, tmp_path):
     }
     assert found["same_images"]["in_two_splits"] == 1 and found["same_images"]["under_two_labels"] == 0
     assert cli("data", "check", "nowhere").code == 2
+    for file in ("nowhere.npz", "data.name=nowhere.npz", "~/nowhere.npz"):
+        missing = cli("data", "check", file)
+        assert missing.code == 3 and "E-FILE" in missing.err and "nowhere.npz" in missing.err, file
 
 
 @pytest.mark.parametrize("shape", [(18, 192), (18,), (), (18, 1, 3, 8, 8)])
