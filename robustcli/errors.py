@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 
+#: Exit codes of failures, as docs/exit-codes.md has them: 0 is none, and 1 is a gate that was not met.
+FAILURES = frozenset((*range(2, 11), 70, 130, 143))
+
 
 class RobustCliError(Exception):
     """A failure that is explained to the user in one line.

@@ -21,13 +21,12 @@ import torch.distributed as dist
 
 from robustcli.assembly.ranks import RankProcesses
 from robustcli.assembly.reopen import RUN_FILE
-from robustcli.errors import Interrupted, PeerError, RobustCliError, UsageError
+from robustcli.errors import FAILURES, Interrupted, PeerError, RobustCliError, UsageError
 from robustcli.terminal.console import Console
 from robustcli.terminal.streams import DOCUMENT_FILE
 
 COMMAND = (sys.executable, "-m", "robustcli")
 _LOST, _STOPPED = PeerError.exit_code, (130, 143)
-_PASSED = (*range(2, 11), 70, *_STOPPED)
 #: Signals that the workers get: SIGINT as itself, all others as SIGTERM.
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 _HOST = "127.0.0.1"
@@ -233,7 +232,7 @@ def _ending(
     if code < 0:
         return _Ending(_LOST, rank, f"killed by {_signal_name(-code)}")
     reason = _last_words(said(rank)) or f"exit {code}"
-    return _Ending(code, rank, reason) if code in _PASSED else _Ending(_LOST, rank, reason)
+    return _Ending(code, rank, reason) if code in FAILURES else _Ending(_LOST, rank, reason)
 
 
 def _signal_name(number: int) -> str:

@@ -199,7 +199,9 @@ def fail(error: RobustCliError, argv: list[str], cause: BaseException | None = N
 
 def _failing(code: object) -> int:
     """A documented code of a failure: 0 is no failure, and 1 is a gate that was not met."""
-    return code if isinstance(code, int) and (1 < code <= 10 or code in (70, 130, 143)) else 70
+    from robustcli.errors import FAILURES, RobustCliError
+
+    return code if isinstance(code, int) and code in FAILURES else RobustCliError.exit_code
 
 
 def _say(text: str) -> None:
