@@ -20,7 +20,7 @@ from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat, Timing, timed
 from robustcli.assembly.trainstep import make_step
-from robustcli.core.copies import duplicate
+from robustcli.core.copies import copy_of
 from robustcli.core.losses import Criterion, bind_inner
 from robustcli.core.modes import frozen, in_mode
 from robustcli.core.oracle import Oracle
@@ -83,15 +83,11 @@ class Bench:
 
     def _copied(self) -> nn.Module | None:
         """A copy of the model; None where its code refuses to be copied, and one line says so."""
-        try:
-            return duplicate(self.model)
-        except Exception as failure:  # a deep copy runs code of the user's
-            if out_of_memory(failure):
-                raise
-            self.warn(
-                f"steps are timed on the network itself: it cannot be copied ({type(failure).__name__})"
-            )
-            return None
+        copied = copy_of(self.model)
+        if not isinstance(copied, Exception):
+            return copied
+        self.warn(f"steps are timed on the network itself: it cannot be copied ({type(copied).__name__})")
+        return None
 
     @contextmanager
     def _worn(self) -> Iterator[nn.Module]:

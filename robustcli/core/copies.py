@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustcli.errors import out_of_memory
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -27,3 +29,16 @@ def duplicate(model: M) -> M:
     for own, original in zip(copied.parameters(), model.parameters(), strict=True):
         own.requires_grad_(original.requires_grad)
     return copied
+
+
+def copy_of(model: M) -> M | Exception:
+    """`duplicate`, or the failure of a network whose code refuses to be copied.
+
+    Raises what says that memory is out.
+    """
+    try:
+        return duplicate(model)
+    except Exception as failure:  # a deep copy runs code of the user's
+        if out_of_memory(failure):
+            raise
+        return failure

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.copies import duplicate
-from robustcli.errors import CheckpointError, ConfigError, out_of_memory
+from robustcli.core.copies import copy_of
+from robustcli.errors import CheckpointError, ConfigError
 
 
 def _by_dtype(
@@ -25,17 +25,15 @@ def _by_dtype(
 
 def _copied(model: nn.Module) -> nn.Module:
     """A copy of the model. Raises ConfigError E-MODEL where its code refuses to be copied."""
-    try:
-        return duplicate(model)
-    except Exception as failure:  # a deep copy runs code of the user's
-        if out_of_memory(failure):
-            raise
-        raise ConfigError(
-            f"the network cannot be copied ({type(failure).__name__}: {str(failure)[:80]}),"
-            " and an average of weights is a copy",
-            hint="leave the hook out of train.hooks, or let the network pass copy.deepcopy",
-            code="E-MODEL",
-        ) from failure
+    copied = copy_of(model)
+    if not isinstance(copied, Exception):
+        return copied
+    raise ConfigError(
+        f"the network cannot be copied ({type(copied).__name__}: {str(copied)[:80]}),"
+        " and an average of weights is a copy",
+        hint="leave the hook out of train.hooks, or let the network pass copy.deepcopy",
+        code="E-MODEL",
+    ) from copied
 
 
 class WeightCopy:
