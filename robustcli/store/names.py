@@ -11,17 +11,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
+from robustcli.store.convert import PLACE
 
 Kind = Literal["auto", "averaged", "raw"]
 Normaliser = tuple[Tensor, Tensor]  # (mean, std), one value per channel
-#: Between the place of a set of weights in a file and the names in it, where a file holds several sets.
-PLACE = " / "
 _AVERAGE = re.compile(r"(^|[._ ])(ema|swa|averaged?|avg|polyak)([._ ]|$)", re.IGNORECASE)
 _PAIRS = {"mean": "std", "new_mean": "new_std", "mu": "sigma", "_mean": "_std", "means": "stds"}
 BATCHES = "num_batches_tracked"
@@ -41,6 +41,21 @@ class Found:
 
     tensors: dict[str, Tensor]
     normaliser: Normaliser | None
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Where the names of a network stand in a file.
+
+    Args:
+        needed: the names without which the network is not whole.
+        counts: prefix -> how many of them stand under it.
+        complete: the prefixes under which all of them stand, the shortest first.
+    """
+
+    needed: frozenset[str]
+    counts: Counter[str]
+    complete: list[str]
 
 
 def is_average(name: str) -> bool:
@@ -72,10 +87,11 @@ def find(
 
     Raises CheckpointError E-CKPT-SHAPE: two sets that differ, and neither is an average.
     """
-    prefix = _prefix(state, expected, where, kind, say)
+    counted = _counted(state, expected)
+    prefix = _prefix(state, counted, where, kind, say)
     tensors = {name: state[prefix + name] for name in expected if prefix + name in state}
-    other_sets = [p for p in _complete(state, expected) if p != prefix]
-    place, needed = place_of(prefix), _needed(expected)
+    other_sets = [p for p in counted.complete if p != prefix]
+    place, needed = place_of(prefix), counted.needed
     rest = {
         name: tensor
         for name, tensor in state.items()
@@ -108,22 +124,21 @@ def _faulty(name: str, prefix: str) -> str:
 
 
 def _prefix(
-    state: Mapping[str, Tensor], expected: Collection[str], where: str, kind: Kind, say: Callable[[str], None]
+    state: Mapping[str, Tensor], counted: _Counted, where: str, kind: Kind, say: Callable[[str], None]
 ) -> str:
-    complete = _complete(state, expected)
+    complete, counts = counted.complete, counted.counts
     if not complete:
-        counted = _counts(state, expected)
-        return max(counted, key=lambda prefix: (counted[prefix], -len(prefix)), default="")
+        return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
     averages = [prefix for prefix in complete if is_average(prefix)]
     raw = [prefix for prefix in complete if prefix not in averages]
     groups = {"averaged": averages, "raw": raw, "auto": averages or raw}
     wanted = groups[kind]
     if kind != "raw" and not averages:
-        _check_no_average_is_left(state, expected, where, kind, say)
+        _check_no_average_is_left(state, counted, where, kind, say)
     if not wanted:
         wanted = complete
     for other in wanted[1:]:
-        if not _equal(state, wanted[0], other, expected):
+        if not _equal(state, wanted[0], other, counted.needed):
             raise _differ(wanted[0], other, where)
     if averages and raw:
         told = f"raw weights under {_named(raw[0])} and averaged ones under {_named(averages[0])}"
@@ -132,14 +147,14 @@ def _prefix(
 
 
 def _check_no_average_is_left(
-    state: Mapping[str, Tensor], expected: Collection[str], where: str, kind: Kind, say: Callable[[str], None]
+    state: Mapping[str, Tensor], counted: _Counted, where: str, kind: Kind, say: Callable[[str], None]
 ) -> None:
     """An average that is not whole may be what is meant.
 
     Raises CheckpointError for one by names; `say` is told of one by position, unless an average is asked for.
     """
-    needed = _needed(expected)
-    for prefix, count in _counts(state, expected).items():
+    needed = counted.needed
+    for prefix, count in counted.counts.items():
         if is_average(prefix) and 2 * count >= len(needed):
             raise CheckpointError(
                 f"the average under {_named(prefix)} holds {count} of the network's {len(needed)} tensors",
@@ -177,9 +192,9 @@ def _named(prefix: str) -> str:
     return repr(prefix.removesuffix(PLACE) or "no prefix")
 
 
-def _equal(state: Mapping[str, Tensor], one: str, other: str, expected: Collection[str]) -> bool:
+def _equal(state: Mapping[str, Tensor], one: str, other: str, needed: Collection[str]) -> bool:
     """Whether two sets are the same network."""
-    pairs = ((state[one + name], state[other + name]) for name in _needed(expected))
+    pairs = ((state[one + name], state[other + name]) for name in needed)
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
@@ -188,17 +203,12 @@ def _needed(expected: Collection[str]) -> frozenset[str]:
     return frozenset(name for name in expected if not name.endswith(BATCHES)) or frozenset(expected)
 
 
-def _complete(state: Mapping[str, Tensor], expected: Collection[str]) -> list[str]:
-    """The prefixes under which every name of the network stands, the shortest first."""
-    counted = _counts(state, expected)
-    whole = len(_needed(expected))
-    return sorted((p for p, count in counted.items() if count == whole), key=lambda p: (len(p), p))
-
-
-def _counts(state: Mapping[str, Tensor], expected: Collection[str]) -> Counter[str]:
-    """Prefix -> how many names of the network stand under it."""
-    names = _needed(expected)
-    return Counter(prefix for name in state for prefix, end in _splits(name) if end in names)
+def _counted(state: Mapping[str, Tensor], expected: Collection[str]) -> _Counted:
+    needed = _needed(expected)
+    splits = chain.from_iterable(map(_splits, state))
+    counts = Counter(prefix for prefix, end in splits if end in needed)
+    whole = [prefix for prefix, count in counts.items() if count == len(needed)]
+    return _Counted(needed, counts, sorted(whole, key=lambda prefix: (len(prefix), prefix)))
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
