@@ -17,7 +17,7 @@ from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat
 from robustcli.config.spec import Spec
-from robustcli.core.modes import frozen
+from robustcli.core.modes import frozen, watched
 from robustcli.models.flops import flops
 from robustcli.models.size import count_parameters
 from robustcli.reporting.cells import format_eps
@@ -81,14 +81,29 @@ def activation_bytes(model: nn.Module, setting: Setting, batch: int) -> int:
         if isinstance(output, torch.Tensor) and not list(module.children()):
             total += output.numel() * output.element_size()
 
-    hooks = [module.register_forward_hook(count) for module in model.modules()]
-    try:
-        with frozen(model), torch.no_grad():
-            model(torch.zeros(1, *setting.data.shape, device=setting.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(model, [module.register_forward_hook(count) for module in model.modules()]):
+        model(torch.zeros(1, *setting.data.shape, device=setting.device))
     return total * batch
+
+
+def _memory(model: nn.Module, setting: Setting, batch: int, copies: int) -> int:
+    """Bytes of `copies` of the weights, and of the activations of `batch` images."""
+    size: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return copies * size + activation_bytes(model, setting, batch)
+
+
+def _head(setting: Setting, model: nn.Module, forward: float) -> dict[str, Any]:
+    """How each plan begins: the model, and the FLOPs of one of its forward passes."""
+    return {
+        "model": setting.config.model.label,
+        "parameters": count_parameters(model),
+        "gflop_per_forward": forward / 1e9,
+    }
+
+
+def _ball(setting: Setting) -> str:
+    """The norm and the radius, as a plan shows them."""
+    return f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}"
 
 
 def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[str, Any]:
@@ -110,26 +125,22 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
         steps = int(60 * float(train.minutes) / per_step)
     else:
         steps = round(float(train.epochs if train.epochs is not None else 10) * per_epoch)
-    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    memory = 4 * size + activation_bytes(model, setting, batch)
     one = flops(model, data.shape)
     return _show(
         console,
         {
-            "model": config.model.label,
-            "parameters": count_parameters(model),
-            "gflop_per_forward": one / 1e9,
+            **_head(setting, model, one),
             "data": data.name,
             "image_size": data.image_size,
             "train_images": len(data.train),
             "val_images": len(data.val),
-            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
+            "ball": _ball(setting),
             "objective": config.objective.name,
             "steps": steps,
             "batch_size": batch,
             "passes_per_image": passes,
             "total_tflop": one * passes * batch * steps / 1e12,
-            "memory_bytes": memory,
+            "memory_bytes": _memory(model, setting, batch, 4),
             "seconds": per_step * steps,
             "precision": "tf32" if config.precision == "tf32" else str(dtype).removeprefix("torch."),
             "device": str(setting.device),
@@ -147,20 +158,17 @@ def bench_plan(
     repetitions = repeat.least + repeat.warm
     works = [_ATTACK_STEP, _ATTACK_STEP, passes]  # on the twin, on the model, a training step
     seconds = sum(max(repeat.budget, forward * batch * work * repetitions) for work in works) * len(kinds)
-    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return _show(
         console,
         {
-            "model": config.model.label,
-            "parameters": count_parameters(model),
-            "gflop_per_forward": flops(model, data.shape) / 1e9,
+            **_head(setting, model, flops(model, data.shape)),
             "data": data.name,
-            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
+            "ball": _ball(setting),
             "objective": config.objective.name,
             "adversary": config.adversary.name,
             "batch_size": batch,
             "passes_per_image": passes,
-            "memory_bytes": 4 * size + activation_bytes(model, setting, batch),
+            "memory_bytes": _memory(model, setting, batch, 4),
             "seconds": seconds + forward * batch * passes * (repeat.least + 1),
             "precision": ", ".join(kind.name for kind in kinds),
             "device": str(setting.device),
@@ -183,21 +191,18 @@ def evaluation_plan(
     batch = min(config.eval.batch_size or 256, n)
     dtype = make_search(config, setting.device, console.warn).dtype
     one = flops(model, setting.data.shape)
-    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return _show(
         console,
         {
-            "model": config.model.label,
-            "parameters": count_parameters(model),
-            "gflop_per_forward": one / 1e9,
+            **_head(setting, model, one),
             "data": f"{setting.data.name} {config.eval.split}",
             "image_size": setting.data.image_size,
             "n": n,
-            "ball": f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}",
+            "ball": _ball(setting),
             "attacks": ", ".join(call.label for call in calls),
             "passes_per_image": passes,
             "total_tflop": one * passes * n / 1e12,
-            "memory_bytes": 2 * size + activation_bytes(model, setting, batch),
+            "memory_bytes": _memory(model, setting, batch, 2),
             "seconds": seconds_per_forward(setting, model, min(batch, 32), dtype) * passes * n,
             "precision": str(dtype).removeprefix("torch."),
             "device": str(setting.device),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustcli.assembly.setting import Setting
-from robustcli.core.modes import frozen
+from robustcli.core.modes import watched
 from robustcli.errors import ConfigError
 from robustcli.runtime.distributed import Ranks
 
@@ -46,7 +46,7 @@ def _starved(setting: Setting, model: nn.Module) -> str:
     """The name of the first BatchNorm layer to which one image gives one value per channel; "" for none."""
     found: list[str] = []
 
-    def watched(name: str) -> Any:
+    def reader(name: str) -> Any:
         def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             if isinstance(inputs[0], torch.Tensor) and inputs[0][:, 0].numel() == 1:
                 found.append(name)
@@ -56,11 +56,6 @@ def _starved(setting: Setting, model: nn.Module) -> str:
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return ""
-    hooks = [module.register_forward_pre_hook(watched(name)) for name, module in norms]
-    try:
-        with frozen(model), torch.no_grad():
-            model(torch.full((1, *setting.data.shape), 0.5, device=setting.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(model, [module.register_forward_pre_hook(reader(name)) for name, module in norms]):
+        model(torch.full((1, *setting.data.shape), 0.5, device=setting.device))
     return found[0] if found else ""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from robustcli.core.untouched import as_before
 
@@ -50,6 +51,17 @@ def frozen(model: nn.Module, bn: BatchNormMode = "eval") -> Iterator[nn.Module]:
             for hold in reversed(taken):
                 _release(hold)
             _turn.notify_all()
+
+
+@contextmanager
+def watched(model: nn.Module, hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    """`frozen`, without gradients, for one look through hooks of the model; they are removed on exit."""
+    try:
+        with frozen(model), torch.no_grad():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def trained_modules(model: nn.Module) -> list[nn.Module]:
