@@ -53,12 +53,11 @@ class ImageWriter:
         self.lines = JsonLines(run.path / "images.jsonl")
         self.written = self.scored = self._right_8bit = self._right_float = 0
         self._fell = self._broken = 0  # images that an attack broke, as floats and as 8-bit images
-        self._bounded = True
         self._panels: list[Panel] = []
 
     def add(self, outcome: BatchOutcome) -> None:
         """One attacked batch: round to 8 bits, judge all images, write the broken ones, read them back."""
-        x, y, self._bounded = outcome.x, outcome.y, outcome.bounded
+        x, y = outcome.x, outcome.y
         levels = nearest_levels(outcome.x_adv)
         if outcome.bounded:
             levels = to_lattice(x, outcome.x_adv, self.setting.ball)
@@ -185,9 +184,10 @@ class ImageWriter:
     def _title(self) -> str:
         """Model, data, attacks, ball and run, in one line."""
         config, ball = self.setting.config, self.setting.ball
-        attacks = ", ".join(call.label for call in eval_plan(self.setting, config.attacks).attacks)
+        plan = eval_plan(self.setting, config.attacks)
+        attacks = ", ".join(call.label for call in plan.attacks)
         threat = "without a ball"
-        if self._bounded:
+        if plan.bounded:  # the gallery has images, so there are attacks
             threat = f"{ball.norm}, eps {format_eps(ball.eps, ball.norm)}"
         shown = f"{len(self._panels)} of {self._broken} broken images"
         return (

@@ -10,7 +10,7 @@ class Follower:
     """The run as another rank sees it: the same directory without its lock, where rank 0 alone writes."""
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
-        self.path, self.resumed, self.begun = path, resumed, True
+        self.path, self.resumed = path, resumed
 
     @property
     def checkpoints(self) -> Path:
