@@ -90,7 +90,7 @@ def files_of(run: Path, verb: str) -> list[str]:
     folders = _folders_of(verb)
     return sorted(
         path
-        for path in _walk(run)
+        for path in files_below(run)
         if (path in folders and _is_linked_folder(run / path)) or _is_written(run, path, verb)
     )
 
@@ -118,12 +118,17 @@ def _is_trace(path: Path) -> bool:
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 27
 
 
-def _walk(run: Path) -> Iterator[str]:
-    """Paths below `run` of all that is no folder; a link is none."""
-    for place, folders, files in os.walk(run, onerror=_raise):
+def files_below(folder: Path) -> Iterator[str]:
+    """Paths below a folder of all that is no folder; a link is none. Raises OSError."""
+    for place, folders, files in os.walk(folder, onerror=_raise):
         here = Path(place)
         for name in [*files, *(name for name in folders if (here / name).is_symlink())]:
-            yield (here / name).relative_to(run).as_posix()
+            yield (here / name).relative_to(folder).as_posix()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; a link to one is none."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def is_paper(run: Path, path: str) -> bool:
@@ -146,7 +151,7 @@ def came_to_nothing(run: Path, verb: str) -> bool:
 
 def holds_nothing_else(run: Path, verb: str) -> bool:
     """Whether all files in a directory are those of a run. Raises OSError."""
-    return all(_is_written(run, path, verb) for path in _walk(run))
+    return all(_is_written(run, path, verb) for path in files_below(run))
 
 
 def _raise(error: OSError) -> None:

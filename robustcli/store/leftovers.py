@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from robustcli.store.inventory import FOLDERS, files_of, holds_no_result, holds_nothing_else, is_paper
+from robustcli.store.inventory import (
+    FOLDERS,
+    files_of,
+    holds_no_result,
+    holds_nothing_else,
+    is_folder,
+    is_paper,
+)
 from robustcli.store.lock import NAME as LOCK_NAME
 
 _KNOWN_BY = ("status.json", "run.json")
@@ -34,7 +41,7 @@ def remove_emptied(root: Path, paths: Sequence[str]) -> None:
     for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
         place = root / folder
         with suppress(OSError):  # not empty
-            if place.is_dir() and not place.is_symlink():
+            if is_folder(place):
                 os.rmdir(place)
 
 

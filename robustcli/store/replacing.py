@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from robustcli.store.atomic import tmp_name
-from robustcli.store.inventory import came_to_nothing, files_of
+from robustcli.store.inventory import came_to_nothing, files_below, files_of, is_folder
 from robustcli.store.leftovers import clear, remove_emptied
 from robustcli.store.lock import NAME as LOCK_NAME
 from robustcli.store.lock import RunLock
@@ -66,9 +66,9 @@ def recover(run: Path, verb: str | None) -> None:
 
     verb: of the new run; None where it had not begun. Raises OSError.
     """
-    if _is_folder(run / MOVING):
+    if is_folder(run / MOVING):
         _move_back(run)
-    if not _is_folder(run / REPLACED):
+    if not is_folder(run / REPLACED):
         return
     if verb is None or came_to_nothing(run, verb):
         put_back(run, verb)
@@ -78,26 +78,16 @@ def recover(run: Path, verb: str | None) -> None:
 
 def is_replacing(run: Path) -> bool:
     """Whether a run in this directory is about to give way to another, or was when it was killed."""
-    return _is_folder(run / MOVING) or _is_folder(run / REPLACED)
+    return is_folder(run / MOVING) or is_folder(run / REPLACED)
 
 
 def _move_back(run: Path) -> None:
     folder = run / MOVING
-    if not _is_folder(folder):
+    if not is_folder(folder):
         return
-    paths = [(Path(place) / name).relative_to(folder) for place, name in _walk(folder)]
-    _move([path.as_posix() for path in paths], folder, run)
+    _move(list(files_below(folder)), folder, run)
     for place, _, _ in os.walk(folder, topdown=False):  # also folders to which a killed move brought nothing
         os.rmdir(place)
-
-
-def _walk(folder: Path) -> list[tuple[str, str]]:
-    """(folder, name) of all that is no folder; a link is none."""
-    found: list[tuple[str, str]] = []
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [(place, name) for name in [*files, *links]]
-    return found
 
 
 def _move(paths: list[str], source: Path, target: Path) -> None:
@@ -106,7 +96,3 @@ def _move(paths: list[str], source: Path, target: Path) -> None:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / path, target / path)
     remove_emptied(source, paths)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()

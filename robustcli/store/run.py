@@ -12,7 +12,7 @@ from typing import Any
 
 from robustcli.errors import GoneError, ResourceError, RobustCliError, exit_code_of, printable
 from robustcli.foreign import ended_by_user_code
-from robustcli.regular import check_regular
+from robustcli.regular import open_regular
 from robustcli.store.atomic import FILE_MODE, PLAIN, TMP_NAME, overwrite, write_all, write_atomic, write_json
 from robustcli.store.disk import DISK_FULL, explained
 from robustcli.store.ending import fields_of, is_refusal
@@ -26,7 +26,7 @@ from robustcli.store.retention import remove
 from robustcli.store.status import NAME as STATUS
 from robustcli.store.status import STATES, first_status, read_status
 
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | PLAIN
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
 
 
 class Run:
@@ -197,9 +197,8 @@ class Run:
         self.check()
         path = self.path / "log.txt"
         with explained(path, len(data)):
-            fd = os.open(path, _LOG_FLAGS, FILE_MODE)
+            fd = open_regular(path, _LOG_FLAGS, FILE_MODE)
             try:
-                check_regular(fd)
                 write_all(fd, data)
             finally:
                 os.close(fd)

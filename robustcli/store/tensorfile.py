@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from safetensors import torch as st
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
+from robustcli.regular import open_regular
 from robustcli.store.atomic import PLAIN
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format itself
@@ -120,14 +120,10 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
     E-CKPT-FORMAT (link, directory, device, longer than `limit` bytes, unreadable).
     """
     try:
-        fd = os.open(path, os.O_RDONLY | PLAIN | getattr(os, "O_NONBLOCK", 0))
-        try:
-            status = os.fstat(fd)
-            _check_regular(status, path, limit, exactly)
-            with os.fdopen(fd, "rb", closefd=False) as file:
-                return file.read(status.st_size)
-        finally:
-            os.close(fd)
+        with os.fdopen(open_regular(path, PLAIN), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_size(size, path, limit, exactly)
+            return file.read(size)
     except FileNotFoundError as error:
         raise CheckpointError("no such file", where=str(path), code="E-CKPT-MISSING") from error
     except OSError as error:
@@ -136,18 +132,16 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
         _bad(f"cannot read: {error}", str(path), error)
 
 
-def _check_regular(status: os.stat_result, path: Path, limit: int, exactly: int | None) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        _bad("not a regular file", str(path))
-    if exactly is not None and status.st_size != exactly:
+def _check_size(size: int, path: Path, limit: int, exactly: int | None) -> None:
+    if exactly is not None and size != exactly:
         raise CheckpointError(
-            f"expected {exactly} bytes, got {status.st_size}",
+            f"expected {exactly} bytes, got {size}",
             where=str(path),
             hint="the file is damaged",
             code="E-CKPT-HASH",
         )
-    if status.st_size > limit:
-        _bad(f"{status.st_size} bytes, more than the limit of {limit}", str(path))
+    if size > limit:
+        _bad(f"{size} bytes, more than the limit of {limit}", str(path))
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
