@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(("runtime", "store", "terminal"), 3),
     **dict.fromkeys(("data", "models"), 4),
     **dict.fromkeys(("evaluation",), 5),
-    **dict.fromkeys(("training", "reporting"), 6),
+    **dict.fromkeys(("training", "reporting", "guard"), 6),
     **dict.fromkeys(("assembly",), 7),
     **dict.fromkeys(("jobs", "api"), 8),
     **dict.fromkeys(("cli", "__init__", "__main__"), 9),

@@ -12,7 +12,7 @@ from robustcli.cli import app, flags
 from robustcli.cli.main import run
 
 PROGRAM = [sys.executable, "-m", "robustcli"]
-VERBS = [*app.VERBS, "config"]
+VERBS = [*app.VERBS, "config", "guard"]
 
 
 def start(*argv, cwd=None, env=None, **more):
