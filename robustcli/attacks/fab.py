@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -18,6 +18,8 @@ from robustcli.core.hyperplane import dot, length, to_plane
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks
+
+Start = Literal["clean", "random"]
 
 _TINY = 1e-12
 
@@ -53,6 +55,7 @@ def fab(
     alpha_max: Annotated[float, Ge(0), Le(1)] = 0.1,
     eta: Annotated[float, Ge(1)] = 1.05,
     beta: Annotated[float, Gt(0), Le(1)] = 0.9,
+    start: Start = "clean",
 ) -> Tensor:
     """x_{k+1} = clip((1 - a) (x_k + eta d) + a (x + eta d')),  a = min(||d|| / (||d|| + ||d'||), alpha_max).
 
@@ -62,12 +65,11 @@ def fab(
 
     Args:
         oracle: answers with logits [B, K] and gradients [B, C, H, W] of logit differences.
-        x: clean pixels [B, C, H, W] in [0, 1]; the first restart starts there.
+        x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm and box; points may leave its radius, which only bounds the random starts.
         steps: linearisations per class and restart, >= 1. One costs two forward passes and a backward one;
             there are `steps` * min(targets, K - 1) * `restarts`.
-        restarts: searches, >= 1. All but the first start at a random point. Its distance from x is half that
-            of the nearest success, and at most half the radius.
+        restarts: searches per class, >= 1.
         targets: how many classes are searched one after another (FAB-T), those of the largest clean logits,
             >= 1; a targeted search has one boundary.
         skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has
@@ -77,6 +79,8 @@ def fab(
         alpha_max: largest a, in [0, 1].
         eta: overshoot beyond the plane, >= 1.
         beta: what a success keeps of its distance, in (0, 1].
+        start: "clean": the first restart starts at x, the others at random points; "random": all do. A random
+            point's distance from x is half that of the nearest success, and at most half the radius.
 
     Returns:
         x_adv [B, C, H, W], detached, in the box; the nearest success per row is the oracle's to keep.
@@ -89,6 +93,8 @@ def fab(
         rounding.
     """
     _check(steps, restarts, targets, skip, alpha_max, eta, beta)
+    if start not in get_args(Start):
+        raise ValueError(f"start must be clean or random, got {start!r}")
     if oracle.target is not None:
         skip = 0
     last = rivals(oracle, skip + targets).shape[1]
@@ -103,7 +109,7 @@ def fab(
             else:
                 others = rivals(oracle, oracle.clean().shape[1] - 1)
             x_adv = x
-            if restart > 0:
+            if restart > 0 or start == "random":
                 x_adv = _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
             for _ in range(steps):
                 boundary = nearest_boundary(oracle, x_adv, ball, others)

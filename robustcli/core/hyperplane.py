@@ -10,7 +10,8 @@ from torch import Tensor
 from robustcli.core.geometry import ORDER, Ball, Norm
 
 _DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
-_TINY = 1e-37  # only keeps 0 out of denominators: slopes of pixels with small weights count
+_TINY = 1e-37  # only keeps 0 out of denominators
+_NOISE = 2.0**-24  # float32's unit roundoff: a share below it changes no sum
 
 
 def length(d: Tensor, norm: Norm) -> Tensor:
@@ -42,7 +43,8 @@ def to_plane(x: Tensor, w: Tensor, value: Tensor, ball: Ball) -> Tensor:
         l2:   m_i = min(t |w_i|, room_i), with the t that reaches the plane;
         l1:   m_i = room_i for the pixels of the largest |w_i|, one after another, until it is reached.
     A plane that does not meet the box gives the corner of the box nearest to it. w = 0 or value = 0 gives
-    d = 0.
+    d = 0. Under l2 and l1, pixels with |w_i| room_i <= 2^-24 max_j |w_j| room_j stay where they are: they
+    bring the plane no nearer, and towards a corner they would be moved as far as pixels that do.
 
     Args:
         x: points in the box [B, C, H, W].
@@ -58,6 +60,9 @@ def to_plane(x: Tensor, w: Tensor, value: Tensor, ball: Ball) -> Tensor:
     top = torch.where(top > 0, top, torch.ones_like(top))
     rate, need = rate / top, value.abs()[:, None] / top  # else squares of tiny float32 gradients underflow
     room = torch.where(toward > 0, ball.high - flat, flat - ball.low).clamp_min_(0)
+    if ball.norm != "linf":
+        counts = rate * room > _NOISE * (rate * room).amax(1, keepdim=True)
+        rate, room = rate * counts, room * counts
     if ball.norm == "l1":
         size = _steepest_first(rate, room, need)
     elif ball.norm == "l2":

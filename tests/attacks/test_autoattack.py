@@ -26,6 +26,8 @@ def test_standard_is_the_published_list_and_a_search_from_outside_the_ball():
     assert [call.kind for call in calls] == ["fixed", "fixed", "minimal", "fixed", "fixed"] and calls[
         3
     ].needs == "scores"
+    assert [call.label for call in stages("l2")] == [call.label for call in calls] + ["fab-random"]
+    assert [call.label for call in stages("l1")] == [call.label for call in calls[:4]]
     last = 1  # each search scores its last point, each ball its first
     assert planned_passes(calls, 10, "linf") == (202 + last) + 9 * (202 + last) + 2701 + 5002 + (206 + last)
 

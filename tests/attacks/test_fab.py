@@ -334,6 +334,18 @@ def test_more_restarts_never_find_a_farther_point():
     assert (second <= first).all() and (second < first).any()
 
 
+def test_a_random_start_leaves_out_the_search_from_the_clean_image():
+    net, x = conv()
+    ball = Ball("l2", 0.5)
+    runs = {
+        (start, n): search(net, x, ball, steps=3, targets=1, restarts=n, start=start)[0]
+        for start, n in (("clean", 1), ("clean", 2), ("random", 1), ("random", 2))
+    }
+    assert not torch.equal(runs["clean", 1], runs["random", 1])
+    far = {run: ball.distance(x, x_adv) for run, x_adv in runs.items()}
+    assert (far["random", 2] <= far["random", 1]).all() and (far["clean", 2] <= far["clean", 1]).all()
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -346,6 +358,7 @@ def test_more_restarts_never_find_a_farther_point():
         {"beta": 1.1},
         {"steps": 0},
         {"restarts": 0},
+        {"start": "nowhere"},
     ],
 )
 def test_bad_parameters_are_named(bad):

@@ -145,3 +145,11 @@ def test_another_box_and_no_rows(norm):
     assert to_plane(x, w, torch.tensor([9.0]), Ball(norm, 1.0, low=-1.0, high=2.0)).tolist() == [[-1.5, -1.5]]
     assert to_plane(x, w, torch.tensor([-9.0]), Ball(norm, 1.0, low=-1.0, high=2.0)).tolist() == [[1.5, 1.5]]
     assert to_plane(x[:0], w[:0], torch.zeros(0), Ball(norm, 1.0)).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("norm", "moved"), [("l2", 0.0), ("l1", 0.0), ("linf", 0.5)])
+def test_slopes_that_are_rounding_move_no_pixel_towards_a_corner(norm, moved):
+    """In a search far from the boundary the plane is out of reach, and noise is no direction."""
+    w = torch.tensor([[1.0, 1e-4, 2.0**-24, -1e-9]])
+    d = to_plane(torch.full((1, 4), 0.5), w, torch.tensor([-10.0]), Ball(norm, 1.0))
+    assert torch.allclose(d, torch.tensor([[0.5, 0.5, moved, -moved]]))
