@@ -28,6 +28,7 @@ from robustcli.core.geometry import Ball, Norm
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
+from robustcli.core.types import reject_of
 from robustcli.core.untouched import as_before
 from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
@@ -421,7 +422,7 @@ def attack(
         for rows in torch.arange(len(x)).split(batch_size):
             part = x[rows].to(place).float()
             rng = RowRandom(seed, "start", rows.to(place))
-            criterion = Criterion(y[rows].to(place))
+            criterion = Criterion(y[rows].to(place), reject=reject_of(model))
             oracle = call.oracle(twin, part, criterion, rng=rng, ball=ball, stop=stop)
             found.append(call.fn(oracle, part, ball, **call.params).to(home))
     return torch.cat(found) if found else x.clone()

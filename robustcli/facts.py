@@ -153,3 +153,27 @@ class DatasetFacts:
 @dataclass(frozen=True)
 class NoFacts:
     """A registration that says nothing but its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceFacts:
+    """What a defence in front of a deployed model needs, costs and promises.
+
+    Args:
+        kind: "purifier" changes the image before the network sees it; "detector" scores how suspicious an
+            image is; "vote" joins the answers of several networks.
+        random: whether each pass draws anew: such a model is judged over many draws.
+        differentiable: whether its gradient is its own. False: the backward pass is a surrogate, as BPDA
+            makes one (Athalye et al., ICML 2018, arXiv:1802.00420).
+        fit: what `guard fit` must find out from data: "statistics" (one pass over labelled images),
+            "training" (a network of its own), or None.
+        passes: passes of the classifier that it adds to each answer.
+        use: when to take it, for the documentation.
+    """
+
+    kind: Literal["purifier", "detector", "vote"]
+    random: bool
+    differentiable: bool
+    fit: Literal["statistics", "training"] | None = None
+    passes: int = 0
+    use: str

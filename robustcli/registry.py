@@ -17,6 +17,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 from robustcli.facts import (
     AttackFacts,
     DatasetFacts,
+    DefenceFacts,
     EnsembleFacts,
     HookFacts,
     LossFacts,
@@ -142,6 +143,7 @@ losses = Registry("loss", "robustcli.core", LossFacts)
 objectives = Registry("objective", "robustcli.objectives", ObjectiveFacts)
 regularizers = Registry("regularizer", "robustcli.objectives", RegularizerFacts)
 models = Registry("model", "robustcli.models.architectures", ModelFacts)
+defences = Registry("defence", "robustcli.defences", DefenceFacts)
 datasets = Registry("data set", "robustcli.data.sets", DatasetFacts)
 optimizers = Registry("optimizer", "robustcli.training", NoFacts)
 schedules = Registry("schedule", "robustcli.training", NoFacts)

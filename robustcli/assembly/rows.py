@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustcli.assembly.setting import Setting
 from robustcli.evaluation.alarms import state_digest
-from robustcli.evaluation.answers import NONE
+from robustcli.evaluation.answers import NONE, REJECT
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.header import ids_digest
 from robustcli.evaluation.plan import AttackCall
@@ -79,7 +79,7 @@ def sample_rows(result: Evaluation, classes: Sequence[str]) -> list[SampleRow]:
     """The record of each sample, in the order of ids. classes: names of the classes."""
 
     def name(answer: int) -> str | None:
-        return None if answer == NONE else classes[answer]
+        return None if answer == NONE else (*classes, REJECT)[answer]
 
     answers, stages = result.answers, [*result.counted, None]
     columns = zip(

@@ -209,15 +209,28 @@ def bind_inner(
 
 @dataclass(frozen=True)
 class Criterion:
-    """What counts as success: any wrong label, or (targeted) the label `target`.
+    """What counts as success: any wrong label, or (targeted) the label `target`, that is not rejected.
+
+    A guarded model answers with K + 1 logits. The last one says "reject". An attack on it must be wrong and
+    accepted at once: right and reject are one answer to avoid. `joint` makes it one column. So losses, ranks
+    and targets see K classes, and their maximum over wrong classes is compared with the larger of the two.
 
     Args:
         y: true labels int64 [B].
         target: int64 [B] or None for untargeted.
+        reject: the column that says "reject", K of K + 1; None for a model that rejects nothing.
+
+    Source: joint accept/reject verdict: Tramer, ICML 2022, arXiv:2107.11630.
     """
 
     y: Tensor
     target: Tensor | None = None
+    reject: int | None = None
+
+    def rows(self, index: Tensor) -> Criterion:
+        """The same criterion for some of the rows; index: int64 [R] or bool [B]."""
+        target = None if self.target is None else self.target[index]
+        return Criterion(self.y[index], target, self.reject)
 
     def hit(self, logits: Tensor, rows: Tensor | slice | None = None) -> Tensor:
         """Whether each row of logits [R, K] is a success: bool [R]. A row with NaN or Inf is none.
@@ -227,10 +240,23 @@ class Criterion:
         label = self.y if self.target is None else self.target
         if rows is not None:
             label = label[rows]
-        hits = logits.argmax(1) == label
+        hits = self.joint(logits, rows).argmax(1) == label
         if self.target is None:
             hits = ~hits
         return hits & torch.isfinite(logits).all(1)
+
+    def joint(self, logits: Tensor, rows: Tensor | slice | None = None) -> Tensor:
+        """[R, K]: z_y becomes max(z_y, z_reject), and the column of reject is gone.
+
+        Logits without that column are returned as they are, so the map may be made twice.
+
+        logits: [R, K + 1]; rows: as for `hit`.
+        """
+        if self.reject is None or logits.shape[1] <= self.reject:
+            return logits
+        y = self.y if rows is None else self.y[rows]
+        safe = torch.maximum(logits.gather(1, y[:, None]), logits[:, self.reject, None])
+        return logits[:, : self.reject].scatter(1, y[:, None], safe)
 
     def bind(self, name: str, clean: Callable[[], Tensor] | None = None) -> RowLoss:
         """What to ascend: the registered loss(z, y); with a target -loss(z, target).

@@ -48,7 +48,8 @@ class Oracle:
             minimal-norm attacks.
         watch: is shown each success of the model here, and confirms it or not. None: no row falls.
         stop: called before every model pass; raises to interrupt the attack.
-        clean_logits: [B, K] of this model at x if already known, which saves a forward pass.
+        clean_logits: [B, K] of this model at x if already known, which saves a forward pass; [B, K + 1] of a
+            guarded model.
         ball: measures distances; needed by keep="closest", where a row falls only at a point inside it.
         draws: model passes averaged per answer, >= 1: expectation over transformation for randomised models
             (EOT, Athalye et al., ICML 2018, arXiv:1802.00420). Gradients are averaged, and so are logits.
@@ -87,7 +88,8 @@ class Oracle:
         self.forward_rows = self.backward_rows = 0
         self.zero_gradient_rows = self.asked_rows = 0
         self._model, self._scorer, self._stop, self._draws = model, model, stop, draws
-        self._origin, self._clean, self._whole = x, clean_logits, False
+        self._origin, self._whole = x, False
+        self._clean = None if clean_logits is None else criterion.joint(clean_logits)
         self._given = loss
         self._bound: dict[str, RowLoss] = {}
         self._rows = torch.arange(len(x), device=x.device)
@@ -175,7 +177,7 @@ class Oracle:
         """
         self._check()
         self.forward_rows += len(x_adv)
-        return self._model(x_adv)
+        return self._joint(self._model(x_adv))
 
     def score(self, x_adv: Tensor) -> None:
         """Meet this point [R, C, H, W], and return the best of all points met from here on.
@@ -222,9 +224,13 @@ class Oracle:
         """x [R, ...], with a watch filled up to `bucket(R)` rows: only then does R shrink."""
         return padded(x) if self._watched else x
 
-    def _float(self, x: Tensor) -> Tensor:
-        """Logits in the type of the pixels, whatever the model answers in."""
-        return self._model(x).to(x.dtype)
+    def _float(self, x: Tensor, rows: int) -> Tensor:
+        """Logits [rows, K] of the first rows in the type of the pixels, whatever the model answers in."""
+        return self._joint(self._model(x).to(x.dtype)[:rows])
+
+    def _joint(self, logits: Tensor) -> Tensor:
+        """Logits [R, K] of the joint problem, where a guarded model answers with [R, K + 1]."""
+        return self.criterion.joint(logits, self._index)
 
     def _forward(self, x: Tensor) -> Tensor:
         """Logits [R, K] without a gradient, the mean over the draws, in the type of x [R, C, H, W]."""
@@ -234,9 +240,10 @@ class Oracle:
             return x.new_zeros(0, 2)
         point = self._filled(x)
         with torch.no_grad():
-            logits = self._scorer(point).to(x.dtype)[: len(x)]
-            for _ in range(self._draws - 1):
-                logits = logits + self._scorer(point).to(x.dtype)[: len(x)]
+            answers = (self._joint(self._scorer(point).to(x.dtype)[: len(x)]) for _ in range(self._draws))
+            logits = next(answers)
+            for answer in answers:
+                logits = logits + answer
             return logits / self._draws
 
     def _differentiate(self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor]) -> Gradient:
@@ -247,7 +254,7 @@ class Oracle:
         """
         try:
             with torch.enable_grad():
-                logits = self._float(point)[:rows]
+                logits = self._float(point, rows)
                 values = ascend(logits)
                 grad = slope(values, point, whole=self._whole)
         except RuntimeError as error:
@@ -257,7 +264,7 @@ class Oracle:
             if "derivative" not in str(error):
                 raise
             self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
-            logits, grad = self._float(point.detach())[:rows], torch.zeros_like(point)
+            logits, grad = self._float(point.detach(), rows), torch.zeros_like(point)
             values = ascend(logits)
         self.forward_rows += rows
         self.backward_rows += rows

@@ -44,3 +44,14 @@ class LossTerms:
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def reject_of(model: object) -> int | None:
+    """The column of the logits of a guarded model that says "reject", or None for any other model."""
+    reject: int | None = getattr(model, "reject", None)
+    return reject if isinstance(reject, int) else None
+
+
+def declares_draws(model: object) -> bool:
+    """Whether a model says of itself that each of its passes draws anew, as a randomised defence does."""
+    return getattr(model, "randomised", False) is True

@@ -69,11 +69,15 @@ def output_counts(logits: Tensor, again: Tensor) -> dict[str, int]:
     }
 
 
-def check_model_output(logits: Tensor, again: Tensor) -> list[Alarm]:
-    """Alarms from two forward passes [B, K] over the same clean images."""
+def check_model_output(logits: Tensor, again: Tensor, *, declared: bool = False) -> list[Alarm]:
+    """Alarms from two forward passes [B, K] over the same clean images.
+
+    declared: whether the model says that each pass draws anew; then other logits are no alarm.
+    """
     alarms: list[Alarm] = []
     for name, count in output_counts(logits, again).items():
-        alarms += RULES[name].alarm(count, len(logits))
+        if not (declared and name == "random-forward"):
+            alarms += RULES[name].alarm(count, len(logits))
     return alarms
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 NONE = -1  # stands for a class where there is no answer
+REJECT = "reject"  # the answer K of a guarded model with K classes
 _DECIMALS = 4  # batches of other sizes move a confidence by less
 
 

@@ -18,7 +18,7 @@ from robustcli.core.gradients import straight_through
 from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.random import RowRandom
 from robustcli.core.slope import needs_whole_backward, slope
-from robustcli.core.types import Classifier
+from robustcli.core.types import Classifier, declares_draws, reject_of
 from robustcli.evaluation.alarms import autograd_calls, check_setup, differing, one_hot_rows, output_counts
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall
@@ -122,6 +122,11 @@ class _Probe:
     useless: set[str] = field(default_factory=set)
     randomised: bool = False
 
+    @property
+    def aim(self) -> Criterion:
+        """What a success against the model is, for all n rows."""
+        return Criterion(self.y, reject=reject_of(self.model))
+
     def count(self, name: str, cases: Tensor | int, of: int, more: str = "") -> bool:
         """Book `cases` under the alarm `name`; True when the alarm is raised.
 
@@ -149,27 +154,31 @@ class _Probe:
         logits, half = judge.logits(x), judge.logits(x[: n // 2])
         others = [judge.logits(x) for _ in range(4)]  # a defence may draw nothing now and then
         again = max(others, key=lambda other: differing(logits, other, 1e-4))
+        declared = declares_draws(self.model)
         for name, cases in output_counts(logits, again).items():
+            if declared and name == "random-forward":
+                continue
             self.count(name, cases, n, self._luck(name, cases))
-        self.randomised = self.evidence["random-forward"] > 0
+        self.randomised = declared or self.evidence["random-forward"] > 0
         if one_hot_rows(logits).all():
             self.useless.add("rescale")  # no scale gives a step function a slope
         if not self.randomised:
             self.count("batch-dependent", differing(half, logits[: n // 2], 1e-3), n // 2)
         buffers = zip(before, self.model.buffers(), strict=True)
         self.count("model-mutated", sum(not torch.equal(old, new) for old, new in buffers), len(before))
-        self.alarms += check_setup(logits.shape[1], trained)
+        self.alarms += check_setup(judge.classes(logits).shape[1], trained)
 
     def _luck(self, name: str, cases: int) -> str:
         """Evidence behind `random-forward`: how often a single pass is wrong. "" for all other alarms."""
         if name != "random-forward" or not cases:
             return ""
-        wrong = Judge(self.model, self.ball, draws=5).success_rate(self.x, Criterion(self.y))
+        judge = Judge(self.model, self.ball, draws=5)
+        wrong = judge.success_rate(self.x, judge.criterion(self.y))
         return f"; {float(wrong.mean()):.1%} of single passes over them are wrong"
 
     def gradients(self) -> None:
         """Check gradients of margin and cross-entropy at the clean points: not zero, finite, true."""
-        n, (logits, loss, slope) = len(self.x), _slopes(self.model, self.x, self.y)
+        n, (logits, loss, slope) = len(self.x), _slopes(self.model, self.x, self.aim)
         zero = (slope == 0).flatten(1).all(1)
         finite = (torch.isfinite(slope) & torch.isfinite(loss)).flatten(1).all(1)
         if self.count("zero-gradient", zero, n):
@@ -191,7 +200,7 @@ class _Probe:
 
         Where more than half of them stay without a slope, a transfer attack is called for instead.
         """
-        _, _, slope = _slopes(straight_through(self.model), self.x, self.y)
+        _, _, slope = _slopes(straight_through(self.model), self.x, self.aim)
         still = (slope == 0).flatten(1).all(1)
         self.evidence["zero-gradient-straight-through"] = float(still.float().mean())
         if int(still.sum()) * 2 > int(zero.sum()):
@@ -206,7 +215,7 @@ class _Probe:
         judge = Judge(self.model, self.ball)
         moved = self.ball.project(self.x, self.x + self.ball.eps / 32 * self.ball.steepest(slope, self.x))
         promised = (slope * (moved - self.x)).flatten(1).sum(1)
-        here, there = judge.logits(self.x), judge.logits(moved)
+        here, there = self.aim.joint(judge.logits(self.x)), self.aim.joint(judge.logits(moved))
         poor = margin(there, self.y) - margin(here, self.y) < 0.1 * promised
         telling = promised > 1e-4 * (here.amax(1) - here.amin(1))  # less drowns in rounding
         self.count("gradient-mismatch", telling & poor, int(telling.sum()))
@@ -277,7 +286,8 @@ class _Probe:
         ball: in place of the threat. params: of the attack.
         """
         ball, index = ball or self.ball, rows.nonzero()[:, 0]
-        judge, criterion, x = Judge(self.model, ball), Criterion(self.y[index]), self.x[index]
+        judge, x = Judge(self.model, ball), self.x[index]
+        criterion = judge.criterion(self.y[index])
         fell_at = torch.zeros_like(self.y)
         calls, broken = 0, torch.zeros((), dtype=torch.int64, device=x.device)
 
@@ -303,21 +313,21 @@ class _Probe:
         return fell_at
 
 
-def _slopes(model: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _slopes(model: Classifier, x: Tensor, aim: Criterion) -> tuple[Tensor, Tensor, Tensor]:
     """(logits, gradient of cross-entropy, gradient of the margin) at x.
 
     logits: float32 [n, K]. Gradients: [n, C, H, W], zero where the model has no derivative. They may hold NaN
     or Inf. Each has a forward pass of its own: compiled code gives the memory of its graph away.
     """
-    _, of_ce = _slope(model, x, y, ce)
-    logits, of_margin = _slope(model, x, y, margin)
+    _, of_ce = _slope(model, x, aim, ce)
+    logits, of_margin = _slope(model, x, aim, margin)
     return logits, of_ce, of_margin
 
 
 def _slope(
     model: Classifier,
     x: Tensor,
-    y: Tensor,
+    aim: Criterion,
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     whole: bool = False,
@@ -326,11 +336,11 @@ def _slope(
     point = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         try:
-            logits = model(point).float()
-            return logits.detach(), slope(loss(logits, y), point, whole=whole)
+            logits = aim.joint(model(point).float())
+            return logits.detach(), slope(loss(logits, aim.y), point, whole=whole)
         except RuntimeError as error:
             if needs_whole_backward(error) and not whole:
-                return _slope(model, x, y, loss, whole=True)
+                return _slope(model, x, aim, loss, whole=True)
             if "derivative" not in str(error):  # floor division, heaviside: no slope at all
                 raise
-            return model(x).float().detach(), torch.zeros_like(x)
+            return aim.joint(model(x).float().detach()), torch.zeros_like(x)

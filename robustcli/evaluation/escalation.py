@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.core.losses import Criterion
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.evaluation.judge import Judge
@@ -93,7 +92,8 @@ def gap(
     A short form of the attack searches on `low` and on `exact`. The model judges in fp32. Borderline samples
     fall to one search by chance, on either side. A gap is 2 samples more missed than won.
     """
-    judge, criterion = Judge(model, plan.ball), Criterion(y)
+    judge = Judge(model, plan.ball)
+    criterion = judge.criterion(y)
     given = call.given
     short = {name: min(most, given[name]) for name, most in _SHORT.items() if name in given}
 

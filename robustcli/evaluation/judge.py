@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.padding import padded
+from robustcli.core.types import reject_of
 from robustcli.runtime.precision import tf32_products
 
 _SURE = 0.9  # share of the draws that must be successes before a running attack gives a row up
@@ -62,6 +63,9 @@ class Clean(NamedTuple):
 class Judge:
     """Decides success: predicts with the original model in fp32, and measures distances in float64.
 
+    A guarded model answers with K + 1 logits. A clean image that it rejects is not right, and a point that it
+    rejects is no success.
+
     Args:
         model: the original classifier, held frozen in eval mode by the caller.
         ball: the threat. Points outside it never count, whatever the model says of them.
@@ -83,9 +87,18 @@ class Judge:
         if draws < 1:
             raise ValueError(f"draws must be >= 1, got {draws}")
         self._model, self._ball, self._draws, self._bounded = model, ball, draws, bounded
+        self._reject = reject_of(model)
         self.forward_rows = 0
         self.refused_rows = 0
         self.broken_rows = 0
+
+    def criterion(self, y: Tensor, target: Tensor | None = None) -> Criterion:
+        """What a success against this model is: y, target int64 [B]. A rejected point is none."""
+        return Criterion(y, target, self._reject)
+
+    def classes(self, logits: Tensor) -> Tensor:
+        """[B, K]: logits without the column of a guarded model that says "reject"."""
+        return logits[:, : self._reject]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits float32 [B, K] of pixels x [B, C, H, W], mean over the draws, without gradient."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
@@ -100,7 +99,7 @@ class _Search:
 
     def _closest(self, call: AttackCall, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """float64 [R]: distance of the closest confirmed error of each row; inf where there is none."""
-        plan, criterion = self._plan, Criterion(y)
+        plan, criterion = self._plan, self._judge.criterion(y)
         rng, draws = RowRandom(plan.seed, "start", ids), plan.search.draws or 1
         oracle = call.oracle(self._model, x, criterion, rng=rng, ball=plan.ball, stop=self._stop, draws=draws)
         ruling = self._judge.rule(x, call.fn(oracle, x, plan.ball, **call.params), criterion)

@@ -18,7 +18,7 @@ from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.core.types import Classifier
+from robustcli.core.types import Classifier, declares_draws
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
 from robustcli.evaluation.alarms import check_model_output, state_digest, trained_kinds
@@ -110,8 +110,9 @@ class RobustEvaluation:
         with frozen(self.model):
             judge = Judge(self.model, self.plan.ball)
             clean, right, _ = judge.clean(x, y)
-            self._alarms = check_model_output(clean, judge.logits(x))
-            randomised = any(alarm.name == "random-forward" for alarm in self._alarms)
+            declared = declares_draws(self.model)
+            self._alarms = check_model_output(clean, judge.logits(x), declared=declared)
+            randomised = declared or any(alarm.name == "random-forward" for alarm in self._alarms)
             self.plan = replace(self.plan, randomised=randomised)
             self._shown = x
             probed = right.nonzero()[: self.plan.checks, 0]
@@ -168,7 +169,7 @@ class RobustEvaluation:
         judge = Judge(self.model, self.plan.ball, draws=draws)
         self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)
-        self._classes, norm = batch.logits.shape[1], self.plan.ball.norm
+        self._classes, norm = judge.classes(batch.logits).shape[1], self.plan.ball.norm
         self._stop.batch(len(x), self.plan.attacks, self._classes, norm, self.plan.draws(EOT_DRAWS))
         x_adv, predicted, survivors = x.clone(), batch.predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()

@@ -23,6 +23,7 @@ class Batch:
         correct: bool [B], right on x.
         predicted: int64 [B], the model's label for x.
         goal: int64 [B], the label to which a targeted attack leads each row; None when untargeted.
+        aim: what a success against the model is, for all B rows.
     """
 
     x: Tensor
@@ -32,6 +33,7 @@ class Batch:
     correct: Tensor
     predicted: Tensor
     goal: Tensor | None
+    aim: Criterion
 
     @classmethod
     def judged(cls, judge: Judge, plan: EvalPlan, x: Tensor, y: Tensor, ids: Tensor) -> Batch:
@@ -41,7 +43,8 @@ class Batch:
             ValueError: as `goals`.
         """
         logits, correct, predicted = judge.clean(x, y)
-        return cls(x, y, ids, logits, correct, predicted, goals(plan, logits, y, ids))
+        goal = goals(plan, judge.classes(logits), y, ids)
+        return cls(x, y, ids, logits, correct, predicted, goal, judge.criterion(y, goal))
 
     @property
     def confidence(self) -> Tensor:
@@ -57,9 +60,7 @@ class Batch:
 
     def criterion(self, rows: Tensor) -> Criterion:
         """What a success is for R rows; rows: their places, int64 [R]."""
-        if self.goal is None:
-            return Criterion(self.y[rows])
-        return Criterion(self.y[rows], self.goal[rows])
+        return self.aim.rows(rows)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.core.types import Classifier
+from robustcli.core.types import Classifier, reject_of
 from robustcli.evaluation.plan import AttackCall, Search
 
 
@@ -71,7 +71,7 @@ def transferred(
         with frozen(surrogate):
             if not twins:
                 twins.append(search.twin(surrogate, x))
-            criterion, draws = Criterion(oracle.y, oracle.target), search.draws or 1
+            criterion, draws = Criterion(oracle.y, oracle.target, reject_of(surrogate)), search.draws or 1
             x_adv = searched(twins[0], call, x, criterion, ball, oracle.rng, stop=stop, draws=draws)
         return oracle.result(x_adv)
 

@@ -226,10 +226,12 @@ class _Member:
         for call in self._plan.attacks:
             if not len(still):
                 break
-            part, criterion = x[still], Criterion(y[still])
+            part, criterion = x[still], self.judge.criterion(y[still])
             points = self._search(call, part, criterion, ids[still])
             ruling = self.judge.rule(part, points, criterion)
-            value = margin(ruling.logits, y[still]).masked_fill(~ruling.inside, float("-inf"))
+            value = margin(criterion.joint(ruling.logits), y[still]).masked_fill(
+                ~ruling.inside, float("-inf")
+            )
             better = ruling.hit | (value > worst[still])
             best[still[better]], worst[still[better]] = points[better], value[better]
             still = still[~ruling.hit]
@@ -253,7 +255,9 @@ class _Member:
 def _batch(members: Sequence[_Member], x: Tensor, y: Tensor, ids: Tensor) -> _Batch:
     """Attack each member on the rows that all members classify correctly, and show the points to all."""
     clean = [member.judge.clean(x, y) for member in members]
-    classes = [seen.logits.shape[1] for seen in clean]
+    classes = [
+        member.judge.classes(seen.logits).shape[1] for member, seen in zip(members, clean, strict=True)
+    ]
     if len(set(classes)) > 1:
         raise ValueError(f"the models have different numbers of classes: {', '.join(map(str, classes))}")
     right = torch.stack([seen.right for seen in clean])
@@ -264,5 +268,5 @@ def _batch(members: Sequence[_Member], x: Tensor, y: Tensor, ids: Tensor) -> _Ba
         for s, source in enumerate(members):
             x_adv = source.attack(x, y, ids)
             for t, target in enumerate(members):
-                broken[s, t] = target.judge.rule(x, x_adv, Criterion(y)).hit
+                broken[s, t] = target.judge.rule(x, x_adv, target.judge.criterion(y)).hit
     return _Batch(right.cpu(), ids.cpu(), broken.cpu())

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.setting import Setting
-from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.errors import DataError
+from robustcli.evaluation.answers import REJECT
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, nearest_levels, to_lattice
 from robustcli.evaluation.result import BatchOutcome
@@ -63,7 +63,7 @@ class ImageWriter:
             levels = to_lattice(x, outcome.x_adv, self.setting.ball)
         with frozen(self.model):
             judge = Judge(self.model, self.setting.ball, draws=outcome.draws, bounded=outcome.bounded)
-            ruling = judge.rule(x, from_lattice(levels), Criterion(y, outcome.goal))
+            ruling = judge.rule(x, from_lattice(levels), judge.criterion(y, outcome.goal))
         broken = outcome.correct & ruling.hit
         if outcome.goal is not None:
             broken = broken & (outcome.goal != y)
@@ -109,7 +109,7 @@ class ImageWriter:
                     "id": sample,
                     "file": path.name,
                     "label": name,
-                    "clean_predicted": classes[int(outcome.clean_predicted[k])],
+                    "clean_predicted": (*classes, REJECT)[int(outcome.clean_predicted[k])],
                     "predicted_8bit": classes[label],
                     "distance_8bit": far,
                     "broken_8bit": True,
