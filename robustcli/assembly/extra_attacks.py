@@ -29,7 +29,9 @@ def surrogate_calls(
     """
     if not reference:
         return []
-    config = setting.config.model_copy(update={"model": ModelConfig(name=meant_model(reference))})
+    config = setting.config.model_copy(
+        update={"model": ModelConfig(name=meant_model(reference)), "defences": []}
+    )
     source = ModelSource(replace(setting, config=config), allow_pickle=allow_pickle)
     model = source.to_measure(console)
     call = eval_plan(setting, [Spec.of("apgd", steps=50)]).attacks[0]

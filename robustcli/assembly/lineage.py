@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from robustcli.assembly.members import members_of
 from robustcli.config.schema import Config
 from robustcli.config.sections import DataConfig
 from robustcli.errors import RobustCliError
@@ -19,9 +20,9 @@ _LONGEST = 16  # runs that were fine-tuned one from the other
 Meta = Mapping[str, Any]
 
 
-def begins_with(config: Config) -> tuple[str, str | None]:
-    """What names the model of a configuration and its weights: the references of which `lineage` asks."""
-    return config.model.name, config.model.weights
+def begins_with(config: Config) -> tuple[str | None, ...]:
+    """What names the models of a configuration and their weights: the references of which `lineage` asks."""
+    return config.model.name, config.model.weights, *members_of(config)
 
 
 def lineage(references: Iterable[str | None]) -> list[Meta]:

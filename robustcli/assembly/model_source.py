@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from robustcli.assembly.guarding import guard_around, ready_guard
 from robustcli.assembly.setting import Setting
-from robustcli.config.spec import ModelConfig, names_code
+from robustcli.config.spec import GUARD, ModelConfig, names_code
+from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.models.build import build_model, ours
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.contract.probe import images
 from robustcli.models.contract.training import fit_to_train, is_overrun
+from robustcli.models.guarded import GuardedModel
 from robustcli.models.info import ModelInfo
+from robustcli.models.meant import meant_model
 from robustcli.models.normalised import NormalisedModel
 from robustcli.models.size import check_classes
 from robustcli.models.source import load_model
@@ -60,6 +64,12 @@ class ModelSource:
         A network that is not ours is looked at in both modes and in the memory layout of training; `warn` is
         told what is done otherwise than asked. Raises ConfigError E-MODEL where it cannot be trained.
         """
+        if self._spec.name.startswith(GUARD):
+            raise UsageError(
+                f"{self._spec.name} is a guarded model, which only measures",
+                hint="train the model that stands behind it",
+                code="E-MODEL",
+            )
         model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
         assert isinstance(model, NormalisedModel)  # since the data say its shape
         model, channels_last = model.to(self.setting.device), self.setting.config.train.channels_last
@@ -70,10 +80,24 @@ class ModelSource:
         return model
 
     def to_measure(self, console: Console) -> nn.Module:
-        """The model on its device.
+        """The model on its device, behind the configured defences where there are some.
 
-        Warns about untrained weights. Raises an error when its classes are not those of the data.
+        Warns about untrained weights. Raises an error when its classes are not those of the data, or when a
+        defence needs a fit.
         """
+        model = self.bare(console)
+        if not self.setting.config.defences:
+            return model
+        return ready_guard(self.setting, model, lambda reference: self._member(reference, console))
+
+    def to_fit(self, console: Console) -> GuardedModel:
+        """The model on its device, behind the configured defences, none of them fitted; errors as above."""
+        return guard_around(
+            self.setting, self.bare(console), lambda reference: self._member(reference, console)
+        )
+
+    def bare(self, console: Console) -> nn.Module:
+        """The model on its device, without the configured defences; errors as above."""
         if self._untrained:
             console.warn(
                 f"model {self._spec.name} has untrained weights; point --model to a run "
@@ -87,8 +111,23 @@ class ModelSource:
         with self._telling(console):
             model = self._loaded(classes, console.warn).to(self.setting.device)
         data = self.setting.data
+        if isinstance(model, GuardedModel):
+            _check_shape(model, data.shape)
+            check_classes(model.reject, data.classes, model.classes)
+            return model
         model, found = adapted(model, images(data.shape, self.setting.device))
         check_classes(found, data.classes, getattr(model, "classes", None))
+        return model
+
+    def _member(self, reference: str, console: Console) -> nn.Module:
+        """Another model for the vote, on its device. `--plugin` makes it only where its run says so."""
+        name = meant_model(reference)
+        config = self.setting.config.model_copy(update={"model": ModelConfig(name=name), "defences": []})
+        plugin = self.plugin if name.startswith("run:") else None
+        source = ModelSource(replace(self.setting, config=config), plugin, self.allow_pickle)
+        model = source.bare(console)
+        if isinstance(model, GuardedModel):
+            raise ConfigError(f"{name} is a guarded model; a vote joins bare ones", where="defences")
         return model
 
     @contextmanager
@@ -127,7 +166,8 @@ class ModelSource:
         """
         spec, config, data = self._spec, self.setting.config, self.setting.data
         # The channels' statistics need the training images, which are left alone where the model has its own.
-        brings_its_own = self.plugin is not None or spec.name.startswith("run:") or "@" in spec.name
+        of_ours = spec.name.startswith(("run:", GUARD))
+        brings_its_own = self.plugin is not None or of_ours or "@" in spec.name
         mean, std = (None, None) if brings_its_own else (data.mean, data.std)
         return load_model(
             spec.name,
@@ -145,4 +185,15 @@ class ModelSource:
             seed=config.seed,
             weights_kind=spec.weights_kind,
             say=say,
+        )
+
+
+def _check_shape(guard: GuardedModel, shape: tuple[int, int, int]) -> None:
+    """Raises DataError E-SHAPE for images of another shape than those that the guard was fitted on."""
+    if guard.info is not None and guard.info.shape != tuple(shape):
+        want, got = ("x".join(map(str, sizes)) for sizes in (guard.info.shape, shape))
+        raise DataError(
+            f"the guard was fitted on images {want}, got {got}",
+            hint="its thresholds hold for no other size: set data.size and data.channels",
+            code="E-SHAPE",
         )

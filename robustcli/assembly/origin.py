@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from robustcli.assembly.members import with_members
 from robustcli.config.load import load_config
 from robustcli.config.schema import Config
-from robustcli.config.spec import ModelConfig
+from robustcli.config.spec import GUARD, ModelConfig
 from robustcli.errors import ConfigError
 from robustcli.store.latest import LATEST, resolve_run
 
@@ -29,7 +30,7 @@ def followed(reference: str) -> str:
 def pinned(
     config: Config, resumed: Path | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Config:
-    """`config` with every ``latest`` in its model replaced by the name of a run.
+    """`config` with every ``latest`` in its models replaced by the name of a run.
 
     Args:
         config: names the model and its weights; each may be a reference to a run.
@@ -49,12 +50,13 @@ def pinned(
         if stored is not None and stored != now and _means(asked, stored):
             changes[key] = stored
             say(f"going on with {stored}, as the run began; {asked} is {now} by now")
-    return config.model_copy(update={"model": spec.model_copy(update=changes)})
+    defences = [with_members(one, followed) for one in config.defences]
+    return config.model_copy(update={"model": spec.model_copy(update=changes), "defences": defences})
 
 
 def _split(reference: str) -> tuple[str, Path]:
-    """("run:" or "", the path behind it)."""
-    path = reference.removeprefix(_RUN)
+    """("run:", "guard:" or "", the path behind it)."""
+    path = reference.removeprefix(_RUN).removeprefix(GUARD)
     return reference[: len(reference) - len(path)], Path(path)
 
 

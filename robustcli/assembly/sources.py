@@ -8,6 +8,7 @@ from pathlib import Path
 
 from robustcli.assembly.lineage import begins_with
 from robustcli.config.schema import Config
+from robustcli.config.spec import GUARD
 from robustcli.store.latest import resolve_run
 from robustcli.store.sources import Source
 
@@ -28,8 +29,8 @@ def _given(names: Iterable[str | None]) -> list[str]:
 
 
 def _places(reference: str) -> Iterator[Path]:
-    """Where a reference may lead: run:DIR, DIR, FILE, FILE.py:NAME. A name without a file leads nowhere."""
-    path = reference.removeprefix("run:")
+    """Where a reference may lead: run:DIR, guard:DIR, FILE.py:NAME. A name without a file leads nowhere."""
+    path = reference.removeprefix("run:").removeprefix(GUARD)
     yield resolve_run(Path(path))
     if ":" in path:
         yield Path(path.rpartition(":")[0])

@@ -52,6 +52,7 @@ class Registries:
     steps: AnyRegistry
     hooks: AnyRegistry
     trackers: AnyRegistry
+    defences: AnyRegistry
 
     @classmethod
     def discover(cls) -> Registries:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
+from robustcli.config.guard_sections import GuardConfig
 from robustcli.config.number import INT_LIMIT, Flag, Int, Scalar, Text, parse_text
 from robustcli.config.sections import BallConfig, DataConfig, SearchConfig
 from robustcli.config.spec import From, ModelConfig, Section, Spec
@@ -71,6 +72,10 @@ class Config(Section):
     )
     eval: EvalConfig = Field(default=EvalConfig(), description="evaluation")
     attack: AttackConfig = Field(default=AttackConfig(), description="output of the attack verb")
+    defences: Annotated[list[Spec], From("defences")] = Field(
+        default=[], max_length=16, description="what stands in front of a model that is measured, in order"
+    )
+    guard: GuardConfig = Field(default=GuardConfig(), description="how defences are fitted")
 
     @field_validator("device")
     @classmethod

@@ -27,8 +27,9 @@ from typing_extensions import Self
 from robustcli.config.number import Text, parse_number, parse_text
 from robustcli.foreign import PLUGIN
 
+GUARD = "guard:"  # a model behind its fitted defences
 _WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
-_SOURCES = ("run:", "torchvision:", "timm:", PLUGIN)
+_SOURCES = ("run:", GUARD, "torchvision:", "timm:", PLUGIN)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class PluginConfig(Section):
 class ModelConfig(Spec):
     """A registered model with its parameters, or a reference.
 
-    A reference is `run:PATH`, `x.safetensors`, `torchvision:resnet50@IMAGENET1K_V2` and the like.
+    A reference is `run:PATH`, `guard:DIR`, `x.safetensors`, `torchvision:resnet50@IMAGENET1K_V2` and so on.
     """
 
     weights: Text | None = Field(default=None, description="file with the weights to load into the model")
@@ -188,7 +189,7 @@ class ModelConfig(Spec):
 
 
 def is_reference(name: str) -> bool:
-    """True for a run, a weight file, another library's model or code."""
+    """True for a run, a guard, a weight file, another library's model or code."""
     return name.startswith(_SOURCES) or name.endswith(_WEIGHT_FILES) or names_code(name)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from robustcli.config.bind import Registries, check_spec
 from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.schema import known_keys, spec_fields
-from robustcli.config.spec import ModelConfig, ParamErrors, Spec, is_reference, names_code
+from robustcli.config.spec import GUARD, ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, KeyPath, Node, locate, matching
 from robustcli.registry import Entry, ensembles, parameters, suggestion
 
@@ -77,14 +77,23 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
         if name in entries:
             faults += _norm_faults(entries.get(name), data, ".".join(path))
-    return faults + _dataset_faults(data, registries)
+    return faults + _guard_faults(data) + _dataset_faults(data, registries)
 
 
 def _reference_faults(name: str, params: Iterable[str]) -> list[Fault]:
-    """The parameters beside `run:PATH`; other references take parameters."""
-    if not name.startswith("run:"):
+    """The parameters beside `run:PATH` and `guard:DIR`; other references take parameters."""
+    kind = {"run:": "run", GUARD: "guard"}.get(name.partition(":")[0] + ":")
+    if kind is None:
         return []
-    return [Fault(f"model.{key}", "a run knows its model; no parameters can be set") for key in params]
+    return [Fault(f"model.{key}", f"a {kind} knows its model; no parameters can be set") for key in params]
+
+
+def _guard_faults(data: Any) -> list[Fault]:
+    """The fault of defences around a guard, which has its own."""
+    name = _value(data, "model", "name")
+    if not (isinstance(name, str) and name.startswith(GUARD) and data.get("defences")):
+        return []
+    return [Fault("defences", f"{name[:80]} has its own defences; drop these")]
 
 
 def _norm_faults(entry: Entry[Any], data: Any, path: str) -> list[Fault]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,6 +64,9 @@ class GuardedModel(nn.Module):
         randomised: whether each pass draws anew.
         detectors: labels of what gives a score, in the order of `thresholds` and `spreads`, float32 [D].
             Before they are set the thresholds are infinite.
+        described: hash of the defences' names and parameters and of `scale`, uint8 [32]: a digest of the
+            state tells guards apart whose tensors are the same.
+        sha256: of the manifest, when the guard was opened from a file.
 
     Raises:
         ValueError: several members without a vote, two votes, or two defences with one label.
@@ -69,6 +74,7 @@ class GuardedModel(nn.Module):
 
     thresholds: Tensor
     spreads: Tensor
+    described: Tensor
 
     def __init__(
         self,
@@ -97,6 +103,8 @@ class GuardedModel(nn.Module):
             self.detectors.append(self._vote)
         self.register_buffer("thresholds", torch.full((len(self.detectors),), torch.inf))
         self.register_buffer("spreads", torch.ones(len(self.detectors)))
+        self.register_buffer("described", _described(defences, scale))
+        self.sha256: str | None = None
 
     @property
     def info(self) -> Any:
@@ -158,3 +166,9 @@ class GuardedModel(nn.Module):
             return Ballot(answers[0], None)
         ballot: Ballot = self.modules_by_label[self._vote](answers)
         return ballot
+
+
+def _described(defences: Sequence[Defence], scale: float) -> Tensor:
+    said = [[one.label, one.name, dict(one.params)] for one in defences]
+    text = json.dumps([said, scale], sort_keys=True, default=str)
+    return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What a path in the place of a model or of a data set means: a run, a checkpoint, a file of weights."""
+"""What a path in the place of a model or of a data set means: a run, a guard, a file of weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import re
 from pathlib import Path
 
+from robustcli.config.spec import GUARD
 from robustcli.errors import UsageError
 
 RUN = "run:"
+GUARD_FILE = "guard.json"  # what a directory of `guard fit` holds
 OWN = "model.safetensors"  # the weights in a checkpoint of ours
 _TAGS = ("best", "last")
 _DATA_AT_A_PATH = ("folder", "npz", "csv")
@@ -19,14 +21,16 @@ _SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 def meant_model(name: str) -> str:
     """The reference that a path in the place of a model means; any other name is itself.
 
-    A directory of a run or of a checkpoint of ours, and the weight file in it, mean ``run:PATH``. Raises
-    UsageError E-MODEL with the words to write for another directory.
+    A directory of a run or of a checkpoint of ours, and the weight file in it, mean ``run:PATH``; one of
+    `guard fit` means ``guard:DIR``. Raises UsageError E-MODEL with the words to write for another directory.
     """
     path = Path(name.removeprefix(RUN))
     if is_own_file(path):
         return f"{RUN}{path.parent}"
     if name.startswith(RUN) or not os.path.isdir(path):  # never raises
         return name
+    if (path / GUARD_FILE).is_file():
+        return f"{GUARD}{name}"
     if _is_run(path):
         return f"{RUN}{name}"
     raise UsageError(f"{name} is a directory, and no run", hint=words_for(path), code="E-MODEL")

@@ -18,6 +18,8 @@ CLASSES: dict[str, str] = {
     "attacks": "harmless",
     "eval": "harmless",
     "attack": "harmless",
+    "defences": "harmless",
+    "guard": "harmless",
     "data.workers": "harmless",
     "data.timeout": "harmless",
     "data.storage": "harmless",

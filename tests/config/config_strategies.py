@@ -52,6 +52,7 @@ _PARAMS: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     "steps": {"minmax": {}, "free": {}},
     "hooks": {"awp": {}, "ema": {}, "swa": {}},
     "trackers": {"tensorboard": {}},
+    "defences": {"energy": {}, "bit_depth": {"bits": st.integers(1, 8)}},
 }
 _REQUIRED = {"depth"}
 _SPECIAL: dict[str, st.SearchStrategy[Any]] = {

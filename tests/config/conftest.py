@@ -74,6 +74,10 @@ def _wide_resnet(info: Any, *, depth: int, width: int = 10) -> None:
     """A required parameter."""
 
 
+def _bits(*, bits: int = 4) -> None:
+    """Fewer grey levels."""
+
+
 def _sgd(
     model: Any, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = False
 ) -> None:
@@ -112,6 +116,7 @@ def registries() -> Registries:
         steps=_filled("training step", ("minmax", _nothing), ("free", _nothing)),
         hooks=_filled("training hook", *((name, _nothing) for name in ("awp", "ema", "swa"))),
         trackers=_filled("tracker", ("tensorboard", _nothing)),
+        defences=_filled("defence", ("energy", _nothing), ("bit_depth", _bits)),
         datasets=_filled(
             "data set", *((name, _nothing) for name in ("digits", "fake", "mnist", "folder", "npz"))
         ),

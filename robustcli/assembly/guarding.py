@@ -1,0 +1,80 @@
+"""The configured defences around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from robustcli.assembly.attacks import numbered
+from robustcli.assembly.members import members_of
+from robustcli.assembly.setting import Setting
+from robustcli.config.schema import Config
+from robustcli.config.spec import GUARD
+from robustcli.errors import ConfigError
+from robustcli.models.defended import make_defence
+from robustcli.models.guarded import GuardedModel
+
+_FIT = "robustcli guard fit CONFIG, then --model guard:DIR"
+_WITHOUT_FIT = "a purifier or a vote alone needs no fit"
+
+
+def guard_around(setting: Setting, model: nn.Module, load: Callable[[str], nn.Module]) -> GuardedModel:
+    """`model` behind the configured defences, none of them fitted, in eval mode on its device.
+
+    Args:
+        setting: the configuration, the data and the device.
+        model: the configured classifier, which takes these data.
+        load: a reference -> another classifier that does.
+
+    Raises ConfigError for defences that cannot stand together.
+    """
+    config = setting.config
+    _refuse_second_guard(config, model)
+    labels = numbered([spec.name for spec in config.defences])
+    defences = [
+        make_defence(
+            label,
+            spec.name,
+            spec.params,
+            setting.data.shape,
+            setting.classes,
+            seed=config.seed,
+            path=f"defences.{k}",
+        )
+        for k, (label, spec) in enumerate(zip(labels, config.defences, strict=True))
+    ]
+    members = [model, *(load(reference) for reference in members_of(config))]
+    try:
+        guard = GuardedModel(members, defences, setting.classes, scale=float(config.guard.scale))
+    except ValueError as error:
+        raise ConfigError(str(error), where="defences") from error
+    return guard.eval().to(setting.device)
+
+
+def ready_guard(setting: Setting, model: nn.Module, load: Callable[[str], nn.Module]) -> GuardedModel:
+    """`guard_around` for defences that need no fit. A vote abstains by its own rule.
+
+    Raises ConfigError for a detector, which has no threshold, and for a network that nobody trained.
+    """
+    guard = guard_around(setting, model, load)
+    for k, defence in enumerate(guard.defences):
+        if defence.facts.kind == "detector":
+            what = f"the detector {defence.name!r} has no threshold"
+        elif defence.facts.fit is not None:
+            what = f"the {defence.facts.kind} {defence.name!r} has not been fitted"
+        else:
+            continue
+        raise ConfigError(what, where=f"defences.{k}", hint=f"{_FIT}; {_WITHOUT_FIT}")
+    guard.thresholds = torch.zeros_like(guard.thresholds)
+    return guard
+
+
+def _refuse_second_guard(config: Config, model: nn.Module) -> None:
+    if isinstance(model, GuardedModel):
+        raise ConfigError(
+            f"{config.model.name} has its own defences",
+            where="defences",
+            hint=f"drop them, or name the model that stands behind that {GUARD}DIR",
+        )
