@@ -33,6 +33,8 @@ class AttackFacts:
         use: when to take it, for the documentation.
         deterministic: whether another seed gives the same points.
         starts_at_clean: whether it begins at the clean points, where some losses have no slope.
+        guarded: whether it is made for guarded models, and searches for a wrong class and against the
+            rejection apart. On any other model it is PGD, and may cost less than `passes`.
     """
 
     kind: Kind
@@ -43,6 +45,7 @@ class AttackFacts:
     use: str
     deterministic: bool
     starts_at_clean: bool = False
+    guarded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

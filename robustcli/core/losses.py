@@ -258,6 +258,12 @@ class Criterion:
         safe = torch.maximum(logits.gather(1, y[:, None]), logits[:, self.reject, None])
         return logits[:, : self.reject].scatter(1, y[:, None], safe)
 
+    def excess(self, logits: Tensor) -> Tensor:
+        """z_reject - max_k z_k: [R], above 0 where raw logits [R, K + 1] reject; -inf without that column."""
+        if self.reject is None:
+            return logits.new_full((len(logits),), float("-inf"))
+        return logits[:, self.reject] - logits[:, : self.reject].amax(1)
+
     def bind(self, name: str, clean: Callable[[], Tensor] | None = None) -> RowLoss:
         """What to ascend: the registered loss(z, y); with a target -loss(z, target).
 

@@ -144,7 +144,12 @@ class Oracle:
         return logits
 
     def gradient(
-        self, x_adv: Tensor, loss: str | Callable[[Tensor], Tensor] | None = None, *, scored: bool = True
+        self,
+        x_adv: Tensor,
+        loss: str | Callable[[Tensor], Tensor] | None = None,
+        *,
+        scored: bool = True,
+        raw: bool = False,
     ) -> Gradient:
         """Loss, logits and input gradient at x_adv; non-finite entries of the gradient become 0.
 
@@ -153,21 +158,24 @@ class Oracle:
             loss: replaces the bound loss in this answer: a registered name, or a differentiable map
                 logits [R, K] -> [R] such as a `RowLoss`. Which point is best is still decided by the bound
                 one.
-            scored: whether the point is met; false for a point that lies outside the ball on purpose.
+            scored: whether the point is met; false for a point that lies outside the ball on purpose, or that
+                was met before.
+            raw: whether `loss`, a map, and the answer have the logits as the model gives them: [R, K + 1] of
+                a guarded model, with "reject" in a column of its own.
         """
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
         self._check()
         point = self._filled(x_adv.detach()).requires_grad_(True)
         ascend = loss if callable(loss) else self._loss(loss)
-        answers = [self._differentiate(point, len(x_adv), ascend) for _ in range(self._draws)]
+        answers = [self._differentiate(point, len(x_adv), ascend, raw) for _ in range(self._draws)]
         values, logits, grad = _mean(answers)
         grad = grad.nan_to_num(0.0, 0.0, 0.0)  # not in place: a gradient may be an expanded tensor
         if self._best is not None:
             self.asked_rows += len(x_adv)
             self.zero_gradient_rows += int((grad.flatten(1) == 0).all(1).sum())
             if scored:
-                self._consider(x_adv.detach(), logits, values if loss is None else None)
+                self._consider(x_adv.detach(), self._joint(logits), values if loss is None else None)
         return Gradient(values, logits, grad)
 
     def ask(self, x_adv: Tensor) -> Tensor:
@@ -224,9 +232,13 @@ class Oracle:
         """x [R, ...], with a watch filled up to `bucket(R)` rows: only then does R shrink."""
         return padded(x) if self._watched else x
 
-    def _float(self, x: Tensor, rows: int) -> Tensor:
-        """Logits [rows, K] of the first rows in the type of the pixels, whatever the model answers in."""
-        return self._joint(self._model(x).to(x.dtype)[:rows])
+    def _float(self, x: Tensor, rows: int, raw: bool) -> Tensor:
+        """Logits [rows, K] of the first rows in the type of the pixels, whatever the model answers in.
+
+        raw: as the model gives them, [rows, K + 1] of a guarded one.
+        """
+        logits = self._model(x).to(x.dtype)[:rows]
+        return logits if raw else self._joint(logits)
 
     def _joint(self, logits: Tensor) -> Tensor:
         """Logits [R, K] of the joint problem, where a guarded model answers with [R, K + 1]."""
@@ -246,7 +258,9 @@ class Oracle:
                 logits = logits + answer
             return logits / self._draws
 
-    def _differentiate(self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor]) -> Gradient:
+    def _differentiate(
+        self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor], raw: bool
+    ) -> Gradient:
         """One forward and one backward pass at `point`, of which the first `rows` rows count.
 
         The rows after them only fill the batch up. A model with an operation that has no derivative, such as
@@ -254,17 +268,17 @@ class Oracle:
         """
         try:
             with torch.enable_grad():
-                logits = self._float(point, rows)
+                logits = self._float(point, rows, raw)
                 values = ascend(logits)
                 grad = slope(values, point, whole=self._whole)
         except RuntimeError as error:
             if needs_whole_backward(error) and not self._whole:
                 self._whole = True
-                return self._differentiate(point, rows, ascend)
+                return self._differentiate(point, rows, ascend, raw)
             if "derivative" not in str(error):
                 raise
             self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
-            logits, grad = self._float(point.detach(), rows), torch.zeros_like(point)
+            logits, grad = self._float(point.detach(), rows, raw), torch.zeros_like(point)
             values = ascend(logits)
         self.forward_rows += rows
         self.backward_rows += rows
