@@ -7,7 +7,7 @@ from robustcli.errors import ResourceError
 
 try:
     from robustcli.guard.store.evidence import EvidenceStore
-    from robustcli.guard.store.rows import Entry, Evidence, Limits, Review, Seen
+    from robustcli.guard.store.rows import Entry, Evidence, Limits, Observation, Review, Seen
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "sqlalchemy":
         raise
@@ -17,4 +17,4 @@ except ModuleNotFoundError as error:
         code="E-EXTRA",
     ) from error
 
-__all__ = ["Entry", "Evidence", "EvidenceStore", "Limits", "Review", "Seen"]
+__all__ = ["Entry", "Evidence", "EvidenceStore", "Limits", "Observation", "Review", "Seen"]

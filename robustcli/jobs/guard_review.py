@@ -1,0 +1,116 @@
+"""`robustcli guard review`: a person says what the quarantined images are."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robustcli.errors import UsageError
+from robustcli.guard.store import Evidence, EvidenceStore, Review
+from robustcli.jobs.guard_cells import moment, scores_in_words
+from robustcli.records.document import Document
+from robustcli.reporting.cells import Cell
+from robustcli.reporting.tables import Table
+from robustcli.store.atomic import write_new
+from robustcli.terminal.console import Console
+
+_ASKED = "true class (an attack), c[:CLASS] clean (a false alarm), u unusable, s skip, q quit: "
+_WORDS = {"c": "clean", "u": "unusable"}
+_COLUMNS = ["hash", "first", "last", "times", "answer", "scores", "label"]
+
+
+def guard_review(
+    where: str, console: Console, *, labels: Sequence[str], everything: bool, listed: bool, by: str
+) -> dict[str, Any]:
+    """Label quarantined images, from a list or at a terminal.
+
+    Args:
+        labels: HASH=LABEL, where a hash may be cut as long as it names one image.
+        everything: take images with a label, too.
+        listed: only show them.
+        by: who labels, for the log.
+
+    Raises UsageError for a wrong label, before any is stored, and where there is neither list nor terminal.
+    """
+    document = Document("guard review")
+    with EvidenceStore.open(where) as store:
+        if labels:
+            given = _label(store, labels, by)
+        else:
+            waiting = store.evidence(reviewed=None if everything else False)
+            if listed:
+                console.table(Table(f"quarantine of {where}", _COLUMNS, [_row(each) for each in waiting]))
+                return document.finish(None, {"images": [each.to_json() for each in waiting]})
+            given = _ask(store, waiting, console, by)
+        left = store.counts()
+    unlabelled = left["images"] - left["reviewed"]
+    console.result(f"{len(given)} labelled, {unlabelled} without a label")
+    return document.finish(None, {"labels": given, "without_label": unlabelled})
+
+
+def _label(store: EvidenceStore, labels: Sequence[str], by: str) -> dict[str, str]:
+    """Store labels; none where one of them is wrong. Returns hash -> label."""
+    reviews = {}
+    for text in labels:
+        start, equals, label = text.partition("=")
+        if not equals:
+            raise UsageError(f"--label {text!r} is not HASH=LABEL", hint="for example --label 3fa94c=7")
+        reviews[store.named(start)] = Review.parse(label)
+    for name, review in reviews.items():
+        store.review(name, review, by)
+    return {name: str(review) for name, review in reviews.items()}
+
+
+def _ask(store: EvidenceStore, waiting: Sequence[Evidence], console: Console, by: str) -> dict[str, str]:
+    """Show one image after another and ask; each answer is stored at once. Returns hash -> label."""
+    if not sys.stdin.isatty():
+        hint = "give --label HASH=LABEL; --list shows the hashes"
+        raise UsageError("there is no terminal to ask at", hint=hint)
+    given: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="robustcli-review-") as folder:  # of mode 0700
+        for k, each in enumerate(waiting, 1):
+            path = Path(folder) / f"{each.hash[:16]}.png"
+            write_new(path, store.image(each.hash))
+            console.info(f"[{k}/{len(waiting)}] {_described(each)}\n  {path}")
+            answer = _answer(console)
+            path.unlink()
+            if answer == "quit":
+                break
+            if isinstance(answer, Review):
+                store.review(each.hash, answer, by)
+                given[each.hash] = str(answer)
+    return given
+
+
+def _answer(console: Console) -> Review | str:
+    """What the person said: a label, "skip" or "quit". Asks until one of them was said."""
+    while True:
+        sys.stderr.write(_ASKED)
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        word = line.strip()
+        if not line or word in ("q", "quit"):
+            return "quit"
+        if word in ("s", "skip", ""):
+            return "skip"
+        head, colon, rest = word.partition(":")
+        try:
+            return Review.parse(_WORDS.get(head, head) + colon + rest)
+        except UsageError as error:
+            console.info(f"{error}")
+
+
+def _described(each: Evidence) -> str:
+    times = f", {each.seen} times" if each.seen > 1 else ""
+    label = "" if each.review is None else f"; labelled {each.review}"
+    answer = f"class {each.label} ({each.confidence:.0%})"
+    return f"{each.hash[:16]}: {moment(each.last)}{times}: {answer}; {scores_in_words(each.scores)}{label}"
+
+
+def _row(each: Evidence) -> list[Cell]:
+    label = "" if each.review is None else str(each.review)
+    times: list[Cell] = [each.hash[:16], moment(each.time), moment(each.last), each.seen]
+    return [*times, f"{each.label} ({each.confidence:.0%})", scores_in_words(each.scores), label]

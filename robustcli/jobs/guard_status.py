@@ -1,0 +1,92 @@
+"""`robustcli guard status`: whether today's answers still look like those of the fit."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robustcli.errors import UsageError
+from robustcli.guard.reference import reference_of
+from robustcli.guard.rules import STATES, Judgement, Reference, judge
+from robustcli.guard.store import EvidenceStore, Observation
+from robustcli.jobs.guard_cells import moment
+from robustcli.proportions import Rate
+from robustcli.records.document import Document
+from robustcli.reporting.cells import Cell
+from robustcli.reporting.tables import Table
+from robustcli.terminal.console import Console
+
+_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def guard_status(
+    where: str, console: Console, *, guard: Path | None, window: str, fail_on: str | None
+) -> dict[str, Any]:
+    """Judge the answers of a window; a gate of the document asks for a better state than `fail_on`.
+
+    Args:
+        where: the store.
+        guard: directory of `guard fit`; None takes the fit that the store knows.
+        window: how many answers, or how far back.
+
+    Raises UsageError where nobody knows what the guard was fitted on.
+    """
+    document = Document("guard status")
+    span = _span(window)
+    with EvidenceStore.open(where) as store:
+        newest = store.observations(last=1)
+        model = newest[0].model if newest else None
+        reference = _reference(store, guard, model)
+        seen = store.observations(last=span.get("last"), since=span.get("since"), model=model)
+        counts = store.counts()
+    judged = judge(seen, reference)
+    _show(console, where, judged, seen, counts)
+    gate = []
+    if fail_on is not None:
+        passed = STATES.index(judged.state) < STATES.index(fail_on)
+        gate = [{"metric": "state", "value": judged.state, "passed": passed}]
+    content = {"window": window, "model": model, **judged.to_json(), "store": counts, "gate": gate}
+    return document.finish(None, content)
+
+
+def _span(window: str) -> dict[str, Any]:
+    """`1000` as a number of answers, `24h` as a time since when. Raises UsageError."""
+    match = re.fullmatch(r"([1-9]\d{0,11})([mhd]?)", window)
+    if match is None:
+        raise UsageError(f"--window {window!r} is no window", hint="1000 (answers), 30m, 24h or 7d")
+    number, unit = int(match[1]), match[2]
+    return {"since": time.time() - number * _SECONDS[unit]} if unit else {"last": number}
+
+
+def _reference(store: EvidenceStore, guard: Path | None, model: str | None) -> Reference:
+    if guard is not None:
+        return reference_of(guard)
+    known = None if model is None else store.reference(model)
+    if known is None:
+        what = "the store does not know what this guard was fitted on"
+        raise UsageError(what, where=store.where, hint="give --guard DIR, the directory of `guard fit`")
+    return Reference.from_json(known)
+
+
+def _show(
+    console: Console, where: str, judged: Judgement, seen: Sequence[Observation], counts: dict[str, int]
+) -> None:
+    """The state with its reasons, then the tests."""
+    console.result(f"{judged.state}: {'; '.join(judged.reasons)}")
+    rows: list[list[Cell]] = [[*found.to_json().values()] for found in judged.findings]
+    note = ""
+    if seen:
+        rate = Rate(judged.alarms, judged.n)
+        low, high = rate.exact
+        note = (
+            f"{judged.n} answers from {moment(seen[0].time)} to {moment(seen[-1].time)}, "
+            f"{judged.alarms} alarms ({rate.value:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+        )
+    if rows:
+        console.table(Table(f"rules over {where}", ["rule", "p", "adjusted", "state", "found"], rows, note))
+    dropped = sum(number for name, number in counts.items() if name.startswith("dropped"))
+    waiting = counts["images"] - counts["reviewed"]
+    console.info(f"{counts['images']} images, {waiting} without a label; {dropped} rows dropped")

@@ -1,0 +1,221 @@
+"""`guard status`, `review`, `forget` and `log`, as a user runs them."""
+
+import io
+import json
+import os
+import re
+import sqlite3
+import stat
+import sys
+import time
+
+import numpy as np
+import pytest
+from evidence import MODEL, pixels, seen
+
+pytest.importorskip("sqlalchemy", reason="the extra guard is not installed")
+
+from robustcli.guard.rules import Reference  # noqa: E402
+from robustcli.guard.store import EvidenceStore  # noqa: E402
+
+HASH = re.compile(r"\b[0-9a-f]{16}\b")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Five alarms among 100 answers, of a guard that expects that."""
+    rng = np.random.default_rng(0)
+    scores, began = rng.standard_normal(100), time.time() - 100
+    with EvidenceStore.open(tmp_path / "evidence.db", create=True) as opened:
+        answers = [
+            seen(
+                pixels(k) if k < 5 else None,
+                scores={"energy": float(score)},
+                time=began + k,
+                label=k % 10,
+            )
+            for k, score in enumerate(scores)
+        ]
+        opened.record(MODEL, answers)
+        fitted = Reference(0.05, 200, {"energy": rng.standard_normal(200).tolist()})
+        opened.remember(MODEL, fitted.to_json())
+        yield opened
+
+
+def hashes(store):
+    """Hashes of the images, in the order in which they came."""
+    return [each.hash for each in reversed(store.evidence())]
+
+
+# ---- status ------------------------------------------------------------------------------------------------
+
+
+def test_status_is_ok_and_says_why(cli, store):
+    answer = cli("guard", "status", store.where, "--fail-on", "act")
+    assert answer.code == 0 and answer.out.startswith("ok: nothing differs from the clean images of the fit")
+    assert "100 answers" in answer.out and "5 alarms (5.0%" in answer.out
+    assert "5 images, 5 without a label" in answer.err
+
+
+def attacked(store):
+    store.record(MODEL, [seen(pixels((k, "bad")), scores={"energy": 6.0}) for k in range(40)])
+
+
+def test_status_fails_only_where_it_is_asked_to(cli, store):
+    attacked(store)
+    answer = cli("guard", "status", store.where, "--json")
+    assert answer.code == 0 and answer.document["state"] == "act" and answer.document["gate"] == []
+    assert answer.document["alarms"] == 45 and answer.document["model"] == MODEL
+    gated = cli("guard", "status", store.where, "--json", "--fail-on", "act")
+    assert gated.code == 1 and gated.err.splitlines()[-1] == "gate not met: state is act"
+    assert gated.document["ok"] and gated.document["gate"][0]["passed"] is False
+    assert cli("guard", "status", store.where, "--fail-on", "watch").code == 1
+
+
+@pytest.mark.parametrize(("window", "answers"), [("40", 40), ("30m", 140), ("7d", 140), ("1000000", 140)])
+def test_windows_count_answers_or_look_back(window, answers, cli, store):
+    attacked(store)
+    answer = cli("guard", "status", store.where, "--window", window, "--json")
+    assert answer.code == 0 and answer.document["observations"] == answers
+
+
+def test_status_looks_at_the_newest_model_alone(cli, store, tmp_path):
+    store.record("b" * 64, [seen(scores={"energy": 0.0})] * 3)
+    answer = cli("guard", "status", store.where)
+    assert answer.code == 2 and "does not know what this guard was fitted on" in answer.err
+    assert "--guard DIR" in answer.err
+    fit = {"reference": Reference(0.01, 50, {"energy": [0.0] * 50}).to_json()}
+    (tmp_path / "guard.json").write_text(json.dumps(fit))
+    answer = cli("guard", "status", store.where, "--guard", tmp_path, "--json")
+    assert answer.document["observations"] == 3 and answer.document["expected_alarm_rate"] == 0.01
+
+
+@pytest.mark.parametrize("window", ["0", "-3", "3w", "", "1.5h", "h"])
+def test_other_windows_are_refused(window, cli, store):
+    answer = cli("guard", "status", store.where, f"--window={window}")
+    assert answer.code == 2 and "is no window" in answer.err
+
+
+# ---- review ------------------------------------------------------------------------------------------------
+
+
+def test_labels_come_from_the_command_line(cli, store):
+    names = hashes(store)
+    labels = [f"--label={names[0][:10]}=7", f"--label={names[1]}=clean:2", f"--label={names[2]}=unusable"]
+    answer = cli("guard", "review", store.where, *labels, "--by", "ann", "--json")
+    assert answer.code == 0 and answer.document["without_label"] == 2
+    assert answer.document["labels"] == dict(zip(names, ["7", "clean:2", "unusable"], strict=False))
+    assert [entry.body["by"] for entry in store.entries() if entry.kind == "review"] == ["ann"] * 3
+    listed = cli("guard", "review", store.where, "--list")
+    assert set(HASH.findall(listed.out)) == {name[:16] for name in names[3:]}
+    everything = cli("guard", "review", store.where, "--list", "--all", "--json")
+    assert [each["review"] for each in everything.document["images"]][-3:] == ["unusable", "clean:2", "7"]
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("{}", "is not HASH=LABEL"),
+        ("{}=cat", "is no label"),
+        ("ffff=3", "no image"),
+        ("=3", "several images"),
+    ],
+)
+def test_one_wrong_label_stores_none(label, words, cli, store):
+    name = hashes(store)[0]
+    answer = cli("guard", "review", store.where, f"--label={name}=7", "--label", label.format(name))
+    assert answer.code == 2 and words in answer.err
+    assert store.evidence(reviewed=True) == []
+
+
+def test_without_a_terminal_it_asks_for_a_list(cli, store, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("3\n"))
+    answer = cli("guard", "review", store.where)
+    assert answer.code == 2 and "--label HASH=LABEL" in answer.err and store.evidence(reviewed=True) == []
+
+
+class Person(io.StringIO):
+    """Somebody at a terminal, who looks at the picture of an image before answering."""
+
+    def __init__(self, answers, screen):
+        super().__init__("\n".join(answers) + "\n")
+        self.screen, self.looked = screen, []
+
+    def isatty(self):
+        return True
+
+    def readline(self, *size):
+        path = re.findall(r"/\S+\.png", self.screen.getvalue())[-1]
+        with open(path, "rb") as file:
+            folder = stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode)
+            self.looked.append((file.read(), folder, path))
+        return super().readline(*size)
+
+
+def test_a_person_labels_at_the_terminal(store, monkeypatch):
+    """One image after another; a wrong word is asked for again, and the rest waits after `q`."""
+    from robustcli.cli.main import run
+
+    screen = io.StringIO()
+    person = Person(["7", "nonsense", "c", "s", "c:4", "q"], screen)
+    monkeypatch.setattr(sys, "stdin", person)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    newest_first = hashes(store)[::-1]
+    assert run(["guard", "review", store.where]) == 0
+    reviews = {each.hash: str(each.review) for each in store.evidence(reviewed=True)}
+    said = {0: "7", 1: "clean", 3: "clean:4"}
+    assert reviews == {newest_first[k]: text for k, text in said.items()}
+    assert [content for content, _, _ in person.looked] == [
+        store.image(newest_first[k]) for k in (0, 1, 1, 2, 3, 4)
+    ]
+    assert {mode for _, mode, _ in person.looked} == {0o700}
+    assert not any(os.path.exists(os.path.dirname(path)) for _, _, path in person.looked)
+    assert sys.stdout.getvalue() == "3 labelled, 2 without a label\n"
+    assert "'nonsense' is no label" in screen.getvalue() and "[1/5]" in screen.getvalue()
+
+
+# ---- forget, log -------------------------------------------------------------------------------------------
+
+
+def test_forgotten_images_are_gone(cli, store):
+    names = hashes(store)
+    answer = cli("guard", "forget", store.where, names[0], names[1][:12], "--json")
+    assert answer.code == 0 and answer.document["forgotten"] == 2 and answer.document["missing"] == 0
+    assert hashes(store) == names[2:]
+    with open(store.where, "rb") as file:
+        content = file.read()
+    assert pixels(0)[:50] not in content and pixels(4)[:50] in content
+    again = cli("guard", "forget", store.where, names[0])
+    assert again.code == 0 and again.out == "0 forgotten, 1 not in the store\n"
+    assert cli("guard", "forget", store.where, names[0][:12]).code == 2
+    assert "forget: hashes" in cli("guard", "log", store.where).out
+
+
+def test_the_log_is_verified(cli, store):
+    for name in hashes(store)[:3]:
+        cli("guard", "review", store.where, "--label", f"{name}=1")
+    answer = cli("guard", "log", store.where, "--verify", "--json", "--last", "2")
+    document = answer.document
+    assert answer.code == 0 and document["verified"] and document["in_all"] == 4
+    assert [each["seq"] for each in document["entries"]] == [3, 4]
+    head = document["entries"][-1]["hash"]
+    assert document["head"] == head and head in cli("guard", "log", store.where, "--verify").err
+    with sqlite3.connect(store.where) as raw:
+        raw.execute("UPDATE guard_log SET body = replace(body, '\"1\"', '\"7\"') WHERE seq = 3")
+    broken = cli("guard", "log", store.where, "--verify", "--json")
+    assert broken.code == 3 and broken.document["error"]["code"] == "E-LOG"
+    assert "broken at entry 3: its content was changed" in broken.err
+    assert cli("guard", "log", store.where).code == 0
+    with sqlite3.connect(store.where) as raw:
+        raw.execute("DELETE FROM guard_log WHERE seq >= 3")
+    assert cli("guard", "log", store.where, "--verify").code == 0
+    assert "cut off" in cli("guard", "log", store.where, "--known", head[:8]).err
+    assert cli("guard", "log", store.where, "--known", "not a hash").code == 2
+
+
+@pytest.mark.parametrize("sub", [["status"], ["review"], ["log"], ["forget", "x"]], ids=lambda sub: sub[0])
+def test_where_no_store_is_none_is_made(sub, cli, tmp_path):
+    answer = cli("guard", sub[0], "nowhere.db", *sub[1:], "--json")
+    assert answer.code == 3 and answer.document["error"]["code"] == "E-STORE"
+    assert list(tmp_path.iterdir()) == []
