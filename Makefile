@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Exact versions that were proved, `make CONSTRAINTS= ...` for the newest ones; some of them need Python 3.11.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
-EXTRAS ?= dev,tensorboard,guard,postgres
+EXTRAS ?= dev,tensorboard,guard,postgres,serve
 N ?= 2
 ARGS ?=
 BENCH ?= benchmarks/speed.py
@@ -50,7 +50,7 @@ test-versions: $(READY) ## the suite on the oldest promised and the newest versi
 
 version-%:
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/versions/$*
-	$(BIN)/uv pip install --quiet --python $(VENV)/versions/$* $(ASKS_$*) -e ".[dev,guard]"
+	$(BIN)/uv pip install --quiet --python $(VENV)/versions/$* $(ASKS_$*) -e ".[dev,guard,serve]"
 	$(BIN)/uv pip freeze --quiet --python $(VENV)/versions/$* > $(VENV)/versions/$*.txt
 	OMP_NUM_THREADS=1 $(VENV)/versions/$*/bin/python -m pytest -n $(N) -p no:cacheprovider $(ARGS)
 

@@ -14,7 +14,7 @@ import robustcli
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
-PINNED = ("dev", "tensorboard", "guard", "postgres")  # extras that `make` installs
+PINNED = ("dev", "tensorboard", "guard", "postgres", "serve")  # extras that `make` installs
 OPTIONAL = (*PINNED, "timm", "bench")
 
 

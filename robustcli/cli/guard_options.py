@@ -1,4 +1,4 @@
-"""Arguments that several subcommands of `robustcli guard` have."""
+"""Arguments and options that several subcommands of `robustcli guard` have."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from typing import Annotated
 
 import typer
 
+EVIDENCE = "evidence/store.db"
 Store = Annotated[
     str, typer.Argument(help="A file of evidence, or postgresql://USER@HOST/DATABASE.", metavar="STORE")
 ]
+Guard = Annotated[str, typer.Argument(help="The folder that `guard fit` wrote.", metavar="GUARD")]
+Kept = Annotated[str, typer.Option("--store", help="Evidence: a file, or postgresql://…", metavar="STORE")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Batch = Annotated[int, typer.Option(help="Images of one pass.", min=1)]
+Address = Annotated[
+    str,
+    typer.Option(
+        help="Address that is told of alarms; or the variable ROBUSTCLI_WEBHOOK.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
+WithImage = Annotated[bool, typer.Option(help="The webhook gets the images too.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when it fails.", show_default=False)]

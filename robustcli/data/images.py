@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -99,21 +99,38 @@ class Decoder:
 
     def __call__(self, relative: str) -> Pixels:
         """uint8 [H, W] (grey) or [H, W, 3]. Raises DataError (E-IMAGE, E-FILE) with the path."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
         path = os.path.join(self.root, relative)
         with open_regular(path, inside=self.roots) as stream:
-            try:
-                with Image.open(stream, formats=_FORMATS) as image:
-                    _check_size(image, path)
-                    ImageOps.exif_transpose(image, in_place=True)
-                    return np.asarray(self._fit(self._mode(image, path)), dtype=np.uint8)
-            except (DataError, MemoryError):
-                raise
-            except UnidentifiedImageError as error:
-                raise _bad(f"not a readable image ({os.path.getsize(path)} bytes)", path) from error
-            except Exception as error:  # Pillow answers damaged files with many exception types
-                raise _bad(f"damaged image: {error}", path) from error
+            return self.read(stream, path)
+
+    def read(
+        self,
+        stream: BinaryIO,
+        path: str,
+        formats: tuple[str, ...] = _FORMATS,
+        check: Callable[[Image], None] = lambda image: None,
+    ) -> Pixels:
+        """The pixels of an open file, as `__call__`.
+
+        Args:
+            path: what messages call the file.
+            formats: names that Pillow has for the formats that are read.
+            check: looks at the header before any pixel is decoded, and raises DataError for what is refused.
+        """
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            with Image.open(stream, formats=formats) as image:
+                _check_size(image, path)
+                check(image)
+                ImageOps.exif_transpose(image, in_place=True)
+                return np.asarray(self._fit(self._mode(image, path)), dtype=np.uint8)
+        except (DataError, MemoryError):
+            raise
+        except UnidentifiedImageError as error:
+            raise _bad(f"not a readable image ({stream.seek(0, os.SEEK_END)} bytes)", path) from error
+        except Exception as error:  # Pillow answers damaged files with many exception types
+            raise _bad(f"damaged image: {error}", path) from error
 
     def _mode(self, image: Image, path: str) -> Image:
         shallow = _eight_bit(image, path, self.white)

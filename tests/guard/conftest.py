@@ -1,5 +1,18 @@
-"""Commands run in this process."""
+"""Commands run in this process and in forked children, with a guarded model that needs no training."""
 
-from commands import cli
+import pytest
+from commands import cli, forked
+from guarded import Stub
 
-__all__ = ["cli"]
+from robustcli.jobs import guard_run, guard_serve
+
+__all__ = ["cli", "forked"]
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Whatever GUARD says, it is this model."""
+    model = Stub()
+    for job in (guard_run, guard_serve):
+        monkeypatch.setattr(job, "open_guard", lambda opening: model)
+    return model

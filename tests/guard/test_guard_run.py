@@ -1,0 +1,198 @@
+"""`robustcli guard run`: a line for each file, alarms in the store, a webhook that may fail."""
+
+import base64
+import contextlib
+import http.server
+import io
+import json
+import os
+import threading
+
+import pytest
+from guarded import png
+from PIL import Image
+
+from robustcli.guard import webhook as hooks
+from robustcli.guard.store import EvidenceStore
+
+pytestmark = pytest.mark.usefixtures("stub")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """images/: two accepted, one alarm, one damaged, and files that are no images."""
+    folder = tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.png").write_bytes(png(0.2))
+    (folder / "b.png").write_bytes(png(0.9, alarm=True))
+    (folder / "bad.png").write_bytes(png()[:-20])
+    (folder / "below" / "c.bmp").write_bytes(png(0.9, kind="BMP"))
+    (folder / "notes.txt").write_text("images/a.png")
+    return folder
+
+
+def lines(answer):
+    return [json.loads(line) for line in answer.out.splitlines()]
+
+
+def test_a_folder(cli, images):
+    """Each file has its line, in the order of names; the damaged one does not stop the rest, and exits 3."""
+    answer = cli("guard", "run", "g", "images")
+    found = {line["file"]: line for line in lines(answer)}
+    assert list(found) == ["images/a.png", "images/b.png", "images/bad.png", "images/below/c.bmp"]
+    kept = found["images/b.png"]
+    assert (kept["label"], kept["accepted"], kept["scores"]) == (1, False, {"corner": 1.0})
+    assert found["images/a.png"] == {
+        "file": "images/a.png",
+        "label": 0,
+        "confidence": 0.99,
+        "accepted": True,
+        "scores": {"corner": 0.0},
+        "quarantined": None,
+    }
+    assert found["images/bad.png"]["code"] == "E-IMAGE" and "damaged" in found["images/bad.png"]["error"]
+    assert answer.code == 3 and answer.err.count("error[") == 1
+    assert "1 of 4 files could not be answered" in answer.err
+    with EvidenceStore.open("evidence/store.db") as store:
+        assert [one.hash for one in store.evidence()] == [kept["quarantined"]]
+        assert len(store.observations()) == 3
+        stored = Image.open(io.BytesIO(store.image(kept["quarantined"])))
+        assert list(stored.tobytes()) == list(Image.open(images / "b.png").tobytes())
+
+
+def test_files_and_lists(cli, images, tmp_path):
+    """A list names files beside it, or anywhere."""
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "some.txt").write_text(f"../images/a.png\n\n{images}/b.png\n")
+    answer = cli("guard", "run", "g", "images/below/c.bmp", "lists/some.txt", "--batch", 1)
+    assert answer.code == 0, answer.err
+    assert [line["file"] for line in lines(answer)] == [
+        "images/below/c.bmp",
+        "lists/../images/a.png",
+        f"{images}/b.png",
+    ]
+    assert "3 images: 2 accepted, 1 alarms" in answer.err
+
+
+def test_standard_input_is_answered_as_it_comes(cli, images, monkeypatch, tmp_path):
+    """The second file is made only when the first one was answered."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr("sys.stdin", os.fdopen(reading))
+    later = tmp_path / "later.png"
+
+    def work(say):
+        def heard(text):
+            say(text)
+            if "a.png" in text:
+                later.write_bytes(png(0.9))
+                os.write(writing, b"later.png")
+                os.close(writing)
+
+        return heard
+
+    from robustcli.terminal.console import Console
+
+    result = Console.result
+    monkeypatch.setattr(Console, "result", lambda self, text: work(lambda said: result(self, said))(text))
+    os.write(writing, b"images/a.png\n")
+    answer = cli("guard", "run", "g", "-")
+    assert answer.code == 0 and [line["label"] for line in lines(answer)] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["missing", "fifo", "folder link", "another size", "colour"])
+def test_what_cannot_be_read_is_one_line(cli, images, tmp_path, kind):
+    path = images / "odd.png"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder link":
+        (tmp_path / "outside.png").write_bytes(png())
+        path.symlink_to(tmp_path / "outside.png")
+    elif kind != "missing":
+        path.write_bytes(png(size=9) if kind == "another size" else png(mode="RGB"))
+    words = ["images"] if kind == "folder link" else ["images/a.png", "images/odd.png"]
+    answer = cli("guard", "run", "g", *words)
+    odd = {line["file"]: line for line in lines(answer)}["images/odd.png"]
+    assert answer.code == 3 and odd["code"] in ("E-FILE", "E-SHAPE")
+    assert lines(answer)[0]["label"] == 0
+
+
+def test_a_list_that_is_none(cli, tmp_path):
+    (tmp_path / "binary").write_bytes(b"x" * 10_000)
+    answer = cli("guard", "run", "g", "binary")
+    assert answer.code == 3 and "error[E-FILE]: a line has more than 4096 bytes" in answer.err
+    assert cli("guard", "run", "g", "nowhere").code == 3
+
+
+# ---- the webhook -------------------------------------------------------------------------------------------
+
+
+class Address:
+    """A server that answers with `statuses`, one after the other, then with 200."""
+
+    def __init__(self, *statuses):
+        self.got, self.statuses = [], list(statuses)
+        address = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                address.got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                self.send_response(address.statuses.pop(0) if address.statuses else 200)
+                self.send_header("Location", "http://127.0.0.1:1/")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/alarm"
+
+
+@contextlib.contextmanager
+def address(*statuses):
+    one = Address(*statuses)
+    thread = threading.Thread(target=one.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield one
+    finally:
+        one.server.shutdown()
+        thread.join()
+        one.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(hooks, "_PAUSES", (0.0, 0.001, 0.001))
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_a_webhook_is_told_of_alarms_and_gets_images_only_when_asked(cli, images, image):
+    with address(500, 302) as one:
+        answer = cli(
+            *("guard", "run", "g", "images/a.png", "images/b.png", "--webhook", one.url),
+            *(["--webhook-image"] if image else []),
+        )
+    assert answer.code == 0, answer.err
+    assert len(one.got) == 3 and one.got[0] == one.got[2], "tried again after a failure and a redirect"
+    (alarm,) = one.got[0]["alarms"]
+    kept = lines(answer)[1]
+    assert alarm["hash"] == kept["quarantined"] and alarm["label"] == 1 and alarm["scores"] == {"corner": 1.0}
+    assert set(alarm) - {"image"} == {"hash", "time", "model", "label", "confidence", "accepted", "scores"}
+    with EvidenceStore.open("evidence/store.db") as store:
+        expected = base64.b64encode(store.image(alarm["hash"])).decode() if image else None
+    assert alarm.get("image") == expected
+
+
+def test_a_webhook_that_fails_is_said_once_and_exits_6(cli, images, monkeypatch):
+    with address(*[503] * 20) as one:
+        monkeypatch.setenv("ROBUSTCLI_WEBHOOK", one.url)
+        answer = cli("guard", "run", "g", *["images/b.png"] * 3, "--batch", 1)
+        assert len(one.got) == 9, "three tries each"
+    assert answer.code == 6 and "error[E-WEBHOOK]: the webhook did not take 3 of 3 alarms" in answer.err
+    assert answer.err.count("warning") == 1 and "it answers 503" in answer.err
+    assert all(line["quarantined"] for line in lines(answer)), "the evidence is kept"
+
+
+def test_an_address_that_is_none(cli, images):
+    assert cli("guard", "run", "g", "images/a.png", "--webhook", "file:///etc/passwd").code == 2
