@@ -28,6 +28,8 @@ def value(thing: object) -> str:
     """As YAML writes it."""
     if thing is None:
         return "null"
+    if thing == ():
+        return "[]"
     if isinstance(thing, bool):
         return str(thing).lower()
     return str(thing)
@@ -145,6 +147,24 @@ def hooks() -> Iterable[Row]:
         }
 
 
+def defences() -> Iterable[Row]:
+    """One row for each defence in front of a deployed model; passes at the defaults."""
+    for entry in registry.defences:
+        facts = entry.facts
+        yield {
+            "defence": f"`{entry.name}`",
+            "kind": facts.kind,
+            "what": formula(entry.fn),
+            "random": value(facts.random),
+            "gradient": "its own" if facts.differentiable else "surrogate",
+            "fit": facts.fit or "nothing",
+            "passes": value(facts.passes),
+            "parameters": parameters(entry.fn),
+            "when": facts.use,
+            "paper": paper(entry.fn),
+        }
+
+
 def datasets() -> Iterable[Row]:
     """One row for each data set."""
     for entry in registry.datasets:
@@ -176,6 +196,7 @@ TABLES: dict[str, Callable[[], Iterable[Row]]] = {
     "steps": steps,
     "hooks": hooks,
     "datasets": datasets,
+    "defences": defences,
     "optimizers": lambda: plain(registry.optimizers, "train.optimizer"),
     "models": lambda: plain(registry.models, "model"),
     "schedules": lambda: plain(registry.schedules, "train.schedule"),

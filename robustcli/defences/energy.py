@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import Tensor, nn
 
+from robustcli.core.losses import wide
 from robustcli.defences.ballot import Behind
 from robustcli.registry import defences
 
@@ -19,7 +20,7 @@ class Energy(nn.Module):
         self.temperature = temperature
 
     def forward(self, x: Tensor, logits: Tensor, net: Behind) -> Tensor:  # noqa: ARG002
-        return -self.temperature * (logits / self.temperature).logsumexp(1)
+        return -self.temperature * (wide(logits) / self.temperature).logsumexp(1)
 
 
 @defences.register(

@@ -1,0 +1,74 @@
+"""Several networks vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MaxLen
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from robustcli.core.losses import wide
+from robustcli.defences.ballot import Ballot
+from robustcli.defences.surrogate import straight
+from robustcli.registry import defences
+
+Rule = Literal["mean", "majority", "abstain"]
+
+
+class Vote(nn.Module):
+    """Logits [M, B, K] of M networks -> their joint answer.
+
+    Attributes:
+        abstains: whether the vote gives a doubt.
+    """
+
+    def __init__(self, rule: Rule, quorum: int | None) -> None:
+        super().__init__()
+        self.rule, self.quorum, self.abstains = rule, quorum, rule == "abstain"
+
+    def forward(self, logits: Tensor) -> Ballot:
+        if self.rule == "mean":
+            return Ballot(logits.mean(0), None)
+        votes = ballots(logits)
+        if not self.abstains:
+            return Ballot(votes, None)
+        quorum = min(self.quorum or len(logits) // 2 + 1, len(logits))
+        return Ballot(votes, quorum - 0.25 - votes.amax(1))
+
+
+def ballots(logits: Tensor) -> Tensor:
+    """n_k + p_k / 2: [B, K] from logits [M, B, K].
+
+    n_k networks answer k, and p_k is their mean probability of k: it breaks ties. So a class with n votes has
+    between n and n + 1/2. The backward pass is that of log p_k, which pulls most at the networks that are not
+    won yet.
+    """
+    z = wide(logits)
+    counts = one_hot(z.argmax(-1), z.shape[-1]).sum(0)
+    return straight(z.log_softmax(-1).logsumexp(0), counts + z.softmax(-1).mean(0) / 2)
+
+
+@defences.register(
+    "ensemble",
+    kind="vote",
+    random=False,
+    differentiable=False,
+    use="several checkpoints or architectures; abstain turns their disagreement into an alarm",
+)
+def ensemble(
+    *,
+    members: Annotated[Sequence[str], MaxLen(15)] = (),  # noqa: ARG001 - whoever loads the networks reads it
+    rule: Rule = "mean",
+    quorum: Annotated[int, Ge(1)] | None = None,
+) -> nn.Module:
+    """z_k = 1/M sum_m z_mk (mean), or n_k + p_k / 2 (majority, abstain): n_k votes, p_k their mean softmax.
+
+    The networks are the model itself and `members`, references such as `run:DIR`. The rule abstain also gives
+    a doubt: above 0 where fewer than quorum networks agree, the default being more than half. A quorum above
+    M asks for all. Votes have no gradient: the backward pass is that of log p_k.
+
+    Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017, arXiv:1612.01474.
+    """
+    return Vote(rule, quorum)
