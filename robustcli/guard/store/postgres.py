@@ -12,7 +12,8 @@ from robustcli.guard.store.tables import quarantine
 SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 _DRIVER = "postgresql+psycopg"
 _LOCK = 0x67756172  # "guar": the advisory lock of all writers to one database
-_CONNECT_WITHIN = 10  # seconds
+#: Seconds to wait for an answer; and our encoding, where the database says SQL_ASCII.
+_CONNECT = {"connect_timeout": 10, "client_encoding": "utf8"}
 
 
 class Postgres:
@@ -23,9 +24,7 @@ class Postgres:
         self.where = address.render_as_string(hide_password=True)
         try:
             # A connection that the server or a firewall has closed meanwhile is opened again.
-            self.engine = create_engine(
-                address, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_WITHIN}
-            )
+            self.engine = create_engine(address, pool_pre_ping=True, connect_args=_CONNECT)
         except ImportError as error:
             raise ResourceError(
                 f"a store in PostgreSQL needs psycopg: {error}",
