@@ -25,6 +25,14 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
     return low, high
 
 
+def beta_interval(a: int, b: int, level: float = 0.95) -> Interval:
+    """The middle `level` of a Beta(a, b) variable, a, b >= 1, which lies in [0, 1]."""
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    return float(betaincinv(a, b, tail)), float(betaincinv(a, b, 1 - tail))
+
+
 def sign_test(gained: int, lost: int) -> float:
     """P(X >= gained), X ~ Binomial(gained + lost, 1/2): how likely chance alone favours one verdict so much.
 

@@ -10,7 +10,9 @@ from typing import Any
 from robustcli.assembly.members import members_of
 from robustcli.config.schema import Config
 from robustcli.config.sections import DataConfig
+from robustcli.config.spec import GUARD
 from robustcli.errors import RobustCliError
+from robustcli.models.guard_file import read_guard
 from robustcli.models.references import checkpoint_of, is_pointer
 from robustcli.registry import datasets
 from robustcli.store.latest import resolve_run
@@ -89,6 +91,9 @@ def _meta(reference: str) -> Meta | None:
     Whoever loads the model reports what is wrong with it.
     """
     try:
+        if reference.startswith(GUARD):
+            guard, _ = read_guard(resolve_run(Path(reference.removeprefix(GUARD))))
+            return {**guard.provenance, "classes": guard.classes}
         path = resolve_run(Path(reference.removeprefix("run:")))
         is_weight_file = path.is_file() and not is_pointer(path)
         return read(checkpoint_of(path.parent if is_weight_file else path)).meta

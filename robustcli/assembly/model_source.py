@@ -113,8 +113,6 @@ class ModelSource:
         data = self.setting.data
         if isinstance(model, GuardedModel):
             _check_shape(model, data.shape)
-            check_classes(model.reject, data.classes, model.classes)
-            return model
         model, found = adapted(model, images(data.shape, self.setting.device))
         check_classes(found, data.classes, getattr(model, "classes", None))
         return model

@@ -37,8 +37,9 @@ _SMOKE = {
     "train": ("train.batch_size=32", "train.val_n=32", "train.save_every=6", "train.validate_every=0.15"),
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
+    "guard fit": ("guard.fit.steps=3",),
 }
-_MEASURES = ("eval", "attack")  # verbs that need a model to measure
+_MEASURES = ("eval", "attack", "guard fit")  # verbs that need a model to measure
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
@@ -206,17 +207,18 @@ class Call:
             require_model(loaded)
 
     def _source_of_model(self, overrides: list[Override]) -> str | None:
-        """The configuration of the run in `--model run:DIR`, where there is no CONFIG.
+        """The configuration of the run in `--model run:DIR` or `guard:DIR`, where there is no CONFIG.
 
         What is measured comes from the run: data, ball, attacks. `OF_THE_CALL` names what does not.
         """
         named = [item.value for item in overrides if item.key in MODEL_KEYS]
         model = next(reversed(named), "")
-        if self.verb == "train" or self.source() is not None or not model.startswith("run:"):
+        kind, _, folder = model.partition(":")
+        if self.verb == "train" or self.source() is not None or kind not in ("run", "guard"):
             return None
         from robustcli.store.latest import resolve_run
 
-        path = resolve_run(Path(model.removeprefix("run:")))
+        path = resolve_run(Path(folder))
         # run:DIR/checkpoints/step-N is a model of the run DIR
         stored = [folder / "config.resolved.yaml" for folder in (path, *list(path.parents)[:2])]
         return next((str(file) for file in stored if file.is_file()), None)
@@ -251,8 +253,13 @@ class Call:
 
 def _not_taken(overrides: list[Override]) -> tuple[str, ...]:
     """Keys of a stored configuration that do not hold for this call, which may bring other data."""
-    other_data = any(item.key in DATA_KEYS for item in overrides)
-    return (*OF_THE_CALL, *OF_THE_DATA) if other_data else OF_THE_CALL
+    not_taken = list(OF_THE_CALL)
+    if any(item.key in DATA_KEYS for item in overrides):
+        not_taken += OF_THE_DATA
+    named = [item.value for item in overrides if item.key in MODEL_KEYS]
+    if named and named[-1].startswith("guard:"):
+        not_taken.append("defences")  # the guard has them inside
+    return tuple(not_taken)
 
 
 def _changes_norm(

@@ -139,6 +139,7 @@ def require_model(loaded: Loaded) -> None:
 
 def _brings_weights(model: ModelConfig) -> bool:
     """Whether the reference says which weights are meant, not which network."""
+    from robustcli.config.spec import GUARD
     from robustcli.models.references import WEIGHT_FILES
 
-    return model.name.startswith("run:") or model.name.lower().endswith(WEIGHT_FILES)
+    return model.name.startswith(("run:", GUARD)) or model.name.lower().endswith(WEIGHT_FILES)

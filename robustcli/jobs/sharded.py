@@ -19,7 +19,7 @@ from robustcli.evaluation.plan import EvalPlan
 from robustcli.records.alarm import Alarm
 from robustcli.runtime.seed import PACKAGE, hash_tree
 
-_JUDGING = ("attacks", "core", "evaluation", "models")  # the source that a verdict depends on
+_JUDGING = ("attacks", "core", "defences", "evaluation", "models")  # the source that a verdict depends on
 _KNOWN = (
     "torch",
     "torchvision",

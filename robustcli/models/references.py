@@ -1,6 +1,7 @@
 """The kinds of references to a model, one function each: (reference, request) -> network on the CPU.
 
     from_run            run:PATH, or a checkpoint directory
+    from_guard          guard:DIR
     from_weight_file    a file of weights; `request` says which network they belong to
     from_factory        file.py:factory
     from_name           a registered name, torchvision:NAME[@WEIGHTS], timm:NAME[@pretrained]
@@ -18,11 +19,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from robustcli.config.spec import GUARD
 from robustcli.errors import CheckpointError, UsageError
 from robustcli.foreign import MODULE
 from robustcli.models.build import build_model
 from robustcli.models.factory import build_plugin, call_factory, check_factory
 from robustcli.models.fill import fill, holds_normalisation
+from robustcli.models.guard_file import open_guard
+from robustcli.models.guarded import GuardedModel
 from robustcli.models.infer import infer_info
 from robustcli.models.meant import meant_model
 from robustcli.models.meta import model_from_meta
@@ -45,6 +49,8 @@ def loader_of(reference: str, request: Request) -> tuple[Loader, str]:
     code = request.plugin is not None and names_factory(request.plugin)
     if request.arch is None and request.weights is None and not code:
         reference = meant_model(reference)
+    if reference.startswith(GUARD):
+        return from_guard, reference
     if reference.startswith("run:") or Path(reference).is_dir():
         return from_run, reference
     if Path(reference).suffix.lower() in WEIGHT_FILES:
@@ -57,12 +63,7 @@ def loader_of(reference: str, request: Request) -> tuple[Loader, str]:
 
 def from_run(reference: str, request: Request) -> NormalisedModel:
     """The network of a run's best checkpoint, else of its last, or of the one checkpoint that is named."""
-    if request.weights is not None or request.normalize is not None:
-        raise UsageError(
-            f"{reference} holds its weights and its normalisation",
-            hint="drop --normalize and weights",
-            code="E-MODEL",
-        )
+    _check_whole(reference, request)
     path = checkpoint_of(resolve_run(Path(reference.removeprefix("run:"))))
     snapshot = load_checkpoint(path)
     if "model" not in snapshot.groups:
@@ -71,6 +72,22 @@ def from_run(reference: str, request: Request) -> NormalisedModel:
     fill(model, snapshot.groups["model"], str(path), strict_dtype=True)
     model.sha256 = snapshot.sha256
     return model
+
+
+def from_guard(reference: str, request: Request) -> GuardedModel:
+    """The guarded model that `guard fit` wrote into a directory."""
+    _check_whole(reference, request)
+    return open_guard(resolve_run(Path(reference.removeprefix(GUARD))), request.plugin)
+
+
+def _check_whole(reference: str, request: Request) -> None:
+    """Raises UsageError for weights or a normalisation beside a reference that has its own."""
+    if request.weights is not None or request.normalize is not None:
+        raise UsageError(
+            f"{reference} holds its weights and its normalisation",
+            hint="drop --normalize and weights",
+            code="E-MODEL",
+        )
 
 
 def from_weight_file(reference: str, request: Request) -> nn.Module:

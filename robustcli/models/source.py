@@ -49,8 +49,9 @@ def load_model(
     """A classifier, pixels [B, C, H, W] in [0, 1] -> logits [B, K], in eval mode on `device`.
 
     Args:
-        spec: ``run:PATH`` (its best checkpoint, else its last) or a checkpoint directory; ``file.py:factory``
-            (runs that code); ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or a registered name;
+        spec: ``run:PATH`` (its best checkpoint, else its last) or a checkpoint directory; ``guard:DIR`` (a
+            model behind its defences, logits [B, K + 1]); ``file.py:factory`` (runs that code);
+            ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or a registered name;
             a weight file with `arch` or `plugin`; or an nn.Module, which is returned as it is, or wrapped by
             `normalize`, with its device and its mode untouched.
         weights: .safetensors or .npz, one tensor per state_dict key; .pt and its kin with `allow_pickle`.

@@ -49,6 +49,7 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "attack": _ATTACK,
     "transfer": (r"transfer\.jsonl", r"plots/transfer\.png"),
     "bench": (r"bench\.json",),
+    "guard": (r"guard\.json", r"weights\.safetensors"),
     "demo": (
         r"plots/accuracy_against_eps\.png",
         *_inside("(?:natural|robust)", (*_COMMON, *_TRAIN)),

@@ -8,23 +8,19 @@
      "sha256": HEX over this document without this key,
      "step": N}
 
-Neither pickle nor safetensors notices a flipped bit in the data; SHA-256 does. The document has exactly one
-valid spelling (sorted keys, fixed spacing), so that no changed byte goes unnoticed. The hashes prove
-integrity, not authenticity: whoever can write the directory can write a new manifest.
+Neither pickle nor safetensors notices a flipped bit in the data; SHA-256 does. See `store.sealed`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from robustcli.errors import CheckpointError, NumericsError
-from robustcli.store.atomic import strict_json
-from robustcli.store.tensorfile import read_regular, strict_loads
+from robustcli.errors import CheckpointError
+from robustcli.store.sealed import is_proof, seal, unseal
+from robustcli.store.tensorfile import read_regular
 
 NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -33,7 +29,6 @@ STEP_DIR = re.compile(r"step-(\d{8,18})", re.ASCII)
 _FORMAT = "robustcli-checkpoint"
 _GROUP = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 _SUFFIX = ".safetensors"
-_SHA = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,10 @@ def encode(manifest: Manifest) -> bytes:
     document = {
         "aliases": {group: dict(names) for group, names in manifest.aliases.items() if names},
         "files": {name: {"sha256": sha, "size": size} for name, (sha, size) in manifest.files.items()},
-        "format": _FORMAT,
         "meta": manifest.meta,
-        "schema_version": SCHEMA_VERSION,
         "step": manifest.step,
     }
-    data = _spell({**document, "sha256": _digest(document)})
+    data, _ = seal(document, _FORMAT, SCHEMA_VERSION)
     if len(data) > MAX_BYTES:
         raise ValueError(
             f"the manifest would be {len(data)} bytes, more than {MAX_BYTES}; "
@@ -104,25 +97,9 @@ def read(directory: Path) -> Manifest:
 
 def parse(data: bytes, where: str) -> Manifest:
     """Bytes -> Manifest. Raises CheckpointError for any other document, a changed one too."""
-    try:
-        document = strict_loads(data)
-        spelled = _spell(document)
-    except (ValueError, TypeError, RecursionError, NumericsError) as error:
-        _bad(f"not strict JSON ({error})", where)
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        _bad("not a robustcli checkpoint manifest", where)
-    if document.get("schema_version") != SCHEMA_VERSION:
-        version = document.get("schema_version")
-        _bad(f"schema_version {version!r}; this version of robustcli reads {SCHEMA_VERSION}", where)
-    recorded = document.pop("sha256", None)
-    actual = _digest(document)
-    if recorded != actual or spelled != data:
-        raise CheckpointError(
-            f"manifest was changed: expected {recorded}, got {actual}",
-            where=where,
-            hint="the file is damaged",
-            code="E-CKPT-HASH",
-        )
+    document, actual = unseal(
+        data, _FORMAT, SCHEMA_VERSION, what="robustcli checkpoint manifest", where=where
+    )
     return _checked(document, actual, where)
 
 
@@ -131,7 +108,7 @@ def _checked(document: dict[str, Any], sha256: str, where: str) -> Manifest:
 
     A forged document has a right hash, too: its names may not lead out of the directory.
     """
-    if set(document) != {"aliases", "files", "format", "meta", "schema_version", "step"}:
+    if set(document) != {"aliases", "files", "meta", "step"}:
         _bad("unknown or missing keys", where)
     step, files, aliases, meta = (document[key] for key in ("step", "files", "aliases", "meta"))
     mappings = all(isinstance(part, dict) for part in (files, aliases, meta))
@@ -140,7 +117,7 @@ def _checked(document: dict[str, Any], sha256: str, where: str) -> Manifest:
     for name, entry in files.items():
         if not (name.endswith(_SUFFIX) and _GROUP.fullmatch(group_name(name))):
             _bad(f"file name {name!r} is not allowed", where)
-        if not _is_proof(entry):
+        if not is_proof(entry):
             _bad(f"entry of {name} is malformed", where)
     for group, names in aliases.items():
         if group + _SUFFIX not in files or not _maps_to_names(names):
@@ -149,24 +126,8 @@ def _checked(document: dict[str, Any], sha256: str, where: str) -> Manifest:
     return Manifest(step, proofs, aliases, meta, sha256)
 
 
-def _is_proof(entry: Any) -> bool:
-    """Whether an entry of `files` is ``{"sha256": HEX, "size": BYTES}``."""
-    if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
-        return False
-    sha256, size = entry["sha256"], entry["size"]
-    return type(size) is int and size >= 0 and isinstance(sha256, str) and bool(_SHA.fullmatch(sha256))
-
-
 def _maps_to_names(names: Any) -> bool:
     return isinstance(names, dict) and all(isinstance(target, str) for target in names.values())
-
-
-def _spell(document: Mapping[str, Any]) -> bytes:
-    return strict_json(document, indent=1).encode() + b"\n"
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_spell(document)).hexdigest()
 
 
 def _bad(what: str, where: str) -> NoReturn:

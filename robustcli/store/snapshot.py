@@ -5,7 +5,6 @@ An older checkpoint takes the place of a damaged last one, with a warning.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from robustcli.store import manifest as manifests
 from robustcli.store import tensorfile
 from robustcli.store.manifest import Manifest
 from robustcli.store.retention import candidates, pointed, step_of
+from robustcli.store.sealed import proven
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,7 @@ def latest_good(root: Path, warn: Callable[[str], None]) -> Snapshot | None:
 def _proven(path: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each file after its size and hash were checked."""
     for name, (expected, size) in manifest.files.items():
-        data = tensorfile.read_regular(path / name, size, exactly=size)
-        got = hashlib.sha256(data).hexdigest()
-        if got != expected:
-            raise CheckpointError(
-                f"expected sha256 {expected}, got {got}",
-                where=str(path / name),
-                hint="the file is damaged",
-                code="E-CKPT-HASH",
-            )
-        yield name, data
+        yield name, proven(path / name, expected, size)
 
 
 def _in_order(root: Path, problems: list[str]) -> list[Path]:

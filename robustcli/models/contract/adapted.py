@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.modes import frozen
+from robustcli.core.types import reject_of
 from robustcli.models.build import ours
 from robustcli.models.contract.probe import take
 from robustcli.models.contract.reading import Contract
@@ -40,6 +41,11 @@ def adapted(model: nn.Module, x: Tensor) -> tuple[nn.Module, int]:
     """
     shown = x.detach()[:3]
     shown = torch.cat((shown, shown[-1:].expand(3 - len(shown), *shown.shape[1:])))
+    reject = reject_of(model)
+    if reject is not None:  # its members were looked at one by one
+        with frozen(model), torch.no_grad():
+            model(shown)
+        return model, reject
     name = f"the model ({type(model).__name__})"
     if isinstance(model, NormalisedModel):
         model.check(tuple(shown.shape))

@@ -1,0 +1,279 @@
+"""`robustcli guard fit`: trains what needs it, sets the thresholds, and freezes all into one artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustcli.assembly.lineage import begins_with, lineage, trained_on
+from robustcli.assembly.model_source import ModelSource
+from robustcli.assembly.origin import pinned
+from robustcli.assembly.samples import choose
+from robustcli.assembly.setting import Setting, prepare
+from robustcli.assembly.sources import sources_of
+from robustcli.config.load import Loaded
+from robustcli.config.schema import Config
+from robustcli.config.spec import GUARD
+from robustcli.config.written import written_out
+from robustcli.core.conformal import Thresholds, conformal, fewest
+from robustcli.errors import ConfigError, NumericsError, UsageError
+from robustcli.evaluation.header import ids_digest
+from robustcli.jobs.rerun import write_inputs
+from robustcli.jobs.verb_flags import MeasureFlags
+from robustcli.models.guard_file import Calibrated, GuardFacts, save_guard
+from robustcli.models.guarded import GuardedModel
+from robustcli.proportions import clopper_pearson
+from robustcli.records.document import Document
+from robustcli.reporting.cells import Cell
+from robustcli.reporting.tables import Table
+from robustcli.runtime.seed import environment
+from robustcli.runtime.signals import StopFlag
+from robustcli.store.rundir import open_run
+from robustcli.terminal.console import Console
+from robustcli.training.fit import FitPlan, Images, answers_of, fit_defences, scores_of, to_train
+
+VERB = "guard"
+_QUANTILES = 101
+_SPLIT = ("val_fraction", "split_seed", "test_fraction")  # keys that say which images are for what
+
+
+def guard_fit(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, Any]:
+    """Fit the configured defences; returns the `guard fit` document of the machine contract."""
+    document = Document("guard fit")
+    config = pinned(loaded.config)
+    _check_request(config)
+    setting = prepare(config, console, models=begins_with(config), dry_run=flags.dry_run)
+    _check_apart(setting, console)
+    guard = ModelSource.of(setting, flags).to_fit(console)
+    fit = _Fit(setting, guard, console)
+    if flags.dry_run:
+        return fit.planned()
+    with (
+        open_run(
+            VERB,
+            config.name,
+            out=config.out,
+            overwrite=flags.overwrite,
+            sources=sources_of(config, flags.plugin),
+        ) as run,
+        StopFlag() as stop,
+    ):
+        write_inputs(run, config)
+        found = fit.fitted(stop.check)
+        sha256 = save_guard(run.path, guard, fit.facts())
+        answer = document.finish(
+            run.path, {"guard": f"{GUARD}{run.path}", "model": config.model.label, "sha256": sha256, **found}
+        )
+        run.write_json("summary.json", answer)
+        run.status(state="done", code=0)
+    console.info(f"next step: robustcli guard eval --model {GUARD}{run.path}")
+    return answer
+
+
+def _check_request(config: Config) -> None:
+    """Raises UsageError for a guard as the model, ConfigError without a defence."""
+    if config.model.name.startswith(GUARD):
+        raise UsageError(
+            f"{config.model.name} is fitted already",
+            hint="name the model that stands behind it, and its defences",
+            code="E-MODEL",
+        )
+    if not config.defences:
+        raise ConfigError(
+            "no defence to fit", where="defences", hint="for example 'defences=[energy]', see docs/guard.md"
+        )
+
+
+def _check_apart(setting: Setting, console: Console) -> None:
+    """Raises ConfigError where calibration images are among those that the model was trained on by its split.
+
+    Scores of such images look cleaner than those of new ones, and more new ones than stated are rejected.
+    Without a validation split nothing else can be had: that is a warning.
+    """
+    config = setting.config.data
+    for meta in lineage(begins_with(setting.config)):
+        if not trained_on([meta], config, setting.data.digest):
+            continue
+        if not len(setting.data.val):
+            console.warn(
+                "there is no validation split, and the model was trained on the calibration images: "
+                "more clean images than stated may be rejected"
+            )
+            return
+        then = meta.get("config", {}).get("data", {})
+        other = {key: then[key] for key in _SPLIT if key in then and then[key] != getattr(config, key)}
+        if other:
+            words = " ".join(
+                f"data.{key}={'null' if value is None else value}" for key, value in other.items()
+            )
+            raise ConfigError(
+                "the calibration images would be among those that the model was trained on",
+                where=f"data.{next(iter(other))}",
+                hint=f"split as its training did: {words}",
+            )
+
+
+class _Fit:
+    """One fit: which images are for what, and what was found."""
+
+    def __init__(self, setting: Setting, guard: GuardedModel, console: Console) -> None:
+        self.setting, self.guard, self.console = setting, guard, console
+        fit, config = setting.config.guard.fit, setting.config
+        epochs = 10.0 if fit.epochs is None else float(fit.epochs)
+        self.plan = FitPlan(epochs, fit.steps, float(fit.lr), fit.batch_size, config.seed)
+        self.images, self.held_out, self.source = _parts(setting)
+        self.test = Images(
+            setting.data.test,
+            choose(setting.data.test, n=config.eval.n, first=config.eval.first, seed=config.seed),
+            setting.device,
+        )
+        self.calibrated: Calibrated | None = None
+        self.scores = torch.empty(0, len(guard.detectors))
+        _check_enough(setting, guard, len(self.held_out.positions), self.source)
+
+    def planned(self) -> dict[str, Any]:
+        """The document of --dry-run, and its table."""
+        steps = {one.label: self.plan.length(len(self.images.positions)) for one in to_train(self.guard)}
+        plan = {
+            "model": self.setting.config.model.label,
+            "defences": ", ".join(one.label for one in self.guard.defences),
+            "fit_images": len(self.images.positions),
+            "steps": ", ".join(f"{label}: {count}" for label, count in steps.items()) or "none",
+            "calibration_images": len(self.held_out.positions),
+            "test_images": len(self.test.positions),
+        }
+        rows: list[list[Cell]] = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
+        self.console.table(Table("plan (dry run: nothing is written)", ["item", "value"], rows))
+        return {"plan": plan, "run": None, "seconds": 0.0}
+
+    def fitted(self, stop: Callable[[], None]) -> dict[str, Any]:
+        """Fit, calibrate and look at the test images; returns the keys of the document."""
+        steps = len(to_train(self.guard)) * self.plan.length(len(self.images.positions))
+        with self.console.progress(steps, "training defences") as bar:
+            fit_defences(
+                self.guard,
+                self.images,
+                self.plan,
+                stop=stop,
+                done=lambda label, loss: bar.advance(at=label, loss=f"{loss:.4g}"),
+            )
+        if self.guard.detectors:
+            self.scores = scores_of(self.guard, self.held_out, self.plan.batch_size, stop)
+            self._calibrate()
+        return self._report(stop)
+
+    def _calibrate(self) -> None:
+        found = _thresholds(self.scores, self.guard.detectors, float(self.setting.config.guard.fpr))
+        device = self.guard.thresholds.device
+        self.guard.thresholds, self.guard.spreads = found.thresholds.to(device), found.spreads.to(device)
+        ids = self.held_out.split.ids[self.held_out.positions]
+        self.calibrated = Calibrated(
+            n=found.n,
+            spread_n=found.spread_n,
+            rank=found.rank,
+            alarms=found.alarms,
+            interval=list(found.interval),
+            source=self.source,
+            digest=f"{self.setting.data.digest} {ids_digest(ids)}",
+        )
+
+    def facts(self) -> GuardFacts:
+        """What the artefact says beside the guard itself."""
+        data, config = self.setting.data, self.setting.config
+        clean = {
+            label: self.scores[:, k].double().quantile(torch.linspace(0, 1, _QUANTILES).double()).tolist()
+            for k, label in enumerate(self.guard.detectors)
+        }
+        provenance = {
+            "command": "robustcli guard fit",
+            "config": written_out(config.model_copy(update={"out": None}).model_dump(mode="json")),
+            "data": {"name": data.name, "digest": data.digest},
+            "environment": environment(),
+        }
+        return GuardFacts(data.classes, float(config.guard.fpr), self.calibrated, clean, provenance)
+
+    def _report(self, stop: Callable[[], None]) -> dict[str, Any]:
+        answers, labels = answers_of(self.guard, self.test, self.plan.batch_size, stop)
+        rejected, right = int((answers == self.guard.reject).sum()), int((answers == labels).sum())
+        n = len(labels)
+        test = {
+            "n": n,
+            "clean_rejected": rejected / n,
+            "interval": list(clopper_pearson(rejected, n)),
+            "clean_acc": right / n,
+        }
+        detectors = [
+            {"label": label, "threshold": threshold, "spread": spread}
+            for label, threshold, spread in zip(
+                self.guard.detectors, self.guard.thresholds.tolist(), self.guard.spreads.tolist(), strict=True
+            )
+        ]
+        calibration = None if self.calibrated is None else self.calibrated.model_dump()
+        found = {
+            "fpr": float(self.setting.config.guard.fpr),
+            "defences": [one.label for one in self.guard.defences],
+            "detectors": detectors,
+            "calibration": calibration,
+            "test": test,
+        }
+        self.console.table(_table(found))
+        return found
+
+
+def _thresholds(scores: Tensor, labels: list[str], fpr: float) -> Thresholds:
+    """The thresholds. Raises NumericsError naming a detector whose score is not finite."""
+    wrong = [label for k, label in enumerate(labels) if not torch.isfinite(scores[:, k]).all()]
+    if wrong:
+        raise NumericsError(f"the score of {', '.join(wrong)} is not finite on a clean image")
+    return conformal(scores, fpr)
+
+
+def _parts(setting: Setting) -> tuple[Images, Images, str]:
+    """(images to fit on, images to calibrate on, what these are); no image is among both."""
+    config, data = setting.config.guard.calibration, setting.data
+    generator = torch.Generator().manual_seed(setting.config.seed)
+    held_out = data.val if len(data.val) else data.train
+    order = torch.randperm(len(held_out), generator=generator)
+    if len(data.val):
+        fit, chosen, source = torch.arange(len(data.train)), order, "validation images"
+    else:
+        count = round(float(config.share) * len(order))
+        fit, chosen, source = order[count:], order[:count], "training images that nothing was fitted on"
+    chosen = chosen[: config.n or len(chosen)]
+    return Images(data.train, fit, setting.device), Images(held_out, chosen, setting.device), source
+
+
+def _check_enough(setting: Setting, guard: GuardedModel, n: int, source: str) -> None:
+    """Raises ConfigError where so few images allow no threshold for the stated rate."""
+    fpr = float(setting.config.guard.fpr)
+    least = fewest(fpr, len(guard.detectors))
+    if guard.detectors and n < least:
+        raise ConfigError(
+            f"{n} {source} are too few for a false-positive rate of {fpr:g} with "
+            f"{len(guard.detectors)} detector(s): {least} are the fewest",
+            where="guard.fpr",
+            hint="raise it, raise data.val_fraction, or lift guard.calibration.n",
+        )
+
+
+def _table(found: dict[str, Any]) -> Table:
+    """Threshold and spread of each detector; calibration and test below."""
+    rows: list[list[Cell]] = [
+        [one["label"], f"{one['threshold']:.6g}", f"{one['spread']:.3g}"] for one in found["detectors"]
+    ]
+    test, calibration = found["test"], found["calibration"]
+    low, high = test["interval"]
+    note = (
+        f"Test: {test['clean_rejected']:.1%} of {test['n']} clean images rejected [{low:.1%}, {high:.1%}], "
+        f"{test['clean_acc']:.1%} right and accepted."
+    )
+    if calibration is not None:
+        low, high = calibration["interval"]
+        note = (
+            f"At most {found['fpr']:.1%} of clean images are rejected on average over calibration sets; by "
+            f"this one of n = {calibration['n']}, 95 %: [{low:.1%}, {high:.1%}]. " + note
+        )
+    return Table("guard", ["detector", "threshold", "spread"], rows, note)
