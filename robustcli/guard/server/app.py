@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -31,6 +32,7 @@ def application(service: Service, rules: Rules, secret: bytes) -> App:
     app = FastAPI(title="robustcli guard", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_served)
+    app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(Exception, _broken)
     _add_routes(app, service)
     app.include_router(review_routes(service, secret))
@@ -60,6 +62,12 @@ def _word(condition: bool, yes: str, no: str) -> str:
 
 async def _refused(request: Request, error: Any) -> Response:
     return refusal(error)
+
+
+async def _not_understood(request: Request, error: Any) -> Response:
+    """Parameters of an address that are none."""
+    first = error.errors()[0]
+    return refusal(Refused(400, f"{first['loc'][-1]}: {first['msg']}"))
 
 
 async def _broken(request: Request, error: Any) -> Response:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
@@ -28,7 +28,8 @@ from robustcli.guard.store import Review
 _AT_ONCE = 24  # alarms on one page
 _LOOKED_AT = 5000  # newest observations in the charts
 _MOST_BUTTONS = 12  # classes that have a button each
-_ASSETS = {"review.css": "text/css", "review.js": "text/javascript"}
+_ASSETS = {"review.css": "text/css", "review.js": "text/javascript", "icon.svg": "image/svg+xml"}
+Start = Annotated[int, Query(ge=0, le=1_000_000_000)]
 _PACKAGE = "robustcli.guard.server"
 
 
@@ -69,14 +70,13 @@ class Page:
             "classes": names,
             "buttons": len(names) <= _MOST_BUTTONS,
             "thresholds": self._service.thresholds,
+            "name_of": lambda label: dict(enumerate(names)).get(label, label),
         }
 
     def take(self, form: Mapping[str, Any]) -> None:
         """Store what a person found. Raises Refused (400, 403)."""
         if not hmac.compare_digest(str(form.get("mark", "")).encode(), self._mark.encode()):
-            raise Refused(
-                403, "this form is not from this server, or the server was started again: reload the page"
-            )
+            raise Refused(403, "this form is not from this server, or from before its start: reload the page")
         try:
             review = Review.parse(str(form.get("kind", "")) + str(form.get("class", "")))
             if review.label is not None and review.label >= self._service.model.reject:
@@ -98,8 +98,8 @@ def review_routes(service: Service, secret: bytes) -> APIRouter:
     page, routes = Page(service, secret), APIRouter()
 
     @routes.get("/review")
-    def show(reviewed: bool = False, start: int = 0) -> HTMLResponse:
-        return HTMLResponse(page.html(reviewed, max(0, start)))
+    def show(reviewed: bool = False, start: Start = 0) -> HTMLResponse:
+        return HTMLResponse(page.html(reviewed, start))
 
     @routes.post("/review")
     async def take(request: Request) -> Response:
@@ -147,4 +147,4 @@ def _moment(time: float) -> str:
 
 
 def _short(score: float | None) -> str:
-    return "no number" if score is None else f"{score:.4g}"
+    return "no number" if score is None else f"{score:.3g}"

@@ -11,7 +11,7 @@
     alarms[place].scrollIntoView({ block: "nearest" });
   };
   document.addEventListener("keydown", (event) => {
-    const typing = event.target instanceof HTMLInputElement;
+    const typing = event.target instanceof HTMLSelectElement;
     if (!alarms.length || typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
     if (event.key === "j") return go(1);
     if (event.key === "k") return go(-1);
