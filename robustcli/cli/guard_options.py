@@ -11,6 +11,14 @@ Store = Annotated[
     str, typer.Argument(help="A file of evidence, or postgresql://USER@HOST/DATABASE.", metavar="STORE")
 ]
 Guard = Annotated[str, typer.Argument(help="The folder that `guard fit` wrote.", metavar="GUARD")]
+Plugin = Annotated[
+    str | None,
+    typer.Option(
+        help="Code of a network of yours that the guard holds; runs it.",
+        metavar="FILE.py:FACTORY",
+        show_default=False,
+    ),
+]
 Kept = Annotated[str, typer.Option("--store", help="Evidence: a file, or postgresql://…", metavar="STORE")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Batch = Annotated[int, typer.Option(help="Images of one pass.", min=1)]

@@ -37,6 +37,14 @@ class Guarded(Protocol):
     def reject(self) -> int: ...
 
     @property
+    def sha256(self) -> str:
+        """Hash of the manifest that it was opened from."""
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the classes, where they are known."""
+
+    @property
     def detectors(self) -> Sequence[str]: ...
 
     @property

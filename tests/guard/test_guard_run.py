@@ -9,17 +9,17 @@ import os
 import threading
 
 import pytest
-from guarded import png
+import torch
+from guarded import SIDE, png, write_guard
 from PIL import Image
 
+import robustcli
 from robustcli.guard import webhook as hooks
 from robustcli.guard.store import EvidenceStore
 
-pytestmark = pytest.mark.usefixtures("stub")
-
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path, stub):
     """images/: two accepted, one alarm, one damaged, and files that are no images."""
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
@@ -116,11 +116,34 @@ def test_what_cannot_be_read_is_one_line(cli, images, tmp_path, kind):
     assert lines(answer)[0]["label"] == 0
 
 
-def test_a_list_that_is_none(cli, tmp_path):
+def test_a_list_that_is_none(cli, stub, tmp_path):
     (tmp_path / "binary").write_bytes(b"x" * 10_000)
     answer = cli("guard", "run", "g", "binary")
     assert answer.code == 3 and "error[E-FILE]: a line has more than 4096 bytes" in answer.err
     assert cli("guard", "run", "g", "nowhere").code == 3
+
+
+def test_a_guard_that_fit_wrote(cli, tmp_path):
+    """Its answers are those of the model that `load_model` opens."""
+    sha256 = write_guard(tmp_path)
+    (tmp_path / "one.png").write_bytes(png(0.9))
+    answer = cli("guard", "run", ".", "one.png", "--store", "s.db")
+    assert answer.code == 0, answer.err
+    x = torch.full((1, 1, SIDE, SIDE), round(255 * 0.9) / 255)
+    x[0, 0, 0, 0] = 0
+    logits = robustcli.load_model("guard:.")(x)[0].detach()
+    (line,) = lines(answer)
+    assert line["accepted"] == (int(logits.argmax()) < 3) and line["label"] == int(logits[:3].argmax())
+    assert line["confidence"] == pytest.approx(float(logits[:3].softmax(0).max()), abs=0.006)
+    with EvidenceStore.open("s.db") as store:
+        assert store.observations()[0].model == sha256
+
+
+@pytest.mark.parametrize(("folder", "code"), [("nowhere", 4), ("images", 4)])
+def test_what_is_no_guard(cli, images, monkeypatch, folder, code):
+    monkeypatch.undo()
+    answer = cli("guard", "run", str(images.parent / folder), str(images))
+    assert answer.code == code and answer.err.startswith("error[E-CKPT"), answer.err
 
 
 # ---- the webhook -------------------------------------------------------------------------------------------

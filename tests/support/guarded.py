@@ -12,6 +12,10 @@ from PIL import Image
 from torch import nn
 
 from robustcli.guard.server.process import listen
+from robustcli.models.build import build_model
+from robustcli.models.defended import make_defence
+from robustcli.models.guard_file import Calibrated, GuardFacts, save_guard
+from robustcli.models.guarded import GuardedModel
 from robustcli.models.info import ModelInfo
 
 SIDE = 8
@@ -33,6 +37,7 @@ class Stub(nn.Module):
             wait,
         )
         self.detectors, self.thresholds, self.classes = ["corner"], torch.tensor([0.5]), ("dark", "bright")
+        self.sha256 = "0" * 64
 
     def look(self, x):
         self.wait()
@@ -55,6 +60,19 @@ def png(level=0.2, alarm=False, size=SIDE, mode="L", kind="PNG", **options):
     stream = io.BytesIO()
     Image.fromarray(pixels(level, alarm, size)).convert(mode).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def write_guard(folder, threshold=0.0):
+    """A real guard for images as those of `png`: a network without training, watched by its energy."""
+    info = ModelInfo(3, 1, SIDE, (0.2,), (0.5,))
+    network = build_model("small_cnn", {"widths": (4,), "strides": (2,)}, info, seed=0)
+    guard = GuardedModel([network], [make_defence("energy", "energy", {}, info.shape, 3)], 3)
+    guard.thresholds, guard.spreads = torch.tensor([threshold]), torch.ones(1)
+    found = {"n": 99, "spread_n": 99, "rank": 95, "alarms": 4, "interval": [0.01, 0.1]}
+    calibrated = Calibrated(**found, source="images", digest="d")
+    clean = {"energy": torch.linspace(-2, 0.1, 101).tolist()}
+    provenance = {"config": {}, "data": {"name": "x", "digest": "y"}}
+    return save_guard(folder, guard, GuardFacts(("a", "b", "c"), 0.05, calibrated, clean, provenance))
 
 
 @contextlib.contextmanager

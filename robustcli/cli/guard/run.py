@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from robustcli.cli.guard_options import EVIDENCE, Address, Batch, Debug, Device, Guard, Kept, Quiet, WithImage
+from robustcli.cli.guard_options import (
+    EVIDENCE,
+    Address,
+    Batch,
+    Debug,
+    Device,
+    Guard,
+    Kept,
+    Plugin,
+    Quiet,
+    WithImage,
+)
 from robustcli.cli.options import examples
 from robustcli.cli.verb import Document, conclude
 from robustcli.terminal.console import Console
@@ -14,8 +25,8 @@ from robustcli.terminal.console import Console
 POSITION = 30
 HELP = "Answer image files: one JSON line each, and alarms into the evidence store."
 EXAMPLES = (
-    "robustcli guard run runs/guard images",
-    "find . -name '*.png' | robustcli guard run runs/guard -",
+    "robustcli guard run runs/guard/latest images",
+    "find . -name '*.png' | robustcli guard run runs/guard/latest -",
 )
 
 
@@ -36,6 +47,7 @@ def run(
     store: Kept = EVIDENCE,
     batch: Batch = 64,
     device: Device = "auto",
+    plugin: Plugin = None,
     webhook: Address = "",
     webhook_image: WithImage = False,
     quiet: Quiet = False,
@@ -48,7 +60,7 @@ def run(
         from robustcli.jobs.guard_model import Opening
         from robustcli.jobs.guard_run import guard_run
 
-        guard_run(Opening(guard, device, store, webhook, webhook_image), paths, batch, console)
+        guard_run(Opening(guard, device, store, webhook, webhook_image, plugin), paths, batch, console)
         return None
 
     conclude("guard run", console, work)

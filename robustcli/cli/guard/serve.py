@@ -6,16 +6,30 @@ from typing import Annotated
 
 import typer
 
-from robustcli.cli.guard_options import EVIDENCE, Address, Batch, Debug, Device, Guard, Kept, Quiet, WithImage
+from robustcli.cli.guard_options import (
+    EVIDENCE,
+    Address,
+    Batch,
+    Debug,
+    Device,
+    Guard,
+    Kept,
+    Plugin,
+    Quiet,
+    WithImage,
+)
 from robustcli.cli.options import examples
 from robustcli.cli.verb import Document, conclude
 from robustcli.terminal.console import Console
 
-POSITION = 40
+POSITION = 35
 HELP = (
     "Answer images over HTTP: POST /predict, GET /health and /metrics, and a page at /review for the alarms."
 )
-EXAMPLES = ("robustcli guard serve runs/guard", "robustcli guard serve runs/guard --port 9000 --workers 2")
+EXAMPLES = (
+    "robustcli guard serve runs/guard/latest",
+    "robustcli guard serve runs/guard/latest --port 9000 --workers 2",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +61,7 @@ def serve(
         int | None, typer.Option(help="CPU threads of a process.", min=1, show_default=False)
     ] = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     webhook: Address = "",
     webhook_image: WithImage = False,
     as_json: Annotated[
@@ -64,6 +79,6 @@ def serve(
 
         names = tuple(allow_host or ())
         flags = ServeFlags(host, port, token_env, names, i_know, workers, queue, batch, threads)
-        return guard_serve(Opening(guard, device, store, webhook, webhook_image), flags, console)
+        return guard_serve(Opening(guard, device, store, webhook, webhook_image, plugin), flags, console)
 
     conclude("guard serve", console, work)

@@ -65,7 +65,7 @@ class Page:
 
     def _classes(self) -> Mapping[str, Any]:
         model = self._service.model
-        names = getattr(model, "classes", None) or tuple(map(str, range(model.reject)))
+        names = model.classes or tuple(map(str, range(model.reject)))
         return {
             "classes": names,
             "buttons": len(names) <= _MOST_BUTTONS,
