@@ -51,7 +51,7 @@ class Audit:
         the rest.
         linf: FAB gets a quarter, because it breaks little that gradients do not. Square gets three quarters.
         l2, l1: FAB gets half of what is left and Square the other half. FAB leaves out the likeliest class,
-        which rapid has tried.
+        which rapid has tried. Under l2 every second linearisation belongs to searches from random points.
         """
         stages, climb = [], passes // 2 if self.norm == "l1" else 0
         if climb:
@@ -61,12 +61,36 @@ class Audit:
             stages.append(_apgd("rapid:audit-apgd", "ce", steps=max(1, min(100, steps)), restarts=restarts))
         share, skip = (4, 0) if self.norm == "linf" else (2, 1)
         linearisations = max(1, (passes - climb) // (3 * share))
-        targets = max(1, min(8, linearisations // 60))
-        fab: dict[str, Any] = {"steps": min(100, linearisations // targets), "targets": targets, "skip": skip}
-        # The last 3 passes are FAB's last point, and Square's first and last.
-        queries = max(1, passes - climb - 3 * targets * fab["steps"] - 3)
-        square = Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True})
-        return [*stages, Stage("rapid:audit-fab", "fab", fab), square]
+        scattered = linearisations // 2 if self.norm == "l2" else 0
+        stages.append(_next_classes(linearisations - scattered, skip))
+        if scattered:
+            stages.append(_scattered(scattered))
+        # The last passes are FAB's last points, and Square's first and last.
+        spent = sum(3 * _searched(stage) + 1 for stage in stages if stage.name == "fab")
+        queries = max(1, passes - climb - spent - 2)
+        return [*stages, Stage("rapid:audit-square", "square", {"queries": queries, "rescale": True})]
+
+
+def _searched(fab: Stage) -> int:
+    """Linearisations of a stage of FAB on a sample that stands."""
+    params = fab.params
+    return int(params["steps"] * params["targets"] * params.get("restarts", 1))
+
+
+def _next_classes(linearisations: int, skip: int) -> Stage:
+    """FAB towards up to 8 classes behind the first `skip`, with at least some 60 linearisations for each."""
+    targets = max(1, min(8, linearisations // 60))
+    params = {"steps": min(100, linearisations // targets), "targets": targets, "skip": skip}
+    return Stage("rapid:audit-fab", "fab", params)
+
+
+def _scattered(linearisations: int) -> Stage:
+    """FAB from random points towards the two likeliest classes, up to 50 linearisations in each search."""
+    steps = min(50, linearisations)
+    searches = linearisations // steps
+    targets = min(2, searches)
+    params = {"steps": steps, "restarts": searches // targets, "targets": targets, "start": "random"}
+    return Stage("rapid:audit-fab-random", "fab", params)
 
 
 def _apgd(
