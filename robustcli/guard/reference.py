@@ -1,29 +1,34 @@
-"""What a guard was fitted on, as the manifest of its directory says."""
+"""What a guard was fitted on, from the directory that `guard fit` wrote."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from robustcli.errors import DataError
+import numpy as np
+
 from robustcli.guard.rules import Reference
-from robustcli.regular import read_bytes
-
-_MANIFEST = "guard.json"
-_LARGEST = 1 << 28  # bytes of a manifest
+from robustcli.models.guard_file import read_guard
 
 
-def reference_of(directory: Path) -> Reference:
-    """The reference of a directory of `guard fit`. Raises DataError E-FILE for one that has none."""
-    path = directory / _MANIFEST
-    try:
-        return Reference.from_json(json.loads(read_bytes(path, _LARGEST))["reference"])
-    except OSError as error:
-        raise _without(path, error.strerror or str(error)) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _without(path, "it does not say what the guard was fitted on") from error
+def reference_of(directory: Path) -> Reference | None:
+    """The reference of a guard; None for one without a detector.
+
+    Its manifest has quantiles of the clean scores, and scores are read off them. Raises CheckpointError as
+    `read_guard`.
+    """
+    manifest, _ = read_guard(directory)
+    found = manifest.calibration
+    if found is None:
+        return None
+    images = found.n
+    if len(manifest.detectors) > 1:  # then other images were behind the spreads
+        images += found.spread_n
+    scores = {name: _scores(quantiles, images) for name, quantiles in manifest.clean.items()}
+    return Reference(found.n, found.rank, found.alarms, scores)
 
 
-def _without(path: Path, why: str) -> DataError:
-    hint = "name the directory that `robustcli guard fit` has written"
-    return DataError(f"no guard: {why}", where=str(path), hint=hint, code="E-FILE")
+def _scores(quantiles: list[float], n: int) -> list[float]:
+    """n scores with these quantiles, evenly spaced between them."""
+    known, wanted = np.linspace(0, 1, len(quantiles)), np.linspace(0, 1, n)
+    scores: list[float] = np.interp(wanted, known, quantiles).tolist()
+    return scores

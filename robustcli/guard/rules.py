@@ -9,7 +9,7 @@ for. All p-values are adjusted together, by Benjamini and Hochberg. A difference
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from robustcli.proportions import clopper_pearson
@@ -37,28 +37,35 @@ class Reference:
     """What a guard was fitted on.
 
     Args:
-        fpr: share of clean images that all detectors together reject, in (0, 1).
-        n: clean images behind the thresholds; 0 when unknown, which counts as very many.
-        scores: of each detector on these images.
+        n: clean images behind the thresholds.
+        rank: the thresholds are the `rank`-th smallest of n values, 1 to n.
+        alarms: of the n images, those that are rejected: n - rank, and fewer where values are the same.
+        scores: of each detector on clean images.
     """
 
-    fpr: float
-    n: int = 0
-    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    n: int
+    rank: int
+    alarms: int
+    scores: Mapping[str, Sequence[float]]
 
     def __post_init__(self) -> None:
-        if not (0 < self.fpr < 1 and self.n >= 0):
-            raise ValueError(f"a reference needs 0 < fpr < 1 and n >= 0, got {self.fpr} and {self.n}")
+        if not (1 <= self.rank <= self.n and 0 <= self.alarms <= self.n - self.rank):
+            raise ValueError(f"no thresholds: rank {self.rank} and {self.alarms} alarms of {self.n} images")
+
+    @property
+    def rate(self) -> float:
+        """The share of clean images that is rejected on average, at most."""
+        return (self.n + 1 - self.rank) / (self.n + 1)
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, as `from_json` reads it."""
-        return {"fpr": self.fpr, "n": self.n, "scores": {name: list(s) for name, s in self.scores.items()}}
+        return {**vars(self), "scores": {name: list(given) for name, given in self.scores.items()}}
 
     @classmethod
     def from_json(cls, read: Mapping[str, Any]) -> Reference:
-        """The reference in a manifest or a store. Raises KeyError, TypeError, ValueError."""
+        """The inverse of `to_json`. Raises KeyError, TypeError, ValueError, AttributeError."""
         scores = {str(name): [float(score) for score in given] for name, given in read["scores"].items()}
-        return cls(float(read["fpr"]), int(read["n"]), scores)
+        return cls(int(read["n"]), int(read["rank"]), int(read["alarms"]), scores)
 
 
 class Finding(NamedTuple):
@@ -115,7 +122,7 @@ def judge(window: Sequence[Answered], reference: Reference) -> Judgement:
     """ok, watch or act, for the answers of a window in any order."""
     n, alarms = len(window), sum(not each.accepted for each in window)
     if not n:
-        return Judgement("watch", ("nothing was observed",), 0, 0, reference.fpr, ())
+        return Judgement("watch", ("nothing was observed",), 0, 0, reference.rate, ())
     found, silent = [_alarm_rate(alarms, n, reference)], []
     for name, fitted in reference.scores.items():
         scores = [score for each in window if (score := each.scores.get(name)) is not None]
@@ -128,7 +135,7 @@ def judge(window: Sequence[Answered], reference: Reference) -> Judgement:
     states: list[State] = [each.state for each in findings] + ["watch"] * bool(silent)
     worst = max(states, key=STATES.index)
     reasons = [*(each.words for each in findings if each.state != "ok"), *silent]
-    return Judgement(worst, tuple(reasons) or (_nothing(findings),), n, alarms, reference.fpr, findings)
+    return Judgement(worst, tuple(reasons) or (_nothing(findings),), n, alarms, reference.rate, findings)
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
@@ -142,29 +149,28 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     return [float(value) for value in false_discovery_control(p)]
 
 
-def alarm_p(alarms: int, n: int, fpr: float, fitted_on: int) -> tuple[float, float]:
-    """(P(X >= alarms), P(X <= alarms)) among n clean images, for a threshold at rate `fpr`. Both are exact.
+def alarm_p(alarms: int, n: int, reference: Reference) -> tuple[float, float]:
+    """(P(X >= alarms), P(X <= alarms)) for n clean images: exact, whatever the scores' distribution.
 
-    X is binomial where the rate of false alarms is known. A threshold that is an order statistic of m clean
-    scores has the rate Beta((m + 1) fpr, (m + 1) (1 - fpr)), whatever their distribution, and X is
-    beta-binomial. Source: Vovk, ACML 2012, proposition 2b, arXiv:1209.2673.
+    X is binomial, and its rate is known only from the images behind the thresholds: a share
+    Beta(m + 1 - rank, rank) lies above the `rank`-th smallest of m values, so that X is beta-binomial. Where
+    values are the same, the share is lower, but not below the Beta(a, m + 1 - a) of the a values above.
+    Source: Vovk, ACML 2012, proposition 2b, arXiv:1209.2673.
     """
-    from scipy.stats import betabinom, binom
+    from scipy.stats import betabinom
 
-    if not fitted_on:
-        more, fewer = binom.sf(alarms - 1, n, fpr), binom.cdf(alarms, n, fpr)
-    else:
-        shape = (n, (fitted_on + 1) * fpr, (fitted_on + 1) * (1 - fpr))
-        more, fewer = betabinom.sf(alarms - 1, *shape), betabinom.cdf(alarms, *shape)
+    m, above = reference.n, reference.alarms
+    more = betabinom.sf(alarms - 1, n, m + 1 - reference.rank, reference.rank)
+    fewer = betabinom.cdf(alarms, n, above, m + 1 - above) if above else 1.0
     return min(1.0, float(more)), min(1.0, float(fewer))
 
 
 def _alarm_rate(alarms: int, n: int, reference: Reference) -> Finding:
     """More alarms than expected can be an attack. Fewer are worth a look: a detector may have died."""
-    more, fewer = alarm_p(alarms, n, reference.fpr, reference.n)
-    p, rate = min(1.0, 2 * min(more, fewer)), alarms / n
-    words = f"{alarms} of {n} images raised an alarm ({rate:.1%}), and {reference.fpr:.1%} were expected"
-    return Finding("alarm rate", p, p, rate >= LEAST_RISE * reference.fpr, f"{words} (p = {p:.2g})")
+    more, fewer = alarm_p(alarms, n, reference)
+    p, rate, expected = min(1.0, 2 * min(more, fewer)), alarms / n, reference.rate
+    words = f"{alarms} of {n} images raised an alarm ({rate:.1%}), and {expected:.1%} were expected"
+    return Finding("alarm rate", p, p, rate >= LEAST_RISE * expected, f"{words} (p = {p:.2g})")
 
 
 def _shift(name: str, scores: Sequence[float], fitted: Sequence[float]) -> Finding:

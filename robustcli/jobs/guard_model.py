@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from robustcli.config.spec import GUARD
 from robustcli.guard.answer import Guarded
 from robustcli.guard.evidence import Keeper
+from robustcli.guard.reference import reference_of
 from robustcli.guard.store import EvidenceStore
 from robustcli.guard.webhook import ENVIRONMENT, Webhook
+from robustcli.models.guarded import GuardedModel
 from robustcli.models.source import load_model
 from robustcli.runtime.device import pick_device
 
@@ -49,9 +52,17 @@ def open_guard(opening: Opening) -> Guarded:
 
 
 def open_keeper(opening: Opening, model: Guarded, say: Callable[[str], None]) -> Keeper:
-    """What keeps the evidence of this model. say: told when the webhook does not take alarms."""
+    """What keeps the evidence of this model, and what its guard was fitted on, for `guard status`.
+
+    say: told when the webhook does not take alarms.
+    """
     url = opening.webhook or os.environ.get(ENVIRONMENT, "")
     webhook = None
     if url:
         webhook = Webhook(url, images=opening.webhook_image, say=say)
-    return Keeper(EvidenceStore.open(opening.store, create=True), model.sha256, webhook)
+    store = EvidenceStore.open(opening.store, create=True)
+    if isinstance(model, GuardedModel):
+        reference = reference_of(Path(opening.guard.removeprefix(GUARD)))
+        if reference is not None:
+            store.remember(model.sha256, reference.to_json())
+    return Keeper(store, model.sha256, webhook)

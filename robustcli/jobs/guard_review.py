@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from robustcli.errors import UsageError
+from robustcli.errors import Interrupted, UsageError
 from robustcli.guard.store import Evidence, EvidenceStore, Review
 from robustcli.jobs.guard_cells import moment, scores_in_words
 from robustcli.records.document import Document
@@ -70,7 +73,7 @@ def _ask(store: EvidenceStore, waiting: Sequence[Evidence], console: Console, by
         hint = "give --label HASH=LABEL; --list shows the hashes"
         raise UsageError("there is no terminal to ask at", hint=hint)
     given: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="robustcli-review-") as folder:  # of mode 0700
+    with _raising_signals(), tempfile.TemporaryDirectory(prefix="robustcli-review-") as folder:  # mode 0700
         for k, each in enumerate(waiting, 1):
             path = Path(folder) / f"{each.hash[:16]}.png"
             write_new(path, store.image(each.hash))
@@ -83,6 +86,23 @@ def _ask(store: EvidenceStore, waiting: Sequence[Evidence], console: Console, by
                 store.review(each.hash, answer, by)
                 given[each.hash] = str(answer)
     return given
+
+
+@contextmanager
+def _raising_signals() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and a closed terminal end the wait for an answer: no image is left behind."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        code = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+        raise Interrupted(f"stopped by {signal.Signals(number).name}", signum=code)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
+    before = [(number, signal.signal(number, stop)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _answer(console: Console) -> Review | str:

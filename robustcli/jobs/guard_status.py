@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robustcli.errors import UsageError
-from robustcli.guard.reference import reference_of
+from robustcli.errors import DataError, UsageError
 from robustcli.guard.rules import STATES, Judgement, Reference, judge
 from robustcli.guard.store import EvidenceStore, Observation
 from robustcli.jobs.guard_cells import moment
@@ -63,12 +62,26 @@ def _span(window: str) -> dict[str, Any]:
 
 def _reference(store: EvidenceStore, guard: Path | None, model: str | None) -> Reference:
     if guard is not None:
-        return reference_of(guard)
+        return _fitted(guard)
     known = None if model is None else store.reference(model)
     if known is None:
         what = "the store does not know what this guard was fitted on"
         raise UsageError(what, where=store.where, hint="give --guard DIR, the directory of `guard fit`")
-    return Reference.from_json(known)
+    try:
+        return Reference.from_json(known)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = "what it says of the fit was changed"
+        raise DataError(what, where=store.where, hint="give --guard DIR", code="E-STORE") from error
+
+
+def _fitted(guard: Path) -> Reference:
+    from robustcli.guard.reference import reference_of  # torch, which a store alone does not need
+
+    reference = reference_of(guard)
+    if reference is None:
+        what = "this guard has no detector: there is nothing to watch"
+        raise UsageError(what, where=str(guard), hint="fit one with a detector")
+    return reference
 
 
 def _show(

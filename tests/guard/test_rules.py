@@ -1,6 +1,5 @@
 """The rules of a window: exact laws, few false alarms, and attacks that are found."""
 
-import json
 import math
 
 import numpy as np
@@ -8,8 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.errors import DataError
-from robustcli.guard.reference import reference_of
 from robustcli.guard.rules import ACT, WATCH, Reference, alarm_p, benjamini_hochberg, judge
 from robustcli.guard.store.rows import Observation
 
@@ -53,33 +50,42 @@ def test_bh_keeps_the_order_and_never_lowers(p):
 # ---- the rate of alarms ------------------------------------------------------------------------------------
 
 
-def binomial(k, n, p):
-    return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+def beta_binomial(n, a, b):
+    """Its law, from the recursion of its definition: Polya's urn, ball after ball."""
+    law = [1.0]
+    for drawn in range(n):
+        after = [0.0] * (drawn + 2)
+        for k, p in enumerate(law):
+            after[k + 1] += p * (a + k) / (a + b + drawn)
+            after[k] += p * (b + drawn - k) / (a + b + drawn)
+        law = after
+    return law
 
 
-def beta_binomial(k, n, a, b):
-    def beta(x, y):
-        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
-
-    return math.comb(n, k) * math.exp(beta(k + a, n - k + b) - beta(a, b))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.data(), st.floats(0.01, 0.5), st.sampled_from([0, 19, 200]))
-def test_alarms_have_exact_laws(n, data, fpr, m):
-    k = data.draw(st.integers(0, n))
-    law = [
-        beta_binomial(j, n, (m + 1) * fpr, (m + 1) * (1 - fpr)) if m else binomial(j, n, fpr)
-        for j in range(n + 1)
-    ]
-    more, fewer = alarm_p(k, n, fpr, m)
-    assert more == pytest.approx(sum(law[k:]), abs=1e-9)
-    assert fewer == pytest.approx(sum(law[: k + 1]), abs=1e-9)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 60), st.data())
+def test_alarms_have_an_exact_law(n, m, data):
+    k, rank = data.draw(st.integers(0, n)), data.draw(st.integers(1, m))
+    above = data.draw(st.integers(0, m - rank))
+    more, fewer = alarm_p(k, n, Reference(m, rank, above, {}))
+    assert more == pytest.approx(sum(beta_binomial(n, m + 1 - rank, rank)[k:]), abs=1e-9)
+    least = [1.0]
+    if above:
+        least = beta_binomial(n, above, m + 1 - above)
+    assert fewer == pytest.approx(sum(least[: k + 1]), abs=1e-9)
 
 
 def test_few_calibration_images_ask_for_more_alarms():
-    """30 of 300 at 5 %: surprising where the rate is known, and not where 60 images set the threshold."""
-    assert alarm_p(30, 300, 0.05, 0)[0] < 0.001 < 0.05 < alarm_p(30, 300, 0.05, 60)[0]
+    """30 of 300, where 15 were expected: surprising for thresholds from many images, not from 59."""
+    many, few = Reference(9999, 9500, 499, {}), Reference(59, 57, 2, {})
+    assert many.rate == few.rate == 0.05
+    assert alarm_p(30, 300, many)[0] < 0.001 < 0.05 < alarm_p(30, 300, few)[0]
+
+
+def test_scores_that_are_all_the_same_make_no_false_alarm_of_silence():
+    """A detector with few values rejects fewer clean images than it may."""
+    found = judge([Observation(0.0, True, {"0": 1.0}, "m")] * 400, Reference(500, 476, 0, {"0": [1.0] * 500}))
+    assert found.state == "ok"
 
 
 # ---- windows -----------------------------------------------------------------------------------------------
@@ -89,10 +95,9 @@ def fitted(rng, m, detectors=3, fpr=0.05):
     """A guard on m clean images: thresholds that all detectors share, and what it was fitted on."""
     scores = rng.standard_normal((m, detectors))
     rank = math.ceil((m + 1) * (1 - fpr))
-    threshold = math.inf
-    if rank <= m:
-        threshold = np.sort(scores.max(1))[rank - 1]
-    return threshold, Reference(fpr, m, {str(d): scores[:, d].tolist() for d in range(detectors)})
+    threshold = np.sort(scores.max(1))[rank - 1]
+    columns = {str(d): scores[:, d].tolist() for d in range(detectors)}
+    return threshold, Reference(m, rank, m - rank, columns)
 
 
 def window(scores, threshold):
@@ -176,16 +181,9 @@ def test_silence_is_to_be_watched():
     assert found.state == "watch" and "0 gave no finite score for 5 of 10 images" in found.reasons
 
 
-def test_what_a_guard_was_fitted_on_is_read_from_its_manifest(tmp_path):
-    _, reference = fitted(np.random.default_rng(0), 30)
-    (tmp_path / "guard.json").write_text(json.dumps({"reference": reference.to_json()}))
-    assert reference_of(tmp_path) == reference
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"reference": {"fpr": 2, "n": 1, "scores": {}}}', None])
-def test_a_directory_without_a_fit_is_explained(text, tmp_path):
-    if text is not None:
-        (tmp_path / "guard.json").write_text(text)
-    with pytest.raises(DataError, match="no guard") as caught:
-        reference_of(tmp_path)
-    assert caught.value.code == "E-FILE" and "guard.json" in caught.value.where
+@pytest.mark.parametrize(
+    ("n", "rank", "alarms"), [(0, 0, 0), (10, 11, 0), (10, 9, 2), (10, 0, 0), (10, 9, -1)]
+)
+def test_thresholds_that_cannot_be_are_refused(n, rank, alarms):
+    with pytest.raises(ValueError, match="no thresholds"):
+        Reference(n, rank, alarms, {})

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import sqlite3
 import stat
 import sys
@@ -11,10 +12,12 @@ import time
 
 import numpy as np
 import pytest
+from commands import run_in
 from evidence import MODEL, pixels, seen
 
 pytest.importorskip("sqlalchemy", reason="the extra guard is not installed")
 
+from robustcli.guard.reference import reference_of  # noqa: E402
 from robustcli.guard.rules import Reference  # noqa: E402
 from robustcli.guard.store import EvidenceStore  # noqa: E402
 
@@ -37,7 +40,7 @@ def store(tmp_path):
             for k, score in enumerate(scores)
         ]
         opened.record(MODEL, answers)
-        fitted = Reference(0.05, 200, {"energy": rng.standard_normal(200).tolist()})
+        fitted = Reference(199, 190, 9, {"energy": rng.standard_normal(199).tolist()})
         opened.remember(MODEL, fitted.to_json())
         yield opened
 
@@ -79,15 +82,56 @@ def test_windows_count_answers_or_look_back(window, answers, cli, store):
     assert answer.code == 0 and answer.document["observations"] == answers
 
 
-def test_status_looks_at_the_newest_model_alone(cli, store, tmp_path):
+def test_status_looks_at_the_newest_model_alone(cli, store):
     store.record("b" * 64, [seen(scores={"energy": 0.0})] * 3)
     answer = cli("guard", "status", store.where)
     assert answer.code == 2 and "does not know what this guard was fitted on" in answer.err
     assert "--guard DIR" in answer.err
-    fit = {"reference": Reference(0.01, 50, {"energy": [0.0] * 50}).to_json()}
-    (tmp_path / "guard.json").write_text(json.dumps(fit))
-    answer = cli("guard", "status", store.where, "--guard", tmp_path, "--json")
-    assert answer.document["observations"] == 3 and answer.document["expected_alarm_rate"] == 0.01
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A guard of one detector around a small network, and one that only purifies; nothing is trained."""
+    folder = tmp_path_factory.mktemp("fitted")
+    fit = ["guard", "fit", "--model", "mlp", "data.name=digits", "-q"]
+    run_in(folder, [*fit, "defences=[energy]", "--out", "g"], [*fit, "defences=[bit_depth]", "--out", "pure"])
+    return folder
+
+
+def test_what_was_fitted_is_what_clean_images_look_like(made):
+    """The scores read off the quantiles are those of the calibration images."""
+    manifest = json.loads((made / "g" / "guard.json").read_text())
+    found = reference_of(made / "g")
+    assert (found.n, found.rank) == (manifest["calibration"]["n"], manifest["calibration"]["rank"])
+    assert len(found.scores["energy"]) == found.n and 0.03 < found.rate <= 0.05
+    scores = np.asarray(found.scores["energy"])
+    below = [float((scores <= quantile).mean()) for quantile in manifest["clean"]["energy"]]
+    assert below == pytest.approx(np.linspace(0, 1, 101), abs=0.01 + 1 / found.n)
+    above = scores > manifest["thresholds"][0]
+    assert abs(above.sum() - manifest["calibration"]["alarms"]) <= 1
+
+
+def test_a_run_tells_the_store_what_its_guard_was_fitted_on(cli, made, tmp_path):
+    """From the fit to the judgement: clean images, then bright noise."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    for k, image in enumerate(load_digits().images[:80]):
+        Image.fromarray((image / 16 * 255).astype(np.uint8)).save(tmp_path / f"{k}.png")
+    assert cli("guard", "run", made / "g", tmp_path, "--store", "kept/s.db").code == 0
+    judged = cli("guard", "status", "kept/s.db", "--json")
+    assert judged.code == 0 and judged.document["state"] == "ok" and judged.document["observations"] == 80
+    again = cli("guard", "status", "kept/s.db", "--guard", made / "g", "--json").document
+    assert again["tests"] == judged.document["tests"]
+    assert cli("guard", "status", "kept/s.db", "--guard", made / "pure").code == 2
+    assert cli("guard", "status", "kept/s.db", "--guard", tmp_path).code == 4
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    for k, image in enumerate(noise):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    cli("guard", "run", made / "g", tmp_path, "--store", "kept/s.db")
+    moved = cli("guard", "status", "kept/s.db", "--window", "60", "--fail-on", "act")
+    assert moved.code == 1 and "scores of energy are" in moved.out
+    assert cli("guard", "run", made / "pure", tmp_path / "0.png", "--store", "kept/s.db").code == 0
 
 
 @pytest.mark.parametrize("window", ["0", "-3", "3w", "", "1.5h", "h"])
@@ -173,6 +217,30 @@ def test_a_person_labels_at_the_terminal(store, monkeypatch):
     assert not any(os.path.exists(os.path.dirname(path)) for _, _, path in person.looked)
     assert sys.stdout.getvalue() == "3 labelled, 2 without a label\n"
     assert "'nonsense' is no label" in screen.getvalue() and "[1/5]" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_leaves_in_the_middle_leaves_no_image_behind(number, code, store, monkeypatch):
+    from robustcli.cli.main import run
+
+    class Leaving(Person):
+        def readline(self, *size):
+            line = super().readline(*size)
+            if line == "leave\n":
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            return line
+
+    screen = io.StringIO()
+    person = Leaving(["7", "leave"], screen)
+    monkeypatch.setattr(sys, "stdin", person)
+    monkeypatch.setattr(sys, "stderr", screen)
+    before = signal.getsignal(number)
+    assert run(["guard", "review", store.where]) == code
+    assert signal.getsignal(number) is before
+    assert f"stopped by {number.name}" in screen.getvalue()
+    assert not any(os.path.exists(os.path.dirname(path)) for _, _, path in person.looked)
+    assert [str(each.review) for each in store.evidence(reviewed=True)] == ["7"]
 
 
 # ---- forget, log -------------------------------------------------------------------------------------------

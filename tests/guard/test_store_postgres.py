@@ -63,7 +63,7 @@ def test_all_that_a_store_does(url):
         counts = store.counts()
         assert (counts["image_bytes"], counts["dropped_for_room"], counts["forgotten"]) == (3600, 1, 1)
         assert {each.hash for each in store.evidence()} & set(names) == {names[0]}
-        fit = Reference(0.05, 3, {"a": [0.1, 0.2]})
+        fit = Reference(3, 2, 1, {"a": [0.1, 0.2]})
         store.remember(MODEL, {})
         store.remember(MODEL, fit.to_json())
         assert Reference.from_json(store.reference(MODEL)) == fit
