@@ -11,21 +11,24 @@ from robustcli.config.spec import Section
 
 
 class GuardFit(Section):
-    """How a defence's own network is trained: by Adam, on clean training images."""
+    """How a defence's own network is trained: by Adam, on clean training images.
+
+    The length is one of steps by default: data of any size then give an autoencoder that has learned.
+    """
 
     exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps")
-    epochs: Number | None = Field(
-        default=None, gt=0, description="length in passes over the images; 10 when no length is given"
+    epochs: Number | None = Field(default=None, gt=0, description="length in passes over the images instead")
+    steps: Int | None = Field(
+        default=None, ge=1, description="length in optimiser steps; 2,000 when no length is given"
     )
-    steps: Int | None = Field(default=None, ge=1, description="length in optimiser steps")
-    lr: Number = Field(default=0.001, gt=0, le=1, description="learning rate; it falls linearly to 0")
-    batch_size: Int = Field(default=128, ge=1, le=2**20, description="images per step and per pass")
+    lr: Number = Field(default=0.005, gt=0, le=1, description="learning rate; it falls linearly to 0")
+    batch_size: Int = Field(default=64, ge=1, le=2**20, description="images per step and per pass")
 
     @model_validator(mode="before")
     @classmethod
     def _default_length(cls, value: Any) -> Any:
         if isinstance(value, dict) and all(value.get(key) is None for key in cls.exclusive):
-            return {**value, "epochs": 10}
+            return {**value, "steps": 2000}
         return value
 
     @field_validator("steps")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from robustcli.training.fit import FitPlan, Images, answers_of, fit_defences, sc
 
 VERB = "guard"
 _QUANTILES = 101
+_STEPS = 2000  # where the configuration gives no length
 _SPLIT = ("val_fraction", "split_seed", "test_fraction")  # keys that say which images are for what
 
 
@@ -122,8 +123,8 @@ class _Fit:
     def __init__(self, setting: Setting, guard: GuardedModel, console: Console) -> None:
         self.setting, self.guard, self.console = setting, guard, console
         fit, config = setting.config.guard.fit, setting.config
-        epochs = 10.0 if fit.epochs is None else float(fit.epochs)
-        self.plan = FitPlan(epochs, fit.steps, float(fit.lr), fit.batch_size, config.seed)
+        epochs = None if fit.epochs is None else float(fit.epochs)
+        self.plan = FitPlan(epochs, fit.steps or _STEPS, float(fit.lr), fit.batch_size, config.seed)
         self.images, self.held_out, self.source = _parts(setting)
         self.test = Images(
             setting.data.test,
@@ -265,15 +266,21 @@ def _table(found: dict[str, Any]) -> Table:
         [one["label"], f"{one['threshold']:.6g}", f"{one['spread']:.3g}"] for one in found["detectors"]
     ]
     test, calibration = found["test"], found["calibration"]
-    low, high = test["interval"]
     note = (
-        f"Test: {test['clean_rejected']:.1%} of {test['n']} clean images rejected [{low:.1%}, {high:.1%}], "
-        f"{test['clean_acc']:.1%} right and accepted."
+        f"Test: {_percent(test['clean_rejected'])} of {test['n']} clean images rejected "
+        f"{_interval(test['interval'])}, {_percent(test['clean_acc'])} right and accepted."
     )
     if calibration is not None:
-        low, high = calibration["interval"]
         note = (
-            f"At most {found['fpr']:.1%} of clean images are rejected on average over calibration sets; by "
-            f"this one of n = {calibration['n']}, 95 %: [{low:.1%}, {high:.1%}]. " + note
+            f"On average over such images at most {_percent(found['fpr'])} of clean images are rejected; "
+            f"by this one of n = {calibration['n']}, 95 %: {_interval(calibration['interval'])}. {note}"
         )
     return Table("guard", ["detector", "threshold", "spread"], rows, note)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"

@@ -24,11 +24,11 @@ class FitPlan:
     """How a defence's own network is trained: Adam, its learning rate falling linearly to 0.
 
     Args:
-        epochs: passes over the images. steps: optimiser steps in place of it.
+        epochs: passes over the images, or None. steps: optimiser steps in place of them, or None.
         lr, batch_size: of a step. seed: of the order of the images.
     """
 
-    epochs: float
+    epochs: float | None
     steps: int | None
     lr: float
     batch_size: int
@@ -36,8 +36,8 @@ class FitPlan:
 
     def length(self, images: int) -> int:
         """Optimiser steps for so many images."""
-        if self.steps is not None:
-            return self.steps
+        if self.epochs is None:
+            return self.steps or 1
         return max(1, round(self.epochs * -(-images // self.batch_size)))
 
 

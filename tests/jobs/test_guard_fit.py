@@ -1,7 +1,10 @@
 """`robustcli guard fit` and `guard:DIR`, as a user runs them."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -36,7 +39,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def made(base, tmp_path):
     """A copy of it in the working directory."""
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(base, tmp_path, symlinks=True, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -195,7 +198,7 @@ def stand_ins(monkeypatch):
 
 def test_networks_are_trained_and_statistics_kept(cli, made, stand_ins):
     words = ("guard", "fit", "--model", "run:runs/train/t-1", "defences=[learned, counted, energy]", "--json")
-    answers = [cli(*words, "--out", f"s{k}", "guard.fit.lr=0.05") for k in range(2)]
+    answers = [cli(*words, "--out", f"s{k}", "guard.fit.lr=0.05", "guard.fit.epochs=3") for k in range(2)]
     assert all(answer.code == 0 for answer in answers), answers[0].err
     assert manifest(made / "s0")["files"] == manifest(made / "s1")["files"], "a fit repeats to the bit"
     model = robustcli.load_model("guard:s0")
@@ -211,5 +214,80 @@ def test_networks_are_trained_and_statistics_kept(cli, made, stand_ins):
 def test_smoke_and_dry_run_are_quick_and_the_latter_writes_nothing(cli, made, stand_ins):
     words = ("guard", "fit", "--model", "run:runs/train/t-1", "defences=[learned]")
     planned = cli(*words, "--dry-run", "--json")
-    assert planned.document["plan"]["steps"] == "learned: 100" and not (made / "runs" / "guard").exists()
+    assert planned.document["plan"]["steps"] == "learned: 2000" and not (made / "runs" / "guard").exists()
     assert cli(*words, "--smoke", "--dry-run", "--json").document["plan"]["steps"] == "learned: 3"
+
+
+ALL = (
+    *("median", "{name: jpeg, quality: 90}", "{name: autoencoder, width: 2, code: 1}", "gaussian_noise"),
+    *("random_resize_pad", "{name: reconstruction, width: 2, code: 1}", "feature_squeezing", "mahalanobis"),
+    *(
+        "energy",
+        "disagreement",
+        "noise_consistency",
+        "{name: ensemble, members: [run:runs/train/latest], rule: abstain}",
+    ),
+)
+
+
+def test_every_defence_is_fitted_together_and_opens_as_it_was(cli, made):
+    """An ensemble takes its other networks along, and `latest` is written down as the run that it was."""
+    names = {name.removeprefix("{name: ").partition(",")[0] for name in ALL}
+    assert names | {"bit_depth"} == set(registry.defences.names())
+    words = (
+        "guard",
+        "fit",
+        "--model",
+        "run:runs/train/t-1",
+        f"defences=[{', '.join(ALL)}]",
+        "guard.fit.steps=2",
+    )
+    fit = cli(*words, "eval.n=20", "--out", "all", "--json")
+    assert fit.code == 0, fit.err
+    assert manifest(made / "all")["defences"][-1]["params"]["members"] == ["run:runs/train/t-1"]
+    shutil.rmtree(made / "runs" / "train")  # the artefact needs no run any more
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for _ in range(2):
+        model = robustcli.load_model("guard:all")
+        torch.manual_seed(0)
+        answers.append(model(x))
+    assert len(model.members) == 2 and model.randomised
+    assert torch.equal(*answers) and torch.isfinite(answers[0]).all()
+
+
+def test_a_vote_works_without_a_fit_and_a_detector_that_needs_one_says_so(cli, made):
+    vote = "defences=[{name: ensemble, members: [run:runs/train/t-1], rule: abstain}]"
+    answer = cli("eval", "--model", "run:runs/train/t-1", vote, *QUICK)
+    assert answer.code == 0, answer.err
+    bare = cli("eval", "--model", "run:runs/train/t-1", "attacks=[fgsm]", *QUICK[2:])
+    assert answer.document["clean_acc"] == bare.document["clean_acc"], "two equal networks never disagree"
+    cases = {"members: [guard:g]": "a vote joins bare ones", "members: [run:nowhere]": "no such run"}
+    for members, said in cases.items():
+        refused = cli(
+            "eval", "--model", "run:runs/train/t-1", f"defences=[{{name: ensemble, {members}}}]", *QUICK
+        )
+        assert refused.code in (2, 4) and said in refused.err, refused.err
+
+
+def test_a_stopped_fit_leaves_no_guard(forked, made):
+    wait, pid = forked(
+        "guard",
+        "fit",
+        "--model",
+        "run:runs/train/t-1",
+        "defences=[reconstruction]",
+        "guard.fit.steps=100000",
+        "--out",
+        "half",
+    )
+    end = time.monotonic() + 60
+    while not (made / "half" / "env.json").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.3)  # its steps begin
+    os.kill(pid, signal.SIGTERM)
+    assert wait(60) == 143, (made / "err.txt").read_text()
+    assert (
+        not (made / "half" / "guard.json").exists() and not (made / "half" / "weights.safetensors").exists()
+    )
+    assert json.loads((made / "half" / "status.json").read_text())["state"] == "preempted"
