@@ -30,7 +30,9 @@ Address = Annotated[
         show_default=False,
     ),
 ]
-WithImage = Annotated[bool, typer.Option(help="The webhook gets the images too.", show_default=False)]
+WithImage = Annotated[
+    bool, typer.Option("--webhook-image", help="The webhook gets the images too.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when it fails.", show_default=False)]

@@ -17,6 +17,7 @@ from robustcli.guard.webhook import ENVIRONMENT, Webhook
 from robustcli.models.guarded import GuardedModel
 from robustcli.models.source import load_model
 from robustcli.runtime.device import pick_device
+from robustcli.store.latest import resolve_run
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def open_keeper(opening: Opening, model: Guarded, say: Callable[[str], None]) ->
         webhook = Webhook(url, images=opening.webhook_image, say=say)
     store = EvidenceStore.open(opening.store, create=True)
     if isinstance(model, GuardedModel):
-        reference = reference_of(Path(opening.guard.removeprefix(GUARD)))
+        reference = reference_of(resolve_run(Path(opening.guard.removeprefix(GUARD))))
         if reference is not None:
             store.remember(model.sha256, reference.to_json())
     return Keeper(store, model.sha256, webhook)

@@ -4,13 +4,14 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
 import httpx
 import pytest
-from guarded import png
+from guarded import png, write_guard
 
 from robustcli.guard.store import EvidenceStore
 
@@ -33,7 +34,13 @@ def serving(forked, tmp_path):
 
 
 def sent(url, *files, **options):
-    return httpx.post(f"{url}/predict", files=[("i", data) for data in files], timeout=30, **options)
+    """A request over a connection of its own; httpx would read all certificates of the machine each time."""
+    images = [("i", data) for data in files]
+    return httpx.post(f"{url}/predict", files=images, timeout=30, verify=False, **options)
+
+
+def metrics(url):
+    return httpx.get(f"{url}/metrics", verify=False).text
 
 
 def wait_until(condition):
@@ -49,7 +56,7 @@ def test_sigterm_answers_what_is_inside_and_keeps_its_evidence(serving, stub, tm
     url, pid, wait = serving()
     replies = []
     inside = threading.Thread(target=lambda: replies.append(sent(url, png(alarm=True), png())))
-    late = httpx.Client(base_url=url)
+    late = httpx.Client(base_url=url, verify=False)
     inside.start()
     wait_until(lambda: "robustcli_images_inside 2.0" in late.get("/metrics").text)
     os.kill(pid, signal.SIGTERM)
@@ -80,7 +87,7 @@ def test_a_request_that_never_ends_is_given_up(serving, stub, monkeypatch):
     threads = [threading.Thread(target=lambda: _quietly(url)) for _ in range(6)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: "robustcli_images_inside 6.0" in httpx.get(f"{url}/metrics").text)
+    wait_until(lambda: "robustcli_images_inside 6.0" in metrics(url))
     os.kill(pid, signal.SIGTERM)
     asked = time.monotonic()
     assert wait(20) == 0 and time.monotonic() - asked < 9.9, "the pass ends, the other five do not begin"
@@ -113,6 +120,36 @@ def test_a_lost_worker_is_replaced_and_all_end_together(serving, monkeypatch):
     assert wait(20) == 0
     with EvidenceStore.open("evidence/store.db") as store:
         assert {one.hash for one in store.evidence()} == names and store.verify().ok
+
+
+@pytest.mark.slow
+def test_workers_of_their_own_share_address_store_and_numbers(tmp_path):
+    """As a user starts them: each worker imports PyTorch and opens the guard that `guard fit` wrote."""
+    write_guard(tmp_path, threshold=-100.0)  # everything is an alarm
+    words = [
+        sys.executable,
+        "-m",
+        "robustcli",
+        "guard",
+        "serve",
+        ".",
+        "--port",
+        "0",
+        "--workers",
+        "2",
+        "--json",
+    ]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    url = json.loads(process.stdout.readline())["url"]
+    wait_until(lambda: len(_children(process.pid)) >= 3)  # with the tracker of multiprocessing
+    names = {sent(url, png(level / 255)).json()[0]["quarantined"] for level in range(1, 41)}
+    assert len(names) == 40 and None not in names
+    assert 'robustcli_images_total{outcome="rejected"} 40.0' in metrics(url)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 0 and "Traceback" not in said, said
+    with EvidenceStore.open(tmp_path / "evidence" / "store.db") as store:
+        assert {one.hash for one in store.evidence()} == names
 
 
 def _children(pid):

@@ -87,7 +87,7 @@ def browsing(folder):
     options = {"binary": browser, "args": [*_FLAGS, f"--user-data-dir={folder / 'profile'}"]}
     wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=False) as client:
             _wait_for(client)
             made = client.post("/session", json={"capabilities": wanted}).json()["value"]
             assert "sessionId" in made, made

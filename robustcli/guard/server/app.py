@@ -52,7 +52,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        service.metrics.inside.set(service.places.inside)
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

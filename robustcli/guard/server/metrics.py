@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,7 +37,7 @@ class Metrics:
             "robustcli_predict_seconds", "From request to answers.", buckets=_SECONDS, registry=own
         )
         self._batch = Histogram("robustcli_batch_images", "Images of a pass.", buckets=_SIZES, registry=own)
-        self.inside = Gauge(
+        self._inside = Gauge(
             "robustcli_images_inside",
             "Images that wait or are worked on.",
             registry=own,
@@ -45,6 +46,15 @@ class Metrics:
         for outcome in ("accepted", "rejected"):
             self._images.labels(outcome)
         ProcessCollector(registry=own)
+
+    @contextmanager
+    def holding(self, images: int) -> Iterator[None]:
+        """Count images while they wait and are worked on."""
+        self._inside.inc(images)
+        try:
+            yield
+        finally:
+            self._inside.dec(images)
 
     def replied(self, status: int) -> None:
         """Count one reply."""

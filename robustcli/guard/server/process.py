@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from robustcli.data.images import quiet_pillow
 from robustcli.errors import PeerError, ResourceError
@@ -179,6 +180,7 @@ class Workers:
     def _kept(self, process: BaseProcess) -> BaseProcess:
         if process.is_alive() or self._signum:
             return process
+        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
         self._lost += 1
         if self._lost > _LOST * self._plan.workers:
             raise PeerError(

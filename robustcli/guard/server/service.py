@@ -80,7 +80,7 @@ class Service:
     async def _answered(self, request: Request) -> list[Answer]:
         with self.places.to_read():
             x = await self._pixels(request)
-        with self.places.for_images(len(x)):
+        with self.places.for_images(len(x)), self.metrics.holding(len(x)):
             return await asyncio.wrap_future(self._batcher.submit(x))
 
     async def _pixels(self, request: Request) -> Tensor:
