@@ -162,9 +162,14 @@ class _Fit:
                 done=lambda label, loss: bar.advance(at=label, loss=f"{loss:.4g}"),
             )
         if self.guard.detectors:
-            self.scores = scores_of(self.guard, self.held_out, self.plan.batch_size, stop)
+            self.scores = scores_of(self.guard, self.held_out, self._shown_at_once, stop)
             self._calibrate()
         return self._report(stop)
+
+    @property
+    def _shown_at_once(self) -> int:
+        """Images in one pass; one where passes draw: a draw may be one of the whole pass."""
+        return 1 if self.guard.randomised else self.plan.batch_size
 
     def _calibrate(self) -> None:
         found = _thresholds(self.scores, self.guard.detectors, float(self.setting.config.guard.fpr))
@@ -197,7 +202,7 @@ class _Fit:
         return GuardFacts(data.classes, float(config.guard.fpr), self.calibrated, clean, provenance)
 
     def _report(self, stop: Callable[[], None]) -> dict[str, Any]:
-        answers, labels = answers_of(self.guard, self.test, self.plan.batch_size, stop)
+        answers, labels = answers_of(self.guard, self.test, self._shown_at_once, stop)
         rejected, right = int((answers == self.guard.reject).sum()), int((answers == labels).sum())
         n = len(labels)
         test = {

@@ -30,7 +30,16 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guard")
     run_in(
         folder,
-        ["train", "train/digits_natural", "--name", "t", "train.epochs=2", "model.widths=[8, 16]", "-q"],
+        [
+            "train",
+            "train/digits_natural",
+            "--name",
+            "t",
+            "train.steps=20",
+            "model.widths=[8]",
+            "train.validate_every=9",
+            "-q",
+        ],
         ["guard", "fit", "--model", "run:runs/train/t-1", DEFENCES, "--out", "g", "-q"],
     )
     return folder
@@ -241,8 +250,9 @@ def test_every_defence_is_fitted_together_and_opens_as_it_was(cli, made):
         "run:runs/train/t-1",
         f"defences=[{', '.join(ALL)}]",
         "guard.fit.steps=2",
+        "guard.calibration.n=40",
     )
-    fit = cli(*words, "eval.n=20", "--out", "all", "--json")
+    fit = cli(*words, "eval.n=6", "--out", "all", "--json")
     assert fit.code == 0, fit.err
     assert manifest(made / "all")["defences"][-1]["params"]["members"] == ["run:runs/train/t-1"]
     shutil.rmtree(made / "runs" / "train")  # the artefact needs no run any more
