@@ -24,7 +24,7 @@ def reference_of(directory: Path) -> Reference | None:
     if len(manifest.detectors) > 1:  # then other images were behind the spreads
         images += found.spread_n
     scores = {name: _scores(quantiles, images) for name, quantiles in manifest.clean.items()}
-    return Reference(found.n, found.rank, found.alarms, scores)
+    return Reference(found.n, found.rank, found.alarms, scores, tuple(manifest.classes))
 
 
 def _scores(quantiles: list[float], n: int) -> list[float]:

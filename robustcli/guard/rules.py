@@ -41,12 +41,14 @@ class Reference:
         rank: the thresholds are the `rank`-th smallest of n values, 1 to n.
         alarms: of the n images, those that are rejected: n - rank, and fewer where values are the same.
         scores: of each detector on clean images.
+        classes: names in the order of the labels; () where nobody knows them.
     """
 
     n: int
     rank: int
     alarms: int
     scores: Mapping[str, Sequence[float]]
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not (1 <= self.rank <= self.n and 0 <= self.alarms <= self.n - self.rank):
@@ -59,13 +61,14 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         """JSON form, as `from_json` reads it."""
-        return {**vars(self), "scores": {name: list(given) for name, given in self.scores.items()}}
+        scores = {name: list(given) for name, given in self.scores.items()}
+        return {**vars(self), "scores": scores, "classes": list(self.classes)}
 
     @classmethod
     def from_json(cls, read: Mapping[str, Any]) -> Reference:
         """The inverse of `to_json`. Raises KeyError, TypeError, ValueError, AttributeError."""
         scores = {str(name): [float(score) for score in given] for name, given in read["scores"].items()}
-        return cls(int(read["n"]), int(read["rank"]), int(read["alarms"]), scores)
+        return cls(int(read["n"]), int(read["rank"]), int(read["alarms"]), scores, tuple(read["classes"]))
 
 
 class Finding(NamedTuple):
@@ -101,7 +104,7 @@ class Judgement:
     reasons: tuple[str, ...]
     n: int
     alarms: int
-    expected: float
+    expected: float | None
     findings: tuple[Finding, ...]
 
     @property
@@ -118,11 +121,15 @@ class Judgement:
         return {**judged, **alarms, "expected_alarm_rate": self.expected, "tests": tests}
 
 
+#: The judgement of a window without an answer.
+NOTHING = Judgement("watch", ("nothing was observed",), 0, 0, None, ())
+
+
 def judge(window: Sequence[Answered], reference: Reference) -> Judgement:
     """ok, watch or act, for the answers of a window in any order."""
     n, alarms = len(window), sum(not each.accepted for each in window)
     if not n:
-        return Judgement("watch", ("nothing was observed",), 0, 0, reference.rate, ())
+        return NOTHING
     found, silent = [_alarm_rate(alarms, n, reference)], []
     for name, fitted in reference.scores.items():
         scores = [score for each in window if (score := each.scores.get(name)) is not None]

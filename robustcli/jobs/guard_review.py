@@ -21,7 +21,8 @@ from robustcli.store.atomic import write_new
 from robustcli.terminal.console import Console
 
 _ASKED = "true class (an attack), c[:CLASS] clean (a false alarm), u unusable, s skip, q quit: "
-_WORDS = {"c": "clean", "u": "unusable"}
+_SKIP, _QUIT = "skip", "quit"
+_WORDS = {"c": "clean", "u": "unusable", "s": _SKIP, "": _SKIP, "q": _QUIT}
 _COLUMNS = ["hash", "first", "last", "times", "answer", "scores", "label"]
 
 
@@ -45,7 +46,8 @@ def guard_review(
         else:
             waiting = store.evidence(reviewed=None if everything else False)
             if listed:
-                console.table(Table(f"quarantine of {where}", _COLUMNS, [_row(each) for each in waiting]))
+                rows = [_row(each, store.classes(each.model)) for each in waiting]
+                console.table(Table(f"quarantine of {where}", _COLUMNS, rows))
                 return document.finish(None, {"images": [each.to_json() for each in waiting]})
             given = _ask(store, waiting, console, by)
         left = store.counts()
@@ -62,8 +64,7 @@ def _label(store: EvidenceStore, labels: Sequence[str], by: str) -> dict[str, st
         if not equals:
             raise UsageError(f"--label {text!r} is not HASH=LABEL", hint="for example --label 3fa94c=7")
         reviews[store.named(start)] = Review.parse(label)
-    for name, review in reviews.items():
-        store.review(name, review, by)
+    store.review_all(reviews, by)
     return {name: str(review) for name, review in reviews.items()}
 
 
@@ -77,14 +78,13 @@ def _ask(store: EvidenceStore, waiting: Sequence[Evidence], console: Console, by
         for k, each in enumerate(waiting, 1):
             path = Path(folder) / f"{each.hash[:16]}.png"
             write_new(path, store.image(each.hash))
-            console.info(f"[{k}/{len(waiting)}] {_described(each)}\n  {path}")
-            answer = _answer(console)
+            console.info(f"[{k}/{len(waiting)}] {_described(each, store.classes(each.model))}\n  {path}")
+            label = _labelled(store, each, console, by)
             path.unlink()
-            if answer == "quit":
+            if label == _QUIT:
                 break
-            if isinstance(answer, Review):
-                store.review(each.hash, answer, by)
-                given[each.hash] = str(answer)
+            if label != _SKIP:
+                given[each.hash] = label
     return given
 
 
@@ -105,32 +105,48 @@ def _raising_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _answer(console: Console) -> Review | str:
-    """What the person said: a label, "skip" or "quit". Asks until one of them was said."""
+def _labelled(store: EvidenceStore, each: Evidence, console: Console, by: str) -> str:
+    """Ask until the answer is a label, which is stored, or one of the words `skip` and `quit`; returns it."""
     while True:
-        sys.stderr.write(_ASKED)
-        sys.stderr.flush()
-        line = sys.stdin.readline()
-        word = line.strip()
-        if not line or word in ("q", "quit"):
-            return "quit"
-        if word in ("s", "skip", ""):
-            return "skip"
-        head, colon, rest = word.partition(":")
+        word = _answer()
+        if word in (_SKIP, _QUIT):
+            return word
         try:
-            return Review.parse(_WORDS.get(head, head) + colon + rest)
+            review = Review.parse(word)
+            store.review(each.hash, review, by)
         except UsageError as error:
             console.info(f"{error}")
+        else:
+            return str(review)
 
 
-def _described(each: Evidence) -> str:
+def _answer() -> str:
+    """What the person wrote, without abbreviations. The end of the input is `quit`."""
+    sys.stderr.write(_ASKED)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        return _QUIT
+    head, colon, rest = line.strip().partition(":")
+    return _WORDS.get(head, head) + colon + rest
+
+
+def _described(each: Evidence, classes: Sequence[str]) -> str:
     times = f", {each.seen} times" if each.seen > 1 else ""
     label = "" if each.review is None else f"; labelled {each.review}"
-    answer = f"class {each.label} ({each.confidence:.0%})"
-    return f"{each.hash[:16]}: {moment(each.last)}{times}: {answer}; {scores_in_words(each.scores)}{label}"
+    found = f"class {_class(each, classes)}; {scores_in_words(each.scores)}"
+    return f"{each.hash[:16]}: {moment(each.last)}{times}: {found}{label}"
 
 
-def _row(each: Evidence) -> list[Cell]:
+def _row(each: Evidence, classes: Sequence[str]) -> list[Cell]:
     label = "" if each.review is None else str(each.review)
     times: list[Cell] = [each.hash[:16], moment(each.time), moment(each.last), each.seen]
-    return [*times, f"{each.label} ({each.confidence:.0%})", scores_in_words(each.scores), label]
+    return [*times, _class(each, classes), scores_in_words(each.scores), label]
+
+
+def _class(each: Evidence, classes: Sequence[str]) -> str:
+    """`3 (98%)`, or `3 cat (98%)` where the class has a name of its own."""
+    name = ""
+    if each.label < len(classes) and classes[each.label] != str(each.label):
+        name = f" {classes[each.label]}"
+    return f"{each.label}{name} ({each.confidence:.0%})"

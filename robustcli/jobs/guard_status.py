@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.errors import DataError, UsageError
-from robustcli.guard.rules import STATES, Judgement, Reference, judge
+from robustcli.guard.rules import NOTHING, STATES, Judgement, Reference, judge
 from robustcli.guard.store import EvidenceStore, Observation
 from robustcli.jobs.guard_cells import moment
 from robustcli.proportions import Rate
@@ -38,10 +38,11 @@ def guard_status(
     with EvidenceStore.open(where) as store:
         newest = store.observations(last=1)
         model = newest[0].model if newest else None
-        reference = _reference(store, guard, model)
         seen = store.observations(last=span.get("last"), since=span.get("since"), model=model)
         counts = store.counts()
-    judged = judge(seen, reference)
+        judged = NOTHING
+        if seen:
+            judged = judge(seen, _reference(store, guard, model))
     _show(console, where, judged, seen, counts)
     gate = []
     if fail_on is not None:

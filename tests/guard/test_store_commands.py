@@ -40,7 +40,8 @@ def store(tmp_path):
             for k, score in enumerate(scores)
         ]
         opened.record(MODEL, answers)
-        fitted = Reference(199, 190, 9, {"energy": rng.standard_normal(199).tolist()})
+        names = ("ant", "bee", "cat", "dog", "owl", "5", "6", "7", "8", "9")
+        fitted = Reference(199, 190, 9, {"energy": rng.standard_normal(199).tolist()}, names)
         opened.remember(MODEL, fitted.to_json())
         yield opened
 
@@ -82,6 +83,12 @@ def test_windows_count_answers_or_look_back(window, answers, cli, store):
     assert answer.code == 0 and answer.document["observations"] == answers
 
 
+def test_status_of_a_store_without_answers_is_to_be_watched(cli, tmp_path):
+    EvidenceStore.open("new.db", create=True).close()
+    answer = cli("guard", "status", "new.db", "--fail-on", "act")
+    assert answer.code == 0 and answer.out == "watch: nothing was observed\n"
+
+
 def test_status_looks_at_the_newest_model_alone(cli, store):
     store.record("b" * 64, [seen(scores={"energy": 0.0})] * 3)
     answer = cli("guard", "status", store.where)
@@ -103,7 +110,8 @@ def test_what_was_fitted_is_what_clean_images_look_like(made):
     manifest = json.loads((made / "g" / "guard.json").read_text())
     found = reference_of(made / "g")
     assert (found.n, found.rank) == (manifest["calibration"]["n"], manifest["calibration"]["rank"])
-    assert len(found.scores["energy"]) == found.n and 0.03 < found.rate <= 0.05
+    assert list(found.classes) == manifest["classes"] and len(found.scores["energy"]) == found.n
+    assert 0.03 < found.rate <= 0.05
     scores = np.asarray(found.scores["energy"])
     below = [float((scores <= quantile).mean()) for quantile in manifest["clean"]["energy"]]
     assert below == pytest.approx(np.linspace(0, 1, 101), abs=0.01 + 1 / found.n)
@@ -161,6 +169,7 @@ def test_labels_come_from_the_command_line(cli, store):
     [
         ("{}", "is not HASH=LABEL"),
         ("{}=cat", "is no label"),
+        ("{}=10", "there is no class 10"),
         ("ffff=3", "no image"),
         ("=3", "several images"),
     ],
@@ -201,7 +210,7 @@ def test_a_person_labels_at_the_terminal(store, monkeypatch):
     from robustcli.cli.main import run
 
     screen = io.StringIO()
-    person = Person(["7", "nonsense", "c", "s", "c:4", "q"], screen)
+    person = Person(["7", "nonsense", "12", "c", "s", "c:4", "q"], screen)
     monkeypatch.setattr(sys, "stdin", person)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
@@ -211,12 +220,14 @@ def test_a_person_labels_at_the_terminal(store, monkeypatch):
     said = {0: "7", 1: "clean", 3: "clean:4"}
     assert reviews == {newest_first[k]: text for k, text in said.items()}
     assert [content for content, _, _ in person.looked] == [
-        store.image(newest_first[k]) for k in (0, 1, 1, 2, 3, 4)
+        store.image(newest_first[k]) for k in (0, 1, 1, 1, 2, 3, 4)
     ]
     assert {mode for _, mode, _ in person.looked} == {0o700}
     assert not any(os.path.exists(os.path.dirname(path)) for _, _, path in person.looked)
     assert sys.stdout.getvalue() == "3 labelled, 2 without a label\n"
-    assert "'nonsense' is no label" in screen.getvalue() and "[1/5]" in screen.getvalue()
+    said = screen.getvalue()
+    assert "'nonsense' is no label" in said and "there is no class 12" in said and "[1/5]" in said
+    assert "class 4 owl (75%); energy" in said  # of a guard that knows the names
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

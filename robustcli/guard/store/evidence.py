@@ -15,8 +15,9 @@ from robustcli.errors import DataError, UsageError
 from robustcli.guard.store import retention
 from robustcli.guard.store.database import Database, count, counts, insert, now, rows_of
 from robustcli.guard.store.failures import unfit
+from robustcli.guard.store.keeping import keep
 from robustcli.guard.store.log import Verification, append, canonical, entries, verify
-from robustcli.guard.store.rows import Entry, Evidence, Limits, Observation, Review, Seen, finite
+from robustcli.guard.store.rows import Entry, Evidence, Limits, Observation, Review, Seen
 from robustcli.guard.store.tables import observations, quarantine, references
 
 T = TypeVar("T")
@@ -81,8 +82,7 @@ class EvidenceStore:
             return []
         time = now()
         with self._database.writing() as connection:
-            connection.execute(observations.insert(), [_observation(model, each, time) for each in seen])
-            kept = [_keep(connection, model, each, time) for each in seen]
+            kept = keep(connection, model, seen, time)
             retention.keep_within(connection, self._limits, time)
         return kept
 
@@ -145,16 +145,27 @@ class EvidenceStore:
     def review(self, name: str, review: Review, by: str = "") -> None:
         """Set what a person found in an image; a later review replaces it, and the log has both.
 
-        Raises UsageError for an unknown hash.
+        Raises UsageError for an unknown hash, and for a class that the model does not have.
         """
-        time, text = now(), str(review)
-        row = quarantine.c.hash == name
+        self.review_all({name: review}, by)
+
+    def review_all(self, reviews: Mapping[str, Review], by: str = "") -> None:
+        """`review` of several images: all of them, or none where one is refused."""
         with self._database.writing() as connection:
-            before = connection.execute(select(quarantine.c.review).where(row)).first()
-            if before is None:
-                raise UsageError(f"the store has no image {name!r}", where=self.where)
-            connection.execute(update(quarantine).where(row).values(review=text, reviewed=time))
-            append(connection, "review", {"hash": name, "review": text, "before": before[0], "by": by}, time)
+            for name, review in reviews.items():
+                self._review(connection, name, review, by)
+
+    def _review(self, connection: Connection, name: str, review: Review, by: str) -> None:
+        row, time, text = quarantine.c.hash == name, now(), str(review)
+        before = connection.execute(select(quarantine.c.review, quarantine.c.model).where(row)).first()
+        if before is None:
+            raise UsageError(f"the store has no image {name!r}", where=self.where)
+        classes = len(self._classes(connection, before.model))
+        if classes and review.label is not None and review.label >= classes:
+            hint = f"the model has the classes 0 to {classes - 1}"
+            raise UsageError(f"there is no class {review.label}", where=name[:16], hint=hint)
+        connection.execute(update(quarantine).where(row).values(review=text, reviewed=time))
+        append(connection, "review", {"hash": name, "review": text, "before": before.review, "by": by}, time)
 
     def forget(self, names: Iterable[str]) -> int:
         """Delete images for ever, and return how many there were.
@@ -164,8 +175,7 @@ class EvidenceStore:
         """
         hashes = sorted(set(names))
         with self._database.writing() as connection:
-            known = select(quarantine.c.hash).where(quarantine.c.hash.in_(hashes))
-            found = sorted(connection.scalars(known))
+            found = sorted(retention.present(connection, hashes))
             removed = retention.remove(connection, found)
             if removed:
                 count(connection, _FORGOTTEN, removed)
@@ -198,8 +208,12 @@ class EvidenceStore:
     def reference(self, model: str) -> dict[str, Any] | None:
         """What `remember` was given for a model; None where it was not called."""
         with self._database.reading() as connection:
-            body = connection.scalar(select(references.c.body).where(references.c.model == model))
-        return None if body is None else dict(self._parsed(json.loads, body))
+            return self._reference(connection, model)
+
+    def classes(self, model: str) -> tuple[str, ...]:
+        """Names of a model's classes in the order of the labels; () where the store does not know them."""
+        with self._database.reading() as connection:
+            return self._classes(connection, model)
 
     # the log
 
@@ -220,6 +234,13 @@ class EvidenceStore:
 
     # reading
 
+    def _reference(self, connection: Connection, model: str) -> dict[str, Any] | None:
+        body = connection.scalar(select(references.c.body).where(references.c.model == model))
+        return None if body is None else dict(self._parsed(json.loads, body))
+
+    def _classes(self, connection: Connection, model: str) -> tuple[str, ...]:
+        return tuple((self._reference(connection, model) or {}).get("classes", ()))
+
     def _observed(self, row: Row[Any]) -> Observation:
         return Observation(row.time, row.accepted, self._parsed(json.loads, row.scores), row.model)
 
@@ -234,28 +255,3 @@ class EvidenceStore:
             return parse(text)
         except (ValueError, UsageError) as error:
             raise unfit(f"a row was changed: {text[:40]!r}", self.where, "restore a copy of it") from error
-
-
-def _observation(model: str, seen: Seen, time: float) -> dict[str, Any]:
-    return {
-        "time": time if seen.time is None else seen.time,
-        "accepted": seen.accepted,
-        "scores": canonical(finite(seen.scores)),
-        "model": model,
-    }
-
-
-def _keep(connection: Connection, model: str, seen: Seen, time: float) -> str | None:
-    """Store the image of an alarm, or count it again; returns its hash."""
-    if seen.image is None:
-        return None
-    name, came = hashlib.sha256(seen.image).hexdigest(), time if seen.time is None else seen.time
-    again = {"seen": quarantine.c.seen + 1, "last": came}
-    if connection.execute(update(quarantine).where(quarantine.c.hash == name).values(again)).rowcount:
-        return name
-    row = {"hash": name, "image": seen.image, "size": len(seen.image), "time": came, "last": came, "seen": 1}
-    answer = {"model": model, "label": seen.label, "confidence": seen.confidence}
-    scores = canonical(finite(seen.scores))
-    connection.execute(quarantine.insert(), {**row, **answer, "scores": scores})
-    count(connection, retention.BYTES, len(seen.image))
-    return name

@@ -6,7 +6,7 @@ become a flood of entries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, select
@@ -35,12 +35,26 @@ def keep_within(connection: Connection, limits: Limits, time: float) -> None:
 def remove(connection: Connection, hashes: Sequence[str]) -> int:
     """Delete images; returns how many there were."""
     removed = 0
-    for start in range(0, len(hashes), _AT_ONCE):
-        these = quarantine.c.hash.in_(hashes[start : start + _AT_ONCE])
+    for names in portions(hashes):
+        these = quarantine.c.hash.in_(names)
         size = connection.scalar(select(func.sum(quarantine.c.size)).where(these)) or 0
         count(connection, BYTES, -int(size))
         removed += connection.execute(delete(quarantine).where(these)).rowcount
     return removed
+
+
+def present(connection: Connection, hashes: Sequence[str]) -> list[str]:
+    """Those of the hashes that the store has."""
+    found: list[str] = []
+    for names in portions(hashes):
+        found += connection.scalars(select(quarantine.c.hash).where(quarantine.c.hash.in_(names)))
+    return found
+
+
+def portions(hashes: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many hashes as one statement takes."""
+    for start in range(0, len(hashes), _AT_ONCE):
+        yield hashes[start : start + _AT_ONCE]
 
 
 def _drop_old(connection: Connection, before: float, time: float) -> None:
