@@ -21,7 +21,7 @@ from robustcli.config.spec import Spec
 from robustcli.core.random import RowRandom
 from robustcli.data.cutmix import cutmix
 from robustcli.data.extra import extra_split
-from robustcli.data.mixture import MixedSplit, epoch_size
+from robustcli.data.mixture import JoinedSplit, MixedSplit, epoch_size
 from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.runtime.distributed import Ranks
@@ -49,15 +49,22 @@ class Engine:
 
 
 def make_engine(
-    setting: Setting, model: nn.Module, ranks: Ranks, stop: Callable[[], None], warn: Callable[[str], None]
+    setting: Setting,
+    model: nn.Module,
+    ranks: Ranks,
+    stop: Callable[[], None],
+    warn: Callable[[str], None],
+    extra: JoinedSplit | None = None,
 ) -> Engine:
     """Everything a run needs but its directory.
+
+    extra: images to mix in, in place of the configured ones.
 
     Raises ConfigError, UsageError, DataError for what cannot be put together.
     """
     config, data = setting.config, setting.data
     allow_tf32(config.precision == "tf32")  # the whole process: the backward pass runs outside of any block
-    train, digest = _training_data(setting)
+    train, digest = _training_data(setting, extra)
     val = data.val if len(data.val) else None
     positions = _validation_positions(setting)
     if config.train.patience is not None and val is None:
@@ -72,12 +79,12 @@ def make_engine(
     return Engine(step, train, val, plan, guards, digest)
 
 
-def _training_data(setting: Setting) -> tuple[Split, str]:
+def _training_data(setting: Setting, given: JoinedSplit | None) -> tuple[Split, str]:
     """The training split and its digest, extra data included."""
     config, data = setting.config.data, setting.data
-    if config.extra is None:
+    if given is None and config.extra is None:
         return data.train, data.digest
-    extra = extra_split(config.extra, data, config)
+    extra = given or extra_split(str(config.extra), data, config)
     return MixedSplit(data.train, extra, float(config.extra_ratio)), f"{data.digest}+{extra.digest}"
 
 

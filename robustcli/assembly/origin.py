@@ -14,15 +14,16 @@ from robustcli.config.load import load_config
 from robustcli.config.schema import Config
 from robustcli.config.spec import GUARD, ModelConfig
 from robustcli.errors import ConfigError
+from robustcli.store.current import CURRENT
 from robustcli.store.latest import LATEST, resolve_run
 
 _RUN = "run:"
 
 
 def followed(reference: str) -> str:
-    """A model reference or a path, with every ``latest`` in it replaced by the run that it names now."""
+    """A model reference or a path, with every ``latest`` and ``current`` in it replaced by what it names."""
     head, path = _split(reference)
-    if LATEST not in path.parts:
+    if LATEST not in path.parts and CURRENT not in path.parts:
         return reference
     return head + str(resolve_run(path))
 

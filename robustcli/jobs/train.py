@@ -17,6 +17,7 @@ from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
+from robustcli.data.mixture import JoinedSplit
 from robustcli.errors import Interrupted
 from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.trainrun import TrainRun
@@ -35,8 +36,13 @@ from robustcli.training.trainplan import Progress
 _NEEDED = ("train", "val")
 
 
-def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]:
-    """Train as configured; returns the `train` document of the machine contract."""
+def train(
+    loaded: Loaded, console: Console, flags: TrainFlags, extra: JoinedSplit | None = None
+) -> dict[str, Any]:
+    """Train as configured; returns the `train` document of the machine contract.
+
+    extra: images in place of those of `data.extra`; they are mixed in and written nowhere.
+    """
     document = Document("train")
     check_flags(flags.resume, flags.overwrite)
     if flags.dry_run:
@@ -46,7 +52,7 @@ def train(loaded: Loaded, console: Console, flags: TrainFlags) -> dict[str, Any]
         console = console if ranks.main else Console(quiet=True)
         with _open(config, flags, ranks, console) as run, StopFlag() as stop:
             setting = _prepared(_with_one_model(config, run, ranks, console), run, console)
-            training = TrainRun(setting, run, console, flags, stop.check, ranks)
+            training = TrainRun(setting, run, console, flags, stop.check, ranks, extra)
             progress = training.train()
             answer = document.finish(run.path, _results(training, progress))
             run.write_json("summary.json", {**answer, "seed": config.seed})

@@ -15,6 +15,7 @@ from robustcli.assembly.reopen import note_run
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.trainlog import Examples, Silent, TrainLog, Written
 from robustcli.config.written import written_out
+from robustcli.data.mixture import JoinedSplit
 from robustcli.errors import Interrupted, NumericsError, UsageError
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import check_same_experiment, newest_checkpoint, progress_from, repoint
@@ -46,12 +47,13 @@ class TrainRun:
         flags: TrainFlags,
         stop: Callable[[], None],
         ranks: Ranks,
+        extra: JoinedSplit | None = None,
     ) -> None:
         self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
         model = ModelSource.of(setting, flags).to_train(console.warn)
         meta = model_meta(model, setting.data.classes)
         self.config_tree = written_out(setting.config.model_dump(mode="json"))
-        engine = make_engine(setting, model, ranks, stop, console.warn)
+        engine = make_engine(setting, model, ranks, stop, console.warn, extra)
         self._asked, self._logs = stop, False
         self.model, self.digest = engine.step.settings.model, engine.digest
         self.log = self._open_log(meta, _common(setting, engine))

@@ -38,7 +38,9 @@ def _inside(folder: str, patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(rf"{folder}/(?:{pattern})" for pattern in patterns)
 
 
+_GUARD = (r"guard\.json", r"weights\.safetensors")
 _PARTS = ("natural", "robust", "attack")  # the runs inside a run of `demo`
+_UPDATED = ("train", "guard")  # and inside one of `guard update`
 #: Verb -> what its runs write beside `_COMMON`; each pattern is for a whole path below the run's directory.
 _WRITES: dict[str, tuple[str, ...]] = {
     "train": _TRAIN,
@@ -49,7 +51,8 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "attack": _ATTACK,
     "transfer": (r"transfer\.jsonl", r"plots/transfer\.png"),
     "bench": (r"bench\.json",),
-    "guard": (r"guard\.json", r"weights\.safetensors"),
+    "guard": _GUARD,
+    "update": (*_inside("train", (*_COMMON, *_TRAIN)), *_inside("guard", (*_COMMON, *_GUARD))),
     "demo": (
         r"plots/accuracy_against_eps\.png",
         *_inside("(?:natural|robust)", (*_COMMON, *_TRAIN)),
@@ -58,10 +61,12 @@ _WRITES: dict[str, tuple[str, ...]] = {
 }
 VERBS = tuple(_WRITES)
 #: Folders that a user may have laid elsewhere by a link.
-FOLDERS = ("checkpoints", "images", "shards", "plots", "tensorboard", *_PARTS)
+FOLDERS = ("checkpoints", "images", "shards", "plots", "tensorboard", *_PARTS, *_UPDATED)
 #: What a failure leaves. Somebody's own file may have such a name, so its beginning is looked at.
 _TRACE = re.compile(r"(?:.*/)?(?:crash\.log|nan_batch(?:\.rank\d+)?\.safetensors)")
-_START = re.compile("|".join([*_PAPERS, _HEADER, _EVENTS, *_inside(f"(?:{'|'.join(_PARTS)})", _PAPERS)]))
+_START = re.compile(
+    "|".join([*_PAPERS, _HEADER, _EVENTS, *_inside(f"(?:{'|'.join((*_PARTS, *_UPDATED))})", _PAPERS)])
+)
 
 
 @cache

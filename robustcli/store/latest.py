@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from robustcli.store.atomic import tmp_name, write_atomic
+from robustcli.store.current import CURRENT, target_of
 from robustcli.store.disk import explained
 from robustcli.store.retention import remove
 
@@ -15,12 +16,14 @@ RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 def resolve_run(path: Path) -> Path:
-    """`path` with every ``latest`` in it replaced by the run that it names now."""
+    """`path` with every ``latest`` and ``current`` in it replaced by what it names now."""
     resolved = Path()
     for part in path.parts:
         resolved = resolved / part
         if part == LATEST:
             resolved = _named_by(resolved)
+        elif part == CURRENT:
+            resolved = target_of(resolved) or resolved
     return resolved
 
 
