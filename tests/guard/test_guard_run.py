@@ -10,11 +10,15 @@ import threading
 
 import pytest
 import torch
-from guarded import SIDE, png, write_guard
+from guarded import SIDE, png, running, write_guard
 from PIL import Image
 
 import robustcli
 from robustcli.guard import webhook as hooks
+from robustcli.guard.evidence import Keeper
+from robustcli.guard.server.app import application
+from robustcli.guard.server.door import Rules
+from robustcli.guard.server.service import Limits, Service
 from robustcli.guard.store import EvidenceStore
 
 
@@ -153,11 +157,13 @@ class Address:
     """A server that answers with `statuses`, one after the other, then with 200."""
 
     def __init__(self, *statuses):
-        self.got, self.statuses = [], list(statuses)
+        self.got, self.statuses, self.open = [], list(statuses), threading.Event()
+        self.open.set()
         address = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
+                address.open.wait(20)
                 address.got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
                 self.send_response(address.statuses.pop(0) if address.statuses else 200)
                 self.send_header("Location", "http://127.0.0.1:1/")
@@ -219,3 +225,28 @@ def test_a_webhook_that_fails_is_said_once_and_exits_6(cli, images, monkeypatch)
 
 def test_an_address_that_is_none(cli, images):
     assert cli("guard", "run", "g", "images/a.png", "--webhook", "file:///etc/passwd").code == 2
+
+
+def test_no_answer_of_the_server_waits_for_the_webhook(stub, tmp_path):
+    with address() as one, EvidenceStore.open(tmp_path / "s.db", create=True) as store:
+        one.open.clear()
+        webhook = hooks.Webhook(one.url, images=False, say=lambda text: None)
+        service = Service(stub, Keeper(store, stub.sha256, webhook), Limits(), lambda text: None)
+        with running(application(service, Rules("", (), 100_000), b"")) as client:
+            reply = client.post("/predict", files={"image": png(alarm=True)})
+            assert reply.json()[0]["quarantined"] and not one.got
+            one.open.set()
+        assert one.got[0]["alarms"][0]["hash"] == reply.json()[0]["quarantined"], "sent at the end"
+
+
+def test_alarms_beyond_what_may_wait_are_counted():
+    """The address takes nothing; memory does not grow with the alarms."""
+    said = []
+    with address() as one:
+        one.open.clear()
+        webhook = hooks.Webhook(one.url, images=True, say=said.append)
+        for _ in range(150):
+            webhook.tell([{"hash": "h"}], [b"png"])
+        assert 45 <= webhook.lost <= 50 and len(said) == 1
+        one.open.set()
+        assert webhook.close(20) == webhook.lost and len(one.got) + webhook.lost == 150

@@ -6,10 +6,12 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from starlette.datastructures import UploadFile
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -44,6 +46,16 @@ async def images_in(request: Request, most: int, seconds: float) -> list[bytes]:
     return files
 
 
+async def discard(request: Request, seconds: float) -> None:
+    """Read the body of a request, and keep nothing of it. Raises Refused (408, 413)."""
+
+    async def read() -> None:
+        async for _ in request.stream():
+            pass
+
+    await _in_time(read(), seconds)
+
+
 async def _in_time(work: Awaitable[T], seconds: float) -> T:
     try:
         return await asyncio.wait_for(work, seconds)
@@ -53,12 +65,24 @@ async def _in_time(work: Awaitable[T], seconds: float) -> T:
 
 async def _from_form(request: Request, most: int) -> list[bytes]:
     """All files of the form, in their order; the names of fields and files do not count."""
+    async with form_of(request, files=most, fields=0) as form:
+        values = [value for _, value in form.multi_items()]
+        return [await value.read() for value in values if isinstance(value, UploadFile)]
+
+
+@asynccontextmanager
+async def form_of(request: Request, *, files: int, fields: int) -> AsyncIterator[FormData]:
+    """The form that a request brings, with so many files and other fields at most. Raises Refused (400)."""
     try:
-        async with request.form(max_files=most, max_fields=0) as form:
-            values = [value for _, value in form.multi_items()]
-            return [await value.read() for value in values if isinstance(value, UploadFile)]
+        form = await request.form(max_files=files, max_fields=fields)
     except HTTPException as error:  # what starlette says of a faulty form
         raise Refused(400, str(error.detail)) from None
+    except FormParserError:  # older versions of starlette let the parser speak
+        raise Refused(400, "not a form") from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _from_json(body: bytes) -> list[bytes]:

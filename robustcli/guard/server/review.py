@@ -17,10 +17,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from robustcli.errors import DataError, UsageError
 from robustcli.guard.server import drift
+from robustcli.guard.server.reading import form_of
 from robustcli.guard.server.refusal import Refused
 from robustcli.guard.server.service import Service
 from robustcli.guard.store import Review
@@ -105,7 +105,8 @@ def review_routes(service: Service, secret: bytes) -> APIRouter:
     async def take(request: Request) -> Response:
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             raise Refused(403, "this form is from another site")
-        await run_in_threadpool(page.take, await _fields(request))
+        async with form_of(request, files=0, fields=8) as form:
+            await run_in_threadpool(page.take, form)
         return RedirectResponse("/review", 303)
 
     @routes.get("/review/image/{name}.png")
@@ -119,13 +120,6 @@ def review_routes(service: Service, secret: bytes) -> APIRouter:
         return Response(_asset(name), media_type=_ASSETS[name])
 
     return routes
-
-
-async def _fields(request: Request) -> Mapping[str, Any]:
-    try:
-        return await request.form(max_files=0, max_fields=8)
-    except HTTPException as error:
-        raise Refused(400, str(error.detail)) from None
 
 
 @cache

@@ -19,7 +19,8 @@ from robustcli.guard.server.batching import Batcher
 from robustcli.guard.server.decoding import Uploads
 from robustcli.guard.server.metrics import Metrics
 from robustcli.guard.server.pressure import Places
-from robustcli.guard.server.reading import images_in
+from robustcli.guard.server.reading import discard, images_in
+from robustcli.guard.server.refusal import Refused
 
 _LAST = 0.5  # seconds for messages about alarms that wait at the end
 _READERS = 32  # bodies that are read at once
@@ -84,6 +85,11 @@ class Service:
             return await asyncio.wrap_future(self._batcher.submit(x))
 
     async def _pixels(self, request: Request) -> Tensor:
+        try:
+            self.places.need(1)
+        except Refused:
+            await discard(request, self.limits.seconds)  # a client that still sends hears no reply
+            raise
         files = await images_in(request, self.limits.images, self.limits.seconds)
         self.places.need(len(files))  # before the work of decoding
         return await asyncio.get_running_loop().run_in_executor(self._decoders, self._read, files)
