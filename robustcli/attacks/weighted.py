@@ -90,7 +90,7 @@ def weighted(
 
 def _loss(oracle: Oracle, w: Tensor) -> Callable[[Tensor], Tensor]:
     """Raw logits [R, K + 1] -> L [R], with the weights w [R]."""
-    towards, hiding = class_loss(oracle), evasion(oracle)
+    towards, hiding = class_loss(oracle), evasion(oracle, enough=1.0)
     if not guarded(oracle):
         return towards
     return lambda logits: towards(logits) + w * hiding(logits)

@@ -38,8 +38,9 @@ _SMOKE = {
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
     "guard fit": ("guard.fit.steps=3",),
+    "guard eval": ("eval.n=16", "eval.checks=0"),
 }
-_MEASURES = ("eval", "attack", "guard fit")  # verbs that need a model to measure
+_MEASURES = ("eval", "attack", "guard fit", "guard eval")  # verbs that need a model to measure
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.

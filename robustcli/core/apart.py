@@ -6,6 +6,7 @@ model without a guard these are the K class logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,7 @@ def guarded(oracle: Oracle) -> bool:
     return oracle.criterion.reject is not None
 
 
-def evasion(oracle: Oracle, enough: float = 1.0) -> Callable[[Tensor], Tensor]:
+def evasion(oracle: Oracle, enough: float = math.inf) -> Callable[[Tensor], Tensor]:
     """Raw logits -> -max(z_reject - max_k z_k, -enough): [R]. Further in than `enough` there is no slope."""
 
     def loss(logits: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from robustcli.core.copies import duplicate
 from robustcli.core.modes import frozen
 from robustcli.core.packed import pack
 from robustcli.core.padding import filled, power_of_two
+from robustcli.core.slope import slope
 from robustcli.core.types import Classifier
 from robustcli.errors import out_of_memory
 
@@ -25,6 +26,7 @@ from robustcli.errors import out_of_memory
 # forward-only form (`core.packed`) may differ from the twin.
 _OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 _DRIFT = 0.05
+_ALIKE = 0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more
 _SHOWN = 16  # images kept to compare the forward-only form on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
 _tracing = threading.Lock()  # two traces at once would leave nn.Module.__call__ replaced for ever
@@ -68,7 +70,7 @@ class SearchTwin:
                 module.to(dtype=dtype)
         if channels_last:
             self._copy.to(memory_format=torch.channels_last)
-        #: Whether the copy ran on the images of the last `parity`.
+        #: Whether the copy ran on the images of the last `parity`, and no trace lost a gradient.
         self.runs = False
         self._shown: Tensor | None = None
         self._forward_only: Classifier | None = None
@@ -141,12 +143,28 @@ class SearchTwin:
             logits = run(x)
         return logits[:rows].float()
 
+    def _same_slope(self, x: Tensor) -> bool:
+        """Whether the gradients of twin and model point the same way on pixels x [B, C, H, W].
+
+        A trace keeps what a torch.autograd.Function answers and loses its backward pass: the gradient of a
+        rounding with a surrogate, say, would be 0.
+        """
+        with frozen(self._model):
+            wanted = _lean(self._model, x)
+        if wanted is None or not wanted.isfinite().all() or not wanted.any():
+            return True
+        got = _lean(self, x)
+        if got is None:
+            return False
+        return float(torch.cosine_similarity(got.flatten(), wanted.flatten(), 0)) > _ALIKE
+
     @torch.no_grad()
     def parity(self, x: Tensor) -> str:
         """Why the twin must not be used, judged on pixels x [B, C, H, W]; "" where it agrees with the model.
 
         It agrees when the largest difference of logits is at most 1e-3 (fp32) or 0.1 (bf16, fp16) of the
-        largest logit. The twin of a randomised model is refused, too: such a model differs from itself.
+        largest logit, and the gradients of a traced one point the same way. The twin of a randomised model is
+        refused, too: such a model differs from itself.
         """
         self._shown = self._forward_only = None
         self.runs = False
@@ -165,9 +183,26 @@ class SearchTwin:
         limit = _OFF[self._dtype]
         if not error <= limit:
             return f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
+        if isinstance(self._copy, fx.GraphModule) and not self._same_slope(x[:_SHOWN]):
+            self.runs = False
+            return "its gradients are not those of the model"
         if self._dtype is torch.bfloat16 and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
             self._shown = x[:_SHOWN].detach().clone()
         return ""
+
+
+def _lean(call: Classifier, x: Tensor) -> Tensor | None:
+    """The gradient [B, C, H, W] of a fixed sum of the logits; None where the model has none to give."""
+    point = x.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = call(point)
+        weights = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype).cos()
+        try:
+            return slope((logits * weights).sum(1), point, whole=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            return None
 
 
 def _quiet(module: nn.Module) -> Classifier:

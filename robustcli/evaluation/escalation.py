@@ -16,7 +16,6 @@ from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 
 EOT_DRAWS = 20  # AutoAttack's version "rand"
-JUDGE_DRAWS = 25  # odd: a majority always exists
 _STEPS = 50
 
 #: The most that a short form of an attack keeps of these parameters: enough to compare two searches.

@@ -24,6 +24,9 @@ _USUAL_LAYOUT = "copy in PyTorch's usual memory layout: the network does not run
 _UNFOLDED = "copy that keeps its BatchNorm: the network does not run as a trace"
 
 
+JUDGE_DRAWS = 25  # odd: a majority always exists
+
+
 @dataclass(frozen=True)
 class Search:
     """What answers the questions of an attack: the model, or a faster copy, with or without other gradients.
@@ -249,6 +252,7 @@ class EvalPlan:
         escalate: whether stages are added when the diagnosis finds masked gradients.
         randomised: whether the model answers differently each time; found by the first look at it. Gradients
             are then averaged, and a majority of draws decides.
+        judge_draws: fresh draws whose majority decides on a randomised model.
         audit: how survivors are attacked once more, or None where the list needs no audit.
         stream: name of the attacks' random streams. Two attacks of one kind that share it begin at the same
             points.
@@ -266,6 +270,7 @@ class EvalPlan:
     checks: int = 0
     escalate: bool = True
     randomised: bool = False
+    judge_draws: int = JUDGE_DRAWS
     audit: AuditPlan | None = None
     stream: str = "start"
 

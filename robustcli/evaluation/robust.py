@@ -25,7 +25,7 @@ from robustcli.evaluation.alarms import check_model_output, state_digest, traine
 from robustcli.evaluation.audit import Rerun, audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
-from robustcli.evaluation.escalation import EOT_DRAWS, JUDGE_DRAWS, escalations, trusted
+from robustcli.evaluation.escalation import EOT_DRAWS, escalations, trusted
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.pulse import Beat, Pulse
@@ -165,7 +165,7 @@ class RobustEvaluation:
 
         x: pixels [B, C, H, W] in [0, 1]; y, ids: int64 [B].
         """
-        draws = self.plan.draws(JUDGE_DRAWS)
+        draws = self.plan.draws(self.plan.judge_draws)
         judge = Judge(self.model, self.plan.ball, draws=draws)
         self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)

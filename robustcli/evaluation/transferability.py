@@ -100,8 +100,8 @@ def transfer_matrix(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(frozen(model))
-        shown = _shown(split, positions, device)
-        members = [_Member(model, plan, shown, stop, say) for model in models.values()]
+        looked_at = shown(split, positions, device)
+        members = [Member(model, plan, looked_at, stop, say) for model in models.values()]
         work = functools.partial(_batch, members)
         for batch in in_batches(split, positions, device, plan.batch_size, work, say):
             counts.add(batch)
@@ -144,7 +144,7 @@ def _check(models: Mapping[str, nn.Module], plan: EvalPlan) -> None:
         raise ValueError(f"transfer is measured inside the ball; not inside: {', '.join(unbounded)}")
 
 
-def _shown(split: Split, positions: Tensor, device: torch.device) -> Tensor:
+def shown(split: Split, positions: Tensor, device: torch.device) -> Tensor:
     """At most 32 images, [N, C, H, W], on which search twins are compared with their models."""
     if not len(positions):
         return torch.zeros(0)
@@ -190,8 +190,8 @@ class _Counts:
         return Transfer(self._names, n, self._correct, torch.cat(self._ids), *self._pairs)
 
 
-class _Member:
-    """One model of the matrix, frozen, with its judge and its search twins. A twin is made once."""
+class Member:
+    """One model on which points are made, frozen, with its judge and its search twins, each made once."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class _Member:
         )
 
 
-def _batch(members: Sequence[_Member], x: Tensor, y: Tensor, ids: Tensor) -> _Batch:
+def _batch(members: Sequence[Member], x: Tensor, y: Tensor, ids: Tensor) -> _Batch:
     """Attack each member on the rows that all members classify correctly, and show the points to all."""
     clean = [member.judge.clean(x, y) for member in members]
     classes = [

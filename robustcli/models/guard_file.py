@@ -198,7 +198,7 @@ def open_guard(folder: Path, plugin: str | None = None) -> GuardedModel:
     _load(guard, tensors, str(folder / WEIGHTS))
     guard.thresholds = torch.tensor(manifest.thresholds, dtype=torch.float32)
     guard.spreads = torch.tensor(manifest.spreads, dtype=torch.float32)
-    guard.sha256 = sha256
+    guard.sha256, guard.fpr = sha256, manifest.fpr
     return guard.eval()
 
 

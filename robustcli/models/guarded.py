@@ -67,6 +67,7 @@ class GuardedModel(nn.Module):
         described: hash of the defences' names and parameters and of `scale`, uint8 [32]: a digest of the
             state tells guards apart whose tensors are the same.
         sha256: of the manifest, when the guard was opened from a file.
+        fpr: the share of clean images that its thresholds were set to reject, when it was opened from a file.
 
     Raises:
         ValueError: several members without a vote, two votes, or two defences with one label.
@@ -105,6 +106,7 @@ class GuardedModel(nn.Module):
         self.register_buffer("spreads", torch.ones(len(self.detectors)))
         self.register_buffer("described", _described(defences, scale))
         self.sha256: str | None = None
+        self.fpr: float | None = None
 
     @property
     def info(self) -> Any:
@@ -156,9 +158,14 @@ class GuardedModel(nn.Module):
 
     def each(self, x: Tensor) -> Tensor:
         """Class logits [M, B, K] of every member behind the purifiers."""
+        x = self.purified(x)
+        return torch.stack([member(x) for member in self.members])
+
+    def purified(self, x: Tensor) -> Tensor:
+        """What the purifiers leave of pixels x [B, C, H, W]: what the networks see."""
         for label in self._purifiers:
             x = self.modules_by_label[label](x)
-        return torch.stack([member(x) for member in self.members])
+        return x
 
     def _ballot(self, x: Tensor) -> Ballot:
         answers = self.each(x)

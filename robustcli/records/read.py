@@ -9,13 +9,14 @@ from typing import Any
 
 from robustcli.errors import DataError
 from robustcli.records.eval import EvalRow
+from robustcli.records.guard import GuardCurveRow, GuardRow, GuardSampleRow
 from robustcli.records.sample import SampleRow
 from robustcli.records.sweep import SweepRow
 from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
 from robustcli.regular import read_bytes
 
-AnyRow = EvalRow | SampleRow | TrainRow | SweepRow | TransferRow
+AnyRow = EvalRow | SampleRow | TrainRow | SweepRow | TransferRow | GuardRow | GuardCurveRow | GuardSampleRow
 _LIMIT = 1 << 32  # bytes
 #: kind -> how a row of it is read; a kind that is not here is read, and refused, as one of an evaluation.
 _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
@@ -23,6 +24,9 @@ _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
     "train": TrainRow.from_json,
     "sweep": SweepRow.from_json,
     "transfer": TransferRow.from_json,
+    "guard": GuardRow.from_json,
+    "guard-curve": GuardCurveRow.from_json,
+    "guard-sample": GuardSampleRow.from_json,
 }
 
 

@@ -8,6 +8,7 @@ from foreign import OwnNorm
 from torch import nn
 
 from robustcli.core.twin import SearchTwin
+from robustcli.evaluation.plan import Search
 
 
 class Residual(nn.Module):
@@ -191,3 +192,35 @@ def test_a_trace_sees_its_own_thread_alone():
     assert len(got) == 1 and torch.equal(got[0], wanted)
     assert twin.folded == [("conv", "bn")] and folded == [[("0", "1")]]
     assert (nn.Module.__call__, nn.Module.__getattr__) == calls
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounding, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 3).round() / 3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def test_a_trace_that_loses_a_backward_pass_is_refused_and_the_copy_without_it_is_taken():
+    """torch.fx runs the forward pass of an autograd function: the traced rounding would have no slope."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+
+        def forward(self, x):
+            return self.body(_Rounded.apply(x))
+
+    net, x = Net().eval(), torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert "gradients" in SearchTwin(net).parity(x)
+    twin, _ = Search().faithful(net, x)
+    point = x.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(twin(point)[:, 0].sum(), point)
+    assert (grad != 0).any()
