@@ -20,6 +20,16 @@ Plugin = Annotated[
     ),
 ]
 Kept = Annotated[str, typer.Option("--store", help="Evidence: a file, or postgresql://…", metavar="STORE")]
+Megabytes = Annotated[
+    float,
+    typer.Option(
+        "--store-mb",
+        help="MB of images that the store may hold; then the oldest without a label go.",
+        min=0.1,
+        max=1e9,
+    ),
+]
+Days = Annotated[float, typer.Option("--store-days", help="Images that came last so long ago go.", min=0.01)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Batch = Annotated[int, typer.Option(help="Images of one pass.", min=1)]
 Address = Annotated[

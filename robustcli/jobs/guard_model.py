@@ -12,7 +12,7 @@ from robustcli.config.spec import GUARD
 from robustcli.guard.answer import Guarded
 from robustcli.guard.evidence import Keeper
 from robustcli.guard.reference import reference_of
-from robustcli.guard.store import EvidenceStore
+from robustcli.guard.store import EvidenceStore, Limits
 from robustcli.guard.webhook import ENVIRONMENT, Webhook
 from robustcli.models.guarded import GuardedModel
 from robustcli.models.source import load_model
@@ -31,6 +31,7 @@ class Opening:
         store: file or URL of the evidence.
         webhook: address that is told of alarms; "" takes that of the environment, if it has one.
         webhook_image: whether it gets the images too.
+        store_mb: MB of images that the store may hold. store_days: how long it holds them.
     """
 
     guard: str
@@ -39,6 +40,13 @@ class Opening:
     webhook: str = ""
     webhook_image: bool = False
     plugin: str | None = None
+    store_mb: float = 1024.0
+    store_days: float = 90.0
+
+    @property
+    def limits(self) -> Limits:
+        """What the store may hold."""
+        return Limits(bytes=int(self.store_mb * 1e6), days=self.store_days)
 
     @property
     def reference(self) -> str:
@@ -61,7 +69,7 @@ def open_keeper(opening: Opening, model: Guarded, say: Callable[[str], None]) ->
     webhook = None
     if url:
         webhook = Webhook(url, images=opening.webhook_image, say=say)
-    store = EvidenceStore.open(opening.store, create=True)
+    store = EvidenceStore.open(opening.store, create=True, limits=opening.limits)
     if isinstance(model, GuardedModel):
         reference = reference_of(resolve_run(Path(opening.guard.removeprefix(GUARD))))
         if reference is not None:

@@ -142,6 +142,28 @@ def test_a_run_tells_the_store_what_its_guard_was_fitted_on(cli, made, tmp_path)
     assert cli("guard", "run", made / "pure", tmp_path / "0.png", "--store", "kept/s.db").code == 0
 
 
+def test_a_run_keeps_within_the_room_and_the_days_that_it_is_given(cli, store, made, tmp_path):
+    """Of a store that others have filled."""
+    store.record(MODEL, [seen(pixels("large", 120_000))])
+    from PIL import Image
+
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "0.png")
+    run = ["guard", "run", made / "g", tmp_path / "0.png", "--store", store.where]
+    assert cli(*run, "--store-mb", "0.2").code == 0 and store.counts()["dropped_for_room"] == 0
+    assert cli(*run, "--store-mb", "0.1").code == 0
+    counts = cli("guard", "status", store.where, "--guard", made / "g", "--json").document["store"]
+    assert counts["dropped_for_room"] == 6 and counts["image_bytes"] < 100_000
+    store.record(MODEL, [seen(pixels("yesterday"), time=time.time() - 90_000)])
+    assert cli(*run, "--store-days", "1").code == 0 and store.counts()["dropped_for_age"] == 1
+    for wrong in (
+        ["--store-days", "0"],
+        ["--store-days", "nan"],
+        ["--store-mb", "inf"],
+        ["--store-mb", "nan"],
+    ):
+        assert cli(*run, *wrong).code == 2
+
+
 @pytest.mark.parametrize("window", ["0", "-3", "3w", "", "1.5h", "h"])
 def test_other_windows_are_refused(window, cli, store):
     answer = cli("guard", "status", store.where, f"--window={window}")

@@ -10,10 +10,12 @@ from robustcli.cli.guard_options import (
     EVIDENCE,
     Address,
     Batch,
+    Days,
     Debug,
     Device,
     Guard,
     Kept,
+    Megabytes,
     Plugin,
     Quiet,
     WithImage,
@@ -45,6 +47,8 @@ def run(
         ),
     ],
     store: Kept = EVIDENCE,
+    store_mb: Megabytes = 1024.0,
+    store_days: Days = 90.0,
     batch: Batch = 64,
     device: Device = "auto",
     plugin: Plugin = None,
@@ -60,7 +64,8 @@ def run(
         from robustcli.jobs.guard_model import Opening
         from robustcli.jobs.guard_run import guard_run
 
-        guard_run(Opening(guard, device, store, webhook, webhook_image, plugin), paths, batch, console)
+        opening = Opening(guard, device, store, webhook, webhook_image, plugin, store_mb, store_days)
+        guard_run(opening, paths, batch, console)
         return None
 
     conclude("guard run", console, work)

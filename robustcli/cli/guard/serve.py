@@ -10,10 +10,12 @@ from robustcli.cli.guard_options import (
     EVIDENCE,
     Address,
     Batch,
+    Days,
     Debug,
     Device,
     Guard,
     Kept,
+    Megabytes,
     Plugin,
     Quiet,
     WithImage,
@@ -54,6 +56,8 @@ def serve(
         typer.Option(help="Another name of this server, as of a proxy; repeatable.", show_default=False),
     ] = None,
     store: Kept = EVIDENCE,
+    store_mb: Megabytes = 1024.0,
+    store_days: Days = 90.0,
     workers: Annotated[int, typer.Option(help="Processes, each with its own model.", min=1, max=256)] = 1,
     queue: Annotated[int, typer.Option(help="Images of a process that may wait.", min=1)] = 512,
     batch: Batch = 64,
@@ -79,6 +83,7 @@ def serve(
 
         names = tuple(allow_host or ())
         flags = ServeFlags(host, port, token_env, names, i_know, workers, queue, batch, threads)
-        return guard_serve(Opening(guard, device, store, webhook, webhook_image, plugin), flags, console)
+        opening = Opening(guard, device, store, webhook, webhook_image, plugin, store_mb, store_days)
+        return guard_serve(opening, flags, console)
 
     conclude("guard serve", console, work)

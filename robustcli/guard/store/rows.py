@@ -125,7 +125,7 @@ class Limits:
         observations: > 0. Beyond a tenth more of them, the oldest go.
     """
 
-    bytes: int = 1 << 30
+    bytes: int = 1_024_000_000
     days: float = 90.0
     observations: int = 1_000_000
 
