@@ -30,8 +30,7 @@ def schema_faults(error: ValidationError, data: Any, registries: Registries | No
             faults += [Fault(".".join((*path, key)), what) for key, what in cause.mistakes]
         elif item["type"] == "extra_forbidden":
             known = known_keys()
-            nowhere = len(path) == 1 and not any(path[0] in keys for keys in known.values())
-            if nowhere and registries is not None:
+            if len(path) == 1 and registries is not None:
                 parameters_too = parameters_too or {**known, **_parameters(data, registries)}
                 known = parameters_too
             faults.append(Fault(".".join(path), unknown_key(path, known)))

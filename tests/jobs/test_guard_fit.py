@@ -13,6 +13,8 @@ from torch import nn
 
 import robustcli
 from robustcli import registry
+from robustcli.assembly.lineage import class_order, lineage, trained_on
+from robustcli.config.sections import DataConfig
 from robustcli.defences.surrogate import straight
 
 DEFENCES = "defences=[{name: bit_depth, bits: 5}, energy]"
@@ -84,6 +86,15 @@ def test_a_guard_is_measured_from_the_shell_and_from_python(cli, made):
     assert torch.equal(model(x), robustcli.load_model("guard:g")(x))
 
 
+def test_the_fit_tells_the_order_of_classes_and_what_was_trained_on(made, monkeypatch):
+    """So that own data without a test split are split for a guard as they were for its model."""
+    monkeypatch.chdir(made)
+    metas = lineage(["guard:g"])
+    assert len(metas) == 2 and class_order(metas[:1]) == tuple("0123456789")  # the guard, and its run
+    assert trained_on(metas[:1], DataConfig(name="digits"), "another digest")
+    assert lineage(["guard:nowhere"]) == []
+
+
 def test_attack_transfer_and_dry_run_take_a_guard(cli, made):
     for words in (
         ("attack", "--model", "guard:g", *QUICK),
@@ -126,6 +137,7 @@ def test_an_evaluation_goes_on_and_its_parts_are_merged(cli, made):
     ("words", "code", "said"),
     [
         (("train", "train/digits_natural", "--model", "guard:g"), 2, "which only measures"),
+        (("eval", "--model", "guard:g", "--out", "g"), 2, "guard:g"),
         (("guard", "fit", "--model", "guard:g"), 2, "is fitted already"),
         (("eval", "eval/digits", "--model", "guard:g", "defences=[energy]"), 2, "its own defences"),
         (("eval", "eval/digits", "--model", "guard:g", "data={name: fake, size: 9}"), 3, "E-SHAPE"),
