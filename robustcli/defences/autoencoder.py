@@ -32,10 +32,11 @@ def autoencoder(
     code: Annotated[int, Ge(1), Le(1024)] = 16,
     noise: Annotated[float, Ge(0), Le(1)] = 0.1,
 ) -> nn.Module:
-    """x' = AE(x),  AE minimises E ||AE(clamp(x + noise n)) - x||^2,  n ~ N(0, 1) for each pixel.
+    """x' = AE(x),  AE minimises E CE(AE(clamp(x + noise n)), x),  n ~ N(0, 1) for each pixel.
 
     A convolutional autoencoder: width and 2 width channels, then code channels at a quarter of each side.
-    noise is in units of [0, 1].
+    noise is in units of [0, 1]. CE is that of Bernoulli variables with mean x; the paper takes the squared
+    error.
 
     Source: Meng & Chen, CCS 2017, arXiv:1705.09064: its reformer.
     """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from robustcli.core.losses import wide
 
 
 class Hourglass(nn.Module):
-    """x [B, C, H, W] in [0, 1] -> x' of that shape, in (0, 1), through `code` channels of H/4 x W/4.
+    """x [B, C, H, W] in [0, 1] -> logits of pixels of that shape, through `code` channels of H/4 x W/4.
 
     Any C and any H, W >= 1: each step up goes back to the size that the step down met.
     """
@@ -28,7 +28,7 @@ class Hourglass(nn.Module):
         half = self.down(self.head(x).relu()).relu()
         inner = self.back(self.code(half)).relu()
         inner = self.up(interpolate(inner, half.shape[2:])).relu()
-        answer: Tensor = self.tail(interpolate(inner, x.shape[2:])).sigmoid()
+        answer: Tensor = self.tail(interpolate(inner, x.shape[2:]))
         return answer
 
 
@@ -55,12 +55,19 @@ class Learner(nn.Module):
 
         Raises ValueError before `shaped`.
         """
+        return self._raw(x).sigmoid().to(x.dtype)
+
+    def _raw(self, x: Tensor) -> Tensor:
         if self.net is None:
             raise ValueError("the autoencoder has no shape yet; call shaped((C, H, W), num_classes) first")
         answer: Tensor = self.net(x.to(self.net.head.weight.dtype))
-        return answer.to(x.dtype)
+        return answer
 
     def loss(self, x: Tensor) -> Tensor:
-        """Mean squared error of the pixels x [B, C, H, W], rebuilt from x with noise: a scalar."""
+        """Cross-entropy of the pixels x [B, C, H, W] and those rebuilt from x with noise: a scalar.
+
+        As with the squared error the mean of the pixel is the best answer. The squared error has no slope
+        where the sigmoid is 0, and so it never left the black image on MNIST.
+        """
         noisy = (x + self.noise * torch.randn_like(x)).clamp(0, 1)
-        return mse_loss(wide(self.rebuilt(noisy)), wide(x))
+        return binary_cross_entropy_with_logits(wide(self._raw(noisy)), wide(x))

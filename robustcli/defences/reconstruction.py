@@ -37,11 +37,12 @@ def reconstruction(
     width: Annotated[int, Ge(1), Le(1024)] = 32,
     code: Annotated[int, Ge(1), Le(1024)] = 8,
     noise: Annotated[float, Ge(0), Le(1)] = 0.1,
-    power: Literal[1, 2] = 2,
+    power: Literal[1, 2] = 1,
 ) -> nn.Module:
     """score = mean |x - AE(x)|^p over the pixels,  AE as in autoencoder,  p = power.
 
-    noise is in units of [0, 1], the score in those to the power p.
+    noise is in units of [0, 1], the score in those to the power p. The paper takes both powers; at a false
+    positive rate of 5 % p = 1 caught more on digits and MNIST, at eps 0.1 and 0.3.
 
     Source: Meng & Chen, CCS 2017, arXiv:1705.09064: its detector by reconstruction error.
     """

@@ -1,0 +1,83 @@
+"""Several networks vote."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robustcli import registry
+from robustcli.defences.ensemble import ballots, ensemble
+from robustcli.models.defended import make_defence
+from robustcli.models.guarded import GuardedModel
+
+K = 3
+VOTES = st.lists(st.integers(0, K - 1), min_size=1, max_size=7)
+
+
+def logits_of(votes, sure=2.0):
+    """[M, 1, K]: network m answers votes[m]."""
+    noise = torch.rand(len(votes), K, generator=torch.Generator().manual_seed(len(votes)))
+    return (sure * torch.eye(K)[torch.tensor(votes)] + noise)[:, None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(VOTES, st.integers(1, 8) | st.none())
+def test_most_votes_win_and_too_few_raise_doubt(votes, quorum):
+    logits = logits_of(votes)
+    answer, doubt = ensemble(rule="abstain", quorum=quorum)(logits)
+    counts = torch.tensor(votes).bincount(minlength=K)
+    assert counts[answer.argmax(1)] == counts.max()
+    assert ((answer >= counts) & (answer <= counts + 0.5)).all()
+    wanted = min(quorum or len(votes) // 2 + 1, len(votes))
+    assert bool(doubt > 0) == bool(counts.max() < wanted)
+    majority = ensemble(rule="majority")(logits)
+    assert majority.doubt is None and torch.equal(majority.logits, answer)
+
+
+def test_the_mean_keeps_the_logits_and_their_slope():
+    logits = torch.randn(4, 5, K, requires_grad=True)
+    answer, doubt = ensemble()(logits)
+    assert doubt is None and torch.equal(answer, logits.mean(0))
+
+
+def test_among_equal_votes_the_surer_side_wins():
+    logits = torch.tensor([[[3.0, 0, 0]], [[0, 2, 0]]])
+    assert (
+        ballots(logits).argmax(1) == 0
+        and ballots(logits / torch.tensor([3.0, 1])[:, None, None]).argmax(1) == 1
+    )
+
+
+def test_the_slope_pulls_most_at_networks_that_still_say_so():
+    logits = logits_of([0, 0, 1], sure=4.0).requires_grad_(True)
+    ballots(logits)[0, 1].backward()
+    pull = logits.grad[:, 0, 1]
+    assert (pull > 0).all()
+    logits.grad = None
+    (-ballots(logits)[0, 0]).backward()
+    pull = -logits.grad[:, 0, 0]
+    assert float(pull[:2].min()) > 5 * float(pull[2])
+
+
+def test_abstaining_networks_reject_in_a_guarded_model():
+    class Fixed(nn.Module):
+        def __init__(self, weights):
+            super().__init__()
+            self.register_buffer("weights", torch.tensor(weights))
+
+        def forward(self, x):
+            return x.flatten(1)[:, :1] @ self.weights[None]
+
+    vote = make_defence("vote", "ensemble", {"rule": "abstain", "quorum": 3}, (1, 4, 4), K)
+    nets = [Fixed([1.0, 0, -1]), Fixed([1.0, 0.5, 0]), Fixed([0.5, 0, 1.0])]
+    for members, accepted in ((nets, False), (nets[:2], True)):
+        guard = GuardedModel(members, [vote], K).eval()
+        guard.thresholds.zero_()
+        answer = guard(torch.ones(2, 1, 4, 4)).argmax(1)
+        assert answer.tolist() == ([0, 0] if accepted else [K, K])
+
+
+def test_members_are_references_that_a_configuration_lists():
+    made = make_defence("vote", "ensemble", {"members": ["run:a", "run:b"]}, (1, 4, 4), K)
+    assert made.params == {"members": ["run:a", "run:b"], "rule": "mean", "quorum": None}
+    assert registry.defences.get("ensemble").facts.kind == "vote"
