@@ -42,12 +42,12 @@ def ballots(logits: Tensor) -> Tensor:
     """n_k + p_k / 2: [B, K] from logits [M, B, K].
 
     n_k networks answer k, and p_k is their mean probability of k: it breaks ties. So a class with n votes has
-    between n and n + 1/2. The backward pass is that of log p_k, which pulls most at the networks that are not
-    won yet.
+    between n and n + 1/2. The backward pass is that of sum_m (p_mk + 1e-4 log p_mk): networks near their
+    boundary pull most, and the logarithm pulls where all are too sure for a softmax in float32.
     """
     z = wide(logits)
-    counts = one_hot(z.argmax(-1), z.shape[-1]).sum(0)
-    return straight(z.log_softmax(-1).logsumexp(0), counts + z.softmax(-1).mean(0) / 2)
+    p, counts = z.softmax(-1), one_hot(z.argmax(-1), z.shape[-1]).sum(0)
+    return straight((p + 1e-4 * z.log_softmax(-1)).sum(0), counts + p.mean(0) / 2)
 
 
 @defences.register(
@@ -67,7 +67,7 @@ def ensemble(
 
     The networks are the model itself and `members`, references such as `run:DIR`. The rule abstain also gives
     a doubt: above 0 where fewer than quorum networks agree, the default being more than half. A quorum above
-    M asks for all. Votes have no gradient: the backward pass is that of log p_k.
+    M asks for all. Votes have no gradient: the backward pass is that of probabilities in their place.
 
     Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017, arXiv:1612.01474.
     """

@@ -7,7 +7,7 @@ from robustcli.defences.noise_consistency import noise_consistency
 
 
 def test_small_noise_moves_a_linear_network_as_the_formula_says():
-    """Two classes, p = sigmoid(w x): both probabilities move by p (1 - p) |w n| sigma, E|n| = sqrt(2 / pi)."""
+    """Of two classes with p = sigmoid(w x) both move by p (1 - p) |w n| sigma; E|n| = sqrt(2 / pi)."""
     torch.manual_seed(0)
     w = torch.randn(16)
 

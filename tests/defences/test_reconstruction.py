@@ -37,7 +37,7 @@ def test_before_it_has_a_shape_it_says_so(build):
 
 def test_digits_are_redrawn_and_noise_is_seen_at_five_percent_false_alarms():
     x = torch.from_numpy(load_digits().images).float()[:, None] / 16
-    module = trained(reconstruction(width=16), x[:1000], steps=250)
+    module = trained(reconstruction(width=12), x[:1000], steps=120)
     held, fresh = module(x[1000:1400], None, None), x[1400:]
     threshold = held.sort().values[380]
     noise = 0.3 * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(1)).sign()
