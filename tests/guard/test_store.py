@@ -322,16 +322,43 @@ def test_what_is_no_store_is_explained(tmp_path):
     foreign = tmp_path / "foreign.db"
     with sqlite3.connect(foreign) as raw:
         raw.execute("CREATE TABLE mine (x INTEGER)")
-    before = {path: path.read_bytes() for path in (text, foreign)}
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in (text, foreign)}
     for path in (text, foreign, tmp_path / "nowhere.db"):
         with pytest.raises(DataError) as caught:
             EvidenceStore.open(path)
         assert caught.value.code == "E-STORE" and str(path) in caught.value.line()
-    for path, content in before.items():
+    for path, state in before.items():
         with pytest.raises(DataError):
             EvidenceStore.open(path, create=True)
-        assert path.read_bytes() == content
+        assert (path.read_bytes(), path.stat().st_mode) == state
     assert not (tmp_path / "nowhere.db").exists()
+
+
+@pytest.mark.parametrize("where", ["mysql://me:secret@host/x", "sqlite:///x.db", "http://host"])
+def test_other_databases_are_refused_without_their_password(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="a store cannot be at") as caught:
+        EvidenceStore.open(where, create=True)
+    assert "secret" not in caught.value.line() and list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_explained_and_changes_nothing(store):
+    store.record(MODEL, [seen(pixels("a"))])
+    before = store.counts()
+    store._database._kind._alone("PRAGMA max_page_count=30")
+    with pytest.raises(ResourceError, match="full") as caught:
+        store.record(MODEL, [seen(pixels("large", 500_000))])
+    assert caught.value.code == "E-DISK" and store.counts() == before and store.verify().ok
+    store.record(MODEL, [seen(pixels("small"))])
+
+
+def test_a_writer_that_waits_too_long_is_told_why(store, monkeypatch):
+    monkeypatch.setattr("robustcli.guard.store.sqlite._PATIENCE", 0.05)
+    with EvidenceStore.open(store.where) as impatient, store._database.writing():
+        assert impatient.counts()["images"] == 0  # reading waits for nobody
+        with pytest.raises(ResourceError, match="is busy") as caught:
+            impatient.record(MODEL, [seen(pixels("a"))])
+    assert caught.value.code == "E-DATABASE"
 
 
 def test_a_store_of_a_newer_version_is_refused(store):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine, Table, func, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from robustcli.errors import UsageError
 from robustcli.guard.store import postgres
 from robustcli.guard.store.failures import explained, unfit
 from robustcli.guard.store.log import append
@@ -42,7 +43,8 @@ class Database:
         where: path of a file, or a URL `postgresql://...`.
         create: make the store where there is none.
 
-    Raises DataError E-STORE where there is no store that we can use, ResourceError E-DATABASE, E-EXTRA.
+    Raises DataError E-STORE where there is no store that we can use; ResourceError E-DATABASE, E-EXTRA;
+    UsageError for another kind of database.
     """
 
     def __init__(self, where: str | os.PathLike[str], *, create: bool) -> None:
@@ -102,6 +104,10 @@ class Database:
 def _kind(where: str, *, create: bool) -> Kind:
     if where.startswith(postgres.SCHEMES):
         return Postgres(where)
+    scheme, colon, _ = where.partition("://")
+    if colon:  # the rest may hold a password
+        hint = "a path, or postgresql://USER@HOST/DATABASE"
+        raise UsageError(f"a store cannot be at {scheme}://", where="store", hint=hint)
     return Sqlite(Path(where).expanduser(), create=create)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ class Sqlite:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self.where = str(path)
-        if not path.exists() and not create:
+        if create and not path.exists():
+            _make(path)
+        if not path.exists():
             raise unfit("there is no such file", self.where, "name what `guard run` or `guard serve` wrote")
-        _private(path)
+        os.close(open_regular(path))
         url = URL.create("sqlite+pysqlite", database=self.where)
         self.engine = create_engine(url, connect_args={"timeout": _PATIENCE})
         event.listen(self.engine, "connect", _set_up)
@@ -73,15 +76,11 @@ class Sqlite:
             return (done.first() if done.returns_rows else None) or ()
 
 
-def _private(path: Path) -> None:
-    """Make the folder (0700) and the file (0600) where they are missing; nobody else may read the file."""
+def _make(path: Path) -> None:
+    """Make the file (0600), and its folder (0700) where that is missing. One that is there stays as it is."""
     path.parent.mkdir(mode=_FOLDER, parents=True, exist_ok=True)
-    fd = open_regular(path, os.O_RDWR | os.O_CREAT, _FILE)
-    try:
-        if hasattr(os, "fchmod"):
-            os.fchmod(fd, _FILE)
-    finally:
-        os.close(fd)
+    with suppress(FileExistsError):  # another process was faster
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE))
 
 
 def _set_up(raw: Any, record: Any) -> None:
