@@ -86,6 +86,7 @@ def server(store: str, sock: socket.socket, ready: Any, threads: int) -> None:
 @contextmanager
 def running(store: str, threads: int) -> Iterator[tuple[int, int]]:
     """(port, process) of a server; at its end it drains."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     with listen("127.0.0.1", 0) as sock:
@@ -244,7 +245,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measured(options, str(Path(folder) / "store.db"))
-    about = {"machine": platform.machine(), "torch": torch.__version__, "cores": os.cpu_count()}
+    about: dict[str, Any] = {
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+    }
+    about["load"] = os.getloadavg()[0]
     text = json.dumps({**about, "threads": options.threads, **found}, indent=1)
     print(text)
     if options.out != "-":

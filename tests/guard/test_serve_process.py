@@ -18,6 +18,12 @@ from robustcli.guard.store import EvidenceStore
 pytestmark = pytest.mark.usefixtures("stub")
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before(monkeypatch):
+    """What the command sets in the environment is put back."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "passive"))
+
+
 @pytest.fixture
 def serving(forked, tmp_path):
     """serving(flags): (url, pid, wait) of a server that listens."""
@@ -182,6 +188,16 @@ def test_with_a_token_and_the_users_word_it_listens_everywhere(serving, monkeypa
     assert sent(url, png(), headers={"authorization": "Bearer " + "a" * 20, "host": "any.name"}).is_success
     os.kill(pid, signal.SIGTERM)
     assert wait(20) == 0
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_that_wait_leave_the_cores_to_requests(cli, monkeypatch, given):
+    """OpenMP reads the variable when it is loaded, which is after this; a value of the user stays."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert cli("guard", "serve", "g", "--host", "0.0.0.0").code == 9
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "passive")
 
 
 def test_an_address_that_is_taken(cli, serving):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -78,6 +79,8 @@ def serve(
     console = Console(json=as_json, quiet=quiet)
 
     def work() -> Document:
+        # Threads of PyTorch that wait by spinning take the cores from those that read requests.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from robustcli.jobs.guard_model import Opening
         from robustcli.jobs.guard_serve import ServeFlags, guard_serve
 
