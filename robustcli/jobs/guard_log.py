@@ -38,7 +38,9 @@ def guard_log(
             _check(store, known)
         entries = store.entries()
     shown = entries[max(0, len(entries) - last) :] if last is not None else entries
-    console.table(Table(f"log of {where}", ["seq", "time", "what", "hash"], [_cells(each) for each in shown]))
+    console.table(
+        Table(f"log of {store.where}", ["seq", "time", "what", "hash"], [_cells(each) for each in shown])
+    )
     head = entries[-1].hash if entries else ""
     if verify:
         console.info(f"{len(entries)} entries hold; the last hash, to be noted elsewhere: {head}")

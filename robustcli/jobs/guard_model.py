@@ -12,7 +12,7 @@ from robustcli.config.spec import GUARD
 from robustcli.guard.answer import Guarded
 from robustcli.guard.evidence import Keeper
 from robustcli.guard.reference import reference_of
-from robustcli.guard.store import EvidenceStore, Limits
+from robustcli.guard.store import EvidenceStore, Limits, address
 from robustcli.guard.webhook import ENVIRONMENT, Webhook
 from robustcli.models.guarded import GuardedModel
 from robustcli.models.source import load_model
@@ -42,6 +42,11 @@ class Opening:
     plugin: str | None = None
     store_mb: float = 1024.0
     store_days: float = 90.0
+
+    @property
+    def place(self) -> str:
+        """The store as messages name it."""
+        return address(self.store)
 
     @property
     def limits(self) -> Limits:

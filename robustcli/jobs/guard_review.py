@@ -47,7 +47,7 @@ def guard_review(
             waiting = store.evidence(reviewed=None if everything else False)
             if listed:
                 rows = [_row(each, store.classes(each.model)) for each in waiting]
-                console.table(Table(f"quarantine of {where}", _COLUMNS, rows))
+                console.table(Table(f"quarantine of {store.where}", _COLUMNS, rows))
                 return document.finish(None, {"images": [each.to_json() for each in waiting]})
             given = _ask(store, waiting, console, by)
         left = store.counts()

@@ -91,7 +91,7 @@ def guard_run(opening: Opening, words: Sequence[str], batch: int, console: Conso
                 run.files(part)
     finally:
         lost = keeper.close(_PATIENCE)
-    _conclude(run.tally, lost, opening.store, console)
+    _conclude(run.tally, lost, keeper.store.where, console)
 
 
 def _conclude(tally: Tally, lost: int, store: str, console: Console) -> None:

@@ -58,7 +58,7 @@ def guard_serve(opening: Opening, flags: ServeFlags, console: Console) -> dict[s
     build = partial(_service, opening, Console(quiet=console.quiet))
     with listen(flags.host, flags.port) as sock:
         url = f"http://{_in_url(flags.host)}:{sock.getsockname()[1]}"
-        document = {"url": url, "store": opening.store, "workers": flags.workers}
+        document = {"url": url, "store": opening.place, "workers": flags.workers}
 
         def ready() -> None:
             console.info(f"{opening.guard} at {url}, alarms at {url}/review; Ctrl-C ends it")

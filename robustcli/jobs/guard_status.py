@@ -43,7 +43,7 @@ def guard_status(
         judged = NOTHING
         if seen:
             judged = judge(seen, _reference(store, guard, model))
-    _show(console, where, judged, seen, counts)
+    _show(console, store.where, judged, seen, counts)
     gate = []
     if fail_on is not None:
         passed = STATES.index(judged.state) < STATES.index(fail_on)

@@ -211,7 +211,7 @@ class _Update:
         link = self.deployment.link
         if found.passed:
             self.console.info(f"promoted: {link} is {self.deployment.version.path}; start the server anew")
-            self.console.info(f"back again: robustcli guard update {self.flags.store} {link} --rollback")
+            self.console.info(f"back again: robustcli guard update {self.store.where} {link} --rollback")
         else:
             self.console.info(
                 f"not promoted: {self.deployment.version.path} stays; the new one is in {run.path}"

@@ -17,7 +17,7 @@ if postgres_server.missing():
     pytest.skip(postgres_server.missing(), allow_module_level=True)
 
 from robustcli.guard.rules import Reference  # noqa: E402
-from robustcli.guard.store import EvidenceStore, Limits, Review  # noqa: E402
+from robustcli.guard.store import EvidenceStore, Limits, Review, address  # noqa: E402
 
 __all__ = ["child"]
 
@@ -126,6 +126,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(url, server):
 
 def test_no_message_repeats_the_password(cli, url):
     password = url.split(":")[2].split("@")[0]
+    assert password in url and password not in address(url) and "***" in address(url)
     answer = cli("guard", "log", url, "--json")
     assert answer.code == 3 and "its tables are missing" in answer.err
     wrong = cli("guard", "log", url.replace(password, "wr0ng-Secret"))
@@ -134,7 +135,18 @@ def test_no_message_repeats_the_password(cli, url):
     assert nobody.code == 6 and nobody.err.count("\n") == 1
     odd = cli("guard", "log", "postgresql://robust:wr0ng-Secret@host:port/x")
     assert odd.code == 2
-    said = "".join(each.out + each.err for each in (answer, wrong, nobody, odd))
+    with EvidenceStore.open(url, create=True) as store:
+        (name,) = store.record(MODEL, [seen(pixels("a"))])
+        store.remember(MODEL, Reference(3, 2, 1, {"reconstruction": [0.1, 0.2]}).to_json())
+    fine = [
+        *(cli("guard", "status", url, *json) for json in ([], ["--json"])),
+        *(cli("guard", "review", url, "--list", *json) for json in ([], ["--json"])),
+        cli("guard", "review", url, "--label", f"{name}=1"),
+        cli("guard", "log", url, "--verify"),
+        cli("guard", "forget", url, name),
+    ]
+    assert [each.code for each in fine] == [0] * 7
+    said = "".join(each.out + each.err for each in (answer, wrong, nobody, odd, *fine))
     assert password not in said and "wr0ng-Secret" not in said and "***" in said
 
 

@@ -6,6 +6,7 @@ It is one SQLite file, or a PostgreSQL database for several hosts; SQLAlchemy sp
 from robustcli.errors import ResourceError
 
 try:
+    from robustcli.guard.store.database import address
     from robustcli.guard.store.evidence import EvidenceStore
     from robustcli.guard.store.rows import Entry, Evidence, Limits, Observation, Review, Seen
 except ModuleNotFoundError as error:
@@ -17,4 +18,4 @@ except ModuleNotFoundError as error:
         code="E-EXTRA",
     ) from error
 
-__all__ = ["Entry", "Evidence", "EvidenceStore", "Limits", "Observation", "Review", "Seen"]
+__all__ = ["Entry", "Evidence", "EvidenceStore", "Limits", "Observation", "Review", "Seen", "address"]

@@ -111,6 +111,13 @@ def _kind(where: str, *, create: bool) -> Kind:
     return Sqlite(Path(where).expanduser(), create=create)
 
 
+def address(where: str) -> str:
+    """A store as messages name it: without the password. Raises UsageError for a URL that cannot be read."""
+    if where.startswith(postgres.SCHEMES):
+        return postgres.parsed(where).render_as_string(hide_password=True)
+    return where
+
+
 def now() -> float:
     """Seconds since 1970, to the millisecond: a number that JSON and both databases give back exactly."""
     return round(time.time(), 3)

@@ -20,7 +20,7 @@ class Postgres:
     """A store in the database at `url`. Raises ResourceError E-EXTRA without psycopg, UsageError."""
 
     def __init__(self, url: str) -> None:
-        address = _address(url)
+        address = parsed(url)
         self.where = address.render_as_string(hide_password=True)
         try:
             # A connection that the server or a firewall has closed meanwhile is opened again.
@@ -46,7 +46,7 @@ class Postgres:
             connection.execute(text(f"VACUUM FULL {quarantine.name}"))
 
 
-def _address(url: str) -> URL:
+def parsed(url: str) -> URL:
     """The URL with our driver. Raises UsageError without repeating it: it may hold a password."""
     from sqlalchemy import make_url
 
