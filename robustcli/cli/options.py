@@ -33,14 +33,19 @@ class Command:
         verb: its name.
         flags: names in `FLAGS`; with "set" among them, the verb takes words as well (CONFIG and key=value).
         run: does the work.
+        words: what `--help` says of the words, and how it writes them.
     """
 
     def __init__(
-        self, verb: str, flags: tuple[str, ...], run: Callable[[Mapping[str, FlagValue]], None]
+        self,
+        verb: str,
+        flags: tuple[str, ...],
+        run: Callable[[Mapping[str, FlagValue]], None],
+        words: tuple[str, str] = (WORDS, WORDS_METAVAR),
     ) -> None:
         parameters = [_option(name) for name in flags]
         if "set" in flags:
-            parameters.insert(0, _words())
+            parameters.insert(0, _words(*words))
         self.run = run
         self.__name__ = verb.replace("-", "_")
         self.__signature__ = Signature(parameters)
@@ -70,10 +75,8 @@ def _written(long: str, value: FlagValue) -> list[str]:
     return [f"{long}={text}" for text in value]
 
 
-def _words() -> Parameter:
-    note = typer.Argument(
-        help=WORDS, metavar=WORDS_METAVAR, autocompletion=complete_config, show_default=False
-    )
+def _words(words: str, metavar: str) -> Parameter:
+    note = typer.Argument(help=words, metavar=metavar, autocompletion=complete_config, show_default=False)
     return _parameter("words", list[str] | None, note, None)
 
 

@@ -13,7 +13,7 @@ import typer
 from robustcli.cli.call import Call
 from robustcli.cli.flags import FlagValue
 from robustcli.cli.limits import check_address_space
-from robustcli.cli.options import Command, examples
+from robustcli.cli.options import WORDS, WORDS_METAVAR, Command, examples
 from robustcli.errors import Interrupted, ResourceError
 from robustcli.foreign import foreign_fault
 from robustcli.terminal.console import Console
@@ -25,7 +25,7 @@ class Verb(Protocol):
     """What the module of a verb has.
 
     POSITION orders the verbs in `--help`. `run` loads the configuration, calls one work function and returns
-    its document.
+    its document. One whose words are not CONFIG and settings says so in WORDS and WORDS_METAVAR.
     """
 
     @property
@@ -60,7 +60,8 @@ def add_verb(app: typer.Typer, name: str, verb: Verb, full: str = "") -> None:
     def run(values: Mapping[str, FlagValue]) -> None:
         finish(full or name, verb, values)
 
-    command = Command(name, verb.FLAGS, run)
+    words = (getattr(verb, "WORDS", WORDS), getattr(verb, "WORDS_METAVAR", WORDS_METAVAR))
+    command = Command(name, verb.FLAGS, run, words)
     app.command(name, help=verb.HELP, epilog=examples(*verb.EXAMPLES), no_args_is_help=False)(command)
 
 

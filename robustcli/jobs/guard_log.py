@@ -15,6 +15,7 @@ from robustcli.terminal.console import Console
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 12  # characters of a hash in a table
+_LISTED = 8  # values of a list in a table
 
 
 def guard_log(
@@ -79,6 +80,12 @@ def _cells(entry: Entry) -> list[str | int]:
 
 
 def _short(value: object) -> str:
-    """A value of a body; hashes are cut."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A value of a body; hashes are cut, and of a long list there is the length alone."""
+    text = str(value)
+    if isinstance(value, dict):
+        text = " ".join(map(str, value.values()))
+    elif isinstance(value, list) and len(value) <= _LISTED and all(isinstance(one, str) for one in value):
+        text = " ".join(value)
+    elif isinstance(value, list):
+        text = f"({len(value)})"
     return _HASH.sub(lambda match: match[0][:_SHOWN], text)

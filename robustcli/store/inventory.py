@@ -41,6 +41,7 @@ def _inside(folder: str, patterns: Sequence[str]) -> tuple[str, ...]:
 _GUARD = (r"guard\.json", r"weights\.safetensors")
 _PARTS = ("natural", "robust", "attack")  # the runs inside a run of `demo`
 _UPDATED = ("train", "guard")  # and inside one of `guard update`
+_UPDATE = (*_inside("train", (*_COMMON, *_TRAIN)), *_inside("guard", (*_COMMON, *_GUARD)))
 #: Verb -> what its runs write beside `_COMMON`; each pattern is for a whole path below the run's directory.
 _WRITES: dict[str, tuple[str, ...]] = {
     "train": _TRAIN,
@@ -52,11 +53,14 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "transfer": (r"transfer\.jsonl", r"plots/transfer\.png"),
     "bench": (r"bench\.json",),
     "guard": _GUARD,
-    "update": (*_inside("train", (*_COMMON, *_TRAIN)), *_inside("guard", (*_COMMON, *_GUARD))),
+    "update": _UPDATE,
     "demo": (
         r"plots/accuracy_against_eps\.png",
         *_inside("(?:natural|robust)", (*_COMMON, *_TRAIN)),
         *_inside("attack", (*_COMMON, *_ATTACK)),
+        *(r"evidence\.db(?:-wal|-shm)?", r"current", r"images/(?:clean|attack)/\d{4}\.png"),
+        *(r"plots/(?:scores|guard)\.png", *_inside("guard", (*_COMMON, *_GUARD))),
+        *_inside("update", (*_COMMON, *_UPDATE)),
     ),
 }
 VERBS = tuple(_WRITES)

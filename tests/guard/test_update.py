@@ -31,7 +31,16 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("update")
     run_in(
         folder,
-        ["train", "train/digits_natural", "--name", "t", "train.epochs=2", "model.widths=[8, 16]", "-q"],
+        [
+            "train",
+            "train/digits_natural",
+            "--name",
+            "t",
+            "train.steps=40",
+            "train.val_n=16",
+            "model.widths=[8, 16]",
+            "-q",
+        ],
         ["guard", "fit", "--model", "run:runs/train/t-1", "defences=[energy]", "--out", "guards/g", "-q"],
     )
     split = load_data(DataConfig()).test
