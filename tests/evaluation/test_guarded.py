@@ -260,3 +260,15 @@ def test_another_threshold_moves_clean_images_and_points():
     found = torch.tensor([-3.5, 0.0, 0.0, 0.0])
     assert stands_at(0.01, clean, right, wrong, found) == 2  # nobody is rejected, and one point is accepted
     assert stands_at(0.8, clean, right, wrong, found) == 1  # the threshold is -3
+
+
+def test_a_rejected_clean_image_does_not_seem_to_stand_at_a_threshold_that_accepts_it(digits):
+    """No search ran on it; its point is made from the oblivious one."""
+    guard = digits.behind("energy")
+    guard.thresholds.fill_(-1e6)
+    result, *_ = measured(guard, digits.split(12), 0.3)
+    found = result.points["adaptive"]
+    wrong = found.label != result.labels
+    right = result.clean.label == result.labels
+    assert result.rejected.all() and wrong[result.bare.correct].float().mean() > 0.8
+    assert stands_at(0.01, result.clean.scores, right, wrong, found.scores[EXCESS]) <= 6

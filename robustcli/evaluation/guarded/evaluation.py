@@ -136,7 +136,7 @@ class GuardEvaluation:
         clean, rejected, stood = self._shown(work, points)
         on_part("adaptive")
         searcher = self._evaluation(self.model, replace(self.plan, attacks=self._calls(work, points)))
-        adaptive, found, votes = self._adaptive(searcher, work, on_batch)
+        adaptive, found, votes = self._adaptive(searcher, work, points, on_batch)
         adaptive = _also_fallen(adaptive, ~stood)
         on_part("sanity")
         half = self._half(work, bare, adaptive)
@@ -228,7 +228,11 @@ class GuardEvaluation:
         return adaptive_calls(self.model, self.plan.attacks, self.plan.ball, replay, match_call(bank))
 
     def _adaptive(
-        self, searcher: RobustEvaluation, work: _Work, on_batch: Callable[[BatchOutcome], None]
+        self,
+        searcher: RobustEvaluation,
+        work: _Work,
+        points: Tensor,
+        on_batch: Callable[[BatchOutcome], None],
     ) -> tuple[Evaluation, Points, Tensor | None]:
         """The searches; what the guard says of their points; and the votes of a randomised model."""
         looks, votes = dict[int, Points](), torch.zeros(len(work.positions), dtype=torch.int64)
@@ -236,7 +240,9 @@ class GuardEvaluation:
 
         def keep(outcome: BatchOutcome) -> None:
             places = work.places(outcome.ids)
-            looks[int(places[0])] = Points(*seen(self.model, self._deepened(outcome), self._looks))
+            looks[int(places[0])] = Points(
+                *seen(self.model, self._deepened(outcome, points[places]), self._looks)
+            )
             if self._draws > 1:
                 with frozen(self.model):
                     share = judge.success_rate(outcome.x_adv, judge.criterion(outcome.y))
@@ -246,13 +252,17 @@ class GuardEvaluation:
         result = searcher.run(work.split, work.positions, work.device, on_batch=keep)
         return result, _joined([looks[k] for k in sorted(looks)]), votes if self._draws > 1 else None
 
-    def _deepened(self, outcome: BatchOutcome) -> Tensor:
-        """The points of a batch, those that broke a row led on: [B, C, H, W].
+    def _deepened(self, outcome: BatchOutcome, oblivious: Tensor) -> Tensor:
+        """The points of a batch whose scores are read, [B, C, H, W]: those that broke a row are led on.
 
         The verdict needs the first point that is wrong and accepted. It lies just below the threshold, where
-        its score still looks like an alarm. What an attacker can do to the scores is seen further in.
+        its score still looks like an alarm. What an attacker can do to the scores is seen further in. A row
+        whose clean image is rejected was not attacked: it is led on from its `oblivious` point, so that it
+        does not seem to stand at another threshold.
         """
-        points, rows = outcome.x_adv.clone(), (outcome.correct & ~outcome.survivors).nonzero()[:, 0]
+        points, unseen = outcome.x_adv.clone(), outcome.clean_predicted == self.model.reject
+        points[unseen] = oblivious.to(points)[unseen]
+        rows = ((outcome.correct & ~outcome.survivors) | unseen).nonzero()[:, 0]
         if not len(rows):
             return points
         x, ids = outcome.x[rows], outcome.ids[rows]

@@ -7,6 +7,7 @@ gradients the defences mask does not find the point, although it is there.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,7 +21,9 @@ from robustcli.evaluation.judge import Judge, exact_fp32
 from robustcli.models.guarded import GuardedModel
 
 _RADII = (1.0, 0.5, 0.25)  # in units of eps, tried in this order: detectors accept the near ones more often
-_LEAD = 1.25  # height of a bump, in units of what the other class lacks at the point
+#: Height of a bump in units of what the other class lacks at its point, and width in units of the distance
+#: to the clean image. A vote that wants all to be sure needs a high one, and x stays right if it is narrow.
+_SHAPES = ((1.25, 1.0), (2.0, 0.75), (5.0, 0.5))
 _LOOKS = 8  # passes over which a random purifier is averaged
 
 
@@ -71,8 +74,9 @@ def plant(
     """Plant one point in the ball of each row that is right and accepted.
 
     The point is x plus signs drawn for the row, scaled to the radius. Its class is the likeliest wrong one at
-    x. The bump is as wide as the point is far, so that it has a slope at x: with less, the search would have
-    to find a needle. A row where x would be wrong too, or its point rejected, tries a smaller radius.
+    x. The bump is about as wide as the point is far, so that it has a slope at x: with less, the search would
+    have to find a needle. A row where x would be wrong too, or its point rejected, tries a higher and
+    narrower bump, then a smaller radius.
 
     Args:
         model: the guarded model.
@@ -86,9 +90,9 @@ def plant(
     done = torch.zeros_like(y, dtype=torch.bool)
     points, bumps = x.clone(), _no_bumps(model, x)
     with frozen(model), torch.no_grad(), exact_fp32():
-        for radius in _RADII:
+        for radius, (lead, narrow) in itertools.product(_RADII, _SHAPES):
             near = replace(ball, eps=radius * ball.eps).project(x, x + signs)
-            tried, open_rows = _bumps(model, x, y, near), ~done
+            tried, open_rows = _bumps(model, x, y, near, lead, narrow), ~done
             bumps = _Bumps(*(_mixed(open_rows, new, old) for new, old in zip(tried, bumps, strict=True)))
             points = _mixed(open_rows, near, points)
             planted = _with(model, bumps)
@@ -112,8 +116,8 @@ def _no_bumps(model: GuardedModel, x: Tensor) -> _Bumps:
     return _Bumps(x.clone(), x.new_zeros(len(x)), heights)
 
 
-def _bumps(model: GuardedModel, x: Tensor, y: Tensor, points: Tensor) -> _Bumps:
-    """A bump of each row at its point [n, C, H, W]."""
+def _bumps(model: GuardedModel, x: Tensor, y: Tensor, points: Tensor, lead: float, narrow: float) -> _Bumps:
+    """A bump of each row at its point [n, C, H, W]; lead, narrow: its shape, see `_SHAPES`."""
     looks = 1 + (_LOOKS - 1) * model.randomised
     at_point = torch.stack([model.purified(points) for _ in range(looks)])
     centres = at_point.mean(0)
@@ -125,8 +129,8 @@ def _bumps(model: GuardedModel, x: Tensor, y: Tensor, points: Tensor) -> _Bumps:
     for member in model.members:
         logits = member(centres)
         lacking = logits.amax(1) - logits.gather(1, wanted[:, None])[:, 0]
-        heights.append(_LEAD * lacking[:, None] * one)
-    return _Bumps(centres, (far.square() + spread).sqrt(), torch.stack(heights, 1))
+        heights.append(lead * lacking[:, None] * one)
+    return _Bumps(centres, narrow * (far.square() + spread).sqrt(), torch.stack(heights, 1))
 
 
 def _mixed(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
