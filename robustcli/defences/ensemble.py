@@ -31,23 +31,24 @@ class Vote(nn.Module):
     def forward(self, logits: Tensor) -> Ballot:
         if self.rule == "mean":
             return Ballot(logits.mean(0), None)
-        votes = ballots(logits)
+        votes, slope = ballots(logits)
+        answer = straight(slope, votes.log())
         if not self.abstains:
-            return Ballot(votes, None)
+            return Ballot(answer, None)
         quorum = min(self.quorum or len(logits) // 2 + 1, len(logits))
-        return Ballot(votes, quorum - 0.25 - votes.amax(1))
+        return Ballot(answer, quorum - 0.25 - straight(slope, votes).amax(1))
 
 
-def ballots(logits: Tensor) -> Tensor:
-    """n_k + p_k / 2: [B, K] from logits [M, B, K].
+def ballots(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """n_k + q_k / 100 and what has its slope, each [B, K], from logits [M, B, K].
 
-    n_k networks answer k, and p_k is their mean probability of k: it breaks ties. So a class with n votes has
-    between n and n + 1/2. The backward pass is that of sum_m (p_mk + 1e-4 log p_mk): networks near their
-    boundary pull most, and the logarithm pulls where all are too sure for a softmax in float32.
+    n_k networks answer k. q_k = 1 / (1 - 1/M sum_m log p_mk) in (0, 1] breaks ties, and tells the classes
+    without a vote apart where a softmax is 0 in float32. The slope is that of sum_m (p_mk + 1e-4 log p_mk):
+    networks near their boundary pull most, and the logarithm pulls where all are too sure for a softmax.
     """
     z = wide(logits)
-    p, counts = z.softmax(-1), one_hot(z.argmax(-1), z.shape[-1]).sum(0)
-    return straight((p + 1e-4 * z.log_softmax(-1)).sum(0), counts + p.mean(0) / 2)
+    p, log_p, counts = z.softmax(-1), z.log_softmax(-1), one_hot(z.argmax(-1), z.shape[-1]).sum(0)
+    return counts + 0.01 / (1 - log_p.mean(0)), (p + 1e-4 * log_p).sum(0)
 
 
 @defences.register(
@@ -63,11 +64,13 @@ def ensemble(
     rule: Rule = "mean",
     quorum: Annotated[int, Ge(1)] | None = None,
 ) -> nn.Module:
-    """z_k = 1/M sum_m z_mk (mean), or n_k + p_k / 2 (majority, abstain): n_k votes, p_k their mean softmax.
+    """z_k = 1/M sum_m z_mk (mean), or log(n_k + q_k / 100) (majority, abstain),  n_k: votes for k.
 
-    The networks are the model itself and `members`, references such as `run:DIR`. The rule abstain also gives
-    a doubt: above 0 where fewer than quorum networks agree, the default being more than half. A quorum above
-    M asks for all. Votes have no gradient: the backward pass is that of probabilities in their place.
+    The softmax of the latter is about the share of votes; q_k in (0, 1], from the mean logarithm of the
+    probabilities, breaks ties. The networks are the model itself and `members`, references such as `run:DIR`.
+    The rule abstain also gives a doubt: above 0 where fewer than quorum networks agree, the default being
+    more than half. A quorum above M asks for all. Votes have no gradient: the backward pass is that of
+    probabilities in their place.
 
     Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017, arXiv:1612.01474.
     """
