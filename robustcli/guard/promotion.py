@@ -43,7 +43,8 @@ class Deployment:
         version: the guard that is deployed.
 
     Raises:
-        UsageError: `guard` is a directory, and the link beside it names another one.
+        UsageError: `guard` is a directory, and the link beside it names another one; or it is a link that no
+            promotion has made.
         CheckpointError: there is no guard, or it is damaged.
     """
 
@@ -51,7 +52,8 @@ class Deployment:
         self._store = store
         named = resolve_run(guard)
         self.link = guard if guard.name == CURRENT else named.parent / CURRENT
-        self.version = self._version(named if target_of(self.link) is None else self.link)
+        is_first = target_of(self.link) is None and guard != self.link
+        self.version = self._version(named if is_first else self.link)
         if self.version.path != relative(named, self.link):
             raise UsageError(
                 f"{named} is not the guard that is deployed: {self.link} names {self.version.path}",
@@ -135,5 +137,12 @@ class Deployment:
     def _version(self, directory: Path) -> Version:
         """What is in a directory, or behind the link."""
         place = target_of(directory) if directory == self.link else directory
-        assert place is not None
+        if place is None:
+            raise unpromoted(self.link)
         return Version(relative(place, self.link), read_guard(place)[1])
+
+
+def unpromoted(link: Path) -> UsageError:
+    """The error for a link `current` that is not there."""
+    hint = "name the directory of `guard fit`; the first promotion makes the link"
+    return UsageError("nothing was promoted yet", where=str(link), hint=hint)

@@ -15,7 +15,7 @@ from robustcli.config.overlay import parse_assignment
 from robustcli.config.schema import Config
 from robustcli.config.spec import GUARD, ModelConfig
 from robustcli.errors import UsageError
-from robustcli.guard.promotion import Deployment, Version
+from robustcli.guard.promotion import Deployment, Version, unpromoted
 from robustcli.guard.store import EvidenceStore
 from robustcli.guard.update import STARTED, Decision
 from robustcli.jobs.guard_compare import Both, decision
@@ -30,6 +30,7 @@ from robustcli.records.document import Document
 from robustcli.reporting.cells import Cell
 from robustcli.reporting.tables import Table
 from robustcli.runtime.signals import StopFlag
+from robustcli.store.current import CURRENT
 from robustcli.store.latest import resolve_run
 from robustcli.store.run import Run
 from robustcli.store.rundir import open_run
@@ -62,8 +63,13 @@ class UpdateFlags:
 
 
 def stored_config(guard: str) -> str:
-    """The configuration that a guard was fitted with, as a file. Raises CheckpointError without a guard."""
+    """The configuration that the deployed guard was fitted with, as a file.
+
+    Raises CheckpointError without a guard, UsageError as `Deployment`.
+    """
     directory = resolve_run(Path(guard.removeprefix(GUARD)))
+    if directory.name == CURRENT:
+        raise unpromoted(directory)
     read_guard(directory)
     return str(directory / CONFIG)
 

@@ -109,6 +109,8 @@ def test_a_guard_that_is_worse_is_refused(cli, made):
         (("nothing.db", "guards/g"), 3, "nothing.db"),
         (("evidence.db", "guards/g", "--rollback"), 2, "no version before"),
         (("evidence.db", "guards/g", "--held-out", "1e-9"), 2, "too few"),
+        (("evidence.db", "guards/current", "--rollback"), 2, "nothing was promoted yet"),
+        (("evidence.db", "guards/current"), 2, "nothing was promoted yet"),
     ],
 )
 def test_what_cannot_be_is_one_line(cli, made, words, code, said):
