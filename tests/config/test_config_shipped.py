@@ -46,8 +46,9 @@ def test_shipped_config_style(name: str) -> None:
     lines = text.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 160
     words = shlex.split(lines[0].removeprefix("# "))
-    if words[1] == "guard":
-        words[1:3] = ["guard"] if words[2] == "fit" else []
+    if words[1] == "guard":  # a subcommand, which may take a store and a guard before its CONFIG
+        assert words[2] in ("fit", "update")
+        words[2:] = [words[-1]]
     assert (
         lines[0].startswith("# robustcli ")
         and words[2] == name
