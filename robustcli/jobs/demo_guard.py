@@ -208,11 +208,12 @@ def _table(setting: Setting, before: Numbers, after: Numbers, *, promoted: bool)
     """One line per guard. The columns under attack stand together: none is worth anything alone."""
     second = {True: "after the update", False: "after the update (refused)"}[promoted]
     rows: list[list[Cell]] = [[name, *one.cells()] for name, one in (("before", before), (second, after))]
-    names = [call.label for call in eval_plan(setting, setting.config.attacks).attacks]
+    names = [call.label for call in eval_plan(setting, setting.config.attacks[:1]).attacks]
+    searches = ", ".join(before.searches)
     note = (
-        f"Bare: the network without its guard under {names[0]}. Oblivious: the same points, shown to the "
-        f"guard. Adaptive: {' and '.join(names)}, which know the guard; this number counts, and the last "
-        "column says whether it can be believed. Brackets: 95 % Wilson interval."
+        f"Bare: the network without its guard under {names[0]}. Oblivious: points made on that network, "
+        f"shown to the guard. Adaptive: the worst of {searches}, which know the guard; this number counts, "
+        "and the last column says whether it can be believed. Brackets: 95 % Wilson interval."
     )
     title = f"{setting.data.name}, {setting.ball.norm} eps {setting.ball.eps:g}, {before.n} test images"
     under_attack = ["bare", "oblivious", "adaptive", "reliability"]
