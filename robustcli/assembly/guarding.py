@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from robustcli import registry
 from robustcli.assembly.attacks import numbered
 from robustcli.assembly.members import members_of
 from robustcli.assembly.setting import Setting
 from robustcli.config.schema import Config
-from robustcli.config.spec import GUARD
+from robustcli.config.spec import GUARD, Spec
 from robustcli.errors import ConfigError
 from robustcli.models.defended import make_defence
 from robustcli.models.guarded import GuardedModel
@@ -46,6 +47,7 @@ def guard_around(setting: Setting, model: nn.Module, load: Callable[[str], nn.Mo
         for k, (label, spec) in enumerate(zip(labels, config.defences, strict=True))
     ]
     members = [model, *(load(reference) for reference in members_of(config))]
+    _refuse_lonely_vote(config.defences, len(members))
     try:
         guard = GuardedModel(members, defences, setting.classes, scale=float(config.guard.scale))
     except ValueError as error:
@@ -69,6 +71,17 @@ def ready_guard(setting: Setting, model: nn.Module, load: Callable[[str], nn.Mod
         raise ConfigError(what, where=f"defences.{k}", hint=f"{_FIT}; {_WITHOUT_FIT}")
     guard.thresholds = torch.zeros_like(guard.thresholds)
     return guard
+
+
+def _refuse_lonely_vote(specs: Sequence[Spec], members: int) -> None:
+    """Raises ConfigError for a vote of one network, which would be that network's answer."""
+    for k, spec in enumerate(specs):
+        if members == 1 and registry.defences.get(spec.name).facts.kind == "vote":
+            raise ConfigError(
+                f"the vote {spec.name!r} has one network to ask",
+                where=f"defences.{k}",
+                hint=f"name the others: {{name: {spec.name}, members: [run:DIR, run:DIR]}}",
+            )
 
 
 def _refuse_second_guard(config: Config, model: nn.Module) -> None:

@@ -48,8 +48,16 @@ class Batch:
 
     @property
     def confidence(self) -> Tensor:
-        """float32 [B]: the softmax probability of `predicted`; NaN where the logits are not finite."""
-        chosen = self.logits.softmax(1).gather(1, self.predicted[:, None])[:, 0]
+        """float32 [B]: the softmax probability of `predicted`; NaN where the logits are not finite.
+
+        Of a guarded model a class is compared with the other classes, and "reject" with all of them.
+        """
+        logits = self.logits
+        if self.aim.reject is not None:
+            named = self.predicted < self.aim.reject
+            logits = logits.clone()
+            logits[named, self.aim.reject] = -torch.inf
+        chosen = logits.softmax(1).gather(1, self.predicted[:, None])[:, 0]
         return chosen.where(torch.isfinite(self.logits).all(1), torch.nan)
 
     def open_rows(self, eligible: Tensor) -> Tensor:

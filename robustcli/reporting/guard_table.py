@@ -35,7 +35,7 @@ def guard_table(row: GuardRow, curves: Sequence[GuardCurveRow]) -> Table:
         lines.append([f"{what}: AUROC", None, *(pair[view].auroc for view in VIEWS[1:])])
     for fpr, oblivious, adaptive in row.at_fpr:
         rates = (Rate(int(k), row.n) for k in (oblivious, adaptive))
-        lines.append([f"robust accuracy at {percent(fpr)} % false alarms", None, *rates])
+        lines.append([f"robust accuracy, at most, at {percent(fpr)} % false alarms", None, *rates])
     return Table("guard", ["", *VIEWS], lines, f"{_NOTE} {_settings(row)}")
 
 
@@ -46,7 +46,8 @@ def _settings(row: GuardRow) -> str:
         sentences.append(f"Thresholds were set for {percent(row.fpr)} % false alarms.")
     if row.at_fpr:
         sentences.append(
-            "Lines at other rates move the joint threshold on these clean images, not the points."
+            "Lines with a rate move the joint threshold on these clean images. The points stay, so "
+            "these are upper bounds."
         )
     if row.draws > 1:
         sentences.append(f"Judged by the majority of {row.draws} fresh draws.")

@@ -48,6 +48,7 @@ def test_a_users_model_is_guarded_too_and_attack_shows_its_images(cli, tmp_path)
 @pytest.mark.parametrize(
     ("defences", "said"),
     [
+        ("[ensemble]", "has one network to ask"),
         ("[energy]", "the detector 'energy' has no threshold; defences.0; robustcli guard fit"),
         ("[bit_depth, energi]", "unknown defence 'energi'; did you mean 'energy'?"),
         ("[{name: bit_depth, bits: 9}]", "defences.0.bits"),

@@ -11,6 +11,8 @@ from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.plan import EvalPlan
+from robustcli.evaluation.stage import Batch
 from robustcli.models.guarded import Defence, GuardedModel
 
 K = 3
@@ -152,3 +154,17 @@ def test_a_model_without_detectors_accepts_all_and_purifiers_have_a_slope():
 def test_what_cannot_be_joined_is_said(members, names):
     with pytest.raises(ValueError, match="vote|label"):
         GuardedModel([Net() for _ in range(members)], [defence(name) for name in names], K)
+
+
+def test_the_confidence_in_a_class_leaves_reject_aside():
+    """Just below its threshold an image is nearly rejected, which says nothing of its name."""
+    model, x = guarded(), images()
+    y = model(x)[:, :K].argmax(1)
+    model.thresholds.fill_(float(model.look(x).scores["energy"].quantile(0.7)))
+    judge = Judge(model, Ball("linf", 0.1))
+    plan = EvalPlan(Ball("linf", 0.1), [], seed=0)
+    batch = Batch.judged(judge, plan, x, y, torch.arange(len(x)))
+    named = batch.predicted < K
+    alone = model.look(x).logits.softmax(1).amax(1)
+    assert torch.allclose(batch.confidence[named], alone[named]) and 0 < int(named.sum()) < len(x)
+    assert (batch.confidence[~named] < alone[~named]).all() and (batch.confidence > 0).all()
