@@ -20,6 +20,7 @@ from robustcli.assembly.timing import FP32, Repeat
 from robustcli.assembly.trainstep import make_step
 from robustcli.config.load import load_config
 from robustcli.config.overlay import parse_assignment
+from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.errors import ConfigError
 from robustcli.evaluation.diagnosis import _slopes
@@ -214,7 +215,7 @@ def test_a_look_at_its_gradients(kind):
     net, (x, y) = made(kind), images()
     with frozen(net):
         model = adapted(net, x)[0]
-        logits, of_ce, of_margin = _slopes(model, x, y)
+        logits, of_ce, of_margin = _slopes(model, x, Criterion(y))
     assert logits.shape == (12, 2) and float(of_ce.abs().sum()) > 0 and float(of_margin.abs().sum()) > 0
 
 
@@ -293,8 +294,8 @@ def test_a_half_network_is_searched_where_its_own_gradient_would_be_zero():
     lead = net(x).diff(dim=1).abs().squeeze()
     assert float(lead.max()) > 20
     with frozen(net), frozen(whole):
-        _, of_ce, of_margin = _slopes(net, x, y)
-        _, exact, exact_margin = _slopes(whole, x, y)
+        _, of_ce, of_margin = _slopes(net, x, Criterion(y))
+        _, exact, exact_margin = _slopes(whole, x, Criterion(y))
     for found, expected in ((of_ce, exact), (of_margin, exact_margin)):
         cosine = F.cosine_similarity(found.flatten(1).double(), expected.flatten(1).double(), eps=1e-30)
         assert float(cosine.min()) > 0.99

@@ -36,6 +36,7 @@ class Checkpoints(RuleBasedStateMachine):
         self.step = 0  # of the job in memory
         self.proven = 0  # step of the last save that returned
         self.damaged = 0  # step whose directory was damaged since; one fault at a time
+        self.faulty: Path | None = None  # that directory; a later save may leave it where it is
 
     @rule(best=st.booleans())
     def train_and_save(self, best: bool) -> None:
@@ -66,6 +67,7 @@ class Checkpoints(RuleBasedStateMachine):
         self.resume()
 
     @precondition(lambda self: not self.damaged and len(candidates(self.root)) > 1)
+    @precondition(lambda self: self.faulty is None or not self.faulty.exists())
     @rule(seed=st.integers(0, 1000), pointer=st.booleans())
     def damage_the_last(self, seed: int, pointer: bool) -> None:
         r = random.Random(seed)
@@ -82,7 +84,7 @@ class Checkpoints(RuleBasedStateMachine):
         data = bytearray(file.read_bytes())
         data[r.randrange(len(data))] ^= 1 + r.randrange(255)
         file.write_bytes(data)
-        self.damaged = self.proven
+        self.damaged, self.faulty = self.proven, file.parent
 
     @rule()
     def resume(self) -> None:
