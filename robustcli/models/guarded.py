@@ -131,9 +131,10 @@ class GuardedModel(nn.Module):
     def rejection(self, logits: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         """The logit [B] that says "reject", from what `look` saw."""
         best = logits.amax(1)
-        if not self.detectors or not self.fitted:
+        if not self.detectors:
             return best - _NEVER
-        return best + self.scale * self.excess(scores)
+        fitted = torch.isfinite(self.thresholds).all()  # asked where the logits lie: no pass waits for it
+        return best + torch.where(fitted, self.scale * self.excess(scores), -_NEVER)
 
     def excess(self, scores: Mapping[str, Tensor]) -> Tensor:
         """max_i (s_i - t_i) / d_i: [B], in spreads; > 0 where a detector alarms."""
