@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from robustcli.data.png import encode_png
 from robustcli.guard.answer import Answer
 from robustcli.guard.store import EvidenceStore, Seen
 from robustcli.guard.webhook import Webhook
@@ -61,11 +60,4 @@ def _seen(image: Tensor, answer: Answer) -> Seen:
 
 def png_of(image: Tensor) -> bytes:
     """The 8-bit PNG of pixels [1 or 3, H, W] in [0, 1], the same bytes for the same pixels."""
-    from PIL import Image
-
-    levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)).save(
-        stream, "PNG"
-    )
-    return stream.getvalue()
+    return encode_png((image * 255).round().byte())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.setting import Setting
 from robustcli.core.modes import frozen
+from robustcli.data.png import MODES, encode_png, read_png, upright
 from robustcli.errors import DataError
 from robustcli.evaluation.answers import REJECT
 from robustcli.evaluation.judge import Judge
@@ -26,7 +26,6 @@ from robustcli.store.disk import explained
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
 
-_MODES = {1: "L", 3: "RGB"}  # channels -> what PIL calls them
 _LONGEST = 40  # characters of a class in a file name
 
 
@@ -131,7 +130,7 @@ class ImageWriter:
         for k in rows[:room].tolist():
             clean = (outcome.x[k].cpu() * 255).round().to(torch.uint8)
             true, wrong = classes[int(outcome.y[k])], classes[int(predicted[k])]
-            self._panels.append(Panel(_upright(clean), _upright(levels[k].cpu()), true, wrong))
+            self._panels.append(Panel(upright(clean), upright(levels[k].cpu()), true, wrong))
 
     def finish(self, console: Console) -> dict[str, Any]:
         """Draw the gallery and show both accuracies; returns the keys of the document about images.
@@ -198,33 +197,7 @@ class ImageWriter:
 
 def check_channels(channels: int) -> None:
     """Raises DataError unless images have 1 or 3 channels, which PNG can hold."""
-    if channels not in _MODES:
+    if channels not in MODES:
         raise DataError(
             f"images of {channels} channels cannot be written as PNG", hint="1 (grey) and 3 (RGB) can"
         )
-
-
-def encode_png(image: Tensor) -> bytes:
-    """uint8 [C, H, W], C = 1 or 3, as PNG bytes."""
-    from PIL import Image
-
-    pixels, buffer = _upright(image), io.BytesIO()
-    mode = _MODES[pixels.shape[2]]
-    if mode == "L":
-        pixels = pixels[:, :, 0]
-    Image.fromarray(pixels, mode=mode).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def read_png(path: Path) -> Tensor:
-    """A PNG written by `encode_png` as uint8 [C, H, W]."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pixels = torch.from_numpy(np.atleast_3d(np.array(image)))
-    return pixels.permute(2, 0, 1).contiguous()
-
-
-def _upright(image: Tensor) -> np.ndarray[Any, Any]:
-    """[C, H, W] -> array [H, W, C]."""
-    return image.permute(1, 2, 0).numpy()
