@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from robustcli.config.number import Int, Number
 from robustcli.config.spec import Section
@@ -17,19 +17,13 @@ class GuardFit(Section):
     """
 
     exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps")
+    usual: ClassVar[tuple[str, Any] | None] = ("steps", 2000)
     epochs: Number | None = Field(default=None, gt=0, description="length in passes over the images instead")
     steps: Int | None = Field(
         default=None, ge=1, description="length in optimiser steps; 2,000 when no length is given"
     )
     lr: Number = Field(default=0.005, gt=0, le=1, description="learning rate; it falls linearly to 0")
     batch_size: Int = Field(default=64, ge=1, le=2**20, description="images per step and per pass")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_length(cls, value: Any) -> Any:
-        if isinstance(value, dict) and all(value.get(key) is None for key in cls.exclusive):
-            return {**value, "steps": 2000}
-        return value
 
     @field_validator("steps")
     @classmethod

@@ -53,6 +53,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     #: Keys of which at most one is set. An upper layer's choice clears a lower one's.
     exclusive: ClassVar[tuple[str, ...]] = ()
+    #: What is set where none of `exclusive` is: (key, value).
+    usual: ClassVar[tuple[str, Any] | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, value: Any) -> Any:
+        if cls.usual is None or not isinstance(value, dict):
+            return value
+        if any(value.get(key) is not None for key in cls.exclusive):
+            return value
+        key, chosen = cls.usual
+        return {**value, key: chosen}
 
     @classmethod
     def only_one(cls, value: Any, info: ValidationInfo) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from robustcli.config.number import Flag, Int, Number, Text, parse_int
 from robustcli.config.spec import From, Section, Spec
@@ -31,6 +31,7 @@ class TrainConfig(Section):
     """How long, with what optimiser, and how the best epoch is chosen."""
 
     exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps", "minutes")
+    usual: ClassVar[tuple[str, Any] | None] = ("epochs", 10)
     epochs: Number | None = Field(
         default=None, gt=0, description="length in passes over the data; 10 when no length is given"
     )
@@ -108,13 +109,6 @@ class TrainConfig(Section):
         description="when one-step training collapses: "
         "go back to the best state and attack with one step more",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_length(cls, value: Any) -> Any:
-        if isinstance(value, dict) and all(value.get(key) is None for key in cls.exclusive):
-            return {**value, "epochs": 10}
-        return value
 
     @field_validator("steps", "minutes")
     @classmethod
