@@ -82,6 +82,13 @@ def prepare(
     return setting
 
 
+def prepare_to_measure(
+    config: Config, console: Console, models: Sequence[str | None], *, dry_run: bool
+) -> Setting:
+    """The setting of a verb that measures ready models on one split; arguments as for `prepare`."""
+    return prepare(config, console, parts=(config.eval.split,), models=models, measures=True, dry_run=dry_run)
+
+
 def _data(config: DataConfig, metas: list[Meta], measures: bool) -> DataBundle:
     """The data; the names of their classes in the order in which a run of ours has them."""
 

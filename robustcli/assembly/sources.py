@@ -10,6 +10,8 @@ from robustcli.assembly.lineage import begins_with
 from robustcli.config.schema import Config
 from robustcli.config.spec import GUARD
 from robustcli.store.latest import resolve_run
+from robustcli.store.run import Run
+from robustcli.store.rundir import open_run
 from robustcli.store.sources import Source
 
 
@@ -22,6 +24,12 @@ def sources_of(config: Config, *references: str | None) -> list[Source]:
         if colon:
             found.append(Source(f"the data {name}", Path(os.path.expanduser(path))))
     return found
+
+
+def new_run(verb: str, config: Config, *references: str | None, overwrite: bool) -> Run:
+    """The directory of a new run of `verb`, apart from all that it reads; arguments as for `sources_of`."""
+    sources = sources_of(config, *references)
+    return open_run(verb, config.name, out=config.out, overwrite=overwrite, sources=sources)
 
 
 def _given(names: Iterable[str | None]) -> list[str]:

@@ -8,8 +8,8 @@ from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
-from robustcli.assembly.setting import prepare
-from robustcli.assembly.sources import sources_of
+from robustcli.assembly.setting import prepare_to_measure
+from robustcli.assembly.sources import new_run
 from robustcli.config.load import Loaded
 from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
@@ -18,7 +18,6 @@ from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
-from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 
 
@@ -26,27 +25,14 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     """Attack as configured; returns the `attack` document of the machine contract."""
     document = Document("attack")
     config = pinned(loaded.config)
-    setting = prepare(
-        config,
-        console,
-        parts=(config.eval.split,),
-        models=begins_with(config),
-        measures=True,
-        dry_run=flags.dry_run,
-    )
+    setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
     check_attacks(setting)
     check_channels(setting.data.shape[0])
     with (
-        open_run(
-            "attack",
-            config.name,
-            out=config.out,
-            overwrite=flags.overwrite,
-            sources=sources_of(config, flags.plugin),
-        ) as run,
+        new_run("attack", config, flags.plugin, overwrite=flags.overwrite) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)

@@ -16,7 +16,7 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.ranges import parse_sweep
 from robustcli.assembly.samples import samples
-from robustcli.assembly.setting import Setting, prepare
+from robustcli.assembly.setting import Setting, prepare_to_measure
 from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
@@ -49,14 +49,8 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     share = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
     config = _with_source(loaded.config, console, flags)
-    setting = prepare(
-        config,
-        console,
-        parts=(config.eval.split,),
-        models=(*begins_with(config), flags.surrogate),
-        measures=True,
-        dry_run=flags.dry_run,
-    )
+    models = (*begins_with(config), flags.surrogate)
+    setting = prepare_to_measure(config, console, models, dry_run=flags.dry_run)
     if sweep is not None:
         check_sweep(sweep, setting)
     model = ModelSource.of(setting, flags).to_measure(console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,8 +12,8 @@ from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.samples import samples
-from robustcli.assembly.setting import Setting, prepare
-from robustcli.assembly.sources import sources_of
+from robustcli.assembly.setting import Setting, prepare_to_measure
+from robustcli.assembly.sources import new_run
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.errors import ConfigError, UsageError
@@ -28,7 +29,6 @@ from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.models.guarded import GuardedModel
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
-from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 
 VERB = "guard eval"
@@ -40,27 +40,14 @@ def guard_eval(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, 
     config = pinned(loaded.config)
     check_metrics(config.eval.fail_under)
     _check_request(config)
-    setting = prepare(
-        config,
-        console,
-        parts=(config.eval.split,),
-        models=begins_with(config),
-        measures=True,
-        dry_run=flags.dry_run,
-    )
+    setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
     check_attacks(setting)
     plan = _plan(setting)
     guard = _guarded(ModelSource.of(setting, flags).to_measure(console))
     if flags.dry_run:
         return guard_plan(setting, guard, plan, console)
     with (
-        open_run(
-            VERB.replace(" ", "-"),
-            config.name,
-            out=config.out,
-            overwrite=flags.overwrite,
-            sources=sources_of(config, flags.plugin),
-        ) as run,
+        new_run(VERB.replace(" ", "-"), config, flags.plugin, overwrite=flags.overwrite) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)
@@ -91,15 +78,7 @@ def _plan(setting: Setting) -> EvalPlan:
         )
     n = len(samples(setting)[1])
     checks = probe_size(plan.attacks, n, config.eval.checks, setting.classes, setting.ball.norm)
-    return EvalPlan(
-        plan.ball,
-        plan.attacks,
-        plan.seed,
-        plan.batch_size,
-        search=plan.search,
-        checks=checks,
-        escalate=config.eval.escalate,
-    )
+    return replace(plan, checks=checks, escalate=config.eval.escalate)
 
 
 def _guarded(model: nn.Module) -> GuardedModel:

@@ -13,7 +13,7 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.samples import choose
 from robustcli.assembly.setting import Setting, prepare
-from robustcli.assembly.sources import sources_of
+from robustcli.assembly.sources import new_run
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import GUARD
@@ -31,13 +31,11 @@ from robustcli.reporting.cells import Cell
 from robustcli.reporting.tables import Table
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
-from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 from robustcli.training.fit import FitPlan, Images, answers_of, fit_defences, scores_of, to_train
 
 VERB = "guard"
 _QUANTILES = 101
-_STEPS = 2000  # where the configuration gives no length
 _SPLIT = ("val_fraction", "split_seed", "test_fraction")  # keys that say which images are for what
 
 
@@ -53,13 +51,7 @@ def guard_fit(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str
     if flags.dry_run:
         return fit.planned()
     with (
-        open_run(
-            VERB,
-            config.name,
-            out=config.out,
-            overwrite=flags.overwrite,
-            sources=sources_of(config, flags.plugin),
-        ) as run,
+        new_run(VERB, config, flags.plugin, overwrite=flags.overwrite) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)
@@ -124,7 +116,7 @@ class _Fit:
         self.setting, self.guard, self.console = setting, guard, console
         fit, config = setting.config.guard.fit, setting.config
         epochs = None if fit.epochs is None else float(fit.epochs)
-        self.plan = FitPlan(epochs, fit.steps or _STEPS, float(fit.lr), fit.batch_size, config.seed)
+        self.plan = FitPlan(epochs, fit.steps, float(fit.lr), fit.batch_size, config.seed)
         self.images, self.held_out, self.source = _parts(setting)
         self.test = Images(
             setting.data.test,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.assembly.setting import Setting, prepare
-from robustcli.assembly.sources import sources_of
+from robustcli.assembly.sources import new_run
 from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.config.schema import Config
@@ -33,7 +33,6 @@ from robustcli.runtime.signals import StopFlag
 from robustcli.store.current import CURRENT
 from robustcli.store.latest import resolve_run
 from robustcli.store.run import Run
-from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 
 _VERB = "guard update"
@@ -130,15 +129,9 @@ class _Update:
         plan = self._plan()
         if self.flags.dry_run:
             return {"plan": plan, "run": None, "seconds": 0.0}
-        sources = sources_of(self.config, f"{GUARD}{self.deployment.directory}", self.flags.plugin)
+        references = (f"{GUARD}{self.deployment.directory}", self.flags.plugin)
         with (
-            open_run(
-                "update",
-                self.config.name,
-                out=self.config.out,
-                overwrite=self.flags.overwrite,
-                sources=sources,
-            ) as run,
+            new_run("update", self.config, *references, overwrite=self.flags.overwrite) as run,
             StopFlag() as stop,
         ):
             write_inputs(run, self.config)

@@ -15,8 +15,8 @@ from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.samples import samples
-from robustcli.assembly.setting import Setting, prepare
-from robustcli.assembly.sources import sources_of
+from robustcli.assembly.setting import Setting, prepare_to_measure
+from robustcli.assembly.sources import new_run
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
@@ -29,7 +29,6 @@ from robustcli.jobs.transfer_report import Subjects, report
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
-from robustcli.store.rundir import open_run
 from robustcli.terminal.console import Console
 
 _MOST = 64  # models in one matrix
@@ -44,9 +43,7 @@ def transfer(
     _check_request(config, references)
     configs = [_config_of(config, reference, k) for k, reference in enumerate(references)]
     named = [name for of_model in configs for name in begins_with(of_model)]
-    setting = prepare(
-        config, console, parts=(config.eval.split,), models=named, measures=True, dry_run=flags.dry_run
-    )
+    setting = prepare_to_measure(config, console, named, dry_run=flags.dry_run)
     plan = eval_plan(setting, config.attacks)
     _check_attacks(plan)
     settings = [replace(setting, config=of_model) for of_model in configs]
@@ -55,13 +52,7 @@ def transfer(
     if flags.dry_run:
         return _dry_run(subjects, settings, console)
     with (
-        open_run(
-            "transfer",
-            config.name,
-            out=config.out,
-            overwrite=flags.overwrite,
-            sources=sources_of(config, flags.plugin, *references),
-        ) as run,
+        new_run("transfer", config, flags.plugin, *references, overwrite=flags.overwrite) as run,
         StopFlag() as stop,
     ):
         write_inputs(run, config)

@@ -306,7 +306,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(cli, trained, tmp_path):
 def test_an_uncaught_exception_is_70_never_gate_not_met(cli, monkeypatch):
     import robustcli.jobs.evaluate
 
-    monkeypatch.setattr(robustcli.jobs.evaluate, "prepare", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(robustcli.jobs.evaluate, "prepare_to_measure", lambda *a, **k: 1 / 0)
     answer = cli("eval", "--model", "small_cnn")
     assert answer.code == 70 and "E-INTERNAL" in answer.err and "ZeroDivisionError" in answer.err
 

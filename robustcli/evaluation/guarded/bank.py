@@ -69,6 +69,7 @@ def matching(bank: Bank) -> Callable[..., Tensor]:
     """
 
     def match(oracle: Oracle, x: Tensor, ball: Ball, *, steps: int = 40, targets: int = 3) -> Tensor:
+        """x_adv [B, C, H, W] inside `ball`; x where the bank is empty. Parameters as above, each >= 1."""
         if not len(bank.x) or not len(x):
             return oracle.result(x)
         likeliest = oracle.clean().scatter(1, oracle.y[:, None], float("-inf")).argsort(1, descending=True)
