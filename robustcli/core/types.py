@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
@@ -27,6 +27,7 @@ class Batch:
         ball: norm, radius and box of the threat, in pixel units of [0, 1].
         rng: one random stream per row.
         y_soft: label distribution [B, K] when an augmentation mixes images, else None.
+        ramp: share of the configured radius that a curriculum has reached, in [0, 1].
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Batch:
     ball: Ball
     rng: RowRandom
     y_soft: Tensor | None = None
+    ramp: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,14 @@ def reject_of(model: object) -> int | None:
 def declares_draws(model: object) -> bool:
     """Whether a model says of itself that each of its passes draws anew, as a randomised defence does."""
     return getattr(model, "randomised", False) is True
+
+
+def network_of(model: Classifier) -> nn.Module:
+    """The network that an objective trains: the model itself, or what stands behind its training passes.
+
+    For what a forward pass does not give, such as bounds of the graph. Raises TypeError for a plain function.
+    """
+    network = getattr(model, "network", model)
+    if isinstance(network, nn.Module):
+        return network
+    raise TypeError(f"{model!r} is no network")

@@ -24,6 +24,7 @@ class Forward:
         compiled: run through torch.compile.
 
     Attributes:
+        network: the model, not wrapped.
         note: why a model that should be compiled runs uncompiled; "" otherwise.
     """
 
@@ -35,7 +36,7 @@ class Forward:
         data_parallel: bool = False,
         compiled: bool = False,
     ) -> None:
-        self.dtype, self.note = dtype, ""
+        self.network, self.dtype, self.note = model, dtype, ""
         self._plain: Callable[[Tensor], Tensor] = model
         if data_parallel:
             self._plain = nn.DataParallel(model)
@@ -78,6 +79,7 @@ class Shared:
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self._model = model
+        self.network = getattr(model, "network", model)
         self._known: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, x: Tensor) -> Tensor:

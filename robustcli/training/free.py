@@ -67,7 +67,8 @@ class Free:
         terms = LossTerms(x.new_zeros(()))
         for _ in range(self.replays):
             point = (x + own).clamp_(ball.low, ball.high).requires_grad_(True)
-            terms = self.descent([Batch(x, y, point, ids, ball, rng, y_soft)], progress)
+            batch = Batch(x, y, point, ids, ball, rng, y_soft, self.settings.reached(ball))
+            terms = self.descent([batch], progress)
             own = self._moved(own, point.grad, ball)
         # A shorter batch leaves the last places as they were.
         self._delta = own if len(own) == len(delta) else torch.cat((own, delta[len(own) :]))

@@ -49,6 +49,7 @@ class MinMax:
         with shared_faults(self.settings.ranks):
             x_adv = self.adversarial(x, y, start, y_soft=y_soft, progress=progress)
         _, ball = self.settings.threat(progress)
+        ramp = self.settings.reached(ball)
         # A stream of its own: a regulariser must not see the noise that the attack started from.
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
         batches = []
@@ -56,7 +57,7 @@ class MinMax:
             clean = x[rows]
             attacked = clean if x_adv is x else x_adv[rows]
             soft = some_rows(y_soft, rows)
-            batches.append(Batch(clean, y[rows], attacked, ids[rows], ball, rng.rows(rows), soft))
+            batches.append(Batch(clean, y[rows], attacked, ids[rows], ball, rng.rows(rows), soft, ramp))
         return self.descent(batches, progress)
 
     def adversarial(

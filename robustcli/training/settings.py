@@ -84,6 +84,10 @@ class StepSettings:
             return self.attack, self.ball
         return self.strength(progress)
 
+    def reached(self, ball: Ball) -> float:
+        """The share of the configured radius that `ball` has, in [0, 1]."""
+        return ball.eps / self.ball.eps if self.ball.eps else 1.0
+
     def laid_out(self, x: Tensor) -> Tensor:
         """Pixels [B, C, H, W] in the memory format of training."""
         if self.channels_last and x.dim() == 4:

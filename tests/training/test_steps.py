@@ -8,6 +8,7 @@ from robustcli import registry
 from robustcli.attacks.pgd import pgd
 from robustcli.config.schema import Config
 from robustcli.core.geometry import Ball
+from robustcli.core.types import network_of
 from robustcli.errors import NumericsError, UsageError
 from robustcli.evaluation.plan import Search
 from robustcli.training.minmax import MinMax
@@ -74,6 +75,23 @@ def test_natural_asks_no_attack():
     step = minmax(network(), objective="natural", attack=forbidden)
     assert step.adversarial(X, Y, _rng()) is X
     assert float(step(X, Y, torch.arange(8), seed=0, epoch=0).total.detach()) > 0
+
+
+def test_an_objective_sees_the_network_and_how_far_the_curriculum_is():
+    net, seen = network(), []
+    attack = minmax(net).settings.attack
+    step = minmax(net, strength=lambda t: (attack, Ball("linf", 0.1 * t)))
+    objective = step.descent.objective
+
+    def recorded(model, batch):
+        seen.append((network_of(model), batch.ramp))
+        return objective(model, batch)
+
+    step.descent.objective = recorded
+    for progress in (0.25, 1.0):
+        step(X, Y, torch.arange(8), seed=0, epoch=0, progress=progress)
+    assert [ramp for _, ramp in seen] == pytest.approx([0.25, 1.0])
+    assert all(found is net for found, _ in seen)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
