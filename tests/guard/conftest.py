@@ -4,7 +4,7 @@ import pytest
 from commands import cli, forked
 from guarded import Stub
 
-from robustcli.jobs import guard_run, guard_serve
+from robustcli.jobs.guard import run, serve
 
 __all__ = ["cli", "forked"]
 
@@ -13,6 +13,6 @@ __all__ = ["cli", "forked"]
 def stub(monkeypatch):
     """Whatever GUARD says, it is this model."""
     model = Stub()
-    for job in (guard_run, guard_serve):
+    for job in (run, serve):
         monkeypatch.setattr(job, "open_guard", lambda opening: model)
     return model

@@ -211,7 +211,7 @@ def test_an_address_that_is_taken(cli, serving):
 def test_a_missing_package_is_one_line(cli, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("robustcli.guard.server")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "robustcli.jobs.guard_serve")
+    monkeypatch.delitem(sys.modules, "robustcli.jobs.guard.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     answer = cli("guard", "serve", "g", "--json")
     assert (

@@ -30,7 +30,7 @@ _ATTACKS = "attacks=[{name: apgd, steps: 50}, {name: apgd, loss: dlr, steps: 50}
 def run(call: Call) -> dict[str, Any]:
     """One evaluation of a guarded model."""
     loaded = call.load(lambda loaded: _settings(call, loaded))
-    from robustcli.jobs.guard_eval import guard_eval
+    from robustcli.jobs.guard.eval import guard_eval
     from robustcli.jobs.verb_flags import EvalFlags
 
     flags = EvalFlags(

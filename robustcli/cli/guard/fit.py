@@ -22,7 +22,7 @@ FLAGS = (
 def run(call: Call) -> dict[str, Any]:
     """One fit."""
     loaded = call.load()
-    from robustcli.jobs.guard_fit import guard_fit
+    from robustcli.jobs.guard.fit import guard_fit
     from robustcli.jobs.verb_flags import MeasureFlags
 
     flags = MeasureFlags(

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def _forget(
     store: Store, hashes: Hashes, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
-    from robustcli.jobs.guard_log import guard_forget
+    from robustcli.jobs.guard.log import guard_forget
 
     console = Console(json=as_json, quiet=quiet)
     conclude("guard forget", console, partial(guard_forget, store, hashes, console))

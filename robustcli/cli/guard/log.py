@@ -40,7 +40,7 @@ def _log(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    from robustcli.jobs.guard_log import guard_log
+    from robustcli.jobs.guard.log import guard_log
 
     console = Console(json=as_json, quiet=quiet)
     conclude("guard log", console, partial(guard_log, store, console, verify=verify, known=known, last=last))

@@ -46,7 +46,7 @@ def _review(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    from robustcli.jobs.guard_review import guard_review
+    from robustcli.jobs.guard.review import guard_review
 
     console = Console(json=as_json, quiet=quiet)
     asked = partial(guard_review, labels=label or [], everything=everything, listed=listed, by=by)

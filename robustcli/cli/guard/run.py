@@ -61,8 +61,8 @@ def run(
     console = Console(quiet=quiet)
 
     def work() -> Document | None:
-        from robustcli.jobs.guard_model import Opening
-        from robustcli.jobs.guard_run import guard_run
+        from robustcli.jobs.guard.model import Opening
+        from robustcli.jobs.guard.run import guard_run
 
         opening = Opening(guard, device, store, webhook, webhook_image, plugin, store_mb, store_days)
         guard_run(opening, paths, batch, console)

@@ -81,8 +81,8 @@ def serve(
     def work() -> Document:
         # Threads of PyTorch that wait by spinning take the cores from those that read requests.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        from robustcli.jobs.guard_model import Opening
-        from robustcli.jobs.guard_serve import ServeFlags, guard_serve
+        from robustcli.jobs.guard.model import Opening
+        from robustcli.jobs.guard.serve import ServeFlags, guard_serve
 
         names = tuple(allow_host or ())
         flags = ServeFlags(host, port, token_env, names, i_know, workers, queue, batch, threads)

@@ -50,7 +50,7 @@ def _status(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    from robustcli.jobs.guard_status import guard_status
+    from robustcli.jobs.guard.status import guard_status
 
     console = Console(json=as_json, quiet=quiet)
     asked = partial(guard_status, guard=guard, window=window, fail_on=fail_on)

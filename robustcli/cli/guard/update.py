@@ -78,7 +78,7 @@ def update(
     console = Console(json=as_json, quiet=quiet)
 
     def work() -> Document:
-        from robustcli.jobs.guard_update import UpdateFlags, guard_rollback, guard_update, stored_config
+        from robustcli.jobs.guard.update import UpdateFlags, guard_rollback, guard_update, stored_config
 
         if rollback:
             return guard_rollback(store, guard, console)

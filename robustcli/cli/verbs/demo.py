@@ -25,7 +25,7 @@ def run(call: Call) -> dict[str, Any]:
     if story not in (None, "guard"):
         raise UsageError(f"there is no demo {story!r}", hint="robustcli demo, or robustcli demo guard")
     from robustcli.jobs.demo import demo
-    from robustcli.jobs.demo_guard import demo_guard
+    from robustcli.jobs.guard.demo import demo_guard
     from robustcli.jobs.verb_flags import DemoFlags
 
     given = {name: call.text(name) for name in ("device", "seed", "threads")}

@@ -17,8 +17,8 @@ from robustcli.data.images import Pixels, quiet_pillow
 from robustcli.errors import DataError, ResourceError
 from robustcli.guard.answer import Answer, Guarded, answers
 from robustcli.guard.evidence import Keeper
-from robustcli.jobs.guard_model import Opening, open_guard, open_keeper
-from robustcli.jobs.guard_paths import Found, found_in
+from robustcli.jobs.guard.model import Opening, open_guard, open_keeper
+from robustcli.jobs.guard.paths import Found, found_in
 from robustcli.terminal.console import Console
 
 _PATIENCE = 20.0  # seconds for messages about alarms that wait at the end

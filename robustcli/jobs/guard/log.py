@@ -8,7 +8,7 @@ from typing import Any
 
 from robustcli.errors import DataError, UsageError
 from robustcli.guard.store import Entry, EvidenceStore
-from robustcli.jobs.guard_cells import moment
+from robustcli.jobs.guard.cells import moment
 from robustcli.records.document import Document
 from robustcli.reporting.tables import Table
 from robustcli.terminal.console import Console

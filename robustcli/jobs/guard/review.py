@@ -13,7 +13,7 @@ from typing import Any
 
 from robustcli.errors import Interrupted, UsageError
 from robustcli.guard.store import Evidence, EvidenceStore, Review
-from robustcli.jobs.guard_cells import moment, scores_in_words
+from robustcli.jobs.guard.cells import moment, scores_in_words
 from robustcli.records.document import Document
 from robustcli.reporting.cells import Cell
 from robustcli.reporting.tables import Table

@@ -11,7 +11,7 @@ from typing import Any
 from robustcli.errors import DataError, UsageError
 from robustcli.guard.rules import NOTHING, STATES, Judgement, Reference, judge
 from robustcli.guard.store import EvidenceStore, Observation
-from robustcli.jobs.guard_cells import moment
+from robustcli.jobs.guard.cells import moment
 from robustcli.proportions import Rate
 from robustcli.records.document import Document
 from robustcli.reporting.cells import Cell

@@ -18,12 +18,12 @@ from robustcli.config.load import Loaded, load_config
 from robustcli.config.overlay import parse_assignment
 from robustcli.guard.evidence import png_of
 from robustcli.guard.store import EvidenceStore, Observation, Review
-from robustcli.jobs.demo_guard_numbers import Numbers, attacked, numbers_of
-from robustcli.jobs.guard_fit import guard_fit
-from robustcli.jobs.guard_model import Opening
-from robustcli.jobs.guard_run import guard_run
-from robustcli.jobs.guard_status import guard_status
-from robustcli.jobs.guard_update import UpdateFlags, guard_update
+from robustcli.jobs.guard.demo_numbers import Numbers, attacked, numbers_of
+from robustcli.jobs.guard.fit import guard_fit
+from robustcli.jobs.guard.model import Opening
+from robustcli.jobs.guard.run import guard_run
+from robustcli.jobs.guard.status import guard_status
+from robustcli.jobs.guard.update import UpdateFlags, guard_update
 from robustcli.jobs.train import train
 from robustcli.jobs.verb_flags import DemoFlags, MeasureFlags, TrainFlags
 from robustcli.models.source import load_model

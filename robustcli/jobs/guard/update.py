@@ -18,9 +18,9 @@ from robustcli.errors import UsageError
 from robustcli.guard.promotion import Deployment, Version, unpromoted
 from robustcli.guard.store import EvidenceStore
 from robustcli.guard.update import STARTED, Decision
-from robustcli.jobs.guard_compare import Both, decision
-from robustcli.jobs.guard_fit import guard_fit
-from robustcli.jobs.guard_lessons import Lessons, lessons_of
+from robustcli.jobs.guard.compare import Both, decision
+from robustcli.jobs.guard.fit import guard_fit
+from robustcli.jobs.guard.lessons import Lessons, lessons_of
 from robustcli.jobs.rerun import CONFIG, write_inputs
 from robustcli.jobs.train import train
 from robustcli.jobs.verb_flags import MeasureFlags, TrainFlags

@@ -12,7 +12,7 @@ from robustcli.errors import PolicyError, UsageError
 from robustcli.guard.server.door import Rules
 from robustcli.guard.server.process import Plan, listen, serve
 from robustcli.guard.server.service import Limits, Service
-from robustcli.jobs.guard_model import Opening, open_guard, open_keeper
+from robustcli.jobs.guard.model import Opening, open_guard, open_keeper
 from robustcli.terminal.console import Console
 
 _SHORTEST = 16  # characters of a token

@@ -1,0 +1,1 @@
+"""One function per subcommand of `robustcli guard`, and the demo of it."""
