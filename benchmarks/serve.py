@@ -11,8 +11,9 @@ cores with the server. Three questions, one after the other:
 - latency: a request with one image every 20 ms, whatever became of the last one (an open loop: a slow answer
   delays no later request, and its wait counts);
 - overload: 64 connections that send 64 images each without a pause; those that get a 429 come again at once.
-  Counted are the replies by status, the memory of the server at the beginning and at the end, and the alarms
-  that were acknowledged but are not in the store (there must be none).
+  Each request holds an alarm that no other holds. Counted are the replies by status, the memory of the server
+  at the beginning and at the end, and the alarms that were acknowledged but are not in the store (there must
+  be none).
 """
 
 from __future__ import annotations
@@ -108,20 +109,43 @@ def body(pngs: list[bytes]) -> bytes:
     return b"".join(head + png + b"\r\n" for png in pngs) + f"--{BOUNDARY}--\r\n".encode()
 
 
-class Client:
-    """One connection; counts replies by status, and remembers acknowledged alarms."""
+def around(bodies: list[bytes]) -> Callable[[int], bytes]:
+    """The bodies one after the other, again and again."""
+    return lambda place: bodies[place % len(bodies)]
 
-    def __init__(self, port: int, bodies: list[bytes], place: int) -> None:
+
+def unlike(guarded: GuardedModel, pngs: list[bytes]) -> Callable[[int], bytes]:
+    """Bodies of which each has an alarm of its own: the worst image, its place written into three pixels."""
+    pool = images()
+    with torch.no_grad():
+        worst = pool[guarded.look(pool).scores["energy"].argmax()]
+
+    def made(place: int) -> bytes:
+        image = worst.clone()
+        image[0, 0, :3] = torch.tensor([place >> 16 & 255, place >> 8 & 255, place & 255]) / 255
+        start = place * (BATCH - 1) % (POOL - BATCH)
+        return body([*pngs[start : start + BATCH - 1], png_of(image)])
+
+    return made
+
+
+class Client:
+    """One connection; counts replies by status, and remembers acknowledged alarms.
+
+    It asks bodies(place), bodies(place + step), …; a body that was refused is sent again.
+    """
+
+    def __init__(self, port: int, bodies: Callable[[int], bytes], place: int, step: int = 1) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        self._bodies, self._place = bodies, place
+        self._bodies, self._place, self._step = bodies, place, step
+        self._body = bodies(place)
         self.statuses: Counter[int] = Counter()
         self.alarms: set[str] = set()
         self.images = 0
 
     def ask(self) -> None:
         """One request."""
-        self._place += 1
-        self._connection.request("POST", "/predict", self._bodies[self._place % len(self._bodies)], HEADERS)
+        self._connection.request("POST", "/predict", self._body, HEADERS)
         with self._connection.getresponse() as reply:
             text = reply.read()
         self.statuses[reply.status] += 1
@@ -129,6 +153,8 @@ class Client:
             answers = json.loads(text)
             self.images += len(answers)
             self.alarms |= {one["quarantined"] for one in answers if one["quarantined"]}
+            self._place += self._step
+            self._body = self._bodies(self._place)
 
 
 def together(clients: list[Client], seconds: float) -> float:
@@ -207,15 +233,16 @@ def overload(clients: list[Client], pid: int, seconds: float) -> dict[str, Any]:
 def measured(options: argparse.Namespace, store: str) -> dict[str, Any]:
     """All three answers."""
     pngs = [png_of(image) for image in images()]
-    many = [body(pngs[start : start + BATCH]) for start in range(0, POOL, BATCH)]
-    one = [body([png]) for png in pngs]
+    many = around([body(pngs[start : start + BATCH]) for start in range(0, POOL, BATCH)])
+    one = around([body([png]) for png in pngs])
+    fresh = unlike(model(), pngs)
     with running(store, options.threads) as (port, pid):
         together([Client(port, many, k) for k in range(4)], 2.0)  # warm
         clients = [Client(port, many, 8 * k) for k in range(4)]
         took = together(clients, options.batches)
         rate = sum(client.images for client in clients) / took
         waits = latencies(lambda: Client(port, one, 0), options.rate, options.batches)
-        crowd = [Client(port, many, k) for k in range(64)]
+        crowd = [Client(port, fresh, k, step=64) for k in range(64)]
         crowded = overload(crowd, pid, options.seconds)
     acknowledged = set().union(*(client.alarms for client in [*clients, *crowd]))
     with EvidenceStore.open(store) as opened:
