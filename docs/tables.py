@@ -97,12 +97,17 @@ def ensembles() -> Iterable[Row]:
 def objectives() -> Iterable[Row]:
     """One row for each outer loss."""
     for entry in registry.objectives:
-        attack = "" if entry.facts.inner is None else "A + "
+        passes = value(entry.facts.passes)
+        if entry.facts.copies:
+            passes = f"{passes} `{entry.facts.copies}`"
+        if entry.facts.inner is not None:
+            attack = f"A `{entry.facts.copies}`" if entry.facts.copies else "A"
+            passes = f"{attack} + {passes}"
         yield {
             "objective": f"`{entry.name}`",
             "loss": formula(entry.fn),
             "attack ascends": value(entry.facts.inner or "nothing"),
-            "passes": f"{attack}{entry.facts.passes}",
+            "passes": passes,
             "parameters": parameters(entry.fn),
             "what for": entry.facts.use,
             "paper": paper(entry.fn),

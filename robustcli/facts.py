@@ -84,11 +84,19 @@ class ObjectiveFacts:
         inner: the loss that the inner attack ascends, None for none.
         passes: forward and backward passes of one outer step over one sample, the attack apart.
         use: what it is for, for the documentation.
+        view: (model, x, rng, *, ...) -> classifier: what the inner attack sees in place of the model. Its
+            keyword-only parameters have the values of the objective's. None: the model itself.
+        copies: the parameter that says how many noisy copies of each image pass through the model, in the
+            loss and in the attack; "" for none. `passes` are those of one copy.
+        front: whether it trains what stands in front of the classifier, and has nothing to train without.
     """
 
     inner: str | None
     passes: int
     use: str
+    view: Callable[..., Any] | None = None
+    copies: str = ""
+    front: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,10 @@ def passes_per_image(setting: Setting) -> int:
     """
     config, method = setting.config, method_of(setting.config)
     objective = registry.objectives.get(config.objective.name).facts
-    outer = objective.passes + sum(_added(spec) for spec in config.regularizers)
+    own = objective.passes * method.copies
+    outer = own + sum(_added(spec) for spec in config.regularizers)
     # The pass at the clean point belongs to the attack: a hook that repeats the loss does not repeat it.
-    once = objective.passes - method.compares_with_clean
+    once = own - method.compares_with_clean
     outer += once * sum(registry.hooks.get(spec.name).facts.extra_losses for spec in config.train.hooks)
     if not method.step_attacks:
         step, parameters = bound(registry.steps, config.train.step, "train.step")
@@ -45,7 +46,8 @@ def passes_per_image(setting: Setting) -> int:
     if method.inner is None:
         return outer
     last = 1  # no judge looks at the last point
-    return outer + method.adversary.passes(setting.classes, setting.ball.norm) - last
+    attack = method.adversary.passes(setting.classes, setting.ball.norm) - last
+    return outer + attack * method.copies
 
 
 def _added(spec: Spec) -> int:
@@ -113,7 +115,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     _, objective = bound(registry.objectives, config.objective, "objective")
     for spec, kind in ((train.optimizer, registry.optimizers), (train.schedule, registry.schedules)):
         bound(kind, spec, "train")
-    passes = passes_per_image(setting)
+    passes, copies = passes_per_image(setting), method_of(config).copies
     batch = min(train.batch_size, len(data.train))
     per_epoch = len(data.train) // batch
     dtype = resolve(config.precision, setting.device, console.warn)
@@ -140,7 +142,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
             "batch_size": batch,
             "passes_per_image": passes,
             "total_tflop": one * passes * batch * steps / 1e12,
-            "memory_bytes": _memory(model, setting, batch, 4),
+            "memory_bytes": _memory(model, setting, batch * copies, 4),
             "seconds": per_step * steps,
             "precision": "tf32" if config.precision == "tf32" else str(dtype).removeprefix("torch."),
             "device": str(setting.device),
@@ -154,9 +156,11 @@ def bench_plan(
     """What a benchmark measures, and about how long it takes: each work in each precision, repeated."""
     config, data = setting.config, setting.data
     batch, passes = min(config.train.batch_size, len(data.train)), passes_per_image(setting)
+    copies = method_of(config).copies
     forward = seconds_per_forward(setting, model, min(batch, 32), torch.float32)
     repetitions = repeat.least + repeat.warm
-    works = [_ATTACK_STEP, _ATTACK_STEP, passes]  # on the twin, on the model, a training step
+    attack = _ATTACK_STEP * copies
+    works = [attack, attack, passes]  # on the twin, on the model, a training step
     seconds = sum(max(repeat.budget, forward * batch * work * repetitions) for work in works) * len(kinds)
     return _show(
         console,
@@ -168,7 +172,7 @@ def bench_plan(
             "adversary": config.adversary.name,
             "batch_size": batch,
             "passes_per_image": passes,
-            "memory_bytes": _memory(model, setting, batch, 4),
+            "memory_bytes": _memory(model, setting, batch * copies, 4),
             "seconds": seconds + forward * batch * passes * (repeat.least + 1),
             "precision": ", ".join(kind.name for kind in kinds),
             "device": str(setting.device),

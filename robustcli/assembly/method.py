@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from robustcli import registry
 from robustcli.assembly.binding import bound
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
+from robustcli.core.types import Classifier
 from robustcli.evaluation.plan import AttackCall
 from robustcli.facts import LossFacts
 
@@ -22,6 +24,8 @@ class Method:
         inner: name of the loss that the objective lets the attack ascend; None trains on clean images.
         inner_params: parameters that the objective shares with its inner loss; both must have one value.
         loss: what the inner loss states of itself; bound to nothing where there is none.
+        view: what the attack sees in place of the model, parameters bound; None for the model itself.
+        copies: how many copies of each image pass through the model, in the loss and in the attack.
         adversary: the configured attack.
         starts_at_clean: the attack begins at the clean points.
         step_attacks: the training step runs the attack; free training does not.
@@ -30,6 +34,8 @@ class Method:
     inner: str | None
     inner_params: Mapping[str, Any]
     loss: LossFacts
+    view: Callable[..., Classifier] | None
+    copies: int
     adversary: AttackCall
     starts_at_clean: bool
     step_attacks: bool
@@ -42,25 +48,33 @@ class Method:
 
 def method_of(config: Config) -> Method:
     """The method of a configuration. Raises ConfigError for parameters that do not fit."""
-    _, objective_params = bound(registry.objectives, config.objective, "objective")
-    inner = registry.objectives.get(config.objective.name).facts.inner
+    objective, objective_params = bound(registry.objectives, config.objective, "objective")
+    stated = registry.objectives.get(config.objective.name).facts
+    inner = stated.inner
+    whole = {p.name: p.default for p in registry.parameters(objective).values()} | objective_params
     loss_facts = LossFacts(state=())
     inner_params: dict[str, Any] = {}
     if inner is not None:
         loss = registry.losses.get(inner)
         loss_facts = loss.facts
-        shared = registry.parameters(loss.fn).keys() & objective_params.keys()
-        inner_params = {name: objective_params[name] for name in shared}
+        inner_params = _shared(loss.fn, objective_params)
     adversary = attack_of(config.adversary, "adversary")
     facts = registry.attacks.get(adversary.name).facts
     return Method(
         inner=inner,
         inner_params=inner_params,
         loss=loss_facts,
+        view=None if stated.view is None else partial(stated.view, **_shared(stated.view, whole)),
+        copies=int(whole[stated.copies]) if stated.copies else 1,
         adversary=adversary,
         starts_at_clean=facts.starts_at_clean or adversary.given.get("start") == "zero",
         step_attacks=registry.steps.get(config.train.step.name).facts.attacks,
     )
+
+
+def _shared(fn: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `params` that are keyword-only parameters of `fn`, too."""
+    return {name: params[name] for name in registry.parameters(fn).keys() & params.keys()}
 
 
 def attack_of(spec: Spec, path: str) -> AttackCall:

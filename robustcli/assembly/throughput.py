@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli import registry
 from robustcli.assembly.attacks import make_search
 from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.engine import Engine, make_engine
+from robustcli.assembly.method import method_of
 from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat, Timing, timed
@@ -117,7 +117,8 @@ class Bench:
         """Images/s of one input gradient of the inner loss: on the search twin, or on the model itself."""
         config, device = self.setting.config, self.setting.device
         x, y, ids = self.pixels()
-        inner, note = registry.objectives.get(config.objective.name).facts.inner or "ce", ""
+        method, note = method_of(config), ""
+        inner, rng = method.inner or "ce", RowRandom(config.seed, "start", ids)
         with frozen(self.model), tf32_products(precision.tf32):
             searcher: Classifier = Forward(self.model, dtype=precision.dtype)
             if twin:
@@ -126,13 +127,14 @@ class Bench:
                 searcher = copied or searcher
             with torch.no_grad():
                 loss = bind_inner(inner, y, clean=lambda: searcher(x))
-            oracle = Oracle(searcher, x, Criterion(y), loss=loss, rng=RowRandom(config.seed, "start", ids))
+            seen = searcher if method.view is None else method.view(searcher, x, rng)
+            oracle = Oracle(seen, x, Criterion(y), loss=loss, rng=rng)
             timing = timed(lambda: oracle.gradient(x), device, self.repeat, self.stop)
         return {
             "work": "attack step",
             "precision": precision.name,
             "search": "twin" if twin else "plain",
-            **self._row(timing, 2),
+            **self._row(timing, 2 * method.copies),
             "note": note,
         }
 

@@ -58,6 +58,7 @@ def make_step(
         objective=_objective(config),
         inner=method.inner,
         inner_params=method.inner_params,
+        view=method.view,
         attack=partial(method.adversary.fn, **method.adversary.params),
         ball=setting.ball,
         strength=lambda t: curriculum.at(t, guards.more_steps),

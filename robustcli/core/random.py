@@ -68,6 +68,11 @@ class RowRandom:
         seed, stream, epoch = self._origin
         return RowRandom(seed, stream, self.ids, epoch=epoch, restart=number)
 
+    def stream(self, name: str) -> RowRandom:
+        """The streams of the same rows for another purpose, at draw number 0 of restart 0."""
+        seed, _, epoch = self._origin
+        return RowRandom(seed, name, self.ids, epoch=epoch)
+
     def rows(self, index: Tensor | slice) -> RowRandom:
         """The streams of some rows, at the same draw number; index is int64 [R], bool [B] or a slice."""
         part = object.__new__(RowRandom)

@@ -66,9 +66,16 @@ class Ascent:
             attacked = []
             for rows in parts:
                 clean = x[rows]
-                oracle = self._oracle(searcher, clean, y[rows], some_rows(y_soft, rows), rng.rows(rows))
+                own = rng.rows(rows)
+                seen = self._seen(searcher, clean, own)
+                oracle = self._oracle(seen, clean, y[rows], some_rows(y_soft, rows), own)
                 attacked.append(attack(oracle, clean, ball))
         return attacked[0] if len(attacked) == 1 else torch.cat(attacked)
+
+    def _seen(self, searcher: Classifier, x: Tensor, rng: RowRandom) -> Classifier:
+        """What the attack sees at clean pixels x: the view of the objective, else the searcher itself."""
+        view = self.settings.view
+        return searcher if view is None else view(searcher, x, rng)
 
     def _oracle(
         self, searcher: Classifier, x: Tensor, y: Tensor, y_soft: Tensor | None, rng: RowRandom

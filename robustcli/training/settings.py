@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
+from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.evaluation.plan import Search
 from robustcli.runtime.distributed import Ranks, solo
@@ -22,6 +23,8 @@ Attack: TypeAlias = Callable[[Oracle, Tensor, Ball], Tensor]
 Objective: TypeAlias = Callable[[Classifier, Batch], LossTerms]
 #: (model, batch) -> scalar that is added to the objective, already weighted.
 Regularizer: TypeAlias = Callable[[Classifier, Batch], Tensor]
+#: (model, clean pixels [B, C, H, W], one random stream per row) -> the classifier that an attack sees.
+View: TypeAlias = Callable[[Classifier, Tensor, RowRandom], Classifier]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class StepSettings:
         ranks: the processes that train together.
         strength: t -> (attack, ball), a curriculum; None means `attack` and `ball` throughout.
         inner_params: parameters of the inner loss.
+        view: what the attack sees in place of the model; None for the model itself.
         micro_batch: most images in one pass; gradients are added up to the whole batch. None: the whole
             batch.
         fewest: fewest images in one pass that the model bears in train mode.
@@ -75,6 +79,7 @@ class StepSettings:
     ranks: Ranks = field(default_factory=solo)
     strength: Callable[[float], tuple[Attack, Ball]] | None = None
     inner_params: Mapping[str, float] = field(default_factory=dict)
+    view: View | None = None
     micro_batch: int | None = None
     fewest: int = 1
 

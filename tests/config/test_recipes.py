@@ -54,6 +54,9 @@ PARTS = {
         "mart": {"boosted", "robust"},
     },
     "nuat": {"natural", "nuclear"},
+    "gaussian": {"noisy"},
+    "smoothadv": {"adversarial"},
+    "consistency": {"noisy", "consistency", "entropy"},
 }
 
 

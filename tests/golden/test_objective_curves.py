@@ -6,6 +6,7 @@ It writes objective_curves.json. Say in the commit which curves moved and why.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def with_term(term):
     return objective
 
 
+def view_of(entry):
+    """What the attack sees in place of the model, with the defaults of the objective; None for the model."""
+    view = entry.facts.view
+    if view is None:
+        return None
+    defaults = {p.name: p.default for p in registry.parameters(entry.fn).values()}
+    return partial(view, **{name: defaults[name] for name in registry.parameters(view)})
+
+
 def curve(case):
     """[{total, parts}] of ten steps in float32 on one thread.
 
@@ -71,6 +81,7 @@ def curve(case):
             lambda oracle, x, ball: pgd(oracle, x, ball, steps=3),
             Ball("linf", 0.1),
             optimizer,
+            view=view_of(entry),
         )
         step = MinMax(settings)
         rows = []
