@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 PINNED = ("dev", "tensorboard", "guard", "postgres", "serve")  # extras that `make` installs
-OPTIONAL = (*PINNED, "timm", "bench")
+OPTIONAL = (*PINNED, "timm", "onnx", "bench")
 
 
 def requirements(name: str) -> list[str]:

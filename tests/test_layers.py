@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys(("cli", "__init__", "__main__"), 9),
 }
 ONE_PACKAGE = {0, 9}  # floors whose members may import each other
-HEAVY = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "PIL", "timm", "torchattacks"}
+HEAVY = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "PIL", "timm", "torchattacks", "onnx"}
 LIGHT = (
     *("__init__", "errors", "foreign", "regular", "registry", "proportions"),
     *("records", "cli", "config", "reporting", "terminal"),
