@@ -29,7 +29,7 @@ _DRIFT = 0.05
 _ALIKE = 0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more
 _SHOWN = 16  # images kept to compare the forward-only form on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
-_tracing = threading.Lock()  # two traces at once would leave nn.Module.__call__ replaced for ever
+tracing = threading.Lock()  # two traces at once would leave nn.Module.__call__ replaced for ever
 
 
 class SearchTwin:
@@ -255,7 +255,7 @@ def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
     return graph, pairs
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """torch.fx's tracer, which sees its own thread alone.
 
     While it works, torch.fx has `nn.Module.__call__` and `__getattr__` replaced in the whole process. The
@@ -281,8 +281,8 @@ class _Tracer(fx.Tracer):
 
 def _traced(model: nn.Module) -> fx.GraphModule:
     """The graph of a model. One thread traces at a time."""
-    with _tracing:
-        tracer = _Tracer()
+    with tracing:
+        tracer = Tracer()
         graph = tracer.trace(model)
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
 

@@ -1,0 +1,162 @@
+"""Convolution and matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.core.bounds.op import Affine, Shape, Weights
+from robustcli.core.bounds.program import Call, Const, Value, reads
+
+
+class _Weighted(Affine):
+    """An affine map with a weight and perhaps a bias."""
+
+    def __init__(self, weight: Const, bias: Const | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def read(self, dtype: torch.dtype, clean: Sequence[Tensor] | None = None) -> Weights:
+        weight = self.weight.to(dtype)
+        return (weight,) if self.bias is None else (weight, self.bias.to(dtype))
+
+    def absolute(self, weights: Weights) -> Weights:
+        return (weights[0].abs(),)
+
+
+class MatMul(_Weighted):
+    """y = x W^T + b over the last dimension."""
+
+    def __init__(self, weight: Const, bias: Const | None) -> None:
+        super().__init__(weight, bias)
+        self.spread, self.terms = weight.get().shape
+
+    def linear(self, weights: Weights, *xs: Tensor) -> Tensor:
+        return F.linear(xs[0], weights[0])
+
+    def forward(self, weights: Weights, *xs: Tensor) -> Tensor:
+        return F.linear(xs[0], *weights)
+
+    def offset(self, weights: Weights) -> Tensor | None:
+        return weights[1] if len(weights) > 1 else None
+
+    def transpose(self, weights: Weights, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        return [a @ weights[0]]
+
+
+class Convolution(_Weighted):
+    """y = W * x + b, two-dimensional; any stride, padding, dilation and groups."""
+
+    def __init__(
+        self,
+        weight: Const,
+        bias: Const | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int] | str,
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        super().__init__(weight, bias)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        outputs, inputs, height, width = weight.get().shape
+        self.terms, self.spread = inputs * height * width, outputs // groups * height * width
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def linear(self, weights: Weights, *xs: Tensor) -> Tensor:
+        return self._convolved(xs[0], weights[0], None)
+
+    def forward(self, weights: Weights, *xs: Tensor) -> Tensor:
+        return self._convolved(xs[0], weights[0], weights[1] if len(weights) > 1 else None)
+
+    def offset(self, weights: Weights) -> Tensor | None:
+        return weights[1].reshape(-1, 1, 1) if len(weights) > 1 else None
+
+    def transpose(self, weights: Weights, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """The transposed convolution; rows and columns that no output reads get 0."""
+        if isinstance(self.padding, str):
+            return super().transpose(weights, a, shapes)
+        kernel, missing = weights[0].shape[2:], []
+        for axis in (0, 1):
+            reach = self.dilation[axis] * (kernel[axis] - 1) + 1
+            whole = (a.shape[2 + axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + reach
+            missing.append(shapes[0][1 + axis] - whole)
+        return [
+            F.conv_transpose2d(
+                a, weights[0], None, self.stride, self.padding, missing, self.groups, self.dilation
+            )
+        ]
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    first, last = size[0], size[-1]
+    return int(first), int(last)
+
+
+def _given(bias: Tensor | None) -> Tensor:
+    """The bias of a module that had one when it was read."""
+    if bias is None:
+        raise ValueError("the bias of a module was taken away after its network was read")
+    return bias
+
+
+def _const(tensor: Const | None) -> bool:
+    return tensor is None or isinstance(tensor, Const)
+
+
+@reads(nn.Linear)
+def _linear_module(call: Call, module: nn.Linear, x: Value) -> Value | None:
+    bias = None if module.bias is None else Const(lambda: module.bias)
+    return call.emit(MatMul(Const(lambda: module.weight), bias), x)
+
+
+@reads(F.linear)
+def _linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Value | None:
+    if not (isinstance(input, Value) and isinstance(weight, Const) and _const(bias)):
+        return None
+    return call.emit(MatMul(weight, bias), input)
+
+
+@reads(nn.Conv2d)
+def _conv_module(call: Call, module: nn.Conv2d, x: Value) -> Value | None:
+    if module.padding_mode != "zeros":
+        return None
+    bias = None if module.bias is None else Const(lambda: _given(module.bias))
+    padding: Any = module.padding
+    return call.emit(
+        Convolution(
+            Const(lambda: module.weight),
+            bias,
+            _pair(module.stride),
+            padding if isinstance(padding, str) else _pair(padding),
+            _pair(module.dilation),
+            module.groups,
+        ),
+        x,
+    )
+
+
+@reads(F.conv2d, torch.conv2d)
+def _conv(
+    call: Call,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Value | None:
+    if not (isinstance(input, Value) and isinstance(weight, Const) and _const(bias)):
+        return None
+    padding = padding if isinstance(padding, str) else _pair(padding)
+    return call.emit(
+        Convolution(weight, bias, _pair(stride), padding, _pair(dilation), groups),
+        input,
+    )

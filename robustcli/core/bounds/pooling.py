@@ -1,0 +1,174 @@
+"""Averages and maxima over windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustcli.core.bounds.op import Affine, Box, Op, Shape, Weights
+from robustcli.core.bounds.program import Call, Value, reads
+
+
+class Average(Affine):
+    """Means over windows, or over whole dimensions, by a function of torch."""
+
+    monotone = True
+
+    def __init__(self, mean: Callable[[Tensor], Tensor], terms: int) -> None:
+        self.mean, self.terms, self.spread = mean, terms, terms
+
+    def linear(self, weights: Weights, *xs: Tensor) -> Tensor:
+        mean: Tensor = self.mean(xs[0])
+        return mean
+
+
+class MaxPool(Op):
+    """y = max of x over windows.
+
+    Lines: y >= x_i with i the element of the largest lower bound. Where it is the largest for sure
+    (l_i >= u_j for all others) y = x_i; elsewhere y <= max u.
+    """
+
+    def __init__(self, options: dict[str, Any], before: Shape, after: Shape) -> None:
+        self.options, self.before, self.after = options, before, after
+
+    def forward(self, weights: Weights, *xs: Tensor) -> Tensor:
+        most: Tensor = F.max_pool2d(xs[0], **self.options)
+        return most
+
+    def interval(self, weights: Weights, *boxes: Box) -> Box:
+        return self.forward(weights, boxes[0][0]), self.forward(weights, boxes[0][1])
+
+    def windows(self, device: torch.device) -> Tensor:
+        """int64 [outputs, elements of a window]: places in a plane of the input, -1 in the padding."""
+        sides = []
+        for axis in (0, 1):
+            start = torch.arange(self.after[1 + axis], device=device) * _at(self.options["stride"], axis)
+            step = torch.arange(_at(self.options["kernel_size"], axis), device=device)
+            place = (
+                start[:, None]
+                - _at(self.options["padding"], axis)
+                + step * _at(self.options["dilation"], axis)
+            )
+            sides.append(place)
+        rows, columns = sides[0][:, None, :, None], sides[1][None, :, None, :]
+        height, width = self.before[1:]
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        return torch.where(inside, rows * width + columns, -1).flatten(2).flatten(0, 1)
+
+    def choice(self, box: Box) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the lines are; each [B, C, outputs].
+
+        Returns: int64, place in the plane of the element i of the largest lower bound; bool, whether it is
+        the largest for sure; the largest upper bound.
+        """
+        windows = self.windows(box[0].device)
+        places, padding = windows.clamp_min(0), windows < 0
+        low, high = (side.flatten(2)[..., places].masked_fill(padding, -math.inf) for side in box)
+        best, which = low.max(-1)
+        others = high.scatter(-1, which[..., None], -math.inf).amax(-1)
+        chosen = places.expand(low.shape).gather(-1, which[..., None])[..., 0]
+        return chosen, best >= others, high.amax(-1)
+
+
+def _at(size: Any, axis: int) -> int:
+    """One of a pair, or the number for both."""
+    return int(size[axis] if len(size) > 1 else size[0]) if isinstance(size, (tuple, list)) else int(size)
+
+
+def _max_pool(call: Call, x: Value, options: dict[str, Any]) -> Value | None:
+    if len(x.shape) != 3:
+        return None
+    return call.emit(MaxPool(options, x.shape, call.shape), x)
+
+
+@reads(nn.MaxPool2d)
+def _max_pool_module(call: Call, module: nn.MaxPool2d, x: Value) -> Value | None:
+    if module.return_indices:
+        return None
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return _max_pool(call, x, {name: getattr(module, name) for name in names})
+
+
+@reads(F.max_pool2d, torch.max_pool2d)
+def _max_pooled(
+    call: Call,
+    input: Value,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Value | None:
+    if return_indices:
+        return None
+    options = {
+        "kernel_size": kernel_size,
+        "stride": stride or kernel_size,
+        "padding": padding,
+        "dilation": dilation,
+        "ceil_mode": ceil_mode,
+    }
+    return _max_pool(call, input, options)
+
+
+def _averaged(call: Call, x: Value, options: dict[str, Any]) -> Value:
+    terms = _at(options["kernel_size"], 0) * _at(options["kernel_size"], 1)
+    return call.emit(Average(lambda t: F.avg_pool2d(t, **options), terms), x)
+
+
+@reads(nn.AvgPool2d)
+def _avg_pool_module(call: Call, module: nn.AvgPool2d, x: Value) -> Value | None:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    return _averaged(call, x, {name: getattr(module, name) for name in names})
+
+
+@reads(F.avg_pool2d)
+def _avg_pooled(
+    call: Call,
+    input: Value,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: Any = None,
+) -> Value | None:
+    options = {
+        "kernel_size": kernel_size,
+        "stride": stride or kernel_size,
+        "padding": padding,
+        "ceil_mode": ceil_mode,
+        "count_include_pad": count_include_pad,
+        "divisor_override": divisor_override,
+    }
+    return _averaged(call, input, options)
+
+
+def _adaptive(call: Call, x: Value, size: Any) -> Value:
+    return call.emit(Average(lambda t: F.adaptive_avg_pool2d(t, size), math.prod(x.shape[-2:])), x)
+
+
+@reads(nn.AdaptiveAvgPool2d)
+def _adaptive_module(call: Call, module: nn.AdaptiveAvgPool2d, x: Value) -> Value | None:
+    return _adaptive(call, x, module.output_size)
+
+
+@reads(F.adaptive_avg_pool2d)
+def _adaptive_pooled(call: Call, input: Value, output_size: Any) -> Value | None:
+    return _adaptive(call, input, output_size)
+
+
+@reads(torch.mean, "mean")
+def _mean(call: Call, x: Value, dim: Any = None, keepdim: bool = False) -> Value | None:
+    axes = [dim] if isinstance(dim, int) else list(dim or ())
+    if not axes:
+        return None
+    terms = math.prod(x.shape[axis - 1 if axis > 0 else axis] for axis in axes)
+    return call.emit(Average(lambda t: t.mean(axes, keepdim=keepdim), terms), x)
