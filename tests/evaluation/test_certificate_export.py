@@ -20,7 +20,7 @@ from robustcli.errors import ConfigError, NumericsError, ResourceError, UsageErr
 from robustcli.evaluation.certificates import onnx_file
 from robustcli.evaluation.certificates.onnx_file import export_onnx
 from robustcli.evaluation.certificates.vnnlib import decimal, vnnlib
-from robustcli.jobs.certify_export import export
+from robustcli.jobs.certify.export import export
 from robustcli.models.normalised import NormalisedModel
 
 BALL = Ball("linf", 0.1)
