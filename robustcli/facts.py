@@ -89,6 +89,10 @@ class ObjectiveFacts:
         copies: the parameter that says how many noisy copies of each image pass through the model, in the
             loss and in the attack; "" for none. `passes` are those of one copy.
         front: whether it trains what stands in front of the classifier, and has nothing to train without.
+        bounds: whether it bounds the network over the whole ball. Such training is robust without an attack,
+            its best checkpoint is that of the largest verified accuracy, and the network needs bounds for
+            each of its operations.
+        norms: the norms of the ball that it works for.
     """
 
     inner: str | None
@@ -97,6 +101,8 @@ class ObjectiveFacts:
     view: Callable[..., Any] | None = None
     copies: str = ""
     front: bool = False
+    bounds: bool = False
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,9 @@ def _check_free_step(config: Config, method: Method) -> None:
     """Raises UsageError for settings that need an attack, under a step that runs none (free training)."""
     step = config.train.step.name
     flaw = ""
-    if method.inner is None:
+    if method.bounds:
+        flaw = "bounds the network around clean images"
+    elif method.inner is None:
         flaw = "does not look at attacked images"
     elif method.compares_with_clean:
         flaw = f"compares with the clean answer, flat where {step} starts"

@@ -75,7 +75,7 @@ def make_engine(
     validation: EvalPlan | None = None
     if val is not None:
         validation = _validation(setting, method, warn)
-    plan = _plan(setting, train, validation, positions, robust=method.inner is not None)
+    plan = _plan(setting, train, validation, positions, method)
     return Engine(step, train, val, plan, guards, digest)
 
 
@@ -115,7 +115,7 @@ def _may_collapse(config: Config, method: Method) -> bool:
 def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -> EvalPlan:
     """The plan of the validation. FGSM comes first where one-step training may collapse."""
     train, path = setting.config.train, "train.val_attack"
-    if method.inner is None:
+    if not method.robust:
         return eval_plan(setting, [], path=path)
     if not _may_collapse(setting.config, method):
         return eval_plan(setting, [train.val_attack], path=path)
@@ -129,7 +129,7 @@ def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -
 
 
 def _plan(
-    setting: Setting, train: Split, validation: EvalPlan | None, positions: Tensor, *, robust: bool
+    setting: Setting, train: Split, validation: EvalPlan | None, positions: Tensor, method: Method
 ) -> TrainPlan:
     config, data = setting.config, setting.data
     schedule, parameters = bound(registry.schedules, config.train.schedule, "train.schedule")
@@ -145,7 +145,8 @@ def _plan(
         validate_every=max(1, round(float(config.train.validate_every) * steps_per_epoch)),
         validation=validation,
         val_positions=positions,
-        robust_best=robust,
+        robust_best=method.robust,
+        verified=method.bounds,
         cutmix=_cutmix(config, setting.classes),
         oom=config.train.oom,
     )

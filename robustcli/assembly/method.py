@@ -28,6 +28,7 @@ class Method:
         copies: how many copies of each image pass through the model, in the loss and in the attack.
         adversary: the configured attack.
         starts_at_clean: the attack begins at the clean points.
+        bounds: the objective bounds the network over the ball.
         step_attacks: the training step runs the attack; free training does not.
     """
 
@@ -39,6 +40,12 @@ class Method:
     adversary: AttackCall
     starts_at_clean: bool
     step_attacks: bool
+    bounds: bool = False
+
+    @property
+    def robust(self) -> bool:
+        """Whether it trains for the ball, and not for clean images alone."""
+        return self.inner is not None or self.bounds
 
     @property
     def compares_with_clean(self) -> bool:
@@ -68,6 +75,7 @@ def method_of(config: Config) -> Method:
         copies=int(whole[stated.copies]) if stated.copies else 1,
         adversary=adversary,
         starts_at_clean=facts.starts_at_clean or adversary.given.get("start") == "zero",
+        bounds=stated.bounds,
         step_attacks=registry.steps.get(config.train.step.name).facts.attacks,
     )
 

@@ -14,16 +14,21 @@ from robustcli.assembly.guarding import guard_around, ready_guard
 from robustcli.assembly.setting import Setting
 from robustcli.config.spec import GUARD, ModelConfig, names_code
 from robustcli.errors import ConfigError, DataError, UsageError
+from robustcli.foreign import PLUGIN
+from robustcli.models.architectures.blocks import seeded
 from robustcli.models.build import build_model, ours
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.contract.probe import images
 from robustcli.models.contract.training import fit_to_train, is_overrun
 from robustcli.models.guarded import GuardedModel
 from robustcli.models.info import ModelInfo
+from robustcli.models.initialise import ibp_init
 from robustcli.models.meant import meant_model
 from robustcli.models.normalised import NormalisedModel
 from robustcli.models.size import check_classes
 from robustcli.models.source import load_model
+from robustcli.models.zoos import split_zoo
+from robustcli.registry import models
 from robustcli.terminal.console import Console
 
 
@@ -62,7 +67,9 @@ class ModelSource:
         """The model on its device, for the classes of the data: new, or with the weights to fine-tune.
 
         A network that is not ours is looked at in both modes and in the memory layout of training; `warn` is
-        told what is done otherwise than asked. Raises ConfigError E-MODEL where it cannot be trained.
+        told what is done otherwise than asked. Under `train.init` an untrained network gets other first
+        weights. Raises ConfigError E-MODEL where it cannot be trained, UsageError for such weights in place
+        of trained ones.
         """
         if self._spec.name.startswith(GUARD):
             raise UsageError(
@@ -72,12 +79,31 @@ class ModelSource:
             )
         model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
         assert isinstance(model, NormalisedModel)  # since the data say its shape
+        if self.setting.config.train.init == "ibp":
+            self._start_narrow(model, warn)
         model, channels_last = model.to(self.setting.device), self.setting.config.train.channels_last
         if not ours(model.arch):
             fit_to_train(model, channels_last=channels_last, say=warn)
         elif channels_last and not is_overrun(model, warn):
             model.to(memory_format=torch.channels_last)
         return model
+
+    def _start_narrow(self, model: NormalisedModel, say: Callable[[str], None]) -> None:
+        """Draw the first weights of an untrained model for narrow bounds, from the configured seed.
+
+        Raises UsageError where the configuration names trained weights.
+        """
+        spec = self._spec
+        if self._brings_weights:
+            raise UsageError(
+                f"train.init: ibp would overwrite the weights of {spec.weights or spec.name}",
+                where="train.init",
+                hint="train.init: own keeps them",
+            )
+        with seeded(self.setting.config.seed):
+            layers = ibp_init(model)
+        if not self._untrained:
+            say(f"train.init: ibp: the weights of {layers} layers of {spec.label} are drawn anew")
 
     def to_measure(self, console: Console) -> nn.Module:
         """The model on its device, behind the configured defences where there are some.
@@ -145,6 +171,14 @@ class ModelSource:
     def _untrained(self) -> bool:
         """Whether the model is a registered network without weights; it is then initialised from the seed."""
         return self.plugin is None and not self._spec.is_reference and self._spec.weights is None
+
+    @property
+    def _brings_weights(self) -> bool:
+        """Whether the configuration names trained weights: a file, a run, or a published network's."""
+        spec = self._spec
+        names_a_network = spec.name in models or names_code(spec.name) or spec.name.startswith(PLUGIN)
+        bare = split_zoo(spec.name)[0] is not None and "@" not in spec.name
+        return spec.weights is not None or not (names_a_network or bare)
 
     def _fresh(self) -> nn.Module:
         config, data = self.setting.config, self.setting.data

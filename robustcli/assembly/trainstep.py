@@ -19,6 +19,7 @@ from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.errors import UsageError
 from robustcli.models.contract.training import keeps_channels_last
+from robustcli.objectives.walked import program_of
 from robustcli.runtime.distributed import Ranks
 from robustcli.runtime.precision import resolve
 from robustcli.training.curriculum import Curriculum
@@ -45,6 +46,8 @@ def make_step(
     train = config.train
     method = method_of(config)
     check_combination(config, method)
+    if method.bounds:
+        _check_bounds(setting, model, warn)
     dtype = resolve(config.precision, setting.device, warn)
     search = make_search(config, setting.device, warn)
     if train.recompute and not recompute(model):
@@ -81,6 +84,26 @@ def make_step(
     make, parameters = bound(registry.steps, train.step, "train.step")
     step: Step = make(settings, **parameters)
     return step
+
+
+def _check_bounds(setting: Setting, model: nn.Module, warn: Callable[[str], None]) -> None:
+    """Trace the network whose bounds are trained, before any step.
+
+    Raises UnsupportedOperation, UsageError for settings under which it cannot be traced. Warns of those that
+    bounds do not follow.
+    """
+    train = setting.config.train
+    if train.sync_bn:
+        raise UsageError(
+            "train.sync_bn does not go with an objective of bounds",
+            where="train.sync_bn",
+            hint="without it the running statistics are averaged after each step",
+        )
+    program_of(model, setting.data.shape)
+    if train.parallel == "dp":
+        warn("train.parallel: dp shares the attack alone: bounds are computed on the first GPU")
+    if train.recompute:
+        warn("train.recompute: bounds keep their activations; passes of the attack alone are computed again")
 
 
 def _objective(config: Config) -> Objective:
@@ -121,6 +144,8 @@ def _curriculum(setting: Setting, method: Method) -> Curriculum:
             float(wanted.eps_until),
             wanted.steps_start,
             float(wanted.steps_until),
+            float(wanted.eps_from),
+            wanted.eps_shape,
         )
     except ValueError as error:
         raise UsageError(str(error), where="train.curriculum") from None

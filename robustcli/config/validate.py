@@ -75,7 +75,7 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
             entries = ensembles  # the list `attacks` may hold an ensemble, which is data
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
         if name in entries:
-            faults += _norm_faults(entries.get(name), data, ".".join(path))
+            faults += _norm_faults(entries.kind, entries.get(name), data, ".".join(path))
     return faults + _guard_faults(data) + _dataset_faults(data, registries)
 
 
@@ -95,12 +95,12 @@ def _guard_faults(data: Any) -> list[Fault]:
     return [Fault("defences", f"{name[:80]} has its own defences; drop these")]
 
 
-def _norm_faults(entry: Entry[Any], data: Any, path: str) -> list[Fault]:
-    """The fault of an attack that does not know the ball's norm."""
+def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:
+    """The fault of an attack or an objective that does not know the ball's norm."""
     norm, norms = _value(data, "ball", "norm"), getattr(entry.facts, "norms", None)
     if norms is None or norm not in ("linf", "l2", "l1") or norm in norms:
         return []
-    what = f"attack {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
+    what = f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
     return [Fault(f"{path}.name", what)]
 
 

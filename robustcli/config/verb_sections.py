@@ -13,11 +13,17 @@ from robustcli.config.wording import shown
 
 
 class Curriculum(Section):
-    """A threat that grows: linear from the start to the configured one."""
+    """A threat that grows from the start to the configured one."""
 
     eps_start: Number = Field(default=1.0, ge=0, le=1, description="factor on eps at the first step")
     eps_until: Number = Field(
         default=0.0, ge=0, lt=1, description="share of all steps after which eps is whole"
+    )
+    eps_from: Number = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps before eps begins to grow"
+    )
+    eps_shape: Literal["linear", "smoothed"] = Field(
+        default="linear", description="smoothed = flat at first, then a straight line"
     )
     steps_start: Int | None = Field(
         default=None, ge=1, description="attack steps at the first step; null = all"
@@ -55,6 +61,10 @@ class TrainConfig(Section):
         description="around each step, such as awp (perturbs weights) and ema (averages them)",
     )
     curriculum: Curriculum = Field(default=Curriculum(), description="warm-up of eps and attack steps")
+    init: Literal["own", "ibp"] = Field(
+        default="own",
+        description="first weights of an untrained model: own = its architecture's; ibp = narrow bounds",
+    )
     grad_clip: Number | None = Field(
         default=None, gt=0, description="largest gradient norm; null = no clipping"
     )

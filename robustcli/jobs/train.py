@@ -133,7 +133,9 @@ def _prepared(config: Config, run: Run | Follower, console: Console) -> Setting:
 def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
     """The keys of the `train` document."""
     best = progress.best or progress.last
-    accuracies = ("epoch", "clean_acc", "robust_acc")
+    accuracies = ["epoch", "clean_acc", "robust_acc"]
+    if training.trainer.plan.verified:
+        accuracies.append("verified_acc")
     return {
         "best": {key: best.get(key) for key in accuracies},
         "last": {key: progress.last.get(key) for key in accuracies},

@@ -13,7 +13,7 @@ from robustcli.records.common import SCHEMA_VERSION, from_fields, plain, rebuild
 _FINITE = (
     "epoch", "lr", "loss", "eps", "images_per_second", "waiting_share", "seconds", "passes_per_sample"
 )  # fmt: skip
-_ACCURACIES = ("clean_acc", "robust_acc", "fgsm_acc")
+_ACCURACIES = ("clean_acc", "robust_acc", "fgsm_acc", "verified_acc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class TrainRow:
         step: optimiser steps done. epoch: step / steps per epoch. lr: learning rate of the last step.
         loss: mean total loss since the last row. parts: means of its parts by name.
         clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured.
+        verified_acc: proven by bounds over the whole ball; measured where an objective trains for that.
         fgsm_acc: under one large step; measured where one-step training is watched.
         peak_memory: bytes, the most so far: allocated on the GPU, else the resident size of the process.
         images_per_second: training throughput. waiting_share: share of the time without data, in [0, 1].
@@ -43,6 +44,7 @@ class TrainRow:
     clean_acc: float | None = None
     robust_acc: float | None = None
     fgsm_acc: float | None = None
+    verified_acc: float | None = None
     peak_memory: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
@@ -79,12 +81,17 @@ class TrainRow:
         """Right on attacked validation images, over all of them, or None."""
         return self._rate(self.robust_acc)
 
+    @property
+    def verified(self) -> Rate | None:
+        """Proven right over the whole ball, over all validation images, or None."""
+        return self._rate(self.verified_acc)
+
     def _rate(self, share: float | None) -> Rate | None:
         return None if share is None else Rate(round(share * self.n), self.n)
 
     def intervals(self) -> dict[str, Interval]:
         """95 % Clopper-Pearson interval of each accuracy that was measured."""
-        rates = {"clean_acc": self.clean, "robust_acc": self.robust}
+        rates = {"clean_acc": self.clean, "robust_acc": self.robust, "verified_acc": self.verified}
         return {name: rate.exact for name, rate in rates.items() if rate is not None}
 
     @classmethod

@@ -102,11 +102,12 @@ def _learning_rate(axes: Axes, rows: Sequence[TrainRow]) -> None:
 
 
 def _validation(axes: Axes, rows: Sequence[TrainRow]) -> None:
-    """Clean and robust accuracy, and that under FGSM where it was watched, each with its Wilson interval."""
+    """Clean and robust accuracy, those under FGSM or verified where measured, with Wilson intervals."""
     lines = {
         "clean": _points(rows, lambda row: row.clean),
         f"robust: {_threat(rows[-1])}": _points(rows, lambda row: row.robust),
         "fgsm: one large step": _points(rows, _under_fgsm),
+        "verified: by bounds": _points(rows, lambda row: row.verified),
     }
     for i, (name, points) in enumerate(lines.items()):
         if points:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,12 +14,16 @@ from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
 from robustcli.registry import parameters
 
+Shape = Literal["linear", "smoothed"]
+_BEND = 0.25  # share of a smoothed ramp after which it is a straight line
+
 
 @dataclass(frozen=True)
 class Curriculum:
-    """eps(t) = r(t) eps,  r(t) = s + (1 - s) min(1, t / u);  n(t) = n_0 + floor((n - n_0) min(1, t / v)).
+    """eps(t) = r(t) eps,  r(t) = s + (1 - s) h(p);  n(t) = n_0 + floor((n - n_0) min(1, t / v)).
 
-    t is the share of all training steps done, and n(t) the number of attack steps. A step size follows the
+    t is the share of all training steps done, and n(t) the number of attack steps. p = (t - w) / (u - w), cut
+    to [0, 1], is the share of the ramp, and h its shape: p itself, or `smoothed`. A step size follows the
     radius: a(t) = r(t) a. Everything depends on t alone, so nothing is saved and a resumed run repeats it. A
     guard may add steps (`more_steps`); the guard remembers them.
 
@@ -29,6 +33,8 @@ class Curriculum:
         ball: the threat at the end of the curriculum; eps in pixel units of [0, 1].
         eps_start: s, factor on eps at t = 0, in [0, 1].
         eps_until: u, share of all steps after which eps is whole, in [0, 1); 0 = whole from the first step.
+        eps_from: w, share of all steps before the radius begins to grow, in [0, u); 0 where u is 0.
+        eps_shape: "linear" or "smoothed", the shape of the ramp.
         steps_start: n_0, attack steps at t = 0, from 1 to the configured n; None = n.
         steps_until: v, share of all steps after which all n are taken, in [0, 1); 0 = from the first step.
 
@@ -36,7 +42,8 @@ class Curriculum:
         ValueError: a share out of range; steps_start for an attack without `steps`, or outside 1 to n.
 
     Source: steps: Cai et al., IJCAI 2018, arXiv:1805.04807. Radius: the linear eps schedules of Gowal et al.,
-        2018, arXiv:1810.12715, and CROWN-IBP, Zhang et al., ICLR 2020, arXiv:1906.06316.
+        2018, arXiv:1810.12715, and CROWN-IBP, Zhang et al., ICLR 2020, arXiv:1906.06316; "smoothed" as in
+        Shi et al., NeurIPS 2021, arXiv:2103.17268, and auto_LiRPA.
     """
 
     fn: Callable[..., Tensor]
@@ -46,6 +53,8 @@ class Curriculum:
     eps_until: float = 0.0
     steps_start: int | None = None
     steps_until: float = 0.0
+    eps_from: float = 0.0
+    eps_shape: Shape = "linear"
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps_start <= 1:
@@ -53,6 +62,8 @@ class Curriculum:
         for name, value in (("eps_until", self.eps_until), ("steps_until", self.steps_until)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if self.eps_from and not 0 < self.eps_from < self.eps_until:
+            raise ValueError(f"eps_from must be in [0, eps_until {self.eps_until}), got {self.eps_from}")
         if self.steps_start is not None:
             self._check_first_steps(self.steps_start)
 
@@ -74,7 +85,8 @@ class Curriculum:
 
     def share(self, t: float) -> float:
         """r(t) in [0, 1], the factor on eps. Raises ValueError for t outside [0, 1]."""
-        return self.eps_start + (1 - self.eps_start) * _risen(t, self.eps_until)
+        risen = _RAMPS[self.eps_shape](_risen(t, self.eps_until, self.eps_from))
+        return self.eps_start + (1 - self.eps_start) * risen
 
     def steps_at(self, t: float, more_steps: int = 0) -> int | None:
         """Attack steps at t, `more_steps` included; None for an attack without steps.
@@ -126,11 +138,22 @@ class Curriculum:
         return min(a, reach / m)
 
 
-def _risen(t: float, until: float) -> float:
-    """min(1, t / until); 1 when until is 0."""
+def _risen(t: float, until: float, start: float = 0.0) -> float:
+    """(t - start) / (until - start), cut to [0, 1]; 1 when until is 0."""
     if not 0 <= t <= 1:
         raise ValueError(f"t is a share of the run, in [0, 1], got {t}")
-    return 1.0 if t >= until else t / until
+    return 1.0 if t >= until else max(0.0, t - start) / (until - start)
+
+
+def smoothed(p: float) -> float:
+    """h(p) = c p^4 up to p = 1/4, then the straight line of the slope that it has there, to h(1) = 1.
+
+    It begins flat, so that the bounds of a network that never saw a box are not lost at once.
+    """
+    c = 1 / (_BEND**3 * (_BEND + 4 * (1 - _BEND)))
+    if p < _BEND:
+        return c * p**4
+    return 1 - 4 * c * _BEND**3 * (1 - p)
 
 
 def _unmoved(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
@@ -140,3 +163,6 @@ def _unmoved(oracle: Oracle, x: Tensor, ball: Ball) -> Tensor:
     the ball.
     """
     return oracle.result(x)
+
+
+_RAMPS: Mapping[str, Callable[[float], float]] = {"linear": float, "smoothed": smoothed}

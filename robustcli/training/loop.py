@@ -77,7 +77,7 @@ class Trainer:
         self.validation: Validation | None = None
         if plan.validation is not None and val is not None and len(plan.val_positions):
             self.validation = Validation(
-                val, plan.validation, plan.val_positions, device, self.ranks, stop, say
+                val, plan.validation, plan.val_positions, device, self.ranks, stop, say, plan.verified
             )
         self.progress = Progress()
         self._run_step = StepRunner(step, plan, say)
@@ -259,6 +259,8 @@ class Trainer:
         progress.validated = progress.step
         progress.clear_losses()
         progress.last = {key: row.get(key) for key in ("step", "epoch", "clean_acc", "robust_acc")}
+        if self.plan.verified:
+            progress.last["verified_acc"] = row.get("verified_acc")
         self._meter.clear()
         improved = bool(measured) and self._is_best(progress.last)
         if improved:

@@ -31,6 +31,8 @@ class TrainPlan:
         val_positions: int64 [m], positions in the validation split.
         robust_best: the best checkpoint is that of the largest robust accuracy; False (natural training)
             takes the largest clean accuracy.
+        verified: validations count what is proven, and the best checkpoint is that of the largest verified
+            accuracy.
         cutmix: (x, y, ids, epoch) -> (x, y_soft), or None.
         oom: after out-of-memory "halve" halves the micro-batch and "fail" ends the run; "auto" fails where
             BatchNorm would see smaller batches, and halves otherwise.
@@ -46,6 +48,7 @@ class TrainPlan:
     validation: EvalPlan | None
     val_positions: Tensor
     robust_best: bool = True
+    verified: bool = False
     cutmix: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     oom: Literal["auto", "halve", "fail"] = "auto"
 
@@ -60,10 +63,11 @@ class TrainPlan:
             return x, None
         return self.cutmix(x, y, ids, epoch)
 
-    def score(self, accuracies: Mapping[str, Any]) -> tuple[float, float]:
+    def score(self, accuracies: Mapping[str, Any]) -> tuple[float, float, float]:
         """What the best model is chosen by: the validation with the larger score is better."""
         clean, robust = float(accuracies["clean_acc"] or 0), float(accuracies["robust_acc"] or 0)
-        return (robust, clean) if self.robust_best else (clean, robust)
+        verified = float(accuracies.get("verified_acc") or 0)
+        return (verified, robust, clean) if self.robust_best else (verified, clean, robust)
 
 
 @dataclass

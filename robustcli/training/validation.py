@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from robustcli.core.bounds import interval
+from robustcli.core.modes import frozen
 from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.objectives.walked import program_of
 from robustcli.runtime.distributed import Ranks
 from robustcli.terminal.once import each_once
 from robustcli.training.faults import caught, raise_everywhere
 
+_PROVEN_AT_ONCE = 64  # images; bounds keep several tensors for each layer
 FGSM = "fgsm"  # label of the one-step attack in a validation that watches for catastrophic overfitting
 
 
@@ -31,6 +36,7 @@ class Validation:
         ranks: the processes that share the work.
         stop: raises to interrupt.
         say: shows one line to the user.
+        verified: count, too, on how many images bounds of the network prove the answer over the ball.
     """
 
     def __init__(
@@ -42,14 +48,17 @@ class Validation:
         ranks: Ranks,
         stop: Callable[[], None],
         say: Callable[[str], None],
+        verified: bool = False,
     ) -> None:
         self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
+        self.verified = verified
         self._stop, self._say = stop, each_once(say)  # each validation would say it again
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """{clean_acc, robust_acc, n, fgsm_acc}, the same on every rank; accuracies in [0, 1].
+        """{clean_acc, robust_acc, n, fgsm_acc, verified_acc}, the same on every rank; accuracies in [0, 1].
 
-        robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage.
+        robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage, and
+        verified_acc where nothing is proven.
         """
         own = self.positions[self.ranks.rank :: self.ranks.world]
         counts: dict[str, int] = {}
@@ -66,6 +75,8 @@ class Validation:
             row["robust_acc"] = total["robust"] / n
         if FGSM in total:
             row["fgsm_acc"] = total[FGSM] / n
+        if self.verified:
+            row["verified_acc"] = total["verified"] / n
         return row
 
     def _count(self, model: nn.Module, positions: Tensor) -> dict[str, int]:
@@ -77,7 +88,21 @@ class Validation:
         counts = {"n": result.n, "clean": int(result.correct.sum()), "robust": int(result.survivors.sum())}
         if FGSM in result.stages:
             counts[FGSM] = int(result.stages[FGSM].sum())
+        if self.verified:
+            counts["verified"] = self._count_verified(model, positions)
         return counts
+
+    def _count_verified(self, model: nn.Module, positions: Tensor) -> int:
+        """On how many images IBP proves the right answer over the whole ball, linf."""
+        program, proven, ball = program_of(model, self.split.shape), 0, self.plan.ball
+        with frozen(model), torch.no_grad():
+            for x, y, _ in self.split.stream(positions.split(_PROVEN_AT_ONCE), self.device):
+                box = (x - ball.eps).clamp(ball.low, ball.high), (x + ball.eps).clamp(ball.low, ball.high)
+                lower, upper = interval(program, *box)
+                own = F.one_hot(y, lower.shape[1]).bool()
+                rival = upper.masked_fill(own, -torch.inf).amax(1)
+                proven += int((lower[own] > rival).sum())
+        return proven
 
     def seconds(self, model: nn.Module) -> float:
         """Estimated seconds of one validation, measured on a part of its images."""

@@ -29,11 +29,15 @@ REGISTERED = [
 CURVES = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
 
 
-def network():
-    """Convolution, BatchNorm, a smooth activation: no kink where a rounding moves a gradient's sign."""
+def network(bounds=False):
+    """Convolution, BatchNorm, a smooth activation: no kink where a rounding moves a gradient's sign.
+
+    bounds: the activation has bounds, which Softplus has not.
+    """
     torch.manual_seed(0)
+    activation = nn.SiLU() if bounds else nn.Softplus()
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Flatten(), nn.Linear(64, CLASSES)
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), activation, nn.Flatten(), nn.Linear(64, CLASSES)
     )
 
 
@@ -69,7 +73,7 @@ def curve(case):
     x, y = torch.rand(ROWS, 1, 4, 4, generator=g), torch.arange(ROWS) % CLASSES
     x[:, 0, 0] += y[:, None] * 0.4
     x.clamp_(0, 1)
-    net = network()
+    net = network(kind == "objective" and entry.facts.bounds)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

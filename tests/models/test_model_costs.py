@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustcli.errors import ConfigError
 from robustcli.models.build import build_model
 from robustcli.models.flops import flops
 from robustcli.models.info import ModelInfo
@@ -223,3 +224,20 @@ def test_dropout_works_in_training_only() -> None:
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
+
+
+def test_conv_small_by_hand() -> None:
+    """Conv(16, 4, 2), Conv(32, 4, 2), FC(100) of papers on certified training; CNN7 by its parameters."""
+    mnist = ModelInfo(10, 1, 28, (0.0,), (1.0,))
+    small = build_model("conv_small", {}, mnist, seed=0, meta=True)
+    assert count_parameters(small) == 17 * 16 + 257 * 32 + 1569 * 100 + 1010 == 166_406
+    assert flops(small, mnist.shape) == 2 * (16 * 16 * 196 + 256 * 32 * 49 + 156_800 + 1000)
+    cnn7 = {"widths": [64, 64, 128, 128, 128], "strides": [1, 1, 2, 1, 1], "kernel": 3, "hidden": [512]}
+    seven = build_model("conv_small", {**cnn7, "batch_norm": True}, CIFAR, seed=0, meta=True)
+    convolutions = 9 * (3 * 64 + 64 * 64 + 64 * 128 + 2 * 128 * 128)
+    hidden = 128 * 256 * 512
+    assert count_parameters(seven) == convolutions + 2 * (64 * 2 + 128 * 3 + 512) + hidden + 5130
+    with pytest.raises(ConfigError, match="used up"):
+        build_model("conv_small", {"widths": [4] * 5, "strides": [2] * 5}, mnist, seed=0)
+    with pytest.raises(ConfigError, match="1 strides for 2 widths"):
+        build_model("conv_small", {"strides": [2]}, mnist, seed=0)

@@ -15,7 +15,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.training.curriculum import Curriculum
+from robustcli.training.curriculum import Curriculum, smoothed
 
 EPS = 8 / 255
 BALL = Ball("linf", EPS)
@@ -55,6 +55,20 @@ def test_the_radius_grows_in_a_straight_line():
         )
         assert (ball.norm, ball.low, ball.high) == ("linf", 0, 1)
     assert curriculum.at(0.5)[1] is BALL
+
+
+def test_the_radius_waits_and_grows_smoothly():
+    """Shi et al.: flat at first, then a straight line that begins with the slope of the curve."""
+    curriculum = Curriculum(pgd, {}, BALL, 0.0, 0.6, eps_from=0.2, eps_shape="smoothed")
+    assert [curriculum.share(t) for t in (0, 0.1, 0.2, 0.6, 0.8)] == [0, 0, 0, 1, 1]
+    # c p^4 with c = 1 / (m^3 (m + 4 (1 - m))), m = 1/4: h(1/8) = c / 4096, h(1/4) = 1/13, h(1) = 1
+    assert [curriculum.share(0.2 + 0.4 * p) for p in (1 / 8, 1 / 4, 5 / 8)] == pytest.approx(
+        [1 / 208, 1 / 13, 7 / 13]
+    )
+    slopes = [(smoothed(1 / 4 + h) - smoothed(1 / 4)) / h for h in (-1e-6, 1e-6)]
+    assert slopes == pytest.approx([16 / 13] * 2, rel=1e-4)
+    line = Curriculum(pgd, {}, BALL, 0.5, 0.6, eps_from=0.2)
+    assert [line.share(t) for t in (0.1, 0.2, 0.4, 0.6)] == pytest.approx([0.5, 0.5, 0.75, 1])
 
 
 def test_a_step_size_of_null_is_left_to_the_attack():
@@ -111,9 +125,13 @@ def test_step_sizes_of_a_longer_attack(params, more, expected):
     first=st.integers(1, 9),
     steps_until=UNTIL,
     more=st.integers(0, 3),
+    wait=st.floats(0, 0.99),
+    shape=st.sampled_from(["linear", "smoothed"]),
 )
-def test_radius_and_steps_stay_in_bounds_and_never_fall(t, later, start, until, first, steps_until, more):
-    curriculum = Curriculum(pgd, {"steps": 9}, BALL, start, until, first, steps_until)
+def test_radius_and_steps_stay_in_bounds_and_never_fall(
+    t, later, start, until, first, steps_until, more, wait, shape
+):
+    curriculum = Curriculum(pgd, {"steps": 9}, BALL, start, until, first, steps_until, wait * until, shape)
     t, later = sorted((t, later))
     assert start <= curriculum.share(t) <= curriculum.share(later) <= 1
     assert first + more <= curriculum.steps_at(t, more) <= curriculum.steps_at(later, more) <= 9 + more
@@ -176,6 +194,9 @@ def test_an_attack_without_steps_follows_the_radius_only():
         ({"eps_until": 1.0}, "eps_until"),
         ({"eps_until": -0.1}, "eps_until"),
         ({"steps_until": 1.0}, "steps_until"),
+        ({"eps_from": 0.1}, "eps_from"),
+        ({"eps_from": 0.4, "eps_until": 0.4}, "eps_from"),
+        ({"eps_from": math.nan, "eps_until": 0.4}, "eps_from"),
         ({"steps_start": 0}, "from 1 to"),
         ({"steps_start": 4}, "steps 3"),
         ({"fn": fgsm, "params": {}, "steps_start": 1}, "fgsm has none"),

@@ -1,0 +1,153 @@
+"""What objectives of bounds share: a pass over a box, its margins, their loss, and Shi's two terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+from weakref import WeakKeyDictionary
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustcli.core.bounds import Program, trace
+from robustcli.core.bounds.boxes import Frame, trained
+from robustcli.core.bounds.dense import MatMul
+from robustcli.core.bounds.rectifiers import Rectifier
+from robustcli.core.losses import mean_ce
+from robustcli.core.types import Batch, Classifier, LossTerms, network_of
+
+Share = Annotated[float, Ge(0), Le(1)]
+Weight = Annotated[float, Ge(0)]
+_TOLERANCE = 0.5  # Shi's tau: ratios above it cost nothing
+_programs: WeakKeyDictionary[nn.Module, Program] = WeakKeyDictionary()
+
+
+def program_of(network: nn.Module, shape: tuple[int, ...]) -> Program:
+    """The traced network, traced once. Raises UnsupportedOperation as `trace`."""
+    known = _programs.get(network)
+    if known is None or known.shape != tuple(shape):
+        known = _programs[network] = trace(network, tuple(shape))
+    return known
+
+
+@dataclass(frozen=True)
+class Walked:
+    """One training pass over a box: float32 logits [B, K] of the clean images, and the boxes of all nodes."""
+
+    logits: Tensor
+    frame: Frame
+
+    def margins(self, y: Tensor) -> Tensor:
+        """Lower bounds of z_y - z_k over the box, [B, K], 0 at k = y; y: int64 [B].
+
+        A linear last layer is merged with the difference: (w_y - w_k) c - |w_y - w_k| r + b_y - b_k, with
+        centre c and radius r of what it reads. Otherwise l_y - u_k.
+        """
+        program = self.frame.program
+        last = program.steps[-1]
+        if isinstance(last.op, MatMul) and program.output == len(program.steps):
+            return self._merged(y)
+        lower, upper = self.frame.boxes[program.output]
+        return _but_own(lower.gather(1, y[:, None]) - upper, y)
+
+    def _merged(self, y: Tensor) -> Tensor:
+        ((low, high),) = self.frame.inputs(-1)
+        weight, *bias = self.frame.weights[-1]
+        difference = weight[y][:, None] - weight[None]
+        centre, radius = (low + high) / 2, (high - low) / 2
+        with torch.autocast(centre.device.type, enabled=False):
+            margin = (difference @ centre[:, :, None] - difference.abs() @ radius[:, :, None]).squeeze(2)
+        if bias:
+            margin = margin + bias[0][y][:, None] - bias[0]
+        return _but_own(margin, y)
+
+    def unbalanced(self) -> Tensor:
+        """L_tightness + L_relu, means over the ReLU layers; 0 without any. No unit, >= 0.
+
+        L_tightness = max(0, tau - r_0 / r_i) / tau with the mean radius r_i before layer i, r_0 that of the
+        pixels. L_relu = max(0, tau - a) / tau, a = min(q, 1 / q), for two ratios q of active (l > 0) to
+        inactive (u < 0) neurons: of their summed centres, and of their summed squared deviations. tau = 0.5.
+        A box without width has no tightness, and a layer without neurons of both kinds has no ratio.
+
+        Source: Shi et al., NeurIPS 2021, arXiv:2103.17268, section 3.3, and the authors' code.
+        """
+        steps = enumerate(self.frame.program.steps)
+        places = [place for place, step in steps if isinstance(step.op, Rectifier)]
+        terms = [self._widened(place) + self._one_sided(place) for place in places]
+        if not terms:
+            return self.logits.new_zeros(())
+        return torch.stack(terms).mean()
+
+    def _widened(self, place: int) -> Tensor:
+        (low, high), (first_low, first_high) = self.frame.inputs(place)[0], self.frame.boxes[0]
+        before, now = (first_high - first_low).mean(), (high - low).mean()
+        return torch.where(before > 0, _short(before / now.clamp_min(1e-12)), 0.0)
+
+    def _one_sided(self, place: int) -> Tensor:
+        low, high = self.frame.inputs(place)[0]
+        centre = (low + high) / 2
+        active, inactive = (low > 0).to(centre.dtype), (high < 0).to(centre.dtype)
+        spread = (centre - centre.mean()) ** 2
+        return _ratio((centre * active).sum(), -(centre * inactive).sum()) + _ratio(
+            (spread * active).sum(), (spread * inactive).sum()
+        )
+
+
+def _short(share: Tensor) -> Tensor:
+    return F.relu(_TOLERANCE - share) / _TOLERANCE
+
+
+def _ratio(one: Tensor, other: Tensor) -> Tensor:
+    """max(0, tau - min(q, 1 / q)) / tau for q = one / other; 0 where either is 0."""
+    both = (one > 0) & (other > 0)
+    one, other = torch.where(both, one, 1.0), torch.where(both, other, 1.0)
+    return _short(torch.minimum(one / other, other / one))
+
+
+def _but_own(margins: Tensor, y: Tensor) -> Tensor:
+    """The margins [B, K] with exactly 0 at k = y."""
+    return margins.masked_fill(F.one_hot(y, margins.shape[1]).bool(), 0.0)
+
+
+def over_box(model: Classifier, batch: Batch, centre: Tensor, radius: float) -> Walked:
+    """A pass over |pixel - centre| <= radius, cut by the pixel box; BatchNorm sees the clean images.
+
+    It is computed in float32, whatever the precision of training.
+    """
+    low, high = batch.ball.low, batch.ball.high
+    lower, upper = (centre - radius).clamp(low, high), (centre + radius).clamp(low, high)
+    network = network_of(model)
+    return Walked(*trained(program_of(network, tuple(batch.x.shape[1:])), batch.x, lower, upper))
+
+
+def worst_ce(margins: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """mean log sum_k exp(-m_k): the cross-entropy of the worst logits that the margins allow, a scalar.
+
+    margins: labels int64 [B] -> lower bounds of z_y - z_k [B, K], 0 at k = y. For mixed labels it is the mean
+    over labels drawn from the mixture.
+    """
+    if batch.y_soft is None:
+        return mean_ce(-margins(batch.y), batch.y)
+    most = int((batch.y_soft > 0).sum(1).max())
+    shares, labels = batch.y_soft.topk(most, dim=1)
+    rows = [torch.logsumexp(-margins(y), 1) for y in labels.unbind(1)]
+    return (shares * torch.stack(rows, 1)).sum(1).mean()
+
+
+def fading(first: float, last: float, ramp: float) -> float:
+    """first + (last - first) * ramp: a weight that goes with the radius of the curriculum."""
+    return first + (last - first) * ramp
+
+
+def summed(parts: dict[str, tuple[float, Tensor]], walked: Walked, weight: float, ramp: float) -> LossTerms:
+    """sum of weight * part, and (1 - ramp) * weight * `unbalanced` while the radius grows.
+
+    parts: name -> (weight, mean loss). A part of weight 0 is logged and not added.
+    """
+    total = torch.stack([share * part for share, part in parts.values() if share]).sum()
+    if weight and ramp < 1:
+        total = total + weight * (1 - ramp) * walked.unbalanced()
+    return LossTerms(total, {name: part.detach() for name, (_, part) in parts.items()})
