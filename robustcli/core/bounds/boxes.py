@@ -29,9 +29,10 @@ class Frame:
 
 
 def begin(program: Program, lower: Tensor, upper: Tensor) -> Frame:
-    """A pass over the box [lower, upper] of pixels, each [B, *shape], in their precision."""
+    """A pass over the box of pixels [lower, upper], each [B, *shape], in their precision; no gradients."""
     frame = Frame(program, boxes=[(lower, upper)], error=[None])
-    frame.weights = [step.op.read(lower.dtype) for step in program.steps]
+    for step in program.steps:
+        frame.weights.append(tuple(one.detach() for one in step.op.read(lower.dtype)))
     return frame
 
 

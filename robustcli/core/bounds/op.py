@@ -7,9 +7,8 @@ coefficients `a` of a backward pass have one row per bound that is wanted: [Q, *
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ Shape: TypeAlias = tuple[int, ...]
 UNIT = 2.0**-24  #: unit roundoff of float32: relative error of one rounded operation
 FINE = 2.0**-53  #: the same of float64
 TINY = 2.0**-126  #: below it float32 may flush to zero
+MANY = 2**24  #: elements of a node, at most; what a float64 sum over all of them may lose is provided for
 
 
 def gamma(terms: int, unit: float = UNIT) -> float:
@@ -28,14 +28,17 @@ def gamma(terms: int, unit: float = UNIT) -> float:
     return terms * unit / (1 - terms * unit)
 
 
-@dataclass(frozen=True)
-class Lines:
+class Lines(NamedTuple):
     """low_slope x + low <= f(x) <= high_slope x + high on a box, elementwise; each [B, *shape]."""
 
     low_slope: Tensor
     low: Tensor
     high_slope: Tensor
     high: Tensor
+
+
+#: A tensor [B, ...] of a pass -> its rows for the rows of a backward pass, [Q, ...], or [1, ...] if B = 1.
+Pick: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Op(ABC):
@@ -56,6 +59,30 @@ class Op(ABC):
     def error(self, weights: Weights, *boxes: Box) -> Tensor | None:
         """By how much float32 execution may differ from the exact value, [B, *shape]; None: not at all."""
         return None
+
+    def relax(self, weights: Weights, *boxes: Box) -> tuple[Tensor, ...]:
+        """What a backward pass needs of the boxes of the inputs, each [B, ...]: the lines of a bend."""
+        return ()
+
+    @abstractmethod
+    def pull(
+        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Coefficients c_i and numbers d with a . f(x) >= sum_i c_i . x_i + d on the boxes.
+
+        Args:
+            a: [Q, *shape of this node]. lines: from `relax`, after `pick` where they are read.
+            shapes: of the inputs.
+
+        Returns: c_i [Q, *shapes[i]] for each input; d [Q], None for 0.
+        """
+
+    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+        """v [B, *shape] >= 0: |a| . v covers float32 execution and the float64 rounding of `pull`.
+
+        box: of this node; boxes: of its inputs.
+        """
+        return error
 
 
 class Affine(Op):
@@ -104,15 +131,27 @@ class Affine(Op):
     def error(self, weights: Weights, *boxes: Box) -> Tensor | None:
         """gamma_n (|W| max|x| + |b|) with n = terms + 2, float32; and the float64 rounding of our own passes.
 
-        A backward pass sums `spread` products in float64, and the centre and radius of a box `terms` of them:
-        both errors are shares of the same scale.
+        The centre and radius of a box sum `terms` products in float64, a backward pass `spread` of them and
+        the product with b over the elements of the node: the errors of all are shares of the same scale.
         """
         if self.exact:
             return None
-        own = gamma(self.terms + self.spread + 8, FINE)
-        return (gamma(self.terms + 2) * (1 + 2.0**-10) + 4 * own) * self.size(weights, *boxes) + (
-            self.terms + 2
-        ) * TINY
+        own = 4 * gamma(self.terms + self.spread + MANY, FINE)
+        share = gamma(self.terms + 2) * (1 + 2.0**-10) + own
+        return share * self.size(weights, *boxes) + (self.terms + 2) * TINY
+
+    def pull(
+        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+    ) -> tuple[list[Tensor], Tensor | None]:
+        b = self.offset(weights)
+        moved = None if b is None else (a * b).flatten(1).sum(1)
+        return self.transpose(weights, a, shapes), moved
+
+    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+        """A sum that only moves numbers still rounds where several of them meet in one."""
+        if error is None and self.spread > 1:
+            return gamma(self.spread + 8, FINE) * largest(box)
+        return error
 
     def transpose(self, weights: Weights, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         """W_i^T a for each input i: [Q, *shapes[i]]; here by the gradient of `linear`."""
@@ -129,6 +168,31 @@ class Elementwise(Op):
     @abstractmethod
     def lines(self, box: Box) -> Lines:
         """A line below and a line above f on the box."""
+
+    def relax(self, weights: Weights, *boxes: Box) -> tuple[Tensor, ...]:
+        return self.lines(boxes[0])
+
+    def pull(
+        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+    ) -> tuple[list[Tensor], Tensor | None]:
+        low_slope, low, high_slope, high = lines
+        above, below = a.clamp(min=0), a.clamp(max=0)
+        moved = weighed(above, low, pick) + weighed(below, high, pick)
+        return [above * pick(low_slope) + below * pick(high_slope)], moved
+
+    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+        """Each line is computed with a few roundings of its own scale, and summed over the node."""
+        low_slope, low, high_slope, high = lines
+        steepest = torch.maximum(low_slope.abs(), high_slope.abs()).clamp_min(1)
+        own = 4 * gamma(MANY, FINE) * (steepest * largest(boxes[0]) + low.abs() + high.abs())
+        return own if error is None else own + error
+
+
+def weighed(a: Tensor, v: Tensor, pick: Pick) -> Tensor:
+    """a . v for each row: [Q]; a [Q, *shape], v [B, *shape] before `pick`."""
+    if len(v) == 1:
+        return a.flatten(1) @ v.flatten()
+    return (a * pick(v)).flatten(1).sum(1)
 
 
 def largest(box: Box) -> Tensor:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcli.core.bounds.op import Affine, Box, Op, Shape, Weights
+from robustcli.core.bounds.op import (
+    FINE,
+    MANY,
+    Affine,
+    Box,
+    Op,
+    Pick,
+    Shape,
+    Weights,
+    gamma,
+    largest,
+    weighed,
+)
 from robustcli.core.bounds.program import Call, Value, reads
 
 
@@ -61,19 +73,31 @@ class MaxPool(Op):
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         return torch.where(inside, rows * width + columns, -1).flatten(2).flatten(0, 1)
 
-    def choice(self, box: Box) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the lines are; each [B, C, outputs].
-
-        Returns: int64, place in the plane of the element i of the largest lower bound; bool, whether it is
-        the largest for sure; the largest upper bound.
-        """
-        windows = self.windows(box[0].device)
+    def relax(self, weights: Weights, *boxes: Box) -> tuple[Tensor, ...]:
+        """Each [B, C, outputs]: where the element i of the largest lower bound lies in its plane, int64;
+        1 where it is the largest for sure and 0 elsewhere; the largest upper bound."""
+        windows = self.windows(boxes[0][0].device)
         places, padding = windows.clamp_min(0), windows < 0
-        low, high = (side.flatten(2)[..., places].masked_fill(padding, -math.inf) for side in box)
-        best, which = low.max(-1)
-        others = high.scatter(-1, which[..., None], -math.inf).amax(-1)
-        chosen = places.expand(low.shape).gather(-1, which[..., None])[..., 0]
-        return chosen, best >= others, high.amax(-1)
+        low, high = (side.flatten(2)[..., places].masked_fill(padding, -math.inf) for side in boxes[0])
+        best, which = low.max(-1, keepdim=True)
+        others = high.scatter(-1, which, -math.inf).amax(-1, keepdim=True)
+        chosen = places.expand(low.shape).gather(-1, which)
+        return chosen[..., 0], (best >= others)[..., 0].to(low.dtype), high.amax(-1)
+
+    def pull(
+        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+    ) -> tuple[list[Tensor], Tensor | None]:
+        chosen, sure, most = lines
+        a = a.flatten(2)
+        above, below = a.clamp(min=0), a.clamp(max=0)
+        moved = weighed(below, (1 - sure) * most, pick)
+        planes = a.new_zeros((len(a), self.before[0], self.before[1] * self.before[2]))
+        planes = planes.scatter_add(2, pick(chosen).expand(a.shape), above + below * pick(sure))
+        return [planes.reshape(len(a), *self.before)], moved
+
+    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+        """Roundings of one sum over the node, and of what overlapping windows add up in one element."""
+        return 4 * gamma(MANY, FINE) * largest(box)
 
 
 def _at(size: Any, axis: int) -> int:

@@ -38,18 +38,14 @@ class Rectifier(Elementwise):
     def lines(self, box: Box) -> Lines:
         low, high = box
         below, above = low.clamp(max=0), high.clamp(min=0)
-        width = (above - below).clamp_min(torch.finfo(low.dtype).tiny)
-        share = (above / width).clamp(0, 1)
+        width = above - below
+        share = above / torch.where(width > 0, width, torch.ones_like(width))
         share = torch.where(low >= 0, torch.ones_like(share), share)
         share = torch.where(high <= 0, torch.zeros_like(share), share)
         chord = self.slope + (1 - self.slope) * share
         height = (1 - self.slope) * -below * share
         least = self.slope + (1 - self.slope) * (share > 0.5).to(low.dtype)
         return Lines(torch.where((low < 0) & (high > 0), least, chord), torch.zeros_like(low), chord, height)
-
-    def free(self, box: Box) -> Tensor:
-        """bool: where every lower slope from `slope` to 1 gives a bound, and may be chosen."""
-        return (box[0] < 0) & (box[1] > 0)
 
 
 class Clamp(Elementwise):

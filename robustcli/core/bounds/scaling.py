@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.bounds.moving import Move
-from robustcli.core.bounds.op import Affine, Box, Shape, Weights
+from robustcli.core.bounds.op import Affine, Box, Pick, Shape, Weights
 from robustcli.core.bounds.program import Call, Const, Value, reads
 
 Number = float | int
@@ -119,6 +119,13 @@ class Dropout(Scaling):
         if clean is not None:
             one = F.dropout(torch.ones_like(clean[0], dtype=dtype), self.module.p, self.module.training)
         return one, torch.zeros((), dtype=dtype)
+
+    def pull(
+        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The mask is that of the image of each row."""
+        mask = pick(weights[0]) if weights[0].dim() else weights[0]
+        return [a * mask], None
 
 
 def _column(module: nn.Module, v: Tensor) -> Tensor:

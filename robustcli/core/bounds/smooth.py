@@ -65,7 +65,7 @@ class Smooth(Elementwise):
         wide = high - low > 1e-6
         slope = (stop - start) / torch.where(wide, high - low, torch.ones_like(low))
         slope = torch.where(wide, slope, self.slope((low + high) / 2))
-        least, most = self._extremes(low, high, slope.detach())
+        least, most = self._extremes(low, high, slope)
         with torch.no_grad():
             off = _ROUND * largest(box).clamp_min(1)
         return Lines(slope, least - off, slope, most + off)
@@ -98,6 +98,7 @@ class Smooth(Elementwise):
                 falls = sign * (self.slope(middle) - slope) < 0
                 c, d = torch.where(falls, middle, c), torch.where(falls, d, middle)
         width = d - c
+        c, d = torch.where(c == a, a, c), torch.where(d == b, b, d)  # the ends have gradients
         below = [sign * self._gap(x, slope) - (self.slope(x) - slope).abs() * width for x in (c, d)]
         return torch.maximum(*below)
 

@@ -1,0 +1,119 @@
+"""Backward bounds of inner neurons: of those alone whose box leaves their bend undecided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustcli.core.bounds.backward import Passes
+from robustcli.core.bounds.dense import Convolution, MatMul
+from robustcli.core.bounds.op import Affine
+from robustcli.core.bounds.program import Program
+from robustcli.core.bounds.rectifiers import Rectifier
+
+CHUNK = 2**26  #: bytes of coefficients that one backward pass may hold at once
+COPIES = 6  #: tensors of the largest node that a pass holds beside each other
+_HARDLY = 1e-9  # share of a bound that rounding may explain
+
+
+@dataclass(frozen=True)
+class Looser:
+    """Where plain CROWN was looser than a box: `neurons` of `asked` bounds of the layer `name`."""
+
+    name: str
+    neurons: int
+    asked: int
+
+    @classmethod
+    def counted(cls, name: str, backward: Tensor, box: Tensor) -> Looser:
+        """Of lower bounds: how many backward ones are below those of the box, beyond rounding."""
+        worse = backward < box - _HARDLY * (1 + box.abs())
+        return cls(name, int(worse.sum()), worse.numel())
+
+
+def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
+    """Bound the undecided neurons of a node by backward passes, if it is where a bend reads.
+
+    The box of the node in the frame becomes the tighter of both; with `both` false the backward bound.
+    """
+    frame = passes.frame
+    asked = _undecided(passes, node)
+    if asked is None or not asked.any():
+        return []
+    low, high = frame.boxes[node]
+    rows, places = asked.flatten(1).nonzero(as_tuple=True)
+    under, over = backward_bounds(passes, node, rows, places)
+    old = low.flatten(1)[rows, places], high.flatten(1)[rows, places]
+    name = frame.program.steps[node - 1].name
+    found = Looser.counted(name, torch.cat((under, -over)), torch.cat((old[0], -old[1])))
+    if both:
+        under, over = torch.maximum(under, old[0]), torch.minimum(over, old[1])
+    frame.boxes[node] = (_placed(low, rows, places, under), _placed(high, rows, places, over))
+    return [found]
+
+
+def backward_bounds(passes: Passes, node: int, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds, each [Q], of the neurons `places` [Q] (flat) of the images `rows` [Q]."""
+    shape = passes.frame.program.shape_of(node)
+    under, over = [], []
+    for part in chunks(len(rows), row_bytes(passes.frame.program, node)):
+        a = passes.region.lower.new_zeros((part.stop - part.start, math.prod(shape)))
+        a[torch.arange(len(a), device=a.device), places[part]] = 1
+        a = a.reshape(len(a), *shape)
+        under.append(passes.least(node, a, rows[part]))
+        over.append(-passes.least(node, -a, rows[part]))
+    return torch.cat(under), torch.cat(over)
+
+
+def chunks(rows: int, each: int, most: int = CHUNK) -> Iterator[slice]:
+    """Slices of so many rows of `each` bytes as fit into `most` bytes, one row at least."""
+    size = max(1, most // each)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def row_bytes(program: Program, node: int) -> int:
+    """Bytes that one row of a backward pass from a node holds: float64, a few tensors of the widest node."""
+    widest = max(math.prod(program.shape_of(one)) for one in range(node + 1))
+    return 8 * COPIES * widest
+
+
+def _undecided(passes: Passes, node: int) -> Tensor | None:
+    """bool [B, *shape]: neurons that a bend reads, and about which a backward pass may say more than the box.
+
+    Of a rectifier those that may be on both sides of 0, of other bends all with a box of some width. A box is
+    exact, and None is the answer, behind the one linear layer that reads a box of pixels; and behind a bend,
+    whose monotone pieces move the ends of a box.
+    """
+    program = passes.frame.program
+    readers = [step.op for step in program.steps if node in step.inputs and not isinstance(step.op, Affine)]
+    if not readers or not isinstance(program.steps[node - 1].op, Affine):
+        return None
+    if passes.region.norm == "linf" and _exact(program, node):
+        return None
+    low, high = passes.frame.boxes[node]
+    if all(isinstance(op, Rectifier) for op in readers):
+        return (low < 0) & (high > 0)
+    return low < high
+
+
+def _exact(program: Program, node: int) -> bool:
+    """Whether nothing but one linear layer, scalings and moved numbers lie between the pixels and a node."""
+    mixed = 0
+    while node:
+        step = program.steps[node - 1]
+        if not isinstance(step.op, Affine) or len(step.inputs) != 1:
+            return False
+        mixed += isinstance(step.op, (Convolution, MatMul)) or step.op.terms > 8
+        node = step.inputs[0]
+    return mixed <= 1
+
+
+def _placed(whole: Tensor, rows: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """A copy of `whole` [B, *shape] with other values at (rows, places)."""
+    flat = whole.flatten(1).clone()
+    flat[rows, places] = values
+    return flat.reshape(whole.shape)
