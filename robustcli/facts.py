@@ -88,6 +88,7 @@ class ObjectiveFacts:
             keyword-only parameters have the values of the objective's. None: the model itself.
         copies: the parameter that says how many noisy copies of each image pass through the model, in the
             loss and in the attack; "" for none. `passes` are those of one copy.
+        noisy: whether the network is trained on noisy images, which clean ones must not replace.
         front: whether it trains what stands in front of the classifier, and has nothing to train without.
         bounds: whether it bounds the network over the whole ball. Such training is robust without an attack,
             its best checkpoint is that of the largest verified accuracy, and the network needs bounds for
@@ -100,6 +101,7 @@ class ObjectiveFacts:
     use: str
     view: Callable[..., Any] | None = None
     copies: str = ""
+    noisy: bool = False
     front: bool = False
     bounds: bool = False
     norms: tuple[str, ...] = ("linf", "l2", "l1")
@@ -134,9 +136,11 @@ class HookFacts:
     Args:
         extra_losses: how often it computes the loss again per step.
         publishes: "weights" where it publishes weights of its own; only one hook of a run may.
+        estimates: whether it estimates BatchNorm's statistics anew, on clean images.
     """
 
     extra_losses: int
+    estimates: bool = False
     publishes: Literal["weights"] | None = None
 
 

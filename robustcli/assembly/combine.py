@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from robustcli import registry
 from robustcli.assembly.method import Method
 from robustcli.config.schema import Config
@@ -18,6 +20,7 @@ def check_combination(config: Config, method: Method) -> None:
     else:
         _check_free_step(config, method)
     _check_curriculum(config, method)
+    _check_statistics(config)
     _check_named_once(config.regularizers, "regularizer", "regularizers")
     _check_named_once(config.train.hooks, "hook", "train.hooks")
     _check_published_once(config.train.hooks)
@@ -91,6 +94,37 @@ def _check_curriculum(config: Config, method: Method) -> None:
                 where="train.curriculum",
                 hint=f"{until}: 0.3 ends the ramp after 30 %",
             )
+
+
+def _check_statistics(config: Config) -> None:
+    """Raises UsageError for a hook that estimates BatchNorm on clean images where that would be wrong.
+
+    It is where training sees noisy images, and behind the front of a classifier that stays as it is.
+    """
+    why = ""
+    if registry.objectives.get(config.objective.name).facts.noisy:
+        why = f"{config.objective.name} trains on noisy ones"
+    elif config.train.front is not None:
+        why = "the model behind train.front keeps its own statistics"
+    if not why:
+        return
+    for k, spec in enumerate(config.train.hooks):
+        if registry.hooks.get(spec.name).facts.estimates:
+            raise UsageError(
+                f"{spec.name} estimates BatchNorm on clean images, and {why}",
+                where=f"train.hooks.{k}",
+                hint="use ema",
+            )
+
+
+def check_front(config: Config, model: nn.Module) -> None:
+    """Raises UsageError for an objective that trains the front of a model that has none."""
+    if registry.objectives.get(config.objective.name).facts.front and getattr(model, "front", None) is None:
+        raise UsageError(
+            f"{config.objective.name} trains what stands in front of the model, and nothing does",
+            where="train.front",
+            hint="train.front: {name: denoiser}, and a trained model: --model run:DIR",
+        )
 
 
 def _check_named_once(specs: Sequence[Spec], kind: str, path: str) -> None:

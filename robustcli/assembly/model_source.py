@@ -20,6 +20,7 @@ from robustcli.models.build import build_model, ours
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.contract.probe import images
 from robustcli.models.contract.training import fit_to_train, is_overrun
+from robustcli.models.front import put_in_front
 from robustcli.models.guarded import GuardedModel
 from robustcli.models.info import ModelInfo
 from robustcli.models.initialise import ibp_init
@@ -81,8 +82,11 @@ class ModelSource:
         assert isinstance(model, NormalisedModel)  # since the data say its shape
         if self.setting.config.train.init == "ibp":
             self._start_narrow(model, warn)
+        self._put_in_front(model)
         model, channels_last = model.to(self.setting.device), self.setting.config.train.channels_last
-        if not ours(model.arch):
+        if not ours(model.arch) and model.front is not None:  # it is not trained, and its layout is its own
+            model.contract = replace(model.contract, channels_last=False)
+        elif not ours(model.arch):
             fit_to_train(model, channels_last=channels_last, say=warn)
         elif channels_last and not is_overrun(model, warn):
             model.to(memory_format=torch.channels_last)
@@ -104,6 +108,20 @@ class ModelSource:
             layers = ibp_init(model)
         if not self._untrained:
             say(f"train.init: ibp: the weights of {layers} layers of {spec.label} are drawn anew")
+
+    def _put_in_front(self, model: NormalisedModel) -> None:
+        """Put what `train.front` names in front of a trained model."""
+        config = self.setting.config
+        if config.train.front is None:
+            return
+        if self._untrained:
+            raise UsageError(
+                f"train.front stands in front of a trained model, and {self._spec.name} has no weights",
+                where="train.front",
+                hint="train it first, then --model run:DIR",
+                code="E-MODEL",
+            )
+        put_in_front(model, config.train.front.name, config.train.front.params, seed=config.seed)
 
     def to_measure(self, console: Console) -> nn.Module:
         """The model on its device, behind the configured defences where there are some.

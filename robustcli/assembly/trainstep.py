@@ -11,7 +11,7 @@ from torch import nn
 from robustcli import registry
 from robustcli.assembly.attacks import make_search
 from robustcli.assembly.binding import bound
-from robustcli.assembly.combine import check_combination
+from robustcli.assembly.combine import check_combination, check_front
 from robustcli.assembly.fewest import fewest_images
 from robustcli.assembly.method import Method, method_of
 from robustcli.assembly.setting import Setting
@@ -48,6 +48,7 @@ def make_step(
     check_combination(config, method)
     if method.bounds:
         _check_bounds(setting, model, warn)
+    check_front(config, model)
     dtype = resolve(config.precision, setting.device, warn)
     search = make_search(config, setting.device, warn)
     if train.recompute and not recompute(model):

@@ -60,6 +60,10 @@ class TrainConfig(Section):
         max_length=8,
         description="around each step, such as awp (perturbs weights) and ema (averages them)",
     )
+    front: Annotated[Spec | None, From("defences")] = Field(
+        default=None,
+        description="a purifier to train in front of a trained model, which stays as it is: denoiser",
+    )
     curriculum: Curriculum = Field(default=Curriculum(), description="warm-up of eps and attack steps")
     init: Literal["own", "ibp"] = Field(
         default="own",

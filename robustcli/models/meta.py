@@ -12,6 +12,7 @@ from robustcli.errors import CheckpointError, ConfigError, RobustCliError
 from robustcli.foreign import PLUGIN
 from robustcli.models.build import build_model
 from robustcli.models.factory import build_plugin
+from robustcli.models.front import put_in_front
 from robustcli.models.info import ModelInfo
 from robustcli.models.normalised import NormalisedModel
 from robustcli.models.plugin import record_of
@@ -22,7 +23,8 @@ def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]
     """The model's part of a checkpoint's manifest, in JSON types only.
 
     ``{"model": {"arch", "params", "info"}, "fingerprint", "classes"}``; of a user's network also
-    ``model.plugin``, its file, factory and hash.
+    ``model.plugin``, its file, factory and hash; of one with something in front ``model.front``, its name and
+    parameters.
 
     Args:
         model: made by `build_model` or `build_plugin`.
@@ -37,6 +39,8 @@ def model_meta(model: NormalisedModel, classes: Sequence[str]) -> dict[str, Any]
     described = {"arch": model.arch, "params": model.params, "info": model.info.as_dict()}
     if model.plugin is not None:
         described["plugin"] = model.plugin.model_dump()
+    if model.front_spec is not None:
+        described["front"] = model.front_spec
     return {
         "model": as_json(described),
         "fingerprint": fingerprint(model),
@@ -63,12 +67,12 @@ def model_from_meta(
     arch, params, info, classes = _read(meta, where)
     if arch.startswith(PLUGIN):
         plugin = _required(plugin, arch, _recorded(meta, where), where)
-        model = _restored(build_plugin(plugin, params, info, seed=0), info)
+        model = _fronted(_restored(build_plugin(plugin, params, info, seed=0), info), meta, where)
         _compare(meta, model, where)
     else:
-        plan = _restored(_build(arch, params, info, where, meta=True), info)
+        plan = _fronted(_restored(_build(arch, params, info, where, meta=True), info), meta, where)
         _compare(meta, plan, where)  # before memory is taken for the weights
-        model = _restored(_build(arch, params, info, where), info)
+        model = _fronted(_restored(_build(arch, params, info, where), info), meta, where)
     model.classes = classes
     return model
 
@@ -114,6 +118,20 @@ def _build(
             where=where,
             code="E-CKPT-META",
         ) from error
+
+
+def _fronted(model: NormalisedModel, meta: Mapping[str, Any], where: str) -> NormalisedModel:
+    """`model` with what stood in front of it. Raises CheckpointError for what cannot be built."""
+    front = meta["model"].get("front")
+    if front is None:
+        return model
+    try:
+        put_in_front(model, str(front["name"]), dict(front["params"]), seed=0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unclear("model.front is no name with parameters", where) from error
+    except ConfigError as error:
+        raise _unclear(f"what stands in front of the model cannot be built: {error.what}", where) from error
+    return model
 
 
 def _compare(meta: Mapping[str, Any], model: NormalisedModel, where: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from robustcli.config.spec import PluginConfig, normalize_numbers
 from robustcli.errors import ConfigError, DataError, UsageError
@@ -20,7 +21,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), pixe
 
 
 class NormalisedModel(nn.Module):
-    """logits = backbone((x - mean) / std).
+    """logits = backbone((x - mean) / std), of D(x) in place of x where something stands in front.
 
     `contract` says how the backbone is called and read; a probe finds it where the backbone is not ours.
 
@@ -58,6 +59,8 @@ class NormalisedModel(nn.Module):
         self.classes: tuple[str, ...] | None = None  # names, when a checkpoint told them
         self.sha256: str | None = None  # of the checkpoint's manifest, when it came from one
         self.plugin: PluginConfig | None = None  # the user's code that made the backbone
+        self.front: nn.Module | None = None  # D, see `put_in_front`
+        self.front_spec: dict[str, Any] | None = None
         self.register_buffer("mean", _column(mean))
         self.register_buffer("std", _column(std))
         self.backbone = backbone
@@ -72,7 +75,32 @@ class NormalisedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor):  # a torch.fx proxy has no shape to look at
             self.check(tuple(x.shape))
+        if self.front is not None:
+            x = self.front(x)
+        return self.bare(x)
+
+    def bare(self, x: Tensor) -> Tensor:
+        """Logits [B, K] of pixels x [B, C, H, W], without what stands in front."""
         return self.contract.ask(self.backbone, self.normalise(x))
+
+    def put_in_front(self, module: nn.Module, spec: Mapping[str, Any]) -> None:
+        """Let `module` change the pixels first: [B, C, H, W] -> the same shape.
+
+        From here on training moves it alone: the backbone has no gradients, and stays in eval mode, so that
+        its statistics stay, too. Its tensors stand under ``front.`` in the state.
+
+        spec: its name and parameters, in JSON types, by which a checkpoint can build it again.
+        """
+        self.front, self.front_spec = module.train(self.training), dict(spec)
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """See torch; a backbone that something stands in front of stays in eval mode."""
+        super().train(mode)
+        if self.front is not None:
+            self.backbone.eval()
+        return self
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std, what the backbone sees."""

@@ -18,6 +18,7 @@ from robustcli.registry import objectives
     inner=None,
     copies="copies",
     passes=3,
+    noisy=True,
     use="larger radii by smoothing than `gaussian`, without an attack",
 )
 def consistency(

@@ -11,7 +11,9 @@ from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.registry import objectives
 
 
-@objectives.register("gaussian", inner=None, passes=3, use="a model to certify by smoothing with this noise")
+@objectives.register(
+    "gaussian", inner=None, passes=3, noisy=True, use="a model to certify by smoothing with this noise"
+)
 def gaussian(
     model: Classifier,
     batch: Batch,

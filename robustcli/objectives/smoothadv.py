@@ -17,6 +17,7 @@ from robustcli.registry import objectives
     view=Smoothed,
     copies="copies",
     passes=3,
+    noisy=True,
     use="larger radii by smoothing than `gaussian`, for an l2 attack's time",
 )
 def smoothadv(

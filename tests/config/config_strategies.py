@@ -149,6 +149,8 @@ def _field(info: FieldInfo, path: str) -> st.SearchStrategy[Any]:
     registry = next((item.registry for item in info.metadata if hasattr(item, "registry")), None)
     if registry is not None and get_origin(annotation) is list:
         return st.lists(specs(registry), min_size=1, max_size=3)
+    if registry is not None and get_origin(annotation) in (Union, types.UnionType):
+        return st.none() | specs(registry)
     if isinstance(annotation, type) and issubclass(annotation, ModelConfig):
         extras = st.fixed_dictionaries(
             {}, optional={"weights": TEXT | st.none(), "normalize": _SPECIAL["model.normalize"]}

@@ -104,6 +104,7 @@ def _wrong(path: tuple[str, ...], value: Any) -> list[Any]:
         ("optimizer",),
         ("schedule",),
         ("val_attack",),
+        ("front",),
     )
     if isinstance(value, bool):
         return ["no", 1, "on", None, {"x": 1}]

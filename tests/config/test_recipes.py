@@ -57,6 +57,7 @@ PARTS = {
     "gaussian": {"noisy"},
     "smoothadv": {"adversarial"},
     "consistency": {"noisy", "consistency", "entropy"},
+    "denoise": {"stability"},
 }
 
 

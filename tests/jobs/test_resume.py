@@ -76,8 +76,9 @@ def test_kill_9_at_200_random_points(forked, tmp_path, part):
         ),
         ("model={name: wide_resnet, depth: 10, width: 1, dropout: 0.3}", "train.steps=9"),
         ("train.parallel=dp",),
+        ("objective={name: smoothadv, sigma: 0.3}", "ball={norm: l2, eps: 0.5}"),
     ],
-    ids=["bf16", "bn-train", "adamw", "augment", "dropout", "dp"],
+    ids=["bf16", "bn-train", "adamw", "augment", "dropout", "dp", "smoothadv"],
 )
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_last_boundary_and_resume_gives_the_same_bits(forked, tmp_path, more, signum):

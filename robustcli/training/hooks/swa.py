@@ -87,7 +87,7 @@ class EqualMean(Hook):
         load_tensors(self.state(), state, "swa")
 
 
-@hooks.register("swa", extra_losses=0, publishes="weights")
+@hooks.register("swa", extra_losses=0, publishes="weights", estimates=True)
 def swa(model: nn.Module, *, start: Share = 0.75, every: Annotated[int, Ge(1)] = 1) -> Hook:
     """theta' = (theta_1 + ... + theta_n) / n.
 
