@@ -10,10 +10,12 @@ from robustcli.assembly.attacks import make_attacks
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
+from robustcli.defences.bit_depth import BitDepth
+from robustcli.evaluation.diagnosis import diagnose
 from robustcli.evaluation.guarded.bank import Bank, matching
 from robustcli.evaluation.guarded.calls import own_calls, replay_call
 from robustcli.evaluation.guarded.evaluation import DRAWS, GuardEvaluation
-from robustcli.evaluation.guarded.sanity import implied, planting
+from robustcli.evaluation.guarded.sanity import free_pixels, implied, planting
 from robustcli.evaluation.guarded.scores import EXCESS, curve, stands_at
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.robust import RobustEvaluation
@@ -235,6 +237,30 @@ def test_a_masked_gradient_makes_the_whole_number_suspect(digits):
     guard = digits.guarded([Defence("bit_depth", "bit_depth", {}, Stepped())])
     result, *_ = measured(guard, digits.split(6), 0.1)
     assert result.verdict.reliability == "suspect"
+
+
+class Uneven(nn.Module):
+    """score = the spread of the pixels: honest slopes, and almost all of the box is rejected."""
+
+    def forward(self, x, logits, net):  # noqa: ARG002
+        return x.flatten(1).std(1, correction=0)
+
+
+def test_a_guard_that_rejects_most_of_the_box_is_not_suspected_for_it():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    net[1].weight.data, net[1].bias.data = torch.tensor([[-0.5], [0.5]]).expand(2, 16), torch.tensor([4.0, -4])
+    guard = GuardedModel([net], [Defence("uneven", "energy", {}, Uneven())], 2).eval()
+    guard.thresholds, guard.spreads = torch.tensor([0.02]), torch.tensor([0.01])
+    x = torch.linspace(0.1, 0.9, 16)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()
+    found = diagnose(guard, x, (x[:, 0, 0, 0] > 0.5).long(), torch.arange(16), Ball("linf", 0.1), seed=0)
+    assert [alarm.name for alarm in found.alarms] == ["too-few-classes"]
+
+
+@pytest.mark.parametrize("module", [BitDepth(5), Stepped()])
+def test_a_guard_that_stands_with_all_pixels_free_is_suspected_by_its_own_test(digits, module):
+    guard = digits.guarded([Defence("bit_depth", "bit_depth", {}, module)])
+    alarms = free_pixels(RobustEvaluation(guard, plan(0.1)), digits.split(16), torch.arange(16), CPU)
+    assert [alarm.name for alarm in alarms] == ["survives-huge-eps"] * isinstance(module, Stepped)
 
 
 def test_more_than_the_bare_network_has_at_half_the_radius_is_suspect():

@@ -293,8 +293,7 @@ class GuardEvaluation:
         """The tests of `guarded.sanity`, on a few samples."""
         alarms = implied(Rate(int(adaptive.survivors.sum()), adaptive.n), half)
         right = _few(work.positions[adaptive.correct])
-        known = {alarm.name for alarm in adaptive.alarms}
-        if len(right) and self.plan.ball.eps > 0 and "survives-huge-eps" not in known:
+        if len(right) and self.plan.ball.eps > 0:
             alarms += free_pixels(searcher, work.split, right, work.device)
         stands = _few(work.positions[adaptive.survivors])
         if not len(stands) or self.plan.ball.eps == 0:
