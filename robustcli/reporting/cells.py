@@ -48,6 +48,11 @@ def percent(fraction: float) -> str:
     return rounded
 
 
+def amount(n: int, noun: str) -> str:
+    """``1 alarm``, ``2 alarms``; the noun takes an s."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def share_of(k: int, n: int) -> Rate | None:
     """k of n; None when n is 0."""
     return Rate(k, n) if n else None

@@ -248,7 +248,10 @@ class Uneven(nn.Module):
 
 def test_a_guard_that_rejects_most_of_the_box_is_not_suspected_for_it():
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    net[1].weight.data, net[1].bias.data = torch.tensor([[-0.5], [0.5]]).expand(2, 16), torch.tensor([4.0, -4])
+    net[1].weight.data, net[1].bias.data = (
+        torch.tensor([[-0.5], [0.5]]).expand(2, 16),
+        torch.tensor([4.0, -4]),
+    )
     guard = GuardedModel([net], [Defence("uneven", "energy", {}, Uneven())], 2).eval()
     guard.thresholds, guard.spreads = torch.tensor([0.02]), torch.tensor([0.01])
     x = torch.linspace(0.1, 0.9, 16)[:, None, None, None].expand(-1, 1, 4, 4).contiguous()

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from guarded import SIDE, png, running, write_guard
+from guarded import SIDE, Stub, png, running, write_guard
 from PIL import Image
 
 import robustcli
@@ -24,7 +24,7 @@ from robustcli.guard.store import EvidenceStore
 
 @pytest.fixture
 def images(tmp_path, stub):
-    """images/: two accepted, one alarm, one damaged, and files that are no images."""
+    """images/: two accepted, one alarm, one damaged; files that are no images, and hidden ones."""
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     (folder / "a.png").write_bytes(png(0.2))
@@ -32,6 +32,9 @@ def images(tmp_path, stub):
     (folder / "bad.png").write_bytes(png()[:-20])
     (folder / "below" / "c.bmp").write_bytes(png(0.9, kind="BMP"))
     (folder / "notes.txt").write_text("images/a.png")
+    (folder / ".hidden").mkdir()
+    for hidden in ("._a.png", ".hidden/d.png"):
+        (folder / hidden).write_bytes(png())
     return folder
 
 
@@ -75,7 +78,7 @@ def test_files_and_lists(cli, images, tmp_path):
         "lists/../images/a.png",
         f"{images}/b.png",
     ]
-    assert "3 images: 2 accepted, 1 alarms" in answer.err
+    assert "3 images: 2 accepted, 1 alarm;" in answer.err
 
 
 def test_standard_input_is_answered_as_it_comes(cli, images, monkeypatch, tmp_path):
@@ -101,6 +104,49 @@ def test_standard_input_is_answered_as_it_comes(cli, images, monkeypatch, tmp_pa
     os.write(writing, b"images/a.png\n")
     answer = cli("guard", "run", "g", "-")
     assert answer.code == 0 and [line["label"] for line in lines(answer)] == [0, 1]
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    """Standard input with these bytes."""
+
+    def pipe(content):
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        monkeypatch.setattr("sys.stdin", os.fdopen(reading))
+
+    return pipe
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+def test_an_image_on_standard_input(cli, stub, piped, kind):
+    """The bytes say what they are; every format that files may have."""
+    stub.info = Stub(channels=3).info  # GIF and WebP have colours
+    piped(png(0.9, kind=kind))
+    answer = cli("guard", "run", "g", "-")
+    (line,) = lines(answer)
+    assert answer.code == 0 and (line["file"], line["label"]) == ("-", 1)
+    assert "1 image: " in answer.err and "0 alarms" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(png() * 2, "more than one image"), (png()[:-20], "damaged")], ids=["two", "half"]
+)
+def test_what_is_piped_and_is_not_one_image_is_one_line(cli, stub, piped, content, said):
+    piped(content)
+    answer = cli("guard", "run", "g", "-")
+    (line,) = lines(answer)
+    assert answer.code == 3 and line["code"] == "E-IMAGE" and said in line["error"]
+
+
+def test_names_that_begin_as_images_do_are_still_a_list(cli, stub, piped, tmp_path):
+    names = ["BM1234.png", "P5", "GIF.png", "II.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(png())
+    piped("\n".join(names).encode())
+    answer = cli("guard", "run", "g", "-")
+    assert answer.code == 0 and [line["file"] for line in lines(answer)] == names
 
 
 @pytest.mark.parametrize("kind", ["missing", "fifo", "folder link", "another size", "colour"])

@@ -42,7 +42,7 @@ def run(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Images, folders of images, lists with one path a line, or - for such a list on stdin.",
+            help="Images, folders of images, lists with one path a line, or - for an image or list on stdin.",
             metavar="PATH...",
         ),
     ],

@@ -19,7 +19,7 @@ from robustcli.evaluation.alarms import with_new
 from robustcli.evaluation.guarded.bank import Bank
 from robustcli.evaluation.guarded.calls import adaptive_calls, match_call, replay_call
 from robustcli.evaluation.guarded.sanity import PROBED, Planting, free_pixels, implied, planting
-from robustcli.evaluation.guarded.scores import seen
+from robustcli.evaluation.guarded.scores import Seen, joined, seen
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.pulse import Beat
@@ -37,17 +37,6 @@ T = TypeVar("T")
 #: Fresh draws that judge a guarded model which draws anew in each pass.
 DRAWS = 100
 _EOT = 20  # draws over which its scores are averaged, and the search behind a broken row
-
-
-@dataclass(frozen=True)
-class Points:
-    """What the guarded model says of n images or points, on the CPU.
-
-    label: int64 [n], the class, rejection apart. scores: name -> [n].
-    """
-
-    label: Tensor
-    scores: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,8 +66,8 @@ class GuardResult:
     rejected: Tensor
     oblivious: Tensor
     adaptive: Evaluation
-    clean: Points
-    points: dict[str, Points]
+    clean: Seen
+    points: dict[str, Seen]
     votes: Tensor | None
     draws: int
     planted: Planting | None
@@ -198,7 +187,7 @@ class GuardEvaluation:
         points, hits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return points, hits
 
-    def _shown(self, work: _Work, points: Tensor) -> tuple[Points, Tensor, Tensor]:
+    def _shown(self, work: _Work, points: Tensor) -> tuple[Seen, Tensor, Tensor]:
         """What the guard says of clean images; bool [n], rejected ones; bool [n], who stands obliviously."""
         judge, places = Judge(self.model, self.plan.ball, draws=self._draws), work.places
 
@@ -212,14 +201,14 @@ class GuardEvaluation:
         rejected, stood = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return self._points(work, None), rejected, stood
 
-    def _points(self, work: _Work, points: Tensor | None) -> Points:
+    def _points(self, work: _Work, points: Tensor | None) -> Seen:
         """What the guard says of points [n, C, H, W]; None: of the clean images."""
 
-        def look(x: Tensor, y: Tensor, ids: Tensor) -> Points:  # noqa: ARG001
+        def look(x: Tensor, y: Tensor, ids: Tensor) -> Seen:  # noqa: ARG001
             at = x if points is None else points[work.places(ids)].to(x)
-            return Points(*seen(self.model, at, self._looks))
+            return seen(self.model, at, self._looks)
 
-        return _joined(list(work.each(look, self.plan.batch_size, self._say)))
+        return joined(list(work.each(look, self.plan.batch_size, self._say)))
 
     def _calls(self, work: _Work, points: Tensor) -> list[AttackCall]:
         """All attacks of the adaptive part."""
@@ -233,16 +222,14 @@ class GuardEvaluation:
         work: _Work,
         points: Tensor,
         on_batch: Callable[[BatchOutcome], None],
-    ) -> tuple[Evaluation, Points, Tensor | None]:
+    ) -> tuple[Evaluation, Seen, Tensor | None]:
         """The searches; what the guard says of their points; and the votes of a randomised model."""
-        looks, votes = dict[int, Points](), torch.zeros(len(work.positions), dtype=torch.int64)
+        looks, votes = dict[int, Seen](), torch.zeros(len(work.positions), dtype=torch.int64)
         judge = Judge(self.model, self.plan.ball, draws=self._draws)
 
         def keep(outcome: BatchOutcome) -> None:
             places = work.places(outcome.ids)
-            looks[int(places[0])] = Points(
-                *seen(self.model, self._deepened(outcome, points[places]), self._looks)
-            )
+            looks[int(places[0])] = seen(self.model, self._deepened(outcome, points[places]), self._looks)
             if self._draws > 1:
                 with frozen(self.model):
                     share = judge.success_rate(outcome.x_adv, judge.criterion(outcome.y))
@@ -250,7 +237,7 @@ class GuardEvaluation:
             on_batch(outcome)
 
         result = searcher.run(work.split, work.positions, work.device, on_batch=keep)
-        return result, _joined([looks[k] for k in sorted(looks)]), votes if self._draws > 1 else None
+        return result, joined([looks[k] for k in sorted(looks)]), votes if self._draws > 1 else None
 
     def _deepened(self, outcome: BatchOutcome, oblivious: Tensor) -> Tensor:
         """The points of a batch whose scores are read, [B, C, H, W]: those that broke a row are led on.
@@ -325,15 +312,6 @@ def _few(positions: Tensor) -> Tensor:
     """At most `PROBED` of these positions, evenly spread."""
     n = len(positions)
     return positions[torch.linspace(0, max(0, n - 1), min(PROBED, n)).long()]
-
-
-def _joined(parts: list[Points]) -> Points:
-    """All parts, one after the other."""
-    names = list(parts[0].scores)
-    return Points(
-        torch.cat([part.label for part in parts]),
-        {name: torch.cat([part.scores[name] for part in parts]) for name in names},
-    )
 
 
 def _also_fallen(evaluation: Evaluation, fell: Tensor) -> Evaluation:

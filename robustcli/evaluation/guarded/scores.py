@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,23 +18,42 @@ EXCESS = "excess"
 
 
 class Seen(NamedTuple):
-    """What a guarded model says of B images: class int64 [B], rejection apart, and name -> score [B]."""
+    """What a guarded model says of n images, on the CPU.
+
+    Args:
+        label: int64 [n], the class, rejection apart.
+        accepted: bool [n].
+        scores: name -> [n].
+    """
 
     label: Tensor
+    accepted: Tensor
     scores: dict[str, Tensor]
 
 
 def seen(model: GuardedModel, x: Tensor, draws: int = 1) -> Seen:
-    """The class and the scores of pixels x [B, C, H, W], from the mean over `draws` passes; on the CPU."""
+    """What the model says of pixels x [B, C, H, W], from the mean over `draws` passes."""
     with frozen(model), torch.no_grad(), exact_fp32():
         looks = [model.look(x) for _ in range(draws)]
         logits = torch.stack([look.logits for look in looks]).mean(0)
         scores = {
             name: torch.stack([look.scores[name] for look in looks]).mean(0) for name in model.detectors
         }
+        accepted = model.rejection(logits, scores) <= logits.amax(1)
         if model.detectors and model.fitted:
             scores[EXCESS] = model.excess(scores)
-    return Seen(logits.argmax(1).cpu(), {name: score.float().cpu() for name, score in scores.items()})
+    on_cpu = {name: score.float().cpu() for name, score in scores.items()}
+    return Seen(logits.argmax(1).cpu(), accepted.cpu(), on_cpu)
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """All parts, one after the other."""
+    names = list(parts[0].scores)
+    return Seen(
+        torch.cat([part.label for part in parts]),
+        torch.cat([part.accepted for part in parts]),
+        {name: torch.cat([part.scores[name] for part in parts]) for name in names},
+    )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from robustcli.assembly.setting import Setting
 from robustcli.config.spec import GUARD
-from robustcli.core.modes import frozen
 from robustcli.data.split import MemorySplit
+from robustcli.evaluation.guarded.scores import Seen, joined, seen
 from robustcli.evaluation.result import Evaluation
+from robustcli.evaluation.sizing import in_batches
 from robustcli.guard.update import Decision, Paired, safe
 from robustcli.jobs.measure import measure
 from robustcli.models.guarded import GuardedModel
@@ -51,12 +52,13 @@ def decision(both: Both, quarantined: MemorySplit, level: float) -> Decision:
     guards = [_opened(both, folder) for folder in (both.old, both.new)]
     old, new = (_measured(both, guard, name) for guard, name in zip(guards, ("old", "new"), strict=True))
     y = quarantined.labels
-    before, after = (_looked(guard, quarantined, both.setting.device) for guard in guards)
+    before, after = (_looked(both, guard, quarantined) for guard in guards)
+    spared, spares = (safe(look.label, look.accepted, y) for look in (before, after))
     rows = (
         Paired("clean, right and accepted", old.correct, new.correct, "not worse"),
         Paired("robust against attacks that know the guard", old.survivors, new.survivors, "not worse"),
-        Paired("quarantined, true class named", before[0] == y, after[0] == y, "no fewer"),
-        Paired("quarantined, not wrong and accepted", safe(*before, y), safe(*after, y), "not worse"),
+        Paired("quarantined, true class named", before.label == y, after.label == y, "no fewer"),
+        Paired("quarantined, not wrong and accepted", spared, spares, "not worse"),
     )
     return Decision(rows, level, _LEVELS.index(new.reliability) <= _LEVELS.index(old.reliability))
 
@@ -74,13 +76,11 @@ def _measured(both: Both, guard: GuardedModel, name: str) -> Evaluation:
         return measure(both.setting, guard, both.console, stop.check)[0]
 
 
-@torch.no_grad()
-def _looked(guard: GuardedModel, split: MemorySplit, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(class that the network names, int64 [n]; whether it was accepted, bool [n])."""
-    labels, accepted = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.bool)]
-    with frozen(guard):
-        for x, _, _ in split.stream(list(torch.arange(len(split)).split(_BATCH)), device):
-            logits = guard(x)
-            labels.append(logits[:, : guard.reject].argmax(1).cpu())
-            accepted.append((logits.argmax(1) != guard.reject).cpu())
-    return torch.cat(labels), torch.cat(accepted)
+def _looked(both: Both, guard: GuardedModel, split: MemorySplit) -> Seen:
+    """What the guard says of all images of the split."""
+    positions, say = torch.arange(len(split)), both.console.warn
+
+    def look(x: Tensor, y: Tensor, ids: Tensor) -> Seen:  # noqa: ARG001
+        return seen(guard, x)
+
+    return joined(list(in_batches(split, positions, both.setting.device, _BATCH, look, say)))

@@ -19,6 +19,7 @@ from robustcli.guard.answer import Answer, Guarded, answers
 from robustcli.guard.evidence import Keeper
 from robustcli.jobs.guard.model import Opening, open_guard, open_keeper
 from robustcli.jobs.guard.paths import Found, found_in
+from robustcli.reporting.cells import amount
 from robustcli.terminal.console import Console
 
 _PATIENCE = 20.0  # seconds for messages about alarms that wait at the end
@@ -96,17 +97,18 @@ def guard_run(opening: Opening, words: Sequence[str], batch: int, console: Conso
 
 def _conclude(tally: Tally, lost: int, store: str, console: Console) -> None:
     total = tally.accepted + tally.alarms + tally.unreadable
-    console.info(f"{total} images: {tally.accepted} accepted, {tally.alarms} alarms; evidence in {store}")
+    images, alarms = amount(total, "image"), amount(tally.alarms, "alarm")
+    console.info(f"{images}: {tally.accepted} accepted, {alarms}; evidence in {store}")
     if tally.unreadable:
         raise DataError(
-            f"{tally.unreadable} of {total} files could not be answered",
-            hint="their lines say why",
+            f"{tally.unreadable} of {amount(total, 'file')} could not be answered",
+            hint="the lines on stdout say why",
             code="E-IMAGE",
         )
     if lost:
         raise ResourceError(
-            f"the webhook did not take {lost} of {tally.alarms} alarms",
-            hint=f"they are in {store}",
+            f"the webhook did not take {lost} of {alarms}",
+            hint=f"the evidence is in {store}",
             code="E-WEBHOOK",
         )
 

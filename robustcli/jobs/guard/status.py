@@ -14,7 +14,7 @@ from robustcli.guard.store import EvidenceStore, Observation
 from robustcli.jobs.guard.cells import moment
 from robustcli.proportions import Rate
 from robustcli.records.document import Document
-from robustcli.reporting.cells import Cell
+from robustcli.reporting.cells import Cell, amount
 from robustcli.reporting.tables import Table
 from robustcli.terminal.console import Console
 
@@ -96,11 +96,12 @@ def _show(
         rate = Rate(judged.alarms, judged.n)
         low, high = rate.exact
         note = (
-            f"{judged.n} answers from {moment(seen[0].time)} to {moment(seen[-1].time)}, "
-            f"{judged.alarms} alarms ({rate.value:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+            f"{amount(judged.n, 'answer')} from {moment(seen[0].time)} to {moment(seen[-1].time)}, "
+            f"{amount(judged.alarms, 'alarm')} ({rate.value:.1%}, 95 % interval {low:.1%} to {high:.1%})"
         )
     if rows:
         console.table(Table(f"rules over {where}", ["rule", "p", "adjusted", "state", "found"], rows, note))
     dropped = sum(number for name, number in counts.items() if name.startswith("dropped"))
     waiting = counts["images"] - counts["reviewed"]
-    console.info(f"{counts['images']} images, {waiting} without a label; {dropped} rows dropped")
+    images, rows_gone = amount(counts["images"], "image"), amount(dropped, "row")
+    console.info(f"{images}, {waiting} without a label; {rows_gone} dropped")
