@@ -163,7 +163,9 @@ def defences() -> Iterable[Row]:
             "random": value(facts.random),
             "gradient": "its own" if facts.differentiable else "surrogate",
             "fit": facts.fit or "nothing",
-            "passes": value(facts.passes),
+            "passes": value(
+                facts.passes({p.name: p.default for p in registry.parameters(entry.fn).values()})
+            ),
             "parameters": parameters(entry.fn),
             "when": facts.use,
             "paper": paper(entry.fn),

@@ -15,6 +15,8 @@ Kind = Literal["fixed", "minimal", "unbounded"]
 Needs = Literal["gradient", "scores", "decisions"]
 #: (parameters, defaults included; classes of the model; norm of the ball) -> model passes.
 Passes = Callable[[Mapping[str, Any], int, str], int]
+#: (parameters, defaults included; networks behind the defences; classes) -> a score.
+Highest = Callable[[Mapping[str, Any], int, int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,8 @@ class DefenceFacts:
             makes one (Athalye et al., ICML 2018, arXiv:1802.00420).
         fit: what `guard fit` must find out from data: "statistics" (one pass over labelled images),
             "training" (a network of its own), or None.
-        passes: passes of the classifier that it adds to each answer.
+        passes: parameters, defaults included -> passes of the classifier that it adds to each answer.
+        highest: a bound that no score or doubt lies above; None where there is none.
         use: when to take it, for the documentation.
     """
 
@@ -196,5 +199,6 @@ class DefenceFacts:
     random: bool
     differentiable: bool
     fit: Literal["statistics", "training"] | None = None
-    passes: int = 0
+    passes: Callable[[Mapping[str, Any]], int] = lambda given: 0  # noqa: ARG005
+    highest: Highest | None = None
     use: str

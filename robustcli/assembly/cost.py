@@ -18,6 +18,9 @@ from robustcli.assembly.setting import Setting
 from robustcli.assembly.timing import Precision, Repeat
 from robustcli.config.spec import Spec
 from robustcli.core.modes import frozen, watched
+from robustcli.core.types import declares_draws, passes_of
+from robustcli.evaluation.escalation import EOT_DRAWS
+from robustcli.evaluation.plan import JUDGE_DRAWS
 from robustcli.models.flops import flops
 from robustcli.models.size import count_parameters
 from robustcli.reporting.cells import format_eps
@@ -185,15 +188,18 @@ def evaluation_plan(
 ) -> dict[str, Any]:
     """Images, passes, FLOPs, memory and time of the configured evaluation.
 
-    It is an upper bound: samples that fall leave early.
+    It is an upper bound: samples that fall leave early. Passes are those of networks: the answer of a guarded
+    model may take several.
     """
     config = setting.config
     n = len(samples(setting)[1])
     calls = make_attacks(specs, setting.ball.norm)
+    search, each = make_search(config, setting.device, console.warn), passes_of(model)
+    draws, votes = (EOT_DRAWS, JUDGE_DRAWS) if declares_draws(model) else (1, 1)
+    planned = planned_passes(calls, setting.classes, setting.ball.norm)
     # The clean point, and for each attack the judge's look at its last point.
-    passes = 1 + planned_passes(calls, setting.classes, setting.ball.norm) + len(calls)
+    answers = votes * (1 + len(calls)) + (search.draws or draws) * planned
     batch = min(config.eval.batch_size or 256, n)
-    dtype = make_search(config, setting.device, console.warn).dtype
     one = flops(model, setting.data.shape)
     return _show(
         console,
@@ -204,11 +210,12 @@ def evaluation_plan(
             "n": n,
             "ball": _ball(setting),
             "attacks": ", ".join(call.label for call in calls),
-            "passes_per_image": passes,
-            "total_tflop": one * passes * n / 1e12,
+            **({"passes_per_answer": each} if each > 1 else {}),
+            "passes_per_image": each * answers,
+            "total_tflop": one * answers * n / 1e12,
             "memory_bytes": _memory(model, setting, batch, 2),
-            "seconds": seconds_per_forward(setting, model, min(batch, 32), dtype) * passes * n,
-            "precision": str(dtype).removeprefix("torch."),
+            "seconds": seconds_per_forward(setting, model, min(batch, 32), search.dtype) * answers * n,
+            "precision": str(search.dtype).removeprefix("torch."),
             "device": str(setting.device),
         },
     )
@@ -230,6 +237,7 @@ def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
         "n": ("images", lambda v: f"{v:,}"),
         "steps": ("steps", lambda v: f"{v:,}"),
         "batch_size": ("batch size", lambda v: f"{v:,} images"),
+        "passes_per_answer": ("passes an answer", lambda v: f"{v:,}, by its networks and defences"),
         "passes_per_image": (
             "passes an image",
             lambda v: f"{most}{v:,}" if measures else f"{v:,} in each step",

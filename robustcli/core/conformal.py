@@ -2,7 +2,8 @@
 
 A clean image is rejected where some detector i has s_i > t_i. Of n calibration images and a new one, all
 drawn alike, each is as likely to have the k-th smallest value. With k = ceil((n + 1)(1 - fpr)) the new one
-exceeds it with a probability <= fpr, and without ties >= fpr - 1/(n + 1).
+exceeds it with a probability <= fpr, and without ties >= fpr - 1/(n + 1). This holds for any thresholds
+t_i(c) that grow with c, where c is calibrated.
 
 Source: Vovk, Gammerman & Shafer 2005; Lei et al., JASA 113, 2018, arXiv:1604.04173.
 """
@@ -10,6 +11,7 @@ Source: Vovk, Gammerman & Shafer 2005; Lei et al., JASA 113, 2018, arXiv:1604.04
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,16 +60,19 @@ def fewest(fpr: float, detectors: int) -> int:
     return n if detectors < 2 else max(2, 2 * n - 1)
 
 
-def conformal(scores: Tensor, fpr: float) -> Thresholds:
+def conformal(scores: Tensor, fpr: float, highest: Sequence[float] | None = None) -> Thresholds:
     """Thresholds at which all detectors together reject at most a share `fpr` of clean images.
 
     One detector: the k-th smallest score. Several: on the first half of the images the spread d_i and a
     provisional quantile q_i of each; on the second the k-th smallest c of max_i (s_i - q_i) / d_i; then
-    t_i = q_i + c d_i.
+    t_i = q_i + c d_i. A score with a bound b_i is calibrated as -log(b_i - s_i), which has none: its
+    threshold stays below b_i however large c is, so that the detector can alarm.
 
     Args:
         scores: float [n, D] of clean images that no detector was fitted on, in random order.
         fpr: in (0, 1).
+        highest: b_i, which no score of detector i lies above; infinite where there is no bound. None: no
+            score has one.
 
     Raises ValueError for scores that are not finite, or fewer than `fewest` images.
     """
@@ -77,18 +82,32 @@ def conformal(scores: Tensor, fpr: float) -> Thresholds:
         raise ValueError(f"{len(scores)} images are too few for a rate of {fpr:g}")
     scores = scores.double()
     first, second = _parts(scores)
-    spreads, n = _spreads(first), len(second)
+    n = len(second)
     rank = rank_of(n, fpr)
-    provisional = first.quantile(1 - fpr, 0)
     if scores.shape[1] == 1:
         thresholds = second.sort(0).values[rank - 1]
     else:
-        excess = ((second - provisional) / spreads).amax(1)
-        thresholds = provisional + excess.sort().values[rank - 1] * spreads
+        bounds = torch.tensor(highest or [math.inf] * scores.shape[1], dtype=torch.float64)
+        thresholds = _joint(first, second, fpr, rank, bounds)
     thresholds = _rounded_up(thresholds)
-    while _alarms(second, thresholds) > n - rank:  # the last bit of a sum
-        thresholds = torch.nextafter(thresholds, torch.full_like(thresholds, torch.inf))
-    return Thresholds(thresholds, spreads.float(), n, len(first), rank, _alarms(second, thresholds))
+    return Thresholds(thresholds, _spreads(first).float(), n, len(first), rank, _alarms(second, thresholds))
+
+
+def _joint(first: Tensor, second: Tensor, fpr: float, rank: int, bounds: Tensor) -> Tensor:
+    """The thresholds [D] of several detectors, see `conformal`; bounds: b [D]."""
+    first, placed = _unbounded(first, bounds), _unbounded(second, bounds)
+    provisional, spreads = first.quantile(1 - fpr, 0), _spreads(first)
+    excess = ((placed - provisional) / spreads).amax(1)
+    c = excess.sort().values[rank - 1]
+    found = provisional + c * spreads
+    thresholds = torch.where(bounds.isfinite(), bounds - (-found).exp(), found)
+    return torch.maximum(thresholds, second[excess <= c].amax(0))  # whatever was lost to rounding
+
+
+def _unbounded(scores: Tensor, bounds: Tensor) -> Tensor:
+    """-log(b_i - s_i) where b_i is finite, with at least one part in 10^9 of room; s_i elsewhere."""
+    room = torch.maximum(bounds - scores, 1e-9 * bounds.abs().clamp_min(1e-9))
+    return torch.where(bounds.isfinite(), -room.log(), scores)
 
 
 def _parts(scores: Tensor) -> tuple[Tensor, Tensor]:

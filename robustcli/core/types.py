@@ -59,6 +59,12 @@ def declares_draws(model: object) -> bool:
     return getattr(model, "randomised", False) is True
 
 
+def passes_of(model: object) -> int:
+    """Passes of networks in each answer of a model: 1, or what a guarded model says of itself."""
+    passes: int = getattr(model, "passes", 1)
+    return passes if reject_of(model) is not None else 1
+
+
 def network_of(model: Classifier) -> nn.Module:
     """The network that an objective trains: the model itself, or what stands behind its training passes.
 

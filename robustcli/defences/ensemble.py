@@ -35,8 +35,13 @@ class Vote(nn.Module):
         answer = straight(slope, votes.log())
         if not self.abstains:
             return Ballot(answer, None)
-        quorum = min(self.quorum or len(logits) // 2 + 1, len(logits))
-        return Ballot(answer, quorum - 0.25 - straight(slope, votes).amax(1))
+        wanted = wanted_votes(self.quorum, len(logits))
+        return Ballot(answer, wanted - 0.25 - straight(slope, votes).amax(1))
+
+
+def wanted_votes(quorum: int | None, networks: int) -> int:
+    """How many of the networks must agree; null means more than half."""
+    return min(quorum or networks // 2 + 1, networks)
 
 
 def ballots(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +61,9 @@ def ballots(logits: Tensor) -> tuple[Tensor, Tensor]:
     kind="vote",
     random=False,
     differentiable=False,
+    highest=lambda given, networks, classes: (
+        wanted_votes(given["quorum"], networks) - 0.25 - -(-networks // classes)
+    ),
     use="several checkpoints or architectures; abstain turns their disagreement into an alarm",
 )
 def ensemble(

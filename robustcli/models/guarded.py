@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -117,6 +118,19 @@ class GuardedModel(nn.Module):
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes, where a checkpoint of the first member told them."""
         return getattr(self.members[0], "classes", None)
+
+    @property
+    def highest(self) -> list[float]:
+        """What no score of each detector lies above, in the order of `thresholds`; infinite for no bound."""
+        by_label = {one.label: one for one in self.defences}
+        facts = ((by_label[label].facts, by_label[label].params) for label in self.detectors)
+        shape = len(self.members), self.reject
+        return [math.inf if fact.highest is None else fact.highest(given, *shape) for fact, given in facts]
+
+    @property
+    def passes(self) -> int:
+        """Passes of its networks in each answer."""
+        return len(self.members) * (1 + sum(one.facts.passes(one.params) for one in self.defences))
 
     @property
     def fitted(self) -> bool:

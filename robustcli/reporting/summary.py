@@ -13,6 +13,7 @@ from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps, format_rate
 from robustcli.reporting.record_tables import class_table, eval_table, train_table, validated
+from robustcli.reporting.tables import Table
 
 #: Path in a configuration -> where the methods that stand there are registered.
 _REGISTRIES: dict[str, registry.Registry[Any, Any]] = {
@@ -21,6 +22,7 @@ _REGISTRIES: dict[str, registry.Registry[Any, Any]] = {
     "train.val_attack": registry.attacks,
     "objective": registry.objectives,
     "model": registry.models,
+    "defences": registry.defences,
 }
 
 
@@ -38,7 +40,7 @@ def eval_summary(
     lines += [*_headline(rows), eval_table(rows).markdown(), _alarms(alarms)]
     if any(row.per_class for row in rows):
         lines += ["## Per class", "", class_table([row for row in rows if row.kind != "attack"]).markdown()]
-    lines += _provenance(rows) + _citations(config, ("attacks", "model"))
+    lines += _provenance(rows) + _citations(config, ("attacks", "model", "defences"))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -67,6 +69,25 @@ def train_summary(
     lines += [_advice(rows), ""]
     cited = ("objective", "adversary", "train.val_attack", "model")
     lines += _provenance(rows) + _citations(config, cited)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def fit_summary(config: Mapping[str, Any], table: Table, defences: Sequence[str], sha256: str) -> str:
+    """The report of a fitted guard, as markdown.
+
+    Args:
+        config: the resolved configuration as a tree.
+        table: thresholds, calibration and test images.
+        defences: labels, in the order in which they stand.
+        sha256: of the manifest.
+    """
+    lines = [f"# Guard: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
+    lines += [f"Defences: {', '.join(map(_code, defences))}. SHA-256 of the manifest: {_code(sha256)}.", ""]
+    lines += [
+        table.markdown(),
+        "What an attack that knows the guard leaves is said by `robustcli guard eval`.",
+    ]
+    lines += ["", *_citations(config, ("defences", "model"))]
     return "\n".join(lines).rstrip() + "\n"
 
 

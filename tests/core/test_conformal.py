@@ -10,13 +10,13 @@ from robustcli.core.conformal import conformal, fewest, rank_of
 SETS = 2000
 
 
-def rates(detectors, n, fpr, draw, below):
+def rates(detectors, n, fpr, draw, below, highest=None):
     """The true false-positive rate of the thresholds of each of `SETS` calibration sets, exactly.
 
     draw: (generator, n, detectors) -> scores of independent detectors. below: P(score <= threshold) of each.
     """
     generator = torch.Generator().manual_seed(0)
-    found = [conformal(draw(generator, n, detectors), fpr).thresholds for _ in range(SETS)]
+    found = [conformal(draw(generator, n, detectors), fpr, highest).thresholds for _ in range(SETS)]
     return 1 - below(torch.stack(found).double()).prod(1)
 
 
@@ -42,6 +42,17 @@ def below_counts(thresholds):
     return ((thresholds.floor() + 1) / 8).clamp(0, 1)
 
 
+def with_a_bound(generator, n, detectors):
+    """A score with a long tail, and others that end at 2."""
+    free = torch.empty(n, 1).exponential_(generator=generator).square()
+    return torch.cat([free, 2 * torch.rand(n, detectors - 1, generator=generator).sqrt()], 1)
+
+
+def below_with_a_bound(thresholds):
+    free, others = thresholds[:, :1].clamp_min(0).sqrt(), thresholds[:, 1:]
+    return torch.cat([1 - (-free).exp(), (others / 2).clamp(0, 1).square()], 1)
+
+
 def error(found):
     """Three standard errors of the mean over the sets."""
     return 3 * float(found.std()) / math.sqrt(SETS)
@@ -53,6 +64,17 @@ def test_the_mean_rate_is_the_stated_one(detectors, n):
     fpr = 0.05
     found = rates(detectors, n, fpr, exponential, below_exponential)
     assert fpr - 1 / (59 + 1) - error(found) <= float(found.mean()) <= fpr + error(found)
+
+
+def test_a_score_that_ends_keeps_a_threshold_that_it_can_reach():
+    """The long tail of another score moves all thresholds; the rate is the stated one all the same."""
+    fpr, highest = 0.05, [math.inf, 2.0]
+    found = rates(2, 118, fpr, with_a_bound, below_with_a_bound, highest)
+    assert fpr - 1 / (59 + 1) - error(found) <= float(found.mean()) <= fpr + error(found)
+    generator = torch.Generator().manual_seed(0)
+    sets = [with_a_bound(generator, 118, 2) for _ in range(50)]
+    assert all(conformal(scores, fpr, highest).thresholds[1] < 2 for scores in sets)
+    assert any(conformal(scores, fpr).thresholds[1] > 2 for scores in sets), "what this is about"
 
 
 @pytest.mark.parametrize("detectors", [1, 3])

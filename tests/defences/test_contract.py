@@ -125,6 +125,10 @@ def test_random_ones_draw_anew_and_others_repeat(entry):
     assert torch.equal(first, answer(entry, module, x, net))
 
 
+def defaults(entry):
+    return {p.name: p.default for p in registry.parameters(entry.fn).values()}
+
+
 @by_name
 def test_passes_are_those_that_it_makes(entry):
     module, x, net = case(entry)
@@ -135,7 +139,24 @@ def test_passes_are_those_that_it_makes(entry):
         module(x, logits, net.behind())
     else:
         module(logits[None])
-    assert net.passes == entry.facts.passes
+    assert net.passes == entry.facts.passes(defaults(entry))
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+@by_name
+def test_no_score_lies_above_its_bound(entry, members):
+    """Scores of images, of noise, and where the networks are as sure and as apart as they can be."""
+    if entry.facts.highest is None:
+        return
+    params = defaults(entry) | ({"rule": "abstain", "quorum": members} if entry.name == "ensemble" else {})
+    bound, net = entry.facts.highest(params, members, K), Net(SHAPES[0], members)
+    net.weights *= 1e4
+    module, x = fitted(entry, SHAPES[0], net), images(SHAPES[0])
+    if entry.name == "ensemble":
+        scores = entry.fn(**params)(net.each(torch.cat([x, x.round()]))).doubt
+    else:
+        scores = torch.cat([module(at, net(at), net.behind()) for at in (x, x.round(), 0 * x)])
+    assert scores.max() <= bound + 1e-6
 
 
 @by_name

@@ -69,7 +69,19 @@ def test_fit_says_what_it_found(cli, made):
     assert kept["calibration"]["source"] == "validation images"
     assert document["test"]["clean_rejected"] <= 0.12
     assert len(kept["clean"]["energy"]) == 101 and kept["clean"]["energy"] == sorted(kept["clean"]["energy"])
+    summary = (made / document["run"] / "summary.md").read_text()
+    assert "| energy " in summary and kept["sha256"] in summary and "arXiv:2010.03759" in summary
     assert kept == manifest(made / "g") | {"created": kept["created"], "sha256": kept["sha256"]}
+
+
+def test_a_detector_that_can_never_alarm_is_named(cli, made):
+    """One network agrees with itself: its disagreement is always 0."""
+    words = ("guard", "fit", "--model", "run:runs/train/t-1", "defences=[disagreement, feature_squeezing]")
+    answer = cli(*words, "--json")
+    assert answer.code == 0 and answer.err.count("can never alarm") == 1, answer.err
+    assert "disagreement can never alarm" in answer.err
+    never, other = answer.document["detectors"]
+    assert never["threshold"] >= never["highest"] == 0 and other["threshold"] < other["highest"] == 2
 
 
 def test_a_guard_is_measured_from_the_shell_and_from_python(cli, made):
@@ -284,6 +296,13 @@ def test_a_vote_works_without_a_fit_and_a_detector_that_needs_one_says_so(cli, m
     assert answer.code == 0, answer.err
     bare = cli("eval", "--model", "run:runs/train/t-1", "attacks=[fgsm]", *QUICK[2:])
     assert answer.document["clean_acc"] == bare.document["clean_acc"], "two equal networks never disagree"
+    plans = [
+        cli("eval", "--model", "run:runs/train/t-1", given, "--dry-run", *QUICK).document["plan"]
+        for given in ("defences=[]", vote, "defences=[gaussian_noise]")
+    ]
+    alone, both, drawn = (plan["passes_per_image"] for plan in plans)
+    assert (both, plans[1]["passes_per_answer"]) == (2 * alone, 2)
+    assert drawn == 25 * 2 + 20 * (alone - 2), "gradients over 20 draws, 25 for each look of the judge"
     cases = {"members: [guard:g]": "a vote joins bare ones", "members: [run:nowhere]": "no such run"}
     for members, said in cases.items():
         refused = cli(

@@ -24,7 +24,10 @@ _PER_PROBE = 350  # passes of the diagnosis on a sample that stands
 
 
 def guard_plan(setting: Setting, guard: GuardedModel, plan: EvalPlan, console: Console) -> dict[str, Any]:
-    """Passes an image, images and seconds of each part: upper bounds, since what falls leaves early."""
+    """Passes an image, images and seconds of each part: upper bounds, since what falls leaves early.
+
+    Passes are those of networks: an answer of the guard may take several.
+    """
     n, norm, classes = len(samples(setting)[1]), setting.ball.norm, setting.classes
     batch = min(plan.batch_size or 256, n, 32)
     times = [seconds_per_forward(setting, net, batch, torch.float32) for net in (guard.members[0], guard)]
@@ -33,19 +36,20 @@ def guard_plan(setting: Setting, guard: GuardedModel, plan: EvalPlan, console: C
     calls, passes = adaptive_labels_and_passes(guard, plan, classes)
     draws, votes = (EOT_DRAWS, DRAWS) if guard.randomised else (1, 1)
     adaptive = draws * passes + votes * (1 + len(calls))
-    probes = min(plan.checks, n)
+    probes, bare = min(plan.checks, n), (times[0], 1)
+    guarded, both = (times[1], guard.passes), (sum(times), 1 + guard.passes)
     parts = {
-        "bare": (search + judged, n, times[0]),
-        "bare, at eps / 2": (search + judged, n, times[0]),
-        "oblivious points": (search + judged, n, times[0]),
-        "oblivious, judged": (2 * votes + 2, n, times[1]),
-        "adaptive": (adaptive, n, times[1]),
-        "diagnosis, both models": (_PER_PROBE, probes, sum(times)),
-        "sanity tests": (2 * adaptive, min(PROBED, n), times[1]),
+        "bare": (search + judged, n, bare),
+        "bare, at eps / 2": (search + judged, n, bare),
+        "oblivious points": (search + judged, n, bare),
+        "oblivious, judged": (2 * votes + 2, n, guarded),
+        "adaptive": (adaptive, n, guarded),
+        "diagnosis, both models": (_PER_PROBE, probes, both),
+        "sanity tests": (2 * adaptive, min(PROBED, n), guarded),
     }
     costs = {
-        name: {"passes_per_image": passes, "n": images, "seconds": passes * images * each}
-        for name, (passes, images, each) in parts.items()
+        name: {"passes_per_image": answers * passes, "n": images, "seconds": answers * images * seconds}
+        for name, (answers, images, (seconds, passes)) in parts.items()
     }
     total = sum(cost["seconds"] for cost in costs.values())
     _show(costs, total, calls, setting, console)

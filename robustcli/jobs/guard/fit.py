@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from robustcli.models.guarded import GuardedModel
 from robustcli.proportions import clopper_pearson
 from robustcli.records.document import Document
 from robustcli.reporting.cells import Cell
+from robustcli.reporting.summary import fit_summary
 from robustcli.reporting.tables import Table
 from robustcli.runtime.seed import environment
 from robustcli.runtime.signals import StopFlag
@@ -60,6 +62,8 @@ def guard_fit(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str
         answer = document.finish(
             run.path, {"guard": f"{GUARD}{run.path}", "model": config.model.label, "sha256": sha256, **found}
         )
+        tree = config.model_dump(mode="json")
+        run.write_text("summary.md", fit_summary(tree, _table(found), found["defences"], sha256))
         run.write_json("summary.json", answer)
         run.status(state="done", code=0)
     console.info(f"next step: robustcli guard eval --model {GUARD}{run.path}")
@@ -137,10 +141,17 @@ class _Fit:
             "steps": ", ".join(f"{label}: {count}" for label, count in steps.items()) or "none",
             "calibration_images": len(self.held_out.positions),
             "test_images": len(self.test.positions),
+            "passes": self._passes(),
         }
         rows: list[list[Cell]] = [[name.replace("_", " "), str(value)] for name, value in plan.items()]
         self.console.table(Table("plan (dry run: nothing is written)", ["item", "value"], rows))
         return {"plan": plan, "run": None, "seconds": 0.0}
+
+    def _passes(self) -> int:
+        """Passes of the networks: images that are scored, and those that statistics are kept of."""
+        observed = any(one.facts.fit == "statistics" for one in self.guard.defences)
+        scored = len(self.held_out.positions) * bool(self.guard.detectors) + len(self.test.positions)
+        return self.guard.passes * scored + len(self.guard.members) * len(self.images.positions) * observed
 
     def fitted(self, stop: Callable[[], None]) -> dict[str, Any]:
         """Fit, calibrate and look at the test images; returns the keys of the document."""
@@ -164,10 +175,16 @@ class _Fit:
         return 1 if self.guard.randomised else self.plan.batch_size
 
     def _calibrate(self) -> None:
-        found = _thresholds(self.scores, self.guard.detectors, float(self.setting.config.guard.fpr))
+        found = _thresholds(self.scores, self.guard, float(self.setting.config.guard.fpr))
         device = self.guard.thresholds.device
         self.guard.thresholds, self.guard.spreads = found.thresholds.to(device), found.spreads.to(device)
         ids = self.held_out.split.ids[self.held_out.positions]
+        for detector in self._detectors():
+            if detector["highest"] is not None and detector["threshold"] >= detector["highest"]:
+                self.console.warn(
+                    f"{detector['label']} can never alarm: its threshold is the largest score that it gives; "
+                    "leave it out, or raise guard.fpr"
+                )
         self.calibrated = Calibrated(
             n=found.n,
             spread_n=found.spread_n,
@@ -177,6 +194,20 @@ class _Fit:
             source=self.source,
             digest=f"{self.setting.data.digest} {ids_digest(ids)}",
         )
+
+    def _detectors(self) -> list[dict[str, Any]]:
+        """Label, threshold, spread of each detector, and the score that it never exceeds."""
+        guard = self.guard
+        columns = (guard.detectors, guard.thresholds.tolist(), guard.spreads.tolist(), guard.highest)
+        return [
+            {
+                "label": label,
+                "threshold": threshold,
+                "spread": spread,
+                "highest": highest if isfinite(highest) else None,
+            }
+            for label, threshold, spread, highest in zip(*columns, strict=True)
+        ]
 
     def facts(self) -> GuardFacts:
         """What the artefact says beside the guard itself."""
@@ -203,17 +234,11 @@ class _Fit:
             "interval": list(clopper_pearson(rejected, n)),
             "clean_acc": right / n,
         }
-        detectors = [
-            {"label": label, "threshold": threshold, "spread": spread}
-            for label, threshold, spread in zip(
-                self.guard.detectors, self.guard.thresholds.tolist(), self.guard.spreads.tolist(), strict=True
-            )
-        ]
         calibration = None if self.calibrated is None else self.calibrated.model_dump()
         found = {
             "fpr": float(self.setting.config.guard.fpr),
             "defences": [one.label for one in self.guard.defences],
-            "detectors": detectors,
+            "detectors": self._detectors(),
             "calibration": calibration,
             "test": test,
         }
@@ -221,12 +246,12 @@ class _Fit:
         return found
 
 
-def _thresholds(scores: Tensor, labels: list[str], fpr: float) -> Thresholds:
+def _thresholds(scores: Tensor, guard: GuardedModel, fpr: float) -> Thresholds:
     """The thresholds. Raises NumericsError naming a detector whose score is not finite."""
-    wrong = [label for k, label in enumerate(labels) if not torch.isfinite(scores[:, k]).all()]
+    wrong = [label for k, label in enumerate(guard.detectors) if not torch.isfinite(scores[:, k]).all()]
     if wrong:
         raise NumericsError(f"the score of {', '.join(wrong)} is not finite on a clean image")
-    return conformal(scores, fpr)
+    return conformal(scores, fpr, guard.highest)
 
 
 def _parts(setting: Setting) -> tuple[Images, Images, str]:
@@ -258,9 +283,10 @@ def _check_enough(setting: Setting, guard: GuardedModel, n: int, source: str) ->
 
 
 def _table(found: dict[str, Any]) -> Table:
-    """Threshold and spread of each detector; calibration and test below."""
+    """Threshold, spread and bound of each detector; calibration and test below."""
     rows: list[list[Cell]] = [
-        [one["label"], f"{one['threshold']:.6g}", f"{one['spread']:.3g}"] for one in found["detectors"]
+        [one["label"], *(_number(one[key]) for key in ("threshold", "spread", "highest"))]
+        for one in found["detectors"]
     ]
     test, calibration = found["test"], found["calibration"]
     note = (
@@ -272,7 +298,12 @@ def _table(found: dict[str, Any]) -> Table:
             f"On average over such images at most {_percent(found['fpr'])} of clean images are rejected; "
             f"by this one of n = {calibration['n']}, 95 %: {_interval(calibration['interval'])}. {note}"
         )
-    return Table("guard", ["detector", "threshold", "spread"], rows, note)
+    return Table("guard", ["detector", "threshold", "spread", "largest score"], rows, note)
+
+
+def _number(value: float | None) -> str | None:
+    """Four digits; None where there is no number."""
+    return None if value is None else f"{value:.4g}"
 
 
 def _percent(share: float) -> str:
