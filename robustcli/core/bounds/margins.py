@@ -98,7 +98,7 @@ def analyse(
     least = _in_chunks(passes, a, rows, _bends(program))
     if method != "ibp":
         back = _in_chunks(passes, a, rows)
-        looser.append(Looser.counted("margins", back, least))
+        looser.append(Looser.counted("margins", back, least, rows))
         least = torch.maximum(least, back)
     if method == "alpha-crown":
         open_rows = (least <= 0).nonzero()[:, 0]

@@ -22,17 +22,24 @@ _HARDLY = 1e-9  # share of a bound that rounding may explain
 
 @dataclass(frozen=True)
 class Looser:
-    """Where plain CROWN was looser than a box: `neurons` of `asked` bounds of the layer `name`."""
+    """Where plain CROWN was looser than a box: `neurons` of `asked` bounds of the layer `name`.
+
+    images: places in the batch of those that such a bound is about.
+    """
 
     name: str
     neurons: int
     asked: int
+    images: frozenset[int]
 
     @classmethod
-    def counted(cls, name: str, backward: Tensor, box: Tensor) -> Looser:
-        """Of lower bounds: how many backward ones are below those of the box, beyond rounding."""
+    def counted(cls, name: str, backward: Tensor, box: Tensor, rows: Tensor) -> Looser:
+        """Of lower bounds [Q]: how many backward ones are below those of the box, beyond rounding.
+
+        rows: int64 [Q], the image of each bound.
+        """
         worse = backward < box - _HARDLY * (1 + box.abs())
-        return cls(name, int(worse.sum()), worse.numel())
+        return cls(name, int(worse.sum()), worse.numel(), frozenset(rows[worse].tolist()))
 
 
 def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
@@ -49,7 +56,8 @@ def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
     under, over = backward_bounds(passes, node, rows, places)
     old = low.flatten(1)[rows, places], high.flatten(1)[rows, places]
     name = frame.program.steps[node - 1].name
-    found = Looser.counted(name, torch.cat((under, -over)), torch.cat((old[0], -old[1])))
+    below, boxes = torch.cat((under, -over)), torch.cat((old[0], -old[1]))
+    found = Looser.counted(name, below, boxes, torch.cat((rows, rows)))
     if both:
         under, over = torch.maximum(under, old[0]), torch.minimum(over, old[1])
     frame.boxes[node] = (_placed(low, rows, places, under), _placed(high, rows, places, over))

@@ -26,6 +26,10 @@ from robustcli.store.sealed import seal, unseal
 from robustcli.store.tensorfile import read_regular
 
 FOLDER: Final = "certificates"
+#: Keys of an answer's evidence: what proved the radius where that is not the stage; and whether a bound of
+#: plain CROWN was looser than that of IBP. In a certificate the first has a key of its own.
+METHOD: Final = "method"
+LOOSER: Final = "crown_looser"
 SCHEMA_VERSION: Final = 1
 _FORMAT = "robustcli-certificate"
 _MAX_BYTES = 1 << 20
@@ -110,14 +114,14 @@ class Provenance:
         """The certificate of one answer, or None where nothing is proven.
 
         Args:
-            answer: its evidence names the method ("method") where that is not the stage.
+            answer: its evidence may have the keys `METHOD` and `LOOSER`.
             x: pixels [C, H, W] of the image.
             sample: its id.
         """
         if answer.label == ABSTAIN or not answer.radius > 0 or math.isinf(answer.radius):
             return None
-        evidence = dict(answer.evidence)
-        method = str(evidence.pop("method", answer.stage))
+        evidence = {key: value for key, value in answer.evidence.items() if key not in (METHOD, LOOSER)}
+        method = str(answer.evidence.get(METHOD, answer.stage))
         return Certificate(
             id=sample,
             model=self.model,
