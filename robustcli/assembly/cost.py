@@ -97,7 +97,7 @@ def _memory(model: nn.Module, setting: Setting, batch: int, copies: int) -> int:
     return copies * size + activation_bytes(model, setting, batch)
 
 
-def _head(setting: Setting, model: nn.Module, forward: float) -> dict[str, Any]:
+def plan_head(setting: Setting, model: nn.Module, forward: float) -> dict[str, Any]:
     """How each plan begins: the model, and the FLOPs of one of its forward passes."""
     return {
         "model": setting.config.model.label,
@@ -106,7 +106,7 @@ def _head(setting: Setting, model: nn.Module, forward: float) -> dict[str, Any]:
     }
 
 
-def _ball(setting: Setting) -> str:
+def plan_ball(setting: Setting) -> str:
     """The norm and the radius, as a plan shows them."""
     return f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}"
 
@@ -131,15 +131,15 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     else:
         steps = round(float(train.epochs if train.epochs is not None else 10) * per_epoch)
     one = flops(model, data.shape)
-    return _show(
+    return show_plan(
         console,
         {
-            **_head(setting, model, one),
+            **plan_head(setting, model, one),
             "data": data.name,
             "image_size": data.image_size,
             "train_images": len(data.train),
             "val_images": len(data.val),
-            "ball": _ball(setting),
+            "ball": plan_ball(setting),
             "objective": config.objective.name,
             "steps": steps,
             "batch_size": batch,
@@ -165,12 +165,12 @@ def bench_plan(
     attack = _ATTACK_STEP * copies
     works = [attack, attack, passes]  # on the twin, on the model, a training step
     seconds = sum(max(repeat.budget, forward * batch * work * repetitions) for work in works) * len(kinds)
-    return _show(
+    return show_plan(
         console,
         {
-            **_head(setting, model, flops(model, data.shape)),
+            **plan_head(setting, model, flops(model, data.shape)),
             "data": data.name,
-            "ball": _ball(setting),
+            "ball": plan_ball(setting),
             "objective": config.objective.name,
             "adversary": config.adversary.name,
             "batch_size": batch,
@@ -201,14 +201,14 @@ def evaluation_plan(
     answers = votes * (1 + len(calls)) + (search.draws or draws) * planned
     batch = min(config.eval.batch_size or 256, n)
     one = flops(model, setting.data.shape)
-    return _show(
+    return show_plan(
         console,
         {
-            **_head(setting, model, one),
+            **plan_head(setting, model, one),
             "data": f"{setting.data.name} {config.eval.split}",
             "image_size": setting.data.image_size,
             "n": n,
-            "ball": _ball(setting),
+            "ball": plan_ball(setting),
             "attacks": ", ".join(call.label for call in calls),
             **({"passes_per_answer": each} if each > 1 else {}),
             "passes_per_image": each * answers,
@@ -221,7 +221,7 @@ def evaluation_plan(
     )
 
 
-def _show(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
+def show_plan(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
     """Shows the plan as a table of two columns, each number with its unit; returns the document of --dry-run.
 
     The costs of an evaluation are upper bounds and are shown as "at most".

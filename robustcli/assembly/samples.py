@@ -16,11 +16,15 @@ def samples(setting: Setting) -> tuple[Split, Tensor]:
     """The split that is measured, and the positions in it that the configuration chooses."""
     config = setting.config.eval
     split = split_of(setting.data, config.split)
-    return split, choose(split, n=config.n, first=config.first, seed=setting.config.seed)
+    seed = setting.config.seed
+    return split, choose(split, n=config.n, first=config.first, seed=seed, skip=config.skip)
 
 
-def choose(split: Split, *, n: int | None, first: int | None, seed: int) -> Tensor:
-    """Positions to measure: a seeded stratified sample of n, the first `first`, or all."""
+def choose(split: Split, *, n: int | None, first: int | None, seed: int, skip: int = 1) -> Tensor:
+    """Positions to measure: a seeded stratified sample of n, the first `first`, or all.
+
+    skip: of every `skip`-th image in stored order, as published tables of certificates choose them.
+    """
     if n is not None and first is not None:
         raise UsageError(
             "--n and --first exclude each other", hint="--n samples by class, --first keeps the stored order"
@@ -28,9 +32,10 @@ def choose(split: Split, *, n: int | None, first: int | None, seed: int) -> Tens
     size = len(split)
     if not size:
         raise DataError("the chosen split is empty", hint="choose another eval.split")
+    every = torch.arange(0, size, skip)
     if first is not None:
-        return torch.arange(min(first, size))
-    return stratified(split.labels, min(n or size, size), seed)
+        return every[:first]
+    return every[stratified(split.labels[every], min(n or len(every), len(every)), seed)]
 
 
 def split_of(data: DataBundle, name: str) -> Split:

@@ -37,10 +37,11 @@ _SMOKE = {
     "train": ("train.batch_size=32", "train.val_n=32", "train.save_every=6", "train.validate_every=0.15"),
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
+    "certify": ("eval.n=8", "eval.checks=0", "certify.smoothing.n=1000"),
     "guard fit": ("guard.fit.steps=3",),
     "guard eval": ("eval.n=16", "eval.checks=0"),
 }
-_MEASURES = ("eval", "attack", "guard fit", "guard eval")  # verbs that need a model to measure
+_MEASURES = ("eval", "attack", "certify", "guard fit", "guard eval")  # verbs that need a model to measure
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.

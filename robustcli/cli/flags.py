@@ -74,6 +74,9 @@ FLAGS: dict[str, Flag] = {
     "target": Flag("Targeted attack: random, least-likely or a class number.", "eval.target"),
     "n": Flag("Images: a seeded sample, every class by its share.", "eval.n", names=("--n", "-n")),
     "first": Flag("The first images in stored order instead.", "eval.first"),
+    "skip": Flag(
+        "Every K-th image in stored order, as published tables choose them.", "eval.skip", metavar="K"
+    ),
     "split": Flag("test, val or train.", "eval.split", complete=_starting(["test", "val", "train"])),
     "device": Flag("auto, cpu, cuda, cuda:N or mps.", "device"),
     "precision": Flag("Of the training step: auto, fp32, tf32, bf16 or fp16.", "precision"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 
+from robustcli.config.certify_sections import CertifyConfig
 from robustcli.config.guard_sections import GuardConfig
 from robustcli.config.number import INT_LIMIT, Flag, Int, Scalar, Text, parse_text
 from robustcli.config.sections import BallConfig, DataConfig, SearchConfig
@@ -76,6 +77,7 @@ class Config(Section):
         default=[], max_length=16, description="what stands in front of a model that is measured, in order"
     )
     guard: GuardConfig = Field(default=GuardConfig(), description="how defences are fitted")
+    certify: CertifyConfig = Field(default=CertifyConfig(), description="what is proven")
 
     @field_validator("device")
     @classmethod

@@ -10,7 +10,7 @@ from robustcli.config.number import Flag, Int, Number, Text, parse_text
 from robustcli.config.spec import Section
 
 #: Largest radius of each norm for pixels in [0, 1]; beyond it the unit is wrong.
-_LARGEST = {"linf": 1.0, "l2": 100.0, "l1": 1000.0}
+LARGEST = {"linf": 1.0, "l2": 100.0, "l1": 1000.0}
 
 
 class Augment(Section):
@@ -207,8 +207,8 @@ class BallConfig(Section):
         norm = info.data.get("norm")
         if eps is None or norm is None:
             return eps
-        if eps > _LARGEST[norm]:
-            raise ValueError(_too_large(eps, norm))
+        if eps > LARGEST[norm]:
+            raise ValueError(too_large("eps", eps, norm))
         if norm == "linf" and eps > 0.5 and info.data.get("allow_large_eps") is False:
             raise ValueError(
                 f"eps={eps} turns any image into any other: linf eps > 0.5 needs allow_large_eps: true"
@@ -216,12 +216,12 @@ class BallConfig(Section):
         return eps
 
 
-def _too_large(eps: float, norm: str) -> str:
+def too_large(name: str, eps: float, norm: str) -> str:
     """The message for a radius that no image can need: below 255, somebody meant 8/255 and wrote 8."""
-    largest = _LARGEST[norm]
+    largest = LARGEST[norm]
     limit = "" if norm == "linf" else f" is beyond {norm} <= {largest:g}"
     hint = f"did you mean {eps:g}/255?" if eps < 255 else f"it must be <= {largest:g}"
-    return f"eps={eps}{limit} on the [0,1] scale; {hint}"
+    return f"{name}={eps}{limit} on the [0,1] scale; {hint}"
 
 
 class SearchConfig(Section):

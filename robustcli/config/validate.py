@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
 from robustcli.config.bind import Registries, check_spec
 from robustcli.config.explain import explain, plain_path, unknown_key
+from robustcli.config.number import parse_number
 from robustcli.config.schema import known_keys, spec_fields
+from robustcli.config.sections import LARGEST, too_large
 from robustcli.config.spec import GUARD, ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, KeyPath, Node, locate, matching
 from robustcli.registry import Entry, ensembles, parameters, suggestion
@@ -76,7 +79,7 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
         if name in entries:
             faults += _norm_faults(entries.kind, entries.get(name), data, ".".join(path))
-    return faults + _guard_faults(data) + _dataset_faults(data, registries)
+    return faults + _guard_faults(data) + _radii_faults(data) + _dataset_faults(data, registries)
 
 
 def _reference_faults(name: str, params: Iterable[str]) -> list[Fault]:
@@ -93,6 +96,20 @@ def _guard_faults(data: Any) -> list[Fault]:
     if not (isinstance(name, str) and name.startswith(GUARD) and data.get("defences")):
         return []
     return [Fault("defences", f"{name[:80]} has its own defences; drop these")]
+
+
+def _radii_faults(data: Any) -> list[Fault]:
+    """The faults of certified radii that no image can need: somebody meant 2/255 and wrote 2."""
+    norm, radii = _value(data, "ball", "norm") or "linf", _value(data, "certify", "radii")
+    if norm not in LARGEST or radii is None:
+        return []
+    faults = []
+    for radius in radii if isinstance(radii, list) else str(radii).split(","):
+        with suppress(ValueError):  # what is no number is a fault of the schema
+            value = parse_number(radius)
+            if value > LARGEST[norm]:
+                faults.append(Fault("certify.radii", too_large("radius", value, norm)))
+    return faults
 
 
 def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:

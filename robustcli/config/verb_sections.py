@@ -150,6 +150,9 @@ class EvalConfig(Section):
     first: Int | None = Field(
         default=None, ge=1, description="the first N images instead, in reference order"
     )
+    skip: Int = Field(
+        default=1, ge=1, le=2**31, description="every K-th image in stored order, before n and first"
+    )
     batch_size: Int | None = Field(
         default=None,
         ge=1,

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
@@ -328,11 +329,23 @@ class RobustEvaluation:
 
     def _beside(self, attacks: Sequence[AttackCall], stream: str) -> RobustEvaluation:
         """An evaluation of other attacks on the same twins; stream: name of their random streams."""
-        plan = replace(self.plan, attacks=attacks, audit=None, stream=stream)
+        return self._like(replace(self.plan, attacks=attacks, audit=None, stream=stream))
+
+    def within(self, ball: Ball) -> RobustEvaluation:
+        """The same evaluation in another ball, after its first look at the model."""
+        return self._like(replace(self.plan, ball=ball))
+
+    def _like(self, plan: EvalPlan) -> RobustEvaluation:
+        """An evaluation of another plan on the same twins; it does not look at the model again."""
         stop, beat = self._watchers
         other = RobustEvaluation(self.model, plan, stop=stop, say=self._say, beat=beat)
         other._twins, other._shown, other._prepared = self._twins, self._shown, self._prepared
         return other
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """What the first look at the model raised."""
+        return list(self._alarms)
 
 
 def _named(open_store: OpenStore | None, name: str) -> OpenStore | None:

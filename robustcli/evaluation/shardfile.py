@@ -110,8 +110,7 @@ def encode(result: ShardResult, header: Header, number: int) -> bytes:
     for k, ((i, y, correct), answer) in enumerate(zip(verdicts, _written(result.answers), strict=True)):
         stages = {label: flags[k] for label, flags in standing.items()}
         rows.append({"id": i, "y": y, **answer, "correct": correct, "stages": stages})
-    body = "".join(strict_json(row) + "\n" for row in rows).encode()
-    return body + _seal(body)
+    return sealed_lines(rows)
 
 
 def _written(answers: Answers) -> Iterator[dict[str, Any]]:
@@ -143,6 +142,17 @@ def _answers(rows: Sequence[Mapping[str, Any]]) -> Answers:
     return Answers(clean, confidence, attacked, files)
 
 
+def sealed_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """One line of JSON for each row, and the line that proves them. Raises NumericsError for NaN or Inf."""
+    body = "".join(strict_json(row) + "\n" for row in rows).encode()
+    return body + _seal(body)
+
+
+def lines_of(data: bytes) -> list[dict[str, Any]]:
+    """The rows that `sealed_lines` wrote. Raises one of `DAMAGED`."""
+    return [_mapping(strict_loads(line)) for line in _unsealed(data).split(b"\n")[:-1]]
+
+
 def _unsealed(data: bytes) -> bytes:
     """Everything before the seal. Raises ValueError where it is not the seal of these bytes."""
     end = len(data) - len(_seal(b""))
@@ -153,7 +163,7 @@ def _unsealed(data: bytes) -> bytes:
 
 def _decode(data: bytes, header: Header, number: int) -> ShardResult:
     """The inverse of `encode`. Raises one of `DAMAGED`: damaged, or not this shard of this evaluation."""
-    first, *rows = [_mapping(strict_loads(line)) for line in _unsealed(data).split(b"\n")[:-1]]
+    first, *rows = lines_of(data)
     if first["header"] != header.digest:
         raise ValueError("it is of another evaluation")
     if first["shard"] != number or not len(rows) == first["rows"] == header.rows(number):
@@ -219,7 +229,7 @@ def load(
 ) -> tuple[bytes, ShardResult] | None:
     """(bytes, result) of the file of shard `number`; None when it is missing or does not count."""
     path = folder / file_name(number)
-    return _read(path, lambda data: (data, _decode(data, header, number)), f"shard {number}", say)
+    return read_whole(path, lambda data: (data, _decode(data, header, number)), f"shard {number}", say)
 
 
 def write_sealed(path: Path, document: dict[str, Any]) -> None:
@@ -230,10 +240,10 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
 
 def read_sealed(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The document that `write_sealed` wrote; None when the file is missing or does not count."""
-    return _read(path, lambda data: strict_loads(_unsealed(data)), "an audit", say)
+    return read_whole(path, lambda data: strict_loads(_unsealed(data)), "an audit", say)
 
 
-def _read(path: Path, decode: Callable[[bytes], T], title: str, say: Callable[[str], None]) -> T | None:
+def read_whole(path: Path, decode: Callable[[bytes], T], title: str, say: Callable[[str], None]) -> T | None:
     """decode(bytes of a file); None when the file is missing or does not count.
 
     title: what the file is, for the line that says why it does not count.

@@ -1,7 +1,7 @@
 """Verdicts on disk: a killed evaluation goes on, and several machines share one. Nothing is measured twice.
 
 A folder holds header.json (`evaluation.header`) and one NNNN.jsonl per shard of samples
-(`evaluation.shardfile`).
+(`evaluation.shardfile`, `evaluation.certificates.shards`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,21 +37,38 @@ _SHARD = re.compile(r"(\d{4,18})\.jsonl", re.ASCII)
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})", re.ASCII)
 
 
-class ShardStore:
+class Proven(Protocol):
+    """What a shard holds: verdicts on some samples."""
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 [R], the sample ids in order."""
+
+    def disagreement(self, other: Any) -> list[int]:
+        """Ids of the samples with another label or verdict in `other`."""
+
+
+#: Any kind of shard, and how one is read: (folder, header, number, say) -> (bytes, verdicts), or None.
+S = TypeVar("S", bound=Proven)
+Load = Callable[[Path, Header, int, Callable[[str], None]], "tuple[bytes, S] | None"]
+
+
+class ShardFolder(Generic[S]):
     """The shards of one evaluation in one folder. The lock of its run keeps other processes out.
 
     Args:
         folder: made when it is missing.
         header: of this evaluation.
         say: shows the user one line about a file that does not count.
+        load: how a shard of this kind is read.
 
     Raises:
         UsageError E-RESUME: the folder holds another evaluation; what differs is named.
         ResourceError: the folder cannot be made or read.
     """
 
-    def __init__(self, folder: Path, header: Header, say: Callable[[str], None]) -> None:
-        self.folder, self.header, self.size = folder, header, header.size
+    def __init__(self, folder: Path, header: Header, say: Callable[[str], None], load: Load[S]) -> None:
+        self.folder, self.header, self.size, self._load = folder, header, header.size, load
         self._once = each_once(say)
         with explained(folder):
             folder.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
@@ -76,12 +94,12 @@ class ShardStore:
             self._once(f"{error.what} and written anew: {error.where}")
             return None
 
-    def read(self, number: int, ids: Tensor) -> ShardResult | None:
+    def read(self, number: int, ids: Tensor) -> S | None:
         """The saved shard of the samples `ids`, int64 [R] sorted; None when it is missing or does not count.
 
         The user is told once why it does not count.
         """
-        loaded = load(self.folder, self.header, number, self._once)
+        loaded = self._load(self.folder, self.header, number, self._once)
         if loaded is None:
             return None
         _, result = loaded
@@ -91,10 +109,22 @@ class ShardStore:
         self._once(f"shard {number} does not count: it is about other samples: {path}")
         return None
 
+    def save(self, number: int, data: bytes) -> None:
+        """Save the bytes of a shard: a kill leaves the whole file or none. Raises ResourceError."""
+        assert 0 <= number < self.header.shards
+        write_atomic(self.folder / file_name(number), data)
+
+
+class ShardStore(ShardFolder[ShardResult]):
+    """The shards of attacked accuracy, and their audit. Arguments and errors as of `ShardFolder`."""
+
+    def __init__(self, folder: Path, header: Header, say: Callable[[str], None]) -> None:
+        super().__init__(folder, header, say, load)
+
     def write(self, number: int, result: ShardResult) -> None:
         """Save one whole shard: a kill leaves the whole file or none. Raises ResourceError."""
-        assert 0 <= number < self.header.shards and len(result.ids) == self.header.rows(number)
-        write_atomic(self.folder / file_name(number), encode(result, self.header, number))
+        assert len(result.ids) == self.header.rows(number)
+        self.save(number, encode(result, self.header, number))
 
     def write_audit(self, looked: Tensor, fallen: Tensor, answers: Tensor) -> None:
         """Save the ids of this part that were audited and that fell, int64. Raises ResourceError.
@@ -114,6 +144,13 @@ class ShardStore:
 def merge(
     folders: Sequence[Path], say: Callable[[str], None] = lambda text: None
 ) -> tuple[Header, list[ShardResult]]:
+    """The shards of attacked accuracy in these folders; see `merge_with`."""
+    return merge_with(load, folders, say)
+
+
+def merge_with(
+    load: Load[S], folders: Sequence[Path], say: Callable[[str], None] = lambda text: None
+) -> tuple[Header, list[S]]:
     """(header, the shards that the folders hold together, by number); some shards may be missing.
 
     The order of the folders does not matter. Where two hold the same shard, the costs are those of the file
@@ -124,7 +161,8 @@ def merge(
         DataError: two folders disagree about a sample, or the shards are not about the samples that the
             header names.
     """
-    header, results = _common(_headers(folders)), []
+    header = _common(_headers(folders))
+    results: list[S] = []
     for number in _numbers(folders, header.shards):
         loaded = [(folder, load(folder, header, number, say)) for folder in folders]
         copies = [(*proven, folder) for folder, proven in loaded if proven is not None]
@@ -147,7 +185,7 @@ def _headers(folders: Sequence[Path]) -> list[Header]:
     for folder in folders:
         header = Header.read(folder)
         if header is None:
-            hint = "name run directories of robustcli eval"
+            hint = "name the run directories of its parts"
             raise UsageError("no shards of an evaluation", where=str(folder), hint=hint)
         headers.append(header)
         if differing := headers[0].differences(header):
@@ -172,7 +210,7 @@ def _common(headers: Sequence[Header]) -> Header:
     return replace(headers[0], about=about, alarms=list(alarms.values()))
 
 
-def _agreed(number: int, copies: Sequence[tuple[bytes, ShardResult, Path]]) -> ShardResult:
+def _agreed(number: int, copies: Sequence[tuple[bytes, S, Path]]) -> S:
     """The one result of a shard that several folders hold.
 
     copies: (bytes, result, folder) of each. Raises DataError when verdicts differ.
@@ -189,7 +227,7 @@ def _agreed(number: int, copies: Sequence[tuple[bytes, ShardResult, Path]]) -> S
     return min(copies, key=lambda copy: copy[0])[1]
 
 
-def _check_ids(header: Header, results: Sequence[ShardResult], folder: Path) -> None:
+def _check_ids(header: Header, results: Sequence[Proven], folder: Path) -> None:
     """Raises DataError where all shards together are not about the samples of the header."""
     if ids_digest(torch.cat([result.ids for result in results])) != header.ids:
         what = "the shards are not about the samples that their header names"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustcli.records.alarm import Level
@@ -62,6 +62,18 @@ class _Plan(_Part):
     audit: dict[str, Any] | None
 
 
+class _Attacked(_Part):
+    attacks: list[_Call]
+
+
+class _CertifyPlan(_Part):
+    method: str
+    ball: _Ball
+    radii: Annotated[list[Annotated[float, Gt(0)]], MinLen(1)]
+    attacked: _Attacked
+    seed: Annotated[int, Ge(0), Lt(2**63)]
+
+
 class _About(_Part):
     data: str
     split: str
@@ -80,7 +92,25 @@ def check_mergeable(
     plan: Mapping[str, Any], about: Mapping[str, Any], alarms: Sequence[Mapping[str, Any]]
 ) -> None:
     """Raises ValueError unless plan, names and alarms are those of an evaluation, as its tables need them."""
-    _checked(_Plan, plan)
+    _check(_Plan, plan, about, alarms)
+
+
+def check_certified(
+    plan: Mapping[str, Any], about: Mapping[str, Any], alarms: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raises ValueError unless plan, names and alarms are those of a certification."""
+    _check(_CertifyPlan, plan, about, alarms)
+    if plan["ball"]["eps"] not in plan["radii"]:
+        raise ValueError("radii: that of the ball is not among them")
+
+
+def _check(
+    kind: type[_Part],
+    plan: Mapping[str, Any],
+    about: Mapping[str, Any],
+    alarms: Sequence[Mapping[str, Any]],
+) -> None:
+    _checked(kind, plan)
     _checked(_About, about)
     for alarm in alarms:
         _checked(_Alarm, alarm)

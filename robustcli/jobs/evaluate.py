@@ -13,13 +13,10 @@ from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.extra_attacks import plugin_calls, surrogate_calls
 from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
-from robustcli.assembly.origin import pinned
 from robustcli.assembly.ranges import parse_sweep
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting, prepare_to_measure
-from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
-from robustcli.config.schema import Config
 from robustcli.errors import UsageError
 from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
@@ -27,15 +24,14 @@ from robustcli.evaluation.shards import parse_part
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
 from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.rerun import write_inputs
-from robustcli.jobs.resuming import check_flags, say_if_anew
+from robustcli.jobs.resuming import check_flags
+from robustcli.jobs.sharded import open_sharded, with_source
 from robustcli.jobs.sweep import check_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
-from robustcli.store.run import Run
-from robustcli.store.rundir import newest_run, open_run
 from robustcli.terminal.console import Console
 
 _LIBRARY = "torchattacks"
@@ -48,7 +44,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     check_metrics(loaded.config.eval.fail_under)
     share = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
-    config = _with_source(loaded.config, console, flags)
+    config = with_source("eval", loaded.config, console, resume=flags.resume)
     models = (*begins_with(config), flags.surrogate)
     setting = prepare_to_measure(config, console, models, dry_run=flags.dry_run)
     if sweep is not None:
@@ -63,7 +59,8 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     check_share(setting, share, needs_all=sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console)
-    with _open(config, console, flags) as run, stop:
+    references = (flags.plugin, flags.surrogate, flags.attack_plugin)
+    with open_sharded("eval", config, console, flags, *references) as run, stop:
 
         def accepted() -> None:  # a refused --resume must leave the run as it was
             run.begin()
@@ -81,28 +78,6 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         answer = report(run, document, config, result, rows, console, more)
     refuse_unreliable(result, run, flags.strict)
     return answer
-
-
-def _open(config: Config, console: Console, flags: EvalFlags) -> Run:
-    """The run directory. A run that is resumed begins when its shards are known to be of this evaluation."""
-    run = open_run(
-        "eval",
-        config.name,
-        out=config.out,
-        overwrite=flags.overwrite,
-        resume=flags.resume,
-        sources=sources_of(config, flags.plugin, flags.surrogate, flags.attack_plugin),
-        begin=not flags.resume,
-    )
-    if flags.resume:
-        say_if_anew(run, console)
-    return run
-
-
-def _with_source(config: Config, console: Console, flags: EvalFlags) -> Config:
-    """The configuration with ``latest`` replaced by a run; a resumed evaluation keeps its first one."""
-    resumed = newest_run("eval", config.name, out=config.out) if flags.resume else None
-    return pinned(config, resumed, console.info)
 
 
 def _check_library(name: str | None) -> None:

@@ -46,7 +46,7 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     """
     document = Document("eval")
     check_metrics(flags.fail_under)
-    folders = _folders(flags.runs)
+    folders = run_folders(flags.runs)
     header, result = _merged(folders, console)
     config = load_config(str(folders[0] / CONFIG), []).config
     gate = config.eval.model_copy(
@@ -65,7 +65,7 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     return answer
 
 
-def _folders(runs: str) -> list[Path]:
+def run_folders(runs: str) -> list[Path]:
     """The run directories that --merge names. Raises UsageError when it names none."""
     paths = [Path(text.strip()) for text in runs.split(",") if text.strip()]
     if not paths:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.errors import DataError
+from robustcli.records.certify import CertificateRow, CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.guard import GuardCurveRow, GuardRow, GuardSampleRow
 from robustcli.records.sample import SampleRow
@@ -16,7 +17,18 @@ from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
 from robustcli.regular import read_bytes
 
-AnyRow = EvalRow | SampleRow | TrainRow | SweepRow | TransferRow | GuardRow | GuardCurveRow | GuardSampleRow
+AnyRow = (
+    EvalRow
+    | SampleRow
+    | TrainRow
+    | SweepRow
+    | TransferRow
+    | GuardRow
+    | GuardCurveRow
+    | GuardSampleRow
+    | CertifyRow
+    | CertificateRow
+)
 _LIMIT = 1 << 32  # bytes
 #: kind -> how a row of it is read; a kind that is not here is read, and refused, as one of an evaluation.
 _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
@@ -27,6 +39,8 @@ _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
     "guard": GuardRow.from_json,
     "guard-curve": GuardCurveRow.from_json,
     "guard-sample": GuardSampleRow.from_json,
+    "certify": CertifyRow.from_json,
+    "certificate": CertificateRow.from_json,
 }
 
 

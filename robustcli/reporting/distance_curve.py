@@ -56,7 +56,7 @@ def distance_curve(
 
     Raises as `distance_points` and `plots.eps_curve`.
     """
-    curves = {name: _stairs(distance_points(of_name)) for name, of_name in distances.items()}
+    curves = {name: stairs(distance_points(of_name)) for name, of_name in distances.items()}
     eps_curve(path, curves, title=title, norm=norm)
 
 
@@ -92,7 +92,7 @@ def _ordered(distances: Sequence[float]) -> list[float]:
     return sorted(map(float, distances))
 
 
-def _stairs(points: Sequence[Point]) -> list[Point]:
+def stairs(points: Sequence[Point]) -> list[Point]:
     """The points with a corner before each: accuracy stays as it is until the next distance."""
     first, *later = points
     corners = [(point[0], *before[1:]) for before, point in zip(points, later, strict=False)]

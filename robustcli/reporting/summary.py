@@ -9,6 +9,7 @@ from typing import Any
 from robustcli import registry
 from robustcli.config.spec import ModelConfig
 from robustcli.errors import printable
+from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import format_eps, format_rate
@@ -88,6 +89,27 @@ def fit_summary(config: Mapping[str, Any], table: Table, defences: Sequence[str]
         "What an attack that knows the guard leaves is said by `robustcli guard eval`.",
     ]
     lines += ["", *_citations(config, ("defences", "model"))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def certify_summary(
+    config: Mapping[str, Any],
+    rows: Sequence[CertifyRow],
+    tables: Sequence[Table],
+    facts: Sequence[str],
+    alarms: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """The report of a certification, as markdown.
+
+    Args:
+        config: the resolved configuration as a tree.
+        rows: one per radius.
+        tables: shown below the sentences `facts`.
+        alarms: each with name, level, evidence and remedy.
+    """
+    lines = [f"# Certification: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
+    lines += [*facts, "", *(table.markdown() for table in tables), _alarms(alarms)]
+    lines += _provenance(rows) + _citations(config, ("attacks", "model"))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -175,7 +197,7 @@ def _alarm(alarm: Mapping[str, str]) -> str:
     return f"- **{printable(alarm['level'])}** {_code(alarm['name'])}: {finding}"
 
 
-def _provenance(rows: Sequence[EvalRow | TrainRow]) -> list[str]:
+def _provenance(rows: Sequence[EvalRow | TrainRow | CertifyRow]) -> list[str]:
     """Hashes of what the numbers of the last row belong to."""
     if not rows:
         return []

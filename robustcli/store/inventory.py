@@ -49,6 +49,10 @@ _WRITES: dict[str, tuple[str, ...]] = {
         *(_HEADER, rf"shards/(?:[a-z][\w-]*/)?(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
         *(r"(?:sweep|distances|samples)\.jsonl", r"plots/(?:sweep_\w+|distances)\.png"),
     ),
+    "certify": (
+        *(_HEADER, rf"shards/(?:\d{{4,}}\.jsonl|{_TMP})", r"samples\.jsonl", r"plots/certified\.png"),
+        rf"certificates/(?:\d+\.json|{_TMP})",
+    ),
     "attack": _ATTACK,
     "transfer": (r"transfer\.jsonl", r"plots/transfer\.png"),
     "bench": (r"bench\.json",),
@@ -65,7 +69,7 @@ _WRITES: dict[str, tuple[str, ...]] = {
 }
 VERBS = tuple(_WRITES)
 #: Folders that a user may have laid elsewhere by a link.
-FOLDERS = ("checkpoints", "images", "shards", "plots", "tensorboard", *_PARTS, *_UPDATED)
+FOLDERS = ("checkpoints", "images", "shards", "certificates", "plots", "tensorboard", *_PARTS, *_UPDATED)
 #: What a failure leaves. Somebody's own file may have such a name, so its beginning is looked at.
 _TRACE = re.compile(r"(?:.*/)?(?:crash\.log|nan_batch(?:\.rank\d+)?\.safetensors)")
 _START = re.compile(

@@ -23,7 +23,7 @@ from robustcli.store.replacing import MOVING, REPLACED, is_replacing, recover
 from robustcli.store.run import Run
 from robustcli.store.sources import Source, check_apart
 
-_RESUMED = ("train", "eval")  # verbs with --resume
+_RESUMED = ("train", "eval", "certify")  # verbs with --resume
 
 
 def open_run(

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE
-from robustcli.errors import UsageError
+from robustcli.cli.merging import merge_flags
 
 POSITION = 40
 HELP = (
@@ -19,7 +19,7 @@ EXAMPLES = (
 )
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
-    *("resume", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
+    *("skip", "resume", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
     *("fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 _WITH_MERGE = ("merge", *RUN, "strict", "fail_under", *OUTPUT)
@@ -27,9 +27,10 @@ _WITH_MERGE = ("merge", *RUN, "strict", "fail_under", *OUTPUT)
 
 def run(call: Call) -> dict[str, Any]:
     """One evaluation, or the merger of several parts of one."""
-    parts = call.text("merge")
-    if parts is not None:
-        return _merge(call, parts)
+    if call.text("merge") is not None:
+        from robustcli.jobs.merge import merge
+
+        return merge(call.console, merge_flags(call, FLAGS, _WITH_MERGE))
     loaded = call.load()
     from robustcli.jobs.evaluate import evaluate
     from robustcli.jobs.verb_flags import EvalFlags
@@ -47,25 +48,3 @@ def run(call: Call) -> dict[str, Any]:
         attack_plugin=call.text("attack_plugin"),
     )
     return evaluate(loaded, call.console, flags)
-
-
-def _merge(call: Call, parts: str) -> dict[str, Any]:
-    """One verdict out of shards. Raises UsageError for flags and words that say what was measured."""
-    from robustcli.config.number import parse_number
-    from robustcli.jobs.merge import merge
-    from robustcli.jobs.verb_flags import MergeFlags
-
-    others = [name for name in FLAGS if name not in _WITH_MERGE and call.values.get(name)]
-    refused = [*(f"--{name.replace('_', '-')}" for name in others), *call.texts("words")]
-    if refused:
-        raise UsageError(f"--merge does not go with {refused[0]}", hint="the parts say what was measured")
-    least = {item.key.rpartition(".")[2]: parse_number(item.value) for item in call.fail_under()}
-    flags = MergeFlags(
-        runs=parts,
-        out=call.text("out"),
-        name=call.text("name") or "merged",
-        overwrite=call.on("overwrite"),
-        strict=call.on("strict"),
-        fail_under=least,
-    )
-    return merge(call.console, flags)

@@ -1,0 +1,76 @@
+"""`certify --dry-run`: time, and memory of a batch, before any of it is spent. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcli.assembly.attacks import planned_passes
+from robustcli.assembly.cost import plan_ball, plan_head, seconds_per_forward, show_plan
+from robustcli.assembly.samples import samples
+from robustcli.assembly.setting import Setting
+from robustcli.evaluation.escalation import EOT_DRAWS
+from robustcli.evaluation.plan import EvalPlan
+from robustcli.jobs.certify.method import Method
+from robustcli.jobs.certify.plan import radii
+from robustcli.models.flops import flops
+from robustcli.reporting.cells import format_eps
+from robustcli.terminal.console import Console
+
+_PROBE = 2  # samples that a method of unknown cost is timed on
+_BATCH = 256
+
+
+def certification_plan(
+    setting: Setting, model: nn.Module, method: Method, plan: EvalPlan, n: int, console: Console
+) -> dict[str, Any]:
+    """Images, work and time of proof and attacks, and the memory of a batch.
+
+    It is an upper bound: samples that fall, or are given up, leave early.
+    """
+    config, asked = setting.config, radii(setting)
+    batch = min(config.eval.batch_size or _BATCH, config.certify.shard_size, n)
+    forward = seconds_per_forward(setting, model, min(batch, 32), torch.float32)
+    passes = _attack_passes(setting, plan, method) * len(asked)
+    proof = forward * method.draws if method.draws else _timed(setting, method)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    names = ", ".join(call.label for call in plan.attacks)
+    return show_plan(
+        console,
+        {
+            **plan_head(setting, model, flops(model, setting.data.shape)),
+            "data": f"{setting.data.name} {config.eval.split}",
+            "image_size": setting.data.image_size,
+            "n": n,
+            "ball": plan_ball(setting),
+            "radii": ", ".join(format_eps(radius, setting.ball.norm) for radius in asked),
+            "method": method.certifier.name,
+            "attacks": names,
+            "batch_size": batch,
+            "passes_per_image": passes + method.draws,
+            "memory_bytes": size + method.certifier.forecast(batch),
+            "seconds": (proof + passes * forward) * n,
+            "device": str(setting.device),
+        },
+    )
+
+
+def _attack_passes(setting: Setting, plan: EvalPlan, method: Method) -> int:
+    """Model passes of the attacks at one radius on a sample that survives, and of the looks of the judge."""
+    once = planned_passes(plan.attacks, setting.classes, setting.ball.norm)
+    looks = 1 + len(plan.attacks)
+    if method.confirm is None:
+        return once + looks
+    return once * (plan.search.draws or EOT_DRAWS) + looks * plan.judge_draws
+
+
+def _timed(setting: Setting, method: Method) -> float:
+    """Seconds of proof for one sample, measured on a few."""
+    split, positions = samples(setting)
+    x, y, ids = next(iter(split.stream([positions[:_PROBE]], setting.device)))
+    began = time.perf_counter()
+    method.certifier(x, y, ids)
+    return (time.perf_counter() - began) / len(x)
