@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcli.certify.answer import ABSTAIN
 from robustcli.certify.binomial import lower_bound, tie_chance
 from robustcli.certify.draws import BLOCK, CHOICE, generator_of
 from robustcli.certify.noise import NOISES, Noise
 from robustcli.certify.sequential import SHARE, hopeless, looks, sure
+from robustcli.core.forward import forward_only
 from robustcli.core.types import Classifier
 from robustcli.errors import NumericsError, UsageError
 
@@ -110,14 +111,17 @@ class Smoothings:
 class Smoothed:
     """A smoothed classifier: what a base classifier says most often under noise.
 
-    What is certified is the smoothed form of exactly `classify`: in the precision it has, on its device.
+    What is certified is the smoothed form of exactly `classify`, in the precision it has, on its device. A
+    module is asked in its `core.forward.forward_only` form: a copy, made at the first call, that computes the
+    same function up to fp32 rounding.
 
     The draws of a sample, and its counts, depend on nothing but the seed, its id and `rows`: not on other
     samples, their order, or where an earlier process ended. Each call has `rows` images of one sample, and
     draw number i stands in the same place of the same call. Only that many images are in memory.
 
     Args:
-        classify: pixels [R, C, H, W] -> logits [R, K]; called with unclipped noisy images, without gradient.
+        classify: pixels [R, C, H, W] -> logits [R, K], a module in eval mode or any function; asked about
+            unclipped noisy images, without a gradient.
         num_classes: K.
         plan: how to sample.
         rows: images of one call, a multiple of `BLOCK`; None: 64 on a CPU, 1024 elsewhere. Another number has
@@ -130,6 +134,7 @@ class Smoothed:
         if rows is not None and (rows < BLOCK or rows % BLOCK):
             raise ValueError(f"rows must be a multiple of {BLOCK}, got {rows}")
         self._classify, self._num_classes, self.plan, self._rows = classify, num_classes, plan, rows
+        self._fast: Classifier | None = None if isinstance(classify, nn.Module) else classify
 
     @torch.no_grad()
     def certify(
@@ -262,7 +267,11 @@ class Smoothed:
             plan.family.draw(image, BLOCK, plan.sigma, generator_of(plan.seed, sample, block, image.device))
             for block in blocks
         ]
-        logits = self._classify(noisy[0] if len(noisy) == 1 else torch.cat(noisy))
+        x = noisy[0] if len(noisy) == 1 else torch.cat(noisy)
+        if self._fast is None:
+            assert isinstance(self._classify, nn.Module)
+            self._fast = forward_only(self._classify, x)
+        logits = self._fast(x)
         if not bool(logits.isfinite().all()):
             raise NumericsError(
                 "the classifier has logits that are not finite",

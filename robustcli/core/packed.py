@@ -1,4 +1,4 @@
-"""A forward-only form of a traced bf16 network for CPUs.
+"""A forward-only form of a traced network for CPUs, in bf16 or fp32.
 
 In a plain network oneDNN brings a weight into its own memory layout at every call of F.conv2d, and a ReLU
 reads and writes all activations once more. Here the weights have that layout beforehand, and sums and ReLU
@@ -25,7 +25,7 @@ _OPERATORS = (
 
 
 class PackedConv(nn.Module):
-    """act(conv(x) + b [+ other]), act the identity or ReLU, in bf16 without a gradient.
+    """act(conv(x) + b [+ other]), act the identity or ReLU, in the layer's precision without a gradient.
 
     x: activations [B, C, H, W]; the result: [B, K, H', W'].
 
@@ -43,17 +43,17 @@ class PackedConv(nn.Module):
         self._call, self._call_sum = ops._convolution_pointwise.default, ops._convolution_pointwise.binary
         self._geometry = [int(n) for n in conv.padding], list(conv.stride), list(conv.dilation), conv.groups
         self._weight: Tensor = ops._reorder_convolution_weight(conv.weight.detach(), *self._geometry, None)
-        self._bias = _bias(conv)
+        self._bias, self._dtype = _bias(conv), conv.weight.dtype
         self._tail: tuple[Any, ...] = ("relu" if relu else "none", [], "")
         self._tail_sum: tuple[Any, ...] = ("add", 1.0, "relu" if relu else None, [], None)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """x [B, C, H, W] -> [B, K, H', W']; other: a summand, or None. RuntimeError: oneDNN has no kernel."""
-        x = x.to(torch.bfloat16)
+        x = x.to(self._dtype)
         if other is None:
             alone: Tensor = self._call(x, self._weight, self._bias, *self._geometry, *self._tail)
             return alone
-        if other.dtype is torch.bfloat16 and other.shape == self._result(x):
+        if other.dtype is self._dtype and other.shape == self._result(x):
             inside: Tensor = self._call_sum(
                 x, other, self._weight, self._bias, *self._geometry, *self._tail_sum
             )
@@ -72,19 +72,19 @@ class PackedConv(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """act(W x + b), act the identity or ReLU, in bf16 without a gradient; x [..., N] -> [..., M]."""
+    """act(W x + b), act the identity or ReLU, in the layer's precision; x [..., N] -> [..., M]."""
 
     def __init__(self, linear: nn.Linear, relu: bool) -> None:
         super().__init__()
         ops: Any = torch.ops.mkldnn
         self._call = ops._linear_pointwise.default
         self._weight: Tensor = ops._reorder_linear_weight(linear.weight.detach(), None)
-        self._bias = _bias(linear)
+        self._bias, self._dtype = _bias(linear), linear.weight.dtype
         self._tail: tuple[Any, ...] = ("relu" if relu else "none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., N] -> [..., M]. RuntimeError: oneDNN has no kernel."""
-        out: Tensor = self._call(x.to(torch.bfloat16), self._weight, self._bias, *self._tail)
+        out: Tensor = self._call(x.to(self._dtype), self._weight, self._bias, *self._tail)
         return out
 
 
@@ -92,47 +92,50 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor | None:
     return None if layer.bias is None else layer.bias.detach()
 
 
-def available() -> bool:
-    """Whether this build of torch has the operators, and oneDNN computes in bf16 on this CPU."""
+def available(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether this build of torch has the operators, and oneDNN computes in `dtype` on this CPU."""
     ops: Any = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in _OPERATORS):
         return False
+    if not hasattr(ops._convolution_pointwise, "binary"):
+        return False
     has_bf16 = getattr(ops, "_is_mkldnn_bf16_supported", lambda: False)
-    return hasattr(ops._convolution_pointwise, "binary") and bool(has_bf16())
+    return dtype is torch.float32 or bool(has_bf16())
 
 
-def packable(module: nn.Module | None) -> bool:
-    """Whether a module is a bf16 Conv2d padded with zeros, or a bf16 Linear, on the CPU, without hooks.
+def packable(module: nn.Module | None, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether a module is a Conv2d padded with zeros, or a Linear, of `dtype`, on the CPU, without hooks.
 
-    A subclass of either is not.
+    A subclass of either is not, and no Linear in fp32, which is faster as it is.
     """
     if type(module) is nn.Conv2d:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             return False
-    elif type(module) is not nn.Linear:
+    elif type(module) is not nn.Linear or dtype is torch.float32:
         return False
     if module._forward_hooks or module._forward_pre_hooks:
         return False
-    return all(p.dtype is torch.bfloat16 and p.device.type == "cpu" for p in module.parameters())
+    return all(p.dtype is dtype and p.device.type == "cpu" for p in module.parameters())
 
 
-def pack(twin: nn.Module) -> fx.GraphModule | None:
+def pack(twin: nn.Module, dtype: torch.dtype = torch.bfloat16) -> fx.GraphModule | None:
     """The forward-only form of a traced twin, or None where nothing can be packed.
 
     One operator takes the place of each chain
         Conv2d;  Conv2d -> ReLU;  Conv2d -> add;  Conv2d -> add -> ReLU;  Linear;  Linear -> ReLU
     in which no other node reads a result in between. Packed weights are copies made now; all other modules
-    are shared with the twin. Run it under autocast to bf16, without a gradient.
+    are shared with the twin. Layers of `dtype` are packed, bf16 or fp32. Run it without a gradient, that of
+    bf16 under autocast.
 
     Raises:
         RuntimeError: oneDNN refuses a layout.
     """
-    if not isinstance(twin, fx.GraphModule) or not available():
+    if not isinstance(twin, fx.GraphModule) or not available(dtype):
         return None
     graph = fx.Graph()
     graph.output(graph.graph_copy(twin.graph, {}))
     packed, modules = fx.GraphModule(twin, graph), dict(twin.named_modules())
-    nodes = [node for node in graph.nodes if _packable_call(node, modules)]
+    nodes = [node for node in graph.nodes if _packable_call(node, modules, dtype)]
     if not nodes:
         return None
     for number, node in enumerate(nodes):
@@ -142,11 +145,11 @@ def pack(twin: nn.Module) -> fx.GraphModule | None:
     return packed
 
 
-def _packable_call(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _packable_call(node: fx.Node, modules: dict[str, nn.Module], dtype: torch.dtype) -> bool:
     """Whether a node calls a packable module with one input."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
-    return packable(modules.get(str(node.target)))
+    return packable(modules.get(str(node.target)), dtype)
 
 
 def _replace(packed: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module], name: str) -> None:
@@ -161,8 +164,8 @@ def _replace(packed: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module
         if other is not None:
             inputs.append(other)
             chain.append(next(iter(node.users)))
-    last, follower = chain[-1], _only_reader(chain[-1])
-    relu = follower is not None and _is_relu(follower, modules)
+    last, follower = chain[-1], only_reader(chain[-1])
+    relu = follower is not None and is_relu(follower, modules)
     packed.add_submodule(name, _packed(layer, relu))
     with packed.graph.inserting_before(last):
         call = packed.graph.call_module(name, tuple(inputs))
@@ -181,7 +184,7 @@ def _packed(layer: nn.Module, relu: bool) -> nn.Module:
     return PackedLinear(layer, relu)
 
 
-def _only_reader(node: fx.Node) -> fx.Node | None:
+def only_reader(node: fx.Node) -> fx.Node | None:
     """The node that reads `node`, where there is exactly one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
@@ -191,7 +194,7 @@ def _other_summand(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | No
 
     An in-place sum is replaced only where it writes into `node`: the other summand must not change.
     """
-    total = _only_reader(node)
+    total = only_reader(node)
     if total is None or total.kwargs or len(total.args) != 2 or total.args[0] is total.args[1]:
         return None
     first, second = total.args
@@ -221,7 +224,7 @@ def _may_move(node: fx.Node, total: fx.Node, modules: dict[str, nn.Module]) -> b
     return True
 
 
-def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node is a ReLU: a module without hooks, a method or a function."""
     if node.op == "call_module":
         module = modules.get(str(node.target))

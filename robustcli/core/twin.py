@@ -64,24 +64,25 @@ class SearchTwin:
         twin = duplicate(model).eval()
         if fold_bn:
             twin, self.folded = _fold(twin)
-        self._copy: nn.Module = twin.eval().requires_grad_(False)
-        for module in self._copy.modules():
+        #: The copy as a module, a graph where it was traced; `core.forward` makes faster forms of it.
+        self.copied: nn.Module = twin.eval().requires_grad_(False)
+        for module in self.copied.modules():
             if isinstance(module, _LOW) and _in_float32(module):
                 module.to(dtype=dtype)
         if channels_last:
-            self._copy.to(memory_format=torch.channels_last)
+            self.copied.to(memory_format=torch.channels_last)
         #: Whether the copy ran on the images of the last `parity`, and no trace lost a gradient.
         self.runs = False
         self._shown: Tensor | None = None
         self._forward_only: Classifier | None = None
-        self._run: Classifier = torch.compile(self._copy, dynamic=False) if compiled else _quiet(self._copy)
+        self._run: Classifier = torch.compile(self.copied, dynamic=False) if compiled else _quiet(self.copied)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy weights and buffers of the original into the twin, folded; for use after training steps."""
         self._forward_only = None
-        twins = dict(self._copy.named_parameters()) | dict(self._copy.named_buffers())
+        twins = dict(self.copied.named_parameters()) | dict(self.copied.named_buffers())
         fused: set[str] = set()
         for conv_name, bn_name in self.folded:
             conv: Any = self._model.get_submodule(conv_name)
@@ -118,7 +119,7 @@ class SearchTwin:
         if self._shown is None:
             return self._run
         try:
-            packed = pack(self._copy)
+            packed = pack(self.copied)
             if packed is None:
                 return self._run
             packed_call = _quiet(packed)
@@ -183,7 +184,7 @@ class SearchTwin:
         limit = _OFF[self._dtype]
         if not error <= limit:
             return f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
-        if isinstance(self._copy, fx.GraphModule) and not self._same_slope(x[:_SHOWN]):
+        if isinstance(self.copied, fx.GraphModule) and not self._same_slope(x[:_SHOWN]):
             self.runs = False
             return "its gradients are not those of the model"
         if self._dtype is torch.bfloat16 and not self._compiled and x.dim() == 4 and x.device.type == "cpu":

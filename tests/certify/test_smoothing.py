@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from robustcli.certify import smoothing
 from robustcli.certify.answer import ABSTAIN
@@ -114,6 +115,24 @@ def test_counts_do_not_depend_on_batch_order_size_of_a_call_or_where_one_resumes
     assert not torch.equal(smoothed.counts(x, IDS + 1, 0, 1000), whole)
     assert not torch.equal(Smoothed(blobs, 3, plan(seed=1)).counts(x, IDS, 0, 1000), whole)
     assert torch.equal(smoothed.certify(x, IDS).counts, smoothed.counts(x, IDS, 0, 2000))
+
+
+def network():
+    """Its second convolution goes by tiles."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 48, 5, padding=2)
+    chain = first, nn.BatchNorm2d(32), nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    return nn.Sequential(*chain, nn.Linear(48 * 25, 3)).eval()
+
+
+def test_a_network_is_asked_in_its_fast_form_with_the_counts_of_its_plain_one():
+    net, x = network(), torch.rand(3, 1, 10, 10, generator=torch.Generator().manual_seed(1))
+    fast, plain = Smoothed(net, 3, plan(sigma=2.0)), Smoothed(lambda x: net(x), 3, plan(sigma=2.0))
+    whole = fast.counts(x, IDS, 0, 500)
+    assert (whole > 0).sum() >= 6 and (whole - plain.counts(x, IDS, 0, 500)).abs().max() <= 1
+    again = Smoothed(net, 3, plan(sigma=2.0))
+    assert torch.equal(again.counts(x, IDS, 300, 500) + again.counts(x, IDS, 0, 300), whole)
+    assert torch.equal(again.counts(x[2:], IDS[2:], 0, 500), whole[2:])
 
 
 def test_calls_have_one_size_whatever_n_is():
