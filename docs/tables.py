@@ -98,6 +98,8 @@ def objectives() -> Iterable[Row]:
     """One row for each outer loss."""
     for entry in registry.objectives:
         passes = value(entry.facts.passes)
+        if entry.facts.per_rival:
+            passes = f"{passes} + {entry.facts.per_rival} (K - 1)"
         if entry.facts.copies:
             passes = f"{passes} `{entry.facts.copies}`"
         if entry.facts.inner is not None:

@@ -38,7 +38,7 @@ def passes_per_image(setting: Setting) -> int:
     """
     config, method = setting.config, method_of(setting.config)
     objective = registry.objectives.get(config.objective.name).facts
-    own = objective.passes * method.copies
+    own = (objective.passes + objective.per_rival * (setting.classes - 1)) * method.copies
     outer = own + sum(_added(spec) for spec in config.regularizers)
     # The pass at the clean point belongs to the attack: a hook that repeats the loss does not repeat it.
     once = own - method.compares_with_clean

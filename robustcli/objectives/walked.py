@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustcli.core.bounds import Program, trace
 from robustcli.core.bounds.boxes import Frame, trained
-from robustcli.core.bounds.dense import MatMul
+from robustcli.core.bounds.margins import trained_margins
 from robustcli.core.bounds.rectifiers import Rectifier
 from robustcli.core.losses import mean_ce
 from robustcli.core.types import Batch, Classifier, LossTerms, network_of
@@ -40,29 +40,13 @@ class Walked:
     logits: Tensor
     frame: Frame
 
-    def margins(self, y: Tensor) -> Tensor:
-        """Lower bounds of z_y - z_k over the box, [B, K], 0 at k = y; y: int64 [B].
+    def margins(self, y: Tensor, method: Literal["ibp", "crown-ibp"] = "ibp") -> Tensor:
+        """Lower bounds of z_y - z_k over the box, float32 [B, K], 0 at k = y; y: int64 [B].
 
-        A linear last layer is merged with the difference: (w_y - w_k) c - |w_y - w_k| r + b_y - b_k, with
-        centre c and radius r of what it reads. Otherwise l_y - u_k.
+        The last affine layers are merged with the difference. "ibp" takes the box of what they read;
+        "crown-ibp" goes back to the pixels, and is not the tighter one everywhere.
         """
-        program = self.frame.program
-        last = program.steps[-1]
-        if isinstance(last.op, MatMul) and program.output == len(program.steps):
-            return self._merged(y)
-        lower, upper = self.frame.boxes[program.output]
-        return _but_own(lower.gather(1, y[:, None]) - upper, y)
-
-    def _merged(self, y: Tensor) -> Tensor:
-        ((low, high),) = self.frame.inputs(-1)
-        weight, *bias = self.frame.weights[-1]
-        difference = weight[y][:, None] - weight[None]
-        centre, radius = (low + high) / 2, (high - low) / 2
-        with torch.autocast(centre.device.type, enabled=False):
-            margin = (difference @ centre[:, :, None] - difference.abs() @ radius[:, :, None]).squeeze(2)
-        if bias:
-            margin = margin + bias[0][y][:, None] - bias[0]
-        return _but_own(margin, y)
+        return trained_margins(self.frame, y, method)
 
     def unbalanced(self) -> Tensor:
         """L_tightness + L_relu, means over the ReLU layers; 0 without any. No unit, >= 0.
@@ -105,11 +89,6 @@ def _ratio(one: Tensor, other: Tensor) -> Tensor:
     both = (one > 0) & (other > 0)
     one, other = torch.where(both, one, 1.0), torch.where(both, other, 1.0)
     return _short(torch.minimum(one / other, other / one))
-
-
-def _but_own(margins: Tensor, y: Tensor) -> Tensor:
-    """The margins [B, K] with exactly 0 at k = y."""
-    return margins.masked_fill(F.one_hot(y, margins.shape[1]).bool(), 0.0)
 
 
 def over_box(model: Classifier, batch: Batch, centre: Tensor, radius: float) -> Walked:

@@ -54,6 +54,7 @@ PARTS = {
         "mart": {"boosted", "robust"},
     },
     "nuat": {"natural", "nuclear"},
+    "ibp": {"natural", "bounds"},
     "gaussian": {"noisy"},
     "smoothadv": {"adversarial"},
     "consistency": {"noisy", "consistency", "entropy"},

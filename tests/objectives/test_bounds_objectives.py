@@ -13,6 +13,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch
 from robustcli.models.initialise import ibp_init
+from robustcli.objectives.crown_ibp import crown_ibp
 from robustcli.objectives.ibp import ibp
 from robustcli.objectives.madry import madry
 from robustcli.objectives.mtl_ibp import mtl_ibp
@@ -92,13 +93,33 @@ def test_merging_the_last_layer_is_never_looser_and_the_own_margin_is_0():
     assert (margins[~rest] == 0).all()
 
 
-def test_without_a_linear_layer_at_the_end_the_box_of_the_logits_is_taken():
+def test_crown_ibp_of_one_hidden_layer_by_hand():
+    """ReLU on [l, u] lies between s x and u (x - l) / (u - l), s = [u > -l]; beta goes from 1 to 0.2."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    b = batch()
-    walked = over_box(net, b, b.x, EPS)
-    lower, upper = (side.detach() for side in walked.frame.boxes[-1])
-    assert float(walked.margins(b.y)[0, 1].detach()) == pytest.approx(float(lower[0, 0] - upper[0, 1]))
+    net, b = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), batch(ramp=0.5)
+    w, bias, v, head = (p.detach() for p in net.parameters())
+    low, high = (b.x - EPS).clamp(0, 1).flatten(1), (b.x + EPS).clamp(0, 1).flatten(1)
+    centre, radius = (low + high) / 2, (high - low) / 2
+    middle, spread = centre @ w.T + bias, radius @ w.abs().T
+    down, up = middle - spread, middle + spread
+    crown = torch.zeros(6, 3)
+    for i, y in enumerate(b.y.tolist()):
+        for k in range(3):
+            slopes, offset = torch.zeros(8), head[y] - head[k]
+            for j, c in enumerate((v[y] - v[k]).tolist()):
+                lo, hi = float(down[i, j]), float(up[i, j])
+                chord = 1.0 if lo >= 0 else 0.0 if hi <= 0 else hi / (hi - lo)
+                below = chord if lo >= 0 or hi <= 0 else float(hi > -lo)
+                slopes[j] = c * (below if c > 0 else chord)
+                if c < 0 and lo < 0 < hi:
+                    offset = offset - c * chord * lo
+            a = slopes @ w
+            crown[i, k] = a @ centre[i] - a.abs() @ radius[i] + slopes @ bias + offset
+    boxes = over_box(net, b, b.x, EPS).margins(b.y).detach()
+    wanted = F.cross_entropy(-(0.6 * crown + 0.4 * boxes), b.y)
+    got = crown_ibp(net, b, kappa_start=0, kappa_end=0, beta_end=0.2, warmup_reg=0)
+    assert float(got.total.detach()) == pytest.approx(float(wanted), rel=1e-5)
+    assert ((crown - boxes).abs() > 1e-2).any()
 
 
 def test_batch_norm_takes_the_clean_statistics_once():
@@ -121,6 +142,7 @@ def test_limits_of_the_dials():
         (partial(mtl_ibp, alpha=1), ALONE),
         (partial(sabr, box=0), madry),
         (partial(sabr, box=1), ALONE),
+        (partial(crown_ibp, kappa_end=0, beta_end=0), ALONE),
     )
     for ours, known in pairs:
         terms, wanted = ours(net, b), known(net, b)

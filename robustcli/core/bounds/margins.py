@@ -140,12 +140,22 @@ def differentiable_margins(
     if method not in ("ibp", "crown-ibp"):
         raise ValueError(f"{method!r} is no method of training; known: ibp, crown-ibp")
     logits, frame = trained(program, x, lower, upper)
-    with torch.autocast(x.device.type, enabled=False):
+    boxes = trained_margins(frame, y, "ibp")
+    back = boxes if method == "ibp" else trained_margins(frame, y, "crown-ibp")
+    return TrainedMargins(logits, boxes, back)
+
+
+def trained_margins(frame: Frame, y: Tensor, method: Literal["ibp", "crown-ibp"]) -> Tensor:
+    """Lower bounds of z_y - z_k over the box that was walked, float32 [B, K], 0 for k = y; differentiable.
+
+    frame: of `boxes.trained`. y: classes int64 [B]; other classes of the same walk may be asked, too.
+    """
+    program = frame.program
+    stop = _bends(program) if method == "ibp" else None
+    with torch.autocast(y.device.type, enabled=False):
         passes = Passes(frame, Region(*frame.boxes[0], sound=False), sound=False)
         a, rows = differences(y, program.classes, frame.boxes[0][0])
-        boxes = passes.least(program.output, a, rows, stop=_bends(program))
-        back = boxes if method == "ibp" else passes.least(program.output, a, rows)
-    return TrainedMargins(logits, *(_filled(least, y, program.classes, 0.0) for least in (boxes, back)))
+        return _filled(passes.least(program.output, a, rows, stop=stop), y, program.classes, 0.0)
 
 
 def differences(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, Tensor]:
