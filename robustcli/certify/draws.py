@@ -20,6 +20,8 @@ import torch
 BLOCK = 64
 #: First block of the draws that choose the class; those that estimate its chance begin at block 0.
 CHOICE = 2**31
+#: First block of the draws with which PREDICT looks at a point: none of them helped to certify it.
+LOOK = 2**31 + 2**30
 
 
 def generator_of(seed: int, sample: int, block: int, device: torch.device) -> torch.Generator:

@@ -33,16 +33,16 @@ def images(count=3, side=2):
 def test_a_radius_never_exceeds_the_distance_to_a_plane(noise):
     """l2: |<w, x> + b| / |w|_2. l1: the same over max |w_i|; uniform noise on one axis is tight."""
     w = torch.tensor([0.6, 0.0, 0.8, 0.0]) if noise == "gaussian" else torch.tensor([1.0, 0.0, 0.0, 0.0])
-    x = torch.zeros(20, 1, 2, 2)
-    x[:, 0, :, 0] = torch.linspace(-0.6, 0.6, 20)[:, None]
+    x = torch.zeros(12, 1, 2, 2)
+    x[:, 0, :, 0] = torch.linspace(-0.6, 0.6, 12)[:, None]
     distance, truth = (x.flatten(1) @ w).abs().double(), (x.flatten(1) @ w > 0).long()
     gaps = []
     for n in (1000, 20_000):
         given = plan(noise=noise, n=n, alpha=1e-7)
-        got = Smoothed(half_space(w, 0.0), 2, given).certify(x, torch.arange(20))
+        got = Smoothed(half_space(w, 0.0), 2, given).certify(x, torch.arange(12))
         kept = got.label != ABSTAIN
         assert (got.radius <= distance)[kept].all() and torch.equal(got.label[kept], truth[kept])
-        assert kept.sum() > 10
+        assert kept.sum() > 5
         gaps.append(float((distance - got.radius).mean()))
     assert gaps[1] < 0.07 < gaps[0]
 
@@ -126,13 +126,14 @@ def network():
 
 
 def test_a_network_is_asked_in_its_fast_form_with_the_counts_of_its_plain_one():
-    net, x = network(), torch.rand(3, 1, 10, 10, generator=torch.Generator().manual_seed(1))
+    net, x = network(), torch.rand(2, 1, 10, 10, generator=torch.Generator().manual_seed(1))
     fast, plain = Smoothed(net, 3, plan(sigma=2.0)), Smoothed(lambda x: net(x), 3, plan(sigma=2.0))
-    whole = fast.counts(x, IDS, 0, 500)
-    assert (whole > 0).sum() >= 6 and (whole - plain.counts(x, IDS, 0, 500)).abs().max() <= 1
+    whole = fast.counts(x, IDS[:2], 0, 256)
+    assert (whole > 0).sum() >= 4 and (whole - plain.counts(x, IDS[:2], 0, 256)).abs().max() <= 1
     again = Smoothed(net, 3, plan(sigma=2.0))
-    assert torch.equal(again.counts(x, IDS, 300, 500) + again.counts(x, IDS, 0, 300), whole)
-    assert torch.equal(again.counts(x[2:], IDS[2:], 0, 500), whole[2:])
+    assert torch.equal(
+        again.counts(x[1:], IDS[1:2], 200, 256) + again.counts(x[1:], IDS[1:2], 0, 200), whole[1:]
+    )
 
 
 def test_calls_have_one_size_whatever_n_is():
@@ -140,7 +141,7 @@ def test_calls_have_one_size_whatever_n_is():
     watched = lambda x: (seen.add(len(x)), blobs(x))[1]  # noqa: E731
     for n in (100, 5000):
         Smoothed(watched, 3, plan(n=n)).certify(images(), IDS)
-    assert seen == {BLOCK}
+    assert seen == {2 * BLOCK}
 
 
 def bands(x):
@@ -152,7 +153,7 @@ def test_an_early_stop_changes_no_radius():
     x = torch.zeros(16, 1, 1, 2)
     x[:, 0, 0, 0] = torch.linspace(-0.4, 0.6, 16)
     full = Smoothed(bands, 5, plan(sigma=0.45, n=5000)).certify(x, torch.arange(16))
-    for rows in (None, 16 * BLOCK):  # looks stand at draws, not at the ends of calls
+    for rows in (BLOCK, 16 * BLOCK):  # looks stand at draws, not at the ends of calls
         smoothed = Smoothed(bands, 5, plan(sigma=0.45, n=5000, stop=True), rows=rows)
         short = smoothed.certify(x, torch.arange(16))
         assert torch.equal(full.label, short.label) and torch.equal(full.radius, short.radius)
@@ -166,13 +167,13 @@ def test_an_early_stop_changes_no_radius():
 
 
 def test_a_radius_that_is_enough_ends_sampling():
-    x = torch.zeros(20, 1, 1, 1)
-    x[:, 0, 0, 0] = torch.linspace(0.05, 1.2, 20)
+    x = torch.zeros(12, 1, 1, 1)
+    x[:, 0, 0, 0] = torch.linspace(0.05, 1.2, 12)
     f = half_space(torch.ones(1), 0.0)
-    got = Smoothed(f, 2, plan(n=20_000, enough=0.5, stop=True)).certify(x, torch.arange(20))
-    full = Smoothed(f, 2, plan(n=20_000)).certify(x, torch.arange(20))
-    sure = got.draws < 20_000
-    assert 8 < sure.sum() < 20 and (got.radius < x.flatten()).all()
+    got = Smoothed(f, 2, plan(n=5000, enough=0.5, stop=True)).certify(x, torch.arange(12))
+    full = Smoothed(f, 2, plan(n=5000)).certify(x, torch.arange(12))
+    sure = got.draws < 5000
+    assert 4 < sure.sum() < 12 and (got.radius < x.flatten()).all()
     assert (got.radius[sure & (got.label == 1)] >= 0.5).all()
     assert torch.allclose(got.radius[~sure], full.radius[~sure], atol=2e-4)
     assert (got.radius <= full.radius + 1e-12)[~sure].all()
@@ -186,7 +187,7 @@ def test_more_draws_and_a_larger_alpha_prove_more():
 
     by_alpha = [certify(alpha=alpha, stop=True).radius for alpha in (1e-6, 1e-3, 0.05)]
     assert (by_alpha[0] < by_alpha[1]).all() and (by_alpha[1] < by_alpha[2]).all()
-    by_n = [float(certify(n=n).radius.mean()) for n in (200, 2000, 20_000)]
+    by_n = [float(certify(n=n).radius.mean()) for n in (200, 2000, 8000)]
     assert by_n == sorted(by_n)
     counted = [
         plan(n=n).radius(float(smoothing.lower_bound(n * 9 // 10, n, 0.001))) for n in (100, 1000, 10_000)
@@ -203,6 +204,14 @@ def test_a_draw_of_the_choice_is_none_of_the_estimate():
     assert len(seen) == 2 and not torch.equal(*seen)
 
 
+def test_predict_looks_with_draws_of_its_own():
+    seen = []
+    smoothed = Smoothed(lambda x: (seen.append(x.clone()), blobs(x))[1], 3, plan(n0=128, n=128))
+    smoothed.certify(images(1), IDS[:1])
+    smoothed.predict(images(1), IDS[:1], 128, 0.001)
+    assert len(seen) == 3 and not torch.equal(seen[2], seen[0]) and not torch.equal(seen[2], seen[1])
+
+
 def test_predict_abstains_near_a_tie_and_names_the_class_elsewhere():
     x = torch.tensor([0.0, 0.001, 0.4, -0.4]).reshape(4, 1, 1, 1)
     smoothed = Smoothed(half_space(torch.ones(1), 0.0), 2, plan())
@@ -215,10 +224,10 @@ def test_stop_is_asked_before_each_call_and_progress_sums_to_n():
     Smoothed(blobs, 3, plan(n=1000)).certify(
         images(1), IDS[:1], stop=lambda: asked.append(1), progress=done.append
     )
-    assert len(asked) == 1 + 16 and sum(done) == 1000
+    assert len(asked) == 1 + 8 and sum(done) == 1000
     done.clear()
     Smoothed(blobs, 3, plan(n=1000, stop=True, enough=1e-3)).certify(images(1), IDS[:1], progress=done.append)
-    assert sum(done) == 1000 and len(done) <= 16
+    assert sum(done) == 1000 and len(done) <= 8
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.certify.answer import ABSTAIN, Answer, Status
-from robustcli.certify.draws import BLOCK
-from robustcli.certify.smoothing import Smoothed, Smoothing
+from robustcli.certify.smoothing import Smoothed, Smoothing, rows_for
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen
 from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.certificates.memory import forward_bytes
 
-_BLOCKS = 16  # of draws in one call on a GPU; on a CPU the activations of one block stay in its cache
 _LOOKS = 1000  # draws of the closer look; the original tables predict with as many or more
 
 
@@ -88,7 +86,7 @@ class SmoothedCertifier:
         progress: Callable[[float], None] = lambda samples: None,
     ) -> None:
         self._model, self._ball, self.plan, self._shape = model, ball, plan, shape
-        self._rows = BLOCK if device.type == "cpu" else _BLOCKS * BLOCK
+        self._rows = rows_for(device)
         self._smoothed = Smoothed(model, classes, plan, rows=self._rows)
         self._stop, self._progress = stop, progress
 
