@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from robustcli.core.bounds.boxes import Frame
-from robustcli.core.bounds.op import FINE, Pick, largest, weighed
+from robustcli.core.bounds.op import FINE, largest
 from robustcli.core.bounds.region import Region
+from robustcli.core.bounds.rows import Rows, Window
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Passes:
     sound: bool
     _lines: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     _charges: dict[int, Tensor | None] = field(default_factory=dict)
+
+    def rows(self, images: Tensor) -> Rows:
+        """Rows of whole coefficients for these images, int64 [Q]."""
+        return Rows(images, len(self.region.lower))
 
     def lines(self, place: int) -> tuple[Tensor, ...]:
         """What step `place` needs of the boxes of its inputs; computed once."""
@@ -55,7 +60,7 @@ class Passes:
         self,
         node: int,
         a: Tensor,
-        rows: Tensor,
+        rows: Rows,
         *,
         stop: Callable[[int], bool] | None = None,
         steeper: Mapping[int, Tensor] | None = None,
@@ -64,47 +69,58 @@ class Passes:
 
         Args:
             node: the node y.
-            a: coefficients [Q, *shape of y].
-            rows: int64 [Q], the image of each row.
+            a: coefficients [Q, *shape of y], or windows of them.
+            rows: the image and the window of each row.
             stop: nodes at which the box is taken instead of going on.
             steeper: for the place of a rectifier, what to add to the slopes of its lines below, [Q, *shape].
         """
-        pick = _pick(rows, len(self.region.lower))
-        pending, total = {node: a}, a.new_zeros(len(a))
+        program = self.frame.program
+        pending: dict[int, tuple[Tensor, Rows]] = {node: (a, rows)}
+        total = a.new_zeros(len(a))
         for now in range(node, 0, -1):
             if now not in pending:
                 continue
-            a = pending.pop(now)
+            a, rows = pending.pop(now)
             if stop is not None and stop(now):
-                total = total + Region(*self.frame.boxes[now], self.sound).least(a, pick)
+                total = total + Region(*self.frame.boxes[now], self.sound).least(a, rows)
                 continue
-            parts, moved = self._step(now - 1, a, pick)
+            parts, rows, moved = self._step(now - 1, a, rows)
             if steeper is not None and now - 1 in steeper:
                 parts[0] = parts[0] + a.clamp(min=0) * steeper[now - 1]
             total = total + moved
-            for one, part in zip(self.frame.program.steps[now - 1].inputs, parts, strict=True):
+            for one, part in zip(program.steps[now - 1].inputs, parts, strict=True):
                 if one in pending:
-                    part = pending[one] + part
-                    if self.sound:
-                        total = total - 2 * FINE * weighed(part.abs(), largest(self.frame.boxes[one]), pick)
-                pending[one] = part
+                    part, joined, loss = self._joined(one, pending[one], (part, rows))
+                    pending[one], total = (part, joined), total - loss
+                else:
+                    pending[one] = part, rows
         if 0 in pending:
-            total = total + self.region.least(pending[0], pick)
+            total = total + self.region.least(*pending[0])
         return total
 
-    def _step(self, place: int, a: Tensor, pick: Pick) -> tuple[list[Tensor], Tensor]:
-        """Through one step: the coefficients of its inputs, and what the bound gains or loses, [Q]."""
-        program, charge = self.frame.program, self.charge(place)
-        step = program.steps[place]
+    def _step(self, place: int, a: Tensor, rows: Rows) -> tuple[list[Tensor], Rows, Tensor]:
+        """Through one step: the coefficients of its inputs, their rows, and what the bound gains, [Q]."""
+        program, charge, weights = self.frame.program, self.charge(place), self.frame.weights[place]
+        step, onto = program.steps[place], rows
         shapes = [program.shape_of(node) for node in step.inputs]
-        parts, moved = step.op.pull(self.frame.weights[place], self.lines(place), a, shapes, pick)
+        if isinstance(rows, Window):
+            found = None if rows.wide else step.op.window(weights, rows, shapes)
+            if found is None:
+                a, rows = rows.whole(a)
+            onto = found or rows
+        parts, moved = step.op.pull(weights, self.lines(place), a, shapes, rows, onto)
         total = a.new_zeros(len(a)) if moved is None else moved
         if charge is not None:
-            total = total - weighed(a.abs(), charge, pick)
-        return parts, total
+            total = total - rows.dot(a.abs(), charge)
+        return parts, onto, total
 
-
-def _pick(rows: Tensor, batch: int) -> Pick:
-    if batch == 1:
-        return lambda v: v
-    return lambda v: v[rows]
+    def _joined(
+        self, node: int, one: tuple[Tensor, Rows], other: tuple[Tensor, Rows]
+    ) -> tuple[Tensor, Rows, Tensor]:
+        """The sum of two coefficients of a node, its rows, and what it loses to rounding, [Q]."""
+        if one[1] is not other[1]:
+            one, other = one[1].whole(one[0]), other[1].whole(other[0])
+        a, rows = one[0] + other[0], one[1]
+        if not self.sound:
+            return a, rows, a.new_zeros(len(a))
+        return a, rows, 2 * FINE * rows.dot(a.abs(), largest(self.frame.boxes[node]))

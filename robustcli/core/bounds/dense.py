@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustcli.core.bounds.op import Affine, Shape, Weights
+from robustcli.core.bounds.op import Affine, Arrays, Shape, Weights
 from robustcli.core.bounds.program import Call, Const, Value, reads
+from robustcli.core.bounds.rows import Rows, Window
 
 
 class _Weighted(Affine):
@@ -75,6 +76,25 @@ class Convolution(_Weighted):
 
     def offset(self, weights: Weights) -> Tensor | None:
         return weights[1].reshape(-1, 1, 1) if len(weights) > 1 else None
+
+    def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
+        if isinstance(self.padding, str):
+            return None
+        kernel = weights[0].shape[2:]
+        reach = [self.dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
+        return rows.moved(self.stride, self.padding, reach, (shapes[0][1], shapes[0][2]))
+
+    def pull(
+        self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
+    ) -> tuple[list[Tensor], Tensor | None]:
+        if not isinstance(onto, Window):
+            return super().pull(weights, lines, a, shapes, pick, onto)
+        b = self.offset(weights)
+        moved = None if b is None else (a * b).flatten(1).sum(1)
+        read = F.conv_transpose2d(
+            a, weights[0], None, self.stride, 0, 0, groups=self.groups, dilation=self.dilation
+        )
+        return [read * onto.inside()], moved
 
     def transpose(self, weights: Weights, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         """The transposed convolution; rows and columns that no output reads get 0."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustcli.core.bounds.op import Affine, Box, Shape, Weights
 from robustcli.core.bounds.program import Call, Value, reads
+from robustcli.core.bounds.rows import Window
 from robustcli.core.bounds.scaling import shifted
 
 
@@ -36,6 +37,9 @@ class Sum(Affine):
 
     def transpose(self, weights: Weights, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         return [a, self.sign * a]
+
+    def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
+        return rows
 
 
 class Concatenation(Affine):

@@ -154,8 +154,9 @@ def trained_margins(frame: Frame, y: Tensor, method: Literal["ibp", "crown-ibp"]
     stop = _bends(program) if method == "ibp" else None
     with torch.autocast(y.device.type, enabled=False):
         passes = Passes(frame, Region(*frame.boxes[0], sound=False), sound=False)
-        a, rows = differences(y, program.classes, frame.boxes[0][0])
-        return _filled(passes.least(program.output, a, rows, stop=stop), y, program.classes, 0.0)
+        a, images = differences(y, program.classes, frame.boxes[0][0])
+        least = passes.least(program.output, a, passes.rows(images), stop=stop)
+    return _filled(least, y, program.classes, 0.0)
 
 
 def differences(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +175,8 @@ def _in_chunks(passes: Passes, a: Tensor, rows: Tensor, stop: Callable[[int], bo
     """Lower bounds of a . logits, [Q], by as many backward passes as memory asks for."""
     program = passes.frame.program
     parts = chunks(len(a), row_bytes(program, program.output))
-    return torch.cat([passes.least(program.output, a[part], rows[part], stop=stop) for part in parts])
+    found = [passes.least(program.output, a[part], passes.rows(rows[part]), stop=stop) for part in parts]
+    return torch.cat([a.new_zeros(0), *found])
 
 
 def _filled(least: Tensor, y: Tensor, classes: int, own: float) -> Tensor:

@@ -7,14 +7,17 @@ coefficients `a` of a backward pass have one row per bound that is wanted: [Q, *
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from robustcli.core.bounds.rows import Rows, Window
+
 Box: TypeAlias = tuple[Tensor, Tensor]
 Weights: TypeAlias = tuple[Tensor, ...]
+Arrays: TypeAlias = tuple[Tensor, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 UNIT = 2.0**-24  #: unit roundoff of float32: relative error of one rounded operation
@@ -37,10 +40,6 @@ class Lines(NamedTuple):
     high: Tensor
 
 
-#: A tensor [B, ...] of a pass -> its rows for the rows of a backward pass, [Q, ...], or [1, ...] if B = 1.
-Pick: TypeAlias = Callable[[Tensor], Tensor]
-
-
 class Op(ABC):
     """One operation. `read` is asked once per pass, so weights are those of that moment."""
 
@@ -60,24 +59,30 @@ class Op(ABC):
         """By how much float32 execution may differ from the exact value, [B, *shape]; None: not at all."""
         return None
 
-    def relax(self, weights: Weights, *boxes: Box) -> tuple[Tensor, ...]:
+    def relax(self, weights: Weights, *boxes: Box) -> Arrays:
         """What a backward pass needs of the boxes of the inputs, each [B, ...]: the lines of a bend."""
         return ()
 
     @abstractmethod
     def pull(
-        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+        self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:
         """Coefficients c_i and numbers d with a . f(x) >= sum_i c_i . x_i + d on the boxes.
 
         Args:
-            a: [Q, *shape of this node]. lines: from `relax`, after `pick` where they are read.
+            a: [Q, *shape of this node], or the windows that `pick` says.
+            lines: from `relax`.
             shapes: of the inputs.
+            pick: the rows of a. onto: the rows of the answer, other than `pick` where `window` says so.
 
-        Returns: c_i [Q, *shapes[i]] for each input; d [Q], None for 0.
+        Returns: c_i [Q, *shapes[i]] for each input, or their windows; d [Q], None for 0.
         """
 
-    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+    def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
+        """What rows of windows become in the inputs; None where only whole planes can go through."""
+        return None
+
+    def charge(self, lines: Arrays, error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
         """v [B, *shape] >= 0: |a| . v covers float32 execution and the float64 rounding of `pull`.
 
         box: of this node; boxes: of its inputs.
@@ -141,13 +146,13 @@ class Affine(Op):
         return share * self.size(weights, *boxes) + (self.terms + 2) * TINY
 
     def pull(
-        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+        self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:
         b = self.offset(weights)
         moved = None if b is None else (a * b).flatten(1).sum(1)
         return self.transpose(weights, a, shapes), moved
 
-    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+    def charge(self, lines: Arrays, error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
         """A sum that only moves numbers still rounds where several of them meet in one."""
         if error is None and self.spread > 1:
             return gamma(self.spread + 8, FINE) * largest(box)
@@ -169,30 +174,26 @@ class Elementwise(Op):
     def lines(self, box: Box) -> Lines:
         """A line below and a line above f on the box."""
 
-    def relax(self, weights: Weights, *boxes: Box) -> tuple[Tensor, ...]:
+    def relax(self, weights: Weights, *boxes: Box) -> Arrays:
         return self.lines(boxes[0])
 
+    def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
+        return rows
+
     def pull(
-        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+        self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:
         low_slope, low, high_slope, high = lines
         above, below = a.clamp(min=0), a.clamp(max=0)
-        moved = weighed(above, low, pick) + weighed(below, high, pick)
+        moved = pick.dot(above, low) + pick.dot(below, high)
         return [above * pick(low_slope) + below * pick(high_slope)], moved
 
-    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+    def charge(self, lines: Arrays, error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
         """Each line is computed with a few roundings of its own scale, and summed over the node."""
         low_slope, low, high_slope, high = lines
         steepest = torch.maximum(low_slope.abs(), high_slope.abs()).clamp_min(1)
         own = 4 * gamma(MANY, FINE) * (steepest * largest(boxes[0]) + low.abs() + high.abs())
         return own if error is None else own + error
-
-
-def weighed(a: Tensor, v: Tensor, pick: Pick) -> Tensor:
-    """a . v for each row: [Q]; a [Q, *shape], v [B, *shape] before `pick`."""
-    if len(v) == 1:
-        return a.flatten(1) @ v.flatten()
-    return (a * pick(v)).flatten(1).sum(1)
 
 
 def largest(box: Box) -> Tensor:

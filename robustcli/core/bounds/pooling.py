@@ -14,16 +14,16 @@ from robustcli.core.bounds.op import (
     FINE,
     MANY,
     Affine,
+    Arrays,
     Box,
     Op,
-    Pick,
     Shape,
     Weights,
     gamma,
     largest,
-    weighed,
 )
 from robustcli.core.bounds.program import Call, Value, reads
+from robustcli.core.bounds.rows import Rows, Window
 
 
 class Average(Affine):
@@ -73,8 +73,8 @@ class MaxPool(Op):
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         return torch.where(inside, rows * width + columns, -1).flatten(2).flatten(0, 1)
 
-    def relax(self, weights: Weights, *boxes: Box) -> tuple[Tensor, ...]:
-        """Each [B, C, outputs]: where the element i of the largest lower bound lies in its plane, int64;
+    def relax(self, weights: Weights, *boxes: Box) -> Arrays:
+        """Each [B, C, *plane]: where the element i of the largest lower bound lies in its plane, int64;
         1 where it is the largest for sure and 0 elsewhere; the largest upper bound."""
         windows = self.windows(boxes[0][0].device)
         places, padding = windows.clamp_min(0), windows < 0
@@ -82,20 +82,34 @@ class MaxPool(Op):
         best, which = low.max(-1, keepdim=True)
         others = high.scatter(-1, which, -math.inf).amax(-1, keepdim=True)
         chosen = places.expand(low.shape).gather(-1, which)
-        return chosen[..., 0], (best >= others)[..., 0].to(low.dtype), high.amax(-1)
+        sure = (best >= others).to(low.dtype)
+        shape = (len(low), *self.after)
+        return chosen.reshape(shape), sure.reshape(shape), high.amax(-1).reshape(shape)
 
     def pull(
-        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+        self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:
         chosen, sure, most = lines
-        a = a.flatten(2)
         above, below = a.clamp(min=0), a.clamp(max=0)
-        moved = weighed(below, (1 - sure) * most, pick)
-        planes = a.new_zeros((len(a), self.before[0], self.before[1] * self.before[2]))
-        planes = planes.scatter_add(2, pick(chosen).expand(a.shape), above + below * pick(sure))
-        return [planes.reshape(len(a), *self.before)], moved
+        moved, place = pick.dot(below, (1 - sure) * most), pick(chosen)
+        size = self.before[1:]
+        if isinstance(onto, Window):
+            size = onto.size
+            y, x = place // self.before[2], place % self.before[2]
+            y, x = y - onto.origin[:, :1, None, None], x - onto.origin[:, 1:, None, None]
+            place = y.clamp(0, size[0] - 1) * size[1] + x.clamp(0, size[1] - 1)
+        planes = a.new_zeros((len(a), self.before[0], size[0] * size[1]))
+        flat = (above + below * pick(sure)).flatten(2)
+        planes = planes.scatter_add(2, place.flatten(2).expand(flat.shape), flat)
+        return [planes.reshape(len(a), self.before[0], *size)], moved
 
-    def charge(self, lines: tuple[Tensor, ...], error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
+    def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
+        names = ("stride", "padding", "dilation", "kernel_size")
+        stride, padding, dilation, kernel = (_both(self.options[name]) for name in names)
+        reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
+        return rows.moved(stride, padding, reach, (self.before[1], self.before[2]))
+
+    def charge(self, lines: Arrays, error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
         """Roundings of one sum over the node, and of what overlapping windows add up in one element."""
         return 4 * gamma(MANY, FINE) * largest(box)
 
@@ -103,6 +117,10 @@ class MaxPool(Op):
 def _at(size: Any, axis: int) -> int:
     """One of a pair, or the number for both."""
     return int(size[axis] if len(size) > 1 else size[0]) if isinstance(size, (tuple, list)) else int(size)
+
+
+def _both(size: Any) -> tuple[int, int]:
+    return _at(size, 0), _at(size, 1)
 
 
 def _max_pool(call: Call, x: Value, options: dict[str, Any]) -> Value | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustcli.core.bounds.op import FINE, Box, Pick, gamma, largest, weighed
+from robustcli.core.bounds.op import FINE, Box, gamma, largest
+from robustcli.core.bounds.rows import Rows
 from robustcli.core.geometry import Ball
 
 
@@ -31,24 +32,24 @@ class Region:
         """(lower, upper), each [B, *shape]."""
         return self.lower, self.upper
 
-    def least(self, a: Tensor, pick: Pick) -> Tensor:
+    def least(self, a: Tensor, pick: Rows) -> Tensor:
         """A lower bound of a . z over all z of the region, [Q]; exact for a box.
 
         Box: a . c - |a| . r, with centre c and radius r. Ball: a . x - eps ||a||_q, q the dual norm, 2 or
         infinity. Both hold under l2 and l1, and the larger one is taken.
         """
         size = a.abs()
-        least = weighed(a, (self.lower + self.upper) / 2, pick)
-        least = least - weighed(size, (self.upper - self.lower) / 2, pick)
+        least = pick.dot(a, (self.lower + self.upper) / 2)
+        least = least - pick.dot(size, (self.upper - self.lower) / 2)
         loss = gamma(2 * math.prod(a.shape[1:]) + 16, FINE)
         if self.sound:
-            least = least - loss * weighed(size, largest(self.box), pick)
+            least = least - loss * pick.dot(size, largest(self.box))
         if self.x is None or self.norm == "linf":
             return least
         dual = size.flatten(1).amax(1) if self.norm == "l1" else torch.linalg.vector_norm(a.flatten(1), dim=1)
-        ball = weighed(a, self.x, pick) - self.eps * dual
+        ball = pick.dot(a, self.x) - self.eps * dual
         if self.sound:
-            ball = ball - loss * (weighed(size, self.x.abs(), pick) + self.eps * dual)
+            ball = ball - loss * (pick.dot(size, self.x.abs()) + self.eps * dual)
         return torch.maximum(least, ball)
 
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.bounds.moving import Move
-from robustcli.core.bounds.op import Affine, Box, Pick, Shape, Weights
+from robustcli.core.bounds.op import Affine, Arrays, Box, Shape, Weights
 from robustcli.core.bounds.program import Call, Const, Value, reads
+from robustcli.core.bounds.rows import Rows, Window
 
 Number = float | int
 
@@ -37,6 +38,11 @@ class Scaling(Affine):
 
     def transpose(self, weights: Weights, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         return [a * weights[0]]
+
+    def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
+        """The same rows, where s and t are constant over a plane."""
+        flat = all(one.dim() < 2 or tuple(one.shape[-2:]) == (1, 1) for one in weights)
+        return rows if flat and all(one.dim() != 1 for one in weights) else None
 
 
 class Arithmetic(Scaling):
@@ -121,7 +127,7 @@ class Dropout(Scaling):
         return one, torch.zeros((), dtype=dtype)
 
     def pull(
-        self, weights: Weights, lines: tuple[Tensor, ...], a: Tensor, shapes: Sequence[Shape], pick: Pick
+        self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:
         """The mask is that of the image of each row."""
         mask = pick(weights[0]) if weights[0].dim() else weights[0]

@@ -46,13 +46,13 @@ def _ascended(passes: Passes, bends: list[int], a: Tensor, rows: Tensor, steps: 
     """The best bounds [Q] of `steps` steps."""
     program = passes.frame.program
     if not bends:
-        return passes.least(program.output, a, rows)
+        return passes.least(program.output, a, passes.rows(rows))
     searches = [_Slope(passes, place, rows) for place in bends]
     best = a.new_full((len(a),), -torch.inf)
     for step in range(steps + 1):
         with torch.enable_grad():
             steeper = {search.place: search.steeper() for search in searches}
-            least = passes.least(program.output, a, rows, steeper=steeper)
+            least = passes.least(program.output, a, passes.rows(rows), steeper=steeper)
             total = least.sum()
         best = torch.maximum(best, least.detach())
         if step == steps or bool((best > 0).all()):

@@ -14,6 +14,7 @@ from robustcli.core.bounds.dense import Convolution, MatMul
 from robustcli.core.bounds.op import Affine
 from robustcli.core.bounds.program import Program
 from robustcli.core.bounds.rectifiers import Rectifier
+from robustcli.core.bounds.rows import Rows, Window
 
 CHUNK = 2**26  #: bytes of coefficients that one backward pass may hold at once
 COPIES = 6  #: tensors of the largest node that a pass holds beside each other
@@ -66,15 +67,46 @@ def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
 
 def backward_bounds(passes: Passes, node: int, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds, each [Q], of the neurons `places` [Q] (flat) of the images `rows` [Q]."""
-    shape = passes.frame.program.shape_of(node)
     under, over = [], []
-    for part in chunks(len(rows), row_bytes(passes.frame.program, node)):
-        a = passes.region.lower.new_zeros((part.stop - part.start, math.prod(shape)))
-        a[torch.arange(len(a), device=a.device), places[part]] = 1
-        a = a.reshape(len(a), *shape)
-        under.append(passes.least(node, a, rows[part]))
-        over.append(-passes.least(node, -a, rows[part]))
+    for part in chunks(len(rows), _width(passes, node)):
+        a, which = _neurons(passes, node, rows[part], places[part])
+        under.append(passes.least(node, a, which))
+        over.append(-passes.least(node, -a, which))
     return torch.cat(under), torch.cat(over)
+
+
+def _neurons(passes: Passes, node: int, images: Tensor, places: Tensor) -> tuple[Tensor, Rows]:
+    """Coefficients 1 at one neuron per row: windows of one element in planes, whole rows elsewhere."""
+    shape, batch = passes.frame.program.shape_of(node), len(passes.region.lower)
+    many, row = len(places), torch.arange(len(places), device=places.device)
+    if len(shape) != 3:
+        a = passes.region.lower.new_zeros((many, math.prod(shape)))
+        a[row, places] = 1
+        return a.reshape(many, *shape), Rows(images, batch)
+    height, width = shape[1:]
+    a = passes.region.lower.new_zeros((many, shape[0], 1, 1))
+    a[row, places // (height * width)] = 1
+    place = places % (height * width)
+    origin = torch.stack((place // width, place % width), 1)
+    return a, Window(images, batch, origin, (1, 1), (height, width))
+
+
+def _width(passes: Passes, node: int) -> int:
+    """Bytes that one row of a pass from one neuron of a node holds, with the windows that it goes through."""
+    program, shape = passes.frame.program, passes.frame.program.shape_of(node)
+    if len(shape) != 3:
+        return row_bytes(program, node)
+    one = torch.zeros(1, 2, dtype=torch.int64)
+    window, widest = Window(one[:, 0], 1, one, (1, 1), (shape[1], shape[2])), shape[0]
+    while node:
+        step = program.steps[node - 1]
+        shapes = [program.shape_of(before) for before in step.inputs]
+        found = step.op.window(passes.frame.weights[node - 1], window, shapes)
+        if found is None or found.wide or len(shapes) != 1 or len(shapes[0]) != 3:
+            return row_bytes(program, node)
+        window, node = found, step.inputs[0]
+        widest = max(widest, shapes[0][0] * window.size[0] * window.size[1])
+    return 8 * COPIES * widest
 
 
 def chunks(rows: int, each: int, most: int = CHUNK) -> Iterator[slice]:
