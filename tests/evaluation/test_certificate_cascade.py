@@ -85,6 +85,24 @@ def test_no_point_of_a_lattice_contradicts_a_certificate(norm: str) -> None:
     assert proven >= 20 and broken >= 3  # both kinds were met
 
 
+@pytest.mark.slow
+def test_ten_thousand_attacks_find_nothing_inside_certified_radii() -> None:
+    """Each attempt is APGD from a random start in the ball of a radius that the cascade proved."""
+    attempts, radii = 0, (0.01, 0.03, 0.06, 0.1, 0.15, 0.2)
+    for seed in range(50):
+        model = network(100 + seed).eval()
+        x, y, ids = samples(model, 10, seed)
+        for norm in ("linf", "l2", "l1"):
+            answers = certify(model, Ball(norm, 0.1), radii, CASCADE, x, y, ids)
+            for radius in {answer.radius for answer in answers} - {0.0}:
+                rows = torch.tensor([k for k, a in enumerate(answers) if a.radius == radius]).repeat(16)
+                search = Falsifier(model, Ball(norm, radius), ATTACKS, seed, lambda: None)
+                broken, _, _ = search(x[rows], y[rows], torch.arange(len(rows)))
+                assert not bool(broken.any()), (seed, norm, radius)
+                attempts += len(rows)
+    assert attempts >= 10_000
+
+
 def test_a_dearer_method_proves_no_less() -> None:
     model = network(1)
     x, y, ids = samples(model, 24)
@@ -130,19 +148,20 @@ def test_batches_do_not_change_answers() -> None:
 
 
 class MadeUp:
-    """Bounds that prove radii up to a limit of each method; `clock` advances by a second per image."""
+    """Bounds that prove radii up to a limit of each method; `now` advances by `seconds` per image."""
 
     def __init__(self, limits: dict[str, float], most: int = 100) -> None:
         self.limits, self.most = limits, most
         self.calls: list[tuple[str, int, float]] = []
         self.now = 0.0
         self.looser = ""
+        self.seconds: dict[str, float] = {}
 
     def least(self, method: str, x: Tensor, label: Tensor, ball: Ball) -> Least:
         if len(x) > self.most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         self.calls.append((method, len(x), ball.eps))
-        self.now += len(x)
+        self.now += len(x) * self.seconds.get(method, 1.0)
         margins = torch.full((len(x),), self.limits[method] - ball.eps + 1e-9, dtype=torch.float64)
         return Least(margins, {0} if method == self.looser else set())
 
@@ -220,6 +239,17 @@ def test_a_budget_ends_in_unknown_and_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert [method for method, _, _ in bounds.calls] == ["ibp", "crown-ibp", "crown"]  # no fourth
     for answer in made_up(MadeUp(LIMITS), [4.0], 4.0, budget=3.0)(*right_samples(2)):
         assert answer.stage == "alpha-crown"  # the clock of the other bounds stands still
+
+
+def test_a_stage_that_is_too_dear_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crown took for the first images is more than the others have."""
+    bounds = MadeUp(LIMITS)
+    monkeypatch.setattr(cascade.time, "perf_counter", lambda: bounds.now)
+    bounds.seconds = {"crown": 10.0}
+    answers = made_up(bounds, [4.0], 4.0, budget=5.0)(*right_samples(12))
+    assert [size for method, size, _ in bounds.calls if method == "crown"] == [8]
+    assert [answer.seconds for answer in answers] == [12.0] * 8 + [3.0] * 4
+    assert [answer.stage for answer in answers] == ["budget"] * 8 + ["alpha-crown"] * 4
 
 
 def test_what_does_not_fit_is_halved() -> None:

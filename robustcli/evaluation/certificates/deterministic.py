@@ -28,6 +28,7 @@ from robustcli.runtime.device import synchronise
 
 CASCADE: Final = "cascade"
 CLEAN, ATTACK, BUDGET, UNKNOWN = "clean", "attack", "budget", "unknown"  # stages besides the methods
+_FIRST = 8  # images of the first pass of a stage under a budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class Effort:
 
     Args:
         alpha_steps: steps of alpha-CROWN, >= 1.
-        budget: seconds per image, > 0; None for no limit. It is looked at between two passes: an image pays
-            for its share of the batches that it is in.
+        budget: seconds per image, > 0; None for no limit. An image pays for its share of the passes that it
+            is in, and misses a stage that would take more than what is left, by what the stage took before.
         batch_size: most images in a pass; None for as many as memory takes, 256 at the most.
         attacks: of the cascade; None for `usual_attacks`.
         seed: of their draws.
@@ -101,8 +102,8 @@ def deterministic(
 class Deterministic:
     """The certifier that `deterministic` makes; its arguments are explained there.
 
-    Answers do not depend on the other images of a batch, but for two: with a budget, the seconds of an image
-    decide which methods it meets; float64 sums may end in another last bit.
+    Answers do not depend on the other images of a batch, but for two: with a budget, seconds decide which
+    stages an image meets; float64 sums may end in another last bit.
     """
 
     def __init__(
@@ -132,6 +133,8 @@ class Deterministic:
             for name in self._methods
         }
         self._sizers[ATTACK] = BatchSizer(effort.batch_size or LARGEST, device)
+        #: Seconds of one image in the last pass of each stage.
+        self._costs: dict[str, float] = {}
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
@@ -165,7 +168,7 @@ class Deterministic:
         """The class of each clean image, in fp32; -1 where the logits are not finite."""
         everything = range(len(batch.x))
         self._stop()
-        with self._timed(batch, everything):
+        with self._timed(CLEAN, batch, everything):
             clean = Judge(self._model, self._ball).clean(batch.x, batch.y)
         wrong_anyway = ~torch.isfinite(clean.logits).all(1)
         batch.label = clean.label.masked_fill(wrong_anyway, -1).tolist()
@@ -211,25 +214,33 @@ class Deterministic:
     ) -> None:
         """work(places, the same as a tensor) for parts of the images that fit into memory and have budget."""
         waiting, sizer = list(images), self._sizers[name]
-        while waiting := batch.with_budget(waiting):
-            part = waiting[: sizer.size]
+        while waiting := batch.with_budget(waiting, self._costs.get(name, 0.0)):
+            part = waiting[: self._pass_size(name)]
             self._stop()
-            with halving(sizer, len(part)) as attempt, self._timed(batch, part):
+            with halving(sizer, len(part)) as attempt, self._timed(name, batch, part):
                 work(part, torch.tensor(part, device=batch.x.device))
             if attempt.failed:
                 self._say(f"out of memory with {len(part)} images under {name}: going on with {sizer.size}")
             else:
                 waiting = waiting[len(part) :]
 
+    def _pass_size(self, name: str) -> int:
+        """Images of the next pass: few where a budget depends on what it costs, and nobody knows yet."""
+        size = self._sizers[name].size
+        if self._effort.budget is None or name in self._costs:
+            return size
+        return min(size, _FIRST)
+
     @contextmanager
-    def _timed(self, batch: _Batch, images: Sequence[int]) -> Iterator[None]:
-        """Divide the seconds of the block among the images."""
+    def _timed(self, name: str, batch: _Batch, images: Sequence[int]) -> Iterator[None]:
+        """Divide the seconds of the block among the images, and note what one costs."""
         began = time.perf_counter()
         try:
             yield
         finally:
             synchronise(self._device)
             share = (time.perf_counter() - began) / max(1, len(images))
+            self._costs[name] = share
             for i in images:
                 batch.seconds[i] += share
 
@@ -250,14 +261,15 @@ class _Batch:
         self.found: dict[int, int] = {}
         #: Images that met backward bounds: whether one of these was looser than a box.
         self.looser: dict[int, bool] = {}
-        self._spent: set[int] = set()
+        self._missed: set[int] = set()
 
-    def with_budget(self, images: Sequence[int]) -> list[int]:
-        """Those of the images that have seconds left; the others are noted."""
+    def with_budget(self, images: Sequence[int], cost: float) -> list[int]:
+        """Those of the images that have so many seconds left; that the others miss a stage is noted."""
         if self._budget is None:
             return list(images)
-        self._spent.update(i for i in images if self.seconds[i] >= self._budget)
-        return [i for i in images if i not in self._spent]
+        left = {i: self._budget - self.seconds[i] for i in images}
+        self._missed.update(i for i in images if left[i] <= 0 or left[i] < cost)
+        return [i for i in images if left[i] > 0 and left[i] >= cost]
 
     def compared(self, images: Sequence[int], looser: set[int]) -> None:
         """Note which of the images had a backward bound that was looser than a box."""
@@ -288,4 +300,4 @@ class _Batch:
             return "verified", self.ladder.rungs[i].stage
         if i in self.found:
             return "falsified", ATTACK
-        return "unknown", BUDGET if i in self._spent else UNKNOWN
+        return "unknown", BUDGET if i in self._missed else UNKNOWN
