@@ -214,6 +214,8 @@ class TrainRun:
             fields["val"] = f"clean {progress.last['clean_acc']:.1%}"
             if self.trainer.plan.robust_best:
                 fields["val"] += f" robust {progress.last['robust_acc']:.1%}"
+            if progress.last.get("verified_acc") is not None:
+                fields["val"] += f" verified {progress.last['verified_acc']:.1%}"
         spent = {"loss": f"{loss:.3f}", "img/s": f"{rate:.0f}", "waiting for data": f"{waiting:.0%}"}
         return fields | spent
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from annotated_types import Ge, Le
@@ -22,15 +22,17 @@ from robustcli.core.types import Batch, Classifier, LossTerms, network_of
 Share = Annotated[float, Ge(0), Le(1)]
 Weight = Annotated[float, Ge(0)]
 _TOLERANCE = 0.5  # Shi's tau: ratios above it cost nothing
-_programs: WeakKeyDictionary[nn.Module, Program] = WeakKeyDictionary()
+_programs: deque[Program] = deque(maxlen=4)  # a program holds its network: only the last ones are kept
 
 
 def program_of(network: nn.Module, shape: tuple[int, ...]) -> Program:
-    """The traced network, traced once. Raises UnsupportedOperation as `trace`."""
-    known = _programs.get(network)
-    if known is None or known.shape != tuple(shape):
-        known = _programs[network] = trace(network, tuple(shape))
-    return known
+    """The traced network, traced once: the one in training, or its average. Raises as `trace`."""
+    for known in list(_programs):
+        if known.model is network and known.shape == tuple(shape):
+            return known
+    program = trace(network, tuple(shape))
+    _programs.append(program)
+    return program
 
 
 @dataclass(frozen=True)

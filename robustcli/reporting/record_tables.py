@@ -86,8 +86,13 @@ def _class_title(row: EvalRow) -> str:
 def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None) -> Table:
     """Where the run stood at its best and at its end. Without a row of `best_step`, only at its end."""
     best = [row for row in rows if row.step == best_step]
-    cells = [_train_line("best", row) for row in best[-1:]] + [_train_line("last", row) for row in rows[-1:]]
+    shown = [("best", row) for row in best[-1:]] + [("last", row) for row in rows[-1:]]
     columns = ["", "step", "epoch", "loss", "clean accuracy", "robust accuracy", "attack", "ball"]
+    cells = [_train_line(moment, row) for moment, row in shown]
+    if any(row.verified is not None for _, row in shown):
+        columns.insert(6, "verified accuracy")
+        for line, (_, row) in zip(cells, shown, strict=True):
+            line.insert(6, row.verified)
     return Table("training", [*columns, "images per second"], cells, _train_note(rows))
 
 

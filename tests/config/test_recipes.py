@@ -238,6 +238,7 @@ def test_recipe_trains(name: str, tiny: Callable[..., Path], real: Registries) -
         ("train/cifar10_fast", "adversary.clip=true"),
         ("train/cifar10_nuat", "adversary.start=uniform"),
         ("train/mnist", "train.curriculum.eps_start=1"),
+        ("train/digits_ibp", "train.curriculum.eps_shape=linear"),
     ],
 )
 def test_what_makes_a_recipe_takes_part(name: str, without: str, tiny: Callable[..., Path]) -> None:

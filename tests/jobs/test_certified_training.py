@@ -92,7 +92,8 @@ def test_a_network_of_your_own_is_told_that_its_weights_are_drawn_anew(cli, tmp_
 @pytest.mark.parametrize("objective", ["mtl_ibp", "sabr"])
 def test_an_attack_and_bounds_together(cli, tmp_path, objective):
     answer = cli("train", *OURS, f"objective={objective}", "adversary.steps=2", "out=run", "train.steps=3",
-                 "data.cutmix={alpha: 1.0}", "train.micro_batch=8", "train.hooks=[ema, awp]")  # fmt: skip
+                 "data.cutmix={alpha: 1.0}", "precision=bf16", "train.micro_batch=8",
+                 "train.hooks=[ema, awp]")  # fmt: skip
     assert answer.code == 0, answer.err
     assert "bounds" in rows(tmp_path / "run")[-1]["parts"]
 

@@ -1,6 +1,8 @@
 """IBP, CROWN-IBP, MTL-IBP, SABR: closed forms, upper bounds, BatchNorm, kappa, small boxes, Shi's terms."""
 
+import gc
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -19,7 +21,7 @@ from robustcli.objectives.madry import madry
 from robustcli.objectives.mtl_ibp import mtl_ibp
 from robustcli.objectives.natural import natural
 from robustcli.objectives.sabr import sabr
-from robustcli.objectives.walked import over_box, worst_ce
+from robustcli.objectives.walked import over_box, program_of, worst_ce
 from robustcli.training.forward import Forward, Shared
 from robustcli.training.trainplan import TrainPlan
 
@@ -230,6 +232,17 @@ def test_the_first_weights_for_narrow_bounds():
     for place, gain in ((0, 2.0), (3, 1.0)):  # E|w| n = 2: a radius doubles, and ReLU halves it
         low, high = walked.frame.boxes[place + 1]
         assert float((high - low).mean() / 2) == pytest.approx(0.1 * gain * 2 ** (place > 0), rel=0.3)
+
+
+def test_networks_are_traced_once_and_only_the_last_ones_are_kept():
+    """A program holds its network: all of them would never be freed."""
+    nets = [network() for _ in range(6)]
+    programs = [program_of(net, (1, 4, 4)) for net in nets]
+    assert program_of(nets[-1], (1, 4, 4)) is programs[-1] and program_of(nets[2], (1, 4, 4)) is programs[2]
+    gone = weakref.ref(nets[0])
+    del nets, programs
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_best_checkpoint_is_that_of_the_largest_verified_accuracy():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,14 @@ def test_train_table_shows_best_and_last() -> None:
     assert [row[:2] for row in table.rows] == [["best", 20], ["last", 30]]
     assert table.rows[0][5] == Rate(60, 100)
     assert [row[0] for row in train_table(TRAIN).rows] == ["last"] and train_table([]).rows == []
+
+
+def test_train_table_shows_what_was_proven_where_it_was_measured() -> None:
+    table = train_table([*TRAIN[:-1], replace(TRAIN[-1], verified_acc=0.55)], best_step=20)
+    place = table.columns.index("verified accuracy")
+    assert [row[place] for row in table.rows] == [None, Rate(55, 100)]
+    assert table.columns[place - 1] == "robust accuracy" and len(table.rows[0]) == len(table.columns)
+    assert "verified accuracy" not in train_table(TRAIN).columns
 
 
 def test_write_csv_holds_every_field(tmp_path: Path) -> None:
