@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,6 +142,14 @@ def _linear(call: Call, input: Any, weight: Any, bias: Any = None) -> Value | No
     if not (isinstance(input, Value) and isinstance(weight, Const) and _const(bias)):
         return None
     return call.emit(MatMul(weight, bias), input)
+
+
+@reads(operator.matmul, torch.matmul, torch.mm, "matmul", "mm")
+def _matmul(call: Call, input: Any, other: Any) -> Value | None:
+    """x W, W [inputs, outputs]."""
+    if not (isinstance(input, Value) and isinstance(other, Const)) or other.get().dim() != 2:
+        return None
+    return call.emit(MatMul(Const(lambda: other.get().T), None), input)
 
 
 @reads(nn.Conv2d)

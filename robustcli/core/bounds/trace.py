@@ -40,6 +40,11 @@ _INSTEAD = {
     "MultiheadAttention": "certify attention by smoothing: it needs no bounds",
 }
 
+_UNREAD = {
+    "len": "write x.shape[0] in place of len(x)",
+    "path": "forward() must take the same path for every image",
+}
+
 
 class _Tracer(Tracer):
     """Parameters and buffers stay names in the graph, so that what is made of them follows the network."""
@@ -84,7 +89,7 @@ def _graph(model: nn.Module) -> fx.Graph:
             raise UnsupportedOperation(
                 f"the graph of {type(model).__name__} cannot be read: {error}",
                 where=raised_at(error),
-                hint="forward() must take the same path for every image",
+                hint=_UNREAD["len" if "'len'" in str(error) else "path"],
             ) from error
 
 

@@ -48,6 +48,7 @@ REFUSED = {
     "square": (Net(lambda x: x * x), "operator.mul has no bounds", "have bounds"),
     "softmax": (Ends(lambda z: F.softmax(z, 1)), "softmax has no bounds", "return logits"),
     "branch": (Net(lambda x: x if x.sum() > 0 else -x), "cannot be read", "same path"),
+    "length": (Net(lambda x: x.view(len(x), -1)), "cannot be read", "x.shape[0]"),
     "batch": (Net(lambda x: x - x.mean(0)), "mixes the images", "have bounds"),
     "sizes": (Net(lambda x: x.view(3, -1)), "has no bounds: ", "have bounds"),
     "rows": (Net(lambda x: x[1:]), "mixes the images", "have bounds"),
