@@ -10,7 +10,7 @@ from robustcli.config.number import Flag, Int, Number
 from robustcli.config.spec import Section
 from robustcli.config.wording import shown
 
-Method = Literal["smoothing"]
+Method = Literal["smoothing", "ibp", "crown-ibp", "crown", "alpha-crown", "cascade"]
 
 
 class SmoothingConfig(Section):
@@ -57,7 +57,7 @@ class CertifyConfig(Section):
 
     method: Method | None = Field(
         default=None,
-        description="what proves; null = smoothing",
+        description="null = cascade where every layer has bounds, else smoothing where the norm is l2",
     )
     radii: Annotated[list[Number], BeforeValidator(_listed)] | None = Field(
         default=None,
@@ -66,11 +66,17 @@ class CertifyConfig(Section):
         description="pixel units of [0, 1], that of the ball is added; null = quarters of the ball's radius",
     )
     smoothing: SmoothingConfig = Field(default=SmoothingConfig(), description="randomised smoothing")
-    shard_size: Int = Field(
-        default=32,
+    alpha_steps: Int = Field(
+        default=20, ge=1, le=10_000, description="steps that optimise the slopes of alpha-crown"
+    )
+    budget: Number | None = Field(
+        default=None, gt=0, description="seconds per image, after which it is unknown; null = no limit"
+    )
+    shard_size: Int | None = Field(
+        default=None,
         ge=1,
         le=2**20,
-        description="samples per shard, the unit that a resumed certification does not measure again",
+        description="samples per shard, the unit of a resume; null = 256, and 16 where they are smoothed",
     )
 
     @field_validator("radii")

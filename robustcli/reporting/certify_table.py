@@ -18,6 +18,8 @@ def certify_table(rows: Sequence[CertifyRow]) -> Table:
         [Eps(row.eps, row.norm) if row.eps else "clean", row.certified_acc, row.robust_acc] for row in rows
     ]
     attacks = ", ".join(rows[-1].attacks) or "no attack"
+    if rows[-1].method == "cascade":
+        attacks += " or the attacks of the cascade"
     note = (
         f"Certified: proven by {rows[-1].method}. Robust: no point was found by {attacks}. "
         f"Both: of all samples. The truth lies between them. {_WILSON}"

@@ -225,3 +225,84 @@ def test_every_kth_image(cli, command):
     answer = cli(*command, "eval.n=null", "--skip", "50", "--draws", "64", "--json")
     ids = [row.id for row in read_rows(Path(answer.document["run"]) / "samples.jsonl")]
     assert ids == [0, 50, 100, 150]
+
+
+BOUNDED = (
+    "--eps",
+    "0.02",
+    "--radii",
+    "0.01",
+    "--n",
+    "12",
+    "--steps",
+    "2",
+    "certify.alpha_steps=2",
+    "threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory, model):
+    """A run of the cascade, which is what nothing but a model and a radius asks for."""
+    folder = tmp_path_factory.mktemp("proven")
+    return run_in(folder, ["certify", "--model", f"run:{model}", *BOUNDED, "--out", "run", "--quiet"]) / "run"
+
+
+def test_without_a_method_it_is_the_cascade_where_every_layer_has_bounds(proven):
+    document, samples = json.loads((proven / "summary.json").read_text()), read_rows(proven / "samples.jsonl")
+    assert document["method"] == "cascade" and document["norm"] == "linf" and document["verified"] > 0
+    assert document["certified_acc"][1] == document["verified"] <= document["robust_acc"]
+    assert {row.radius for row in samples} <= {0.0, 0.01, 0.02} and document["abstain"] == 0
+    stages = {row.stage for row in samples if row.status == "verified"}
+    assert stages <= {"ibp", "crown-ibp", "crown", "alpha-crown"}
+    files = {int(path.stem) for path in (proven / "certificates").iterdir()}
+    assert files == {row.id for row in samples if row.radius > 0} and holds_nothing_else(proven, "certify")
+
+
+def test_check_holds_and_a_changed_certificate_ends_with_3(proven, cli, model, tmp_path):
+    answer = cli("certify", "--model", f"run:{model}", "--check", proven, "--json")
+    assert answer.code == 0 and answer.document["holds"] and answer.document["verb"] == "certify", answer.err
+    file = next((proven / "certificates").iterdir())
+    copy = tmp_path / file.name
+    copy.write_text(file.read_text().replace('"radius": 0.0', '"radius": 0.9'))
+    answer = cli("certify", "--model", f"run:{model}", "--check", copy)
+    assert answer.code == 3 and "E-CERTIFICATE" in answer.err
+
+
+def test_certificates_by_smoothing_are_checked_with_fresh_draws(reference, cli, command):
+    answer = cli(*command, "--check", reference, "--json")
+    assert answer.code == 0 and answer.document["checked"][0]["method"] == "smoothing", answer.err
+
+
+NO_BOUNDS = """
+import torch
+from torch import nn
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(192, 10)
+    def forward(self, x):
+        return self.net(torch.cumsum(x.flatten(1), 1) / 192)
+
+def make(num_classes):
+    torch.manual_seed(0)
+    return Sums()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--norm", "l2", "--eps", "0.4"), 0, "randomised smoothing is used instead"),
+        (("--norm", "linf", "--eps", "0.02"), 2, "net.py:10"),
+        (("--norm", "l2", "--eps", "0.4", "--method", "crown"), 2, "E-BOUNDS"),
+        (("--sigma", "0.1", "--method", "ibp"), 2, "--sigma is about smoothing"),
+    ],
+)
+def test_an_operation_without_bounds(cli, tmp_path, words, code, told):
+    (tmp_path / "net.py").write_text(NO_BOUNDS)
+    draws = ("certify.smoothing.n=64", "certify.smoothing.n0=16", "search.eot=2", "--steps", "1", "--n", "2")
+    fixed = ("data.name=fake", "data.size=8", "--plugin", "net.py:make", "threads=1")
+    answer = cli("certify", *fixed, *draws, *words)
+    assert answer.code == code and told in answer.err, answer.err

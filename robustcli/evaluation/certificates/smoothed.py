@@ -21,6 +21,7 @@ from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen
 from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.certificates.memory import forward_bytes
+from robustcli.evaluation.judge import exact_fp32
 
 _LOOKS = 1000  # draws of the closer look; the original tables predict with as many or more
 
@@ -97,7 +98,7 @@ class SmoothedCertifier:
 
     def __call__(self, x: Tensor, y: Tensor, ids: Tensor) -> list[Answer]:
         """As of `Certifier`; sample by sample, since all draws of one fill a batch."""
-        with frozen(self._model):
+        with frozen(self._model), exact_fp32():
             return [self._answer(x[k : k + 1], int(y[k]), ids[k : k + 1]) for k in range(len(x))]
 
     def _answer(self, x: Tensor, y: int, ids: Tensor) -> Answer:
@@ -132,7 +133,7 @@ class SmoothedCertifier:
 
     def confirm(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """int64 [R]: the class that PREDICT names at points x [R, C, H, W]; NONE where it is y, or none."""
-        with frozen(self._model):
+        with frozen(self._model), exact_fp32():
             named = self._smoothed.predict(x, ids, _LOOKS, self.plan.alpha)
         return named.where((named != y.cpu()) & (named != ABSTAIN), NONE)
 

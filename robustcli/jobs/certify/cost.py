@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from robustcli.assembly.attacks import planned_passes
+from robustcli.assembly.certifying import Method
 from robustcli.assembly.cost import plan_ball, plan_head, seconds_per_forward, show_plan
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.plan import EvalPlan
-from robustcli.jobs.certify.method import Method
-from robustcli.jobs.certify.plan import radii
+from robustcli.jobs.certify.method import radii
+from robustcli.jobs.certify.plan import shard_size
 from robustcli.models.flops import flops
 from robustcli.reporting.cells import format_eps
 from robustcli.terminal.console import Console
@@ -32,7 +33,7 @@ def certification_plan(
     It is an upper bound: samples that fall, or are given up, leave early.
     """
     config, asked = setting.config, radii(setting)
-    batch = min(config.eval.batch_size or _BATCH, config.certify.shard_size, n)
+    batch = min(config.eval.batch_size or _BATCH, shard_size(setting, method), n)
     forward = seconds_per_forward(setting, model, min(batch, 32), torch.float32)
     passes = _attack_passes(setting, plan, method) * len(asked)
     proof = forward * method.draws if method.draws else _timed(setting, method)
@@ -62,7 +63,7 @@ def _attack_passes(setting: Setting, plan: EvalPlan, method: Method) -> int:
     """Model passes of the attacks at one radius on a sample that survives, and of the looks of the judge."""
     once = planned_passes(plan.attacks, setting.classes, setting.ball.norm)
     looks = 1 + len(plan.attacks)
-    if method.confirm is None:
+    if not method.sampled:
         return once + looks
     return once * (plan.search.draws or EOT_DRAWS) + looks * plan.judge_draws
 

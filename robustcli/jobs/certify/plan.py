@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from robustcli.assembly.attacks import eval_plan, probe_size
+from robustcli.assembly.certifying import Method
 from robustcli.assembly.setting import Setting
 from robustcli.core.geometry import Ball
 from robustcli.errors import UsageError
-from robustcli.evaluation.certificates.certifier import radii_of
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.shards import part
-from robustcli.jobs.certify.method import Method
+
+_BOUNDED, _SAMPLED = 256, 16  # samples per shard
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,17 @@ class CertifyPlan:
     """All that a row depends on beside model, data and code: what the header of shards compares."""
 
     method: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Mapping[str, Any]]
+    limits: Mapping[str, Any]
     ball: Ball
     radii: Sequence[float]
     attacked: EvalPlan
     seed: int
 
 
-def radii(setting: Setting) -> tuple[float, ...]:
-    """The radii that are asked for, ascending, the threat's among them."""
-    return radii_of(setting.ball, setting.config.certify.radii)
+def shard_size(setting: Setting, method: Method) -> int:
+    """Samples per shard: small ones where a sample takes long."""
+    return setting.config.certify.shard_size or (_SAMPLED if method.sampled else _BOUNDED)
 
 
 def attack_plan(setting: Setting, method: Method, n: int) -> EvalPlan:
@@ -53,7 +55,7 @@ def attack_plan(setting: Setting, method: Method, n: int) -> EvalPlan:
             hint="set it to null",
         )
     checks = config.eval.checks
-    if method.confirm is not None:
+    if method.sampled:
         checks = 0  # its checks are about a fixed function; a smoothed one draws
     else:
         checks = probe_size(plan.attacks, n, checks, setting.classes, setting.ball.norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from robustcli.assembly.rows import short_ids_digest
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError
+from robustcli.evaluation.certificates.document import LOOSER
 from robustcli.evaluation.certificates.measured import Certified
 from robustcli.evaluation.collect import concluded
 from robustcli.evaluation.header import Header
@@ -44,8 +45,11 @@ def report(
     console: Console,
     *,
     strict: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write and show everything, and mark the run as done; returns the document.
+
+    more: further keys of the document.
 
     Raises UnreliableError E-INVERSION for a sample that an attack broke where a certificate says that none
     can; with `strict`, E-UNRELIABLE for an evaluation with alarms. What the run has written stays.
@@ -56,7 +60,7 @@ def report(
     ball, partial = header.plan["ball"], _partial(result)
     tables = [certify_table(rows), status_table(result.rows, ball["eps"], ball["norm"])]
     radius = average_radius(result.rows)
-    facts = _facts(radius, ball["norm"], partial)
+    facts = _facts(result.rows, radius, ball["norm"], partial)
     for table in tables:
         console.table(table)
     for line in facts:
@@ -66,6 +70,7 @@ def report(
     title = f"{header.about['data']}: {header.about['model']}"
     certified_curve(run.path / "plots" / "certified.png", rows, result.rows, title=title)
     answer = document.finish(run.path, _content(header, rows, result.rows, alarms, radius))
+    answer |= more or {}
     if partial:
         answer["partial"] = dict(zip(("shards", "of"), result.shards, strict=True))
     listed = [alarm.to_json() for alarm in alarms]
@@ -179,12 +184,22 @@ def _content(
     }
 
 
-def _facts(radius: tuple[float, tuple[float, float]], norm: str, partial: str) -> list[str]:
+def _facts(
+    samples: Sequence[CertificateRow], radius: tuple[float, tuple[float, float]], norm: str, partial: str
+) -> list[str]:
     """The sentences beside the tables."""
     mean, (low, high) = radius
     scale = f"{norm}, pixels in [0, 1]"
     acr = f"average certified radius {mean:.4g} [{low:.4g}, {high:.4g}] ({scale}; a wrong sample counts as 0)"
-    return [acr, *filter(None, [partial])]
+    compared = [sample for sample in samples if LOOSER in sample.evidence]
+    looser = sum(bool(sample.evidence[LOOSER]) for sample in compared)
+    tighter = ""
+    if looser:
+        tighter = (
+            f"on {looser} of {len(compared)} samples a bound of plain CROWN was looser than that of IBP, "
+            "which was taken there"
+        )
+    return list(filter(None, [acr, tighter, partial]))
 
 
 def _partial(result: Certified) -> str:

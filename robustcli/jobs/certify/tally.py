@@ -1,0 +1,51 @@
+"""How far a certification is, for the progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from robustcli.evaluation.pulse import Beat
+from robustcli.records.certify import CertificateRow
+from robustcli.terminal.progress import Bar
+
+
+class Tally:
+    """Certified and robust accuracy so far, shown beside the progress bar, inside a shard too."""
+
+    def __init__(self, bar: Bar, total: int) -> None:
+        self._bar, self._total, self._began = bar, total, time.perf_counter()
+        self._n = self._proven = self._standing = self._measured = 0
+        self._inside, self._at = 0.0, ""
+
+    def done(self, rows: Sequence[CertificateRow], known: bool) -> None:
+        """Add a shard. known: an earlier run measured it."""
+        self._n += len(rows)
+        self._measured += 0 if known else len(rows)
+        self._proven += sum(row.status == "verified" for row in rows)
+        self._standing += sum(row.right and row.broken_at is None for row in rows)
+        self._inside = 0.0
+        certified, robust = self._proven / self._n, self._standing / self._n
+        self._bar.advance(len(rows), certified=f"{certified:.1%}", robust=f"{robust:.1%}")
+
+    def phase(self, name: str) -> None:
+        """What is done now."""
+        self._at = name
+        self._bar.within(self._inside, self._left(), at=name)
+
+    def certified(self, samples: float) -> None:
+        """So many samples' worth of proof was done."""
+        self._inside += samples
+        self._bar.within(self._inside, self._left(), at=self._at)
+
+    def beat(self, beat: Beat) -> None:
+        """An attack is at work."""
+        self._bar.within(self._inside, self._left(), at=beat.words)
+
+    def _left(self) -> float | None:
+        """Seconds to the end, at the speed so far; None while nobody knows."""
+        done = self._measured + self._inside
+        if not done:
+            return None
+        seconds = time.perf_counter() - self._began
+        return max(0.0, self._total - self._n - self._inside) * seconds / done
