@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ with torch.no_grad():
 SPLIT = MemorySplit(PIXELS, LABELS, ("a", "b", "c"), ids=torch.arange(100, 112))
 
 
-def smoothed(x: Tensor, ids: Tensor) -> list[Answer]:
+def smoothed(x: Tensor, ids: Tensor, plan: Smoothing = PLAN) -> list[Answer]:
     """What CERTIFY says of each image."""
-    found = Smoothed(MODEL, 3, PLAN).certify(x, ids)
+    found = Smoothed(MODEL, 3, plan).certify(x, ids)
     return [
         Answer(
             label=int(found.label[k]),
@@ -60,7 +61,12 @@ def smoothed(x: Tensor, ids: Tensor) -> list[Answer]:
             status="verified",
             stage="smoothing",
             seconds=0.0,
-            evidence={"counts": found.counts[k].tolist(), "draws": int(found.draws[k])},
+            evidence={
+                "counts": found.counts[k].tolist(),
+                "draws": int(found.draws[k]),
+                "chosen": int(found.chosen[k]),
+                "lower": float(found.lower[k]),
+            },
         )
         for k in range(len(x))
     ]
@@ -174,6 +180,10 @@ def test_another_version_may_prove_more(tmp_path: Path) -> None:
         lambda d: d["evidence"].update(counts=[1, 2]),
         lambda d: d["evidence"].update(counts=[True, 2, 3]),
         lambda d: d["evidence"].update(draws=1),
+        lambda d: d["evidence"].update(chosen=(d["label"] + 1) % 3),
+        lambda d: d["evidence"].update(lower=1.0),
+        lambda d: d["evidence"].update(lower=None),
+        lambda d: d["parameters"].update(n=4000),  # fewer draws, and nothing that would end them
         lambda d: d["evidence"].update(draws=10**9, counts=[10**9, 0, 0]),
         lambda d: d["parameters"].update(n=10),
         lambda d: d["parameters"].update(noise="pink"),
@@ -194,10 +204,26 @@ def test_fresh_draws_contradict_counts_that_were_made_up(tmp_path: Path) -> None
     claims = [read_certificate(path) for path in paths]
     path, claim = min(zip(paths, claims, strict=True), key=lambda pair: pair[1].radius)
     counts = [PLAN.n * (k == claim.label) for k in range(3)]
-    radius = PLAN.radius(float(lower_bound(PLAN.n, PLAN.n, PLAN.level)))
-    forge(path, lambda d: d.update(radius=radius))
-    forge(path, lambda d: d["evidence"].update(counts=counts, draws=PLAN.n))
+    lower = float(lower_bound(PLAN.n, PLAN.n, PLAN.level))
+    forge(path, lambda d: d.update(radius=PLAN.radius(lower)))
+    forge(path, lambda d: d["evidence"].update(counts=counts, draws=PLAN.n, lower=lower))
     with pytest.raises(DataError, match="fresh draws"):
+        holds(path)
+
+
+def test_sampling_that_ended_early_holds_with_what_it_proved(tmp_path: Path) -> None:
+    plan = replace(PLAN, n=4000, enough=0.15)
+    x, y, ids = next(iter(SPLIT.stream([torch.arange(12)], CPU)))
+    parameters = {"smoothing": {k: v for k, v in vars(plan).items() if k != "seed"}}
+    answers = zip(smoothed(x, ids, plan), x, ids.tolist(), strict=True)
+    made = [Provenance.of(MODEL, "l2", parameters, 5).certificate(a, image, one) for a, image, one in answers]
+    early = [one for one in made if one is not None and one.evidence["draws"] < plan.n]
+    assert len(early) >= 3
+    for one in early[:3]:
+        assert holds(save_certificate(tmp_path, one))["holds"]
+    path = save_certificate(tmp_path, early[0])
+    forge(path, lambda d: d["parameters"].update(enough=None))
+    with pytest.raises(DataError, match="does not end with a claim"):
         holds(path)
 
 

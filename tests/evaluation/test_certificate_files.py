@@ -131,5 +131,9 @@ def test_a_file_that_is_cut_or_changed_is_refused(tmp_path: Path) -> None:
             path.write_bytes(broken)
             with pytest.raises(DataError):
                 read_certificate(path)
-    with pytest.raises(DataError, match="no such file"):
+    path.write_bytes(whole.replace(b'"radius": 0.1', b'"radius": 0.2'))
+    with pytest.raises(DataError, match="changed after it was sealed"):
+        read_certificate(path)
+    with pytest.raises(DataError, match="no such certificate") as found:
         read_certificate(tmp_path / "none.json")
+    assert found.value.code == "E-FILE"

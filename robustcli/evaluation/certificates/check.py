@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.certify.binomial import lower_bound, upper_bound
-from robustcli.certify.sequential import sure
+from robustcli.certify.sequential import looks, sure
 from robustcli.certify.smoothing import Smoothed, Smoothing
 from robustcli.core.bounds import METHODS, Method
 from robustcli.core.geometry import Ball
@@ -119,9 +119,7 @@ class Recheck:
         """The radius from the counts; and fresh draws, which must not contradict the lower bound."""
         plan, counts, draws = self._sampled()
         label, radius = self._certificate.label, self._certificate.radius
-        lower = float(lower_bound(counts[label], draws, plan.level))
-        if draws < plan.n:
-            lower = sure(counts[label], draws, plan.alpha)
+        lower = self._lower(plan, counts[label], draws)
         if not radius <= plan.radius(lower) * (1 + _CLOSE):
             raise self._refused(f"the counts prove a radius of {plan.radius(lower):.6g}, not {radius:.6g}")
         hits, fresh = self._drawn(replace(plan, seed=self._seed), min(plan.n, DRAWS))
@@ -132,6 +130,16 @@ class Recheck:
             )
         return {"lower": lower, "hits": hits, "draws": fresh}
 
+    def _lower(self, plan: Smoothing, hits: int, draws: int) -> float:
+        """The lower bound of the chance of the claimed class, which the file must state, too."""
+        lower = float(lower_bound(hits, draws, plan.level))
+        if draws < plan.n:
+            lower = sure(hits, draws, plan.alpha)
+        recorded = self._certificate.evidence["lower"]
+        if not isinstance(recorded, float) or not math.isclose(lower, recorded, rel_tol=_CLOSE):
+            raise self._refused(f"the counts prove a chance of {lower:.6g}, and the file says {recorded}")
+        return lower
+
     def _sampled(self) -> tuple[Smoothing, list[int], int]:
         """(how it was sampled, hits of each class, draws), each checked."""
         claim = self._certificate
@@ -140,11 +148,15 @@ class Recheck:
         except (TypeError, UsageError) as error:
             raise self._refused(f"parameters: {error}") from error
         self._same("norm", claim.norm, plan.family.norm)
-        counts, draws = claim.evidence.get("counts"), claim.evidence.get("draws")
+        self._keys("evidence", claim.evidence, {"counts", "draws", "chosen", "lower"})
+        self._same("class", claim.label, claim.evidence["chosen"])
+        counts, draws = claim.evidence["counts"], claim.evidence["draws"]
         whole = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
         if not whole or type(draws) is not int or sum(counts or []) != draws or draws > plan.n:
             raise self._refused("evidence: its counts are not those of its draws")
         assert isinstance(counts, list)
+        if draws < plan.n and (plan.enough is None or draws not in looks(plan.n)):
+            raise self._refused(f"evidence: sampling does not end with a claim after {draws} draws")
         if claim.label >= len(counts):
             raise self._refused(f"label {claim.label} of {len(counts)} classes")
         return plan, counts, draws

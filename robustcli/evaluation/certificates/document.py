@@ -159,16 +159,29 @@ def save_certificate(folder: Path, certificate: Certificate) -> Path:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """The certificate in a file. Raises DataError E-CERTIFICATE for any other file, a changed one too."""
+    """The certificate in a file.
+
+    Raises DataError: E-FILE where there is none, E-CERTIFICATE for any other file, a changed one too.
+    """
     try:
         data = read_regular(path, _MAX_BYTES)
         document, _ = unseal(data, _FORMAT, SCHEMA_VERSION, what="certificate of robustcli", where=str(path))
         return Certificate.model_validate(document)
     except CheckpointError as error:
-        raise refused(error.what, str(path)) from error
+        raise _unread(error, path) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise refused(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", str(path)) from error
+
+
+def _unread(error: CheckpointError, path: Path) -> DataError:
+    """What a sealed file that cannot be read is as a certificate."""
+    if error.code == "E-CKPT-MISSING":
+        hint = "give certificates/ID.json of a run of certify, or the run"
+        return DataError("no such certificate", where=str(path), hint=hint, code="E-FILE")
+    if error.code == "E-CKPT-HASH":
+        return refused("the file was changed after it was sealed", str(path))
+    return refused(error.what, str(path))
 
 
 def refused(what: str, where: str) -> DataError:

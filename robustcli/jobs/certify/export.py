@@ -19,6 +19,7 @@ from robustcli.core.random import RowRandom
 from robustcli.data.split import Split
 from robustcli.evaluation.certificates.onnx_file import export_onnx, needs_onnx
 from robustcli.evaluation.certificates.vnnlib import check_norm, vnnlib
+from robustcli.reporting.cells import amount
 from robustcli.store.atomic import write_atomic
 
 MODEL, QUESTIONS, INSTANCES = "model.onnx", "vnnlib", "instances.csv"
@@ -66,7 +67,8 @@ def export(
             write_atomic(folder / name, vnnlib(image, label, len(split.classes), ball).encode())
             lines.append(f"{MODEL},{name},{_SECONDS}\n")
     write_atomic(folder / INSTANCES, "".join(lines).encode())
-    say(f"{len(lines)} open questions in {folder}; ONNX and network differ by {difference:.2g} at most")
+    asked = amount(len(lines), "open question")
+    say(f"{asked} in {folder}; ONNX and network differ by {difference:.2g} at most")
     return {"folder": str(folder), "samples": len(lines), "difference": difference}
 
 
