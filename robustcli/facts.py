@@ -86,6 +86,8 @@ class ObjectiveFacts:
         inner: the loss that the inner attack ascends, None for none.
         passes: forward and backward passes of one outer step over one sample, the attack apart.
         per_rival: what `passes` grow by for each class but one.
+        held: activations that wait for the backward pass, in outputs of all layers for one image.
+        held_per_rival: what `held` grows by for each class but one.
         use: what it is for, for the documentation.
         view: (model, x, rng, *, ...) -> classifier: what the inner attack sees in place of the model. Its
             keyword-only parameters have the values of the objective's. None: the model itself.
@@ -109,6 +111,8 @@ class ObjectiveFacts:
     bounds: bool = False
     norms: tuple[str, ...] = ("linf", "l2", "l1")
     per_rival: int = 0
+    held: int = 1
+    held_per_rival: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

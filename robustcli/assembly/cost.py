@@ -53,6 +53,13 @@ def passes_per_image(setting: Setting) -> int:
     return outer + attack * method.copies
 
 
+def held_per_image(setting: Setting) -> int:
+    """Activations of one image that a training step holds, in outputs of all layers."""
+    objective = registry.objectives.get(setting.config.objective.name).facts
+    rivals = objective.held_per_rival * (setting.classes - 1)
+    return (objective.held + rivals) * method_of(setting.config).copies
+
+
 def _added(spec: Spec) -> int:
     """Passes that one regulariser adds."""
     return registry.regularizers.get(spec.name).facts.passes
@@ -118,7 +125,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
     _, objective = bound(registry.objectives, config.objective, "objective")
     for spec, kind in ((train.optimizer, registry.optimizers), (train.schedule, registry.schedules)):
         bound(kind, spec, "train")
-    passes, copies = passes_per_image(setting), method_of(config).copies
+    passes = passes_per_image(setting)
     batch = min(train.batch_size, len(data.train))
     per_epoch = len(data.train) // batch
     dtype = resolve(config.precision, setting.device, console.warn)
@@ -145,7 +152,7 @@ def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[
             "batch_size": batch,
             "passes_per_image": passes,
             "total_tflop": one * passes * batch * steps / 1e12,
-            "memory_bytes": _memory(model, setting, batch * copies, 4),
+            "memory_bytes": _memory(model, setting, batch * held_per_image(setting), 4),
             "seconds": per_step * steps,
             "precision": "tf32" if config.precision == "tf32" else str(dtype).removeprefix("torch."),
             "device": str(setting.device),
@@ -175,7 +182,7 @@ def bench_plan(
             "adversary": config.adversary.name,
             "batch_size": batch,
             "passes_per_image": passes,
-            "memory_bytes": _memory(model, setting, batch * copies, 4),
+            "memory_bytes": _memory(model, setting, batch * held_per_image(setting), 4),
             "seconds": seconds + forward * batch * passes * (repeat.least + 1),
             "precision": ", ".join(kind.name for kind in kinds),
             "device": str(setting.device),

@@ -15,6 +15,8 @@ from robustcli.registry import objectives
     inner=None,
     passes=9,
     per_rival=3,
+    held=9,
+    held_per_rival=4,
     bounds=True,
     norms=("linf",),
     use="tighter bounds while the radius grows than ibp has; few classes",

@@ -12,6 +12,7 @@ from robustcli.registry import objectives
     "ibp",
     inner=None,
     passes=9,
+    held=5,
     bounds=True,
     norms=("linf",),
     use="verified accuracy at large radii, with IBP alone; needs a curriculum of eps",

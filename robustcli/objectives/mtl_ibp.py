@@ -12,6 +12,7 @@ from robustcli.registry import objectives
     "mtl_ibp",
     inner="ce",
     passes=12,
+    held=6,
     bounds=True,
     norms=("linf",),
     use="a dial between accuracy and provability: small alpha for tight verifiers, 1 for IBP",

@@ -13,6 +13,7 @@ from robustcli.registry import objectives
     "sabr",
     inner="ce",
     passes=9,
+    held=5,
     bounds=True,
     norms=("linf",),
     use="accuracy and bounds for tight verifiers: a smaller box is less regularised",

@@ -234,6 +234,28 @@ def test_the_first_weights_for_narrow_bounds():
         assert float((high - low).mean() / 2) == pytest.approx(0.1 * gain * 2 ** (place > 0), rel=0.3)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_counts_what_the_step_holds(name):
+    """Bytes that autograd keeps, in outputs of all layers: at most the stated ones, and half of them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    )
+    entry, b, kept = registry.objectives.get(name), batch(ramp=0.5, shape=(1, 5, 5)), {}
+    held = entry.facts.held + 2 * entry.facts.held_per_rival
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        entry.fn(net, b)
+    outputs = 6 * 4 * (2 * 8 * 9 + 2 * 8 + 8 + 3)
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    size = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    assert 0.5 * held <= size / outputs <= 1.1 * held
+
+
 def test_networks_are_traced_once_and_only_the_last_ones_are_kept():
     """A program holds its network: all of them would never be freed."""
     nets = [network() for _ in range(6)]
