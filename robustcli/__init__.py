@@ -12,7 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Verdict", "__version__", "assert_robust", "attack", "benchmark", "evaluate", "load_model"]
+__all__ = [
+    "Certificates",
+    "Verdict",
+    "__version__",
+    "assert_robust",
+    "attack",
+    "benchmark",
+    "certify",
+    "evaluate",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,10 @@
-"""The Python API beside the CLI: `load_model`, `attack`, `evaluate`, `benchmark`, `assert_robust`.
+"""The Python API beside the CLI: `load_model`, `attack`, `evaluate`, `certify`, `benchmark`, `assert_robust`.
 
 Threads may call these functions at once, with models of their own or with one in common: a model is held
 still as long as any of them works on it, no process-wide setting stays changed, and no signal handler is
 installed.
 
-The file is long, and so are `evaluate` and `benchmark`, because
+The file is long, and so are `evaluate`, `certify` and `benchmark`, because
 their docstrings are the reference that a caller reads.
 """
 
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from robustcli.assembly.attacks import make_attacks, make_audit, probe_size
+from robustcli.assembly.certifying import SMOOTHING, Subject, Watch, check_model, method_of
 from robustcli.assembly.samples import choose, split_of
+from robustcli.certify.smoothing import Smoothing
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
 from robustcli.core.copies import duplicate
@@ -34,8 +36,12 @@ from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
 from robustcli.data.sampling import stored_by_class
 from robustcli.data.split import MemorySplit, Split
-from robustcli.errors import ConfigError, DataError
+from robustcli.errors import ConfigError, DataError, UnreliableError
 from robustcli.evaluation.bound import Audit
+from robustcli.evaluation.certificates.attacked import Attacked
+from robustcli.evaluation.certificates.certifier import radii_of
+from robustcli.evaluation.certificates.deterministic import Effort
+from robustcli.evaluation.certificates.measured import Certification
 from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.result import Evaluation
@@ -44,10 +50,20 @@ from robustcli.foreign import staying
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.source import load_model
 from robustcli.records.alarm import Alarm
+from robustcli.records.certified import WRONG, Certificates
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.precision import resolve
 
-__all__ = ["Verdict", "assert_robust", "attack", "benchmark", "evaluate", "load_model"]
+__all__ = [
+    "Certificates",
+    "Verdict",
+    "assert_robust",
+    "attack",
+    "benchmark",
+    "certify",
+    "evaluate",
+    "load_model",
+]
 
 #: An attack: a registered name, `autoattack`, `torchattacks:NAME`, or any callable atk(x, y) -> x_adv.
 Attack = str | Callable[[Tensor, Tensor], Tensor]
@@ -253,6 +269,79 @@ def evaluate(
     with as_before(model):
         result = RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
     return Verdict.of(result)
+
+
+@staying()
+@torch.inference_mode(mode=False)
+def certify(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    method: str | None = None,
+    radii: Sequence[float] | None = None,
+    attack: Attack | Sequence[Attack] = "pgd",
+    sigma: float | None = None,
+    n: int = 100_000,
+    n0: int = 100,
+    alpha: float = 0.001,
+    alpha_steps: int = 20,
+    budget: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    stop: Callable[[], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **params: Any,
+) -> Certificates:
+    """What is proven at each radius, beside what attacks break of the same samples.
+
+    Args:
+        model, x, y, eps, norm, seed, device, batch_size, stop, say: as for `evaluate`.
+        method: ibp, crown-ibp, crown, alpha-crown, cascade or smoothing. None: smoothing where sigma is
+            given; else cascade where every operation has bounds; else smoothing under l2.
+        radii: in pixel units of [0, 1], eps is added; None = quarters of eps.
+        attack, params: as for `evaluate`, inside the ball; of smoothing, on the smoothed classifier.
+        sigma, n, n0, alpha: of smoothing; Gaussian noise under l2, uniform under l1; sigma None = 0.25.
+        alpha_steps, budget: steps of alpha-crown, and seconds per image of the proof.
+
+    Raises:
+        UnreliableError (E-INVERSION): a sample is certified, and broken all the same.
+        UsageError: E-BOUNDS for an operation without bounds, E-MODEL for a model that draws or rejects.
+        Others as `evaluate`.
+    """
+    _check_least("batch_size", batch_size)
+    model, x, y, place = _checked(model, x, y, device)
+    if not len(x):
+        raise DataError("no image to certify", where="x", code="E-EMPTY")
+    ball = _ball(norm, eps)
+    asked, settings = radii_of(ball, radii), _search("auto", place)
+    watch = Watch(stop or (lambda: None), say=say)
+    effort = Effort(alpha_steps=alpha_steps, budget=budget, batch_size=batch_size, seed=seed)
+    noise = "uniform" if norm == "l1" else "gaussian"
+    plan = Smoothing(sigma=0.25 if sigma is None else sigma, n0=n0, n=n, alpha=alpha, noise=noise, seed=seed)
+    with as_before(model):
+        check_model(model, ball, x[:8].to(place))
+        with torch.no_grad(), frozen(model):
+            classes = model(x[:1].to(place)).shape[1]
+        shape = (x.shape[1], x.shape[2], x.shape[3])
+        subject = Subject(model, ball, asked, shape, classes, place)
+        proof = method_of(subject, SMOOTHING if method is None and sigma else method, plan, effort, watch)
+        calls = _calls(attack, norm, settings, params)
+        checks = 0 if proof.sampled else probe_size(calls, len(x), None, classes, norm)
+        attacks = EvalPlan(ball, calls, seed, batch_size, search=settings, checks=checks)
+        attacked = Attacked(
+            proof.attacked, attacks, asked, confirm=proof.confirm, reset=proof.reset, stop=stop, say=say
+        )
+        split = MemorySplit(x.cpu().float(), y.cpu(), tuple(map(str, range(classes))))
+        work = Certification(proof.certifier, attacked, eps, len(x), batch_size=batch_size, say=say)
+        result = work.run(split, torch.arange(len(x)), place)
+    found = Certificates(proof.certifier.name, norm, eps, asked, result.rows, result.alarms)
+    if told := found.inversion():
+        raise UnreliableError(told, hint=WRONG, code="E-INVERSION")
+    return found
 
 
 def _check_least(name: str, value: int | None) -> None:

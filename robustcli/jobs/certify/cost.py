@@ -10,7 +10,7 @@ from torch import nn
 
 from robustcli.assembly.attacks import planned_passes
 from robustcli.assembly.certifying import Method
-from robustcli.assembly.cost import plan_ball, plan_head, seconds_per_forward, show_plan
+from robustcli.assembly.cost import activation_bytes, plan_ball, plan_head, seconds_per_forward, show_plan
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.evaluation.escalation import EOT_DRAWS
@@ -52,7 +52,8 @@ def certification_plan(
             "attacks": names,
             "batch_size": batch,
             "passes_per_image": passes + method.draws,
-            "memory_bytes": size + method.certifier.forecast(batch),
+            "memory_bytes": 2 * size
+            + max(method.certifier.forecast(batch), activation_bytes(model, setting, batch)),
             "seconds": (proof + passes * forward) * n,
             "device": str(setting.device),
         },
