@@ -86,6 +86,18 @@ class MaxPool(Op):
         shape = (len(low), *self.after)
         return chosen.reshape(shape), sure.reshape(shape), high.amax(-1).reshape(shape)
 
+    def contested(self, box: Box) -> Tensor:
+        """bool [B, *shape of the input]: elements that may be the largest of a window that is not decided."""
+        windows = self.windows(box[0].device)
+        places, padding = windows.clamp_min(0), windows < 0
+        low, high = (side.flatten(2)[..., places].masked_fill(padding, -math.inf) for side in box)
+        best, which = low.max(-1, keepdim=True)
+        others = high.scatter(-1, which, -math.inf).amax(-1, keepdim=True)
+        found = ((high >= best) & (others > best) & ~padding).flatten(2).to(low.dtype)
+        flags = torch.zeros_like(box[0]).flatten(2)
+        flags = flags.scatter_add(2, places.flatten().expand(found.shape), found)
+        return (flags > 0).reshape(box[0].shape)
+
     def pull(
         self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:

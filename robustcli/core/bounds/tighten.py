@@ -12,6 +12,7 @@ from torch import Tensor
 from robustcli.core.bounds.backward import Passes
 from robustcli.core.bounds.dense import Convolution, MatMul
 from robustcli.core.bounds.op import Affine
+from robustcli.core.bounds.pooling import MaxPool
 from robustcli.core.bounds.program import Program
 from robustcli.core.bounds.rectifiers import Rectifier
 from robustcli.core.bounds.rows import Rows, Window
@@ -50,6 +51,8 @@ def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
     """
     frame = passes.frame
     asked = _undecided(passes, node)
+    if asked is not None and both:
+        asked = asked | _contested(passes, node)
     if asked is None or not asked.any():
         return []
     low, high = frame.boxes[node]
@@ -138,6 +141,22 @@ def _undecided(passes: Passes, node: int) -> Tensor | None:
     if all(isinstance(op, Rectifier) for op in readers):
         return (low < 0) & (high > 0)
     return low < high
+
+
+def _contested(passes: Passes, node: int) -> Tensor:
+    """bool [B, *shape]: neurons behind whose rectifier a maximum is taken that boxes leave undecided.
+
+    The lines of a maximum depend on the boxes of all that may be the largest, decided rectifier or not.
+    """
+    frame, program = passes.frame, passes.frame.program
+    found = torch.zeros_like(frame.boxes[node][0], dtype=torch.bool)
+    for place, step in enumerate(program.steps):
+        if node in step.inputs and isinstance(step.op, Rectifier):
+            box = step.op.interval(frame.weights[place], frame.boxes[node])
+            for reader in program.steps:
+                if place + 1 in reader.inputs and isinstance(reader.op, MaxPool):
+                    found |= reader.op.contested(box)
+    return found & (frame.boxes[node][0] < frame.boxes[node][1])
 
 
 def _exact(program: Program, node: int) -> bool:
