@@ -18,7 +18,7 @@ from robustcli.evaluation.certificates import deterministic as cascade
 from robustcli.evaluation.certificates.bounds import Least
 from robustcli.evaluation.certificates.deterministic import CASCADE, Deterministic, Effort, deterministic
 from robustcli.evaluation.certificates.falsify import Falsifier
-from robustcli.evaluation.certificates.ladder import Ladder, place_of
+from robustcli.evaluation.certificates.ladder import Ladder, Proof, place_of
 from robustcli.evaluation.plan import AttackCall
 from robustcli.models.normalised import NormalisedModel
 
@@ -163,7 +163,8 @@ class MadeUp:
         self.calls.append((method, len(x), ball.eps))
         self.now += len(x) * self.seconds.get(method, 1.0)
         margins = torch.full((len(x),), self.limits[method] - ball.eps + 1e-9, dtype=torch.float64)
-        return Least(margins, {0} if method == self.looser else set())
+        plain = margins - self.limits[method] + self.limits["crown"] if method == "alpha-crown" else margins
+        return Least(margins, plain, {0} if method == self.looser else set())
 
     def forecast(self, method: str, batch: int) -> int:
         return batch * len(method)
@@ -210,10 +211,17 @@ LIMITS = {"ibp": 1.0, "crown-ibp": 2.0, "crown": 3.0, "alpha-crown": 4.0}
     ],
 )
 def test_the_stage_is_the_first_that_proves_the_threat(eps: float, status: str, stage: str) -> None:
-    bounds = MadeUp(LIMITS)
-    for answer in made_up(bounds, [1.0, 2.0, 3.0, 4.0, 5.0], eps)(*right_samples(3)):
-        assert (answer.status, answer.stage, answer.radius) == (status, stage, 4.0)
+    for answer in made_up(MadeUp(LIMITS), [eps], eps)(*right_samples(3)):
+        assert (answer.status, answer.stage) == (status, stage)
+    for answer in made_up(MadeUp(LIMITS), [1.0, 2.0, 3.0, 4.0, 5.0], eps)(*right_samples(3)):
+        assert (answer.status, answer.radius) == (status, 4.0)
         assert answer.evidence["method"] == "alpha-crown" and answer.evidence["margin"] > 0
+
+
+def test_a_radius_that_crown_proves_is_named_after_it() -> None:
+    for answer in made_up(MadeUp(LIMITS), [1.0, 3.0, 9.0], 3.0)(*right_samples(3)):
+        assert (answer.stage, answer.radius, answer.evidence["method"]) == ("crown", 3.0, "crown")
+        assert answer.evidence["margin"] == pytest.approx(1e-9)  # that of crown: alpha-crown has 1 more
 
 
 def test_only_open_samples_meet_the_next_method() -> None:
@@ -224,7 +232,7 @@ def test_only_open_samples_meet_the_next_method() -> None:
 
 def test_samples_say_where_plain_crown_was_looser() -> None:
     bounds = MadeUp({**LIMITS, "ibp": 0.0})
-    bounds.looser = "crown"
+    bounds.looser = "alpha-crown"
     found = made_up(bounds, [1.0, 3.0], 3.0)(*right_samples(3))
     assert [answer.evidence["crown_looser"] for answer in found] == [True, False, False]
     bounds = MadeUp(LIMITS)
@@ -232,23 +240,23 @@ def test_samples_say_where_plain_crown_was_looser() -> None:
 
 
 def test_a_budget_ends_in_unknown_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds = MadeUp({**LIMITS, "crown": 0.0})
+    bounds = MadeUp(dict.fromkeys(LIMITS, 0.0))
     monkeypatch.setattr(cascade.time, "perf_counter", lambda: bounds.now)
-    for answer in made_up(bounds, [4.0], 4.0, budget=3.0)(*right_samples(2)):
-        assert (answer.status, answer.stage, answer.seconds) == ("unknown", "budget", 3.0)
-    assert [method for method, _, _ in bounds.calls] == ["ibp", "crown-ibp", "crown"]  # no fourth
-    for answer in made_up(MadeUp(LIMITS), [4.0], 4.0, budget=3.0)(*right_samples(2)):
+    for answer in made_up(bounds, [4.0], 4.0, budget=2.0)(*right_samples(2)):
+        assert (answer.status, answer.stage, answer.seconds) == ("unknown", "budget", 2.0)
+    assert [method for method, _, _ in bounds.calls] == ["ibp", "crown-ibp"]  # no third
+    for answer in made_up(MadeUp(LIMITS), [4.0], 4.0, budget=2.0)(*right_samples(2)):
         assert answer.stage == "alpha-crown"  # the clock of the other bounds stands still
 
 
 def test_a_stage_that_is_too_dear_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What crown took for the first images is more than the others have."""
+    """What a stage took for the first images is more than the others have, and those after it are not."""
     bounds = MadeUp(LIMITS)
     monkeypatch.setattr(cascade.time, "perf_counter", lambda: bounds.now)
-    bounds.seconds = {"crown": 10.0}
+    bounds.seconds = {"crown-ibp": 10.0}
     answers = made_up(bounds, [4.0], 4.0, budget=5.0)(*right_samples(12))
-    assert [size for method, size, _ in bounds.calls if method == "crown"] == [8]
-    assert [answer.seconds for answer in answers] == [12.0] * 8 + [3.0] * 4
+    assert [size for method, size, _ in bounds.calls if method == "crown-ibp"] == [8]
+    assert [answer.seconds for answer in answers] == [11.0] * 8 + [2.0] * 4
     assert [answer.stage for answer in answers] == ["budget"] * 8 + ["alpha-crown"] * 4
 
 
@@ -272,11 +280,11 @@ def test_bisection_finds_each_end(size: int) -> None:
     radii = [float(k + 1) for k in range(size)]
     ladder, asked = Ladder(radii, size // 2, size + 1), []
 
-    def prove(images: Sequence[int], radius: float) -> list[float]:
+    def prove(images: Sequence[int], radius: float) -> list[Proof]:
         asked.append(images)
-        return [image + 0.5 - radius for image in images]  # image k is proven up to radius k
+        return [Proof(image + 0.5 - radius, "m") for image in images]  # image k is proven up to radius k
 
-    ladder.climb("m", range(size + 1), prove)
+    ladder.climb(range(size + 1), prove)
     assert [ladder.radius(k) for k in range(size + 1)] == [float(k) for k in range(size + 1)]
     assert [ladder.verified(k) for k in range(size + 1)] == [k > size // 2 for k in range(size + 1)]
     most = size.bit_length()

@@ -244,7 +244,9 @@ def test_random_points_are_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = written(tmp_path, "ibp")[0]
     forge(path, lambda d: d.update(radius=1.0))
     margin = read_certificate(path).evidence["margin"]
-    monkeypatch.setattr(Bounds, "least", lambda *args: Least(torch.tensor([margin]), set()))
+    monkeypatch.setattr(
+        Bounds, "least", lambda *args: Least(torch.tensor([margin]), torch.tensor([margin]), set())
+    )
     with pytest.raises(DataError, match="random points are of another class"):
         holds(path)
 

@@ -28,10 +28,12 @@ class Analysis:
     """What a method proved of a batch.
 
     margins: float64 [B, K], lower bounds of z_y - z_k; +inf for k = y.
+    unoptimised: the same before slopes were optimised: those of "crown" where the method is "alpha-crown".
     looser: where backward bounds of neurons, or of margins, were looser than boxes, which were then taken.
     """
 
     margins: Tensor
+    unoptimised: Tensor
     looser: list[Looser] = field(default_factory=list)
 
 
@@ -100,11 +102,14 @@ def analyse(
         back = _in_chunks(passes, a, rows)
         looser.append(Looser.counted("margins", back, least, rows))
         least = torch.maximum(least, back)
+    first = least
     if method == "alpha-crown":
+        least = first.clone()
         open_rows = (least <= 0).nonzero()[:, 0]
         better = optimised(passes, a[open_rows], rows[open_rows], steps=alpha_steps)
         least[open_rows] = torch.maximum(least[open_rows], better)
-    return Analysis(_filled(least, y, program.classes, math.inf), [one for one in looser if one.neurons])
+    margins, unoptimised = (_filled(one, y, program.classes, math.inf) for one in (least, first))
+    return Analysis(margins, unoptimised, [one for one in looser if one.neurons])
 
 
 def bounded(

@@ -14,6 +14,7 @@ from robustcli.core.geometry import Ball
 from robustcli.data.split import free_bytes
 
 IBP: Final = "ibp"
+CROWN: Final = "crown"
 ALPHA: Final = "alpha-crown"
 LARGEST: Final = 256  # images
 _SHARE = 0.5  # of the free memory that a batch may take
@@ -24,11 +25,13 @@ class Least(NamedTuple):
 
     Args:
         margins: float64 [B]; above 0 the class is proven.
+        unoptimised: the same before slopes were optimised; those of crown under alpha-crown.
         looser: places of the images with a bound of plain CROWN that was looser than the box of IBP. The box
             was taken there.
     """
 
     margins: Tensor
+    unoptimised: Tensor
     looser: set[int]
 
 
@@ -52,8 +55,8 @@ class Bounds:
         x: pixels [B, C, H, W] in [0, 1]; label: int64 [B].
         """
         found = analyse(self._program, x, label, ball, method=method, alpha_steps=self._alpha_steps)
-        looser: set[int] = set()
-        return Least(found.margins.amin(1), looser.union(*(one.images for one in found.looser)))
+        looser: set[int] = set().union(*(one.images for one in found.looser))
+        return Least(found.margins.amin(1), found.unoptimised.amin(1), looser)
 
     def forecast(self, method: Method, batch: int) -> int:
         """Bytes that a batch takes."""

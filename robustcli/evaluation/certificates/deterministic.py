@@ -11,23 +11,22 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.answer import Answer, Status
+from robustcli.certify.answer import Answer
 from robustcli.core.bounds import METHODS, Method
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen
 from robustcli.core.types import declares_draws, reject_of
 from robustcli.errors import UsageError
-from robustcli.evaluation.certificates.bounds import ALPHA, IBP, LARGEST, Bounds
-from robustcli.evaluation.certificates.document import LOOSER, METHOD
+from robustcli.evaluation.certificates.batch import ATTACK, CLEAN, Batch
+from robustcli.evaluation.certificates.bounds import ALPHA, CROWN, IBP, LARGEST, Bounds, Least
 from robustcli.evaluation.certificates.falsify import Falsifier, usual_attacks
-from robustcli.evaluation.certificates.ladder import Ladder, place_of
+from robustcli.evaluation.certificates.ladder import Ladder, Proof, place_of
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall
 from robustcli.evaluation.sizing import BatchSizer, halving
 from robustcli.runtime.device import synchronise
 
 CASCADE: Final = "cascade"
-CLEAN, ATTACK, BUDGET, UNKNOWN = "clean", "attack", "budget", "unknown"  # stages besides the methods
 _FIRST = 8  # images of the first pass of a stage under a budget
 
 
@@ -123,14 +122,15 @@ class Deterministic:
         self._model, self._ball, self._radii, self._bounds = model, ball, tuple(radii), bounds
         self._effort, self._stop, self._say = effort, stop, say
         self._methods = [name for name in METHODS if method in (name, CASCADE)]
+        #: What passes are made of: alpha-CROWN begins with CROWN, whose bounds it would otherwise repeat.
+        self._passes = [name for name in self._methods if name != CROWN or method == CROWN]
         self._falsifier: Falsifier | None = None
         if method == CASCADE:
             attacks = usual_attacks() if effort.attacks is None else effort.attacks
             self._falsifier = Falsifier(model, ball, attacks, effort.seed, stop)
         self._device = device
         self._sizers: dict[str, BatchSizer] = {
-            name: BatchSizer(bounds.fitting(name, effort.batch_size, device), device)
-            for name in self._methods
+            name: BatchSizer(bounds.fitting(name, effort.batch_size, device), device) for name in self._passes
         }
         self._sizers[ATTACK] = BatchSizer(effort.batch_size or LARGEST, device)
         #: Seconds of one image in the last pass of each stage.
@@ -146,7 +146,7 @@ class Deterministic:
 
     def forecast(self, batch: int) -> int:
         """Bytes of memory that a batch takes at the most, beside the weights."""
-        return max(self._bounds.forecast(name, min(batch, self._sizers[name].size)) for name in self._methods)
+        return max(self._bounds.forecast(name, min(batch, self._sizers[name].size)) for name in self._passes)
 
     def __call__(self, x: Tensor, y: Tensor, ids: Tensor) -> list[Answer]:
         """One answer per image: see `certifier.Certifier`.
@@ -155,16 +155,16 @@ class Deterministic:
         threat is not proven.
         """
         with frozen(self._model):
-            batch = _Batch(x, y, ids, Ladder(self._radii, self._threat, len(x)), self._effort.budget)
+            batch = Batch(x, y, ids, Ladder(self._radii, self._threat, len(x)), self._effort.budget)
             self._look(batch)
             right = [i for i in range(len(x)) if batch.label[i] == int(y[i])]
-            for method in self._methods:
+            for method in self._passes:
                 self._climb(method, batch, right)
             if self._falsifier is not None:
                 self._attack(batch, right, self._falsifier)
             return [batch.answer(i) for i in range(len(x))]
 
-    def _look(self, batch: _Batch) -> None:
+    def _look(self, batch: Batch) -> None:
         """The class of each clean image, in fp32; -1 where the logits are not finite."""
         everything = range(len(batch.x))
         self._stop()
@@ -173,29 +173,37 @@ class Deterministic:
         wrong_anyway = ~torch.isfinite(clean.logits).all(1)
         batch.label = clean.label.masked_fill(wrong_anyway, -1).tolist()
 
-    def _climb(self, method: Method, batch: _Batch, images: Sequence[int]) -> None:
+    def _climb(self, method: Method, batch: Batch, images: Sequence[int]) -> None:
         """Let a method prove what it can."""
 
-        def prove(group: Sequence[int], radius: float) -> list[float]:
-            return self._margins(method, batch, group, radius)
+        def prove(group: Sequence[int], radius: float) -> list[Proof]:
+            return self._proofs(method, batch, group, radius)
 
-        batch.ladder.climb(method, batch.ladder.open(images), prove)
+        batch.ladder.climb(batch.ladder.open(images), prove)
 
-    def _margins(self, method: Method, batch: _Batch, images: Sequence[int], radius: float) -> list[float]:
-        """Least margins at one radius; -inf for an image whose budget is used up."""
-        found = dict.fromkeys(images, float("-inf"))
+    def _proofs(self, method: Method, batch: Batch, images: Sequence[int], radius: float) -> list[Proof]:
+        """What a method finds at one radius; -inf for an image whose budget does not reach."""
+        found = dict.fromkeys(images, Proof(float("-inf"), method))
         ball = Ball(self._ball.norm, radius, self._ball.low, self._ball.high)
 
         def bound(part: Sequence[int], rows: Tensor) -> None:
-            margins, looser = self._bounds.least(method, batch.x[rows], batch.y[rows], ball)
-            found.update(zip(part, margins.tolist(), strict=True))
+            least = self._bounds.least(method, batch.x[rows], batch.y[rows], ball)
+            found.update(zip(part, self._named(method, least), strict=True))
             if method != IBP:
-                batch.compared(part, {part[k] for k in looser})
+                batch.compared(part, {part[k] for k in least.looser})
 
         self._in_passes(method, batch, images, bound)
         return list(found.values())
 
-    def _attack(self, batch: _Batch, images: Sequence[int], falsifier: Falsifier) -> None:
+    def _named(self, method: Method, least: Least) -> list[Proof]:
+        """The margins, each with its method: in the cascade, what needed no other slopes is CROWN's."""
+        proofs = [Proof(margin, method) for margin in least.margins.tolist()]
+        if method != ALPHA or self.name != CASCADE:
+            return proofs
+        plain = [Proof(margin, CROWN) for margin in least.unoptimised.tolist()]
+        return [one if one.margin > 0 else other for one, other in zip(plain, proofs, strict=True)]
+
+    def _attack(self, batch: Batch, images: Sequence[int], falsifier: Falsifier) -> None:
         """Attack the images whose threat is not proven."""
 
         def search(part: Sequence[int], rows: Tensor) -> None:
@@ -208,7 +216,7 @@ class Deterministic:
     def _in_passes(
         self,
         name: str,
-        batch: _Batch,
+        batch: Batch,
         images: Sequence[int],
         work: Callable[[Sequence[int], Tensor], None],
     ) -> None:
@@ -232,7 +240,7 @@ class Deterministic:
         return min(size, _FIRST)
 
     @contextmanager
-    def _timed(self, name: str, batch: _Batch, images: Sequence[int]) -> Iterator[None]:
+    def _timed(self, name: str, batch: Batch, images: Sequence[int]) -> Iterator[None]:
         """Divide the seconds of the block among the images, and note what one costs."""
         began = time.perf_counter()
         try:
@@ -243,61 +251,3 @@ class Deterministic:
             self._costs[name] = share
             for i in images:
                 batch.seconds[i] += share
-
-
-class _Batch:
-    """B images at work.
-
-    Args:
-        x, y, ids: pixels [B, C, H, W] in [0, 1], labels and sample ids int64 [B].
-        ladder: what is proven.
-        budget: seconds per image, or None.
-    """
-
-    def __init__(self, x: Tensor, y: Tensor, ids: Tensor, ladder: Ladder, budget: float | None) -> None:
-        self.x, self.y, self.ids, self.ladder, self._budget = x, y, ids, ladder, budget
-        self.label: list[int] = []
-        self.seconds = [0.0] * len(x)
-        self.found: dict[int, int] = {}
-        #: Images that met backward bounds: whether one of these was looser than a box.
-        self.looser: dict[int, bool] = {}
-        self._missed: set[int] = set()
-
-    def with_budget(self, images: Sequence[int], cost: float) -> list[int]:
-        """Those of the images that have so many seconds left; that the others miss a stage is noted."""
-        if self._budget is None:
-            return list(images)
-        left = {i: self._budget - self.seconds[i] for i in images}
-        self._missed.update(i for i in images if left[i] <= 0 or left[i] < cost)
-        return [i for i in images if left[i] > 0 and left[i] >= cost]
-
-    def compared(self, images: Sequence[int], looser: set[int]) -> None:
-        """Note which of the images had a backward bound that was looser than a box."""
-        self.looser.update({i: i in looser or self.looser.get(i, False) for i in images})
-
-    def answer(self, i: int) -> Answer:
-        """What is known of one image."""
-        status, stage = self._verdict(i)
-        rung = self.ladder.rungs[i]
-        evidence: dict[str, Any] = {LOOSER: self.looser[i]} if i in self.looser else {}
-        if rung.proven >= 0:
-            evidence |= {METHOD: rung.method, "margin": rung.margin}
-        return Answer(
-            label=self.label[i],
-            radius=self.ladder.radius(i),
-            status=status,
-            stage=stage,
-            seconds=self.seconds[i],
-            found=self.found.get(i),
-            evidence=evidence,
-        )
-
-    def _verdict(self, i: int) -> tuple[Status, str]:
-        """About the radius of the threat: (status, the stage that gave it)."""
-        if self.label[i] != int(self.y[i]):
-            return "falsified", CLEAN
-        if self.ladder.verified(i):
-            return "verified", self.ladder.rungs[i].stage
-        if i in self.found:
-            return "falsified", ATTACK
-        return "unknown", BUDGET if i in self._missed else UNKNOWN

@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-#: (places of images, radius) -> least margin of each, in logits; > 0 proves it, NaN and -inf prove nothing.
-Prove = Callable[[Sequence[int], float], Sequence[float]]
+
+class Proof(NamedTuple):
+    """The least margin of an image, in logits, and what found it: > 0 proves, NaN and -inf do not."""
+
+    margin: float
+    method: str
+
+
+#: (places of images, radius) -> what is found of each.
+Prove = Callable[[Sequence[int], float], Sequence[Proof]]
 
 
 @dataclass
@@ -60,18 +69,18 @@ class Ladder:
         """Those of the images for which a larger radius was asked than is proven."""
         return [image for image in images if self.rungs[image].proven < len(self.radii) - 1]
 
-    def climb(self, method: str, images: Sequence[int], prove: Prove) -> None:
-        """Find the largest radius that a method proves, for each image: log2 of the list's length questions.
+    def climb(self, images: Sequence[int], prove: Prove) -> None:
+        """Find the largest radius that can be proven, for each image: log2 of the list's length questions.
 
-        Between two radii the method decides the middle one. Images that ask for the same radius share a call.
+        Between two radii the middle one is decided. Images that ask for the same radius share a call.
         """
         ends = {image: len(self.radii) for image in images}
         while asked := self._asked(ends):
             for place, group in asked.items():
-                margins = prove(group, self.radii[place])
-                for image, margin in zip(group, margins, strict=True):
-                    if margin > 0:
-                        self._raise(image, place, margin, method)
+                proofs = prove(group, self.radii[place])
+                for image, proof in zip(group, proofs, strict=True):
+                    if proof.margin > 0:
+                        self._raise(image, place, proof)
                     else:
                         ends[image] = place
 
@@ -84,12 +93,12 @@ class Ladder:
                 asked.setdefault((low + end) // 2, []).append(image)
         return asked
 
-    def _raise(self, image: int, place: int, margin: float, method: str) -> None:
+    def _raise(self, image: int, place: int, proof: Proof) -> None:
         """Note that a radius is proven."""
         rung = self.rungs[image]
-        rung.proven, rung.margin, rung.method = place, margin, method
+        rung.proven, rung.margin, rung.method = place, *proof
         if place >= self.threat and not rung.stage:
-            rung.stage = method
+            rung.stage = proof.method
 
 
 def place_of(radii: Sequence[float], eps: float) -> int:
