@@ -54,7 +54,8 @@ def _ascended(passes: Passes, bends: list[int], a: Tensor, rows: Tensor, steps: 
             steeper = {search.place: search.steeper() for search in searches}
             least = passes.least(program.output, a, passes.rows(rows), steeper=steeper)
             total = least.sum()
-        best = torch.maximum(best, least.detach())
+        # A row that is proven stays as it is: it must not gain by rows that need more steps.
+        best = torch.where(best > 0, best, torch.maximum(best, least.detach()))
         if step == steps or bool((best > 0).all()):
             break
         for search, slope in zip(

@@ -97,6 +97,18 @@ def test_an_image_alone_and_in_a_batch(method: str) -> None:
         assert torch.allclose(alone[0], together[one], rtol=1e-9, atol=1e-9)
 
 
+def test_a_margin_that_is_proven_gains_nothing_by_those_that_need_more_steps() -> None:
+    torch.manual_seed(3)
+    layers = [nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)]
+    net, x, ball = nn.Sequential(*layers).eval(), torch.rand(30, 1, 4, 4), Ball("linf", 0.03)
+    program, y = trace(net, (1, 4, 4)), net(x).argmax(1)
+    together = margins(program, x, y, ball, method="alpha-crown", alpha_steps=12)
+    gained = (together > 0) & (margins(program, x, y, ball, method="crown") <= 0)
+    one = int(gained.any(1).nonzero()[0])
+    alone = margins(program, x[[one]], y[[one]], ball, method="alpha-crown", alpha_steps=12)
+    assert torch.allclose(alone[0], together[one], rtol=1e-9, atol=1e-9)
+
+
 def test_where_crown_is_looser_is_told() -> None:
     """An unstable ReLU with a lower line of slope 1 may fall below 0; the box does not."""
     net, x = made("relu6", scale=2.0), images(3)
