@@ -15,6 +15,7 @@ from robustcli.errors import UsageError
 
 def check_combination(config: Config, method: Method) -> None:
     """Raises UsageError for the first parts that do not go together."""
+    _check_norm(config)
     if method.step_attacks:
         _check_attack(config, method)
     else:
@@ -24,6 +25,25 @@ def check_combination(config: Config, method: Method) -> None:
     _check_named_once(config.regularizers, "regularizer", "regularizers")
     _check_named_once(config.train.hooks, "hook", "train.hooks")
     _check_published_once(config.train.hooks)
+
+
+def _check_norm(config: Config) -> None:
+    """Raises UsageError for an objective or an attack that does not know the norm of the ball.
+
+    The check of a configuration does not look at these where the model is that of a run, which may be
+    measured in any ball.
+    """
+    norm = config.ball.norm
+    objective, attack = (
+        registry.objectives.get(config.objective.name),
+        registry.attacks.get(config.adversary.name),
+    )
+    for kind, entry, where in (("objective", objective, "objective"), ("attack", attack, "adversary")):
+        norms: Sequence[str] = entry.facts.norms
+        if norm not in norms:
+            raise UsageError(
+                f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}", where=where
+            )
 
 
 def _check_free_step(config: Config, method: Method) -> None:

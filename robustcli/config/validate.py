@@ -18,6 +18,9 @@ from robustcli.config.spec import GUARD, ModelConfig, ParamErrors, Spec, is_refe
 from robustcli.config.tree import Fault, KeyPath, Node, locate, matching
 from robustcli.registry import Entry, ensembles, parameters, suggestion
 
+#: Sections about training alone.
+TRAINING = ("objective", "regularizers", "adversary", "train")
+
 
 def schema_faults(error: ValidationError, data: Any, registries: Registries | None) -> list[Fault]:
     """One fault per mistake that pydantic found.
@@ -77,7 +80,7 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
         if path[0] == "attacks" and name in ensembles:
             entries = ensembles  # the list `attacks` may hold an ensemble, which is data
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
-        if name in entries:
+        if name in entries and not (path[0] in TRAINING and _measures_a_run(data)):
             faults += _norm_faults(entries.kind, entries.get(name), data, ".".join(path))
     return faults + _guard_faults(data) + _radii_faults(data) + _dataset_faults(data, registries)
 
@@ -110,6 +113,15 @@ def _radii_faults(data: Any) -> list[Fault]:
             if value > LARGEST[norm]:
                 faults.append(Fault("certify.radii", too_large("radius", value, norm)))
     return faults
+
+
+def _measures_a_run(data: Any) -> bool:
+    """Whether the model is a run's: its configuration says how it was trained, whatever ball it is in now.
+
+    One that is trained further is looked at when its training step is made.
+    """
+    name = _value(data, "model", "name")
+    return isinstance(name, str) and name.startswith("run:")
 
 
 def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:

@@ -83,6 +83,15 @@ def test_first_weights_belong_to_the_seed_and_never_to_trained_ones(cli, tmp_pat
     assert answer.code == 0, answer.err
 
 
+def test_a_run_is_measured_in_any_ball_and_trained_in_its_own(cli, tmp_path):
+    assert cli("train", *OURS, "out=a", "train.steps=1").code == 0
+    other = ("--model", "run:a", "--norm", "l2", "--eps", "0.5")
+    answer = cli("eval", *other, "--n", "8", "--steps", "2")
+    assert answer.code == 0, answer.err
+    answer = cli("train", *TINY, "model=run:a", "train.init=own", "ball.norm=l2", "ball.eps=0.5")
+    assert answer.code == 2 and "objective 'ibp' works for linf" in answer.err
+
+
 def test_a_network_of_your_own_is_told_that_its_weights_are_drawn_anew(cli, tmp_path):
     (tmp_path / "net.py").write_text(NET)
     answer = cli("train", *TINY, "--plugin", "net.py:plain", "train.steps=1")
