@@ -74,6 +74,8 @@ def next_steps(answer: dict[str, Any], console: Console) -> None:
     )
     for line in lines:
         console.info(line)
+    if "verified_acc" in answer["best"]:
+        console.info(f"  robustcli certify {model}   (what is proven, beside what an attack finds)")
 
 
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:

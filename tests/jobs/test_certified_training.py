@@ -1,12 +1,16 @@
 """Training on bounds from the command line: what is refused, first weights, schedules, the verified best."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
-from jobs_support import final_state, same
+from jobs_support import all_same, final_state, same
 
+from robustcli.reporting import plots
 from robustcli.store.retention import resolve_checkpoint
+from robustcli.training.runner import StepRunner
 
 TINY = (
     "data.name=fake", "data.size=8", "objective=ibp",
@@ -26,6 +30,12 @@ def soft():
 def plain():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10))
 """
+
+
+@pytest.fixture(autouse=True)
+def without_a_picture(monkeypatch):
+    """It takes longer than the training."""
+    monkeypatch.setattr(plots, "training_curves", lambda path, rows, title: None)
 
 
 def rows(run):
@@ -56,15 +66,33 @@ def test_what_does_not_go_together_is_refused_before_the_first_step(cli, tmp_pat
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.jsonl"))
 
 
-def test_a_run_records_what_is_proven_and_resumes_bitwise(cli, tmp_path):
-    assert cli("train", *OURS, "out=whole").code == 0
-    assert cli("train", *OURS, "out=parts", "train.steps=4").code == 0
-    assert cli("train", *OURS, "out=parts", "train.steps=6", "--resume").code == 0
+def interrupting(step):
+    """`StepRunner.__call__` with a SIGTERM before this step."""
+    original = StepRunner.__call__
+
+    def call(self, images, epoch, t, progress):
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images, epoch, t, progress)
+
+    return call
+
+
+def test_a_run_records_what_is_proven_and_resumes_bitwise(cli, tmp_path, monkeypatch):
+    """The ramp is in its middle when the run is stopped; the first weights are not drawn again."""
+    first = cli("train", *OURS, "out=whole", "--json")
+    assert first.code == 0 and "robustcli certify --model run:whole" in first.err
+    with monkeypatch.context() as patch:
+        patch.setattr(StepRunner, "__call__", interrupting(3))
+        assert cli("train", *OURS, "out=parts").code == 143
+    assert cli("train", *OURS, "out=parts", "--resume").code == 0
+    all_same(tmp_path / "parts", tmp_path / "whole")
     measured = rows(tmp_path / "whole")
     assert len(measured) == 2 and all(row["verified_acc"] <= row["robust_acc"] for row in measured)
     assert set(measured[-1]["parts"]) == {"natural", "bounds"}
     names = ("verified_acc", "robust_acc", "clean_acc")
     best = max(measured, key=lambda row: (*(row[name] for name in names), -row["step"]))
+    assert json.loads(first.out)["best"]["verified_acc"] == best["verified_acc"]
     chosen = resolve_checkpoint(tmp_path / "whole" / "checkpoints", "best")
     assert chosen.name == f"step-{best['step']:08}"
 
