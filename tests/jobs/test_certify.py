@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -306,3 +308,32 @@ def test_an_operation_without_bounds(cli, tmp_path, words, code, told):
     fixed = ("data.name=fake", "data.size=8", "--plugin", "net.py:make", "threads=1")
     answer = cli("certify", *fixed, *draws, *words)
     assert answer.code == code and told in answer.err, answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--norm", "linf", "--eps", "0.02"), 6, "E-EXTRA"),
+        (("--norm", "l2", "--eps", "0.4", "--method", "ibp"), 2, "states boxes"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_the_work(cli, model, monkeypatch, words, code, told):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    answer = cli("certify", "--model", f"run:{model}", *words, "--n", "2", "--export", "open")
+    assert (answer.code, answer.out) == (code, "") and told in answer.err, answer.err
+    assert not Path("open").exists()
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnxscript is not installed (extra onnx)")
+def test_what_stays_unknown_is_exported(cli, model):
+    words = ("--eps", "0.04", "--method", "ibp", "--n", "12", "--steps", "1", "--export", "open")
+    answer = cli("certify", "--model", f"run:{model}", *words, "--json")
+    assert answer.code == 0, answer.err
+    unknown = {
+        row.id for row in read_rows(Path(answer.document["run"]) / "samples.jsonl") if row.status == "unknown"
+    }
+    assert unknown and answer.document["export"]["samples"] == len(unknown)
+    lines = Path("open/instances.csv").read_text().splitlines()
+    assert lines == [f"model.onnx,vnnlib/{sample}.vnnlib,300" for sample in sorted(unknown)]
+    assert {path.name for path in Path("open").iterdir()} == {"model.onnx", "vnnlib", "instances.csv"}
