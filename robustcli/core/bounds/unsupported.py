@@ -12,7 +12,7 @@ from torch import fx
 
 from robustcli.errors import UsageError
 
-_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<eval_with_key>")
+_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]), "<eval_with_key>")
 
 
 class UnsupportedOperation(UsageError):

@@ -15,6 +15,7 @@ from robustcli.core.bounds import UnsupportedOperation, trace
 from robustcli.core.bounds.trace import forward
 from robustcli.models.build import build_model
 from robustcli.models.info import ModelInfo
+from robustcli.models.normalised import NormalisedModel
 from robustcli.registry import models
 
 
@@ -75,6 +76,13 @@ def test_a_module_without_bounds_is_named_by_its_path(last: nn.Module, hint: str
     with pytest.raises(UnsupportedOperation, match=f"nn.{type(last).__name__} has no bounds") as caught:
         trace(nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(16, 3), last)), (1, 4, 4))
     assert caught.value.where.endswith("module 1.1") and hint in caught.value.hint
+
+
+def test_our_own_lines_are_not_the_users() -> None:
+    net = NormalisedModel(nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)), (0.5,), (0.5,))
+    with pytest.raises(UnsupportedOperation) as caught:
+        trace(net, (1, 4, 4))
+    assert caught.value.where == "module backbone.2"
 
 
 def test_what_a_graph_does_not_show_is_refused() -> None:
