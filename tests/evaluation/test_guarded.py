@@ -114,7 +114,7 @@ def measured(guard, split, eps, *attacks, **more):
 
 
 def test_a_reconstruction_detector_catches_blind_points_and_almost_no_adaptive_ones(digits):
-    guard = digits.behind("reconstruction")
+    guard = digits.behind("reconstruction", width=8)
     result, bare, oblivious, adaptive = measured(guard, digits.split(16), 0.25)
     wrong = {view: seen.label != result.labels for view, seen in result.points.items()}
     caught = {
@@ -132,7 +132,7 @@ def test_random_resizing_loses_half_of_what_it_promised():
     larger.net = larger.convolutional(defence.module)
     guard = larger.guarded([defence])
     torch.manual_seed(0)  # of the draws
-    result, bare, oblivious, adaptive = measured(guard, larger.split(8), 0.15, NEAREST)
+    result, bare, oblivious, adaptive = measured(guard, larger.split(6), 0.15, NEAREST)
     assert oblivious - bare >= 0.2 and adaptive - bare <= (oblivious - bare) / 2
     assert result.draws == DRAWS == 100 and 0 <= result.votes.min() <= result.votes.max() <= DRAWS
     fell = result.adaptive.correct & ~result.adaptive.survivors
@@ -141,9 +141,8 @@ def test_random_resizing_loses_half_of_what_it_promised():
 
 
 def test_an_autoencoder_in_front_holds_no_more_than_the_network_behind_it(digits):
-    result, bare, oblivious, adaptive = measured(
-        digits.behind("autoencoder"), digits.split(24), 0.25, NEAREST
-    )
+    guard = digits.behind("autoencoder", width=8)
+    result, bare, oblivious, adaptive = measured(guard, digits.split(24), 0.25, NEAREST)
     assert oblivious >= bare + 0.1 and adaptive <= bare + 0.03
 
 
@@ -153,7 +152,7 @@ def test_an_autoencoder_in_front_holds_no_more_than_the_network_behind_it(digits
 def test_a_guard_that_never_alarms_has_the_verdict_of_the_bare_network(digits):
     guard = digits.behind("energy")
     guard.thresholds.fill_(1e6)
-    result, bare, oblivious, adaptive = measured(guard, digits.split(24), 0.08)
+    result, bare, oblivious, adaptive = measured(guard, digits.split(12), 0.08)
     assert torch.equal(result.oblivious, result.bare.survivors) and 0 < adaptive <= bare < 1
     assert torch.equal(result.adaptive.correct, result.bare.correct) and not result.rejected.any()
 

@@ -252,6 +252,7 @@ def test_smoke_and_dry_run_are_quick_and_the_latter_writes_nothing(cli, made, st
 
 
 ALL = (
+    "{name: denoiser, depth: 2, width: 2}",
     *("median", "{name: jpeg, quality: 90}", "{name: autoencoder, width: 2, code: 1}", "gaussian_noise"),
     *("random_resize_pad", "{name: reconstruction, width: 2, code: 1}", "feature_squeezing", "mahalanobis"),
     *(

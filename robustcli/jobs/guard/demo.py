@@ -47,10 +47,10 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "update": (),
 }
 _TINY: Mapping[str, tuple[str, ...]] = {
-    "train": ("train.epochs=null", "train.steps=30", "train.val_n=32"),
+    "train": ("train.epochs=null", "train.steps=80", "train.val_n=32", "model.widths=[16, 32, 32]"),
     "update": ("train.epochs=null", "train.steps=6", "train.val_n=32", "adversary.steps=2"),
 }
-_TINY_EVAL = ("eval.n=48", "attacks=[{name: pgd, steps: 4}]")
+_TINY_EVAL = ("eval.n=24", "eval.checks=0", "attacks=[{name: pgd, steps: 4}]")
 
 
 @dataclass(frozen=True)
