@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robustcli.proportions import Rate
 from robustcli.records.certify import STATUSES, CertificateRow, CertifyRow
@@ -39,3 +40,12 @@ def status_table(samples: Sequence[CertificateRow], eps: float, norm: str) -> Ta
         lines.append([status, stage, Rate(len(seconds), len(samples)), mean])
     columns = ["status", "by", "samples", "seconds of proof each"]
     return Table(f"samples at {Eps(eps, norm)}", columns, lines)
+
+
+def checked_table(checked: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Table:
+    """One line per certificate that holds; rows as `jobs.certify.check` gives them."""
+    lines: list[list[Cell]] = [
+        [row["id"], classes[row["label"]], Eps(row["radius"], row["norm"]), row["method"]] for row in checked
+    ]
+    note = "Computed again with this model and these images: each of them holds."
+    return Table("certificates", ["sample", "class", "radius", "method"], lines, note)

@@ -264,15 +264,18 @@ def test_without_a_method_it_is_the_cascade_where_every_layer_has_bounds(proven)
 def test_check_holds_and_a_changed_certificate_ends_with_3(proven, cli, model, tmp_path):
     answer = cli("certify", "--model", f"run:{model}", "--check", proven, "--json")
     assert answer.code == 0 and answer.document["holds"] and answer.document["verb"] == "certify", answer.err
+    assert cli("certify", "--model", f"run:{model}", "--check", proven, "--shard", "1/2").code == 2
     file = next((proven / "certificates").iterdir())
     copy = tmp_path / file.name
     copy.write_text(file.read_text().replace('"radius": 0.0', '"radius": 0.9'))
+    whole = cli("certify", "--model", f"run:{model}", "--check", file)
+    assert whole.code == 0 and "each of them holds" in whole.out
     answer = cli("certify", "--model", f"run:{model}", "--check", copy)
     assert answer.code == 3 and "E-CERTIFICATE" in answer.err
 
 
 def test_certificates_by_smoothing_are_checked_with_fresh_draws(reference, cli, command):
-    answer = cli(*command, "--check", reference, "--json")
+    answer = cli(*command[:3], "--check", reference, "--json")
     assert answer.code == 0 and answer.document["checked"][0]["method"] == "smoothing", answer.err
 
 

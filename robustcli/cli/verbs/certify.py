@@ -37,6 +37,10 @@ FLAGS = (
     add_flag("export", Flag("Write what stays unknown here, as ONNX and VNN-LIB.", metavar="DIR")),
     *("strict", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
+_RUNS = (
+    *("eps", "norm", "attack", "steps", "method", "radii", "sigma", "draws", "n", "first", "skip"),
+    *(*RUN, "resume", "shard", "export", "strict", "smoke", "dry_run"),
+)
 _WITH_MERGE = ("merge", *RUN, "strict", *OUTPUT)
 
 
@@ -46,6 +50,8 @@ def run(call: Call) -> dict[str, Any]:
         from robustcli.jobs.certify.merge import merge
 
         return merge(call.console, merge_flags(call, FLAGS, _WITH_MERGE))
+    if call.text("check") is not None:
+        _refuse_beside_check(call)
     loaded = call.load(lambda loaded: _smoothing(call, loaded))
     from robustcli.jobs.certify.flags import CertifyFlags
     from robustcli.jobs.certify.run import certify
@@ -62,6 +68,14 @@ def run(call: Call) -> dict[str, Any]:
         export=call.text("export"),
     )
     return certify(loaded, call.console, flags)
+
+
+def _refuse_beside_check(call: Call) -> None:
+    """Raises UsageError for flags that say what a run measures: a certificate says it itself."""
+    given = [name for name in _RUNS if call.values.get(name)]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UsageError(f"--check does not go with {flag}", hint="the certificate says what it is about")
 
 
 def _smoothing(call: Call, loaded: Loaded) -> list[str]:

@@ -26,6 +26,7 @@ from robustcli.jobs.measure import check_attacks
 from robustcli.jobs.resuming import check_flags
 from robustcli.jobs.sharded import open_sharded, with_source
 from robustcli.records.document import Document
+from robustcli.reporting.certify_table import checked_table
 from robustcli.terminal.console import Console
 
 
@@ -62,7 +63,9 @@ def _checked(
 ) -> dict[str, Any]:
     """The document of --check. Raises DataError E-CERTIFICATE for a certificate that does not hold."""
     split = split_of(setting.data, setting.config.eval.split)
-    return document.finish(None, check(file, model, split, console, device=setting.device))
+    found = check(file, model, split, console, device=setting.device)
+    console.table(checked_table(found["checked"], setting.data.classes))
+    return document.finish(None, found)
 
 
 def _exported(
