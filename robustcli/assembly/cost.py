@@ -228,13 +228,16 @@ def evaluation_plan(
     )
 
 
-def show_plan(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
+def show_plan(console: Console, plan: dict[str, Any], *, bounded: bool = True) -> dict[str, Any]:
     """Shows the plan as a table of two columns, each number with its unit; returns the document of --dry-run.
 
     The costs of an evaluation are upper bounds and are shown as "at most".
+
+    bounded: whether the time is one of these, and not that of a few images.
     """
     measures = "n" in plan
     most = "at most " if measures else ""
+    longest = most if bounded else ""
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "parameters": ("parameters", lambda v: f"{v:,}"),
         "gflop_per_forward": ("forward pass", lambda v: f"{_flop(1e9 * v)} an image"),
@@ -251,7 +254,7 @@ def show_plan(console: Console, plan: dict[str, Any]) -> dict[str, Any]:
         ),
         "total_tflop": ("work in all", lambda v: f"{most}{_flop(1e12 * v)}"),
         "memory_bytes": ("memory", lambda v: f"about {max(1, round(v / 2**20)):,} MiB"),
-        "seconds": ("time", lambda v: f"{most}about {_time(v)}"),
+        "seconds": ("time", lambda v: f"{longest}about {_time(v)}"),
         "precision": ("precision of the search" if measures else "precision", str),
     }
     rows = [

@@ -37,7 +37,7 @@ _SMOKE = {
     "train": ("train.batch_size=32", "train.val_n=32", "train.save_every=6", "train.validate_every=0.15"),
     "eval": ("eval.n=32",),
     "attack": ("eval.n=8",),
-    "certify": ("eval.n=8", "eval.checks=0", "certify.smoothing.n=1000"),
+    "certify": ("eval.n=8", "eval.checks=0", "certify.smoothing.n=1000", "certify.alpha_steps=2"),
     "guard fit": ("guard.fit.steps=3",),
     "guard eval": ("eval.n=16", "eval.checks=0"),
 }

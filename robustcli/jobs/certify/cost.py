@@ -30,7 +30,8 @@ def certification_plan(
 ) -> dict[str, Any]:
     """Images, work and time of proof and attacks, and the memory of a batch.
 
-    It is an upper bound: samples that fall, or are given up, leave early.
+    Passes are an upper bound: samples that fall, or are given up, leave early. So is the time of smoothing;
+    that of bounds is what a few images took.
     """
     config, asked = setting.config, radii(setting)
     batch = min(config.eval.batch_size or _BATCH, shard_size(setting, method), n)
@@ -57,6 +58,7 @@ def certification_plan(
             "seconds": (proof + passes * forward) * n,
             "device": str(setting.device),
         },
+        bounded=bool(method.draws),
     )
 
 
