@@ -260,6 +260,17 @@ def test_a_stage_that_is_too_dear_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     assert [answer.stage for answer in answers] == ["budget"] * 8 + ["alpha-crown"] * 4
 
 
+def test_a_stop_is_heard_between_passes_of_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds, heard = MadeUp({**LIMITS, "ibp": 9.0}), []
+    bounds.seconds = {"ibp": 3.0}
+    monkeypatch.setattr(cascade.time, "perf_counter", lambda: bounds.now)
+    made = made_up(bounds, [4.0], 4.0)
+    made._stop = lambda: heard.append(bounds.now)
+    assert [answer.status for answer in made(*right_samples(15))] == ["verified"] * 15
+    assert [size for _, size, _ in bounds.calls] == [8, 3, 3, 1]
+    assert heard == [0.0, 0.0, 24.0, 33.0, 42.0]  # the first before the look at the clean images
+
+
 def test_what_does_not_fit_is_halved() -> None:
     bounds, said = MadeUp({**LIMITS, "ibp": 9.0}, most=3), []
     answers = made_up(bounds, [4.0], 4.0, said)(*right_samples(10))

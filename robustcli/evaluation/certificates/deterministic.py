@@ -27,7 +27,8 @@ from robustcli.evaluation.sizing import BatchSizer, halving
 from robustcli.runtime.device import synchronise
 
 CASCADE: Final = "cascade"
-_FIRST = 8  # images of the first pass of a stage under a budget
+_FIRST = 8  # images of the first pass of a stage, while nobody knows what one costs
+_PASS = 10.0  # seconds of a pass: after each of them a stop is heard, and budgets are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +234,10 @@ class Deterministic:
                 waiting = waiting[len(part) :]
 
     def _pass_size(self, name: str) -> int:
-        """Images of the next pass: few where a budget depends on what it costs, and nobody knows yet."""
-        size = self._sizers[name].size
-        if self._effort.budget is None or name in self._costs:
-            return size
-        return min(size, _FIRST)
+        """Images of the next pass of a stage: what fits into memory, and into `_PASS` seconds."""
+        cost = self._costs.get(name)
+        most = _FIRST if cost is None else int(_PASS / max(cost, 1e-6))
+        return max(1, min(self._sizers[name].size, most))
 
     @contextmanager
     def _timed(self, name: str, batch: Batch, images: Sequence[int]) -> Iterator[None]:
