@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcli.certify.binomial import lower_bound
+from robustcli.certify.binomial import lower_bound, tie_chance
 from robustcli.certify.smoothing import Smoothed, Smoothing
 
 BATCH, PIECE = 400, 4096
@@ -121,8 +121,9 @@ def main() -> None:
         print(
             f"| {number} | {row['plain_s']:.1f} | {row['ours_s']:.1f} | {row['ratio']:.2f} "
             f"| ({row['least']:.2f}, {row['most']:.2f}) | {row['plain_radius']:.4f} "
-            f"| {row['ours_radius']:.4f} |"
+            f"| {row['ours_radius']:.4f} | {row['alike']:.2f} |"
         )
+    print("\np: chance that draws which miss the class alike often have counts that differ so much")
     print(f"\nmedian ratio of images/s: {statistics.median(row['ratio'] for row in rows):.2f}")
     if options.out:
         machine = platform.processor() or platform.machine()
@@ -151,6 +152,7 @@ def compared(model: nn.Module, smoothed: Smoothed, image: Tensor, number: int) -
         "ratio": plain / fast,
         "least": min(ratios),
         "most": max(ratios),
+        "alike": tie_chance(plan.n - int(theirs.max()), plan.n - int(ours.max())),
         "plain_radius": plan.radius(float(lower_bound(theirs.max(), plan.n, plan.alpha))),
         "ours_radius": plan.radius(float(lower_bound(int(ours.max()), plan.n, plan.alpha))),
     }
