@@ -97,6 +97,7 @@ def certify_summary(
     rows: Sequence[CertifyRow],
     tables: Sequence[Table],
     facts: Sequence[str],
+    papers: Mapping[str, str],
     alarms: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """The report of a certification, as markdown.
@@ -105,11 +106,12 @@ def certify_summary(
         config: the resolved configuration as a tree.
         rows: one per radius.
         tables: shown below the sentences `facts`.
+        papers: method of proof -> its paper.
         alarms: each with name, level, evidence and remedy.
     """
     lines = [f"# Certification: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
     lines += [*facts, "", *(table.markdown() for table in tables), _alarms(alarms)]
-    lines += _provenance(rows) + _citations(config, ("attacks", "model"))
+    lines += _provenance(rows) + _citations(config, ("attacks", "model"), papers)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -207,8 +209,12 @@ def _provenance(rows: Sequence[EvalRow | TrainRow | CertifyRow]) -> list[str]:
     return ["## What these numbers belong to (SHA-256)", "", *lines, ""]
 
 
-def _citations(config: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    methods = [f"- {_code(name)}: {source}" for name, source in sources(config, paths).items()]
+def _citations(
+    config: Mapping[str, Any], paths: Sequence[str], more: Mapping[str, str] | None = None
+) -> list[str]:
+    """The papers of the methods at `paths`, and `more`: name -> paper."""
+    papers = {**(more or {}), **sources(config, paths)}
+    methods = [f"- {_code(name)}: {source}" for name, source in papers.items()]
     intervals = (
         "- intervals: Wilson, JASA 22, 1927 (here); Clopper and Pearson, Biometrika 26, 1934 (JSON and CSV)."
     )

@@ -79,6 +79,7 @@ def test_document_records_and_files(reference):
     document = json.loads((reference / "summary.json").read_text())
     assert set(document) == KEYS and document["verb"] == "certify" and document["method"] == "smoothing"
     assert document["radii"] == [0.1, 0.4] and document["n"] == 10 and document["norm"] == "l2"
+    assert "arXiv:1902.02918, Theorem 1" in (reference / "summary.md").read_text()
     assert holds_nothing_else(reference, "certify"), "store/inventory.py knows all files"
     assert read_status(reference)["state"] == "done" and (reference / "plots" / "certified.png").is_file()
     samples = [row for row in read_rows(reference / "samples.jsonl") if isinstance(row, CertificateRow)]
@@ -260,6 +261,7 @@ def test_without_a_method_it_is_the_cascade_where_every_layer_has_bounds(proven)
     assert {row.radius for row in samples} <= {0.0, 0.01, 0.02} and document["abstain"] == 0
     stages = {row.stage for row in samples if row.status == "verified"}
     assert stages <= {"ibp", "crown-ibp", "crown", "alpha-crown"}
+    assert "arXiv:1811.00866" in (proven / "summary.md").read_text()
     files = {int(path.stem) for path in (proven / "certificates").iterdir()}
     assert files == {row.id for row in samples if row.radius > 0} and holds_nothing_else(proven, "certify")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from robustcli.assembly.rows import short_ids_digest
+from robustcli.certify.noise import NOISES
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError
 from robustcli.evaluation.certificates.document import LOOSER
@@ -25,6 +26,14 @@ from robustcli.reporting.summary import certify_summary
 from robustcli.store.atomic import JsonLines, strict_json
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
+
+PAPERS = {
+    "ibp": "Gowal et al., 2018, arXiv:1810.12715",
+    "crown-ibp": "Zhang et al., ICLR 2020, arXiv:1906.06316",
+    "crown": "Zhang et al., NeurIPS 2018, arXiv:1811.00866",
+    "alpha-crown": "Xu et al., ICLR 2021, arXiv:2011.13824",
+    "smoothing": "Cohen et al., ICML 2019, arXiv:1902.02918",
+}
 
 
 def report(
@@ -67,7 +76,9 @@ def report(
     if partial:
         answer["partial"] = dict(zip(("shards", "of"), result.shards, strict=True))
     listed = [alarm.to_json() for alarm in alarms]
-    run.write_text("summary.md", certify_summary(config.model_dump(mode="json"), rows, tables, facts, listed))
+    papers = _papers(header.plan)
+    summary = certify_summary(config.model_dump(mode="json"), rows, tables, facts, papers, listed)
+    run.write_text("summary.md", summary)
     run.write_json("summary.json", answer)
     error = _fault(run, found, strict)
     run.status(state="done", code=0 if error is None else error.exit_code)
@@ -143,6 +154,13 @@ def _facts(found: Certificates, partial: str) -> list[str]:
             "which was taken there"
         )
     return list(filter(None, [acr, tighter, partial]))
+
+
+def _papers(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Method of proof -> its paper, for all that the run had."""
+    papers = {name: PAPERS[name] for name in plan["parameters"] if name in PAPERS}
+    noise = NOISES.get(plan["parameters"].get("smoothing", {}).get("noise"))
+    return papers if noise is None else {**papers, f"{plan['method']} radius": noise.source}
 
 
 def _partial(result: Certified) -> str:
