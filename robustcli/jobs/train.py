@@ -65,17 +65,17 @@ def next_steps(answer: dict[str, Any], console: Console) -> None:
     """Show what to do with the run of a `train` document: measure it, attack it, look at its curves."""
     run = Path(answer["run"])
     model = shlex.join(["--model", f"run:{run}"])
-    lines = (
+    lines = [
         "next steps:",
         f"  robustcli eval {model}   (the verdict, on the test split)",
         f"  robustcli eval {model} --attack autoattack   (the one to publish)",
         f"  robustcli attack {model} --n 32   (images that break it, as PNG files)",
         f"  the course of the training: {run / 'plots' / 'training.png'} and {run / 'summary.md'}",
-    )
+    ]
+    if "verified_acc" in answer["best"]:
+        lines.insert(2, f"  robustcli certify {model}   (what is proven, beside what attacks find)")
     for line in lines:
         console.info(line)
-    if "verified_acc" in answer["best"]:
-        console.info(f"  robustcli certify {model}   (what is proven, beside what an attack finds)")
 
 
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:
