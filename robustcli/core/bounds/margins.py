@@ -16,7 +16,7 @@ from robustcli.core.bounds.op import Affine
 from robustcli.core.bounds.program import Program
 from robustcli.core.bounds.region import Region, region
 from robustcli.core.bounds.slopes import optimised
-from robustcli.core.bounds.tighten import Looser, chunks, row_bytes, tighten
+from robustcli.core.bounds.tighten import Looser, chunks, room, row_bytes, tighten
 from robustcli.core.geometry import Ball
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
@@ -179,7 +179,7 @@ def differences(y: Tensor, classes: int, like: Tensor) -> tuple[Tensor, Tensor]:
 def _in_chunks(passes: Passes, a: Tensor, rows: Tensor, stop: Callable[[int], bool] | None = None) -> Tensor:
     """Lower bounds of a . logits, [Q], by as many backward passes as memory asks for."""
     program = passes.frame.program
-    parts = chunks(len(a), row_bytes(program, program.output))
+    parts = chunks(len(a), row_bytes(program, program.output), room(a.device))
     found = [passes.least(program.output, a[part], passes.rows(rows[part]), stop=stop) for part in parts]
     return torch.cat([a.new_zeros(0), *found])
 

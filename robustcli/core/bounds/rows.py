@@ -17,16 +17,19 @@ class Rows:
 
     def __init__(self, rows: Tensor, batch: int) -> None:
         self.rows, self.batch = rows, batch
+        self._only: int | None = 0 if batch == 1 else None  # the image of all rows, if they have one
+        if batch > 1 and len(rows) and bool((rows == rows[0]).all()):
+            self._only = int(rows[0])
 
     def __call__(self, v: Tensor) -> Tensor:
-        """v [B, *shape] for each row: [Q, *shape], or [1, *shape] where B = 1."""
-        return v if self.batch == 1 else v[self.rows]
+        """v [B, *shape] for each row: [Q, *shape], or [1, *shape] where all rows are of one image."""
+        return v[self.rows] if self._only is None else v[self._only : self._only + 1]
 
     def dot(self, a: Tensor, v: Tensor) -> Tensor:
         """a . v for each row, [Q]; a [Q, *shape], v [B, *shape]."""
-        if self.batch == 1:
-            return a.flatten(1) @ v.flatten()
-        return (a * self(v)).flatten(1).sum(1)
+        if self._only is None:
+            return (a * self(v)).flatten(1).sum(1)
+        return a.flatten(1) @ v[self._only].flatten()
 
     def whole(self, a: Tensor) -> tuple[Tensor, Rows]:
         """The same coefficients in the shape of the node."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustcli.core.bounds.backward import Passes
 from robustcli.core.bounds.program import Program
 from robustcli.core.bounds.rectifiers import Rectifier
-from robustcli.core.bounds.tighten import CHUNK, chunks, row_bytes
+from robustcli.core.bounds.tighten import chunks, room, row_bytes
 
 _STEP = 0.25  # of Adam, in units of a slope, which lies in [0, 1]
 _FADE = 0.95  # factor on it per step
@@ -31,7 +31,7 @@ def optimised(passes: Passes, a: Tensor, rows: Tensor, *, steps: int) -> Tensor:
     """
     program = passes.frame.program
     bends = [place for place, step in enumerate(program.steps) if isinstance(step.op, Rectifier)]
-    parts = chunks(len(a), searched_bytes(program), 4 * CHUNK)
+    parts = chunks(len(a), searched_bytes(program), 4 * room(a.device))
     best = [_ascended(passes, bends, a[part], rows[part], steps) for part in parts]
     return torch.cat(best) if best else a.new_zeros(0)
 

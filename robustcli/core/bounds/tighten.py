@@ -17,7 +17,8 @@ from robustcli.core.bounds.program import Program
 from robustcli.core.bounds.rectifiers import Rectifier
 from robustcli.core.bounds.rows import Rows, Window
 
-CHUNK = 2**26  #: bytes of coefficients that one backward pass may hold at once
+#: Bytes of coefficients that one backward pass holds at once: what a cache holds, or enough to fill a GPU.
+ROOM = {"cpu": 2**23, "": 2**29}
 COPIES = 6  #: tensors of the largest node that a pass holds beside each other
 _HARDLY = 1e-9  # share of a bound that rounding may explain
 
@@ -71,7 +72,7 @@ def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
 def backward_bounds(passes: Passes, node: int, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds, each [Q], of the neurons `places` [Q] (flat) of the images `rows` [Q]."""
     under, over = [], []
-    for part in chunks(len(rows), _width(passes, node)):
+    for part in chunks(len(rows), _width(passes, node), room(rows.device)):
         a, which = _neurons(passes, node, rows[part], places[part])
         under.append(passes.least(node, a, which))
         over.append(-passes.least(node, -a, which))
@@ -112,7 +113,12 @@ def _width(passes: Passes, node: int) -> int:
     return 8 * COPIES * widest
 
 
-def chunks(rows: int, each: int, most: int = CHUNK) -> Iterator[slice]:
+def room(device: torch.device) -> int:
+    """Bytes that one backward pass may hold on a device, unless a single row is longer."""
+    return ROOM.get(device.type, ROOM[""])
+
+
+def chunks(rows: int, each: int, most: int) -> Iterator[slice]:
     """Slices of so many rows of `each` bytes as fit into `most` bytes, one row at least."""
     size = max(1, most // each)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))

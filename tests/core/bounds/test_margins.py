@@ -15,7 +15,6 @@ from robustcli.core.bounds import (
     differentiable_margins,
     forecast,
     margins,
-    slopes,
     tighten,
     trace,
 )
@@ -165,6 +164,5 @@ def test_memory_is_forecast_and_held_in_chunks(monkeypatch: pytest.MonkeyPatch) 
     whole = margins(program, x, y, ball, method="alpha-crown", alpha_steps=2)
     sizes = [forecast(program, 2, method) for method in METHODS]
     assert sizes == sorted(sizes) and forecast(program, 4, "ibp") > 1.5 * sizes[0] > 0
-    monkeypatch.setattr(tighten.chunks, "__defaults__", (1,))
-    monkeypatch.setattr(slopes, "CHUNK", 1)
+    monkeypatch.setattr(tighten, "ROOM", {"": 1})
     assert torch.allclose(margins(program, x, y, ball, method="alpha-crown", alpha_steps=2), whole, atol=1e-9)
