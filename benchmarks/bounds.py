@@ -154,7 +154,6 @@ def batch(options: argparse.Namespace) -> None:
         ("small_cnn", {"widths": [8, 16]}, 8, 0.005),
         ("small_cnn", {"widths": [8, 16]}, 8, 0.02),
         ("lenet", {"widths": [8, 16], "hidden": [64]}, 8, 0.02),
-        ("lenet", {"widths": [16, 32], "hidden": [100]}, 28, 0.004),
     ):
         net = build_model(name, params, ModelInfo(10, 1, side, (0.5,), (0.5,)), seed=0).eval()
         x = torch.rand((options.n, 1, side, side), generator=torch.Generator().manual_seed(0))
