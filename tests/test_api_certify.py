@@ -61,6 +61,11 @@ def test_an_inversion_is_an_error(monkeypatch):
         )
 
 
+def test_an_attack_that_leaves_the_ball_refutes_nothing():
+    with pytest.raises(ValueError, match="spatial leaves the ball"):
+        robustcli.certify(Halves(), *images(), eps=0.1, attack="spatial", device="cpu")
+
+
 def test_the_name_is_a_function_whatever_was_imported_before():
     code = "import robustcli.certify.smoothing; import robustcli; robustcli.certify()"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr

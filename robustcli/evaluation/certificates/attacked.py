@@ -62,6 +62,8 @@ class Attacked:
         reset: called before each radius of each call with its first id: a model that draws by itself then
             draws the same again.
         stop, say, beat: as of `RobustEvaluation`.
+
+    Raises ValueError for an attack that leaves the ball, and for a target: neither refutes a certificate.
     """
 
     def __init__(
@@ -76,6 +78,10 @@ class Attacked:
         say: Callable[[str], None] = lambda text: None,
         beat: Callable[[Beat], None] | None = None,
     ) -> None:
+        apart = [call.label for call in plan.attacks if not call.bounded]
+        if apart or plan.target is not None:
+            what = f"{', '.join(apart)} leaves the ball" if apart else f"target {plan.target} is one class"
+            raise ValueError(f"a certificate is about the ball and all other classes: {what}")
         plan = replace(plan, audit=None)
         self._first = RobustEvaluation(model, plan, stop=stop, say=say, beat=beat)
         self._radii, self._confirm, self._reset = radii, confirm, reset
