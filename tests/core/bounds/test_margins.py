@@ -51,7 +51,10 @@ def points(x: Tensor, ball: Ball, count: int, seed: int = 0) -> list[Tensor]:
 def test_margins_hold_and_are_ordered(name: str) -> None:
     net, x = made(name), images(3)
     program, y = trace(net, SHAPE), net(x).argmax(1)
-    for norm, eps in RADII:
+    norms = (
+        RADII if name in ("residual", "relu", "silu") else RADII[:1]
+    )  # the norm matters at the pixels alone
+    for norm, eps in norms:
         ball = Ball(norm, eps)
         found = {method: margins(program, x, y, ball, method=method, alpha_steps=4) for method in METHODS}
         for z in points(x, ball, 12):

@@ -241,7 +241,7 @@ def test_lines_enclose_their_function(name: str) -> None:
     """
     program = trace(nn.Sequential(nn.Flatten(), LAYERS[name](1)), (1, 1, 1))
     op, draw = bend(program), random.Random(0)
-    for _ in range(60):
+    for _ in range(40):
         width = 10 ** draw.uniform(-5, 1.2)
         low = draw.uniform(-6, 6) - width / 2
         box = torch.tensor([low]).double(), torch.tensor([low + width]).double()
