@@ -152,7 +152,7 @@ def test_an_autoencoder_in_front_holds_no_more_than_the_network_behind_it(digits
 def test_a_guard_that_never_alarms_has_the_verdict_of_the_bare_network(digits):
     guard = digits.behind("energy")
     guard.thresholds.fill_(1e6)
-    result, bare, oblivious, adaptive = measured(guard, digits.split(12), 0.08)
+    result, bare, oblivious, adaptive = measured(guard, digits.split(8), 0.08)
     assert torch.equal(result.oblivious, result.bare.survivors) and 0 < adaptive <= bare < 1
     assert torch.equal(result.adaptive.correct, result.bare.correct) and not result.rejected.any()
 
