@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustcli.certify.binomial import lower_bound, tie_chance
-from robustcli.certify.smoothing import Smoothed, Smoothing
+from robustcli.certificates.binomial import lower_bound, tie_chance
+from robustcli.certificates.smoothing import Smoothed, Smoothing
 
 BATCH, PIECE = 400, 4096
 

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from robustcli.assembly.attacks import make_attacks, make_audit, probe_size
 from robustcli.assembly.certifying import SMOOTHING, Subject, Watch, check_model, method_of
 from robustcli.assembly.samples import choose, split_of
-from robustcli.certify.smoothing import Smoothing
+from robustcli.certificates.smoothing import Smoothing
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
 from robustcli.core.copies import duplicate

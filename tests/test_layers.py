@@ -16,7 +16,7 @@ PACKAGE = ROOT / "robustcli"
 #: First name below robustcli -> floor. A new package or module gets one, here and in docs/architecture.md.
 FLOORS = {
     **dict.fromkeys(("errors", "foreign", "facts", "regular", "registry", "proportions", "core"), 0),
-    **dict.fromkeys(("attacks", "objectives", "certify", "defences"), 1),
+    **dict.fromkeys(("attacks", "objectives", "certificates", "defences"), 1),
     **dict.fromkeys(("config", "records"), 2),
     **dict.fromkeys(("runtime", "store", "terminal"), 3),
     **dict.fromkeys(("data", "models"), 4),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.smoothing import Smoothing
+from robustcli.certificates.smoothing import Smoothing
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen
 from robustcli.core.types import declares_draws, reject_of

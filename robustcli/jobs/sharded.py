@@ -26,7 +26,14 @@ from robustcli.store.run import Run
 from robustcli.store.rundir import newest_run, open_run
 from robustcli.terminal.console import Console
 
-_JUDGING = ("attacks", "certify", "core", "defences", "evaluation", "models")  # what a verdict depends on
+_JUDGING = (
+    "attacks",
+    "certificates",
+    "core",
+    "defences",
+    "evaluation",
+    "models",
+)  # a verdict depends on
 _KNOWN = (
     "torch",
     "torchvision",

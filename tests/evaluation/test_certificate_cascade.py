@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.certify.answer import Answer
+from robustcli.certificates.answer import Answer
 from robustcli.core.bounds import METHODS
 from robustcli.core.geometry import Ball
 from robustcli.errors import UsageError

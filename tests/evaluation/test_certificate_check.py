@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.answer import Answer
-from robustcli.certify.binomial import lower_bound
-from robustcli.certify.smoothing import Smoothed, Smoothing
+from robustcli.certificates.answer import Answer
+from robustcli.certificates.binomial import lower_bound
+from robustcli.certificates.smoothing import Smoothed, Smoothing
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
 from robustcli.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.certify.answer import ABSTAIN, Answer
+from robustcli.certificates.answer import ABSTAIN, Answer
 from robustcli.errors import DataError
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.certificates.document import (

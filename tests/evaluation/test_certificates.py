@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from robustcli.assembly.attacks import make_attacks
-from robustcli.certify.answer import Answer
-from robustcli.certify.smoothing import Smoothing
+from robustcli.certificates.answer import Answer
+from robustcli.certificates.smoothing import Smoothing
 from robustcli.config.spec import Spec
 from robustcli.core.geometry import Ball
 from robustcli.core.types import declares_draws

@@ -11,7 +11,7 @@ import pytest
 from commands import run_in
 from jobs_support import TINY
 
-from robustcli.certify.smoothing import Smoothing
+from robustcli.certificates.smoothing import Smoothing
 from robustcli.evaluation.certificates.shards import CertificateStore
 from robustcli.records.certify import CertificateRow, CertifyRow
 from robustcli.records.read import read_rows

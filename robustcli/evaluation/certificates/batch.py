@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from robustcli.certify.answer import Answer, Status
+from robustcli.certificates.answer import Answer, Status
 from robustcli.evaluation.certificates.document import LOOSER, METHOD
 from robustcli.evaluation.certificates.ladder import Ladder
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from robustcli.certify.answer import Answer
+from robustcli.certificates.answer import Answer
 from robustcli.core.geometry import Ball
 
 

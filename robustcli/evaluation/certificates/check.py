@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.binomial import lower_bound, upper_bound
-from robustcli.certify.sequential import looks, sure
-from robustcli.certify.smoothing import Smoothed, Smoothing
+from robustcli.certificates.binomial import lower_bound, upper_bound
+from robustcli.certificates.sequential import looks, sure
+from robustcli.certificates.smoothing import Smoothed, Smoothing
 from robustcli.core.bounds import METHODS, Method
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen

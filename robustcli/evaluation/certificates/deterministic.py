@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.answer import Answer
+from robustcli.certificates.answer import Answer
 from robustcli.core.bounds import METHODS, Method
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen

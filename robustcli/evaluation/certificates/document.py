@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from robustcli.certify.answer import ABSTAIN, Answer
+from robustcli.certificates.answer import ABSTAIN, Answer
 from robustcli.errors import CheckpointError, DataError
 from robustcli.evaluation.alarms import state_digest
 from robustcli.runtime.seed import environment

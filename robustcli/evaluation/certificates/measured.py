@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustcli.certify.answer import ABSTAIN, Answer
+from robustcli.certificates.answer import ABSTAIN, Answer
 from robustcli.data.split import Split
 from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.certificates.attacked import Attacked, Blows

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.answer import ABSTAIN, Answer, Status
-from robustcli.certify.smoothing import Smoothed, Smoothing, rows_for
+from robustcli.certificates.answer import ABSTAIN, Answer, Status
+from robustcli.certificates.smoothing import Smoothed, Smoothing, rows_for
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen
 from robustcli.evaluation.answers import NONE
@@ -60,7 +60,7 @@ class NoisyModel(nn.Module):
 
 
 class SmoothedCertifier:
-    """CERTIFY of one smoothed classifier; see `certify.smoothing`.
+    """CERTIFY of one smoothed classifier; see `certificates.smoothing`.
 
     Args:
         model: the base model, pixels to logits.

@@ -7,7 +7,7 @@ from torch import nn
 from robustcli.assembly.certifying import Method, Subject, Watch, check_model, method_of
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
-from robustcli.certify.smoothing import Smoothing
+from robustcli.certificates.smoothing import Smoothing
 from robustcli.config.certify_sections import SmoothingConfig
 from robustcli.evaluation.certificates.certifier import radii_of
 from robustcli.evaluation.certificates.deterministic import Effort

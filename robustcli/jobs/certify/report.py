@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from robustcli.assembly.rows import short_ids_digest
-from robustcli.certify.noise import NOISES
+from robustcli.certificates.noise import NOISES
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError
 from robustcli.evaluation.certificates.document import LOOSER

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustcli.assembly.certifying import Method, Watch
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
-from robustcli.certify.answer import Answer
+from robustcli.certificates.answer import Answer
 from robustcli.evaluation.certificates.attacked import Attacked
 from robustcli.evaluation.certificates.document import Provenance, save_certificate
 from robustcli.evaluation.certificates.measured import Certification, Certified, Told

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from robustcli.certify.draws import BLOCK, generator_of
-from robustcli.certify.plan import Smoothing
+from robustcli.certificates.draws import BLOCK, generator_of
+from robustcli.certificates.plan import Smoothing
 from robustcli.core.forward import forward_only
 from robustcli.core.types import Classifier
 from robustcli.errors import NumericsError
@@ -20,7 +20,7 @@ def rows_for(device: torch.device) -> int:
 
 
 class Sampler:
-    """Classes of noisy images, draw by draw; see `certify.smoothing.Smoothed`, whose arguments it has."""
+    """Classes of noisy images, draw by draw; its arguments are those of `certificates.smoothing.Smoothed`."""
 
     def __init__(self, classify: Classifier, num_classes: int, plan: Smoothing, rows: int | None) -> None:
         if rows is not None and (rows < BLOCK or rows % BLOCK):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from robustcli.certify.draws import BLOCK, CHOICE, generator_of
-from robustcli.certify.noise import NOISES
+from robustcli.certificates.draws import BLOCK, CHOICE, generator_of
+from robustcli.certificates.noise import NOISES
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.certify.binomial import lower_bound, tie_chance, upper_bound
+from robustcli.certificates.binomial import lower_bound, tie_chance, upper_bound
 
 
 def at_least(k: int, n: int, p: Fraction) -> Fraction:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from robustcli.certify.binomial import lower_bound, upper_bound
+from robustcli.certificates.binomial import lower_bound, upper_bound
 
 FIRST = 256
 #: Chance that a class of p >= 1/2 is given up.

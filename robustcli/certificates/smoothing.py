@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustcli.certify.answer import ABSTAIN
-from robustcli.certify.binomial import lower_bound, tie_chance
-from robustcli.certify.draws import CHOICE, LOOK
-from robustcli.certify.plan import Smoothing as Smoothing
-from robustcli.certify.sampler import Sampler
-from robustcli.certify.sampler import rows_for as rows_for
-from robustcli.certify.sequential import hopeless, looks, sure
+from robustcli.certificates.answer import ABSTAIN
+from robustcli.certificates.binomial import lower_bound, tie_chance
+from robustcli.certificates.draws import CHOICE, LOOK
+from robustcli.certificates.plan import Smoothing as Smoothing
+from robustcli.certificates.sampler import Sampler
+from robustcli.certificates.sampler import rows_for as rows_for
+from robustcli.certificates.sequential import hopeless, looks, sure
 from robustcli.core.types import Classifier
 
 

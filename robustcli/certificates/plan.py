@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from robustcli.certify.draws import BLOCK, CHOICE, LOOK
-from robustcli.certify.noise import NOISES, Noise
-from robustcli.certify.sequential import SHARE
+from robustcli.certificates.draws import BLOCK, CHOICE, LOOK
+from robustcli.certificates.noise import NOISES, Noise
+from robustcli.certificates.sequential import SHARE
 from robustcli.errors import UsageError
 
 
@@ -20,8 +20,8 @@ class Smoothing:
         n0: draws that choose the class, >= 1.
         n: draws that estimate its chance, >= n0.
         alpha: chance that the answer for a sample is false, in (0, 1).
-        noise: a name in `certify.noise.NOISES`.
-        stop: give up samples that are surely abstained (`certify.sequential`); all other answers stay.
+        noise: a name in `certificates.noise.NOISES`.
+        stop: give up samples that are surely abstained (`certificates.sequential`); all other answers stay.
         enough: a radius beyond which none is asked for: a sample that proves it is sampled no further.
             None: every radius is that of n draws.
         seed: of the draws.

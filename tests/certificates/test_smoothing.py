@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from robustcli.certify import smoothing
-from robustcli.certify.answer import ABSTAIN
-from robustcli.certify.draws import BLOCK
-from robustcli.certify.smoothing import Smoothed, Smoothing
+from robustcli.certificates import smoothing
+from robustcli.certificates.answer import ABSTAIN
+from robustcli.certificates.draws import BLOCK
+from robustcli.certificates.smoothing import Smoothed, Smoothing
 from robustcli.errors import NumericsError, UsageError
 
 IDS = torch.tensor([3, 11, 250])

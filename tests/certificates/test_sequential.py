@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from robustcli.certify.binomial import lower_bound
-from robustcli.certify.sequential import FIRST, FUTILE, SHARE, hopeless, looks, spent, sure
+from robustcli.certificates.binomial import lower_bound
+from robustcli.certificates.sequential import FIRST, FUTILE, SHARE, hopeless, looks, spent, sure
 
 SAMPLES = 20_000
 
