@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.utils.fusion
 from torch import Tensor, nn
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN")
@@ -40,6 +41,18 @@ def loaded(spec: str, weights: Path) -> nn.Module:
     arrays = np.load(weights)
     net.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
     return net.eval()
+
+
+def folded(net: nn.Module) -> nn.Sequential:
+    """The same network with each BatchNorm of a Sequential folded into the convolution before it."""
+    layers: list[nn.Module] = []
+    for layer in net.children():
+        if isinstance(layer, nn.BatchNorm2d):
+            conv = layers.pop()
+            assert isinstance(conv, nn.Conv2d)
+            layer = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, layer)
+        layers.append(layer)
+    return nn.Sequential(*layers).eval()
 
 
 def images(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,6 +96,10 @@ def measured(options: argparse.Namespace) -> None:
     if options.peer:
         sys.path.insert(0, str(options.peer))
     net, (x, lower, upper) = loaded(options.model, options.weights), images(options)
+    if options.fold:  # auto_LiRPA's patches end with a shape error behind a normalisation
+        first, net = next(net.children()), folded(net)
+        if not isinstance(first, nn.Conv2d):
+            lower, upper, net = first(lower), first(upper), net[1:]
     kept: dict[str, Any] = {"versions": f"torch {torch.__version__}", "x": x.numpy()}
     if options.peer:
         import auto_LiRPA
@@ -186,6 +203,11 @@ def main() -> None:
         one.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
         one.add_argument("--peer", type=Path, required=name == "theirs", help="a checkout of auto_LiRPA")
         one.add_argument("--conv-mode", default="patches", help="of auto_LiRPA: patches or matrix")
+        one.add_argument(
+            "--fold",
+            action="store_true",
+            help="BatchNorm into convolutions, normalisation into the box",
+        )
         one.set_defaults(run=measured)
     one = commands.add_parser("compare")
     one.add_argument("ours", type=Path)
