@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from robustcli.config.number import Flag, Int, Number
 from robustcli.config.spec import Section
-from robustcli.config.wording import shown
 
+Radius = Annotated[Number, Field(gt=0)]
 Method = Literal["smoothing", "ibp", "crown-ibp", "crown", "alpha-crown", "cascade"]
 
 
@@ -59,7 +59,7 @@ class CertifyConfig(Section):
         default=None,
         description="null = cascade where every layer has bounds, else smoothing where the norm is l2",
     )
-    radii: Annotated[list[Number], BeforeValidator(_listed)] | None = Field(
+    radii: Annotated[list[Radius], BeforeValidator(_listed)] | None = Field(
         default=None,
         min_length=1,
         max_length=64,
@@ -78,11 +78,3 @@ class CertifyConfig(Section):
         le=2**20,
         description="samples per shard, the unit of a resume; null = 256, and 16 where they are smoothed",
     )
-
-    @field_validator("radii")
-    @classmethod
-    def _positive(cls, value: Any) -> Any:
-        for radius in value or []:
-            if radius <= 0:
-                raise ValueError(f"a radius is > 0, got {shown(radius)}")
-        return value

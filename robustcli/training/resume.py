@@ -20,6 +20,7 @@ CLASSES: dict[str, str] = {
     "attack": "harmless",
     "defences": "harmless",
     "guard": "harmless",
+    "certify": "harmless",
     "data.workers": "harmless",
     "data.timeout": "harmless",
     "data.storage": "harmless",

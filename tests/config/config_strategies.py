@@ -65,6 +65,9 @@ _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "data.channels": st.sampled_from([None, 1, 3]),
     "data.classes": st.sampled_from([None, ["cat", "dog"], "names.txt"]),
     "data.splits.ignore": st.lists(TEXT, max_size=2),
+    "certify.radii": st.sampled_from([None, [0.1], [0.05, "8/255"]]),
+    "certify.smoothing.n0": st.integers(1, 100),
+    "certify.smoothing.n": st.integers(100, 10**6),
     "eval.target": st.sampled_from([None, "random", "least-likely", 0, 7]),
 }
 

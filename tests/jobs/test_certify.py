@@ -175,7 +175,7 @@ def test_a_sample_that_is_certified_and_broken_is_an_error_that_names_it(cli, co
         (("certify.smoothing.alpha=1",), "certify.smoothing.alpha: must be < 1"),
         (("certify.smoothing.alpha=0",), "certify.smoothing.alpha: must be > 0"),
         (("--draws", "63"), "n=63 is below n0=64"),
-        (("--radii", "0"), "a radius is > 0"),
+        (("--radii", "0"), "certify.radii.0: must be > 0, got 0"),
         (("--norm", "linf", "--eps", "0.1", "--radii", "2"), "did you mean 2/255?"),
         (("--norm", "linf", "--eps", "0.1"), "gaussian noise proves l2 radii"),
         (("--norm", "l1", "--eps", "1"), "certify.smoothing.noise=uniform for l1"),
