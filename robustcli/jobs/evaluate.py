@@ -64,6 +64,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
 
         def accepted() -> None:  # a refused --resume must leave the run as it was
             run.begin()
+            run.status(resumable=True)
             write_inputs(run, config)
 
         shards = Shards(run.path / "shards", share, accepted)

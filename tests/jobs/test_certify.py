@@ -165,7 +165,8 @@ def test_a_sample_that_is_certified_and_broken_is_an_error_that_names_it(cli, co
     assert answer.code == 10 and answer.document["error"]["code"] == "E-INVERSION"
     broken = [row for row in read_rows(Path("wrong/samples.jsonl")) if row.inverted]
     assert broken and f"sample {broken[0].id} (certified to l2 9, broken at" in answer.err
-    assert read_status(Path("wrong"))["code"] == 10
+    status = read_status(Path("wrong"))
+    assert (status["code"], status["resumable"]) == (10, True)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_a_signal_stops_soon_and_the_newest_run_of_the_name_goes_on(forked, tmp_
         assert (
             code == 143
             and read_status(path)["state"] == "preempted"
+            and read_status(path)["resumable"] is True
             and "--resume" in (tmp_path / "err.txt").read_text()
         )
     before = files(path)

@@ -68,6 +68,7 @@ class Work:
             opened.append(header)
             store = CertificateStore(run.path / "shards", header, console.warn)
             run.begin()  # a refused --resume must leave the run as it was
+            run.status(resumable=True)
             write_inputs(run, setting.config)
             return store
 
