@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcli.certificates.noise import NOISES
 from robustcli.certificates.smoothing import Smoothing
 from robustcli.core.geometry import Ball
 from robustcli.core.modes import frozen
@@ -22,7 +23,7 @@ from robustcli.evaluation.certificates.smoothed import NoisyModel, SmoothedCerti
 from robustcli.evaluation.judge import Judge
 
 SMOOTHING = "smoothing"
-_NOISES = {"l2": "gaussian", "l1": "uniform"}
+_NOISE_OF = {family.norm: name for name, family in NOISES.items()}
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _smoothed(subject: Subject, plan: Smoothing, effort: Effort, watch: Watch) -
     """Randomised smoothing. Raises UsageError for a norm in which its noise proves nothing."""
     norm, wanted = plan.family.norm, subject.ball.norm
     if norm != wanted:
-        noise = _NOISES.get(wanted)
+        noise = _NOISE_OF.get(wanted)
         more = f", or certify.smoothing.noise={noise} for {wanted}" if noise else ""
         raise UsageError(
             f"{plan.noise} noise proves {norm} radii, and ball.norm is {wanted}",

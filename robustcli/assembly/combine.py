@@ -10,6 +10,7 @@ from robustcli import registry
 from robustcli.assembly.method import Method
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
+from robustcli.config.validate import norm_mistake
 from robustcli.errors import UsageError
 
 
@@ -33,17 +34,13 @@ def _check_norm(config: Config) -> None:
     The check of a configuration does not look at these where the model is that of a run, which may be
     measured in any ball.
     """
-    norm = config.ball.norm
-    objective, attack = (
-        registry.objectives.get(config.objective.name),
-        registry.attacks.get(config.adversary.name),
+    parts = (
+        ("objective", registry.objectives, config.objective),
+        ("adversary", registry.attacks, config.adversary),
     )
-    for kind, entry, where in (("objective", objective, "objective"), ("attack", attack, "adversary")):
-        norms: Sequence[str] = entry.facts.norms
-        if norm not in norms:
-            raise UsageError(
-                f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}", where=where
-            )
+    for where, entries, spec in parts:
+        if what := norm_mistake(entries.kind, entries.get(spec.name), config.ball.norm):
+            raise UsageError(what, where=where)
 
 
 def _check_free_step(config: Config, method: Method) -> None:

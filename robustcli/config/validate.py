@@ -126,11 +126,19 @@ def _measures_a_run(data: Any) -> bool:
 
 def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:
     """The fault of an attack or an objective that does not know the ball's norm."""
-    norm, norms = _value(data, "ball", "norm"), getattr(entry.facts, "norms", None)
-    if norms is None or norm not in ("linf", "l2", "l1") or norm in norms:
+    norm = _value(data, "ball", "norm")
+    if norm not in ("linf", "l2", "l1"):
         return []
-    what = f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
-    return [Fault(f"{path}.name", what)]
+    what = norm_mistake(kind, entry, norm)
+    return [Fault(f"{path}.name", what)] if what else []
+
+
+def norm_mistake(kind: str, entry: Entry[Any], norm: str) -> str:
+    """Why a registered thing does not go with a ball of this norm; "" where it does, or states no norms."""
+    norms = getattr(entry.facts, "norms", None)
+    if norms is None or norm in norms:
+        return ""
+    return f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
 
 
 def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:

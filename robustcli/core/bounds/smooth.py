@@ -19,6 +19,7 @@ whatever s is: the line s x + min g lies below f, and s x + max g above. The slo
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ class Smooth(Elementwise):
     convex: int
     low: tuple[float, float] | None = None
 
+    @abstractmethod
     def slope(self, x: Tensor) -> Tensor:
         """f'(x)."""
-        raise NotImplementedError
 
     def interval(self, weights: Weights, *boxes: Box) -> Box:
         low, high = boxes[0]
