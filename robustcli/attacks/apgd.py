@@ -281,35 +281,42 @@ def _climb_sparsely(
     x_best, grad_best, best = x_adv, grad, loss
     a = x.new_full((len(x), 1, 1, 1), ball.eps)
     changed = (x_adv != x).flatten(1).sum(1)
-    gap = max(int(0.04 * steps), 1)
+    gap, most = max(int(0.04 * steps), 1), _moved(changed)
     for k in range(1, steps + 1):
         x, goals, x_adv, x_best, grad, grad_best, best, a, changed = ask.oracle.compact(
             x, goals, x_adv, x_best, grad, grad_best, best, a, changed
         )
         if not len(x):
             break
-        x_adv = ball.project(x, torch.addcmul(x_adv, a, _sparse(grad, changed)))
+        x_adv = ball.project(x, torch.addcmul(x_adv, a, _sparse(grad, changed, most)))
         loss, grad = ask(x_adv, goals, scored=scored)
         better = loss > best
         best = torch.where(better, loss, best)
         x_best, grad_best = _where(better, x_adv, x_best), _where(better, grad, grad_best)
         if k % gap == 0:
             before, changed = changed, (x_best != x).flatten(1).sum(1)
-            fewer = changed < 0.95 * before
+            most, fewer = _moved(changed), changed < 0.95 * before
             a = _where(fewer, torch.full_like(a, ball.eps), (a / 1.5).clamp_min(ball.eps / 10))
             x_adv, grad = _where(fewer, x_best, x_adv), _where(fewer, grad_best, grad)
     return x, goals, x_best
 
 
-def _sparse(grad: Tensor, changed: Tensor) -> Tensor:
+def _moved(changed: Tensor) -> int:
+    """At least the largest m of `_sparse`, as a number: a device is waited for."""
+    if not len(changed):
+        return 1
+    return int(changed.amax()) * 2 // 3 + 1
+
+
+def _sparse(grad: Tensor, changed: Tensor, most: int) -> Tensor:
     """sign(grad) / m at the m pixels of the largest |grad|, else 0: a step of l1 length 1 per row.
 
     m = ceil(2/3 * changed), 1 at least; ties of the smallest are all taken. A row of zeros stays.
-    grad: [R, C, H, W]; changed: int64 [R].
+    grad: [R, C, H, W]; changed: int64 [R]; most: >= the largest m.
     """
     size = grad.abs().flatten(1)
     m = ((2 * changed + 2) // 3).clamp_(1, size.shape[1])
-    least = size.topk(int(m.max()), dim=1).values.gather(1, m[:, None] - 1)
+    least = size.topk(min(most, size.shape[1]), dim=1).values.gather(1, m[:, None] - 1)
     sign = grad.sign() * (size >= least).reshape(grad.shape)
     return sign / sign.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
 

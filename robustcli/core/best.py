@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robustcli.core.geometry import Ball
+from robustcli.core.geometry import Ball, column
 
 #: (row numbers int64 [R], candidates [R, C, H, W]) -> bool [R]: those that lie in the ball and succeed with
 #: the original fp32 model, too.
@@ -65,7 +65,7 @@ class BestPoints:
         better &= ~fallen & torch.isfinite(value)
         confirmed = self._confirmed(rows, x_adv, candidates & ~fallen)
         better[confirmed] = True
-        self._keep(rows, x_adv, hits, value, better.nonzero()[:, 0])
+        self._keep(rows, x_adv, hits, value, better)
         return bool(len(confirmed))
 
     def _confirmed(self, rows: Tensor, x_adv: Tensor, candidates: Tensor) -> Tensor:
@@ -82,10 +82,20 @@ class BestPoints:
         self.fallen[rows[confirmed]] = True
         return confirmed
 
-    def _keep(self, rows: Tensor, x_adv: Tensor, hits: Tensor, values: Tensor, kept: Tensor) -> None:
-        """Make the points at the places `kept`, int64 [n] among the R points, the best of their rows."""
-        if not len(kept):  # most tries change no row's best
-            return
-        moved = rows[kept]
-        self.points[moved] = x_adv[kept]
-        self._hits[moved], self._values[moved] = hits[kept], values[kept].to(self._values.dtype)
+    def _keep(self, rows: Tensor, x_adv: Tensor, hits: Tensor, values: Tensor, better: Tensor) -> None:
+        """Make the points that are `better`, bool [R] of the R points, the best of their rows.
+
+        A CPU looks which ones these are: most tries change no row's best. A device would have to be waited
+        for to know that, so there all rows are written.
+        """
+        values = values.to(self._values.dtype)
+        if better.device.type == "cpu":
+            kept = better.nonzero()[:, 0]
+            if not len(kept):
+                return
+            rows, x_adv, hits, values = rows[kept], x_adv[kept], hits[kept], values[kept]
+        else:
+            x_adv = torch.where(column(better, x_adv), x_adv, self.points[rows])
+            hits = torch.where(better, hits, self._hits[rows])
+            values = torch.where(better, values, self._values[rows])
+        self.points[rows], self._hits[rows], self._values[rows] = x_adv, hits, values

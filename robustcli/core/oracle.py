@@ -57,7 +57,6 @@ class Oracle:
     Attributes:
         forward_rows, backward_rows: how many rows went forward, and backward, through the model.
         asked_rows: how many rows were asked for a gradient while points were remembered.
-        zero_gradient_rows: how many of these had a gradient of 0 everywhere.
         notes: lines for the user.
 
     Raises:
@@ -86,7 +85,8 @@ class Oracle:
         self.criterion, self.rng = criterion, rng
         self.notes: list[str] = []
         self.forward_rows = self.backward_rows = 0
-        self.zero_gradient_rows = self.asked_rows = 0
+        self.asked_rows = 0
+        self._flat: Tensor | int = 0  # stays on the device: to read it is to wait
         self._model, self._scorer, self._stop, self._draws = model, model, stop, draws
         self._origin, self._whole = x, False
         self._clean = None if clean_logits is None else criterion.joint(clean_logits)
@@ -111,6 +111,11 @@ class Oracle:
     def alive(self) -> int:
         """Rows still in play."""
         return len(self._rows)
+
+    @property
+    def zero_gradient_rows(self) -> int:
+        """How many of `asked_rows` had a gradient of 0 everywhere."""
+        return int(self._flat)
 
     @property
     def y(self) -> Tensor:
@@ -173,7 +178,7 @@ class Oracle:
         grad = grad.nan_to_num(0.0, 0.0, 0.0)  # not in place: a gradient may be an expanded tensor
         if self._best is not None:
             self.asked_rows += len(x_adv)
-            self.zero_gradient_rows += int((grad.flatten(1) == 0).all(1).sum())
+            self._flat = self._flat + (grad.flatten(1) == 0).all(1).sum()
             if scored:
                 self._consider(x_adv.detach(), self._joint(logits), values if loss is None else None)
         return Gradient(values, logits, grad)
@@ -207,7 +212,8 @@ class Oracle:
         if not self._leaving or self._best is None:
             return tensors
         self._leaving = False
-        stay = ~self._best.fallen[self._rows]
+        # As numbers: a device is waited for once, and not once for each tensor that a mask would choose from.
+        stay = (~self._best.fallen[self._rows]).nonzero()[:, 0]
         self._rows = self._index = self._rows[stay]
         self.rng = self.rng.rows(stay)
         return tuple(t[stay] for t in tensors)
