@@ -25,7 +25,7 @@ from robustcli.models.size import check_classes, fingerprint
         ("wide_resnet", {"width": 0}, "model.width"),
         ("wide_resnet", {"dropout": 1.0}, "model.dropout"),
         ("wide_resnet", {"dropout": float("nan")}, "model.dropout"),
-        ("wide_resnet", {"activation": "gelu"}, "model.activation"),
+        ("wide_resnet", {"activation": "mish"}, "model.activation"),
         ("resnet18", {"stem": "cifra"}, "model.stem"),
         ("resnet18", {"width": 10**30}, "model.width"),
         ("small_cnn", {"widths": []}, "at least one block"),

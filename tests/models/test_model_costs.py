@@ -141,12 +141,17 @@ def test_flops_whatever_kernel_torch_chooses(
     assert flops(model.to_empty(device=device), shape) == 2 * products
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_resnet18_equals_torchvisions_with_the_same_weights(training: bool) -> None:
+@pytest.mark.parametrize(("training", "activation"), [(True, "relu"), (False, "relu"), (False, "silu")])
+def test_resnet18_equals_torchvisions_with_the_same_weights(training: bool, activation: str) -> None:
     import torchvision
 
-    ours = build_model("resnet18", {"stem": "imagenet"}, ModelInfo(5, 3, 64, (0.0,) * 3, (1.0,) * 3), seed=0)
+    params = {"stem": "imagenet", "activation": activation}
+    ours = build_model("resnet18", params, ModelInfo(5, 3, 64, (0.0,) * 3, (1.0,) * 3), seed=0)
     theirs = torchvision.models.resnet18(num_classes=5)
+    if activation == "silu":
+        for module in theirs.modules():
+            if hasattr(module, "relu"):
+                module.relu = nn.SiLU()
     mine = [v for k, v in ours.state_dict().items() if k.startswith("backbone.")]
     theirs.load_state_dict(dict(zip(theirs.state_dict(), mine, strict=True)))
     x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -184,6 +189,8 @@ def wide_by_hand(
     ("name", "params", "blocks", "folder", "act"),
     [
         ("preact_resnet18", {"width": 4}, (2, 2, 2, 2), "stages", F.relu),
+        ("preact_resnet18", {"width": 4, "activation": "silu"}, (2, 2, 2, 2), "stages", F.silu),
+        ("preact_resnet18", {"width": 4, "activation": "gelu"}, (2, 2, 2, 2), "stages", F.gelu),
         ("wide_resnet", {"depth": 16, "width": 2}, (2, 2, 2), "groups", F.relu),
         ("wide_resnet", {"depth": 10, "width": 1, "activation": "silu"}, (1, 1, 1), "groups", F.silu),
     ],

@@ -19,14 +19,23 @@ M = TypeVar("M", bound=nn.Module)
 Count = Annotated[int, Field(strict=True, ge=1, le=16384)]  # channels, units; strict: `true` is not 1
 Stride = Annotated[int, Field(strict=True, ge=1, le=8)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout probability
-Activation = Literal["relu", "silu"]
+Activation = Literal["relu", "silu", "gelu"]
 Stem = Literal["cifar", "imagenet"]
 Block = Callable[[int, int, int], nn.Module]  # (input channels, output channels, stride) -> block
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
 
 
 def activation_layer(name: Activation) -> nn.Module:
-    """max(0, u) or u * sigmoid(u); never in place, since an attack reads the input again."""
+    """max(0, u), u * sigmoid(u) or u * Phi(u); never in place, since an attack reads the input again.
+
+    Phi is the normal distribution function. The last two are smooth and have bounds (`core.bounds`).
+    Source: SiLU and GELU, Hendrycks and Gimpel, 2016, arXiv:1606.08415. Under adversarial training: Xie et
+    al., 2020, arXiv:2006.14536.
+    """
     return _ACTIVATIONS[name]()
 
 

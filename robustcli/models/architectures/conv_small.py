@@ -80,7 +80,7 @@ def conv_small(
         strides: stride of each convolution, as many as widths.
         kernel: side of all kernels.
         hidden: units of each hidden layer.
-        activation: relu or silu.
+        activation: relu, silu or gelu.
         batch_norm: BatchNorm after each convolution and each hidden layer, which then have no bias.
 
     10 classes, 1x28x28, defaults: 166,406 parameters and 0.61 M multiply-adds.

@@ -64,7 +64,7 @@ def lenet(
         info: classes, channels and size.
         widths: output channels of each convolution, at least one; each halves the side.
         hidden: units of each hidden layer.
-        activation: relu or silu.
+        activation: relu, silu or gelu.
 
     10 classes, 1x28x28, defaults: 1,663,370 parameters and 12.3 M multiply-adds.
     Source: LeCun et al., Proceedings of the IEEE 86, 1998. The widths are those of the MNIST network of

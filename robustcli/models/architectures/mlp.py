@@ -38,7 +38,7 @@ def mlp(
     Args:
         info: classes, channels and size.
         hidden: units of each hidden layer; an empty list is a linear classifier.
-        activation: relu or silu.
+        activation: relu, silu or gelu.
 
     Parameters: sum of (inputs + 1) * outputs over the layers; as many multiply-adds, less the biases.
     Source: Rumelhart, Hinton and Williams, Nature 323, 1986.

@@ -66,7 +66,7 @@ def small_cnn(
         widths: output channels of each block, at least one.
         strides: stride of each block, as many as widths. An empty list means: 1 for the first block and
             wherever the width stays, 2 where it changes.
-        activation: relu or silu.
+        activation: relu, silu or gelu.
 
     Cost per image: sum over blocks of 9 * inputs * outputs * H * W multiply-adds at the block's output size.
     Raises ConfigError when widths is empty or strides has another length.

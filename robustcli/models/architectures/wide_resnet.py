@@ -104,7 +104,7 @@ def wide_resnet(
         depth: 6 n + 4 convolution layers: 16, 28, 34 or 70, for example.
         width: k, the factor over 16, 32, 64 channels.
         dropout: probability of zeroing a unit between the two convolutions of a block, in [0, 1).
-        activation: relu (the paper) or silu (Gowal et al. 2020, arXiv:2010.03593).
+        activation: relu (the paper), silu (Gowal et al. 2020, arXiv:2010.03593) or gelu.
 
     10 classes, 3x32x32: WRN-16-4 has 2,748,890 parameters, WRN-28-10 36,479,194 and 5.243 G multiply-adds,
     WRN-34-10 46,160,474 and 6.659 G. Raises ConfigError when depth is not 6 n + 4.
