@@ -91,7 +91,7 @@ FLAGS: dict[str, Flag] = {
         names=("--batch-size",),
     ),
     "epochs": Flag("Budget in epochs.", "train.epochs"),
-    "minutes": Flag("Budget in minutes; a few timed steps turn it into a number of steps.", "train.minutes"),
+    "minutes": Flag("Budget in minutes, which steps and validations together fill.", "train.minutes"),
     "seed": Flag("Seed of everything random.", "seed"),
     "seeds": Flag("Several runs: 0,1,2; mean and spread are reported."),
     "threads": Flag("CPU threads.", "threads"),

@@ -43,7 +43,9 @@ class TrainConfig(Section):
     )
     steps: Int | None = Field(default=None, ge=1, description="length in optimiser steps")
     minutes: Number | None = Field(
-        default=None, gt=0, description="length in minutes; one throughput probe turns it into steps"
+        default=None,
+        gt=0,
+        description="length in minutes; the steps that fill them are planned anew as they go",
     )
     batch_size: Int = Field(default=128, ge=1, le=2**20, description="images per step")
     optimizer: Annotated[Spec, From("optimizers")] = Field(

@@ -17,6 +17,7 @@ from robustcli.store.snapshot import Snapshot
 from robustcli.training.trainplan import Progress
 
 _MEASURED = ("step", "epoch", "clean_acc", "robust_acc")  # of the best and the last validation
+_LATER = {"pace"}  # fields that older versions did not write
 #: What reading a state raises that no state of ours raises.
 _SENSELESS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
@@ -50,8 +51,8 @@ def stored_in(snapshot: Snapshot, warn: Callable[[str], None]) -> Stored:
 
 
 def _progress(stored: Mapping[str, Any], step: int, where: str) -> Progress:
-    """The progress, each field of its type and in its range; all that `Progress` has must be there."""
-    missing = sorted({field.name for field in fields(Progress)} - stored.keys())
+    """The progress, each field of its type and in its range; all but later ones must be there."""
+    missing = sorted({field.name for field in fields(Progress)} - _LATER - stored.keys())
     if missing:
         _senseless("progress", f"{missing[0]} is missing", where)
     try:

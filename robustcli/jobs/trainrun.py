@@ -147,11 +147,18 @@ class TrainRun:
         return self.digest.replace(data.digest, data.digest_of(data.stored.names), 1)
 
     def _fix_budget(self) -> None:
-        """Fix the number of steps. Raises UsageError when a resumed run has made more steps than that."""
+        """Fix the number of steps. Raises UsageError when a resumed run has used more than the budget."""
         progress = self.trainer.progress
         if progress.max_steps:
             return
         self.trainer.fix_budget()
+        pace = progress.pace
+        if pace is not None and pace.done >= 1:
+            raise UsageError(
+                f"the run has used {pace.spent / 60:.3g} of {pace.budget / 60:g} minutes already",
+                where="train.minutes",
+                hint="ask for more, or start a new run",
+            )
         if progress.step > progress.max_steps:
             raise UsageError(
                 f"the run has made {progress.step} steps already, and the budget is {progress.max_steps}",
@@ -197,7 +204,7 @@ class TrainRun:
         try:
             with self.console.progress(begun.max_steps, "training", unit="step", done=begun.step) as bar:
                 trainer.tick = lambda progress, rate, waiting: bar.advance(
-                    1, **self._fields(progress, rate, waiting)
+                    1, total=progress.max_steps, **self._fields(progress, rate, waiting)
                 )
                 return trainer.run()
         except Interrupted as error:

@@ -19,10 +19,11 @@ _LONGEST, _BETWEEN = 32, "  "  # of a description beside a bar; between two fiel
 class Bar(Protocol):
     """Progress of one piece of work."""
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
+    def advance(self, n: int = 1, total: int | None = None, **fields: Any) -> None:
         """`n` more units are done; `fields` (loss="0.31") are shown beside them until the next call.
 
-        On a narrow terminal the first fields stay.
+        On a narrow terminal the first fields stay. total: units to do, where they are no longer those of the
+        beginning.
         """
 
     def within(self, units: float, left: float | None, **fields: Any) -> None:
@@ -35,7 +36,7 @@ class Bar(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
+    def advance(self, n: int = 1, total: int | None = None, **fields: Any) -> None:
         """Nothing to do."""
 
     def within(self, units: float, left: float | None, **fields: Any) -> None:
@@ -48,6 +49,10 @@ class Amount:
 
     total: int
     unit: str = ""
+
+    def of(self, total: int | None) -> Amount:
+        """The same with another total; None changes nothing."""
+        return self if total in (None, self.total) else Amount(total or 0, self.unit)
 
     def shown(self, done: int) -> str:
         """``step 12/90``."""
@@ -110,7 +115,8 @@ class RichBar:
         self._shown, self._task, self._column, self._line = shown, task, column, line
         self._amount, self._pace = amount, Pace(done)
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
+    def advance(self, n: int = 1, total: int | None = None, **fields: Any) -> None:
+        self._amount = self._amount.of(total)
         rate = self._pace.add(n)
         self._update(self._pace.done, self._pace.left(rate, self._amount.total), _fields(fields), rate)
 
@@ -120,7 +126,7 @@ class RichBar:
     def _update(self, done: float, left: float | None, fields: list[str], rate: float | None) -> None:
         parts = [self._amount.shown(self._pace.done), *_left(left), *fields, *_rate(rate)]
         text, self._column.bar_width = self._line.fitted(self._shown.console.width - 1, parts)
-        self._shown.update(self._task, completed=done, text=clean(text))
+        self._shown.update(self._task, completed=done, total=self._amount.total or None, text=clean(text))
 
 
 @contextmanager
@@ -163,7 +169,8 @@ class Heartbeat:
         share = (self._pace.done + units) / self._amount.total
         return min(share, 0.99) if units else share
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
+    def advance(self, n: int = 1, total: int | None = None, **fields: Any) -> None:
+        self._amount = self._amount.of(total)
         rate = self._pace.add(n)
         if self._due(0.0):
             left = self._pace.left(rate, self._amount.total)

@@ -6,7 +6,6 @@ The file is long by the documentation of one class: a run is read from its start
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from robustcli.runtime.distributed import Ranks
 from robustcli.training.faults import shared_faults
 from robustcli.training.feed import Feed, Images
 from robustcli.training.guarding import Guards
-from robustcli.training.meter import Meter
+from robustcli.training.meter import Meter, Pace, Spender
 from robustcli.training.published import Published
 from robustcli.training.runner import StepRunner
 from robustcli.training.saved import Groups, pack_run, unpack_run
@@ -30,8 +29,8 @@ from robustcli.training.step import Step
 from robustcli.training.trainplan import Progress, TrainPlan
 from robustcli.training.validation import Validation
 
-#: Steps that turn `minutes` into a number of steps: first some that are not timed, then some that are.
-_WARM, _TIMED = 2, 6
+#: Before `minutes` become steps, some steps warm up; then the parts of the run are timed, twice each.
+_WARM, _PARTS = 2, 4
 
 
 class Trainer:
@@ -48,6 +47,7 @@ class Trainer:
         recall: () -> the groups of the best checkpoint, for a roll-back.
         stop: raises Interrupted when a signal came.
         say: shows one line to the user.
+        clock: () -> seconds; a budget in minutes is spent by it.
 
     Attributes:
         tick: (progress, images per second, share of time waiting for data) -> None, called after each step.
@@ -68,6 +68,7 @@ class Trainer:
         recall: Callable[[], Groups],
         stop: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.step, self.plan, self.device, self.guards = step, plan, device, guards
         self._save, self._log, self._recall, self._stop, self._say = save, log, recall, stop, say
@@ -82,7 +83,8 @@ class Trainer:
         self.progress = Progress()
         self._run_step = StepRunner(step, plan, say)
         self._published = Published(step, train, plan.seed, self.batch_size, device)
-        self._meter = Meter()
+        self._meter, self._clock = Meter(), clock
+        self._spender = Spender(self.ranks, plan.validate_every, clock)
         self._saved = -1  # the step of the last checkpoint
         self._rolled_back = False
 
@@ -120,52 +122,66 @@ class Trainer:
     # ---- budget --------------------------------------------------------------------------------------------
 
     def fix_budget(self) -> int:
-        """Turn epochs or minutes into a number of steps, once; returns it.
+        """Turn epochs or minutes into a number of steps; returns it.
 
-        The learning rate depends on steps and never on the clock, so a resumed run repeats it.
+        Where steps or epochs are counted, the learning rate depends on them and never on the clock, so a
+        resumed run repeats it. A budget in minutes is planned anew after each step, see `Pace`.
         """
         unit, amount = self.plan.budget
+        if unit == "minutes":
+            self._fix_pace(60 * amount)
+            return self.progress.max_steps
         steps = amount
         if unit == "epochs":
             steps = round(amount * self.steps_per_epoch)
-        elif unit == "minutes":
-            steps = self.ranks.broadcast(self._steps_within(60 * amount))
-        self.progress.max_steps = max(1, int(steps))
+        self.progress.pace, self.progress.max_steps = None, max(1, int(steps))
         return self.progress.max_steps
 
-    def _steps_within(self, seconds: float) -> int:
-        """How many steps fit into `seconds`, together with the validations that fall due between them."""
-        per_step = self._seconds_per_step()
-        per_validation = 0.0
+    def _fix_pace(self, seconds: float) -> None:
+        """Plan a run of so many seconds, this probe included. A run that goes on keeps what it has spent."""
+        began, before, every = self._clock(), self.progress.pace, self.plan.validate_every
+        costs, validation = self._probed_costs(seconds), 0.0
         if self.validation is not None:
-            per_validation = self.validation.seconds(self.published) / self.plan.validate_every
-        steps = int(seconds / (per_step + per_validation))
+            validation = self.validation.seconds(self.published, self._clock)
+        one = sum(costs) / len(costs)
+        progress = self.progress  # the probe has put it back
+        spent = progress.step * (one + validation / every) if before is None else before.spent
+        pace = Pace(seconds, spent + self._clock() - began, costs, validation=validation)
+        pace.done = min(1.0, spent / seconds)
+        self._spender.begin(progress, pace)
         self._say(
-            f"{seconds / 60:g} minutes are {steps} steps of {self.batch_size} images "
-            f"({per_step:.3g} s a step, {per_validation:.2g} s of validation)"
+            f"{seconds / 60:g} minutes are about {progress.max_steps} steps of {self.batch_size} images "
+            f"({one:.3g} s a step, {validation:.2g} s a validation); the plan follows the clock"
         )
-        return steps
 
-    def _seconds_per_step(self) -> float:
-        """Seconds of a step with the whole attack (t = 1), measured on a few steps.
+    def _probed_costs(self, seconds: float) -> list[float]:
+        """Seconds of a step at the middles of equal parts of the run, measured on a few steps.
 
-        The run is restored afterwards. Only its micro-batch may have become smaller.
+        One part is measured, the end of the run, where more would take a fiftieth of `seconds`. The run is
+        restored afterwards. Only its micro-batch may have become smaller.
         """
         before = {name: {key: t.clone() for key, t in group.items()} for name, group in self.groups().items()}
         remembered, saved = copy.deepcopy(self.progress), self._saved
         batches = self.feed.endless()
-        for images in itertools.islice(batches, _WARM):
-            self._run_step(images, 0, 1.0, self.progress)
-        synchronise(self.device)
-        began = time.perf_counter()
-        for images in itertools.islice(batches, _TIMED):
-            self._run_step(images, 0, 1.0, self.progress)
-        synchronise(self.device)
-        seconds = (time.perf_counter() - began) / _TIMED
+        slowest = min(self._timed(batches, 1.0) for _ in range(_WARM))
+        costs = [self._timed(batches, 1.0)]
+        if self.ranks.broadcast(slowest * 2 * _PARTS < seconds / 50):
+            shares = [(part + 0.5) / _PARTS for part in range(_PARTS)]
+            rounds = [[self._timed(batches, t) for t in shares] for _ in range(2)]
+            costs = [min(pair) for pair in zip(*rounds, strict=True)]
         remembered.micro_batch = self.progress.micro_batch
         self.restore(before, remembered)
         self._saved = saved
-        return seconds
+        return [max(cost, 1e-6) for cost in self.ranks.broadcast(costs)]
+
+    def _timed(self, batches: Iterator[Images], t: float) -> float:
+        """Seconds of one step at the share t of the run, on the next batch."""
+        images = next(batches)
+        synchronise(self.device)
+        began = self._clock()
+        self._run_step(images, 0, t, self.progress)
+        synchronise(self.device)
+        return self._clock() - began
 
     # ---- run -----------------------------------------------------------------------------------------------
 
@@ -178,6 +194,7 @@ class Trainer:
         if not self.progress.max_steps:
             self.fix_budget()
         progress = self.progress
+        self._spender.begin(progress, progress.pace)
         try:
             self._run()
         except Interrupted as error:
@@ -202,9 +219,13 @@ class Trainer:
             with shared_faults(self.ranks):
                 self._stop()
             finished = progress.step >= progress.max_steps
+            before = progress.validated
             self._at_boundary(finished)
+            self._spender.paused(progress, validated=progress.validated != before)
             if finished or progress.ended:
                 return
+            if progress.step >= progress.max_steps:
+                continue  # the validation has used up the minutes
             epoch, position = divmod(progress.step, self.steps_per_epoch)
             if stream is None or position == 0:
                 stream = self.feed.stream(epoch, position)
@@ -217,6 +238,7 @@ class Trainer:
                 images = next(stream)
             self._run_step(images, epoch, self.progress.share(self.progress.step), self.progress)
             self.progress.step += 1
+        self._spender.stepped(self.progress)
         self.tick(self.progress, self._meter.rate, self._meter.waiting_share)
 
     # ---- between two steps ---------------------------------------------------------------------------------
@@ -292,7 +314,7 @@ class Trainer:
         A roll-back loads the best checkpoint, and the run goes on from the same step number.
         """
         progress = self.progress
-        t = min(1.0, progress.step / progress.max_steps)
+        t = progress.done
         _, ball = self.step.settings.threat(t)
         verdict = self.guards.judge(row, improved, t, whole=ball.eps == self.step.settings.ball.eps)
         for text in verdict.alarms:
@@ -307,6 +329,7 @@ class Trainer:
     def _checkpoint(self, tags: Sequence[str]) -> None:
         progress = self.progress
         self._published.refresh()
+        self._spender.charge(progress)
         groups = self.groups()  # on every rank: each may hold a part of the step's state
         progress.world, progress.rank_sums = self.ranks.world, []
         if self.ranks.world > 1:

@@ -14,6 +14,7 @@ from robustcli.core.random import RowRandom
 from robustcli.core.types import LossTerms
 from robustcli.data.augment import augment
 from robustcli.evaluation.plan import EvalPlan
+from robustcli.training.meter import Pace
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Progress:
 
     Attributes:
         step: steps made.
-        max_steps: steps of the whole run; 0 means not yet known.
+        max_steps: steps of the whole run; 0 means not yet known. A budget in minutes plans them anew.
         validated: the step of the last validation.
         best, last: step, epoch and accuracies of the best and the last validation; empty while there is none.
         loss_sums: sums of the loss terms on this rank since the last validation.
@@ -88,6 +89,7 @@ class Progress:
         guards: states of the guards.
         alarms: what the guards have said.
         ended: why the run ended early, or "".
+        pace: how a budget in minutes is spent; None where steps or epochs are counted.
     """
 
     step: Annotated[int, Ge(0), Lt(10**18)] = 0
@@ -104,10 +106,23 @@ class Progress:
     guards: dict[str, dict[str, Any]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     ended: str = ""
+    pace: Pace | None = None
 
     def share(self, step: int) -> float:
-        """t in (0, 1]: the share of the run that is done in the middle of step number `step`."""
+        """t in (0, 1]: the share of the run that is done in the middle of step number `step`.
+
+        With a pace only the last step made and the next one are known.
+        """
+        if self.pace is not None:
+            return self.pace.share(step - self.step, self.max_steps - self.step)
         return min((step + 0.5) / self.max_steps, 1.0)
+
+    @property
+    def done(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
+        if self.pace is not None:
+            return self.pace.done
+        return min(1.0, self.step / self.max_steps)
 
     def add(self, terms: LossTerms) -> None:
         """Add the loss terms of one step to the sums."""

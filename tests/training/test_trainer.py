@@ -1,16 +1,22 @@
 """The loop: what is published, out of memory, roll-back, early end, extra data; on tiny models in fp32."""
 
 import copy
-from dataclasses import replace
+import itertools
+import json
+import math
+import time
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from robustcli import registry
 from robustcli.attacks.pgd import pgd
 from robustcli.core.geometry import Ball
 from robustcli.core.twin import SearchTwin
+from robustcli.core.types import LossTerms
 from robustcli.data.mixture import MixedSplit
 from robustcli.data.split import MemorySplit
 from robustcli.errors import DataError, Interrupted, ResourceError
@@ -60,7 +66,16 @@ class Journal:
 
 
 def trainer(
-    net=None, *, journal=None, hooks=(), train=None, guards=None, objective="madry", step=None, **plan
+    net=None,
+    *,
+    journal=None,
+    hooks=(),
+    train=None,
+    guards=None,
+    objective="madry",
+    step=None,
+    clock=time.perf_counter,
+    **plan,
 ):
     journal = journal or Journal()
     net = net or network()
@@ -85,7 +100,7 @@ def trainer(
     found = Trainer(
         made, train or split(0, 30), split(30, 40), TrainPlan(**settings), torch.device("cpu"),
         guards=made_guards, save=journal.save, log=journal.rows.append, recall=journal.best,
-        say=journal.said.append,
+        say=journal.said.append, clock=clock,
     )  # fmt: skip
     found.journal = journal
     return found
@@ -321,12 +336,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
 
 
 def test_progress_is_plain_json():
-    import json
-    from dataclasses import asdict
-
     t = trainer()
     t.run()
-    assert Progress(**json.loads(json.dumps(asdict(t.progress)))) == t.progress
+    assert TypeAdapter(Progress).validate_python(json.loads(json.dumps(asdict(t.progress)))) == t.progress
 
 
 # ---- found by a second reader ------------------------------------------------------------------------------
@@ -357,7 +369,7 @@ def test_a_validation_that_was_interrupted_still_makes_its_best_checkpoint():
     assert again.progress.best == whole.progress.best
 
 
-def test_the_probe_of_minutes_times_whole_steps_at_full_strength_and_leaves_no_trace():
+def test_the_probe_of_minutes_times_whole_steps_along_the_run_and_leaves_no_trace():
     seen = []
 
     class Watching(MinMax):
@@ -365,13 +377,126 @@ def test_the_probe_of_minutes_times_whole_steps_at_full_strength_and_leaves_no_t
             seen.append(progress)
             return super().__call__(x, y, ids, progress=progress, **more)
 
-    t = trainer(step=Watching, batch_size=30, budget=("minutes", 0.01), hooks=(ema,))
+    t = trainer(step=Watching, batch_size=30, budget=("minutes", 1), hooks=(ema,))
     before = copy.deepcopy(t.groups())
     t.progress.best, t.progress.alarms = {"robust_acc": 0.5, "clean_acc": 0.5, "step": 0}, ["kept"]
     steps = t.fix_budget()
     same(t.groups(), before)
-    assert len(seen) == 8 and set(seen) == {1.0} and 1 <= steps < 5000 and t.steps_per_epoch == 1
+    assert seen == [1.0] * 3 + [0.125, 0.375, 0.625, 0.875] * 2 and steps >= 1 and t.steps_per_epoch == 1
     assert t.progress.step == 0 and t.progress.alarms == ["kept"] and t.progress.best["robust_acc"] == 0.5
+
+
+# ---- minutes, by a clock of their own ----------------------------------------------------------------------
+
+
+read = TypeAdapter(Progress).validate_json
+
+
+class Clock:
+    """Seconds that pass as the test says: `step(t, n)` for the n-th step, `validation(n)` likewise."""
+
+    def __init__(self, step, validation):
+        self.now, self.step, self.validation, self.steps, self.validations = 0.0, step, validation, 0, 0
+
+    def __call__(self):
+        return self.now
+
+
+def by_the_clock(clock, minutes=0.4, **more):
+    """(trainer, [t of each step]): each step is a step of the learning rate alone."""
+    factors = []
+
+    class Idle(MinMax):
+        def __call__(self, x, y, ids, *, progress, **kwargs):
+            clock.steps += 1
+            clock.now += clock.step(progress, clock.steps)
+            factors.append(progress)
+            return LossTerms(torch.zeros(()))
+
+    t = trainer(step=Idle, clock=clock, **{"budget": ("minutes", minutes), "save_every": 10**6, **more})
+
+    def validate(model):
+        clock.validations += 1
+        clock.now += clock.validation(clock.validations)
+        return {"clean_acc": 0.5, "robust_acc": 0.4, "n": 10}
+
+    def estimate(model, clock):
+        clock.now += 2 * clock.validation(1)
+        return 2 * clock.validation(1)  # a network that has just begun is no measure
+
+    t.validation.seconds, t.validation.__class__ = (
+        estimate,
+        type("Told", (), {"__call__": lambda _, m: validate(m)}),
+    )
+    return t, factors
+
+
+PACES = {
+    "even": (lambda t, n: 0.1, lambda n: 0.3),
+    "slower later": (lambda t, n: 0.1 if n < 70 else 0.2, lambda n: 0.3),
+    "faster later": (lambda t, n: 0.2 if n < 40 else 0.08, lambda n: 0.3),
+    "a curriculum": (lambda t, n: 0.02 + 0.12 * t, lambda n: 0.3),
+    "a stall": (lambda t, n: 5.0 if n == 70 else 0.1, lambda n: 0.3),
+    "dear validations": (lambda t, n: 0.08, lambda n: 1.0 + n / 8),
+    "noise": (lambda t, n: 0.1 + 0.09 * math.sin(n * n), lambda n: 0.3 + 0.2 * math.cos(n)),
+}
+
+
+@pytest.mark.parametrize(("step", "validation"), PACES.values(), ids=PACES)
+def test_minutes_are_used_and_not_overdrawn_and_the_share_is_smooth(step, validation):
+    clock = Clock(step, validation)
+    t, shares = by_the_clock(clock, validate_every=25)
+    t.fix_budget()
+    probed = clock.steps
+    shares.clear()
+    progress = t.run()
+    dearest, last = max(step(s, n + probed + 1) for n, s in enumerate(shares[-30:])), validation(8)
+    assert 0.93 * 24 < clock.now <= 24 + dearest + last
+    assert len(shares) == progress.step == progress.max_steps and progress.validated == progress.step
+    moves = [b - a for a, b in itertools.pairwise(shares)]
+    assert min(moves) > 0 and max(moves) < 6 / len(shares) and shares[0] < 0.08 and shares[-1] > 0.95
+    assert progress.pace.spent == pytest.approx(clock.now) and progress.done == 1.0
+
+
+def test_an_even_pace_gives_the_schedule_of_as_many_steps():
+    t, shares = by_the_clock(Clock(lambda t, n: 0.0625, lambda n: 0.0), validate_every=50)
+    t.fix_budget()
+    shares.clear()
+    progress = t.run()
+    assert progress.step == 24 / 0.0625 - 3
+    assert shares == pytest.approx([(k + 0.5) / progress.step for k in range(progress.step)])
+
+
+def test_a_resumed_run_keeps_its_minutes():
+    """The clock of another process starts anywhere; what the checkpoint has spent counts."""
+    t, shares = by_the_clock(Clock(lambda t, n: 0.1, lambda n: 0.3), validate_every=25, save_every=40)
+    t.run()
+    groups, progress = next(
+        (groups, progress) for step, groups, _, progress in t.journal.saves if step == 120
+    )
+    later = Clock(lambda t, n: 0.15, lambda n: 0.3)
+    later.now = 7e5
+    again, rest = by_the_clock(later, validate_every=25)
+    spent, before = progress.pace.spent, progress.pace.last
+    again.restore(copy.deepcopy(groups), read(json.dumps(asdict(progress))))
+    again.run()
+    assert spent + later.now - 7e5 == pytest.approx(24, abs=0.5)
+    assert 0 < rest[0] - before < 3 / 200 and rest[-1] > 0.98
+    ended = again.progress.step
+    third, more = by_the_clock(Clock(lambda t, n: 0.1, lambda n: 0.3), validate_every=25)
+    third.restore(copy.deepcopy(again.groups()), copy.deepcopy(again.progress))
+    assert third.run().step == ended and not more, "a run that has ended makes no step"
+
+
+def test_less_than_a_step_is_one_step_with_its_validation():
+    clock = Clock(lambda t, n: 20.0, lambda n: 30.0)
+    t, _ = by_the_clock(clock, minutes=0.1)
+    assert t.run().step == 1 and clock.validations == 1
+
+
+def test_other_budgets_have_no_clock():
+    t, shares = by_the_clock(Clock(lambda t, n: 9.0, lambda n: 9.0), budget=("steps", 12))
+    assert t.run().pace is None and shares == [(k + 0.5) / 12 for k in range(12)]
 
 
 @pytest.mark.parametrize("error", NO_ROOM)
