@@ -184,6 +184,8 @@ class Spender:
     def _plan(self, progress: Progress, pace: Pace) -> None:
         due = progress.step % self.every == 0 and progress.step not in (0, progress.validated)
         left = max(pace.left(progress.step, self.every, due=due), int(progress.step == 0))
+        if not left:
+            pace.done = 1.0  # the run has ended, whatever the last validation takes
         if self.ranks.world > 1:
             told, left = self.ranks.broadcast([asdict(pace), left])
             progress.pace = Pace(**told)
