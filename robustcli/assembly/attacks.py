@@ -47,13 +47,20 @@ def make_search(
 ) -> Search:
     """The configured search: precision, memory layout and compilation of the search twin; bpda, rescale, eot.
 
-    `auto` precision is bf16 where the hardware has it. `auto` compilation is on for CUDA.
+    `auto` precision is bf16 where the hardware has it. `auto` compilation is CUDA graphs on CUDA.
     """
-    search = config.search
-    dtype = resolve(search.precision, device, warn)
-    compiled = search.compile == "on" or (search.compile == "auto" and device.type == "cuda")
+    search, cuda = config.search, device.type == "cuda"
+    if search.compile == "graph" and not cuda:
+        warn(f"search.compile: graph needs CUDA; on {device} the search runs as it is")
     return Search(
-        dtype, search.fold_bn, search.channels_last, compiled, search.bpda, search.rescale, search.eot
+        dtype=resolve(search.precision, device, warn),
+        fold_bn=search.fold_bn,
+        channels_last=search.channels_last,
+        compile=search.compile == "on",
+        graph=cuda and search.compile in ("auto", "graph"),
+        bpda=search.bpda,
+        rescale=search.rescale,
+        draws=search.eot,
     )
 
 

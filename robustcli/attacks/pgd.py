@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robustcli.core.geometry import Ball, Start
+from robustcli.core.moves import Ascend
 from robustcli.core.oracle import Oracle
 from robustcli.registry import attacks
 
@@ -70,11 +71,11 @@ def pgd(
     a = ball.check_step(steps, step_size)
     if restarts < 1 or not start_scale > 0:
         raise ValueError(f"restarts must be >= 1 and start_scale > 0, got {restarts} and {start_scale}")
+    ascend = Ascend(ball, a, clip)
     for restart in range(restarts):
         x_adv = ball.start(x, start, oracle.rng.restart(restart), scale=start_scale, clip=clip)
         for _ in range(steps):
-            direction = ball.steepest(oracle.gradient(x_adv, loss).grad, x_adv)
-            x_adv = ball.project(x, x_adv + a * direction, clip=clip)
+            x_adv = oracle.step(x_adv, ascend, x, loss=loss)
             x, x_adv = oracle.compact(x, x_adv)  # rows already broken leave; in training none does
         if restarts > 1:
             oracle.score(x_adv)

@@ -234,8 +234,10 @@ class SearchConfig(Section):
         default=True, description="fold batch normalisation into convolutions on the attack's copy"
     )
     channels_last: Flag = Field(default=True, description="memory layout of the attack's copy")
-    compile: Literal["auto", "on", "off"] = Field(
-        default="auto", description="torch.compile of the attack's copy; auto = on CUDA"
+    compile: Literal["auto", "on", "off", "graph"] = Field(
+        default="auto",
+        description="the attack's copy: on = torch.compile, graph = CUDA graphs, off = as it is; "
+        "auto = on CUDA the fastest",
     )
     eot: Int | None = Field(
         default=None,

@@ -10,10 +10,10 @@ points.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
@@ -169,9 +169,28 @@ class RowLoss:
         """Loss per row [R]; larger is worse for the defender."""
         return self.fn(logits, *self.state)
 
+    @property
+    def formula(self) -> Hashable | None:
+        """`fn` as a value that is equal where the same is computed; None for code that may look elsewhere."""
+        return _formula(self.fn)
+
     def rows(self, index: Tensor | slice) -> RowLoss:
         """The same loss bound to some of the rows; index: int64 [R], bool [B] or a slice."""
         return RowLoss(self.fn, tuple(part[index] for part in self.state))
+
+
+def _formula(fn: Any) -> Hashable | None:
+    """A function of a module, or a partial of such functions and numbers, as a value; None for any other."""
+    if isinstance(fn, partial):
+        parts = [_formula(part) for part in (fn.func, *fn.args, *fn.keywords.values())]
+        if None in parts:
+            return None
+        return tuple(parts), tuple(fn.keywords)
+    if isinstance(fn, (int, float)):
+        return fn
+    if getattr(fn, "__closure__", fn) is None and "<" not in getattr(fn, "__qualname__", "<"):
+        return fn  # type: ignore[no-any-return]
+    return None
 
 
 def bind_inner(
@@ -280,7 +299,12 @@ class Criterion:
         entry = losses.get(name)
         if "clean" in entry.facts.state:
             raise ValueError(f"the {name} loss has no targeted form; use loss: ce")
-        return RowLoss(lambda logits, target: -entry.fn(logits, target), (self.target,))
+        return RowLoss(partial(_negative, entry.fn), (self.target,))
+
+
+def _negative(fn: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
+    """-fn(z, target) [B]: what leads to a class where fn leads away from it."""
+    return -fn(logits, target)
 
 
 def mean_ce(logits: Tensor, y: Tensor, y_soft: Tensor | None = None, smoothing: float = 0.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -10,14 +11,18 @@ from torch import Tensor
 
 from robustcli.core.best import BestPoints, Watch
 from robustcli.core.geometry import Ball
+from robustcli.core.graphs import Graphs, Work
 from robustcli.core.losses import Criterion, RowLoss
-from robustcli.core.padding import padded
+from robustcli.core.padding import padded, padded_rows
 from robustcli.core.random import RowRandom
 from robustcli.core.slope import needs_whole_backward, slope
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 
 Keep = Literal["last", "best", "closest"]
+#: (x_adv, grad, *given) -> the next point, all [R, ...]: a pure function that equals others of the same work.
+Move = Callable[..., Tensor]
+_numbers = itertools.count()  # of oracles
 
 
 class Gradient(NamedTuple):
@@ -97,6 +102,10 @@ class Oracle:
         self._watched, self._leaving = watch is not None, False
         self._best: BestPoints | None = None
         self._scored: Tensor | None = None
+        self._number = next(_numbers)
+        self._graphs: Graphs | None = None
+        if isinstance(model, SearchTwin) and draws == 1 and criterion.reject is None:
+            self._graphs = model.graphs
         if keep == "last" and watch is None:
             return
         # In training weights move between passes: laying them out each time would cost more than it saves.
@@ -171,17 +180,38 @@ class Oracle:
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
         self._check()
-        point = self._filled(x_adv.detach()).requires_grad_(True)
-        ascend = loss if callable(loss) else self._loss(loss)
-        answers = [self._differentiate(point, len(x_adv), ascend, raw) for _ in range(self._draws)]
-        values, logits, grad = _mean(answers)
-        grad = grad.nan_to_num(0.0, 0.0, 0.0)  # not in place: a gradient may be an expanded tensor
-        if self._best is not None:
-            self.asked_rows += len(x_adv)
-            self._flat = self._flat + (grad.flatten(1) == 0).all(1).sum()
-            if scored:
-                self._consider(x_adv.detach(), self._joint(logits), values if loss is None else None)
-        return Gradient(values, logits, grad)
+        answer = self._answer(x_adv.detach(), loss if callable(loss) else self._loss(loss), raw)
+        self._hear(x_adv.detach(), answer, scored=scored, bound=loss is None)
+        return answer
+
+    def step(self, x_adv: Tensor, move: Move, *given: Tensor, loss: str | None = None) -> Tensor:
+        """move(x_adv, grad, *given): the next point [R, C, H, W]. The point x_adv [R, C, H, W] is met.
+
+        grad is that of `gradient` at x_adv. given: what else the move reads, [R, ...]. loss: the name of a
+        registered one, in place of the bound loss.
+        """
+        if not len(x_adv):
+            return x_adv
+        self._check()
+        point, ascend, formula = x_adv.detach(), self._loss(loss), self._loss(loss).formula
+
+        def plain() -> tuple[Tensor, ...]:
+            answer = self._answer(point, ascend, False)
+            return move(point, answer.grad, *given), *answer
+
+        if self._graphs is None or formula is None:
+            moved, *answer = plain()
+        else:
+            moved, *answer = self._graphs(
+                ("step", formula, move),
+                _moving(self._model, ascend.fn, move, len(given)),
+                (point, *given, *ascend.state),
+                self._size(point),
+                plain,
+                self._number,
+            )
+        self._hear(point, Gradient(*answer), scored=True, bound=loss is None)
+        return moved
 
     def ask(self, x_adv: Tensor) -> Tensor:
         """Logits [R, K] with their graph, for attacks of other libraries; the point is not met.
@@ -229,6 +259,20 @@ class Oracle:
             self.logits(x_adv.detach())
         return self._best.points
 
+    def _hear(self, x_adv: Tensor, answer: Gradient, *, scored: bool, bound: bool) -> None:
+        """Count the passes of an answer at x_adv. If points are remembered, the point is met where `scored`.
+
+        bound: whether the answer is of the bound loss.
+        """
+        self.forward_rows += len(x_adv) * self._draws
+        self.backward_rows += len(x_adv) * self._draws
+        if self._best is None:
+            return
+        self.asked_rows += len(x_adv)
+        self._flat = self._flat + (answer.grad.flatten(1) == 0).all(1).sum()
+        if scored:
+            self._consider(x_adv, self._joint(answer.logits), answer.loss if bound else None)
+
     def _check(self) -> None:
         """Let `stop` interrupt the attack."""
         if self._stop is not None:
@@ -237,6 +281,10 @@ class Oracle:
     def _filled(self, x: Tensor) -> Tensor:
         """x [R, ...], with a watch filled up to `bucket(R)` rows: only then does R shrink."""
         return padded(x) if self._watched else x
+
+    def _size(self, x: Tensor) -> int:
+        """Rows of `_filled(x)`."""
+        return padded_rows(x) if self._watched else len(x)
 
     def _float(self, x: Tensor, rows: int, raw: bool) -> Tensor:
         """Logits [rows, K] of the first rows in the type of the pixels, whatever the model answers in.
@@ -264,6 +312,22 @@ class Oracle:
                 logits = logits + answer
             return logits / self._draws
 
+    def _answer(self, x_adv: Tensor, ascend: Callable[[Tensor], Tensor], raw: bool) -> Gradient:
+        """Loss, logits and finite gradient at x_adv [R, C, H, W]: the mean over the draws."""
+
+        def plain() -> Gradient:
+            point = self._filled(x_adv).requires_grad_(True)
+            values, logits, grad = _mean(
+                [self._differentiate(point, len(x_adv), ascend, raw) for _ in range(self._draws)]
+            )
+            # Not in place: a gradient may be an expanded tensor.
+            return Gradient(values, logits, grad.nan_to_num(0.0, 0.0, 0.0))
+
+        if self._graphs is None or not isinstance(ascend, RowLoss) or ascend.formula is None:
+            return plain()
+        work, inputs = _sloping(self._model, ascend.fn), (x_adv, *ascend.state)
+        return Gradient(*self._graphs(("gradient", ascend.formula), work, inputs, self._size(x_adv), plain))
+
     def _differentiate(
         self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor], raw: bool
     ) -> Gradient:
@@ -286,8 +350,6 @@ class Oracle:
             self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
             logits, grad = self._float(point.detach(), rows, raw), torch.zeros_like(point)
             values = ascend(logits)
-        self.forward_rows += rows
-        self.backward_rows += rows
         return Gradient(values.detach(), logits.detach(), grad[:rows])
 
     def _loss(self, name: str | None) -> RowLoss:
@@ -321,3 +383,28 @@ def _mean(answers: list[Gradient]) -> Gradient:
     if len(answers) == 1:
         return answers[0]
     return Gradient(*(torch.stack(parts).mean(0) for parts in zip(*answers, strict=True)))
+
+
+def _sloping(model: Classifier, loss: Callable[..., Tensor]) -> Work:
+    """(x_adv, *state) -> loss, logits and finite gradient, as `Oracle._answer` on rows that are filled up."""
+
+    def work(x_adv: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        point = x_adv.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(point).to(point.dtype)
+            values = loss(logits, *state)
+            grad = slope(values, point)
+        return values.detach(), logits.detach(), grad.nan_to_num(0.0, 0.0, 0.0)
+
+    return work
+
+
+def _moving(model: Classifier, loss: Callable[..., Tensor], move: Move, given: int) -> Work:
+    """(x_adv, what the move is given, *state) -> the next point, and the answers of `_sloping`."""
+    sloping = _sloping(model, loss)
+
+    def work(x_adv: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        answer = sloping(x_adv, *more[given:])
+        return move(x_adv, answer[2], *more[:given]), *answer
+
+    return work

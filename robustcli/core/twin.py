@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustcli.core.copies import duplicate
+from robustcli.core.graphs import Graphs
 from robustcli.core.modes import frozen
 from robustcli.core.packed import pack
 from robustcli.core.padding import filled, power_of_two
@@ -44,6 +45,7 @@ class SearchTwin:
         channels_last: memory format of images and convolution weights.
         compiled: run the copy through torch.compile. Batches are filled up to powers of two, so that few
             sizes are compiled.
+        graph: record what attacks ask again and again as CUDA graphs, see `core.graphs`.
 
     The fold: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta. `folded`
     holds the names of the (convolution, BatchNorm) pairs that were folded.
@@ -57,9 +59,12 @@ class SearchTwin:
         fold_bn: bool = True,
         channels_last: bool = True,
         compiled: bool = False,
+        graph: bool = False,
     ) -> None:
         self._model, self._dtype, self._compiled = model, dtype, compiled
         self._format = torch.channels_last if channels_last else torch.contiguous_format
+        #: What is recorded around this copy; None where nothing is to be.
+        self.graphs = Graphs(checked=not compiled) if graph else None
         self.folded: list[tuple[str, str]] = []
         twin = duplicate(model).eval()
         if fold_bn:
@@ -110,9 +115,16 @@ class SearchTwin:
         """
         if self._forward_only is None:
             self._forward_only = self._packed()
-        if len(x) and x.dim() == 4 and x.device.type == "cpu":
-            return self._logits(x, self._forward_only)
-        return self._logits(x, self._run)
+        if self.graphs is not None and len(x):
+            return self.graphs("scores", self._alone, (x.detach(),), len(x), lambda: self._alone(x))[0]
+        return self._alone(x)[0]
+
+    @torch.no_grad()
+    def _alone(self, x: Tensor) -> tuple[Tensor]:
+        """The logits as the only answer."""
+        if self._forward_only is not None and len(x) and x.dim() == 4 and x.device.type == "cpu":
+            return (self._logits(x, self._forward_only),)
+        return (self._logits(x, self._run),)
 
     def _packed(self) -> Classifier:
         """The forward-only form; the twin itself where that form is missing, fails or differs too much."""

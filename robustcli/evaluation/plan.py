@@ -34,7 +34,7 @@ class Search:
     The judge always asks the model itself.
 
     Args:
-        dtype, fold_bn, channels_last, compile: parameters of the copy, the search twin
+        dtype, fold_bn, channels_last, compile, graph: parameters of the copy, the search twin
             (`core.twin.SearchTwin`).
         bpda: whether rounding, signs and integer casts get gradients (`core.gradients.straight_through`). The
             model itself is then searched on.
@@ -48,17 +48,20 @@ class Search:
     fold_bn: bool = True
     channels_last: bool = True
     compile: bool = False
+    graph: bool = False
     bpda: bool = False
     rescale: bool = False
     draws: int | None = None
 
     def exact(self) -> Search:
         """The same search on the model itself, without a twin; `bpda`, `rescale` and `draws` stay."""
-        return replace(self, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False)
+        return replace(
+            self, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False, graph=False
+        )
 
     @property
     def plain(self) -> bool:
-        """Whether there is no twin: dtype float32, nothing folded, no other layout, not compiled."""
+        """Whether there is no twin: dtype float32, nothing folded, usual layout, not compiled, no graphs."""
         return self == self.exact()
 
     def copy_of(self, model: nn.Module) -> SearchTwin:
@@ -69,6 +72,7 @@ class Search:
             fold_bn=self.fold_bn,
             channels_last=self.channels_last,
             compiled=self.compile,
+            graph=self.graph,
         )
 
     def faithful(self, model: nn.Module, x: Tensor) -> tuple[SearchTwin | None, str]:

@@ -24,7 +24,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def seed_all(seed: int, deterministic: bool = False) -> None:
     """Seed python, numpy and torch, on all devices.
 
-    With `deterministic`, operations without a deterministic kernel raise.
+    With `deterministic`, operations without a deterministic kernel raise. Without it cuDNN times its kernels
+    for each new shape and keeps the fastest.
     The CPU generator of torch takes the low 32 bits. Initial weights of layers draw from these generators;
     attacks and data order do not, since their draws are keyed by sample.
     Raises UsageError outside 0 <= seed < 2^63.
@@ -40,7 +41,8 @@ def seed_all(seed: int, deterministic: bool = False) -> None:
         # Not called without need: the call imports torch's compiler, which takes a second.
         torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = False  # it times kernels and may pick another one in the next run
+    # The fastest kernels, found by timing: another run may find others, which round differently.
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def environment() -> dict[str, Any]:

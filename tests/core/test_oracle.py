@@ -161,6 +161,14 @@ def test_buckets_are_few_and_waste_little(rows):
     assert torch.equal(padded(x)[: len(x)], x) and len(padded(x)) == bucket(len(x))
 
 
+@pytest.mark.parametrize("rows", [*range(1, 70), 128, 129, 256, 257, 1000])
+def test_on_cuda_the_sizes_are_fewer(rows):
+    """Traps: cuDNN times its kernels anew for each number of survivors; a full batch is filled up."""
+    assert rows <= bucket(rows, few=True) <= max(8, 1.5 * rows)
+    assert len({bucket(r, few=True) for r in range(1, 257)}) <= 15
+    assert all(bucket(full, few=True) == full for full in (8, 16, 32, 64, 128, 256, 1024))
+
+
 def test_padding_reaches_the_model_but_no_answer():
     sizes = []
 

@@ -69,6 +69,7 @@ def test_deterministic_is_set_and_taken_back(monkeypatch: pytest.MonkeyPatch) ->
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "the user's choice stays"
     seed_all(0)
     assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.benchmark, "kernels are timed where no run has to be repeated bit for bit"
 
 
 def test_environment_is_complete_json() -> None:
