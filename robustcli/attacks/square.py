@@ -1,12 +1,14 @@
 """Square Attack: random search with square windows, by scores alone.
 
-`square` has more than 50 lines: most are its documentation, and its nested loops are one search.
+The file is long: a third is documentation, and the published search has two forms, painted windows and
+bumps. `square` and `_leg` have more than 50 lines: one by its documentation, the other is a single loop.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Annotated, Literal
 
 import torch
@@ -15,11 +17,14 @@ from torch import Tensor
 
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.oracle import Oracle
+from robustcli.core.pace import Pace
 from robustcli.core.random import RowRandom
+from robustcli.errors import out_of_memory
 from robustcli.registry import attacks, losses
 
 # p halves after the queries of these numbers, counted from 0.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_LEG = 4  # blocks after which rows that are ahead of others wait for them
 _BLOCK = 64  # queries whose random numbers are drawn at once: many small draws cost more than a small network
 _ORDER: dict[Norm, int] = {"l2": 2, "l1": 1}
 _DECAY: dict[Norm, int] = {"l2": 2, "l1": 4}  # published: under l1 a bump must be narrow
@@ -82,32 +87,87 @@ def square(
     if queries < 1 or restarts < 1 or not 0 < p <= 1:
         given = f"queries {queries}, restarts {restarts}, p {p}"
         raise ValueError(f"queries and restarts must be >= 1 and p in (0, 1], got {given}")
-    sides = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm != "linf", rescale))
+    blocks = list(_sides(queries, p, x.shape[2], x.shape[3], ball.norm != "linf", rescale))
     for _ in range(restarts):
         x_adv = _start(x, ball, oracle.rng)
         best = _score(oracle, oracle.logits(x_adv), loss)
         x, x_adv, best = oracle.compact(x, x_adv, best)
-        for side, count in sides:
-            into, source, lying, sign = _plan(oracle.rng.uniform((count, 5 + x.shape[1])), side, x)
-            window, bumps = _window(side, x), _bumps(side, ball.norm, x).flatten(1)
-            for k in range(count):
-                if not oracle.alive:
-                    return oracle.result(x_adv)
-                to, signs = into[:, k] + window, sign[:, k]
-                if ball.norm == "linf":
-                    x_new = _paint(x, x_adv, ball, to, signs)
-                else:
-                    x_new = _move(x, x_adv, ball, to, source[:, k] + window, bumps[lying[:, k]], signs)
-                value = _score(oracle, oracle.logits(x_new), loss)
-                x_adv = torch.where((value > best)[:, None, None, None], x_new, x_adv)
-                best = torch.maximum(value, best)
-                x, x_adv, best, into, source, lying, sign = oracle.compact(
-                    x, x_adv, best, into, source, lying, sign
-                )
+        pace = Pace(x, steady=oracle.steady)
+        for side, counts in _legs(blocks):
+            x, x_adv, best = _leg(oracle, x, x_adv, best, ball, side, counts, loss, pace)
+        if not oracle.alive:
+            break
         if restarts > 1:
             oracle.score(x_adv)
             x, x_adv = oracle.compact(x, x_adv)
     return oracle.result(x_adv)
+
+
+def _leg(
+    oracle: Oracle,
+    x: Tensor,
+    x_adv: Tensor,
+    best: Tensor,
+    ball: Ball,
+    side: int,
+    counts: list[int],
+    loss: str,
+    pace: Pace,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The queries of one leg of the search, with windows of one side: (x, x_adv, best) after them.
+
+    A row's next k queries are asked about in one batch, each as if none before it were kept. The first that
+    is kept ends them: those after it are asked about anew. So points and order are those of one query at a
+    time, and rows wait for each other at the end of the leg alone.
+
+    Args:
+        x, x_adv: clean pixels and where the search is, [R, C, H, W]; best: its score [R].
+        counts: queries of each block whose random numbers are drawn at once.
+        pace: says k.
+    """
+    draws = [oracle.rng.uniform((count, 5 + x.shape[1])) for count in counts]
+    into, source, lying, sign = _plan(torch.cat(draws, 1), side, x)
+    window, bumps = _window(side, x), _bumps(side, ball.norm, x).flatten(1)
+    at, end = torch.zeros(len(x), dtype=torch.int64, device=x.device), sum(counts)
+    while oracle.alive and (first := int(at.min())) < end:
+        behind = (at < end).nonzero()[:, 0]
+        k = pace.ahead(len(behind), end - first)
+        turn = at[behind, None] + torch.arange(k, device=x.device)
+        of, query = behind.repeat_interleave(k), turn.clamp_max(end - 1).flatten()
+        to, signs = into[of, query] + window, sign[of, query]
+        if ball.norm == "linf":
+            tries = _paint(x[of], x_adv[of], ball, to, signs)
+        else:
+            cleared = source[of, query] + window
+            tries = _move(x[of], x_adv[of], ball, to, cleared, bumps[lying[of, query]], signs)
+        try:
+            logits = oracle.ahead(tries, behind)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or not pace.failed():
+                raise
+            continue
+        value = _score(oracle, logits, loss, of)
+        kept = (value > best[of]).view(-1, k) & (turn < end)
+        any_kept = kept.any(1)
+        counted = torch.where(any_kept, kept.int().argmax(1) + 1, (end - at[behind]).clamp_max(k))
+        oracle.meet(tries, behind, logits, counted)
+        last = torch.arange(len(behind), device=x.device) * k + counted - 1
+        chosen, moved = last[any_kept], behind[any_kept]
+        x_adv, best = x_adv.index_copy(0, moved, tries[chosen]), best.index_copy(0, moved, value[chosen])
+        at = at.index_add(0, behind, counted)
+        pace.saw(int(counted.sum()), len(moved))
+        x, x_adv, best, at, into, source, lying, sign = oracle.compact(
+            x, x_adv, best, at, into, source, lying, sign
+        )
+    return x, x_adv, best
+
+
+def _legs(blocks: list[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
+    """(window side, queries of each block): up to `_LEG` blocks that follow each other and share a side."""
+    for side, group in groupby(blocks, key=lambda block: block[0]):
+        counts = [count for _, count in group]
+        for first in range(0, len(counts), _LEG):
+            yield side, counts[first : first + _LEG]
 
 
 def _sides(
@@ -135,13 +195,17 @@ def _side(area: float, most: int, bumps: bool) -> int:
     return max(1, min(side, most - 1))
 
 
-def _score(oracle: Oracle, logits: Tensor, loss: str) -> Tensor:
-    """loss(z, y), or -loss(z, target) in a targeted search: [R]; NaN becomes -inf, which is never kept."""
-    fn = losses.get(loss).fn
+def _score(oracle: Oracle, logits: Tensor, loss: str, of: Tensor | None = None) -> Tensor:
+    """loss(z, y), or -loss(z, target) in a targeted search: [N]; NaN becomes -inf, which is never kept.
+
+    of: which of the rows in play each of the logits [N, K] belongs to, int64 [N]; None = all in order.
+    """
+    fn, label = losses.get(loss).fn, oracle.y if oracle.target is None else oracle.target
+    if of is not None:
+        label = label[of]
+    value: Tensor = fn(logits, label)
     if oracle.target is not None:
-        value: Tensor = -fn(logits, oracle.target)
-    else:
-        value = fn(logits, oracle.y)
+        value = -value
     return value.nan_to_num(nan=-math.inf)
 
 

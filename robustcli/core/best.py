@@ -68,6 +68,39 @@ class BestPoints:
         self._keep(rows, x_adv, hits, value, better)
         return bool(len(confirmed))
 
+    def consider_turns(
+        self, rows: Tensor, tries: Tensor, hits: Tensor, loss: Tensor, inside: Tensor
+    ) -> tuple[int, bool]:
+        """`consider` k points for each of A different rows, turn by turn; a row that falls takes no more.
+
+        Only successes that a watch may confirm, and distances, need a turn each. Elsewhere the best of the
+        k points is what k turns would leave.
+
+        Args:
+            rows: int64 [A].
+            tries: pixels [A, k, C, H, W], in the order of their turns.
+            hits, loss: as for `consider`, [A, k].
+            inside: bool [A, k], the points that count; the first of each row does.
+
+        Returns:
+            How many points counted and came too late, because their rows had fallen before; and whether a
+            row fell in this call.
+        """
+        rivals = hits & inside & torch.isfinite(loss)
+        if self._ball is None and (self._watch is None or not bool((hits & inside).any())):
+            eligible = inside & torch.isfinite(loss) & (hits == rivals.any(1, keepdim=True))
+            best = torch.where(eligible, loss, float("-inf")).argmax(1)  # of equal ones the first
+            picked = torch.arange(len(rows), device=rows.device), best
+            return 0, self.consider(rows, tries[picked], hits[picked], loss[picked])
+        late, fell = 0, False
+        for turn in range(tries.shape[1]):
+            fallen = self.fallen[rows]
+            late += int((inside[:, turn] & fallen).sum())
+            now = (inside[:, turn] & ~fallen).nonzero()[:, 0]
+            if len(now):
+                fell |= self.consider(rows[now], tries[now, turn], hits[now, turn], loss[now, turn])
+        return late, fell
+
     def _confirmed(self, rows: Tensor, x_adv: Tensor, candidates: Tensor) -> Tensor:
         """The places int64 [n], among the R points, of those that the watch confirms; their rows fall.
 

@@ -58,9 +58,12 @@ class Oracle:
         ball: measures distances; needed by keep="closest", where a row falls only at a point inside it.
         draws: model passes averaged per answer, >= 1: expectation over transformation for randomised models
             (EOT, Athalye et al., ICML 2018, arXiv:1802.00420). Gradients are averaged, and so are logits.
+        steady: whether the answer for a row is always the same, whatever else is in its batch; that of a
+            search twin is. Only then may an attack ask ahead, or about one row several times in one batch.
 
     Attributes:
         forward_rows, backward_rows: how many rows went forward, and backward, through the model.
+        discarded_rows: how many of the rows that went forward were asked about ahead and never met.
         asked_rows: how many rows were asked for a gradient while points were remembered.
         notes: lines for the user.
 
@@ -82,6 +85,7 @@ class Oracle:
         clean_logits: Tensor | None = None,
         ball: Ball | None = None,
         draws: int = 1,
+        steady: bool = False,
     ) -> None:
         if keep == "closest" and ball is None:
             raise ValueError('keep="closest" needs a ball')
@@ -89,9 +93,10 @@ class Oracle:
             raise ValueError(f"draws must be >= 1, got {draws}")
         self.criterion, self.rng = criterion, rng
         self.notes: list[str] = []
-        self.forward_rows = self.backward_rows = 0
+        self.forward_rows = self.backward_rows = self.discarded_rows = 0
         self.asked_rows = 0
         self._flat: Tensor | int = 0  # stays on the device: to read it is to wait
+        self.steady = (steady or isinstance(model, SearchTwin)) and draws == 1
         self._model, self._scorer, self._stop, self._draws = model, model, stop, draws
         self._origin, self._whole = x, False
         self._clean = None if clean_logits is None else criterion.joint(clean_logits)
@@ -127,6 +132,11 @@ class Oracle:
         return int(self._flat)
 
     @property
+    def passes(self) -> int:
+        """Rows that went through the model, forward or backward, without those of points never met."""
+        return self.forward_rows + self.backward_rows - self.discarded_rows
+
+    @property
     def y(self) -> Tensor:
         """True labels int64 [R] of the rows in play."""
         return self.criterion.y[self._index]
@@ -156,6 +166,37 @@ class Oracle:
         if len(x_adv):
             self._consider(x_adv, logits)
         return logits
+
+    def ahead(self, tries: Tensor, places: Tensor) -> Tensor:
+        """Logits [A * k, K] at k points for each of A rows in play, none of which is met yet; see `meet`.
+
+        tries: pixels [A * k, C, H, W], the points of a row one after another. places: int64 [A], which of the
+        rows in play they belong to.
+        """
+        return self._forward(tries, self._rows[places].repeat_interleave(len(tries) // len(places)))
+
+    def meet(self, tries: Tensor, places: Tensor, logits: Tensor, counted: Tensor) -> None:
+        """Meet those of the k points per row that count, as if each had been asked about by itself in turn.
+
+        A row that falls at one of its points meets none of those after it.
+
+        Args:
+            tries, places: as `ahead` was given them.
+            logits: its answer, [A * k, K].
+            counted: int64 [A], how many points of each row count, the first ones, >= 1.
+        """
+        rows, k = self._rows[places], len(tries) // len(places)
+        inside = torch.arange(k, device=counted.device) < counted[:, None]
+        met = int(counted.sum())
+        if self._best is not None:
+            every = rows.repeat_interleave(k)
+            loss = self._loss(None, every)(logits).view(-1, k)
+            hits = self.criterion.hit(logits, every).view(-1, k)
+            turns = tries.view(-1, k, *tries.shape[1:])
+            late, fell = self._best.consider_turns(rows, turns, hits, loss, inside)
+            self._leaving |= fell
+            met -= late
+        self.discarded_rows += len(tries) - met
 
     def gradient(
         self,
@@ -294,19 +335,27 @@ class Oracle:
         logits = self._model(x).to(x.dtype)[:rows]
         return logits if raw else self._joint(logits)
 
-    def _joint(self, logits: Tensor) -> Tensor:
-        """Logits [R, K] of the joint problem, where a guarded model answers with [R, K + 1]."""
-        return self.criterion.joint(logits, self._index)
+    def _joint(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Logits [R, K] of the joint problem, where a guarded model answers with [R, K + 1].
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """Logits [R, K] without a gradient, the mean over the draws, in the type of x [R, C, H, W]."""
+        index: of which rows, int64 [R]; None means those in play.
+        """
+        return self.criterion.joint(logits, self._index if index is None else index)
+
+    def _forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """Logits [R, K] without a gradient, the mean over the draws, in the type of x [R, C, H, W].
+
+        index: as for `_joint`.
+        """
         self._check()
         self.forward_rows += len(x) * self._draws
         if not len(x):
             return x.new_zeros(0, 2)
         point = self._filled(x)
         with torch.no_grad():
-            answers = (self._joint(self._scorer(point).to(x.dtype)[: len(x)]) for _ in range(self._draws))
+            answers = (
+                self._joint(self._scorer(point).to(x.dtype)[: len(x)], index) for _ in range(self._draws)
+            )
             logits = next(answers)
             for answer in answers:
                 logits = logits + answer
@@ -352,14 +401,14 @@ class Oracle:
             values = ascend(logits)
         return Gradient(values.detach(), logits.detach(), grad[:rows])
 
-    def _loss(self, name: str | None) -> RowLoss:
-        """The loss for the rows in play: the bound one, or the registered `name`."""
+    def _loss(self, name: str | None, index: Tensor | None = None) -> RowLoss:
+        """The bound loss, or the registered `name`, for rows int64 [R]; index None means those in play."""
         loss = name or self._given
         if isinstance(loss, str):
             if loss not in self._bound:
                 self._bound[loss] = self.criterion.bind(loss, self._all_clean)
             loss = self._bound[loss]
-        return loss.rows(self._index)
+        return loss.rows(self._index if index is None else index)
 
     def _all_clean(self) -> Tensor:
         """Logits [B, K] at all clean points; 0 in rows that left before the first call."""

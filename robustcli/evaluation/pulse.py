@@ -140,7 +140,7 @@ class Pulse:
         """Model passes that the oracle has counted, over all rows."""
         if self._oracle is None:
             return 0
-        return self._oracle.forward_rows + self._oracle.backward_rows
+        return self._oracle.passes
 
     def _follow(self) -> None:
         """Count how many passes a row in play has gone through."""

@@ -230,7 +230,7 @@ class RobustEvaluation:
         ruling = judge.rule(x, x_adv, criterion)
         standing[rows[ruling.hit]] = False
         self._stop.staged(standing)
-        passes = oracle.forward_rows + oracle.backward_rows + judge.forward_rows - judged_before
+        passes = oracle.passes + judge.forward_rows - judged_before
         tallies = {"zero": oracle.zero_gradient_rows, "asked": oracle.asked_rows}
         return Stage(standing, rows, x_adv, ruling.predicted, passes, tallies)
 
@@ -258,6 +258,7 @@ class RobustEvaluation:
             clean_logits=clean if known else None,
             ball=plan.ball,
             draws=search.draws or plan.draws(EOT_DRAWS),
+            steady=not plan.randomised,
         )
 
     def run(

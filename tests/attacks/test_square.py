@@ -9,10 +9,12 @@ from torch import nn
 from robustcli.attacks import square as module
 from robustcli.attacks.noise import noise
 from robustcli.attacks.square import square
+from robustcli.core import pace as pace_module
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, ce, margin
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
+from robustcli.core.pace import Pace
 from robustcli.core.random import RowRandom
 
 
@@ -447,6 +449,104 @@ def test_logits_that_are_nan_win_nothing(norm):
             torch.equal(torch.isfinite(net(x_adv)).all(1), able.any(0))
             and Ball(norm, 0.1).contains(x, x_adv).all()
         )
+
+
+class Alike(nn.Module):
+    """Logits that are the same to the last bit in a batch of any size: float64, and each sum by itself."""
+
+    def __init__(self):
+        super().__init__()
+        weight = torch.randn(4, 3 * 8 * 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        self.weight, self.sizes = nn.Parameter(weight), []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return ((4 * (x.flatten(1) - 0.5)).sin()[:, None] * self.weight).sum(2)
+
+
+def traced(norm, eps, *, steady, watched=True, keep="best", target=False, **params):
+    """(answer, points that the watch was shown, oracle, batch sizes) of Square on ten rows of `Alike`."""
+    net, x, ball, shown = Alike(), images(10).double(), Ball(norm, eps), []
+    y = net(x).argmax(1)
+    aim = (y + 1) % 4 if target else None
+
+    def watch(rows, points):
+        shown.extend((int(row), point.clone()) for row, point in zip(rows, points, strict=True))
+        return points.sum((1, 2, 3)) * 1e3 % 1 < 0.3  # any rule that depends on the point alone
+
+    oracle = Oracle(
+        net,
+        x,
+        Criterion(y, aim),
+        rng=RowRandom(0, "start", torch.arange(len(x))),
+        keep=keep,
+        watch=watch if watched else None,
+        ball=ball,
+        steady=steady,
+    )
+    with frozen(net):
+        return square(oracle, x, ball, queries=110, **params), shown, oracle, net.sizes
+
+
+WAYS = [
+    {},
+    {"loss": "ce"},
+    {"target": True, "loss": "ce"},
+    {"restarts": 2, "rescale": True},
+    {"watched": False, "target": True, "restarts": 2},
+    {"watched": False, "loss": "ce", "keep": "closest"},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: ",".join(map(str, way)) or "plain")
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.2), ("l1", 1.0)])
+def test_asking_ahead_changes_no_point_no_verdict_and_no_count(monkeypatch, norm, eps, way):
+    """Bit for bit what one query at a time finds, whatever k is; the model sees fewer batches."""
+    plain, shown, one, single = traced(norm, eps, steady=False, **way)
+    k = iter(RowRandom(0, "k", torch.zeros(1, dtype=torch.int64)).integers(1, 12, (999,))[0].tolist())
+    monkeypatch.setattr(module.Pace, "ahead", lambda pace, rows, left: min(left, next(k)))
+    ahead, shown_ahead, many, batches = traced(norm, eps, steady=True, **way)
+    assert torch.equal(ahead, plain) and len(batches) < 0.6 * len(single)
+    assert many.passes == one.passes == one.forward_rows and many.alive == one.alive
+    assert many.forward_rows == many.passes + many.discarded_rows and many.discarded_rows > 0
+    for name in ("points", "fallen", "_hits", "_values"):
+        assert torch.equal(getattr(many._best, name), getattr(one._best, name)), name
+    for row in range(10):  # what the watch was shown of each row, in this order
+        mine = [[point for of, point in points if of == row] for points in (shown, shown_ahead)]
+        assert len(mine[0]) == len(mine[1]) and all(map(torch.equal, *mine))
+
+
+def test_k_is_large_where_little_is_kept_and_batches_cost_much_and_small_elsewhere(monkeypatch):
+    def settled(rows, each, base, rate, left=64):
+        clock = [0.0]
+        monkeypatch.setattr(pace_module.time, "perf_counter", lambda: clock[0])
+        pace, carry = Pace(torch.zeros(rows, 3, 8, 8), steady=True), 0.0
+        for _ in range(60):
+            k = pace.ahead(rows, left)
+            clock[0] += base + each * pace_module.bucket(rows * k)
+            carry += rows * k * rate
+            pace.saw(rows * k, int(carry))
+            carry -= int(carry)
+        return k
+
+    assert settled(10, 1e-3, 1.0, 0.001) == 64  # a batch costs the same whatever its size
+    assert settled(10, 1e-3, 1.0, 0.001, left=7) == 7
+    assert settled(128, 1e-3, 0.0, 0.3) == 1  # only rows cost, and a third of the answers is kept
+    assert 2 <= settled(10, 1e-3, 5e-3, 0.05) <= 12
+
+
+def test_a_batch_without_room_is_made_smaller_and_changes_nothing(monkeypatch):
+    plain, *_ = traced("linf", 0.03, steady=False)
+    real = Alike.forward
+
+    def forward(net, x):
+        if len(x) > 24:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(net, x)
+
+    monkeypatch.setattr(Alike, "forward", forward)
+    ahead, _, oracle, sizes = traced("linf", 0.03, steady=True)
+    assert torch.equal(ahead, plain) and oracle.discarded_rows and max(sizes) <= 24
 
 
 @pytest.mark.parametrize("bad", [{"queries": 0}, {"restarts": 0}, {"p": 0.0}, {"p": 1.5}])
