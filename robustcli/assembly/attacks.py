@@ -17,6 +17,7 @@ from robustcli.config.spec import Spec
 from robustcli.errors import ConfigError
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
+from robustcli.evaluation.quickest import Length
 from robustcli.runtime.precision import resolve
 
 
@@ -43,11 +44,15 @@ def eval_plan(
 
 
 def make_search(
-    config: Config, device: torch.device, warn: Callable[[str], None] = lambda text: None
+    config: Config,
+    device: torch.device,
+    warn: Callable[[str], None] = lambda text: None,
+    length: Length | None = None,
 ) -> Search:
     """The configured search: precision, memory layout and compilation of the search twin; bpda, rescale, eot.
 
-    `auto` precision is bf16 where the hardware has it. `auto` compilation is CUDA graphs on CUDA.
+    `auto` precision is bf16 where the hardware has it. `auto` compilation is CUDA graphs on CUDA, or what a
+    race finds faster in a run of this `length`.
     """
     search, cuda = config.search, device.type == "cuda"
     if search.compile == "graph" and not cuda:
@@ -61,6 +66,7 @@ def make_search(
         bpda=search.bpda,
         rescale=search.rescale,
         draws=search.eot,
+        length=length if cuda and search.compile == "auto" else None,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustcli import registry
 from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.binding import bound
+from robustcli.assembly.length import budget
 from robustcli.assembly.method import Method, attack_of, makes_one_step, method_of
 from robustcli.assembly.samples import choose
 from robustcli.assembly.setting import Setting
@@ -140,7 +141,7 @@ def _plan(
         batch_size=config.train.batch_size,
         factor=partial(schedule, **parameters),
         augment=None if data.augment.idle else data.augment,
-        budget=_budget(config),
+        budget=budget(config),
         save_every=config.train.save_every or steps_per_epoch,
         validate_every=max(1, round(float(config.train.validate_every) * steps_per_epoch)),
         validation=validation,
@@ -150,15 +151,6 @@ def _plan(
         cutmix=_cutmix(config, setting.classes),
         oom=config.train.oom,
     )
-
-
-def _budget(config: Config) -> tuple[str, float]:
-    """The length of the run as (unit, amount); 10 epochs where the configuration gives none."""
-    for unit in ("steps", "minutes", "epochs"):
-        amount = getattr(config.train, unit)
-        if amount is not None:
-            return unit, float(amount)
-    return "epochs", 10.0
 
 
 def _cutmix(

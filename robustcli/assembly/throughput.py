@@ -117,7 +117,7 @@ class Bench:
         """Images/s of one input gradient of the inner loss: on the search twin, or on the model itself."""
         config, device = self.setting.config, self.setting.device
         x, y, ids = self.pixels()
-        method, note = method_of(config), ""
+        method, note, graphs = method_of(config), "", None
         inner, rng = method.inner or "ce", RowRandom(config.seed, "start", ids)
         with frozen(self.model), tf32_products(precision.tf32):
             searcher: Classifier = Forward(self.model, dtype=precision.dtype)
@@ -125,17 +125,21 @@ class Bench:
                 search = replace(make_search(config, device), dtype=precision.dtype, fold_bn=True)
                 copied, note = search.faithful(self.model, x)
                 searcher = copied or searcher
+                graphs = None if copied is None else copied.graphs
             with torch.no_grad():
                 loss = bind_inner(inner, y, clean=lambda: searcher(x))
             seen = searcher if method.view is None else method.view(searcher, x, rng)
             oracle = Oracle(seen, x, Criterion(y), loss=loss, rng=rng)
-            timing = timed(lambda: oracle.gradient(x), device, self.repeat, self.stop)
+            repeat = self.repeat
+            if graphs is not None:  # recorded at the third pass, proven at the fourth
+                repeat = replace(repeat, warm=repeat.warm + 4)
+            timing = timed(lambda: oracle.gradient(x), device, repeat, self.stop)
         return {
             "work": "attack step",
             "precision": precision.name,
             "search": "twin" if twin else "plain",
             **self._row(timing, 2 * method.copies),
-            "note": note,
+            "note": note or (graphs.note if graphs is not None else ""),
         }
 
     def training_step(self, precision: Precision) -> dict[str, Any]:
@@ -170,7 +174,8 @@ class Bench:
             )
         memory = torch.cuda.max_memory_allocated(device) / _MB if device.type == "cuda" else None
         row = self._row(timing, passes_per_image(self.setting))
-        note = step.twin_note or step.descent.forward.note
+        forward = step.descent.forward
+        note = step.twin_note or forward.note or step.way or forward.way
         return {
             "work": "training step",
             "precision": precision.name,

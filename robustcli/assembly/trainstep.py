@@ -13,11 +13,13 @@ from robustcli.assembly.attacks import make_search
 from robustcli.assembly.binding import bound
 from robustcli.assembly.combine import check_combination, check_front
 from robustcli.assembly.fewest import fewest_images
+from robustcli.assembly.length import training_images, training_length
 from robustcli.assembly.method import Method, method_of
 from robustcli.assembly.setting import Setting
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.errors import UsageError
+from robustcli.evaluation.quickest import Length
 from robustcli.models.contract.training import keeps_channels_last
 from robustcli.objectives.walked import program_of
 from robustcli.runtime.distributed import Ranks
@@ -50,7 +52,7 @@ def make_step(
         _check_bounds(setting, model, warn)
     check_front(config, model)
     dtype = resolve(config.precision, setting.device, warn)
-    search = make_search(config, setting.device, warn)
+    search = make_search(config, setting.device, warn, training_length(setting))
     if train.recompute and not recompute(model):
         warn("train.recompute: this model has no blocks to compute again; memory stays as it is")
     if train.sync_bn:
@@ -73,7 +75,8 @@ def make_step(
         channels_last=train.channels_last and keeps_channels_last(model),
         grad_clip=train.grad_clip,
         data_parallel=train.parallel == "dp",
-        compiled=_compiled(config, setting.device, warn),
+        compiled=train.compile == "on" and not _twice(config, warn),
+        race=_race(setting),
         scaler=torch.amp.GradScaler(setting.device.type, enabled=dtype is torch.float16),
         stop=stop,
         regularizers=_regularizers(config.regularizers),
@@ -118,20 +121,29 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _compiled(config: Config, device: torch.device, warn: Callable[[str], None]) -> bool:
-    """Whether the outer step is compiled: as configured, unless a regulariser differentiates twice.
-
-    torch.compile cannot differentiate twice; warns where compilation was asked for.
-    """
+def _twice(config: Config, warn: Callable[[str], None] = lambda text: None) -> bool:
+    """Whether a regulariser differentiates twice, which torch.compile cannot; warns if that is asked for."""
     registered = registry.regularizers
     twice = [spec.name for spec in config.regularizers if registered.get(spec.name).facts.twice]
-    wanted = config.train.compile
-    if twice and wanted == "on":
+    if twice and config.train.compile == "on":
         warn(
             f"train.compile: {twice[0]} differentiates twice, which torch.compile cannot; "
             "the step runs as it is"
         )
-    return not twice and (wanted == "on" or (wanted == "auto" and device.type == "cuda"))
+    return bool(twice)
+
+
+def _race(setting: Setting) -> Length | None:
+    """The length of the run, where its first step is to find out whether compiled code is faster.
+
+    A deterministic run makes no race: what was fastest this time must not decide what a resume computes.
+    """
+    config = setting.config
+    if setting.device.type != "cuda" or config.train.compile != "auto" or config.deterministic:
+        return None
+    if _twice(config):
+        return None
+    return Length(training_images(setting), training_length(setting).seconds)
 
 
 def _curriculum(setting: Setting, method: Method) -> Curriculum:

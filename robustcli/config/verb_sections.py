@@ -99,7 +99,8 @@ class TrainConfig(Section):
         "less memory, one more forward pass",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        default="auto", description="torch.compile of the outer step; auto = on CUDA"
+        default="auto",
+        description="torch.compile of the outer step; auto = on CUDA, in a long run, where it is faster",
     )
     save_every: Int | None = Field(
         default=None, ge=1, description="steps between checkpoints; null = once an epoch"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robustcli.core.padding import filled
 from robustcli.core.recordable import check_recordable
+from robustcli.errors import out_of_memory
 
 #: Tensors [R, ...] in, tensors [R, ...] out. Row r of an answer depends on row r of the inputs alone. It may
 #: read tensors that stay where they are, such as weights, and depends on nothing else.
@@ -118,6 +119,7 @@ class Graphs:
         self._checked, self.note = checked, ""
         self._turn = threading.RLock()  # buffers are filled, replayed and read by one thread at a time
         self._recorder: Recorder | None = None
+        self._full = False
         self._recordings: dict[Hashable, _Recording] = {}
         self._refused: set[Hashable] = set()
         self._uses: dict[Hashable, tuple[int, Hashable]] = {}
@@ -152,16 +154,32 @@ class Graphs:
             recording = self._recordings.get(full)
             if recording is not None and recording.proven:
                 return recording(inputs)
-            wanted = plain()
+            wanted = self._done(plain)
             if recording is not None:
                 self._prove(full, recording, inputs, wanted)
             elif self._due(full, visit):
                 self._record(full, work, [filled(tensor, size) for tensor in inputs])
             return wanted
 
+    def forget(self) -> None:
+        """Drop all recordings, with their memory; nothing is recorded from now on."""
+        with self._turn:
+            self._recordings.clear()
+            self._recorder, self._full = None, True
+            self.note = "CUDA graphs are given up: memory ran out"
+
+    def _done(self, plain: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """plain(); where memory runs out, that of the recordings is given back before anyone tries again."""
+        try:
+            return plain()
+        except (RuntimeError, MemoryError) as error:
+            if self._recordings and out_of_memory(error):
+                self.forget()
+            raise
+
     def _due(self, full: Hashable, visit: Hashable) -> bool:
         """Whether to record now; counts this use."""
-        if full in self._refused or self.recorded >= _MOST:
+        if self._full or full in self._refused or self.recorded >= _MOST:
             return False
         if len(self._uses) > _REMEMBERED:
             self._uses.clear()

@@ -1,4 +1,7 @@
-"""All that an attack may ask of a model."""
+"""All that an attack may ask of a model.
+
+The file is long: a third of it says what the questions mean.
+"""
 
 from __future__ import annotations
 
@@ -294,6 +297,8 @@ class Oracle:
 
         x_adv [R, C, H, W] is the last point of the rows in play; it is met.
         """
+        if self._graphs is not None and self._graphs.note:
+            self.note(self._graphs.note)
         if self._best is None:
             return x_adv.detach()
         if self._scored is not x_adv:

@@ -1,6 +1,7 @@
 """A faster copy of a frozen classifier to search on: BN folded, channels-last, low precision.
 
 A search on a twin may miss a success. It cannot add a false one: the original fp32 model confirms each.
+The file is long: the twin, the proof that it equals the model, and the fold are read together.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from robustcli.core.packed import pack
 from robustcli.core.padding import filled, power_of_two
 from robustcli.core.slope import slope
 from robustcli.core.types import Classifier
+from robustcli.core.widened import widen
 from robustcli.errors import out_of_memory
 
 # Shares of the largest logit: the most by which a twin may differ from the model, and the most by which its
@@ -46,6 +48,7 @@ class SearchTwin:
         compiled: run the copy through torch.compile. Batches are filled up to powers of two, so that few
             sizes are compiled.
         graph: record what attacks ask again and again as CUDA graphs, see `core.graphs`.
+        wide: first convolutions read eight channels, of which the last are 0, see `core.widened`.
 
     The fold: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta. `folded`
     holds the names of the (convolution, BatchNorm) pairs that were folded.
@@ -60,6 +63,7 @@ class SearchTwin:
         channels_last: bool = True,
         compiled: bool = False,
         graph: bool = False,
+        wide: bool = False,
     ) -> None:
         self._model, self._dtype, self._compiled = model, dtype, compiled
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -69,6 +73,10 @@ class SearchTwin:
         twin = duplicate(model).eval()
         if fold_bn:
             twin, self.folded = _fold(twin)
+        if wide:
+            widen(twin)
+        #: In which form this twin was found to be fastest, as a line for the user; "" where nobody looked.
+        self.way = ""
         #: The copy as a module, a graph where it was traced; `core.forward` makes faster forms of it.
         self.copied: nn.Module = twin.eval().requires_grad_(False)
         for module in self.copied.modules():
@@ -95,12 +103,12 @@ class SearchTwin:
             weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
             )
-            twins[f"{conv_name}.weight"].copy_(weight)
+            _copy(weight, twins[f"{conv_name}.weight"])
             twins[f"{conv_name}.bias"].copy_(bias)
             fused |= {f"{conv_name}.weight", f"{conv_name}.bias"}
         for name, tensor in [*self._model.named_parameters(), *self._model.named_buffers()]:
             if name in twins and name not in fused:
-                twins[name].copy_(tensor)
+                _copy(tensor, twins[name])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits float32 [B, K] of pixels x [B, C, H, W]; differentiable with respect to x."""
@@ -216,6 +224,13 @@ def _lean(call: Classifier, x: Tensor) -> Tensor | None:
             if out_of_memory(error):
                 raise
             return None
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """target[:, :C] = source, of C channels: a widened weight has more, and they stay 0."""
+    if target.shape != source.shape:
+        target = target[:, : source.shape[1]]
+    target.copy_(source)
 
 
 def _quiet(module: nn.Module) -> Classifier:

@@ -24,7 +24,7 @@ _FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
 _NAMED = 3  # differences that a message names
 #: Fields of a plan that no verdict depends on, and functions, which the hash of the code covers.
-_FREE = ("batch_size", "fn", "cost", "compile", "graph", "short_forms")
+_FREE = ("batch_size", "fn", "cost", "compile", "graph", "wide", "length", "short_forms")
 
 
 @dataclass(frozen=True)

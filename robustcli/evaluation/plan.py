@@ -16,6 +16,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 from robustcli.errors import out_of_memory
+from robustcli.evaluation.quickest import Length, quickest
 from robustcli.facts import AttackFacts, Kind, Needs, Passes
 from robustcli.models.contract.training import keeps_channels_last
 from robustcli.registry import Entry, parameters
@@ -34,8 +35,10 @@ class Search:
     The judge always asks the model itself.
 
     Args:
-        dtype, fold_bn, channels_last, compile, graph: parameters of the copy, the search twin
+        dtype, fold_bn, channels_last, compile, graph, wide: parameters of the copy, the search twin
             (`core.twin.SearchTwin`).
+        length: how long the run will last, for a race between forms of the copy (`evaluation.quickest`);
+            None makes none.
         bpda: whether rounding, signs and integer casts get gradients (`core.gradients.straight_through`). The
             model itself is then searched on.
         rescale: whether logits are brought to a scale where cross-entropy has gradients
@@ -49,20 +52,21 @@ class Search:
     channels_last: bool = True
     compile: bool = False
     graph: bool = False
+    wide: bool = False
+    length: Length | None = None
     bpda: bool = False
     rescale: bool = False
     draws: int | None = None
 
     def exact(self) -> Search:
         """The same search on the model itself, without a twin; `bpda`, `rescale` and `draws` stay."""
-        return replace(
-            self, dtype=torch.float32, fold_bn=False, channels_last=False, compile=False, graph=False
-        )
+        layout = {"fold_bn": False, "channels_last": False, "compile": False, "graph": False, "wide": False}
+        return replace(self, dtype=torch.float32, length=None, **layout)
 
     @property
     def plain(self) -> bool:
         """Whether there is no twin: dtype float32, nothing folded, usual layout, not compiled, no graphs."""
-        return self == self.exact()
+        return replace(self, length=None) == self.exact()
 
     def copy_of(self, model: nn.Module) -> SearchTwin:
         """The search twin, not yet compared with the model."""
@@ -73,6 +77,7 @@ class Search:
             channels_last=self.channels_last,
             compiled=self.compile,
             graph=self.graph,
+            wide=self.wide,
         )
 
     def faithful(self, model: nn.Module, x: Tensor) -> tuple[SearchTwin | None, str]:
@@ -94,7 +99,7 @@ class Search:
                 return None, f"it cannot be copied ({type(failure).__name__})"
             difference = twin.parity(x)
             if not difference:
-                return twin, name
+                return quickest(search, model, x, twin), name
             first = first or difference
             if twin.runs:
                 break
@@ -126,6 +131,8 @@ class Search:
             return model
         if note:
             say(f"searching on a {note}")
+        if twin.way:
+            say(twin.way)
         return twin
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from robustcli.assembly.attacks import eval_plan, probe_size
+from robustcli.assembly.length import evaluation_length
 from robustcli.assembly.rows import rows_of
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
@@ -144,7 +145,13 @@ def _plan(setting: Setting, extra: Sequence[AttackCall], n: int, audit: bool) ->
     if plan.audit is not None and not audit:
         plan = replace(plan, audit=replace(plan.audit, samples=0))
     checks = probe_size(attacks, n, config.checks, setting.classes, setting.ball.norm)
-    return replace(plan, attacks=attacks, batch_size=size, checks=checks, escalate=config.escalate)
+    search = plan.search
+    if search.graph and setting.config.search.compile == "auto":
+        length = evaluation_length(attacks, n, setting.classes, setting.ball.norm)
+        search = replace(search, length=length)
+    return replace(
+        plan, attacks=attacks, batch_size=size, checks=checks, escalate=config.escalate, search=search
+    )
 
 
 def _count(setting: Setting, n: int) -> int:

@@ -33,6 +33,7 @@ class Ascent:
 
     Attributes:
         twin_note: why there is no twin although one was asked for; "" otherwise.
+        way: in which form the twin was found to be fastest, or why it is not recorded; "" otherwise.
     """
 
     def __init__(self, settings: StepSettings, forward: Forward) -> None:
@@ -40,6 +41,19 @@ class Ascent:
         self._forward = forward
         self._twin: SearchTwin | None = None
         self._twin_tried = False
+
+    @property
+    def way(self) -> str:
+        """See above."""
+        if self._twin is None:
+            return ""
+        notes = [self._twin.way, self._twin.graphs.note if self._twin.graphs else ""]
+        return "; ".join(note for note in notes if note)
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded around the twin; nothing is recorded any more."""
+        if self._twin is not None and self._twin.graphs is not None:
+            self._twin.graphs.forget()
 
     def __call__(
         self,

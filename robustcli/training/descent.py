@@ -47,6 +47,7 @@ class Descent:
             dtype=settings.dtype,
             data_parallel=settings.data_parallel,
             compiled=settings.compiled,
+            race=settings.race,
         )
 
     def __call__(self, batches: Sequence[Batch], progress: float) -> LossTerms:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from robustcli.core.copies import copy_of
+from robustcli.core.modes import undisturbed
 from robustcli.errors import out_of_memory
+from robustcli.evaluation.quickest import GAIN, LONG, Length, seconds_of
 
 
 class Forward:
@@ -22,10 +25,13 @@ class Forward:
         dtype: autocast type; float32 means none.
         data_parallel: run on all GPUs of this process; nothing is compiled then.
         compiled: run through torch.compile.
+        race: how many images pass, or how long that takes: in a long run the first pass that trains finds out
+            whether compiled code is faster. None makes no race.
 
     Attributes:
         network: the model, not wrapped.
         note: why a model that should be compiled runs uncompiled; "" otherwise.
+        way: what the race has found, as a line for the user; "" where there was none.
     """
 
     def __init__(
@@ -35,8 +41,9 @@ class Forward:
         dtype: torch.dtype = torch.float32,
         data_parallel: bool = False,
         compiled: bool = False,
+        race: Length | None = None,
     ) -> None:
-        self.network, self.dtype, self.note = model, dtype, ""
+        self.network, self.dtype, self.note, self.way = model, dtype, "", ""
         self._plain: Callable[[Tensor], Tensor] = model
         if data_parallel:
             self._plain = nn.DataParallel(model)
@@ -44,9 +51,13 @@ class Forward:
         self._proven = not compiled or data_parallel
         if not self._proven:
             self._run = torch.compile(model)
+        self._race = None if compiled or data_parallel else race
 
     def __call__(self, x: Tensor) -> Tensor:
         """The logits, with their graph."""
+        if self._race is not None and self.network.training and torch.is_grad_enabled():
+            length, self._race = self._race, None
+            self._raced(x.detach(), length)
         with self._autocast(x):
             if not self._proven:
                 return self._first_compiled_pass(x).float()
@@ -64,6 +75,39 @@ class Forward:
             logits = self._plain(x)
         self._proven = True
         return logits
+
+    def _raced(self, x: Tensor, length: Length) -> None:
+        """Compile from now on if the run is long and a copy of the network is then faster on x."""
+        copied, fast = copy_of(self.network), None
+        if isinstance(copied, Exception):
+            return
+        try:
+            with undisturbed(copied):
+                plain = self._seconds(copied, copied, x)
+                if length.at(plain / len(x)) >= LONG:
+                    fast = self._seconds(torch.compile(copied), copied, x)
+        except Exception as failure:  # a compiler that is missing, code that it does not understand, memory
+            self.way = f"the outer step runs as it is: trying fails ({type(failure).__name__})"
+        if fast is None:
+            return
+        found = f"as it is {1e3 * plain:.3g} ms, compiled {1e3 * fast:.3g} ms for {len(x)} images"
+        if fast < GAIN * plain:
+            self._run, self._proven = torch.compile(self.network), False
+            self.way = f"the outer step runs compiled: {found}"
+        else:
+            self.way = f"the outer step runs as it is: {found}"
+
+    def _seconds(self, call: Callable[[Tensor], Tensor], network: nn.Module, x: Tensor) -> float:
+        """Seconds of a forward and a backward pass of a network, called by `call`."""
+
+        def work() -> None:
+            with self._autocast(x):
+                call(x).float().square().mean().backward()
+            network.zero_grad(set_to_none=True)
+
+        for _ in range(3):
+            work()
+        return seconds_of(work, x.device)
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
         if self.dtype is torch.float32:

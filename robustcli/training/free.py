@@ -44,6 +44,11 @@ class Free:
         """ "": a free step runs no attack and needs no twin."""
         return ""
 
+    @property
+    def way(self) -> str:
+        """ "", for the same reason."""
+        return ""
+
     def __call__(
         self,
         x: Tensor,

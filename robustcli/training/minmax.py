@@ -32,6 +32,11 @@ class MinMax:
         """See `Step`."""
         return self.ascent.twin_note
 
+    @property
+    def way(self) -> str:
+        """See `Step`."""
+        return self.ascent.way
+
     def __call__(
         self,
         x: Tensor,
@@ -84,6 +89,7 @@ class MinMax:
         size = next((size for size in smaller if (rows % size or size) >= fewest), 0)
         if size:
             self.micro_batch = size
+            self.ascent.forget()
         return size
 
     def state(self) -> dict[str, Tensor]:

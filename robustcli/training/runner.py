@@ -84,7 +84,8 @@ class StepRunner:
 
     def _say_notes(self) -> None:
         """Tell the user, once, where the step does not run as asked."""
-        notes = [self.step.descent.forward.note]
+        forward = self.step.descent.forward
+        notes = [forward.note, forward.way, self.step.way]
         if self.step.twin_note:
             notes.append(f"the attack searches on the model itself: {self.step.twin_note}")
         for note in notes:

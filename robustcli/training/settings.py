@@ -14,6 +14,7 @@ from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch, Classifier, LossTerms
 from robustcli.evaluation.plan import Search
+from robustcli.evaluation.quickest import Length
 from robustcli.runtime.distributed import Ranks, solo
 from robustcli.training.hook import Hook
 
@@ -46,6 +47,7 @@ class StepSettings:
         grad_clip: largest global l2 norm of the gradient; None clips nothing.
         data_parallel: the outer passes run on all GPUs of this process (nn.DataParallel).
         compiled: the outer passes run through torch.compile.
+        race: how long the run is; its first step finds out whether that is faster. None makes no race.
         scaler: scales fp16 losses; a disabled one does nothing.
         stop: raises to interrupt. It is called before every pass of the attack, never in the outer half.
         regularizers: name -> regulariser; they share the passes of the objective.
@@ -72,6 +74,7 @@ class StepSettings:
     grad_clip: float | None = None
     data_parallel: bool = False
     compiled: bool = False
+    race: Length | None = None
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     stop: Callable[[], None] | None = None
     regularizers: Mapping[str, Regularizer] = field(default_factory=dict)

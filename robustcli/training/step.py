@@ -28,6 +28,10 @@ class Step(Protocol):
     def twin_note(self) -> str:
         """Why the attack searches on the model itself although a twin was asked for; "" otherwise."""
 
+    @property
+    def way(self) -> str:
+        """In which form the search was found to be fastest, or why it is not recorded; "" otherwise."""
+
     def __call__(
         self,
         x: Tensor,

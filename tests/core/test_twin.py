@@ -224,3 +224,29 @@ def test_a_trace_that_loses_a_backward_pass_is_refused_and_the_copy_without_it_i
     point = x.clone().requires_grad_(True)
     (grad,) = torch.autograd.grad(twin(point)[:, 0].sum(), point)
     assert (grad != 0).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_first_convolution_on_eight_channels_answers_the_same_and_follows_the_weights(channels, dtype):
+    """Traps: zeros that training fills; a second convolution widened."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 6, 3, stride=2, padding=1, bias=False),
+        *(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+        *(nn.Flatten(), nn.Linear(16, 3)),
+    ).eval()
+    plain, wide = (SearchTwin(net, dtype=dtype, wide=wide) for wide in (False, True))
+    x = torch.rand(5, channels, 8, 8, requires_grad=True)
+    for _ in range(2):
+        answers = [twin(x) for twin in (plain, wide)]
+        slopes = [torch.autograd.grad(answer[:, 0].sum(), x)[0] for answer in answers]
+        for got, wanted in (answers, slopes):
+            assert torch.allclose(got, wanted, atol=1e-5 if dtype is torch.float32 else 2e-2)
+        with torch.no_grad():
+            net[0].weight.mul_(1.5)
+            net[1].running_var.add_(0.5)
+        plain.refresh(), wide.refresh()
+    shapes = {name: tuple(p.shape[:2]) for name, p in wide.copied.named_parameters() if p.dim() == 4}
+    assert shapes == {"0.weight": (6, 8), "3.weight": (8, 3), "5.weight": (4, 8)}
+    assert not wide.copied.get_submodule("0").weight[:, channels:].any()
