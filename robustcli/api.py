@@ -82,6 +82,8 @@ class Verdict:
     survivors: bool [n]. stages: {attack name: bool [n] still right after it and all before it}.
     reliability: ok, suspect or invalid; alarms: why. passes_per_sample: {attack name: model passes per
     sample}.
+    at_chance: one sentence where clean or robust accuracy is not surely above what one answer for all samples
+    reaches; else "".
     audit: of version "rapid": how many survivors met short forms of what it leaves out, how many fell, and
     what that bounds; else None.
     """
@@ -96,6 +98,7 @@ class Verdict:
     alarms: list[Alarm]
     passes_per_sample: dict[str, float]
     audit: Audit | None = None
+    at_chance: str = ""
 
     @classmethod
     def of(cls, result: Evaluation) -> Verdict:
@@ -108,7 +111,8 @@ class Verdict:
             result.survivors,
             result.stages,
         )
-        return cls(*numbers, result.reliability, result.alarms, result.passes_per_sample, result.audit)
+        found = (result.reliability, result.alarms, result.passes_per_sample, result.audit)
+        return cls(*numbers, *found, result.at_chance)
 
 
 def _listed(attacks: Attack | Sequence[Attack]) -> list[Attack]:

@@ -101,3 +101,23 @@ class Rate:
     def display(self) -> Interval:
         """95 % Wilson: for the screen."""
         return wilson(self.k, self.n)
+
+    def above(self, chance: float) -> bool:
+        """Whether the whole 95 % Clopper-Pearson interval lies above `chance`, in [0, 1]."""
+        return self.exact[0] > chance
+
+
+def at_chance(clean: Rate | None, robust: Rate | None, chance: float) -> str:
+    """One sentence where an accuracy is not surely above `chance`; "" where both are, or were not measured.
+
+    chance: the share of the same samples that one answer for all of them gets right, in (0, 1]. Clean
+    accuracy is looked at first.
+    """
+    for name, rate in (("clean accuracy", clean), ("robust accuracy", robust)):
+        if rate is not None and not rate.above(chance):
+            low, high = rate.display
+            shown = f"{name} {100 * rate.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            return (
+                f"{shown} is not surely above chance: one answer for all images reaches {100 * chance:.1f} %."
+            )
+    return ""

@@ -10,6 +10,7 @@ from torch import Tensor
 from robustcli.evaluation.answers import NONE, Answers
 from robustcli.evaluation.bound import Audit
 from robustcli.evaluation.plan import AttackCall
+from robustcli.proportions import Rate, at_chance
 from robustcli.records.alarm import Alarm, reliability
 
 
@@ -128,6 +129,14 @@ class Evaluation:
     def complete(self) -> bool:
         """Whether all samples are measured. If shards are missing, no number is final."""
         return self.n == (self.total or self.n)
+
+    @property
+    def at_chance(self) -> str:
+        """One sentence where clean or robust accuracy is not surely above chance; else ""."""
+        if not self.n:
+            return ""
+        rates = Rate(int(self.correct.sum()), self.n), Rate(int(self.survivors.sum()), self.n)
+        return at_chance(*rates, int(self.labels.bincount().max()) / self.n)
 
     @property
     def clean_acc(self) -> float:

@@ -46,6 +46,8 @@ def report(
     write_samples(run, samples)
     weakest = weakest_images(samples, result.counted)
     partial = _partial(result)
+    if lost := rows[-1].at_chance:
+        more = {**(more or {}), "notes": [lost]}
     _show(result, rows, partial, weakest, console)
     classes = {"classes": list(rows[-1].per_class)}  # in the order of their labels
     content = {**eval_document(result, rows), **classes, "weakest": _weakest(rows, weakest), **(more or {})}

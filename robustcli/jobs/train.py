@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from robustcli.errors import Interrupted
 from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.trainrun import TrainRun
 from robustcli.jobs.verb_flags import TrainFlags
+from robustcli.proportions import Rate, at_chance
 from robustcli.records.document import Document
 from robustcli.runtime.device import pick_device
 from robustcli.runtime.distributed import Ranks, join, local_device, solo
@@ -132,9 +134,19 @@ def _prepared(config: Config, run: Run | Follower, console: Console) -> Setting:
         raise
 
 
+def at_chance_of(best: Mapping[str, Any]) -> str:
+    """One sentence where the best model is not surely better than one answer for all images; else ""."""
+    n, chance = best.get("n"), best.get("chance")
+    if not n or chance is None:
+        return ""
+    rates = [Rate(round(best[key] * n), n) for key in ("clean_acc", "robust_acc") if best[key] is not None]
+    return at_chance(rates[0], rates[1] if len(rates) > 1 else None, chance)
+
+
 def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
     """The keys of the `train` document."""
     best = progress.best or progress.last
+    lost = at_chance_of(best)
     accuracies = ["epoch", "clean_acc", "robust_acc"]
     if training.trainer.plan.verified:
         accuracies.append("verified_acc")
@@ -146,4 +158,5 @@ def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
         "ended": progress.ended or "budget",
         "robust_overfitting": round(training.trainer.guards.gap / 100, 6),
         "alarms": list(progress.alarms),
+        **({"notes": [f"best: {lost}"]} if lost else {}),
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from robustcli.proportions import Interval, Rate
+from robustcli.proportions import Interval, Rate, at_chance
 from robustcli.records.common import SCHEMA_VERSION, from_fields, plain, rebuild, require_finite
 
 #: A set is imbalanced when its largest class has more than this many times the samples of its smallest.
@@ -64,6 +64,16 @@ class EvalRow:
     hashes: Mapping[str, str] = field(default_factory=dict)
     per_class: Mapping[str, Sequence[int]] = field(default_factory=dict)
     audit: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def at_chance(self) -> str:
+        """One sentence where clean or robust accuracy is not surely above chance; else "".
+
+        Chance is one answer for all samples, so it is known where accuracies are per class.
+        """
+        if not self.per_class:
+            return ""
+        return at_chance(self.clean, self.robust, max(n for _, n in self.per_class.values()) / self.n)
 
     def __post_init__(self) -> None:
         if self.kind not in EVAL_KINDS:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from robustcli.proportions import Interval, Rate
+from robustcli.proportions import Interval, Rate, at_chance
 from robustcli.records.common import SCHEMA_VERSION, from_fields, plain, rebuild, require_finite
 
 _FINITE = (
     "epoch", "lr", "loss", "eps", "images_per_second", "waiting_share", "seconds", "passes_per_sample"
 )  # fmt: skip
-_ACCURACIES = ("clean_acc", "robust_acc", "fgsm_acc", "verified_acc")
+_ACCURACIES = ("clean_acc", "robust_acc", "fgsm_acc", "verified_acc", "chance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class TrainRow:
         clean_acc, robust_acc: on n validation samples, robust under `attack`; None when not measured.
         verified_acc: proven by bounds over the whole ball; measured where an objective trains for that.
         fgsm_acc: under one large step; measured where one-step training is watched.
+        chance: share of the n samples that one answer for all gets right, in [0, 1]; None when not known.
         peak_memory: bytes, the most so far: allocated on the GPU, else the resident size of the process.
         images_per_second: training throughput. waiting_share: share of the time without data, in [0, 1].
         seconds: since the start of the run. passes_per_sample: forward + backward passes of a step per image.
@@ -45,6 +46,7 @@ class TrainRow:
     robust_acc: float | None = None
     fgsm_acc: float | None = None
     verified_acc: float | None = None
+    chance: float | None = None
     peak_memory: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
@@ -85,6 +87,11 @@ class TrainRow:
     def verified(self) -> Rate | None:
         """Proven right over the whole ball, over all validation images, or None."""
         return self._rate(self.verified_acc)
+
+    @property
+    def at_chance(self) -> str:
+        """One sentence where clean or robust accuracy is not surely above chance; else ""."""
+        return "" if self.chance is None else at_chance(self.clean, self.robust, self.chance)
 
     def _rate(self, share: float | None) -> Rate | None:
         return None if share is None else Rate(round(share * self.n), self.n)

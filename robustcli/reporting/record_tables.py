@@ -62,7 +62,14 @@ def _eval_note(rows: Sequence[EvalRow]) -> str:
         sentences.append("Transformations without a ball are each measured alone.")
     if sum(row.kind == "attack" and row.norm != "none" for row in rows) > 1:
         sentences.append("Each attack runs on the samples that the attacks above it left standing.")
+    if rows and (lost := rows[-1].at_chance):
+        sentences.append(_sentence(lost))
     return " ".join(sentences)
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def class_table(rows: Sequence[EvalRow]) -> Table:
@@ -93,7 +100,10 @@ def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None) -> Ta
         columns.insert(6, "verified accuracy")
         for line, (_, row) in zip(cells, shown, strict=True):
             line.insert(6, row.verified)
-    return Table("training", [*columns, "images per second"], cells, _train_note(rows))
+    note = _train_note(rows)
+    if shown and (lost := shown[0][1].at_chance):
+        note = f"{note} {_sentence(f'{shown[0][0]}: {lost}')}"
+    return Table("training", [*columns, "images per second"], cells, note)
 
 
 def validated(rows: Sequence[TrainRow]) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 
 from robustcli.training.guards import (
     Action,
+    AtChance,
     CatastrophicOverfitting,
     EarlyStopping,
     Guard,
     Mode,
     OverfittingWatch,
-    StuckLoss,
 )
 
 
@@ -50,12 +50,12 @@ class Guards:
         self._early = EarlyStopping(self.patience)
         self._watch = OverfittingWatch(max(1, self.n))
         self._collapse = CatastrophicOverfitting(self.overfitting, max(1, self.n))
-        self._stuck = StuckLoss(max(2, self.classes))
+        self._chance = AtChance(self.n, max(2, self.classes))
         self._guards = {
             "early": self._early,
             "watch": self._watch,
             "collapse": self._collapse,
-            "stuck": self._stuck,
+            "chance": self._chance,
         }
 
     @property
@@ -78,7 +78,7 @@ class Guards:
             whole: the training attack had its whole radius. During a warm-up of eps a nearly natural network
                 may look collapsed, so collapse is judged only with the whole radius.
         """
-        alarms = [self._stuck_alarm(row, t)]
+        alarms = [self._chance_alarm(row, t)]
         action: Action = "none"
         robust = row.get("robust_acc")
         if robust is not None:
@@ -89,16 +89,14 @@ class Guards:
         stop = self._reason_to_stop(action, validated=bool(row.get("n")), improved=improved)
         return Verdict(tuple(text for text in alarms if text), stop, action == "rollback")
 
-    def _stuck_alarm(self, row: Mapping[str, Any], t: float) -> str:
-        """The alarm of `StuckLoss`, or "".
+    def _chance_alarm(self, row: Mapping[str, Any], t: float) -> str:
+        """The alarm of `AtChance`, or "".
 
-        It reads the part "natural" or "adversarial" of the loss. A weighted total may lie above ln K in a
-        healthy run.
+        Its loss is the part "natural" or "adversarial". A weighted total may lie above ln K in a healthy run.
         """
         loss = row.get("natural", row.get("adversarial"))
-        if loss is None:
-            return ""
-        return self._stuck.update(float(loss), t)
+        loss = None if loss is None else float(loss)
+        return self._chance.update(row.get("clean_acc"), float(row.get("chance") or 0), loss, t)
 
     def _reason_to_stop(self, action: Action, *, validated: bool, improved: bool) -> str:
         """Why the run ends now, or "". After a roll-back the patience starts anew."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from robustcli.errors import CheckpointError
+from robustcli.proportions import Rate
 
 Mode = Literal["off", "warn", "stop", "rollback"]
 Action = Literal["none", "warn", "stop", "rollback"]
@@ -233,15 +234,28 @@ class CatastrophicOverfitting(Guard):
         return f"rollback {self.rollbacks} of {MAX_ROLLBACKS}: {back}, attack steps + {self.more_steps}"
 
 
-@dataclass
-class StuckLoss(Guard):
-    """mean loss >= 0.99 ln K at two validations in a row, after a tenth of the run.
+#: Validations before this one that say whether accuracy or loss still moves.
+_BEFORE = 3
 
-    The network then gives all images the same answer. num_classes: K >= 2, else ValueError.
+
+@dataclass
+class AtChance(Guard):
+    """Two validations in a row at chance that do not rise, after a tenth of the run.
+
+    At chance: the 95 % interval of the clean accuracy does not lie above `chance`. Rising: it is more than
+    one `spread` above the mean of the (at most three) validations before. Training losses say why, and never
+    that: those of a healthy robust training lie above ln K for long. Without validation images there is the
+    loss alone: >= 0.99 ln K at two records in a row, and not 1 % below the mean of those before.
+
+    Args:
+        n: validation images, 0 for none.
+        num_classes: K >= 2, else ValueError.
     """
 
-    kept = ("count", "said")
+    kept = ("before", "count", "said")
+    n: int
     num_classes: int
+    before: list[float] = field(default_factory=list, init=False)
     count: int = field(default=0, init=False)
     said: bool = field(default=False, init=False)
 
@@ -249,25 +263,61 @@ class StuckLoss(Guard):
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be >= 2, got {self.num_classes}")
 
-    def update(self, loss: float, t: float) -> str:
+    def update(self, clean_acc: float | None, chance: float, loss: float | None, t: float) -> str:
         """The alarm in one line, once; else "".
 
         Args:
-            loss: mean training cross-entropy since the last validation, nats. Two losses do not fit, because
-                they lie above ln K in healthy runs: a total with a weighted second term, and MART's boosted
-                cross-entropy.
-            t: share of all steps done, in [0, 1].
+            clean_acc: on validation images, in [0, 1]; None where there are none.
+            chance: the share of them that one answer for all gets right, in [0, 1].
+            loss: mean training cross-entropy since the last validation, nats; None where it is none, as a
+                total with a weighted second term.
+            t: share of the run that is done, in [0, 1].
         """
-        limit = math.log(self.num_classes)
-        if t >= 0.1 and loss >= 0.99 * limit:
-            self.count += 1
-        else:
-            self.count = 0
+        seen, failing = clean_acc, False
+        if clean_acc is not None and self.n:
+            failing = self._lost(clean_acc, chance)
+        elif loss is not None:
+            seen, failing = loss, self._stuck(loss)
+        if seen is not None:
+            self.before = [*self.before, seen][-_BEFORE:]
+        self.count = self.count + 1 if failing and t >= 0.1 else 0
         if self.said or self.count < 2:
             return ""
         self.said = True
-        where = "stuck at" if loss <= 1.01 * limit else f"{loss:.3f} is above"
+        what = "there are no validation images"
+        if clean_acc is not None:
+            what = f"clean accuracy on validation images is {clean_acc:.1%} and does not rise, and one answer"
+            what += f" for all reaches {chance:.1%}"
+        return f"nothing is learnt: {what}; {self._why(loss)}"
+
+    def _lost(self, acc: float, chance: float) -> bool:
+        """Whether the accuracy is at chance and does not rise."""
+        if Rate(round(acc * self.n), self.n).above(chance):
+            return False
+        if not self.before:
+            return True
+        usual = sum(self.before) / len(self.before)
+        return acc - usual <= spread(acc, usual, self.n)
+
+    def _stuck(self, loss: float) -> bool:
+        """Whether the loss is at ln K or above it, and does not fall."""
+        falls = bool(self.before) and loss < 0.99 * sum(self.before) / len(self.before)
+        return loss >= 0.99 * math.log(self.num_classes) and not falls
+
+    def _why(self, loss: float | None) -> str:
+        """What the training loss says of the cause, and what to do."""
+        limit = math.log(self.num_classes)
+        known = f"ln {self.num_classes} = {limit:.3f}"
+        if loss is None:
+            return "lower lr or eps, and compare the labels with the images"
+        if loss > 1.5 * limit:
+            return f"the training loss {loss:.3f} is above {known}: lower lr"
+        if loss >= 0.9 * limit:
+            return (
+                f"the training loss {loss:.3f} is about {known}, that of class frequencies: lower eps or use "
+                "eps warm-up (train.curriculum), lower lr, and compare the labels with the images"
+            )
         return (
-            f"loss {where} ln {self.num_classes} = {limit:.3f}: the network answers with class frequencies; "
-            "lower eps or use eps warm-up (train.curriculum), or lower lr"
+            f"the training loss {loss:.3f} is below {known}: what is learnt does not hold on validation "
+            "images; compare their labels and normalisation with those of the training images"
         )

@@ -280,7 +280,8 @@ class Trainer:
         self._log(row)  # before the progress changes: a record that is not written is not made
         progress.validated = progress.step
         progress.clear_losses()
-        progress.last = {key: row.get(key) for key in ("step", "epoch", "clean_acc", "robust_acc")}
+        kept = ("step", "epoch", "clean_acc", "robust_acc", "n", "chance")
+        progress.last = {key: row.get(key) for key in kept}
         if self.plan.verified:
             progress.last["verified_acc"] = row.get("verified_acc")
         self._meter.clear()

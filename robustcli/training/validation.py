@@ -23,6 +23,11 @@ _PROVEN_AT_ONCE = 64  # images; bounds keep several tensors for each layer
 FGSM = "fgsm"  # label of the one-step attack in a validation that watches for catastrophic overfitting
 
 
+def chance_of(split: Split, positions: Tensor) -> float:
+    """max over classes of their share of the images at `positions`, int64 [m]: one answer reaches it."""
+    return int(split.labels[positions].bincount().max()) / len(positions)
+
+
 class Validation:
     """Clean and robust accuracy of a model on chosen validation images; each rank measures its share.
 
@@ -49,11 +54,11 @@ class Validation:
         verified: bool = False,
     ) -> None:
         self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
-        self.verified = verified
+        self.verified, self.chance = verified, chance_of(split, positions)
         self._stop, self._say = stop, each_once(say)  # each validation would say it again
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """{clean_acc, robust_acc, n, fgsm_acc, verified_acc}, the same on every rank; accuracies in [0, 1].
+        """{clean_acc, robust_acc, n, chance, fgsm_acc, verified_acc}, the same on every rank; in [0, 1].
 
         robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage, and
         verified_acc where nothing is proven.
@@ -69,6 +74,7 @@ class Validation:
             total.update(part)
         n = total["n"]
         row: dict[str, Any] = {"clean_acc": total["clean"] / n, "robust_acc": None, "n": n}
+        row["chance"] = self.chance
         if self.plan.attacks:
             row["robust_acc"] = total["robust"] / n
         if FGSM in total:

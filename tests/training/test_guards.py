@@ -11,10 +11,10 @@ from robustcli.errors import CheckpointError
 from robustcli.training.guarding import Guards
 from robustcli.training.guards import (
     MAX_ROLLBACKS,
+    AtChance,
     CatastrophicOverfitting,
     EarlyStopping,
     OverfittingWatch,
-    StuckLoss,
     spread,
 )
 
@@ -236,41 +236,58 @@ def test_an_action_is_of_its_mode_and_never_without_a_split(curve, n, mode):
         assert done == "none" or fgsm - robust > 0.15
 
 
-# ---- stuck loss --------------------------------------------------------------------------------------------
+# ---- nothing is learnt -------------------------------------------------------------------------------------
 
 
-def heard(losses, classes=10):
-    guard = StuckLoss(classes)
-    return [guard.update(loss, k / len(losses)) for k, loss in enumerate(losses, 1)]
-
-
-def test_a_stuck_loss_is_said_once():
-    said = heard([2.31, 2.303, 2.30, 2.29, 2.303])
-    assert said[0] == said[2] == said[3] == said[4] == ""
-    assert said[1].startswith(
-        "loss stuck at ln 10 = 2.303: the network answers with class frequencies; "
-        "lower eps or use eps warm-up (train.curriculum"
-    )
-    assert "loss 7.000 is above ln 10 = 2.303" in heard([7.0, 7.0])[1]
+def heard(accs, losses=(), n=200, classes=10, chance=0.12):
+    guard = AtChance(n, classes)
+    losses = [*losses, *[None] * len(accs)][: len(accs)]
+    pairs = zip(accs, losses, strict=True)
+    return [guard.update(acc, chance, loss, k / len(accs)) for k, (acc, loss) in enumerate(pairs, 1)]
 
 
 @pytest.mark.parametrize(
-    ("losses", "classes"),
+    ("losses", "why"),
     [
-        ([2.30, 2.10, 2.30, 2.05, 2.30], 10),  # never twice in a row
-        ([2.27] * 5, 10),  # 1.4 % below
-        ([2.30, 2.30, *[2.0] * 28], 10),  # the first tenth of a run
-        ([2.30] * 5, 100),
-        ([0.68] * 5, 2),
+        ([2.31, 2.303, 2.30, 2.303], "is about ln 10 = 2.303, that of class frequencies: lower eps"),
+        ([7.0, 7.0, 9.0, 8.0], "above ln 10 = 2.303: lower lr"),
+        ([1.5, 0.9, 0.5, 0.1], "below ln 10 = 2.303: what is learnt does not hold on validation images"),
+        ([], "lower lr or eps, and compare the labels with the images"),
     ],
 )
-def test_a_learning_network_is_left_in_peace(losses, classes):
-    assert not any(heard(losses, classes))
+def test_accuracy_at_chance_is_said_once_and_the_loss_says_why(losses, why):
+    said = heard([0.10, 0.12, 0.10, 0.11], losses)
+    assert said[0] == said[2] == said[3] == "" and why in said[1]
+    assert said[1].startswith(
+        "nothing is learnt: clean accuracy on validation images is 12.0% and does not rise, "
+        "and one answer for all reaches 12.0%"
+    )
 
 
-def test_one_class_has_no_loss_to_be_stuck_at():
+@pytest.mark.parametrize(
+    "accs",
+    [
+        [0.30, 0.32, 0.31, 0.33],  # far above chance, and the losses above ln K
+        [0.10, 0.15, 0.20, 0.26],  # it rises
+        [0.10, 0.10, *[0.30] * 28],  # the first tenth of a run
+        [0.10, 0.30, 0.10, 0.30],  # never twice in a row
+    ],
+)
+def test_a_learning_network_is_left_in_peace(accs):
+    assert not any(heard(accs, [2.9, 2.7, 2.6, 2.5] + [2.4] * len(accs)))
+
+
+def test_without_validation_images_the_loss_must_not_fall():
+    def said(losses):
+        return [text for text in heard([None] * len(losses), losses, n=0) if text]
+
+    assert not said([3.2, 2.9, 2.6, 2.4]) and not said([2.30, 2.10, 2.30, 2.05]) and not said([2.0] * 5)
+    assert "there are no validation images" in said([2.303, 2.303, 2.302])[0]
+
+
+def test_one_class_has_no_chance():
     with pytest.raises(ValueError, match="num_classes"):
-        StuckLoss(1)
+        AtChance(10, 1)
 
 
 # ---- resume ------------------------------------------------------------------------------------------------
@@ -286,9 +303,9 @@ RUNS = {
     ),
     "warn": (lambda: CatastrophicOverfitting("warn", 1000), [*COLLAPSE, (0.45, 0.4), (0.9, 0.0)]),
     "rollback": (lambda: CatastrophicOverfitting("rollback", 1000), COLLAPSE + COLLAPSE + COLLAPSE),
-    "stuck": (
-        lambda: StuckLoss(10),
-        [(loss, k / 6) for k, loss in enumerate((2.3, 2.0, 2.31, 2.30, 2.30, 2.30), 1)],
+    "chance": (
+        lambda: AtChance(200, 10),
+        [(acc, 0.12, 2.3, k / 6) for k, acc in enumerate((0.1, 0.4, 0.1, 0.1, 0.1, 0.1), 1)],
     ),
 }
 
