@@ -21,6 +21,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.packed import pack
 from robustcli.core.padding import filled, power_of_two
 from robustcli.core.slope import slope
+from robustcli.core.tiling import lighter
 from robustcli.core.types import Classifier
 from robustcli.core.widened import widen
 from robustcli.errors import out_of_memory
@@ -28,7 +29,7 @@ from robustcli.errors import out_of_memory
 # Shares of the largest logit: the most by which a twin may differ from the model, and the most by which its
 # forward-only form (`core.packed`) may differ from the twin.
 _OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-_DRIFT = 0.05
+_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _ALIKE = 0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more
 _SHOWN = 16  # images kept to compare the forward-only form on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
@@ -118,11 +119,12 @@ class SearchTwin:
     def scores(self, x: Tensor) -> Tensor:
         """Logits float32 [B, K] of pixels x [B, C, H, W] without a gradient, those of a call up to rounding.
 
-        A bf16 twin on a CPU, not compiled, answers from its forward-only form (`core.packed`). That form is
-        made at the first call after a `parity` without fault, and is used only where it agrees with the twin.
+        A twin in bf16 or fp32 on a CPU, not compiled, answers from its forward-only form (`core.packed`, in
+        fp32 with the tiles of `core.tiled`). That form is made at the first call after a `parity` without
+        fault, and is used only where it agrees with the twin.
         """
         if self._forward_only is None:
-            self._forward_only = self._packed()
+            self._forward_only = self._lighter()
         if self.graphs is not None and len(x):
             return self.graphs("scores", self._alone, (x.detach(),), len(x), lambda: self._alone(x))[0]
         return self._alone(x)[0]
@@ -134,22 +136,28 @@ class SearchTwin:
             return (self._logits(x, self._forward_only),)
         return (self._logits(x, self._run),)
 
-    def _packed(self) -> Classifier:
-        """The forward-only form; the twin itself where that form is missing, fails or differs too much."""
-        if self._shown is None:
-            return self._run
-        try:
-            packed = pack(self.copied)
-            if packed is None:
-                return self._run
-            packed_call = _quiet(packed)
-            got = self._logits(self._shown, packed_call)
-        except Exception:  # noqa: BLE001 - whatever an operator of this build refuses, the plain form can do
+    def _lighter(self) -> Classifier:
+        """The fastest forward-only form; the twin itself where each is missing, fails or differs too much."""
+        if self._shown is None or not isinstance(self.copied, fx.GraphModule):
             return self._run
         wanted = self._logits(self._shown, self._run)
-        if got.shape == wanted.shape and _largest(got - wanted) <= _DRIFT * _largest(wanted):
-            return packed_call
+        try:
+            for form in self._forms(self.copied, self._shown):
+                call = _quiet(form)
+                got = self._logits(self._shown, call)
+                if got.shape == wanted.shape:
+                    if _largest(got - wanted) <= _DRIFT[self._dtype] * _largest(wanted):
+                        return call
+        except Exception:  # noqa: BLE001 - whatever an operator of this build refuses, the plain form can do
+            return self._run
         return self._run
+
+    def _forms(self, copied: fx.GraphModule, x: Tensor) -> list[fx.GraphModule]:
+        """The forms to try, from the fastest on."""
+        if self._dtype is torch.float32:
+            return lighter(copied, x)
+        packed = pack(copied)
+        return [] if packed is None else [packed]
 
     def _logits(self, x: Tensor, run: Classifier) -> Tensor:
         """run(x) as float32 [B, K]: batch filled up, memory format and autocast as the twin needs them."""
@@ -207,7 +215,7 @@ class SearchTwin:
         if isinstance(self.copied, fx.GraphModule) and not self._same_slope(x[:_SHOWN]):
             self.runs = False
             return "its gradients are not those of the model"
-        if self._dtype is torch.bfloat16 and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
+        if self._dtype in _DRIFT and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
             self._shown = x[:_SHOWN].detach().clone()
         return ""
 

@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustcli.core import forward, packed
-from robustcli.core.forward import forward_only, tile
+from robustcli.core.forward import forward_only
 from robustcli.core.packed import PackedConv
 from robustcli.core.tiled import TiledConv
+from robustcli.core.tiling import tile
 from robustcli.core.twin import SearchTwin
 
 needs_operators = pytest.mark.skipif(
@@ -63,6 +64,20 @@ def test_tiles_and_packed_layers_take_part_and_nothing_else_changes():
     with torch.no_grad():
         net.head.bias.add_(1)
     assert torch.allclose(form(x), wanted, atol=1e-3)  # a copy
+
+
+@needs_operators
+def test_the_scores_of_a_twin_in_fp32_go_by_tiles_and_its_gradient_does_not():
+    net, x = trained(Residual()), torch.rand(9, 3, 16, 16)
+    twin = SearchTwin(net)
+    assert twin.parity(x) == ""
+    got, wanted = twin.scores(x), twin(x)
+    assert not torch.equal(got, wanted) and float((got - wanted).abs().max() / wanted.abs().max()) < 1e-4
+    assert not any(isinstance(module, TiledConv) for module in twin.copied.modules())
+    with torch.no_grad():
+        net.head.bias.add_(1)
+    twin.refresh()
+    assert torch.allclose(twin.scores(x), wanted + 1, atol=1e-3)
 
 
 def test_only_whole_chains_are_pooled():

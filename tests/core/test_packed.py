@@ -241,7 +241,7 @@ class Untraceable(Residual):
 @pytest.mark.parametrize(
     ("net", "options"),
     [
-        (Residual(), {"dtype": torch.float32}),
+        (Residual(), {"dtype": torch.float16}),
         (Residual(), {"fold_bn": False}),
         (Untraceable(), {}),
         (nn.Sequential(nn.Flatten(), nn.Softmax(1)), {}),
