@@ -18,6 +18,7 @@ from robustcli.core.boundary import rivals
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import RowLoss, difference, dlr_targeted
 from robustcli.core.oracle import Oracle
+from robustcli.core.pace import at_once
 from robustcli.core.random import RowRandom
 from robustcli.core.search import checkpoints, stalled
 from robustcli.registry import attacks
@@ -86,7 +87,7 @@ def apgd(
             becomes z_t - z_y. Where the caller asks for one target, dlr-targeted is dlr towards it: z_t must
             pass every other logit, not only z_y.
         targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1
-            exist.
+            exist. Few rows are searched on for all but the first in one batch.
         skip: how many of the likeliest wrong classes dlr-targeted leaves out, >= 0: those that a stage before
             has tried. Where the caller asks for one target, skip is not used.
         rho: share of rising steps, in [0, 1], up to which a row counts as oscillating; l1 does not use it.
@@ -106,22 +107,58 @@ def apgd(
     """
     _check(steps, restarts, targets, skip, rho, widest)
     ascent, goals = _headings(oracle, loss, targets, skip)
-    headings = goals.shape[1]
-    phases = _phases(ball, steps, widest or _WIDEST[ball.norm])
-    x_best = x
-    for run in range(restarts * headings):
-        ask = _Question(oracle, ascent, run % headings)
-        x_best = _first(x, phases[0][0], oracle.rng.restart(run))
-        for current, count in phases:
-            scored = current == ball
-            if ball.norm == "l1":
-                x, goals, x_best = _climb_sparsely(ask, x, goals, x_best, current, count, scored=scored)
-            else:
-                x, goals, x_best = _climb(ask, x, goals, x_best, current, count, rho, scored=scored)
-        x, goals, x_best = oracle.compact(x, goals, x_best)
-        if restarts * headings > 1:
-            oracle.score(x_best)
+    phases, runs = _phases(ball, steps, widest or _WIDEST[ball.norm]), restarts * goals.shape[1]
+    x_best, run = x, 0
+    while run < runs:
+        count = at_once(x, runs - run, steady=oracle.steady) if run else 1  # most rows fall in the first one
+        x, goals, x_best = _search(oracle, ascent, x, goals, range(run, run + count), phases, rho, runs > 1)
+        run += count
     return oracle.result(x_best)
+
+
+def _search(
+    oracle: Oracle,
+    ascent: Ascent,
+    x: Tensor,
+    goals: Tensor,
+    runs: range,
+    phases: list[tuple[Ball, int]],
+    rho: float,
+    scored: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The searches of these numbers, in one batch: (x, goals, best point of the last) of the rows in play.
+
+    Args:
+        x: clean pixels [R, C, H, W]. goals: classes to head for, int64 [R, T].
+        runs: numbers of the searches; number k heads for goal k modulo T, and begins at the point of restart
+            k.
+        phases: balls, and steps in each. rho: as in `apgd`.
+        scored: whether the best points are met once more at the end, see `Oracle.score`.
+    """
+    places, tried = len(runs), goals.shape[1]
+    x_best = _together([_first(x, phases[0][0], oracle.rng.restart(run)) for run in runs])
+    if places > 1:
+        oracle.spread(places)
+        heads = _together([goals[:, run % tried] for run in runs])[:, None]
+        x, goals = x.repeat_interleave(places, 0), torch.cat((goals.repeat_interleave(places, 0), heads), 1)
+    ask = _Question(oracle, ascent, -1 if places > 1 else runs[0] % tried)
+    for current, count in phases:
+        inside = current == phases[-1][0]
+        if current.norm == "l1":
+            x, goals, x_best = _climb_sparsely(ask, x, goals, x_best, current, count, scored=inside)
+        else:
+            x, goals, x_best = _climb(ask, x, goals, x_best, current, count, rho, scored=inside)
+    x, goals, x_best = oracle.compact(x, goals, x_best)
+    if scored:
+        oracle.score(x_best)
+    if places > 1:
+        x, goals, x_best = x[::places], goals[::places, :tried], oracle.gather(x_best)
+    return x, goals, x_best
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """[len(parts) * R, ...]: the rows of the parts [R, ...], those of the first row first."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts, 1).flatten(0, 1)
 
 
 def _check(steps: int, restarts: int, targets: int, skip: int, rho: float, widest: float | None) -> None:

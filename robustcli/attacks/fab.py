@@ -16,6 +16,7 @@ from robustcli.core.boundary import Boundary, nearest_boundary, rivals
 from robustcli.core.geometry import Ball, column
 from robustcli.core.hyperplane import dot, length, to_plane
 from robustcli.core.oracle import Oracle
+from robustcli.core.pace import at_once
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks
 
@@ -70,8 +71,8 @@ def fab(
         steps: linearisations per class and restart, >= 1. One costs two forward passes and a backward one;
             there are `steps` * min(targets, K - 1) * `restarts`.
         restarts: searches per class, >= 1.
-        targets: how many classes are searched one after another (FAB-T), those of the largest clean logits,
-            >= 1; a targeted search has one boundary.
+        targets: how many classes are searched for (FAB-T), those of the largest clean logits, >= 1; a
+            targeted search has one boundary. Few rows are searched on for all but the first in one batch.
         skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has
             tried. A targeted search ignores it.
         targeted: false for one search that steps to the nearest of all K - 1 boundaries, `steps` * (K - 1)
@@ -101,26 +102,59 @@ def fab(
     runs = max(0, last - skip) if targeted else 1
     if not runs:
         oracle.note(f"fab: skip {skip} leaves none of the {last} wrong classes: nothing is tried")
-    reach, x_adv = x.new_full((len(x),), float("inf")), x
-    for restart in range(restarts):
-        for rank in range(runs):
-            if targeted:
-                others = rivals(oracle, last)[:, skip + rank, None]
-            else:
-                others = rivals(oracle, oracle.clean().shape[1] - 1)
-            x_adv = x
-            if restart > 0 or start == "random":
-                x_adv = _random_start(x, reach, ball, oracle.rng.restart(restart * runs + rank))
-            for _ in range(steps):
-                boundary = nearest_boundary(oracle, x_adv, ball, others)
-                x_adv = _step(x, x_adv, boundary, ball, alpha_max, eta)
-                hit = oracle.hit(oracle.logits(x_adv))
-                reach = torch.where(hit, torch.minimum(reach, length(x_adv - x, ball.norm)), reach)
-                x_adv = torch.where(column(hit, x), x + beta * (x_adv - x), x_adv)
-                x, x_adv, reach, others = oracle.compact(x, x_adv, reach, others)
-                if not oracle.alive:
-                    return oracle.result(x_adv)
+    reach, x_adv, number = x.new_full((len(x),), float("inf")), x, 0
+    while number < restarts * runs and oracle.alive:
+        restart, rank = divmod(number, runs)
+        x_adv, places = x, 1
+        if restart > 0 or start == "random":
+            x_adv = _random_start(x, reach, ball, oracle.rng.restart(number))
+        elif rank:  # most rows fall in the first search, and a random start waits for `reach`
+            places = at_once(x, runs - rank, steady=oracle.steady)
+        if targeted:
+            others = rivals(oracle, last)[:, skip + rank : skip + rank + places]
+        else:
+            others = rivals(oracle, oracle.clean().shape[1] - 1)
+        if places > 1:
+            oracle.spread(places)
+            others = others.reshape(-1, 1)
+            x, x_adv, reach = (t.repeat_interleave(places, 0) for t in (x, x_adv, reach))
+        x, x_adv, reach = _search(oracle, x, x_adv, reach, others, ball, steps, alpha_max, eta, beta)
+        if places > 1:
+            x_adv, x, reach = oracle.gather(x_adv), x[::places], reach.view(-1, places).amin(1)
+        number += places
     return oracle.result(x_adv)
+
+
+def _search(
+    oracle: Oracle,
+    x: Tensor,
+    x_adv: Tensor,
+    reach: Tensor,
+    others: Tensor,
+    ball: Ball,
+    steps: int,
+    alpha_max: float,
+    eta: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`steps` linearisations of `fab` from x_adv: (x, x_adv, reach) of the rows still in play.
+
+    Args:
+        x, x_adv: clean pixels and where the search begins, [R, C, H, W].
+        reach: [R], the distance of the nearest success.
+        others: the classes k whose boundaries count, int64 [R, T].
+        ball, steps, alpha_max, eta, beta: as in `fab`.
+    """
+    for _ in range(steps):
+        boundary = nearest_boundary(oracle, x_adv, ball, others)
+        x_adv = _step(x, x_adv, boundary, ball, alpha_max, eta)
+        hit = oracle.hit(oracle.logits(x_adv))
+        reach = torch.where(hit, torch.minimum(reach, length(x_adv - x, ball.norm)), reach)
+        x_adv = torch.where(column(hit, x), x + beta * (x_adv - x), x_adv)
+        x, x_adv, reach, others = oracle.compact(x, x_adv, reach, others)
+        if not oracle.alive:
+            break
+    return x, x_adv, reach
 
 
 def _check(

@@ -73,8 +73,8 @@ class BestPoints:
     ) -> tuple[int, bool]:
         """`consider` k points for each of A different rows, turn by turn; a row that falls takes no more.
 
-        Only successes that a watch may confirm, and distances, need a turn each. Elsewhere the best of the
-        k points is what k turns would leave.
+        Only successes need a turn each, where a watch may confirm them or distances count. Elsewhere the best
+        of the k points is what k turns would leave.
 
         Args:
             rows: int64 [A].
@@ -86,12 +86,20 @@ class BestPoints:
             How many points counted and came too late, because their rows had fallen before; and whether a
             row fell in this call.
         """
-        rivals = hits & inside & torch.isfinite(loss)
-        if self._ball is None and (self._watch is None or not bool((hits & inside).any())):
-            eligible = inside & torch.isfinite(loss) & (hits == rivals.any(1, keepdim=True))
-            best = torch.where(eligible, loss, float("-inf")).argmax(1)  # of equal ones the first
-            picked = torch.arange(len(rows), device=rows.device), best
-            return 0, self.consider(rows, tries[picked], hits[picked], loss[picked])
+        if (self._ball is not None or self._watch is not None) and bool((hits & inside).any()):
+            return self._one_by_one(rows, tries, hits, loss, inside)
+        if self._ball is not None:
+            return 0, False  # it keeps successes alone
+        eligible = inside & torch.isfinite(loss)
+        eligible &= hits == (hits & eligible).any(1, keepdim=True)
+        best = torch.where(eligible, loss, float("-inf")).argmax(1)  # of equal ones the first
+        picked = torch.arange(len(rows), device=rows.device), best
+        return 0, self.consider(rows, tries[picked], hits[picked], loss[picked])
+
+    def _one_by_one(
+        self, rows: Tensor, tries: Tensor, hits: Tensor, loss: Tensor, inside: Tensor
+    ) -> tuple[int, bool]:
+        """`consider_turns` with a turn for each of the k points."""
         late, fell = 0, False
         for turn in range(tries.shape[1]):
             fallen = self.fallen[rows]

@@ -111,6 +111,7 @@ class Oracle:
         self._best: BestPoints | None = None
         self._scored: Tensor | None = None
         self._number = next(_numbers)
+        self._places = 1  # of each row, see `spread`
         self._graphs: Graphs | None = None
         if isinstance(model, SearchTwin) and draws == 1 and criterion.reject is None:
             self._graphs = model.graphs
@@ -127,7 +128,7 @@ class Oracle:
     @property
     def alive(self) -> int:
         """Rows still in play."""
-        return len(self._rows)
+        return len(self._rows) // self._places
 
     @property
     def zero_gradient_rows(self) -> int:
@@ -292,6 +293,26 @@ class Oracle:
         self.rng = self.rng.rows(stay)
         return tuple(t[stay] for t in tensors)
 
+    def spread(self, places: int) -> None:
+        """Give each row in play several places, one after another, in which it is searched on at once.
+
+        From here to `gather` all questions and answers have places * R rows in place of R. A row that falls
+        leaves all its places.
+        """
+        whole = torch.arange(len(self._rows), device=self._rows.device).repeat_interleave(places)
+        self._rows = self._index = self._rows[whole]
+        self.rng, self._places = self.rng.rows(whole), places
+
+    def gather(self, x_adv: Tensor) -> Tensor:
+        """Each row in play has one place again: the point of its last one, of x_adv [places * R, C, H, W]."""
+        places, self._places = self._places, 1
+        self._rows = self._index = self._rows[::places]
+        self.rng = self.rng.rows(slice(None, None, places))
+        last = x_adv[places - 1 :: places]
+        if self._scored is x_adv:
+            self._scored = last
+        return last
+
     def result(self, x_adv: Tensor) -> Tensor:
         """The answer of the attack for all B rows, [B, C, H, W], detached: what `keep` says.
 
@@ -429,7 +450,13 @@ class Oracle:
             return
         if loss is None:
             loss = self._loss(None)(logits)
-        self._leaving |= self._best.consider(self._index, x_adv, self.hit(logits), loss)
+        hits = self.hit(logits)
+        if self._places == 1:
+            self._leaving |= self._best.consider(self._index, x_adv, hits, loss)
+            return
+        rows, shape = self._rows[:: self._places], (-1, self._places)
+        turns = x_adv.view(*shape, *x_adv.shape[1:]), hits.view(shape), loss.view(shape)
+        self._leaving |= self._best.consider_turns(rows, *turns, torch.ones_like(turns[1]))[1]
 
 
 def _mean(answers: list[Gradient]) -> Gradient:

@@ -21,6 +21,20 @@ _TRIED = 3  # rounds that try out sizes
 _FIXED = 8.0  # rows whose cost each batch adds, where the clock must not choose
 
 
+# Rows up to which several searches of a row share a batch: more of them fill one by themselves, and rows that
+# fall in one search would be asked in vain in the others.
+_FEW = {"cpu": 16}
+_FEW_ELSEWHERE = 128
+_SLOPES = 2**20  # pixels of such a batch: gradients keep all activations
+
+
+def at_once(x: Tensor, left: int, *, steady: bool) -> int:
+    """How many of `left` searches of each row of pixels x [R, C, H, W] go into one batch, >= 1."""
+    if not steady or len(x) > _FEW.get(x.device.type, _FEW_ELSEWHERE):
+        return 1
+    return max(1, min(left, _SLOPES // max(1, x.numel())))
+
+
 class Pace:
     """Chooses k, how many questions of each row go into one batch. No answer depends on it.
 

@@ -1,0 +1,114 @@
+"""Several searches of one row share a batch: verdicts, draws and best points of one after another."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustcli import registry
+from robustcli.core.geometry import Ball
+from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
+from robustcli.core.pace import at_once
+from robustcli.core.random import RowRandom
+from robustcli.evaluation.plan import AttackCall
+
+RADII = {"linf": 0.05, "l2": 0.4, "l1": 2.0}
+
+
+class Alike(nn.Module):
+    """Logits of six classes, the same to the last bit in a batch of any size: float64, sums by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        weight = torch.randn(6, 48, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        self.weight, self.sizes = nn.Parameter(weight), []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return ((3 * (x.flatten(1) - 0.5)).sin()[:, None] * self.weight).sum(2)
+
+
+def searched(name, norm, *, steady, watched, **params):
+    """(answer, oracle, batch sizes) of an attack on seven rows."""
+    net, ball = Alike(), Ball(norm, RADII[norm])
+    x = 0.2 + 0.6 * torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    y = net(x).argmax(1)
+    call, ids = AttackCall.of(registry.attacks.get(name), params), torch.arange(len(x))
+
+    def watch(rows, points):
+        return points.sum((1, 2, 3)) * 1e3 % 1 < 0.2  # some successes of some rows
+
+    with frozen(net):
+        oracle = call.oracle(
+            net,
+            x,
+            Criterion(y),
+            rng=RowRandom(0, "start", ids),
+            watch=watch if watched else None,
+            ball=ball,
+            steady=steady,
+        )
+        return call.points(oracle, x, ball), oracle, net.sizes
+
+
+CASES = [
+    ("apgd", "linf", {"loss": "dlr-targeted", "steps": 12, "targets": 4, "skip": 1}),
+    ("apgd", "l2", {"loss": "dlr-targeted", "steps": 9, "targets": 3, "restarts": 2, "widest": 2.0}),
+    ("apgd", "l1", {"loss": "ce", "steps": 10, "restarts": 4}),
+    ("fab", "linf", {"steps": 8}),
+    ("fab", "l2", {"steps": 6, "targets": 3, "restarts": 2}),
+    ("fab", "l1", {"steps": 6, "targets": 4, "skip": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "norm", "params"), CASES)
+def test_without_a_watch_every_bit_and_every_pass_is_that_of_one_search_at_a_time(name, norm, params):
+    alone, one, single = searched(name, norm, steady=False, watched=False, **params)
+    together, many, batches = searched(name, norm, steady=True, watched=False, **params)
+    assert torch.equal(alone, together) and one.passes == many.passes and len(batches) < len(single)
+    for part in ("points", "_hits", "_values"):
+        assert torch.equal(getattr(one._best, part), getattr(many._best, part)), part
+
+
+@pytest.mark.parametrize(("name", "norm", "params"), CASES)
+def test_the_same_rows_fall_and_the_others_keep_the_same_points(name, norm, params):
+    _, one, _ = searched(name, norm, steady=False, watched=True, **params)
+    _, many, batches = searched(name, norm, steady=True, watched=True, **params)
+    fallen = one._best.fallen
+    assert torch.equal(fallen, many._best.fallen) and many.alive == one.alive == int((~fallen).sum())
+    assert torch.equal(one._best.points[~fallen], many._best.points[~fallen])
+    if not fallen.all():
+        assert max(batches) > 7  # of several searches
+
+
+def test_a_row_that_falls_in_one_search_leaves_all():
+    """Seven rows and four searches at once; the watch confirms whatever it is shown."""
+    confirmed = []
+
+    net, ball = Alike(), Ball("linf", 0.5)
+    x = 0.2 + 0.6 * torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    y = net(x).argmax(1)
+
+    def watch(rows, points):
+        late = torch.full((len(rows),), len(net.sizes) > 8)  # once the first search is over
+        confirmed.extend(rows[late].tolist())
+        return late
+
+    call = AttackCall.of(registry.attacks.get("apgd"), {"loss": "ce", "steps": 5, "restarts": 5})
+    with frozen(net):
+        rng = RowRandom(0, "start", torch.arange(7))
+        oracle = call.oracle(net, x, Criterion(y), rng=rng, watch=watch, ball=ball, steady=True)
+        call.points(oracle, x, ball)
+    assert oracle.alive == 0 and sorted(confirmed) == list(range(7))
+
+
+def test_searches_share_a_batch_only_where_rows_are_few_and_small():
+    def room(rows, side, left=8, steady=True):
+        return at_once(torch.empty(rows, 3, side, side, device="meta"), left, steady=steady)
+
+    few = torch.empty(10, 3, 32, 32)
+    assert at_once(few, 8, steady=True) == 8 and at_once(few, 3, steady=True) == 3
+    assert at_once(few, 8, steady=False) == 1
+    assert at_once(torch.empty(17, 3, 32, 32), 8, steady=True) == 1
+    assert room(100, 32) == 3 and room(200, 32) == 1  # on a device larger batches are nearly free
+    assert room(1, 224) == 6 and room(8, 224) == 1  # gradients of large images fill the memory
