@@ -241,7 +241,7 @@ class Oracle:
         point, ascend, formula = x_adv.detach(), self._loss(loss), self._loss(loss).formula
 
         def plain() -> tuple[Tensor, ...]:
-            answer = self._answer(point, ascend, False)
+            answer = self._answer(point.detach(), ascend, False)  # which asks for a gradient of its own
             return move(point, answer.grad, *given), *answer
 
         if self._graphs is None or formula is None:
