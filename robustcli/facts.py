@@ -37,6 +37,9 @@ class AttackFacts:
         starts_at_clean: whether it begins at the clean points, where some losses have no slope.
         guarded: whether it is made for guarded models, and searches for a wrong class and against the
             rejection apart. On any other model it is PGD, and may cost less than `passes`.
+        kept: how many of the passes training saves: their answers belong to a class and are kept for many
+            steps (`core.memory`). They are asked for on images that are all alike, which have no batch
+            statistics.
     """
 
     kind: Kind
@@ -48,6 +51,7 @@ class AttackFacts:
     deterministic: bool
     starts_at_clean: bool = False
     guarded: bool = False
+    kept: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,8 +74,17 @@ def _check_free_step(config: Config, method: Method) -> None:
 def _check_attack(config: Config, method: Method) -> None:
     """Raises UsageError for an attack that cannot ascend an inner loss that compares with the clean logits.
 
-    Such an attack has a loss of its own, or starts at the clean image where the inner loss is flat.
+    Such an attack has a loss of its own, or starts at the clean image where the inner loss is flat. Also for
+    one that asks about images without batch statistics, where it would be given these.
     """
+    kept = registry.attacks.get(config.adversary.name).facts.kept
+    if kept and method.inner is not None and config.train.attack_bn == "train":
+        raise UsageError(
+            f"{config.adversary.name} asks about grey images, which are all alike: BatchNorm has no batch"
+            " statistics of them",
+            where="train.attack_bn",
+            hint="train.attack_bn: eval",
+        )
     if not method.compares_with_clean:
         return
     own_loss = method.adversary.given.get("loss")

@@ -48,8 +48,8 @@ def passes_per_image(setting: Setting) -> int:
         return outer * int(parameters.get("replays", registry.parameters(step)["replays"].default))
     if method.inner is None:
         return outer
-    last = 1  # no judge looks at the last point
-    attack = method.adversary.passes(setting.classes, setting.ball.norm) - last
+    saved = 1 + registry.attacks.get(method.adversary.name).facts.kept  # no judge looks at the last point
+    attack = method.adversary.passes(setting.classes, setting.ball.norm) - saved
     return outer + attack * method.copies
 
 

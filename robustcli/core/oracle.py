@@ -16,6 +16,7 @@ from robustcli.core.best import BestPoints, Watch
 from robustcli.core.geometry import Ball
 from robustcli.core.graphs import Graphs, Work
 from robustcli.core.losses import Criterion, RowLoss
+from robustcli.core.memory import Memory
 from robustcli.core.padding import padded, padded_rows
 from robustcli.core.random import RowRandom
 from robustcli.core.slope import needs_whole_backward, slope
@@ -63,12 +64,15 @@ class Oracle:
             (EOT, Athalye et al., ICML 2018, arXiv:1802.00420). Gradients are averaged, and so are logits.
         steady: whether the answer for a row is always the same, whatever else is in its batch; that of a
             search twin is. Only then may an attack ask ahead, or about one row several times in one batch.
+        memory: what the attack keeps between the steps of a training; None anywhere else.
 
     Attributes:
         forward_rows, backward_rows: how many rows went forward, and backward, through the model.
         discarded_rows: how many of the rows that went forward were asked about ahead and never met.
         asked_rows: how many rows were asked for a gradient while points were remembered.
         notes: lines for the user.
+        memory: see above.
+        began: the first point that was asked for a gradient and met; None before.
 
     Raises:
         ValueError: keep="closest" without a ball, or draws < 1.
@@ -89,12 +93,14 @@ class Oracle:
         ball: Ball | None = None,
         draws: int = 1,
         steady: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         if keep == "closest" and ball is None:
             raise ValueError('keep="closest" needs a ball')
         if draws < 1:
             raise ValueError(f"draws must be >= 1, got {draws}")
-        self.criterion, self.rng = criterion, rng
+        self.criterion, self.rng, self.memory = criterion, rng, memory
+        self.began: Tensor | None = None
         self.notes: list[str] = []
         self.forward_rows = self.backward_rows = self.discarded_rows = 0
         self.asked_rows = 0
@@ -333,6 +339,8 @@ class Oracle:
         """
         self.forward_rows += len(x_adv) * self._draws
         self.backward_rows += len(x_adv) * self._draws
+        if scored and self.began is None:
+            self.began = x_adv.detach()
         if self._best is None:
             return
         self.asked_rows += len(x_adv)

@@ -28,6 +28,9 @@ class Batch:
         rng: one random stream per row.
         y_soft: label distribution [B, K] when an augmentation mixes images, else None.
         ramp: share of the configured radius that a curriculum has reached, in [0, 1].
+        x_start: where the attack asked for its first gradient, [B, C, H, W]; x where it asked for none, None
+            where no attack ran.
+        progress: share of all steps that is done, in [0, 1].
     """
 
     x: Tensor
@@ -38,6 +41,8 @@ class Batch:
     rng: RowRandom
     y_soft: Tensor | None = None
     ramp: float = 1.0
+    x_start: Tensor | None = None
+    progress: float = 1.0
 
 
 @dataclass(frozen=True)

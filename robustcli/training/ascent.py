@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustcli.core.losses import Criterion, bind_inner
+from robustcli.core.memory import Memory
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
@@ -34,10 +35,14 @@ class Ascent:
     Attributes:
         twin_note: why there is no twin although one was asked for; "" otherwise.
         way: in which form the twin was found to be fastest, or why it is not recorded; "" otherwise.
+        memory: what the attack keeps between two steps.
+        began: where the last call asked for its first gradient, [B, C, H, W].
     """
 
     def __init__(self, settings: StepSettings, forward: Forward) -> None:
         self.settings, self.twin_note = settings, ""
+        self.memory = Memory()
+        self.began: Tensor | None = None
         self._forward = forward
         self._twin: SearchTwin | None = None
         self._twin_tried = False
@@ -77,14 +82,16 @@ class Ascent:
         model, (attack, ball) = self.settings.model, self.settings.threat(progress)
         with frozen(model, bn=_BATCH_NORM[self.settings.attack_bn]):
             searcher = self._searcher(x[parts[0]])
-            attacked = []
+            attacked, began = [], []
             for rows in parts:
                 clean = x[rows]
                 own = rng.rows(rows)
                 seen = self._seen(searcher, clean, own)
                 oracle = self._oracle(seen, clean, y[rows], some_rows(y_soft, rows), own)
                 attacked.append(attack(oracle, clean, ball))
-        return attacked[0] if len(attacked) == 1 else torch.cat(attacked)
+                began.append(clean if oracle.began is None else oracle.began)
+        self.began = _joined(began)
+        return _joined(attacked)
 
     def _seen(self, searcher: Classifier, x: Tensor, rng: RowRandom) -> Classifier:
         """What the attack sees at clean pixels x: the view of the objective, else the searcher itself."""
@@ -98,7 +105,9 @@ class Ascent:
         assert self.settings.inner is not None, "nothing to ascend"
         clean = partial(_logits, searcher, x)
         loss = bind_inner(self.settings.inner, y, y_soft=y_soft, clean=clean, **self.settings.inner_params)
-        return Oracle(searcher, x, Criterion(y), loss=loss, rng=rng, stop=self.settings.stop)
+        return Oracle(
+            searcher, x, Criterion(y), loss=loss, rng=rng, stop=self.settings.stop, memory=self.memory
+        )
 
     def _searcher(self, x: Tensor) -> Classifier:
         """The twin with the present weights, or the model itself. The first call compares both on x."""
@@ -117,6 +126,11 @@ class Ascent:
         twin, note = settings.search.faithful(settings.model, x)
         self.twin_note = "" if twin is not None else note
         return twin
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts of a batch as one; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _logits(searcher: Classifier, x: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class Free:
         terms = LossTerms(x.new_zeros(()))
         for _ in range(self.replays):
             point = (x + own).clamp_(ball.low, ball.high).requires_grad_(True)
-            batch = Batch(x, y, point, ids, ball, rng, y_soft, self.settings.reached(ball))
+            reached = self.settings.reached(ball)
+            batch = Batch(x, y, point, ids, ball, rng, y_soft, reached, progress=progress)
             terms = self.descent([batch], progress)
             own = self._moved(own, point.grad, ball)
         # A shorter batch leaves the last places as they were.

@@ -17,7 +17,7 @@ from robustcli.training.step import Step
 class MinMax:
     """Maximise the inner loss over the ball, then make one descent step on the outer loss.
 
-    Between two steps it remembers only the size of the micro-batch and the search twin.
+    Between two steps it remembers the size of the micro-batch, the search twin and what the attack keeps.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083.
     """
@@ -49,7 +49,20 @@ class MinMax:
         progress: float = 0.5,
     ) -> LossTerms:
         """See `Step`. A step that raises has changed neither parameters nor state."""
-        x = self.settings.laid_out(x)
+        memory = self.ascent.memory
+        kept = memory.state()
+        try:
+            terms = self._step(self.settings.laid_out(x), y, ids, seed, epoch, y_soft, progress)
+        except BaseException:
+            memory.load(kept)
+            raise
+        memory.turn += 1
+        return terms
+
+    def _step(
+        self, x: Tensor, y: Tensor, ids: Tensor, seed: int, epoch: int, y_soft: Tensor | None, progress: float
+    ) -> LossTerms:
+        """Attack, then descend; see `__call__`."""
         start = RowRandom(seed, "start", ids, epoch=epoch)
         with shared_faults(self.settings.ranks):
             x_adv = self.adversarial(x, y, start, y_soft=y_soft, progress=progress)
@@ -57,12 +70,16 @@ class MinMax:
         ramp = self.settings.reached(ball)
         # A stream of its own: a regulariser must not see the noise that the attack started from.
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
+        began = self.ascent.began
         batches = []
         for rows in self._parts(len(x)):
             clean = x[rows]
             attacked = clean if x_adv is x else x_adv[rows]
-            soft = some_rows(y_soft, rows)
-            batches.append(Batch(clean, y[rows], attacked, ids[rows], ball, rng.rows(rows), soft, ramp))
+            soft, start_at = some_rows(y_soft, rows), some_rows(began, rows)
+            own = rng.rows(rows)
+            batches.append(
+                Batch(clean, y[rows], attacked, ids[rows], ball, own, soft, ramp, start_at, progress)
+            )
         return self.descent(batches, progress)
 
     def adversarial(
@@ -93,11 +110,12 @@ class MinMax:
         return size
 
     def state(self) -> dict[str, Tensor]:
-        """{}: a resume needs no tensors of this step."""
-        return {}
+        """What the attack keeps; {} where it keeps nothing."""
+        return self.ascent.memory.state()
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Does nothing, see `state`."""
+        """Inverse of `state`."""
+        self.ascent.memory.load(state)
 
 
 @steps.register("minmax", attacks=True)

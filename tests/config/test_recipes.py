@@ -35,7 +35,7 @@ RECIPES = {
     for name, path in shipped_configs().items()
     if name.startswith("train/")
 }
-ON_DIGITS = {name for name in RECIPES if "digits" in name or name in ("train/finetune", "train/mnist")}
+ON_DIGITS = {name for name in RECIPES if "digits" in name or "finetune" in name or name == "train/mnist"}
 ON_CPUS = {name for name in RECIPES if name.startswith("train/cifar10") and name.endswith("_cpu")}
 MEASURED = (ON_DIGITS - {"train/mnist"}) | ON_CPUS  # of these only numbers of our own are known
 SMOOTHED = {name for name, text in RECIPES.items() if re.search(r"objective: .*sigma:", text)}
@@ -57,6 +57,7 @@ PARTS = {
         "mart": {"boosted", "robust"},
     },
     "nuat": {"natural", "nuclear"},
+    "liet": {"adversarial", "divergence"},
     "ibp": {"natural", "bounds"},
     "gaussian": {"noisy"},
     "smoothadv": {"adversarial"},
@@ -243,6 +244,7 @@ def test_recipe_trains(name: str, tiny: Callable[..., Path], real: Registries) -
         ("train/cifar10_free", "train.step.replays=7"),
         ("train/cifar10_fast", "adversary.clip=true"),
         ("train/cifar10_nuat", "adversary.start=uniform"),
+        ("train/cifar10_liet", "adversary.renew=1"),
         ("train/mnist", "train.curriculum.eps_start=1"),
         ("train/digits_ibp", "train.curriculum.eps_shape=linear"),
     ],

@@ -162,6 +162,25 @@ def test_a_killed_run_ends_in_the_same_bits(forked: Any, tmp_path: Path, cell: s
     all_same(tmp_path / "run", expected)
 
 
+def test_what_an_attack_keeps_ends_in_the_same_bits(forked: Any, tmp_path: Path) -> None:
+    """The checkpoint of step 6 holds the signs of step 4, which step 7 uses and step 8 makes again."""
+    write_images(tmp_path)
+    words = (
+        "objective={name: liet, weight: 20}",
+        "adversary={name: class_start, renew: 4}",
+        "train.micro_batch=5",
+    )
+    work = Job(forked, tmp_path, (*IMAGES, *words, "train.steps=10"))
+    expected = work.finish("reference")
+    kinds = [name.partition(" ")[0] for name in moments(work.said("reference"))]
+    descents = [k for k, kind in enumerate(kinds) if kind == "descend"]
+    seventh = descents[6 * len(descents) // 10]
+    assert work.run("run", hits={seventh: signal.SIGKILL}) == [-signal.SIGKILL]
+    kept = load_checkpoint(resolve_checkpoint(tmp_path / "run" / "checkpoints")).groups["step"]
+    assert (int(kept["turn"]), int(kept["class_signs.made"])) == (6, 4)
+    all_same(work.finish("run"), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell.replace("- ", "").split()))
 def test_all_cells_killed_at_more_moments(forked: Any, tmp_path: Path, cell: str) -> None:
