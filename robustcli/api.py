@@ -4,7 +4,7 @@ Threads may call these functions at once, with models of their own or with one i
 still as long as any of them works on it, no process-wide setting stays changed, and no signal handler is
 installed.
 
-The file is long, and so are `evaluate`, `certify` and `benchmark`, because
+The file is long, and so are `evaluate`, `certify`, `benchmark` and `attack`, because
 their docstrings are the reference that a caller reads.
 """
 
@@ -27,10 +27,8 @@ from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
 from robustcli.core.copies import duplicate
 from robustcli.core.geometry import Ball, Norm
-from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
-from robustcli.core.types import reject_of
 from robustcli.core.untouched import as_before
 from robustcli.data.check import check_labels, check_range
 from robustcli.data.datasets import load_data
@@ -44,8 +42,10 @@ from robustcli.evaluation.certificates.deterministic import Effort
 from robustcli.evaluation.certificates.measured import Certification
 from robustcli.evaluation.outside import callable_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
+from robustcli.evaluation.ready import ready
 from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.evaluation.worst import WorstPoints
 from robustcli.foreign import staying
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.source import load_model
@@ -148,15 +148,22 @@ def _checked(
     model: nn.Module, x: Tensor, y: Tensor, device: str
 ) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
     """Classifier and data on the device, x in float32, after the checks that a loader does."""
-    place = pick_device(device)
-    _check_kinds(model, x, y)
-    check_range(x, where="x", dark=len(x) > 16)
-    x, y = _usable(x).detach().float(), _usable(y).detach().long()
-    model = _usable(model).to(place)
+    model, x, y, place = _placed(model, x, y, device)
     if len(x):
         model, classes = adapted(model, x[:1].to(place))
         check_labels(y, classes, where="y")
     return model, x, y, place
+
+
+def _placed(
+    model: nn.Module, x: Tensor, y: Tensor, device: str
+) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
+    """As `_checked`, without a look at what the model answers."""
+    place = pick_device(device)
+    _check_kinds(model, x, y)
+    check_range(x, where="x", dark=len(x) > 16)
+    x, y = _usable(x).detach().float(), _usable(y).detach().long()
+    return _usable(model).to(place), x, y, place
 
 
 def _check_kinds(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -484,18 +491,22 @@ def attack(
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 256,
-    search: Literal["auto", "fp32", "bf16"] = "fp32",
+    search: Literal["auto", "fp32", "bf16"] = "auto",
     stop: Callable[[], None] | None = None,
     **params: Any,
 ) -> Tensor:
     """x_adv [n, C, H, W] inside the ball around x: the worst point met of each sample.
 
-    All samples are attacked, also misclassified ones.
+    All samples are attacked, also misclassified ones. Each point that succeeds does so with the model in
+    fp32, whatever the search ran on.
 
     Arguments as for `evaluate`; `params` (steps=20, step_size=2/255 …) go to the attack. The result lies on
     x's device in float32. A minimal-norm attack (fab, fmn, cw, deepfool) gives its closest success, wherever
     that lies, and x where it found none.
     No success is claimed: re-predict, or call `evaluate`.
+
+    What is searched on is a copy of the model with BatchNorm folded. It is kept while the model lives and is
+    as it was, so later calls begin at once; after a change of weights it is brought up to date.
 
     Raises:
         ValueError: unknown attack or parameter, bad eps. DataError: x outside [0, 1], labels out of range.
@@ -503,19 +514,21 @@ def attack(
     """
     _check_least("batch_size", batch_size)
     home = x.device
-    model, x, y, place = _checked(model, x, y, device)
-    settings, ball = _search(search, place), _ball(norm, eps)
+    model, x, y, place = _placed(model, x, y, device)
+    settings, ball = Search(resolve(search, place)), _ball(norm, eps)
     calls = _calls(name, norm, settings, params)
     if len(calls) > 1:
         raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")
-    (call,) = calls
+    if not len(x):
+        return x.clone()
     found = []
-    with as_before(model), frozen(model):
-        twin = call.searching(settings).twin(model, x[:batch_size].to(place).float()) if len(x) else model
-        for rows in torch.arange(len(x)).split(batch_size):
-            part = x[rows].to(place).float()
-            rng = RowRandom(seed, "start", rows.to(place))
-            criterion = Criterion(y[rows].to(place), reject=reject_of(model))
-            oracle = call.oracle(twin, part, criterion, rng=rng, ball=ball, stop=stop)
-            found.append(call.fn(oracle, part, ball, **call.params).to(home))
-    return torch.cat(found) if found else x.clone()
+    with frozen(model), ready(model) as kept, as_before(model, kept.copies):
+        classifier, classes = kept.adapted(model, x[:1].to(place))
+        check_labels(y, classes, where="y")
+        with frozen(classifier):
+            twin = kept.twin(calls[0].searching(settings), classifier, x[:batch_size].to(place))
+            worst = WorstPoints(calls[0], classifier, twin, ball, stop)
+            for rows in torch.arange(len(x)).split(batch_size):
+                rng = RowRandom(seed, "start", rows.to(place))
+                found.append(worst(x[rows].to(place), y[rows].to(place), rng).to(home))
+    return torch.cat(found)

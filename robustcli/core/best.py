@@ -35,7 +35,8 @@ class BestPoints:
         self._numbers = torch.arange(len(points), device=points.device)
         self.points = points.clone()
         self.fallen = torch.zeros_like(self._numbers, dtype=torch.bool)
-        self._hits = torch.zeros_like(self.fallen)
+        #: Whether the best point of each row is a success.
+        self.hits = torch.zeros_like(self.fallen)
         self._values = torch.full((len(points),), float("-inf"), device=points.device)
         self._origin, self._ball, self._watch = origin, closest_in, watch
 
@@ -53,7 +54,7 @@ class BestPoints:
             Whether a row fell in this call.
         """
         rows = self._numbers[index]
-        best_hits, best, fallen = self._hits[index], self._values[index], self.fallen[index]
+        best_hits, best, fallen = self.hits[index], self._values[index], self.fallen[index]
         if self._ball is None:
             value, candidates = loss, hits
             better = (hits & ~best_hits) | ((hits == best_hits) & (value > best))
@@ -137,6 +138,6 @@ class BestPoints:
             rows, x_adv, hits, values = rows[kept], x_adv[kept], hits[kept], values[kept]
         else:
             x_adv = torch.where(column(better, x_adv), x_adv, self.points[rows])
-            hits = torch.where(better, hits, self._hits[rows])
+            hits = torch.where(better, hits, self.hits[rows])
             values = torch.where(better, values, self._values[rows])
-        self.points[rows], self._hits[rows], self._values[rows] = x_adv, hits, values
+        self.points[rows], self.hits[rows], self._values[rows] = x_adv, hits, values

@@ -33,6 +33,7 @@ _DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _ALIKE = 0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more
 _SHOWN = 16  # images kept to compare the forward-only form on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
+_NOBODY = nn.Module()  # the model of a twin that is kept aside
 tracing = threading.Lock()  # two traces at once would leave nn.Module.__call__ replaced for ever
 
 
@@ -67,6 +68,8 @@ class SearchTwin:
         wide: bool = False,
     ) -> None:
         self._model, self._dtype, self._compiled = model, dtype, compiled
+        #: Whether it computes in less than float32.
+        self.low = dtype is not torch.float32
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         #: What is recorded around this copy; None where nothing is to be.
         self.graphs = Graphs(checked=not compiled) if graph else None
@@ -197,6 +200,18 @@ class SearchTwin:
         """
         self._shown = self._forward_only = None
         self.runs = False
+        if told := self.difference(x):
+            return told
+        if isinstance(self.copied, fx.GraphModule) and not self._same_slope(x[:_SHOWN]):
+            self.runs = False
+            return "its gradients are not those of the model"
+        if self._dtype in _DRIFT and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
+            self._shown = x[:_SHOWN].detach().clone()
+        return ""
+
+    @torch.no_grad()
+    def difference(self, x: Tensor) -> str:
+        """As `parity`, of the logits alone: for a twin of which one `parity` found no fault before."""
         with frozen(self._model):
             wanted = self._model(x)
         try:
@@ -212,12 +227,14 @@ class SearchTwin:
         limit = _OFF[self._dtype]
         if not error <= limit:
             return f"its logits differ by {error:.2g} of the largest logit (limit {limit:g})"
-        if isinstance(self.copied, fx.GraphModule) and not self._same_slope(x[:_SHOWN]):
-            self.runs = False
-            return "its gradients are not those of the model"
-        if self._dtype in _DRIFT and not self._compiled and x.dim() == 4 and x.device.type == "cpu":
-            self._shown = x[:_SHOWN].detach().clone()
         return ""
+
+    def follow(self, model: nn.Module | None) -> None:
+        """From now on the twin of this module, built as the one before; None: of nobody, to be kept aside.
+
+        A twin that is kept must not keep its model alive.
+        """
+        self._model = model or _NOBODY
 
 
 def _lean(call: Classifier, x: Tensor) -> Tensor | None:

@@ -39,26 +39,37 @@ def adapted(model: nn.Module, x: Tensor) -> tuple[nn.Module, int]:
     Raises:
         ConfigError: as `take`.
     """
+    contract, classes = look(model, x)
+    return wrapped(model, contract), classes
+
+
+def look(model: nn.Module, x: Tensor) -> tuple[Contract | None, int]:
+    """How `adapted` calls a network, None as it is, and its number of classes; arguments as there."""
     shown = x.detach()[:3]
     shown = torch.cat((shown, shown[-1:].expand(3 - len(shown), *shown.shape[1:])))
     reject = reject_of(model)
     if reject is not None:  # its members were looked at one by one
         with frozen(model), torch.no_grad():
             model(shown)
-        return model, reject
+        return None, reject
     name = f"the model ({type(model).__name__})"
+    if not isinstance(model, NormalisedModel):
+        return take(model, shown, name)
+    model.check(tuple(shown.shape))
+    if ours(model.arch):
+        with frozen(model), torch.no_grad():
+            return None, model(shown).shape[1]
+    return take(model.backbone, model.normalise(shown), name)
+
+
+def wrapped(model: nn.Module, contract: Contract | None) -> nn.Module:
+    """The classifier that calls `model` as this contract says; `model` itself where that needs no wrapper."""
+    if contract is None:
+        return model
     if isinstance(model, NormalisedModel):
-        model.check(tuple(shown.shape))
-        if ours(model.arch):
-            with frozen(model), torch.no_grad():
-                return model, model(shown).shape[1]
-        contract, classes = take(model.backbone, model.normalise(shown), name)
         if contract == model.contract:
-            return model, classes
+            return model
         other = copy.copy(model)
         other.contract = contract
-        return other, classes
-    contract, classes = take(model, shown, name)
-    if contract.plain:
-        return model, classes
-    return Adapted(model, contract), classes
+        return other
+    return model if contract.plain else Adapted(model, contract)
