@@ -234,7 +234,7 @@ class SearchTwin:
 
         A twin that is kept must not keep its model alive.
         """
-        self._model = model or _NOBODY
+        self._model = _NOBODY if model is None else model
 
 
 def _lean(call: Classifier, x: Tensor) -> Tensor | None:
