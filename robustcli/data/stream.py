@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustcli.data.images import Decoder, Pixels, planes, quiet_pillow
-from robustcli.data.split import Batch, Paths, named_files, rows_and_ids, unit
+from robustcli.data.split import Batch, Paths, named_files, rows_and_ids, sent, unit
 from robustcli.data.workers import Workers
 from robustcli.errors import DataError
 
@@ -144,10 +144,8 @@ class StreamSplit:
             for positions, item in zip(batches, decoded, strict=True):
                 if isinstance(item, _Fault):
                     raise DataError(item.what, where=item.where, hint=item.hint, code=item.code)
-                pixels = torch.from_numpy(item)
-                if device.type == "cuda":
-                    pixels = pixels.pin_memory()
-                yield unit(pixels, device), self.labels[positions].to(device), self.ids[positions].to(device)
+                x = unit(sent(torch.from_numpy(item), device), device)
+                yield x, sent(self.labels[positions], device), sent(self.ids[positions], device)
 
     def _decoded(self, batches: Sequence[Tensor]) -> Generator[Pixels | _Fault]:
         """uint8 [B, C, H, W] of each batch, decoded here, or by workers that end with this generator."""

@@ -18,6 +18,8 @@ from robustcli.training.forward import Forward, Shared
 from robustcli.training.hook import Hook, StepContext
 from robustcli.training.settings import StepSettings
 
+_LOWER = "lower the learning rate, or clip with train.grad_clip"
+
 
 class Descent:
     """theta <- theta - lr * optimiser(grad_theta [objective + regularisers]).
@@ -83,14 +85,19 @@ class Descent:
             for hook in self.hooks:
                 hook.before_loss(context)
             terms = self._backward(batches)
-            if not bool(torch.isfinite(terms.total)):
-                raise NumericsError(
-                    "the loss is not finite", hint="lower the learning rate, or clip with train.grad_clip"
-                )
+            if self._checks_early:
+                terms, _ = _read(terms)
         with _final("averaging the gradients"):
             self._average()
-            self._check_gradient()
-        return terms
+            return self._check_gradient(terms)
+
+    @property
+    def _checks_early(self) -> bool:
+        """Whether the loss is looked at before the gradients are averaged or unscaled, which costs a wait.
+
+        Several ranks must agree on it, and an unscaled gradient cannot be unscaled again.
+        """
+        return self.ranks.world > 1 or self.scaler.is_enabled()
 
     def _backward(self, batches: Sequence[Batch]) -> LossTerms:
         """Add the gradients of all micro-batches to `.grad`; return the means of loss and parts, detached."""
@@ -146,23 +153,42 @@ class Descent:
         self.ranks.mean(self._present_gradients())
         self.ranks.mean([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
 
-    def _check_gradient(self) -> None:
-        """Undo the loss scaling and clip the gradient.
+    def _check_gradient(self, terms: LossTerms) -> LossTerms:
+        """Undo the loss scaling and clip the gradient; returns the terms on the CPU.
 
-        Raises NumericsError for a gradient that is not finite, except under fp16 loss scaling.
+        Raises NumericsError for a loss or a gradient that is not finite; for a gradient not under fp16 loss
+        scaling.
         """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(self._present_gradients())
         # fp16 gradients overflow now and then: the scaler skips such a step and lowers its scale.
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            raise NumericsError(
-                "the gradient is not finite", hint="lower the learning rate, or clip with train.grad_clip"
-            )
+        finite = self.scaler.is_enabled()
+        if not self._checks_early:
+            terms, finite = _read(terms, norm)
+        elif not finite:
+            finite = bool(torch.isfinite(norm))
+        if not finite:
+            raise NumericsError("the gradient is not finite", hint=_LOWER)
         if self.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.grad_clip, norm)
+        return terms
 
     def _present_gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+
+def _read(terms: LossTerms, *more: Tensor) -> tuple[LossTerms, bool]:
+    """(the terms on the CPU, whether `more` is finite): all numbers come in one copy, for which one waits.
+
+    Raises NumericsError for a loss that is not finite.
+    """
+    values = [terms.total, *terms.parts.values(), *more]
+    numbers = torch.stack([value.to(terms.total.device) for value in values]).cpu()
+    total, *rest = numbers.unbind()
+    if not bool(torch.isfinite(total)):
+        raise NumericsError("the loss is not finite", hint=_LOWER)
+    finite = all(bool(torch.isfinite(value)) for value in rest[len(terms.parts) :])
+    return LossTerms(total, dict(zip(terms.parts, rest, strict=False))), finite
 
 
 def _reentrant() -> ConfigError:

@@ -45,15 +45,23 @@ class WeightPerturbation(Hook):
             return
         grads, weights = context.gradients(wanted), list[Tensor](wanted)
         with torch.no_grad():
-            both = [*torch._foreach_norm(weights), *torch._foreach_norm(grads)]
-            norms: list[float] = torch.stack(both).tolist()
-            if not all(map(math.isfinite, norms)):  # the outer loss will say so
+            norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(grads)])
+            finite = torch.isfinite(norms).all()
+            if finite.device.type == "cpu" and not finite:  # the outer loss will say so
                 return
-            pairs = zip(norms[: len(weights)], norms[len(weights) :], strict=True)
-            factors = [self.gamma * (weight / (grad + _TINY)) for weight, grad in pairs]
-            added = list(torch._foreach_mul(grads, factors))
+            added = list(torch._foreach_mul(grads, self._factors(norms, grads)))
+            if finite.device.type != "cpu":  # to look would be to wait
+                added = [torch.where(finite, v, torch.zeros_like(v)) for v in added]
             self._pending = _Perturbed(weights, [weight.clone() for weight in weights], added)
             torch._foreach_add_(weights, added)
+
+    def _factors(self, norms: Tensor, grads: list[Tensor]) -> list[Tensor]:
+        """gamma ||w_i|| / ||g_i|| as scalars, from the norms [2 n] of weights and gradients, in float64."""
+        if norms.device.type == "mps":  # which has no float64
+            norms = norms.cpu()
+        weight, grad = norms.double().chunk(2)
+        factors = self.gamma * (weight / (grad + _TINY))
+        return [factor.to(g.dtype) for factor, g in zip(factors.unbind(), grads, strict=True)]
 
     @torch.no_grad()
     def after_step(self, context: StepContext) -> None:
