@@ -24,7 +24,7 @@ from robustcli.errors import out_of_memory
 Work = Callable[..., tuple[Tensor, ...]]
 
 _AFTER = 3  # uses before a recording: a recording costs about six of them
-_MOST = 24  # recordings of one network; all share one memory pool
+_MOST = 48  # recordings of one network; all share one memory pool
 _REMEMBERED = 512  # kinds of work whose uses are counted
 _OFF = 0.01  # share of the mean size by which a replay may differ from the work: kernels add in any order
 
@@ -60,12 +60,12 @@ class CudaRecorder:
         """See `Recorder`. Warms up first: libraries allocate, and choose kernels, in the first two passes."""
         here = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream):  # of which torch makes the device current, too
             for _ in range(2):
                 work(*buffers)
         here.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        type(self).broken = True
+        type(self).broken = True  # until it is done
         # Other threads may allocate meanwhile: the loader pins memory.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = work(*buffers)

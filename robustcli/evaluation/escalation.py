@@ -119,7 +119,7 @@ def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
             gradients). Other names add nothing.
         plan: for minimal and square, an attack that it has already is not added again.
     """
-    exact = replace(plan.search, dtype=torch.float32, compile=False)
+    exact = replace(plan.search, dtype=torch.float32, compile=False, length=None)
     rescale, bpda = "rescale" in names or plan.search.rescale, "bpda" in names
     calls: list[AttackCall] = []
     if rescale:

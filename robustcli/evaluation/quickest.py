@@ -42,6 +42,10 @@ class Length(NamedTuple):
         """Seconds that lie ahead, where the gradient of one image takes `per_image`."""
         return self.seconds or self.gradients * per_image
 
+    def short(self, rows: int) -> bool:
+        """Whether fewer gradients of batches of `rows` images lie ahead than a race is worth."""
+        return self.seconds == 0 and self.gradients < _WORTH * rows
+
 
 @dataclass(frozen=True)
 class _Form:
@@ -62,7 +66,7 @@ def quickest(search: Search, model: nn.Module, x: Tensor, twin: SearchTwin) -> S
     length = search.length
     if length is None or not len(x) or torch.are_deterministic_algorithms_enabled():
         return twin
-    if length.seconds == 0 and length.gradients < _WORTH * len(x):
+    if length.short(len(x)):
         return twin
     return _Race(search, model, x, length).won_by(twin)
 
