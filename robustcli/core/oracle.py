@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -244,24 +245,13 @@ class Oracle:
         if not len(x_adv):
             return x_adv
         self._check()
-        point, ascend, formula = x_adv.detach(), self._loss(loss), self._loss(loss).formula
-
-        def plain() -> tuple[Tensor, ...]:
-            answer = self._answer(point.detach(), ascend, False)  # which asks for a gradient of its own
-            return move(point, answer.grad, *given), *answer
-
-        if self._graphs is None or formula is None:
-            moved, *answer = plain()
+        point, ascend = x_adv.detach(), self._loss(loss)
+        if self._graphs is None:
+            answer = self._plain(point, ascend, False)
+            moved = move(point, answer.grad, *given)
         else:
-            moved, *answer = self._graphs(
-                ("step", formula, move),
-                _moving(self._model, ascend.fn, move, len(given)),
-                (point, *given, *ascend.state),
-                self._size(point),
-                plain,
-                self._number,
-            )
-        self._hear(point, Gradient(*answer), scored=True, bound=loss is None)
+            moved, answer = self._replayed_step(self._graphs, point, ascend, move, given)
+        self._hear(point, answer, scored=True, bound=loss is None)
         return moved
 
     def ask(self, x_adv: Tensor) -> Tensor:
@@ -396,20 +386,38 @@ class Oracle:
             return logits / self._draws
 
     def _answer(self, x_adv: Tensor, ascend: Callable[[Tensor], Tensor], raw: bool) -> Gradient:
-        """Loss, logits and finite gradient at x_adv [R, C, H, W]: the mean over the draws."""
-
-        def plain() -> Gradient:
-            point = self._filled(x_adv).requires_grad_(True)
-            values, logits, grad = _mean(
-                [self._differentiate(point, len(x_adv), ascend, raw) for _ in range(self._draws)]
-            )
-            # Not in place: a gradient may be an expanded tensor.
-            return Gradient(values, logits, grad.nan_to_num(0.0, 0.0, 0.0))
-
+        """`_plain`, from a recording where there is one."""
         if self._graphs is None or not isinstance(ascend, RowLoss) or ascend.formula is None:
-            return plain()
-        work, inputs = _sloping(self._model, ascend.fn), (x_adv, *ascend.state)
-        return Gradient(*self._graphs(("gradient", ascend.formula), work, inputs, self._size(x_adv), plain))
+            return self._plain(x_adv, ascend, raw)
+        key, work = ("gradient", ascend.formula), _sloping(self._model, ascend.fn)
+        inputs, plain = (x_adv, *ascend.state), partial(self._plain, x_adv, ascend, raw)
+        return Gradient(*self._graphs(key, work, inputs, self._size(x_adv), plain))
+
+    def _replayed_step(
+        self, graphs: Graphs, x_adv: Tensor, ascend: RowLoss, move: Move, given: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Gradient]:
+        """The next point and the answer at x_adv [R, C, H, W], as one recording where there is one."""
+
+        def plain() -> tuple[Tensor, ...]:
+            answer = self._answer(x_adv, ascend, False)
+            return move(x_adv, answer.grad, *given), *answer
+
+        formula = ascend.formula
+        if formula is None:
+            moved, *answer = plain()
+        else:
+            key, work = ("step", formula, move), _moving(self._model, ascend.fn, move, len(given))
+            inputs = (x_adv, *given, *ascend.state)
+            moved, *answer = graphs(key, work, inputs, self._size(x_adv), plain, self._number)
+        return moved, Gradient(*answer)
+
+    def _plain(self, x_adv: Tensor, ascend: Callable[[Tensor], Tensor], raw: bool) -> Gradient:
+        """Loss, logits and finite gradient at x_adv [R, C, H, W]: the mean over the draws."""
+        point = self._filled(x_adv.detach()).requires_grad_(True)
+        answers = [self._differentiate(point, len(x_adv), ascend, raw) for _ in range(self._draws)]
+        values, logits, grad = _mean(answers)
+        # Not in place: a gradient may be an expanded tensor.
+        return Gradient(values, logits, grad.nan_to_num(0.0, 0.0, 0.0))
 
     def _differentiate(
         self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor], raw: bool
