@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +14,14 @@ from robustcli.assembly.binding import bound
 from robustcli.assembly.method import method_of
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
+from robustcli.assembly.speed import processes_of, seconds_per_forward, shared_seconds
 from robustcli.assembly.timing import Precision, Repeat
 from robustcli.config.spec import Spec
-from robustcli.core.modes import frozen, watched
+from robustcli.core.modes import watched
 from robustcli.core.types import declares_draws, passes_of
 from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.plan import JUDGE_DRAWS
+from robustcli.evaluation.sizing import shard_size
 from robustcli.models.flops import flops
 from robustcli.models.size import count_parameters
 from robustcli.reporting.cells import format_eps
@@ -63,25 +64,6 @@ def held_per_image(setting: Setting) -> int:
 def _added(spec: Spec) -> int:
     """Passes that one regulariser adds."""
     return registry.regularizers.get(spec.name).facts.passes
-
-
-def seconds_per_forward(setting: Setting, model: nn.Module, batch: int, dtype: torch.dtype) -> float:
-    """Seconds of one forward pass of one image, measured on random pixels in batches of `batch`."""
-    x = torch.rand(batch, *setting.data.shape, device=setting.device)
-    with (
-        frozen(model),
-        torch.no_grad(),
-        torch.autocast(setting.device.type, dtype=dtype, enabled=dtype is not torch.float32),
-    ):
-        model(x)
-        began = time.perf_counter()
-        rounds = 0
-        while rounds < 2 or (time.perf_counter() - began < 0.5 and rounds < 50):
-            model(x)
-            rounds += 1
-        if setting.device.type == "cuda":
-            torch.cuda.synchronize(setting.device)
-    return (time.perf_counter() - began) / (rounds * batch)
 
 
 def activation_bytes(model: nn.Module, setting: Setting, batch: int) -> int:
@@ -191,12 +173,14 @@ def bench_plan(
 
 
 def evaluation_plan(
-    setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console
+    setting: Setting, model: nn.Module, specs: Sequence[Spec], console: Console, *, processes: int = 1
 ) -> dict[str, Any]:
     """Images, passes, FLOPs, memory and time of the configured evaluation.
 
     It is an upper bound: samples that fall leave early. Passes are those of networks: the answer of a guarded
     model may take several.
+
+    processes: that share the samples. Memory is that of each; none of the time is what they need to start.
     """
     config = setting.config
     n = len(samples(setting)[1])
@@ -206,7 +190,7 @@ def evaluation_plan(
     planned = planned_passes(calls, setting.classes, setting.ball.norm)
     # The clean point, and for each attack the judge's look at its last point.
     answers = votes * (1 + len(calls)) + (search.draws or draws) * planned
-    batch = min(config.eval.batch_size or 256, n)
+    batch = min(config.eval.batch_size or 256, -(-n // processes))
     one = flops(model, setting.data.shape)
     return show_plan(
         console,
@@ -221,7 +205,8 @@ def evaluation_plan(
             "passes_per_image": each * answers,
             "total_tflop": one * answers * n / 1e12,
             "memory_bytes": _memory(model, setting, batch, 2),
-            "seconds": seconds_per_forward(setting, model, min(batch, 32), search.dtype) * answers * n,
+            "seconds": shared_seconds(setting, model, min(batch, 32), search.dtype, processes) * answers * n,
+            **processes_of(setting, processes, n, config.eval.shard_size or shard_size(n)),
             "precision": str(search.dtype).removeprefix("torch."),
             "device": str(setting.device),
         },

@@ -58,11 +58,11 @@ def launch(
         asked = f"--nproc {nproc} --max-restarts {max_restarts}"
         raise UsageError(f"{asked}: 1 to 1024 processes and 0 to 1000 restarts are possible")
     with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
-        return _Launch([*command, *argv], nproc, console, Path(scratch)).run(max_restarts)
+        return Launch([*command, *argv], nproc, console, Path(scratch)).run(max_restarts)
 
 
 @dataclass(frozen=True)
-class _Ending:
+class Ending:
     """How one attempt ended: its exit code, and rank and reason of the first failure."""
 
     code: int
@@ -70,8 +70,8 @@ class _Ending:
     reason: str = ""
 
 
-class _Launch:
-    """All attempts of one call of `launch`."""
+class Launch:
+    """All attempts of one call of `launch`; signals, and the end of any launch."""
 
     def __init__(self, command: Sequence[str], nproc: int, console: Console, scratch: Path) -> None:
         self.command, self.nproc, self.console, self.scratch = list(command), nproc, console, scratch
@@ -88,15 +88,19 @@ class _Launch:
                     break
                 again = f"restart {attempt + 1} of {max_restarts} from the last checkpoint"
                 self.console.warn(f"rank {ending.rank}: {ending.reason}; {again}")
+        return self.told(ending)
+
+    def told(self, ending: Ending) -> int:
+        """Tell a failure, write the one document; returns the exit code."""
         said = _document_of(self._document_file)
         if self.console.json and not ending.code and said is None:
-            ending = _Ending(RobustCliError.exit_code, 0, "ended without its document")
+            ending = Ending(RobustCliError.exit_code, 0, "ended without its document")
         if ending.reason:
             self.console.error(f"rank {ending.rank}: {ending.reason}")
         self._document(ending, said)
         return ending.code
 
-    def _attempt(self, attempt: int) -> _Ending:
+    def _attempt(self, attempt: int) -> Ending:
         """Start all workers, wait for their end."""
         self._document_file.unlink(missing_ok=True)
         listener = socket.create_server((_HOST, 0))  # torch's own server would listen on every interface
@@ -118,7 +122,7 @@ class _Launch:
             self._ranks = None
             ranks.close()
             del store  # it must outlive the workers
-        return _ending(failures, ranks.said, self.asked, hung=ranks.hung)
+        return ending_of(failures, ranks.said, self.asked, hung=ranks.hung)
 
     def _environment(self, rank: int, port: int, attempt: int) -> dict[str, str]:
         """The variables that torchrun sets for a worker: a worker joins both launchers in the same way."""
@@ -171,7 +175,7 @@ class _Launch:
 
     # ---- the end -------------------------------------------------------------------------------------------
 
-    def _document(self, ending: _Ending, said: dict[str, Any] | None) -> None:
+    def _document(self, ending: Ending, said: dict[str, Any] | None) -> None:
         """With --json: write what rank 0 said when it tells the failure, or when there is none to tell.
 
         Else write an error document about the rank that failed.
@@ -203,9 +207,9 @@ def _code_of(exit_code: int) -> str:
     return next((kind.code for kind in kinds if kind.exit_code == exit_code), RobustCliError.code)
 
 
-def _ending(
+def ending_of(
     failures: Mapping[int, int], said: Callable[[int], str], asked: int | None, *, hung: Collection[int]
-) -> _Ending:
+) -> Ending:
     """How the worker ended that failed first.
 
     failures: the exit codes of those that failed. said: what a rank wrote to stderr. hung: ranks that had to
@@ -216,23 +220,23 @@ def _ending(
     stop and did so come before a lost peer.
     """
     if not failures:
-        return _Ending(0)
+        return Ending(0)
     stopped = 2 if asked else 4
     late = {-signal.SIGABRT: 1, **dict.fromkeys(_STOPPED, stopped), _LOST: 3, -signal.SIGTERM: 5}
     rank = min(failures, key=lambda rank: (late.get(failures[rank], 0), rank))
     code = failures[rank]
     if asked is not None and code in _STOPPED:
-        return _Ending(128 + asked, rank)  # rank 0 has said so
+        return Ending(128 + asked, rank)  # rank 0 has said so
     if code in _STOPPED:
-        return _Ending(code, rank)
+        return Ending(code, rank)
     if asked is not None and code == -asked:
-        return _Ending(128 + asked, rank, f"stopped by {signal.Signals(asked).name} before it began to train")
+        return Ending(128 + asked, rank, f"stopped by {signal.Signals(asked).name} before it began")
     if code == -signal.SIGKILL and rank in hung:
-        return _Ending(_LOST, rank, "did not answer, and was killed")
+        return Ending(_LOST, rank, "did not answer, and was killed")
     if code < 0:
-        return _Ending(_LOST, rank, f"killed by {_signal_name(-code)}")
+        return Ending(_LOST, rank, f"killed by {_signal_name(-code)}")
     reason = _last_words(said(rank)) or f"exit {code}"
-    return _Ending(code, rank, reason) if code in FAILURES else _Ending(_LOST, rank, reason)
+    return Ending(code, rank, reason) if code in FAILURES else Ending(_LOST, rank, reason)
 
 
 def _signal_name(number: int) -> str:

@@ -41,9 +41,13 @@ class RankProcesses:
         self._command, self._scratch, self._silent = list(command), scratch, silent
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, environment: Mapping[str, str]) -> None:
-        """Start the next rank. Raises ResourceError: the system gives no process."""
-        rank = len(self._processes)
+    def start(self, environment: Mapping[str, str], rank: int | None = None) -> None:
+        """Start the next rank, or again the given one, which has ended.
+
+        Raises ResourceError: the system gives no process.
+        """
+        again = rank is not None
+        rank = len(self._processes) if rank is None else rank
         with ExitStack() as files:
             streams: dict[str, Any] = {}
             if rank:
@@ -60,7 +64,10 @@ class RankProcesses:
                 raise ResourceError(
                     f"cannot start rank {rank}: {reason}", where="--nproc", hint=hint
                 ) from error
-        self._processes.append(process)
+        if again:
+            self._processes[rank] = process
+        else:
+            self._processes.append(process)
 
     def _file(self, rank: int, name: str) -> Any:
         return (self._scratch / f"{rank}.{name}").open("wb")
@@ -76,6 +83,11 @@ class RankProcesses:
         for process in self._processes:
             with suppress(OSError):
                 process.send_signal(signum)
+
+    def ended(self) -> dict[int, int]:
+        """The exit codes of the ranks that have ended; minus the signal for killed ones."""
+        codes = {rank: process.poll() for rank, process in enumerate(self._processes)}
+        return {rank: code for rank, code in codes.items() if code is not None}
 
     def wait(self) -> dict[int, int]:
         """The exit codes of the ranks that failed, once all have ended; minus the signal for killed ones."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+from robustcli.runtime.signals import heed
 from robustcli.store.atomic import write_atomic
+from robustcli.store.follower import Follower
 
+_POLL = 0.02  # seconds between two looks for that note
 RUN_FILE = "ROBUSTCLI_RUN_FILE"  # where rank 0 notes its run directory for a restart; set by our launcher
 
 
@@ -34,6 +38,19 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
     if path.is_file() and (noted := path.read_text("utf-8")):
         return Opening(noted, True, overwrite)
     return Opening(out, resume or (out is not None and not overwrite), overwrite)
+
+
+def following() -> Follower:
+    """The run that rank 0 of this launch opens. Its path is known when that run has begun."""
+
+    def path() -> Path:
+        note = Path(os.environ[RUN_FILE])
+        while not note.is_file():
+            heed()
+            time.sleep(_POLL)
+        return Path(note.read_text("utf-8"))
+
+    return Follower(path, resumed=False)
 
 
 def found_by_name() -> bool:

@@ -118,7 +118,7 @@ FLAGS: dict[str, Flag] = {
     "models": Flag("Two models or more, comma-separated: run:DIR,run:DIR.", metavar="MODEL,MODEL,…"),
     "surrogate": Flag("Another model whose adversarial images are tried too (black box).", metavar="MODEL"),
     "cross_check": Flag("Run the same attacks by another library too: torchattacks.", metavar="LIBRARY"),
-    "nproc": Flag("Processes on this machine that train together: one per GPU.", metavar="N"),
+    "nproc": Flag("Processes on this machine that share the work: one per GPU.", metavar="N"),
     "max_restarts": Flag(
         "With --nproc: start again this often from the last checkpoint when a process is lost.", metavar="R"
     ),

@@ -76,5 +76,5 @@ class CertifyConfig(Section):
         default=None,
         ge=1,
         le=2**20,
-        description="samples per shard, the unit of a resume; null = 256, and 16 where they are smoothed",
+        description="samples per shard, the unit of a resume; null = as in eval, 16 where they are smoothed",
     )

@@ -18,7 +18,10 @@ from robustcli.registry import suggestion
 PREFIX = "ROBUSTCLI_"
 #: What follows ROBUSTCLI_ in names that are switches of the program or of its tests, not config keys.
 RESERVED_ENVIRONMENT = frozenset(
-    {"DEBUG", "DOCUMENT_FILE", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT", "REFERENCE", "RUN_FILE"}
+    {
+        *("DEBUG", "DOCUMENT_FILE", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT"),
+        *("REFERENCE", "RUN_FILE", "TEAM"),
+    }
 )
 
 

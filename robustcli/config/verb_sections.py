@@ -162,11 +162,11 @@ class EvalConfig(Section):
         le=2**20,
         description="images per batch; null = 256, on a GPU grown while memory allows",
     )
-    shard_size: Int = Field(
-        default=256,
+    shard_size: Int | None = Field(
+        default=None,
         ge=1,
         le=2**20,
-        description="samples per shard, the unit that a resumed evaluation does not measure again",
+        description="samples per shard, the unit of a resume; null = about 32 shards of 4 to 128 samples",
     )
     checks: Int | None = Field(
         default=None,

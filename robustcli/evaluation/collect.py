@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +47,15 @@ def concluded(
     return with_new(with_new(alarms, searched), final_checks(standing, needs, n))
 
 
+def split_counts(counted: Mapping[str, int], sizes: Sequence[int]) -> Iterator[dict[str, int]]:
+    """Whole numbers by name, divided over parts of these sizes; those of all parts add up to the whole."""
+    total, before = max(1, sum(sizes)), 0
+    for size in sizes:
+        after = before + size
+        yield {name: k * after // total - k * before // total for name, k in counted.items()}
+        before = after
+
+
 class _Costs:
     """What some samples cost: label -> seconds, label -> model passes; and name -> count of the tallies."""
 
@@ -65,6 +74,14 @@ class _Costs:
         self.seconds.update(other.seconds)
         self.passes.update(other.passes)
         self.tallies.update(other.tallies)
+
+    def split(self, counts: Sequence[int]) -> Iterator[_Costs]:
+        """The costs of parts with so many samples each; the whole numbers of all parts add up to these."""
+        passes, tallies = split_counts(self.passes, counts), split_counts(self.tallies, counts)
+        for count, own_passes, own_tallies in zip(counts, passes, tallies, strict=True):
+            share = count / max(1, sum(counts))
+            seconds = {label: spent * share for label, spent in self.seconds.items()}
+            yield _Costs(seconds, own_passes, own_tallies)
 
 
 class Collector:
@@ -100,6 +117,7 @@ class Collector:
         self._measured = torch.zeros(n, dtype=torch.bool)
         self._costs, self._pending = _Costs(), dict[int, _Costs]()
         self._parts: list[Tensor] = []  # shard -> places of its samples
+        self._mine: list[int] = []
         self._number = torch.zeros(n, dtype=torch.int64)  # of each sample's shard
         mine = torch.ones(n, dtype=torch.bool)
         if store is not None:
@@ -117,13 +135,13 @@ class Collector:
             self._number[rows] = number
         if shards is None:
             shards = range(len(self._parts))
-        mine = sorted(set(shards))
-        for number in mine:
+        self._mine = sorted(set(shards))
+        for number in self._mine:
             rows = self._parts[number]
             proven = store.read(number, self._ids[rows])
             if proven is not None:
                 self._fill(rows, proven)
-        return torch.isin(self._number, torch.tensor(mine, dtype=torch.int64))
+        return torch.isin(self._number, torch.tensor(self._mine, dtype=torch.int64))
 
     def _fill(self, rows: Tensor, proven: ShardResult) -> None:
         """Take verdicts and costs of one saved shard. rows: int64, places of its samples."""
@@ -135,16 +153,50 @@ class Collector:
         self._costs.add(_Costs(proven.seconds, proven.passes, proven.tallies))
 
     @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards, of those that this process measures, that are not known as a whole."""
+        return [number for number in self._mine if not self.whole(number)]
+
+    def whole(self, number: int) -> bool:
+        """Whether all samples of a shard are known."""
+        return bool(self._measured[self._parts[number]].all())
+
+    def turn(self, numbers: Sequence[int]) -> Tensor:
+        """The places to measure next, int64: all that is missing in these shards."""
+        mine = torch.isin(self._number, torch.tensor(numbers, dtype=torch.int64))
+        self.todo, self._next = (mine & ~self._measured).nonzero()[:, 0], 0
+        return self.todo
+
+    def arrived(self, number: int) -> bool:
+        """Whether a shard is known; where another process has saved it, it is from now on."""
+        if self.whole(number):
+            return True
+        store, rows = self._store, self._parts[number]
+        proven = None
+        if store is not None and store.has(number):
+            proven = store.read(number, self._ids[rows])
+        if proven is None:
+            return False
+        self._fill(rows, proven)
+        return True
+
+    @property
     def proven(self) -> tuple[int, Tensor, Tensor]:
         """(k, right, standing) of the k samples known so far.
 
         right: bool [k], right on the clean image. standing: bool [k], right under all attacks that count, see
         `EvalPlan.bounded`.
         """
+        return self._proven(self.known)
+
+    def proven_in(self, number: int) -> tuple[int, Tensor, Tensor]:
+        """`proven`, of the samples of one shard."""
+        return self._proven(self._parts[number])
+
+    def _proven(self, rows: Tensor) -> tuple[int, Tensor, Tensor]:
         counted = [call.label for call in self.plan.attacks if call.bounded or not self.plan.bounded]
         standing = torch.stack([self._correct, *(self._stages[label] for label in counted)]).all(0)
-        known = self._measured
-        return int(known.sum()), self._correct[known], standing[known]
+        return len(rows), self._correct[rows], standing[rows]
 
     @property
     def known(self) -> Tensor:
@@ -177,14 +229,15 @@ class Collector:
     def _write(self, store: ShardStore, rows: Tensor, costs: _Costs) -> None:
         """Save each shard that this batch completed.
 
-        A batch may touch several shards. Its costs are booked on the first of them.
+        A batch may touch several shards. Each bears the costs by its share of the samples.
         """
-        numbers = self._number[rows].unique().tolist()
-        self._pending.setdefault(numbers[0], _Costs()).add(costs)
+        touched, counts = self._number[rows].unique(return_counts=True)
+        numbers = touched.tolist()
+        for number, cost in zip(numbers, costs.split(counts.tolist()), strict=True):
+            self._pending.setdefault(number, _Costs()).add(cost)
         for number in numbers:
-            if bool(self._measured[self._parts[number]].all()):
-                spent = self._pending.pop(number, None) or _Costs()
-                store.write(number, self._shard(self._parts[number], spent))
+            if self.whole(number):
+                store.write(number, self._shard(self._parts[number], self._pending.pop(number)))
 
     def _shard(self, rows: Tensor, spent: _Costs) -> ShardResult:
         """The verdicts on one shard. rows: int64, places of its samples. spent: its costs."""

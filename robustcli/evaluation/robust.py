@@ -27,14 +27,16 @@ from robustcli.evaluation.audit import Rerun, audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
 from robustcli.evaluation.escalation import EOT_DRAWS, escalations, trusted
+from robustcli.evaluation.header import Header
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 from robustcli.evaluation.pulse import Beat, Pulse
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.shards import ShardStore
-from robustcli.evaluation.sizing import in_batches
+from robustcli.evaluation.sizing import BatchSizer, in_batches, shard_size
 from robustcli.evaluation.stage import Batch, Stage
 from robustcli.records.alarm import Alarm
+from robustcli.runtime.team import Team
 from robustcli.terminal.once import each_once
 
 #: (plan, alarms so far, ids int64 [n], name of a part or "") -> where proven shards of these samples are.
@@ -53,6 +55,7 @@ class RobustEvaluation:
         stop: called before every model pass of an attack; raises to interrupt.
         say: tells the user one line.
         beat: told now and then where the work is inside a batch.
+        team: the processes that measure together, each of which makes the same calls.
     """
 
     def __init__(
@@ -63,9 +66,14 @@ class RobustEvaluation:
         stop: Callable[[], None] | None = None,
         say: Callable[[str], None] = lambda text: None,
         beat: Callable[[Beat], None] | None = None,
+        team: Team | None = None,
     ) -> None:
-        self.model, self.plan, self._say = model, plan, say
-        self._watchers, self._stop = (stop, beat), Pulse(stop, beat)
+        self.model, self.plan, self._say, self._team = model, plan, say, team or Team()
+        self._watchers = (stop, beat)
+        self._stop = Pulse(stop, None if beat is None else self._beat)
+        self._look_around: Callable[[], None] = lambda: None  # what has the team saved meanwhile?
+        self._sizer: BatchSizer | None = None
+        self._unit = 1  # samples per shard: a batch has whole shards, so that a kill loses no count of passes
         self._say_once = each_once(say)  # several attacks ask for twins of their own
         self._trained = trained_kinds(model)
         self._twins: dict[Search, Classifier] = {}
@@ -111,6 +119,7 @@ class RobustEvaluation:
         with frozen(self.model):
             judge = Judge(self.model, self.plan.ball)
             clean, right, _ = judge.clean(x, y)
+            self._classes = judge.classes(clean).shape[1]
             declared = declares_draws(self.model)
             self._alarms = check_model_output(clean, judge.logits(x), declared=declared)
             randomised = declared or any(alarm.name == "random-forward" for alarm in self._alarms)
@@ -159,7 +168,9 @@ class RobustEvaluation:
             with frozen(self.model):
                 return self.attack_batch(x, y, ids)
 
-        yield from in_batches(split, positions, device, self.plan.batch_size, work, self._say)
+        self._sizer = self._sizer or BatchSizer(self.plan.batch_size, device)
+        size = self.plan.batch_size
+        yield from in_batches(split, positions, device, size, work, self._say, self._sizer, self._unit)
 
     def attack_batch(self, x: Tensor, y: Tensor, ids: Tensor) -> BatchOutcome:
         """All attacks of the plan on one batch; the caller holds the model frozen.
@@ -279,8 +290,8 @@ class RobustEvaluation:
             positions: int64 [n], places in the split of those to measure.
             device: where they are measured.
             on_batch: called with each batch, for progress and for saving images.
-            on_proven: called once with what shards of earlier runs hold: number of samples, bool flags of
-                those that were right, bool flags of those that survived.
+            on_proven: called with what shards of earlier runs hold: number of samples, bool flags of those
+                that were right, bool flags of those that survived; later with what others of the team found.
             open_store: makes the store of shards from the final plan and the alarms so far. Samples of a
                 shard that it holds are not measured again.
             shards: numbers of the shards to measure; None = all.
@@ -288,18 +299,18 @@ class RobustEvaluation:
         began, before = time.perf_counter(), state_digest(self.model)
         positions = positions[split.ids[positions].argsort()]
         ids = split.ids[positions]
-        plan, store = self.prepare(split, positions, device), None
-        if open_store is not None:
-            store = open_store(plan, self._alarms, ids, "")
+        plan = self.prepare(split, positions, device)
+        store = self._store(open_store, plan, ids)
+        self._unit = 1 if store is None else store.size
         collector = Collector(plan, ids, split.files(positions), store, shards)
         on_proven(*collector.proven)
-        for outcome in self.batches(split, positions[collector.todo], device):
-            if store is not None:  # stored with the shard: a resumed run cannot compare with this run's start
-                outcome.tallies["mutated"] = int(state_digest(self.model) != before)
-            collector.add(outcome)
-            on_batch(outcome)
-        for note in self._notes:
-            self._say(note)
+        for todo in self._turns(collector, on_proven):
+            for outcome in self.batches(split, positions[todo], device):
+                if store is not None:  # with the shard: a resumed run cannot compare with this run's start
+                    outcome.tallies["mutated"] = int(state_digest(self.model) != before)
+                on_batch(outcome)
+                collector.add(outcome)
+        self._tell_notes()
         collector.tally("mutated", int(state_digest(self.model) != before))
         classes = self._classes or len(split.classes)
         result = collector.evaluation(self._alarms, time.perf_counter() - began, classes)
@@ -308,9 +319,56 @@ class RobustEvaluation:
         rerun = self._rerun(split, device, open_store)
         known, part = positions[collector.known], not result.complete
         result, (looked, fallen) = audited(plan, result, known, rerun, part=part)
-        if store is not None:
+        if store is not None and self._team.main:
             store.write_audit(looked, fallen, result.answers.attacked[torch.isin(result.ids, fallen)])
         return replace(result, total_seconds=time.perf_counter() - began)
+
+    def _tell_notes(self) -> None:
+        for note in self._notes:
+            self._say(note)
+
+    def _turns(
+        self, collector: Collector, on_proven: Callable[[int, Tensor, Tensor], None]
+    ) -> Iterator[Tensor]:
+        """What this process measures, turn by turn: places in the collector, int64."""
+        if not self._team.many:
+            yield collector.todo
+            return
+
+        def arrived(number: int) -> bool:
+            before, there = collector.whole(number), collector.arrived(number)
+            if there and not before:
+                on_proven(*collector.proven_in(number))
+            return there
+
+        def look_around() -> None:
+            for number in collector.missing:
+                arrived(number)
+
+        def idle() -> None:
+            self._stop.phase("waiting for the other processes")
+            self._stop()
+
+        self._look_around = look_around
+        for numbers in self._team.shares(collector.missing, arrived, idle):
+            yield collector.turn(numbers)
+        self._look_around = lambda: None
+
+    def _beat(self, beat: Beat) -> None:
+        """Tell the watcher where the work is."""
+        self._look_around()
+        _, show = self._watchers
+        if show is not None:
+            show(beat)
+
+    def _store(self, open_store: OpenStore | None, plan: EvalPlan, ids: Tensor) -> ShardStore | None:
+        """The store of the run. Where it keeps no verdicts, one for the other processes of the team."""
+        if open_store is not None:
+            return open_store(plan, self._alarms, ids, "")
+        if not self._team.many:
+            return None
+        header = Header.of(plan, ids, model="", data="", code="", size=shard_size(len(ids)))
+        return ShardStore(self._team.round() / "shards", header, self._say, shared=True)
 
     def _rerun(self, split: Split, device: torch.device, open_store: OpenStore | None) -> Rerun:
         """A function (attacks, positions, name of a part or "") -> Evaluation, with which an audit attacks.
@@ -339,7 +397,7 @@ class RobustEvaluation:
     def _like(self, plan: EvalPlan) -> RobustEvaluation:
         """An evaluation of another plan on the same twins; it does not look at the model again."""
         stop, beat = self._watchers
-        other = RobustEvaluation(self.model, plan, stop=stop, say=self._say, beat=beat)
+        other = RobustEvaluation(self.model, plan, stop=stop, say=self._say, beat=beat, team=self._team)
         other._twins, other._shown, other._prepared = self._twins, self._shown, self._prepared
         return other
 

@@ -54,27 +54,36 @@ Load = Callable[[Path, Header, int, Callable[[str], None]], "tuple[bytes, S] | N
 
 
 class ShardFolder(Generic[S]):
-    """The shards of one evaluation in one folder. The lock of its run keeps other processes out.
+    """The shards of one evaluation in one folder. The lock of its run keeps other runs out.
 
     Args:
         folder: made when it is missing.
         header: of this evaluation.
         say: shows the user one line about a file that does not count.
         load: how a shard of this kind is read.
+        shared: others may be writing there: what looks half written stays.
 
     Raises:
         UsageError E-RESUME: the folder holds another evaluation; what differs is named.
         ResourceError: the folder cannot be made or read.
     """
 
-    def __init__(self, folder: Path, header: Header, say: Callable[[str], None], load: Load[S]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        say: Callable[[str], None],
+        load: Load[S],
+        *,
+        shared: bool = False,
+    ) -> None:
         self.folder, self.header, self.size, self._load = folder, header, header.size, load
         self._once = each_once(say)
         with explained(folder):
             folder.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
-            for half_written in folder.iterdir():
-                if TMP_NAME.fullmatch(half_written.name):
-                    half_written.unlink()
+            half = [] if shared else [path for path in folder.iterdir() if TMP_NAME.fullmatch(path.name)]
+            for half_written in half:
+                half_written.unlink()
         stored = self._stored_header()
         if stored is None:
             header.write(folder)
@@ -109,6 +118,10 @@ class ShardFolder(Generic[S]):
         self._once(f"shard {number} does not count: it is about other samples: {path}")
         return None
 
+    def has(self, number: int) -> bool:
+        """Whether a shard has a file; `read` says whether it counts."""
+        return (self.folder / file_name(number)).is_file()
+
     def save(self, number: int, data: bytes) -> None:
         """Save the bytes of a shard: a kill leaves the whole file or none. Raises ResourceError."""
         assert 0 <= number < self.header.shards
@@ -118,8 +131,10 @@ class ShardFolder(Generic[S]):
 class ShardStore(ShardFolder[ShardResult]):
     """The shards of attacked accuracy, and their audit. Arguments and errors as of `ShardFolder`."""
 
-    def __init__(self, folder: Path, header: Header, say: Callable[[str], None]) -> None:
-        super().__init__(folder, header, say, load)
+    def __init__(
+        self, folder: Path, header: Header, say: Callable[[str], None], *, shared: bool = False
+    ) -> None:
+        super().__init__(folder, header, say, load, shared=shared)
 
     def write(self, number: int, result: ShardResult) -> None:
         """Save one whole shard: a kill leaves the whole file or none. Raises ResourceError."""

@@ -1,4 +1,4 @@
-"""How many images a batch has. The number grows, and it is halved when memory runs out.
+"""How many images a batch and a shard have. A batch grows, and it is halved when memory runs out.
 
 No verdict depends on it.
 """
@@ -18,6 +18,16 @@ from robustcli.errors import out_of_memory
 T = TypeVar("T")
 
 _FIRST, _LARGEST = 256, 4096
+_SHARDS, _LEAST, _MOST = 32, 4, 128
+
+
+def shard_size(n: int) -> int:
+    """Samples per shard where the user says nothing: about 32 shards, of 4 to 128 samples each.
+
+    A function of n alone: an evaluation that was stopped goes on with any number of processes, and each of
+    them has several shards to take.
+    """
+    return min(_MOST, max(_LEAST, -(-n // _SHARDS)))
 
 
 class BatchSizer:
@@ -81,6 +91,8 @@ def in_batches(
     size: int | None,
     work: Callable[[Tensor, Tensor, Tensor], T],
     say: Callable[[str], None],
+    sizer: BatchSizer | None = None,
+    unit: int = 1,
 ) -> Iterator[T]:
     """work(x, y, ids) of each batch of samples; a batch that runs out of memory is repeated in halves.
 
@@ -91,12 +103,17 @@ def in_batches(
         work: x [B, C, H, W] in [0, 1], y and ids int64 [B] -> result. It must leave no trace when it runs out
             of memory, because the same samples come again.
         say: told of each halving.
+        sizer: of earlier calls, which goes on in place of a new one.
+        unit: so many samples in a row stay together where a batch has room for them.
 
     Raises what `work` raises. An out-of-memory error is raised only when a single image does not fit.
     """
-    sizer, start = BatchSizer(size, device), 0
+    sizer, start = sizer or BatchSizer(size, device), 0
     while start < len(positions):
-        before, parts = sizer.size, positions[start:].split(sizer.size)
+        before = rows = sizer.size
+        if rows >= unit:
+            rows -= rows % unit
+        parts = positions[start:].split(rows)
         stream = iter(split.stream(list(parts), device))
         for part in parts:
             with halving(sizer, len(part)) as attempt:

@@ -23,28 +23,34 @@ from robustcli.evaluation.library import torchattacks_module
 from robustcli.evaluation.shards import parse_part
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
 from robustcli.jobs.report import refuse_unreliable, report
-from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import check_flags
-from robustcli.jobs.sharded import open_sharded, with_source
-from robustcli.jobs.sweep import check_sweep, run_sweep
+from robustcli.jobs.sharded import beginner, open_sharded, voice, with_source
+from robustcli.jobs.sweep import check_sweep, help_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
+from robustcli.runtime.team import Team
+from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
 _LIBRARY = "torchattacks"
 
 
-def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any]:
-    """Evaluate as configured; returns the `eval` document, with `gate` where fail_under is set."""
+def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, Any] | None:
+    """Evaluate as configured; returns the `eval` document, with `gate` where fail_under is set.
+
+    None: of a process of a team that is not its first. It measures shards, and says and writes nothing else.
+    """
     document = Document("eval")
+    team = Team.here()
+    console = voice(team, console)
     check_flags(flags.resume, flags.overwrite)
     check_metrics(loaded.config.eval.fail_under)
     share = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
-    config = with_source("eval", loaded.config, console, resume=flags.resume)
+    config = with_source("eval", loaded.config, console, resume=flags.resume, team=team)
     models = (*begins_with(config), flags.surrogate)
     setting = prepare_to_measure(config, console, models, dry_run=flags.dry_run)
     if sweep is not None:
@@ -58,23 +64,21 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     check_attacks(setting, extra)
     check_share(setting, share, needs_all=sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
-        return evaluation_plan(setting, model, config.attacks, console)
+        return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
     references = (flags.plugin, flags.surrogate, flags.attack_plugin)
-    with open_sharded("eval", config, console, flags, *references) as run, stop:
-
-        def accepted() -> None:  # a refused --resume must leave the run as it was
-            run.begin()
-            run.status(resumable=True)
-            write_inputs(run, config)
-
-        shards = Shards(run.path / "shards", share, accepted)
-        result, rows = measure(setting, model, console, stop.check, extra=extra, shards=shards)
+    with open_sharded("eval", config, console, flags, *references, team=team) as run, stop:
+        shards = Shards(lambda: run.path / "shards", share, beginner(run, config))
+        result, rows = measure(setting, model, console, stop.check, extra=extra, shards=shards, team=team)
+        if isinstance(run, Follower):
+            if result.complete and sweep is not None:
+                help_sweep(setting, model, stop.check, sweep, team)
+            return None
         more: dict[str, Any] = {}
         if result.complete and flags.cross_check is not None:
             more["cross_check"], alarms = _cross_check(setting, model, console, stop.check)
             result = replace(result, alarms=[*result.alarms, *alarms])
         if result.complete and sweep is not None:
-            more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run)
+            more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run, team)
             result = replace(result, alarms=[*result.alarms, *alarms])
         answer = report(run, document, config, result, rows, console, more)
     refuse_unreliable(result, run, flags.strict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,15 @@ from robustcli.evaluation.pulse import Beat
 from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import OpenStore, RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, part
+from robustcli.evaluation.sizing import shard_size
 from robustcli.jobs.sharded import header_of
 from robustcli.records.alarm import Alarm
 from robustcli.records.eval import EvalRow
+from robustcli.runtime.team import Team
 from robustcli.terminal.console import Console
 from robustcli.terminal.progress import Bar
 
-_BATCH = 256  # images: shards smaller than this are measured one at a time, so that what is done is saved
+_BATCH = 256  # images: shards that the user wants smaller are measured one at a time, and saved
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Shards:
     """Where the verdicts of an evaluation are kept, and which of them this run measures.
 
     Args:
-        folder: of the shards. A shard that is whole there is not measured again.
+        folder: gives that of the shards, once the run has begun. A shard that is whole there is not measured
+            again.
         share: (i, n): this run measures part i of n; None = all.
         accepted: called once the folder is known to hold this evaluation.
     """
 
-    folder: Path
+    folder: Callable[[], Path]
     share: tuple[int, int] | None
     accepted: Callable[[], None]
 
@@ -53,6 +57,7 @@ def measure(
     shards: Shards | None = None,
     audit: bool = True,
     done: Callable[[BatchOutcome], None] = lambda outcome: None,
+    team: Team | None = None,
 ) -> tuple[Evaluation, list[EvalRow]]:
     """Run the configured attacks over the chosen samples.
 
@@ -64,20 +69,21 @@ def measure(
         extra: attacks behind the configured ones.
         shards: where verdicts are kept; None = nowhere.
         audit: whether a short list of attacks is audited.
-        done: called with each batch before it is forgotten.
+        done: called with each batch before its verdicts are kept.
+        team: the processes that measure together.
 
     Returns the evaluation and its records: clean, each attack, worst case.
     """
-    split, positions = samples(setting)
+    team, (split, positions) = team or Team(), samples(setting)
     plan = _plan(setting, extra, len(positions), audit)
     attacks = ", ".join(call.label for call in plan.attacks) or "no attack"
     name = f"{setting.config.eval.split} images"
     numbers = _numbers(setting, len(positions), shards)
-    n = _samples_in(numbers, len(positions), setting.config.eval.shard_size)
+    n = _samples_in(numbers, len(positions), _size(setting, len(positions)))
     console.info(f"{n} {name} under {attacks}")
     with console.progress(n, name) as bar:
-        tally = _Tally(bar, n)
-        evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn, beat=tally.beat)
+        tally = _Tally(bar, n, team)
+        evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn, beat=tally.beat, team=team)
 
         def batch_done(outcome: BatchOutcome) -> None:
             tally.add(outcome)
@@ -89,7 +95,7 @@ def measure(
             setting.device,
             on_batch=batch_done,
             on_proven=tally.known,
-            open_store=_opener(setting, model, shards, console),
+            open_store=_opener(setting, model, shards, console, team),
             shards=numbers,
         )
     return result, rows_of(setting, model, result)
@@ -140,7 +146,7 @@ def _plan(setting: Setting, extra: Sequence[AttackCall], n: int, audit: bool) ->
     config = setting.config.eval
     plan = eval_plan(setting, setting.config.attacks, target=config.target)
     attacks, size = [*plan.attacks, *extra], plan.batch_size
-    if not size and config.shard_size < _BATCH:
+    if not size and config.shard_size is not None and config.shard_size < _BATCH:
         size = config.shard_size
     if plan.audit is not None and not audit:
         plan = replace(plan, audit=replace(plan.audit, samples=0))
@@ -154,9 +160,14 @@ def _plan(setting: Setting, extra: Sequence[AttackCall], n: int, audit: bool) ->
     )
 
 
+def _size(setting: Setting, n: int) -> int:
+    """Samples per shard."""
+    return setting.config.eval.shard_size or shard_size(n)
+
+
 def _count(setting: Setting, n: int) -> int:
     """Number of shards that n samples make."""
-    return -(-n // setting.config.eval.shard_size)
+    return -(-n // _size(setting, n))
 
 
 def _numbers(setting: Setting, n: int, shards: Shards | None) -> list[int] | None:
@@ -173,13 +184,17 @@ def _samples_in(numbers: Sequence[int] | None, n: int, size: int) -> int:
     return sum(min(size, n - number * size) for number in numbers)
 
 
-def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: Console) -> OpenStore | None:
+def _opener(
+    setting: Setting, model: nn.Module, shards: Shards | None, console: Console, team: Team
+) -> OpenStore | None:
     """A function that opens the shard store once the plan is final; None = verdicts are kept nowhere."""
     if shards is None:
         return None
 
     def open_store(plan: EvalPlan, alarms: list[Alarm], ids: Tensor, name: str) -> ShardStore:
-        store = ShardStore(shards.folder / name, header_of(setting, model, plan, ids, alarms), console.warn)
+        header = header_of(setting, model, plan, ids, alarms)
+        shared = not team.main or team.again
+        store = ShardStore(shards.folder() / name, header, console.warn, shared=shared)
         shards.accepted()
         return store
 
@@ -189,13 +204,21 @@ def _opener(setting: Setting, model: nn.Module, shards: Shards | None, console: 
 class _Tally:
     """Clean and robust accuracy so far, shown beside the progress bar, inside a batch too."""
 
-    def __init__(self, bar: Bar, total: int) -> None:
-        self._bar, self._total = bar, total
+    def __init__(self, bar: Bar, total: int, team: Team) -> None:
+        self._bar, self._total, self._team = bar, total, team
         self._n = self._right = self._standing = 0
         self._measured, self._seconds = 0, 0.0  # samples of this process, and what their batches took
+        self._before: int | None = None  # samples of earlier runs
+        self._began = time.monotonic()
 
     def known(self, n: int, right: Tensor, standing: Tensor) -> None:
-        """Add n samples of an earlier run: bool [n], right on the clean image, and under every attack."""
+        """Add n samples of an earlier run or another process: bool [n], right on the clean image, and under
+        every attack."""
+        if self._before is None:
+            self._before, self._began = n, time.monotonic()
+        self._add(n, right, standing)
+
+    def _add(self, n: int, right: Tensor, standing: Tensor) -> None:
         if not n:
             return
         self._n += n
@@ -207,15 +230,22 @@ class _Tally:
         """Add a batch that is done."""
         self._measured += len(outcome.y)
         self._seconds += sum(outcome.seconds)
-        self.known(len(outcome.y), outcome.correct, outcome.survivors)
+        self._team.tell(0.0)
+        self._add(len(outcome.y), outcome.correct, outcome.survivors)
 
     def beat(self, beat: Beat) -> None:
         """Show where the work is."""
+        inside = beat.share * beat.rows
+        self._team.tell(inside)
+        if self._team.many:
+            inside += self._team.told()
+            self._bar.within(inside, self._left_of_team(inside), at=beat.words)
+            return
         if not beat.rows:
             self._bar.within(0.0, None, at=beat.label)
             return
         standing = (self._standing + beat.standing) / (self._n + beat.rows)
-        self._bar.within(beat.share * beat.rows, self._left(beat), at=beat.words, standing=f"{standing:.1%}")
+        self._bar.within(inside, self._left(beat), at=beat.words, standing=f"{standing:.1%}")
 
     def _left(self, beat: Beat) -> float | None:
         """Seconds to the end: of this batch, and of the samples after it at the speed so far."""
@@ -225,3 +255,10 @@ class _Tally:
         seconds, samples = self._seconds + batch, self._measured + beat.rows
         after = max(0, self._total - self._n - beat.rows)
         return batch - beat.seconds + after * seconds / samples
+
+    def _left_of_team(self, inside: float) -> float | None:
+        """Seconds to the end at the speed so far of all processes; inside: samples' worth of work in hand."""
+        done = self._n - (self._before or 0) + inside
+        if not done:
+            return None
+        return max(0.0, self._total - self._n - inside) * (time.monotonic() - self._began) / done

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from robustcli.assembly.origin import pinned
+from robustcli.assembly.reopen import Opening, following, note_run, opening
 from robustcli.assembly.rows import hashes_of
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.sources import sources_of
 from robustcli.config.schema import Config
 from robustcli.evaluation.header import Header
+from robustcli.evaluation.sizing import shard_size
+from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import say_if_anew
 from robustcli.records.alarm import Alarm
 from robustcli.runtime.seed import PACKAGE, hash_tree
+from robustcli.runtime.team import Team
+from robustcli.store.follower import Follower
 from robustcli.store.run import Run
 from robustcli.store.rundir import newest_run, open_run
 from robustcli.terminal.console import Console
@@ -55,29 +60,57 @@ class ShardFlags(Protocol):
 
 
 def open_sharded(
-    verb: str, config: Config, console: Console, flags: ShardFlags, *references: str | None
-) -> Run:
+    verb: str, config: Config, console: Console, flags: ShardFlags, *references: str | None, team: Team
+) -> Run | Follower:
     """The run directory. A run that is resumed begins when its shards are known to be of this evaluation.
 
-    references: to models and code that are read, beside those of the configuration.
+    references: to models and code that are read, beside those of the configuration. team: its rank 0 has the
+    run, and the others get its path once it has begun.
     """
+    if not team.main:
+        return following()
+    asked = Opening(config.out, flags.resume, flags.overwrite)
+    if team.again:
+        asked = opening(*asked)
     run = open_run(
         verb,
         config.name,
-        out=config.out,
-        overwrite=flags.overwrite,
-        resume=flags.resume,
+        out=asked.out,
+        overwrite=asked.overwrite,
+        resume=asked.resume,
+        numbered=config.out is None,
         sources=sources_of(config, *references),
-        begin=not flags.resume,
+        begin=not asked.resume,
     )
     if flags.resume:
         say_if_anew(run, console)
     return run
 
 
-def with_source(verb: str, config: Config, console: Console, *, resume: bool) -> Config:
+def beginner(run: Run | Follower, config: Config) -> Callable[[], None]:
+    """What begins a run once its shards are known to be its own: a refused --resume leaves it as it was."""
+
+    def begin() -> None:
+        if isinstance(run, Run):
+            run.begin()
+            run.status(resumable=True)
+            write_inputs(run, config)
+            note_run(run.path)
+
+    return begin
+
+
+def voice(team: Team, console: Console) -> Console:
+    """The console of a process: rank 0 speaks for all."""
+    return console if team.main else Console(quiet=True)
+
+
+def with_source(verb: str, config: Config, console: Console, *, resume: bool, team: Team) -> Config:
     """The configuration with ``latest`` replaced by a run; a run that goes on keeps its first one."""
-    resumed = newest_run(verb, config.name, out=config.out) if resume else None
+    asked = Opening(config.out, resume, False)
+    if team.again:
+        asked = opening(*asked)
+    resumed = newest_run(verb, config.name, out=asked.out) if asked.resume else None
     return pinned(config, resumed, console.info)
 
 
@@ -104,7 +137,7 @@ def header_of(
     return Header.of(
         plan,
         ids,
-        size=size or config.eval.shard_size,
+        size=size or config.eval.shard_size or shard_size(len(ids)),
         about=about,
         alarms=[alarm.to_json() for alarm in alarms],
         model=f"{hashes['model']} {forward_digest(model)}",

@@ -20,6 +20,7 @@ from robustcli.records.alarm import Alarm
 from robustcli.records.sweep import SweepRow
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.curves import sweep_curve, sweep_table
+from robustcli.runtime.team import Team
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
@@ -43,8 +44,23 @@ def check_sweep(sweep: Sweep, setting: Setting) -> None:
         swept_calls(calls, sweep.key)
 
 
+def help_sweep(
+    setting: Setting, model: nn.Module, stop: Callable[[], None], sweep: Sweep, team: Team
+) -> None:
+    """The part of a rank that is not the first: it measures shards of each value, and keeps no row."""
+    if sweep.key != "distance":
+        for _ in sweep_rows(setting, model, sweep, stop, team=team):
+            pass
+
+
 def run_sweep(
-    setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None], sweep: Sweep, run: Run
+    setting: Setting,
+    model: nn.Module,
+    console: Console,
+    stop: Callable[[], None],
+    sweep: Sweep,
+    run: Run,
+    team: Team,
 ) -> tuple[list[dict[str, Any]], list[Alarm]]:
     """(the rows of all values as JSON objects, the alarms that they raise).
 
@@ -67,7 +83,7 @@ def run_sweep(
             value = f"{sweep.key} {sweep.values[len(rows)]:.4g}"
             bar.within(0.0, None, at=f"{value}: {beat.words}", standing=f"{beat.standing}/{beat.rows}")
 
-        for row in sweep_rows(setting, model, sweep, stop, console.warn, beat):
+        for row in sweep_rows(setting, model, sweep, stop, console.warn, beat, team):
             rows.append(row)
             lines.write(row.to_json())
             bar.advance(robust=f"{_accuracy(row):.1%}")

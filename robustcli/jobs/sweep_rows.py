@@ -23,6 +23,7 @@ from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.records.eval import EvalRow
 from robustcli.records.sweep import Change, SweepRow
+from robustcli.runtime.team import Team
 from robustcli.terminal.once import each_once
 
 
@@ -33,16 +34,19 @@ def sweep_rows(
     stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
     beat: Callable[[Beat], None] | None = None,
+    team: Team | None = None,
 ) -> Iterator[SweepRow]:
     """One row per value, yielded when it is measured.
 
-    stop: raises to interrupt. say: shows one line to the user. beat: told where the work is.
+    stop: raises to interrupt. say: shows one line to the user. beat: told where the work is. team: the
+    processes that measure together.
     """
     split, positions = samples(setting)
     plan, said = _plan(setting, sweep), each_once(say)
 
     def evaluate(plan: EvalPlan, where: Tensor) -> Evaluation:
-        return RobustEvaluation(model, plan, stop=stop, say=said, beat=beat).run(split, where, setting.device)
+        evaluation = RobustEvaluation(model, plan, stop=stop, say=said, beat=beat, team=team)
+        return evaluation.run(split, where, setting.device)
 
     clean = evaluate(replace(plan, attacks=[]), positions)
     common = _common(setting, model, clean)

@@ -29,12 +29,13 @@ class TrainFlags:
 
 @dataclass(frozen=True)
 class MeasureFlags:
-    """`attack` and `transfer`; `eval` has these flags too."""
+    """`attack` and `transfer`; `eval` has these flags too. nproc: processes that a plan is for."""
 
     overwrite: bool = False
     dry_run: bool = False
     plugin: str | None = None
     allow_pickle: bool = False
+    nproc: int = 1
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,14 @@ def threads(n: int | None = None) -> int:
     return torch.get_num_threads()
 
 
+def threads_each(processes: int) -> int:
+    """CPU threads of each of several processes that share this machine; `OMP_NUM_THREADS` overrules it."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if re.fullmatch(r"[1-9]\d{0,3}", named, re.ASCII):
+        return int(named)
+    return max(1, (cores() or 1) // processes)
+
+
 def cuda_count() -> int:
     """Usable CUDA devices; 0 also when the driver fails."""
     if not answer_or_reason(torch.cuda.is_available)[0]:
@@ -145,7 +153,7 @@ def cpu_name() -> str:
     return answer_or_reason(platform.machine)[0] or "unknown"
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     """CPU cores that this process may use, where the system tells; else those of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -156,7 +164,7 @@ def _describe_cpu() -> dict[str, Any]:
     page = answer_or_reason(lambda: os.sysconf("SC_PAGE_SIZE"))[0] or 0
     questions: dict[str, Callable[[], Any]] = {
         "name": cpu_name,
-        "cores": _cores,
+        "cores": cores,
         "threads": torch.get_num_threads,
         "memory": lambda: os.sysconf("SC_PHYS_PAGES") * page,
         "free": lambda: os.sysconf("SC_AVPHYS_PAGES") * page,

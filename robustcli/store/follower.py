@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 class Follower:
-    """The run as another rank sees it: the same directory without its lock, where rank 0 alone writes."""
+    """The run as another rank sees it: the same directory without its lock, where rank 0 alone writes.
 
-    def __init__(self, path: Path, *, resumed: bool) -> None:
-        self.path, self.resumed = path, resumed
+    path: of the directory, or a function that waits until rank 0 has one.
+    """
+
+    def __init__(self, path: Path | Callable[[], Path], *, resumed: bool) -> None:
+        self._path, self.resumed = path, resumed
+
+    @property
+    def path(self) -> Path:
+        """The directory, once rank 0 has it."""
+        if callable(self._path):
+            self._path = self._path()
+        return self._path
 
     @property
     def checkpoints(self) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from robustcli.assembly.launch import _ending, launch
+from robustcli.assembly.launch import ending_of, launch
 from robustcli.assembly.reopen import RUN_FILE, note_run, opening
 from robustcli.cli.flags import FLAGS
 from robustcli.cli.main import run
@@ -200,14 +200,14 @@ def test_workers_meet_over_the_launchers_port(go: Callable[..., int], capfd: Any
         ((143, 8), None, False, (8, 1, "exit 8")),
         ((143, 8), 15, False, (143, 0, "")),
         ((143, 130), 2, False, (130, 0, "")),
-        ((-15, -2), 2, False, (130, 1, "stopped by SIGINT before it began to train")),
+        ((-15, -2), 2, False, (130, 1, "stopped by SIGINT before it began")),
         ((130, 5), 2, False, (5, 1, "exit 5")),
     ],
 )
 def test_which_failure_was_the_first(
     codes: tuple[int, int], asked: int | None, hung: bool, expected: tuple[int, int, str]
 ) -> None:
-    ending = _ending(dict(enumerate(codes)), lambda rank: "", asked, hung={1} if hung else ())
+    ending = ending_of(dict(enumerate(codes)), lambda rank: "", asked, hung={1} if hung else ())
     assert (ending.code, ending.rank, ending.reason) == expected
 
 
@@ -258,7 +258,7 @@ def test_a_stop_before_the_workers_listen(go: Callable[..., int], capfd: Any) ->
         )
         == 143
     )
-    assert capfd.readouterr().err == "rank 0: stopped by SIGTERM before it began to train\n"
+    assert capfd.readouterr().err == "rank 0: stopped by SIGTERM before it began\n"
 
 
 def test_the_second_interrupt_arrives_too(go: Callable[..., int]) -> None:

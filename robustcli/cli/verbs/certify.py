@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE, Flag, add_flag
 from robustcli.cli.merging import merge_flags
+from robustcli.cli.processes import alone
 from robustcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,20 +33,20 @@ FLAGS = (
     add_flag("radii", Flag("Radii that are asked for: 1/255,2/255.", "certify.radii", metavar="RADIUS,…")),
     add_flag("sigma", Flag("Of the noise that smooths, on the [0, 1] scale.", "certify.smoothing.sigma")),
     add_flag("draws", Flag("Draws of that noise for each image.", "certify.smoothing.n")),
-    *(*SAMPLE, "skip", *MACHINE, *RUN, "resume", "shard", "merge"),
+    *(*SAMPLE, "skip", *MACHINE, *RUN, "resume", "nproc", "shard", "merge"),
     add_flag("check", Flag("Does this certificate hold? ID.json, or a run.", metavar="FILE")),
     add_flag("export", Flag("Write what stays unknown here, as ONNX and VNN-LIB.", metavar="DIR")),
     *("strict", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 _RUNS = (
     *("eps", "norm", "attack", "steps", "method", "radii", "sigma", "draws", "n", "first", "skip"),
-    *(*RUN, "resume", "shard", "export", "strict", "smoke", "dry_run"),
+    *(*RUN, "resume", "nproc", "shard", "export", "strict", "smoke", "dry_run"),
 )
 _WITH_MERGE = ("merge", *RUN, "strict", *OUTPUT)
 
 
-def run(call: Call) -> dict[str, Any]:
-    """One certification, or the merger of several parts of one."""
+def run(call: Call) -> dict[str, Any] | None:
+    """One certification, also in many processes, or the merger of several parts of one."""
     if call.text("merge") is not None:
         from robustcli.jobs.certify.merge import merge
 
@@ -53,6 +54,7 @@ def run(call: Call) -> dict[str, Any]:
     if call.text("check") is not None:
         _refuse_beside_check(call)
     loaded = call.load(lambda loaded: _smoothing(call, loaded))
+    nproc = alone(call, loaded)
     from robustcli.jobs.certify.flags import CertifyFlags
     from robustcli.jobs.certify.run import certify
 
@@ -63,6 +65,7 @@ def run(call: Call) -> dict[str, Any]:
         strict=call.on("strict"),
         plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
+        nproc=nproc,
         shard=call.text("shard"),
         check=call.text("check"),
         export=call.text("export"),

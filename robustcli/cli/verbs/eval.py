@@ -7,6 +7,7 @@ from typing import Any
 from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE
 from robustcli.cli.merging import merge_flags
+from robustcli.cli.processes import alone
 
 POSITION = 40
 HELP = (
@@ -19,19 +20,20 @@ EXAMPLES = (
 )
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
-    *("skip", "resume", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
+    *("skip", "resume", "nproc", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
     *("fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 _WITH_MERGE = ("merge", *RUN, "strict", "fail_under", *OUTPUT)
 
 
-def run(call: Call) -> dict[str, Any]:
-    """One evaluation, or the merger of several parts of one."""
+def run(call: Call) -> dict[str, Any] | None:
+    """One evaluation, also in many processes, or the merger of several parts of one."""
     if call.text("merge") is not None:
         from robustcli.jobs.merge import merge
 
         return merge(call.console, merge_flags(call, FLAGS, _WITH_MERGE))
     loaded = call.load()
+    nproc = alone(call, loaded)
     from robustcli.jobs.evaluate import evaluate
     from robustcli.jobs.verb_flags import EvalFlags
 
@@ -42,6 +44,7 @@ def run(call: Call) -> dict[str, Any]:
         strict=call.on("strict"),
         plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
+        nproc=nproc,
         shard=call.text("shard"),
         surrogate=call.text("surrogate"),
         cross_check=call.text("cross_check"),

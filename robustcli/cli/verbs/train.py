@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 import typer
 
 from robustcli.cli.call import Call
-from robustcli.cli.flags import DATA_AND_BALL, MODEL, OUTPUT, spellings
+from robustcli.cli.flags import DATA_AND_BALL, MODEL, OUTPUT
 from robustcli.cli.options import as_argv
+from robustcli.cli.processes import check_no_torchrun, count
 from robustcli.errors import UsageError
 
 POSITION = 20
@@ -27,7 +27,7 @@ FLAGS = (
 def run(call: Call) -> dict[str, Any] | None:
     """One training, or one per seed; with --nproc in many processes."""
     loaded = call.load()
-    nproc, restarts = _count(call, "nproc", "1"), _count(call, "max_restarts", "0")
+    nproc, restarts = count(call, "nproc", "1"), count(call, "max_restarts", "0")
     if (nproc != 1 or restarts) and not call.on("dry_run"):
         raise typer.Exit(_launch(call, nproc, restarts))
     from robustcli.jobs.seeds import train_seeds
@@ -54,24 +54,13 @@ def run(call: Call) -> dict[str, Any] | None:
     return document
 
 
-def _count(call: Call, name: str, default: str) -> int:
-    text = call.text(name) or default
-    if not re.fullmatch(r"\d{1,4}", text, re.ASCII):
-        raise UsageError(f"{spellings(name)[0]} {text!r} is not a number")
-    return int(text)
-
-
 def _launch(call: Call, nproc: int, restarts: int) -> int:
     """Train in many processes of this machine; returns the exit code."""
     if call.text("seeds"):
         raise UsageError(
             "--seeds and --nproc exclude each other", hint="one command per seed: --seed 0 --nproc N"
         )
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError(
-            "--nproc inside torchrun",
-            hint="torchrun --nproc-per-node N -m robustcli train ... does without it",
-        )
+    check_no_torchrun("train")
     from robustcli.assembly.launch import launch
 
     argv = as_argv("train", call.values, without=("nproc", "max_restarts"))

@@ -16,6 +16,7 @@ CLEAN: Final = "clean"
 ATTACK: Final = "attack"
 BUDGET: Final = "budget"
 UNKNOWN: Final = "unknown"
+_DIGITS = 8  # of a margin in a record: batches of other sizes move it by less
 
 
 class Batch:
@@ -54,7 +55,7 @@ class Batch:
         rung = self.ladder.rungs[i]
         evidence: dict[str, Any] = {LOOSER: self.looser[i]} if i in self.looser else {}
         if rung.proven >= 0:
-            evidence |= {METHOD: rung.method, "margin": rung.margin}
+            evidence |= {METHOD: rung.method, "margin": float(f"{rung.margin:.{_DIGITS}g}")}
         return Answer(
             label=self.label[i],
             radius=self.ladder.radius(i),

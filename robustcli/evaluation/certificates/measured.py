@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.certificates.attacked import Attacked, Blows
 from robustcli.evaluation.certificates.certifier import Certifier
 from robustcli.evaluation.certificates.shards import CertificateStore, CertifiedShard
+from robustcli.evaluation.collect import split_counts
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.shards import shards_of
 from robustcli.evaluation.sizing import in_batches
 from robustcli.records.alarm import Alarm
 from robustcli.records.certify import CertificateRow
+from robustcli.runtime.signals import heed
+from robustcli.runtime.team import Team
 
 #: (final plan of the attacks, alarms so far, ids int64 [n]) -> where shards are kept.
 OpenStore = Callable[[EvalPlan, list[Alarm], Tensor], CertificateStore]
@@ -47,18 +50,56 @@ class Certified:
     shards: tuple[int, int]
 
 
+class _Kept:
+    """The shards of one run, those of this process and those that it finds in the store."""
+
+    def __init__(
+        self, ids: Tensor, size: int, store: CertificateStore | None, done: Callable[..., None]
+    ) -> None:
+        self.groups = shards_of(ids, size)
+        self.shards: dict[int, CertifiedShard] = {}
+        self.tallies: Counter[str] = Counter()
+        self._ids, self._store, self._done = ids, store, done
+
+    def arrived(self, number: int) -> bool:
+        """Whether a shard is there, whoever has measured it."""
+        if number not in self.shards and self._store is not None and self._store.has(number):
+            shard = self._store.read(number, self._ids[self.groups[number]])
+            if shard is not None:
+                self._keep(number, shard, True)
+        return number in self.shards
+
+    def save(self, number: int, shard: CertifiedShard) -> None:
+        """Keep a shard that this process has measured."""
+        if self._store is not None:
+            self._store.write(number, shard)
+        self._keep(number, shard, False)
+
+    def _keep(self, number: int, shard: CertifiedShard, known: bool) -> None:
+        self.shards[number] = shard
+        self.tallies.update(shard.tallies)
+        self._done(shard.rows, known)
+
+    @property
+    def rows(self) -> list[CertificateRow]:
+        """Those of all shards, in the order of ids."""
+        return [row for number in sorted(self.shards) for row in self.shards[number].rows]
+
+
 @dataclass
 class Certification:
     """Certifies and attacks samples.
 
-    A shard is certified first and attacked then, and saved when both are done. No row depends on the cut
-    into shards, but for the attacks on a classifier that is sampled: its noise begins anew in each shard.
+    Samples are certified first and attacked then, and their shards are saved when both are done. No row
+    depends on the cut into shards, but for the attacks on a classifier that is sampled: its noise begins anew
+    in each group of samples that are worked on together, so let these be single shards.
 
     Args:
         certifier: the method of proof.
         attacked: the attacks.
         eps: radius of the threat.
         size: samples per shard.
+        together: samples that are certified and attacked at once, a shard at least.
         batch_size: images of one call of the certifier; None = chosen by the device.
         say: shows one line to the user.
         at: told what is done now: "ibp", "attack".
@@ -69,11 +110,11 @@ class Certification:
     attacked: Attacked
     eps: float
     size: int
+    together: int = 0
     batch_size: int | None = None
     say: Callable[[str], None] = lambda text: None
     at: Callable[[str], None] = lambda text: None
     told: Told = lambda answer, x, sample: None
-    _tallies: Counter[str] = field(default_factory=Counter)
 
     def run(
         self,
@@ -83,6 +124,7 @@ class Certification:
         *,
         open_store: OpenStore | None = None,
         numbers: Sequence[int] | None = None,
+        team: Team | None = None,
         done: Callable[[Sequence[CertificateRow], bool], None] = lambda rows, known: None,
     ) -> Certified:
         """Measure all positions, int64 [n].
@@ -93,32 +135,45 @@ class Certification:
             device: where they are measured.
             open_store: makes the store of shards; a shard that it holds is not measured again.
             numbers: of the shards to measure; None = all.
-            done: told the rows of each shard, and whether an earlier run had measured them.
+            team: the processes that measure together; they need a store.
+            done: told the rows of each shard, and whether this process has not measured them.
         """
         positions = positions[split.ids[positions].argsort()]
         ids = split.ids[positions]
         plan = self.attacked.prepare(split, positions, device)
         store = None if open_store is None else open_store(plan, self.attacked.alarms, ids)
-        groups = shards_of(ids, self.size)
-        rows: list[CertificateRow] = []
-        found = 0
-        for number, places in enumerate(groups):
-            shard = None if store is None else store.read(number, ids[places])
-            known = shard is not None
-            if shard is None:
-                if numbers is not None and number not in numbers:
-                    continue
-                shard = self._measured(split, positions[places], device)
-                if store is not None:
-                    store.write(number, shard)
-            rows += shard.rows
-            found += 1
-            self._tallies.update(shard.tallies)
-            done(shard.rows, known)
-        return Certified(rows, self.attacked.alarms, self._tallies, len(ids), (found, len(groups)))
+        kept = _Kept(ids, self.size, store, done)
+        every = range(len(kept.groups))
+        missing = [number for number in every if not kept.arrived(number)]
+        if numbers is not None:
+            missing = [number for number in missing if number in numbers]
 
-    def _measured(self, split: Split, positions: Tensor, device: torch.device) -> CertifiedShard:
-        """Certify and attack the samples of one shard; positions: int64 [R], by id."""
+        def idle() -> None:
+            heed()
+            self.at("waiting for the other processes")
+
+        for turn in (team or Team()).shares(missing, kept.arrived, idle):
+            for several in self._together(turn):
+                places = [kept.groups[number] for number in several]
+                found = self._measured(split, positions, places, device)
+                for number, shard in zip(several, found, strict=True):
+                    kept.save(number, shard)
+        alarms, there = self.attacked.alarms, (len(kept.shards), len(every))
+        return Certified(kept.rows, alarms, kept.tallies, len(ids), there)
+
+    def _together(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The shards in groups that are worked on together."""
+        most = max(1, self.together // self.size)
+        return [list(numbers[k : k + most]) for k in range(0, len(numbers), most)]
+
+    def _measured(
+        self, split: Split, positions: Tensor, groups: Sequence[Tensor], device: torch.device
+    ) -> list[CertifiedShard]:
+        """Certify and attack the samples of some shards.
+
+        positions: int64 [n], by id, of all samples. groups: int64, places in it, of each shard.
+        """
+        positions = positions[torch.cat(list(groups))]
         self.at(self.certifier.name)
         answers: list[Answer] = []
 
@@ -132,8 +187,12 @@ class Certification:
             answers += found
         self.at("attack")
         blows = self.attacked(split, positions, device)
-        rows = self._rows(split, positions, answers, blows)
-        return CertifiedShard(rows, blows.tallies)
+        rows, sizes = self._rows(split, positions, answers, blows), [len(group) for group in groups]
+        shards, start = [], 0
+        for size, tallies in zip(sizes, split_counts(blows.tallies, sizes), strict=True):
+            shards.append(CertifiedShard(rows[start : start + size], tallies))
+            start += size
+        return shards
 
     def _rows(
         self, split: Split, positions: Tensor, answers: Sequence[Answer], blows: Blows

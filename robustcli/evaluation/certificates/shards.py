@@ -45,8 +45,10 @@ class CertifiedShard:
 class CertificateStore(ShardFolder[CertifiedShard]):
     """The shards of one certification in one folder. Arguments and errors as of `ShardFolder`."""
 
-    def __init__(self, folder: Path, header: Header, say: Callable[[str], None]) -> None:
-        super().__init__(folder, header, say, load)
+    def __init__(
+        self, folder: Path, header: Header, say: Callable[[str], None], *, shared: bool = False
+    ) -> None:
+        super().__init__(folder, header, say, load, shared=shared)
 
     def write(self, number: int, shard: CertifiedShard) -> None:
         """Save one whole shard: a kill leaves the whole file or none. Raises ResourceError."""

@@ -10,9 +10,10 @@ from torch import nn
 
 from robustcli.assembly.attacks import planned_passes
 from robustcli.assembly.certifying import Method
-from robustcli.assembly.cost import activation_bytes, plan_ball, plan_head, seconds_per_forward, show_plan
+from robustcli.assembly.cost import activation_bytes, plan_ball, plan_head, show_plan
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
+from robustcli.assembly.speed import processes_of, shared_seconds
 from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.jobs.certify.method import radii
@@ -26,18 +27,27 @@ _BATCH = 256
 
 
 def certification_plan(
-    setting: Setting, model: nn.Module, method: Method, plan: EvalPlan, n: int, console: Console
+    setting: Setting,
+    model: nn.Module,
+    method: Method,
+    plan: EvalPlan,
+    n: int,
+    console: Console,
+    *,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Images, work and time of proof and attacks, and the memory of a batch.
 
     Passes are an upper bound: samples that fall, or are given up, leave early. So is the time of smoothing;
     that of bounds is what a few images took.
+
+    processes: that share the samples; memory is that of each.
     """
-    config, asked = setting.config, radii(setting)
-    batch = min(config.eval.batch_size or _BATCH, shard_size(setting, method), n)
-    forward = seconds_per_forward(setting, model, min(batch, 32), torch.float32)
+    config, asked, size_of_shard = setting.config, radii(setting), shard_size(setting, method, n)
+    batch = min(config.eval.batch_size or _BATCH, size_of_shard, n)
+    forward = shared_seconds(setting, model, min(batch, 32), torch.float32, processes)
     passes = _attack_passes(setting, plan, method) * len(asked)
-    proof = forward * method.draws if method.draws else _timed(setting, method)
+    proof = forward * method.draws if method.draws else _timed(setting, method) / processes
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     names = ", ".join(call.label for call in plan.attacks)
     return show_plan(
@@ -56,6 +66,7 @@ def certification_plan(
             "memory_bytes": 2 * size
             + max(method.certifier.forecast(batch), activation_bytes(model, setting, batch)),
             "seconds": (proof + passes * forward) * n,
+            **processes_of(setting, processes, n, size_of_shard),
             "device": str(setting.device),
         },
         bounded=bool(method.draws),

@@ -13,8 +13,9 @@ from robustcli.core.geometry import Ball
 from robustcli.errors import UsageError
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.shards import part
+from robustcli.evaluation.sizing import shard_size as size_by_number
 
-_BOUNDED, _SAMPLED = 256, 16  # samples per shard
+_SAMPLED = 16  # samples per shard
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ class CertifyPlan:
     seed: int
 
 
-def shard_size(setting: Setting, method: Method) -> int:
-    """Samples per shard: small ones where a sample takes long."""
-    return setting.config.certify.shard_size or (_SAMPLED if method.sampled else _BOUNDED)
+def shard_size(setting: Setting, method: Method, n: int) -> int:
+    """Samples per shard, of n samples: few where a sample takes long, as under smoothing.
+
+    There the noise of the attacks begins anew in each shard, so the size does not follow n.
+    """
+    usual = _SAMPLED if method.sampled else size_by_number(n)
+    return setting.config.certify.shard_size or usual
 
 
 def attack_plan(setting: Setting, method: Method, n: int) -> EvalPlan:

@@ -24,21 +24,24 @@ from robustcli.jobs.certify.report import report
 from robustcli.jobs.certify.work import Work
 from robustcli.jobs.measure import check_attacks
 from robustcli.jobs.resuming import check_flags
-from robustcli.jobs.sharded import open_sharded, with_source
+from robustcli.jobs.sharded import open_sharded, voice, with_source
 from robustcli.records.document import Document
 from robustcli.reporting.certify_table import checked_table
+from robustcli.runtime.team import Team
+from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
 
-def certify(loaded: Loaded, console: Console, flags: CertifyFlags) -> dict[str, Any]:
-    """Certify as configured; returns the `certify` document.
+def certify(loaded: Loaded, console: Console, flags: CertifyFlags) -> dict[str, Any] | None:
+    """Certify as configured; returns the `certify` document, None in a process that is not the first.
 
     Raises UnreliableError E-INVERSION for a sample that was broken where it is certified.
     """
-    document = Document("certify")
+    document, team = Document("certify"), Team.here()
+    console = voice(team, console)
     check_flags(flags.resume, flags.overwrite)
     share = parse_part(flags.shard) if flags.shard else None
-    config = with_source("certify", loaded.config, console, resume=flags.resume)
+    config = with_source("certify", loaded.config, console, resume=flags.resume, team=team)
     setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
     if flags.check is not None:
@@ -49,9 +52,13 @@ def certify(loaded: Loaded, console: Console, flags: CertifyFlags) -> dict[str, 
     work = Work(setting, model, console)
     numbers = numbers_of(share, work.shards)
     if flags.dry_run:
-        return certification_plan(setting, model, work.method, work.plan, work.n, console)
-    with open_sharded("certify", config, console, flags, flags.plugin) as run, work.stop:
-        result, header = work.measure(run, numbers)
+        return certification_plan(
+            setting, model, work.method, work.plan, work.n, console, processes=flags.nproc
+        )
+    with open_sharded("certify", config, console, flags, flags.plugin, team=team) as run, work.stop:
+        result, header = work.measure(run, numbers, team)
+        if isinstance(run, Follower):
+            return None
         more: dict[str, Any] = {}
         if flags.export is not None:
             more["export"] = _exported(setting, model, result, Path(flags.export), console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -20,13 +19,16 @@ from robustcli.evaluation.plan import EvalPlan
 from robustcli.jobs.certify.method import configured_method, radii
 from robustcli.jobs.certify.plan import CertifyPlan, attack_plan, shard_size
 from robustcli.jobs.certify.tally import Tally
-from robustcli.jobs.rerun import write_inputs
-from robustcli.jobs.sharded import header_of
+from robustcli.jobs.sharded import beginner, header_of
 from robustcli.records.alarm import Alarm
 from robustcli.runtime.signals import StopFlag
+from robustcli.runtime.team import Team
+from robustcli.store.follower import Follower
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
 from robustcli.terminal.progress import Silent
+
+_TOGETHER = 256  # samples that are worked on at once where each is by itself
 
 
 class Work:
@@ -49,27 +51,32 @@ class Work:
     def __init__(self, setting: Setting, model: nn.Module, console: Console) -> None:
         self._setting, self._model, self._console = setting, model, console
         self.stop = StopFlag()
-        self._tally = Tally(Silent(), 0)
+        self._tally = Tally(Silent(), 0, Team())
         self._split, self._positions = samples(setting)
         self.n = len(self._positions)
         watch = Watch(self.stop.check, self._drawn, console.info)
         self.method: Method = configured_method(setting, model, watch)
         self.plan: EvalPlan = attack_plan(setting, self.method, self.n)
-        self.size = shard_size(setting, self.method)
+        self.size = shard_size(setting, self.method, self.n)
         self.shards = -(-self.n // self.size)
 
-    def measure(self, run: Run, numbers: Sequence[int] | None) -> tuple[Certified, Header]:
-        """What was found, and the header of its shards; numbers: of the shards to measure, None = all."""
+    def measure(
+        self, run: Run | Follower, numbers: Sequence[int] | None, team: Team
+    ) -> tuple[Certified, Header]:
+        """What was found, and the header of its shards.
+
+        numbers: of the shards to measure, None = all. team: the processes that measure together.
+        """
         setting, method, console = self._setting, self.method, self._console
+        begin = beginner(run, setting.config)
         opened: list[Header] = []
 
         def open_store(plan: EvalPlan, alarms: list[Alarm], ids: Tensor) -> CertificateStore:
             header = self._header(plan, alarms, ids)
             opened.append(header)
-            store = CertificateStore(run.path / "shards", header, console.warn)
-            run.begin()  # a refused --resume must leave the run as it was
-            run.status(resumable=True)
-            write_inputs(run, setting.config)
+            shared = not team.main or team.again
+            store = CertificateStore(run.path / "shards", header, console.warn, shared=shared)
+            begin()
             return store
 
         n = self.n if numbers is None else sum(min(self.size, self.n - k * self.size) for k in numbers)
@@ -77,16 +84,17 @@ class Work:
         title = f"{setting.config.eval.split} images"
         console.info(f"{n} {title}, {method.certifier.name} beside {attacks}")
         with console.progress(n, title) as bar:
-            self._tally = tally = Tally(bar, n)
+            self._tally = tally = Tally(bar, n, team)
             certification = Certification(
                 method.certifier,
                 self._attacked(tally),
                 setting.ball.eps,
                 self.size,
+                together=0 if method.sampled else _TOGETHER,
                 batch_size=setting.config.eval.batch_size,
                 say=console.warn,
                 at=tally.phase,
-                told=self._writer(run.path),
+                told=self._writer(run),
             )
             result = certification.run(
                 self._split,
@@ -94,6 +102,7 @@ class Work:
                 setting.device,
                 open_store=open_store,
                 numbers=numbers,
+                team=team,
                 done=tally.done,
             )
         return result, opened[0]
@@ -111,7 +120,7 @@ class Work:
             beat=tally.beat,
         )
 
-    def _writer(self, folder: Path) -> Told:
+    def _writer(self, run: Run | Follower) -> Told:
         """Writes the certificate of each answer, and counts the answers of a method that counts no draws."""
         method = self.method
         source = Provenance.of(self._model, method.certifier.norm, method.parameters, method.seed)
@@ -119,7 +128,7 @@ class Work:
         def write(answer: Answer, x: Tensor, sample: int) -> None:
             certificate = source.certificate(answer, x, sample)
             if certificate is not None:
-                save_certificate(folder, certificate)
+                save_certificate(run.path, certificate)
             if not method.sampled:
                 self._tally.certified(1.0)
 

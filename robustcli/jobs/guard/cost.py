@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from robustcli.assembly.attacks import planned_passes
-from robustcli.assembly.cost import seconds_per_forward
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
+from robustcli.assembly.speed import seconds_per_forward
 from robustcli.evaluation.escalation import EOT_DRAWS
 from robustcli.evaluation.guarded.calls import adaptive_labels_and_passes
 from robustcli.evaluation.guarded.evaluation import DRAWS

@@ -1,0 +1,324 @@
+"""Many processes, one verdict: that of one process, bit for bit, whoever is killed and whoever goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from jobs_support import TINY
+
+import robustcli.jobs.certify.run
+import robustcli.jobs.evaluate
+import robustcli.jobs.train  # noqa: F401
+from robustcli.assembly.reopen import RUN_FILE
+from robustcli.cli.main import run
+from robustcli.config.bind import Registries
+from robustcli.evaluation.shards import ShardFolder
+from robustcli.proportions import clopper_pearson
+from robustcli.runtime.team import TEAM, Claims, Team
+
+LEARNED = (
+    *("objective=natural", "train.steps=150", "train.save_every=150", "train.validate_every=1"),
+    *("train.optimizer.lr=0.1", "precision=fp32"),
+)
+EVAL = (
+    *("eval", "--attack", "fgsm,pgd", "--steps", "5", "--search", "fp32", "--batch-size", "16"),
+    *("eval.checks=0", "threads=1", "--n", "60"),
+)
+
+
+def child(argv, prepare=lambda: None, **variables):
+    """Start a command in a fork of this process."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            os.environ.update(variables)
+            torch.set_num_threads(1)
+            prepare()
+            code = run([*map(str, argv), "--quiet"])
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    Registries.discover()  # this, and what the next two lines import, here once instead of in every child
+    torch.use_deterministic_algorithms(False)
+    clopper_pearson(1, 2)
+    path = tmp_path_factory.mktemp("trained") / "model"
+    assert ended(child(["train", *TINY, *LEARNED, "--out", path])) == 0
+    return f"run:{path}"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, model):
+    """`alone(*argv)`: the run directory of one process, measured once per command."""
+    known = {}
+
+    def measured(*argv):
+        if argv not in known:
+            known[argv] = tmp_path_factory.mktemp("alone") / "run"
+            assert ended(child([*argv, "--model", model, "--out", known[argv]])) == 0
+        return known[argv]
+
+    return measured
+
+
+def together(model, out, *argv, kill=None, world=2):
+    """The exit codes of the ranks of a team, whose first turns begin at the same time.
+
+    kill: (rank, after so many shards of its own).
+    """
+    scratch = out.parent / f"scratch-{time.monotonic_ns()}"
+    scratch.mkdir()
+
+    def start(rank):
+        def prepare():
+            shares, save, saved = Team.shares, ShardFolder.save, []
+
+            def all_at_once(self, *args):
+                (scratch / f"ready-{rank}").touch()
+                while not all((scratch / f"ready-{other}").exists() for other in range(world)):
+                    time.sleep(0.002)
+                return shares(self, *args)
+
+            def counted(self, number, data):
+                if kill == (rank, len(saved)):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                save(self, number, data)
+                saved.append(number)
+                with (scratch / f"saved-{rank}").open("a") as lines:
+                    lines.write(f"{number}\n")
+
+            Team.shares, ShardFolder.save = all_at_once, counted
+
+        variables = {TEAM: f"{rank}/{world}:{scratch}", RUN_FILE: str(scratch / "run")}
+        return child([*argv, "--model", model, "--out", out], prepare, **variables)
+
+    codes = [ended(pid) for pid in [start(rank) for rank in range(world)]]
+    saved = {path.name[-1]: path.read_text().split() for path in scratch.glob("saved-*")}
+    return codes, saved
+
+
+def timeless(value):
+    """JSON without what a clock decides, and without the name of the run."""
+    if isinstance(value, dict):
+        free = ("seconds", "run", "images", "created")
+        return {key: timeless(item) for key, item in value.items() if key not in free}
+    if isinstance(value, list):
+        return [timeless(item) for item in value]
+    return value
+
+
+def verdict(path):
+    """All that must not depend on who measured: records, samples, summary, shards."""
+    lines = {
+        name: [timeless(json.loads(line)) for line in (path / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "samples.jsonl")
+    }
+    shards = {
+        file.name: [timeless(json.loads(line)) for line in file.read_text().splitlines()[1:-1]]
+        for file in (path / "shards").rglob("*.jsonl")
+    }
+    assert shards
+    return lines, timeless(json.loads((path / "summary.json").read_text())), shards
+
+
+# ---- eval --------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_verdict_of_one(tmp_path, model, alone):
+    codes, saved = together(model, tmp_path / "run", *EVAL)
+    assert codes == [0, 0] and verdict(tmp_path / "run") == verdict(alone(*EVAL))
+    assert saved["0"] and saved["1"] and len({*saved["0"], *saved["1"]}) == len(saved["0"] + saved["1"]) == 15
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param((*EVAL, "--sweep", "eps=0.02,0.1", "--n", "40"), id="sweep", marks=pytest.mark.slow),
+        pytest.param(
+            ("eval", "--attack", "autoattack:rapid", "--n", "24", "--batch-size", "8", "threads=1"),
+            id="audit",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_follows_is_shared_and_decided_alike(tmp_path, model, alone, words):
+    codes, saved = together(model, tmp_path / "run", *words)
+    assert codes == [0, 0] and verdict(tmp_path / "run") == verdict(alone(*words))
+    assert len(saved["0"] + saved["1"]) > len(verdict(tmp_path / "run")[2]), "and not only the first list"
+    assert timeless(swept(tmp_path / "run")) == timeless(swept(alone(*words)))
+
+
+def swept(path):
+    """The rows of a sweep; [] without one."""
+    file = path / "sweep.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_loses_its_unfinished_shards_only(tmp_path, model, alone, rank):
+    path = tmp_path / "run"
+    codes, saved = together(model, path, *EVAL, kill=(rank, 4))
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 0
+    assert len(saved[str(rank)]) == 4 and len(saved[str(1 - rank)]) == 11
+    if rank == 0:  # which would have written the rest; its launcher starts it again
+        assert not (path / "summary.json").exists()
+        before = {file.name: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+        assert ended(child([*EVAL, "--model", model, "--out", path, "--resume"])) == 0
+        after = {file.name: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+        assert before == after, "nothing was measured again"
+    assert verdict(path) == verdict(alone(*EVAL))
+
+
+@pytest.mark.slow
+def test_a_team_goes_on_with_the_run_of_one_process(tmp_path, model, alone):
+    path = tmp_path / "run"
+
+    def soon_killed():
+        save = ShardFolder.save
+
+        def some(self, number, data):
+            if number == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, number, data)
+
+        ShardFolder.save = some
+
+    assert ended(child([*EVAL, "--model", model, "--out", path], soon_killed)) == -signal.SIGKILL
+    codes, saved = together(model, path, *EVAL, "--resume")
+    assert codes == [0, 0] and len(saved["0"] + saved["1"]) == 6
+    assert verdict(path) == verdict(alone(*EVAL))
+
+
+# ---- certify -----------------------------------------------------------------------------------------------
+
+CERTIFY = ("certify", "--attack", "fgsm", "--n", "24", "--eps", "0.01", "eval.checks=0", "threads=1")
+
+
+def test_two_processes_certify_as_one(tmp_path, model, alone):
+    codes, saved = together(model, tmp_path / "run", *CERTIFY)
+    assert codes == [0, 0] and verdict(tmp_path / "run") == verdict(alone(*CERTIFY))
+    assert saved["0"] and saved["1"] and len(saved["0"] + saved["1"]) == 6
+
+
+# ---- as a user runs it -------------------------------------------------------------------------------------
+
+
+def launched(model, *argv):
+    return [sys.executable, "-m", "robustcli", *argv, "--model", model, "--nproc", "2"]
+
+
+def test_the_command(tmp_path, model, alone):
+    words = [*launched(model, *EVAL), "--out", tmp_path / "run", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    document = json.loads(done.stdout)
+    assert document["ok"] and document["run"] == str(tmp_path / "run")
+    assert verdict(tmp_path / "run") == verdict(alone(*EVAL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_command_survives_kill_9_of_a_rank(tmp_path, model, alone, victim):
+    words = (*EVAL, "--n", "200", "--steps", "400")  # long enough to be hit
+    process = subprocess.Popen([*launched(model, *words), "--out", tmp_path / "run"], stderr=subprocess.PIPE)
+    while len(list((tmp_path / "run" / "shards").glob("*.jsonl"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(ranks_of(process.pid)[victim], signal.SIGKILL)
+    assert process.wait(300) == 0
+    assert f"rank {victim}: killed by SIGKILL" in process.stderr.read().decode()
+    assert verdict(tmp_path / "run") == verdict(alone(*words))
+
+
+@pytest.mark.slow
+def test_the_command_stops_and_goes_on(tmp_path, model, alone):
+    words = (*EVAL, "--n", "200", "--steps", "400")
+    process = subprocess.Popen([*launched(model, *words), "--out", tmp_path / "run"], stderr=subprocess.PIPE)
+    while len(list((tmp_path / "run" / "shards").glob("*.jsonl"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and b"--resume" in process.stderr.read()
+    assert ended(child([*words, "--model", model, "--out", tmp_path / "run", "--resume"])) == 0
+    assert verdict(tmp_path / "run") == verdict(alone(*words))
+
+
+def ranks_of(launcher):
+    """rank -> process id."""
+    found = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit() and f"\nPPid:\t{launcher}\n" in (place / "status").read_text():
+            variables = (place / "environ").read_bytes().split(b"\0")
+            named = [text for text in variables if text.startswith(TEAM.encode())]
+            found[int(named[0].partition(b"=")[2].split(b"/")[0])] = int(place.name)
+    return found
+
+
+# ---- the flag ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("eval", "--nproc", "0"), "--nproc 0: 1 to 256 processes are possible"),
+        (("eval", "--nproc", "two"), "--nproc 'two' is not a number"),
+        (("eval", "--nproc", "2", "--shard", "1/2"), "--nproc and --shard exclude each other"),
+        (("certify", "--nproc", "2", "--shard", "1/2"), "--nproc and --shard exclude each other"),
+        (("eval", "--nproc", "2", "--device", "cuda"), "--nproc 2: one process per GPU"),
+    ],
+)
+def test_what_does_not_go(cli, model, words, told):
+    answer = cli(*words, "--model", model)
+    assert answer.code == 2 and told in answer.err and len(answer.err.splitlines()) == 1
+
+
+def test_merge_and_check_do_not_go_with_it(cli):
+    assert "--merge does not go with --nproc" in cli("eval", "--merge", "a,b", "--nproc", "2").err
+    assert "--check does not go with --nproc" in cli("certify", "--check", "a", "--nproc", "2").err
+
+
+def test_the_plan_says_processes_and_shards(cli, model):
+    plan = cli(*EVAL, "--model", model, "--nproc", "2", "--dry-run", "--json").document["plan"]
+    assert plan["processes"] == "2 (threads each: 1)" and plan["shards"] == "15 of 4 images at most"
+    plan = cli(*EVAL, "--model", model, "--dry-run", "--json").document["plan"]
+    assert "processes" not in plan
+
+
+# ---- who takes what ----------------------------------------------------------------------------------------
+
+
+def test_turns_begin_long_and_end_short(tmp_path):
+    team, there = Team(0, 2, tmp_path), set()
+    turns = []
+    for turn in team.shares(range(32), there.__contains__):
+        turns.append(len(turn))
+        there.update(turn)
+    assert turns[:3] == [8, 6, 5] and turns[-1] == 1 and len(there) == 32
+
+
+def test_a_claim_dies_with_its_holder(tmp_path):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, b"1" if Claims(tmp_path / "claims").take(3) else b"0")
+        time.sleep(100)
+    assert os.read(read, 1) == b"1"
+    claims = Claims(tmp_path / "claims")
+    assert not claims.take(3) and claims.take(4)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert claims.take(3)
+    claims.close()
