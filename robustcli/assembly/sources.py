@@ -26,10 +26,27 @@ def sources_of(config: Config, *references: str | None) -> list[Source]:
     return found
 
 
-def new_run(verb: str, config: Config, *references: str | None, overwrite: bool) -> Run:
-    """The directory of a new run of `verb`, apart from all that it reads; arguments as for `sources_of`."""
-    sources = sources_of(config, *references)
-    return open_run(verb, config.name, out=config.out, overwrite=overwrite, sources=sources)
+def new_run(
+    verb: str,
+    config: Config,
+    *references: str | None,
+    overwrite: bool,
+    out: str | None = None,
+    resume: bool = False,
+) -> Run:
+    """The directory of a new run of `verb`, apart from all that it reads; arguments as for `sources_of`.
+
+    out: in place of the configured one. resume: go on in that directory.
+    """
+    return open_run(
+        verb,
+        config.name,
+        out=out or config.out,
+        resume=resume,
+        overwrite=overwrite,
+        numbered=config.out is None,
+        sources=sources_of(config, *references),
+    )
 
 
 def _given(names: Iterable[str | None]) -> list[str]:

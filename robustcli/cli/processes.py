@@ -41,7 +41,7 @@ def alone(call: Call, loaded: Loaded) -> int:
     nproc = count(call, "nproc", "1")
     if call.text("nproc") is None:
         return 1
-    if call.text("shard") is not None:
+    if call.values.get("shard") is not None:
         hint = "--nproc is for one machine, --shard for many"
         raise UsageError("--nproc and --shard exclude each other", hint=hint)
     check_no_torchrun(call.verb)

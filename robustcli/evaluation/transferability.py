@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,20 @@ from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
+from robustcli.evaluation.header import Header
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
-from robustcli.evaluation.sizing import in_batches
+from robustcli.evaluation.shards import shards_of
+from robustcli.evaluation.sizing import in_batches, shard_size
 from robustcli.evaluation.surrogate import searched
+from robustcli.evaluation.transfer_shards import Shown, TransferStore
 from robustcli.proportions import sign_test
 from robustcli.records.alarm import Alarm
+from robustcli.runtime.team import Team
 
 #: Chance that an honest set of models raises `transfer-beats-white-box`, over all pairs.
 LEVEL = 0.025
+_TOGETHER = 256  # samples that one process of a team measures at once
 _SHOWN = 32  # images on which search twins are compared with their models: the same for every batch size
 _REMEDY = "attack it with loss: margin, a gradient-free attack or --surrogate"
 
@@ -76,6 +80,7 @@ def transfer_matrix(
     stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
     done: Callable[[int], None] = lambda samples: None,
+    team: Team | None = None,
 ) -> Transfer:
     """rate[s, t] = share of the jointly correct samples whose point made on s breaks t, judged by t in fp32.
 
@@ -91,6 +96,7 @@ def transfer_matrix(
         stop: raises to interrupt.
         say: told of a batch that did not fit.
         done: told the number of samples of each finished batch.
+        team: the processes that measure together.
 
     Raises ValueError: one model, other numbers of classes, a targeted plan or an attack outside the ball.
     Source: Papernot et al., 2016, arXiv:1605.07277; Liu et al., ICLR 2017, arXiv:1611.02770.
@@ -103,10 +109,56 @@ def transfer_matrix(
         looked_at = shown(split, positions, device)
         members = [Member(model, plan, looked_at, stop, say) for model in models.values()]
         work = functools.partial(_batch, members)
-        for batch in in_batches(split, positions, device, plan.batch_size, work, say):
-            counts.add(batch)
-            done(batch.right.shape[1])
+
+        def show(part: Tensor) -> Iterator[Shown]:
+            return in_batches(split, part, device, plan.batch_size, work, say)
+
+        if team is None or not team.many:
+            found = show(positions)
+        else:
+            found = _shared(team, plan, split, positions, show, say, stop or (lambda: None))
+        for shown_to_all in found:
+            counts.add(shown_to_all)
+            done(len(shown_to_all.ids))
     return counts.transfer(len(positions))
+
+
+def _shared(
+    team: Team,
+    plan: EvalPlan,
+    split: Split,
+    positions: Tensor,
+    show: Callable[[Tensor], Iterator[Shown]],
+    say: Callable[[str], None],
+    idle: Callable[[], None],
+) -> Iterator[Shown]:
+    """The shards of all samples, whoever of the team has measured them, as they come."""
+    positions = positions[split.ids[positions].argsort()]
+    ids = split.ids[positions]
+    header = Header.of(plan, ids, model="", data="", code="", size=shard_size(len(ids)))
+    store, groups = TransferStore(team.round() / "shards", header, say), shards_of(ids, header.size)
+    came: dict[int, Shown] = {}
+
+    def arrived(number: int) -> bool:
+        if number not in came and store.has(number):
+            shard = store.read(number, ids[groups[number]])
+            if shard is not None:
+                came[number] = shard
+        return number in came
+
+    told: set[int] = set()
+    most = max(1, _TOGETHER // header.size)
+    for turn in team.shares(range(len(groups)), arrived, idle):
+        for k in range(0, len(turn), most):
+            several = turn[k : k + most]
+            places = torch.cat([groups[number] for number in several])
+            found = Shown.joined(list(show(positions[places])))
+            for number in several:
+                store.write(number, found.rows(torch.isin(places, groups[number]).nonzero()[:, 0]))
+                arrived(number)
+        yield from (came[number] for number in came if number not in told)
+        told.update(came)
+    yield from (came[number] for number in came if number not in told)
 
 
 def transfer_alarms(result: Transfer) -> list[Alarm]:
@@ -155,18 +207,6 @@ def shown(split: Split, positions: Tensor, device: torch.device) -> Tensor:
 # ---- one batch ---------------------------------------------------------------------------------------------
 
 
-class _Batch(NamedTuple):
-    """What one batch of B samples gave, on the CPU.
-
-    right: bool [M, B], right on the clean image. ids: int64 [R], the jointly right samples. broken: bool [M,
-    M, R], broken[s, t, r]: the point of sample r made on s breaks t.
-    """
-
-    right: Tensor
-    ids: Tensor
-    broken: Tensor
-
-
 class _Counts:
     """The sums over all batches."""
 
@@ -177,13 +217,13 @@ class _Counts:
         self._pairs = torch.zeros(3, size, size, dtype=torch.int64)  # broken, gained, lost
         self._ids = [torch.zeros(0, dtype=torch.int64)]
 
-    def add(self, batch: _Batch) -> None:
+    def add(self, batch: Shown) -> None:
         """Add the counts of one batch."""
         broken = batch.broken
         own = broken.diagonal().T[None]  # [1, M, R]: what the targets' own points break
         self._correct += batch.right.sum(1)
         self._pairs += torch.stack([broken.sum(2), (broken & ~own).sum(2), (~broken & own).sum(2)])
-        self._ids.append(batch.ids)
+        self._ids.append(batch.joint)
 
     def transfer(self, n: int) -> Transfer:
         """The result over the n samples."""
@@ -252,7 +292,7 @@ class Member:
         )
 
 
-def _batch(members: Sequence[Member], x: Tensor, y: Tensor, ids: Tensor) -> _Batch:
+def _batch(members: Sequence[Member], x: Tensor, y: Tensor, ids: Tensor) -> Shown:
     """Attack each member on the rows that all members classify correctly, and show the points to all."""
     clean = [member.judge.clean(x, y) for member in members]
     classes = [
@@ -261,7 +301,7 @@ def _batch(members: Sequence[Member], x: Tensor, y: Tensor, ids: Tensor) -> _Bat
     if len(set(classes)) > 1:
         raise ValueError(f"the models have different numbers of classes: {', '.join(map(str, classes))}")
     right = torch.stack([seen.right for seen in clean])
-    joint = right.all(0)
+    every, joint = ids.cpu(), right.all(0)
     x, y, ids = x[joint], y[joint], ids[joint]
     broken = torch.zeros(len(members), len(members), len(y), dtype=torch.bool, device=y.device)
     if len(y):
@@ -269,4 +309,4 @@ def _batch(members: Sequence[Member], x: Tensor, y: Tensor, ids: Tensor) -> _Bat
             x_adv = source.attack(x, y, ids)
             for t, target in enumerate(members):
                 broken[s, t] = target.judge.rule(x, x_adv, target.judge.criterion(y)).hit
-    return _Batch(right.cpu(), ids.cpu(), broken.cpu())
+    return Shown(every, right.cpu(), broken.cpu())

@@ -9,34 +9,39 @@ from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.setting import prepare_to_measure
-from robustcli.assembly.sources import new_run
 from robustcli.config.load import Loaded
 from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
 from robustcli.jobs.report import report
 from robustcli.jobs.rerun import write_inputs
+from robustcli.jobs.sharded import open_new, voice
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
+from robustcli.runtime.team import Team
+from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
 
-def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, Any]:
-    """Attack as configured; returns the `attack` document of the machine contract."""
-    document = Document("attack")
+def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, Any] | None:
+    """Attack as configured; returns the `attack` document of the machine contract.
+
+    None: of a process of a team that is not its first.
+    """
+    document, team = Document("attack"), Team.here()
+    console = voice(team, console)
     config = pinned(loaded.config)
     setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
     if flags.dry_run:
-        return evaluation_plan(setting, model, config.attacks, console)
+        return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
     check_attacks(setting)
     check_channels(setting.data.shape[0])
-    with (
-        new_run("attack", config, flags.plugin, overwrite=flags.overwrite) as run,
-        StopFlag() as stop,
-    ):
+    with open_new("attack", config, flags, team=team) as run, StopFlag() as stop:
         write_inputs(run, config)
-        writer = ImageWriter(setting, model, run)
-        result, rows = measure(setting, model, console, stop.check, done=writer.add, audit=False)
+        writer = ImageWriter(setting, model, run, team)
+        result, rows = measure(setting, model, console, stop.check, done=writer.add, audit=False, team=team)
+        if isinstance(run, Follower):
+            return None
         images = writer.finish(console)
         return report(run, document, config, result, rows, console, images)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.assembly.attacks import eval_plan
+from robustcli.assembly.samples import split_of
 from robustcli.assembly.setting import Setting
 from robustcli.core.modes import frozen
 from robustcli.data.png import MODES, encode_png, read_png, upright
@@ -19,10 +22,13 @@ from robustcli.evaluation.answers import REJECT
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.lattice import from_lattice, nearest_levels, to_lattice
 from robustcli.evaluation.result import BatchOutcome
+from robustcli.jobs.album import Album, Scored
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.gallery import gallery
+from robustcli.runtime.team import Team
 from robustcli.store.atomic import JsonLines, write_atomic
 from robustcli.store.disk import explained
+from robustcli.store.follower import Follower
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
 
@@ -41,18 +47,22 @@ class Panel(NamedTuple):
 class ImageWriter:
     """Rounds adversarial images to 8 bits, scores them again, and writes the broken ones.
 
-    It also collects the gallery. A written file is read back and compared.
+    It also collects the gallery. A written file is read back and compared. Where a team is at work each
+    process writes the files of its batches, and rank 0 puts their notes together in `finish`.
     """
 
-    def __init__(self, setting: Setting, model: nn.Module, run: Run) -> None:
+    def __init__(self, setting: Setting, model: nn.Module, run: Run | Follower, team: Team) -> None:
         self.setting, self.model, self.run = setting, model, run
         self.folder = run.path / "images"
         with explained(self.folder):
             self.folder.mkdir(exist_ok=True)
-        self.lines = JsonLines(run.path / "images.jsonl")
+        self._album = Album(team) if team.many else None
         self.written = self.scored = self._right_8bit = self._right_float = 0
         self._fell = self._broken = 0  # images that an attack broke, as floats and as 8-bit images
         self._panels: list[Panel] = []
+        self._lines: JsonLines | None = None
+        if self._album is None:
+            self._file()
 
     def add(self, outcome: BatchOutcome) -> None:
         """One attacked batch: round to 8 bits, judge all images, write the broken ones, read them back."""
@@ -66,25 +76,50 @@ class ImageWriter:
         broken = outcome.correct & ruling.hit
         if outcome.goal is not None:
             broken = broken & (outcome.goal != y)
-        self._fell += int((outcome.correct & ~outcome.survivors).sum())
-        self._broken += int(broken.sum())
-        self._right_8bit += int((outcome.correct & ~broken).sum())
-        self._right_float += int(outcome.survivors.sum())
-        self.scored += len(y)
         rows = broken.nonzero()[:, 0]
-        self._collect(outcome, rows, levels, ruling.predicted)
+        if self._album is None:
+            self._collect(outcome, rows, levels, ruling.predicted)
         rows = rows[: self._room(len(rows))]
-        self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
+        lines = self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
+        scored = _scored(outcome, broken, dict(zip(rows.tolist(), lines, strict=True)))
+        if self._album is None:
+            self._count(scored)
+        else:
+            self._album.note(scored)
+
+    def _count(self, images: Sequence[Scored]) -> None:
+        """Add these images to the numbers, and the lines of those that were written to images.jsonl."""
+        self._fell += sum(image.fell for image in images)
+        self._broken += sum(image.broken for image in images)
+        self._right_8bit += sum(image.right_8bit for image in images)
+        self._right_float += sum(image.right_float for image in images)
+        self.scored += len(images)
+        lines = [image.line for image in images if image.line is not None]
+        self.written += len(lines)
+        for line in lines:
+            self._file().write(line)
+
+    def _file(self) -> JsonLines:
+        """images.jsonl. It is opened, and emptied, by the process that writes it."""
+        if self._lines is None:
+            self._lines = JsonLines(self.run.path / "images.jsonl")
+            self._lines.truncate(0)
+        return self._lines
 
     def _room(self, wanted: int) -> int:
-        """How many of `wanted` more images may be written: `attack.save` limits all of them."""
-        limit = self.setting.config.attack.save
-        return wanted if limit is None else max(0, min(wanted, limit - self.written))
+        """How many of `wanted` more images may be written: `attack.save` limits all of them.
+
+        A process of a team does not know what the others write, and the gallery is made from files.
+        """
+        config = self.setting.config.attack
+        if self._album is not None:
+            return min(wanted, max(config.save, config.gallery))
+        return max(0, min(wanted, config.save - self.written))
 
     def _write(
         self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor, distance: Tensor
-    ) -> None:
-        """Write images as PNG files, with one line each in images.jsonl.
+    ) -> list[dict[str, Any]]:
+        """Write images as PNG files; returns the line of each in images.jsonl.
 
         Args:
             rows: int64 [R], their places in the batch.
@@ -94,7 +129,7 @@ class ImageWriter:
 
         Raises DataError when a file reads back as another image.
         """
-        classes = self.setting.data.classes
+        classes, lines = self.setting.data.classes, []
         for k, image, label, far in zip(
             rows.tolist(), levels.cpu(), predicted.tolist(), distance.tolist(), strict=True
         ):
@@ -103,7 +138,7 @@ class ImageWriter:
             write_atomic(path, encode_png(image))
             if not torch.equal(read_png(path), image):
                 raise DataError("an adversarial image did not survive its file", where=str(path))
-            self.lines.write(
+            lines.append(
                 {
                     "id": sample,
                     "file": path.name,
@@ -114,7 +149,7 @@ class ImageWriter:
                     "broken_8bit": True,
                 }
             )
-        self.written += len(rows)
+        return lines
 
     def _path(self, sample: int, name: str) -> Path:
         safe = re.sub(r"[^\w-]", "_", name)[:_LONGEST]
@@ -137,7 +172,9 @@ class ImageWriter:
 
         One accuracy counts the images as floats, the other as 8-bit images.
         """
-        self.lines.close()
+        if self._album is not None:
+            self._join(self._album.images())
+        self._file().close()
         if self._panels:
             console.info(f"gallery: {self._draw()}")
         else:
@@ -152,6 +189,30 @@ class ImageWriter:
             "robust_acc_8bit": as_8bit,
             "robust_acc_float": as_float,
         }
+
+    def _join(self, images: Sequence[Scored]) -> None:
+        """Count what all processes of a team noted; keep the first files, and draw the first images."""
+        config = self.setting.config.attack
+        noted = [image for image in images if image.line is not None]
+        self._panels = [self._panel(image) for image in noted[: config.gallery]]
+        kept = {image.id for image in noted[: config.save]}
+        images = [image if image.id in kept else replace(image, line=None) for image in images]
+        self._count(images)
+        files = {image.line["file"] for image in images if image.line is not None}
+        with explained(self.folder):
+            for path in self.folder.glob("*_adv.png"):  # also what a lost process wrote, and did not note
+                if path.name not in files:
+                    path.unlink()
+
+    def _panel(self, image: Scored) -> Panel:
+        """A broken image for the gallery, from its file and its data set."""
+        assert image.line is not None
+        split = split_of(self.setting.data, self.setting.config.eval.split)
+        position = (split.ids == image.id).nonzero()[:, 0]
+        x, _, _ = next(iter(split.stream([position], self.setting.device)))
+        clean = (x[0].cpu() * 255).round().to(torch.uint8)
+        adversarial = read_png(self.folder / image.line["file"])
+        return Panel(upright(clean), upright(adversarial), image.line["label"], image.line["predicted_8bit"])
 
     def _reason(self) -> str:
         """Why there is no gallery."""
@@ -193,6 +254,20 @@ class ImageWriter:
             f"{self.run.path.name}: {config.model.label} on {self.setting.data.name} {config.eval.split},"
             f" under {attacks}, {threat}. {shown}."
         )
+
+
+def _scored(outcome: BatchOutcome, broken: Tensor, lines: Mapping[int, dict[str, Any]]) -> list[Scored]:
+    """What became of each image of a batch.
+
+    broken: bool [B], as 8-bit images. lines: place in the batch -> its line of images.jsonl.
+    """
+    correct, survivors = outcome.correct, outcome.survivors
+    flags = torch.stack([correct & ~survivors, broken, survivors, correct & ~broken], 1).tolist()
+    images = []
+    for k, (sample, row) in enumerate(zip(outcome.ids.tolist(), flags, strict=True)):
+        fell, gone, right_float, right_8bit = row
+        images.append(Scored(sample, fell, gone, right_float, right_8bit, lines.get(k)))
+    return images
 
 
 def check_channels(channels: int) -> None:

@@ -14,6 +14,8 @@ CONFIG = "config.resolved.yaml"
 
 def write_inputs(run: Run | Follower, config: Config) -> None:
     """Write the resolved configuration, which runs again unchanged, and the versions it ran with."""
+    if isinstance(run, Follower):
+        return
     run.write_text(CONFIG, resolved_yaml(config.model_copy(update={"out": None})))
     run.write_json("env.json", environment())
 

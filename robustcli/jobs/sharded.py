@@ -17,12 +17,13 @@ from robustcli.assembly.origin import pinned
 from robustcli.assembly.reopen import Opening, following, note_run, opening
 from robustcli.assembly.rows import hashes_of
 from robustcli.assembly.setting import Setting
-from robustcli.assembly.sources import sources_of
+from robustcli.assembly.sources import new_run, sources_of
 from robustcli.config.schema import Config
 from robustcli.evaluation.header import Header
 from robustcli.evaluation.sizing import shard_size
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import say_if_anew
+from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.alarm import Alarm
 from robustcli.runtime.seed import PACKAGE, hash_tree
 from robustcli.runtime.team import Team
@@ -84,6 +85,31 @@ def open_sharded(
     )
     if flags.resume:
         say_if_anew(run, console)
+    return run
+
+
+def open_new(
+    verb: str, config: Config, flags: MeasureFlags, *references: str | None, team: Team
+) -> Run | Follower:
+    """The directory of a run of a verb without --resume; arguments as for `open_sharded`.
+
+    Only a rank 0 that takes the place of a lost one goes on in the directory of that one.
+    """
+    if not team.main:
+        return following()
+    asked = Opening(config.out, False, flags.overwrite)
+    if team.again:
+        asked = opening(*asked)
+    run = new_run(
+        verb,
+        config,
+        flags.plugin,
+        *references,
+        out=asked.out,
+        resume=asked.resume,
+        overwrite=asked.overwrite,
+    )
+    note_run(run.path)
     return run
 
 

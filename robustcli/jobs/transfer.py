@@ -16,7 +16,6 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting, prepare_to_measure
-from robustcli.assembly.sources import new_run
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
@@ -25,10 +24,13 @@ from robustcli.errors import RobustCliError, UsageError
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transferability import Transfer, transfer_matrix
 from robustcli.jobs.rerun import write_inputs
+from robustcli.jobs.sharded import open_new, voice
 from robustcli.jobs.transfer_report import Subjects, report
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
+from robustcli.runtime.team import Team
+from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
 _MOST = 64  # models in one matrix
@@ -36,9 +38,13 @@ _MOST = 64  # models in one matrix
 
 def transfer(
     loaded: Loaded, references: Sequence[str], console: Console, flags: MeasureFlags
-) -> dict[str, Any]:
-    """Measure every pair; returns the `transfer` document of the machine contract."""
-    document = Document("transfer")
+) -> dict[str, Any] | None:
+    """Measure every pair; returns the `transfer` document of the machine contract.
+
+    None: of a process of a team that is not its first.
+    """
+    document, team = Document("transfer"), Team.here()
+    console = voice(team, console)
     config, references = pinned(loaded.config), [followed(reference) for reference in references]
     _check_request(config, references)
     configs = [_config_of(config, reference, k) for k, reference in enumerate(references)]
@@ -50,13 +56,12 @@ def transfer(
     models = [_load(of_model, console, flags) for of_model in settings]
     subjects = Subjects(references, dict(zip(short_names(references), models, strict=True)), plan)
     if flags.dry_run:
-        return _dry_run(subjects, settings, console)
-    with (
-        new_run("transfer", config, flags.plugin, *references, overwrite=flags.overwrite) as run,
-        StopFlag() as stop,
-    ):
+        return _dry_run(subjects, settings, console, flags.nproc)
+    with open_new("transfer", config, flags, *references, team=team) as run, StopFlag() as stop:
         write_inputs(run, config)
-        result = _measure(setting, subjects, console, stop)
+        result = _measure(setting, subjects, console, stop, team)
+        if isinstance(run, Follower):
+            return None
         answer = document.finish(run.path, report(run, setting, subjects, result, console))
         run.write_json("summary.json", answer)
         run.status(state="done", code=0)
@@ -127,16 +132,16 @@ def _load(setting: Setting, console: Console, flags: MeasureFlags) -> nn.Module:
         raise
 
 
-def _dry_run(subjects: Subjects, settings: Sequence[Setting], console: Console) -> dict[str, Any]:
+def _dry_run(subjects: Subjects, settings: Sequence[Setting], console: Console, nproc: int) -> dict[str, Any]:
     """What each model's evaluation would cost."""
     plans = {
-        name: evaluation_plan(setting, model, setting.config.attacks, console)["plan"]
+        name: evaluation_plan(setting, model, setting.config.attacks, console, processes=nproc)["plan"]
         for (name, model), setting in zip(subjects.models.items(), settings, strict=True)
     }
     return {"plan": plans, "run": None, "seconds": 0.0}
 
 
-def _measure(setting: Setting, subjects: Subjects, console: Console, stop: StopFlag) -> Transfer:
+def _measure(setting: Setting, subjects: Subjects, console: Console, stop: StopFlag, team: Team) -> Transfer:
     split, positions = samples(setting)
     title = f"{setting.config.eval.split} images, {len(subjects.models)} models under {subjects.attacks}"
     with console.progress(len(positions), title) as bar:
@@ -149,4 +154,5 @@ def _measure(setting: Setting, subjects: Subjects, console: Console, stop: StopF
             stop=stop.check,
             say=console.warn,
             done=bar.advance,
+            team=team,
         )

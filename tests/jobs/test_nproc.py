@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from jobs_support import TINY
+from PIL import Image
 
+import robustcli.jobs.attack
 import robustcli.jobs.certify.run
 import robustcli.jobs.evaluate
-import robustcli.jobs.train  # noqa: F401
+import robustcli.jobs.train
+import robustcli.jobs.transfer  # noqa: F401
 from robustcli.assembly.reopen import RUN_FILE
 from robustcli.cli.main import run
 from robustcli.config.bind import Registries
@@ -104,7 +107,8 @@ def together(model, out, *argv, kill=None, world=2):
             Team.shares, ShardFolder.save = all_at_once, counted
 
         variables = {TEAM: f"{rank}/{world}:{scratch}", RUN_FILE: str(scratch / "run")}
-        return child([*argv, "--model", model, "--out", out], prepare, **variables)
+        named = [] if model is None else ["--model", model]
+        return child([*argv, *named, "--out", out], prepare, **variables)
 
     codes = [ended(pid) for pid in [start(rank) for rank in range(world)]]
     saved = {path.name[-1]: path.read_text().split() for path in scratch.glob("saved-*")}
@@ -212,6 +216,46 @@ def test_two_processes_certify_as_one(tmp_path, model, alone):
     codes, saved = together(model, tmp_path / "run", *CERTIFY)
     assert codes == [0, 0] and verdict(tmp_path / "run") == verdict(alone(*CERTIFY))
     assert saved["0"] and saved["1"] and len(saved["0"] + saved["1"]) == 6
+
+
+# ---- attack and transfer -----------------------------------------------------------------------------------
+
+ATTACK = (
+    *("attack", "--attack", "pgd", "--steps", "5", "--n", "40", "--search", "fp32", "eval.checks=0"),
+    *("threads=1", "attack.save=7", "attack.gallery=9"),
+)
+TRANSFER = ("transfer", "--attack", "fgsm", "--n", "40", "--search", "fp32", "threads=1")
+
+
+def pictures(path):
+    """The images of a run, the pixels of its gallery, and their lines."""
+    with Image.open(path / "plots" / "gallery.png") as gallery:
+        drawn = gallery.size
+    files = {file.name: file.read_bytes() for file in (path / "images").iterdir()}
+    return files, drawn, (path / "images.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kill", [None, pytest.param((1, 3), marks=pytest.mark.slow)])
+def test_two_processes_write_the_images_of_one(tmp_path, model, alone, kill):
+    codes, _ = together(model, tmp_path / "run", *ATTACK, kill=kill)
+    assert codes == [0, -signal.SIGKILL if kill else 0]
+    path, expected = tmp_path / "run", alone(*ATTACK)
+    assert pictures(path) == pictures(expected) and len(pictures(path)[0]) == 7
+    both = [timeless(json.loads((folder / "summary.json").read_text())) for folder in (path, expected)]
+    assert both[0] == both[1] and both[0]["images_written"] == 7
+
+
+def test_two_processes_give_the_matrix_of_one(tmp_path, model):
+    """`--models` in place of `--model`."""
+    words, found = (*TRANSFER, "--models", f"{model},{model}"), []
+    assert ended(child([*words, "--out", tmp_path / "alone"])) == 0
+    codes, saved = together(None, tmp_path / "run", *words)
+    assert codes == [0, 0] and saved["0"] and saved["1"] and len(saved["0"] + saved["1"]) == 10
+    for name in ("alone", "run"):
+        told = json.loads((tmp_path / name / "summary.json").read_text())
+        rows = [json.loads(line) for line in (tmp_path / name / "transfer.jsonl").read_text().splitlines()]
+        found.append(timeless([told, rows]))
+    assert found[0] == found[1]
 
 
 # ---- as a user runs it -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, MODEL, OUTPUT, RUN, SAMPLE
+from robustcli.cli.processes import alone
 
 if TYPE_CHECKING:
     from robustcli.config.load import Loaded
@@ -21,13 +22,14 @@ EXAMPLES = (
 )
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
-    *("allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
+    *("nproc", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 
 
-def run(call: Call) -> dict[str, Any]:
-    """One attack run."""
+def run(call: Call) -> dict[str, Any] | None:
+    """One attack run, also in many processes."""
     loaded = call.load(_few_images)
+    nproc = alone(call, loaded)
     from robustcli.jobs.attack import attack
     from robustcli.jobs.verb_flags import MeasureFlags
 
@@ -36,6 +38,7 @@ def run(call: Call) -> dict[str, Any]:
         dry_run=call.on("dry_run"),
         plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
+        nproc=nproc,
     )
     return attack(loaded, call.console, flags)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, OUTPUT, RUN, SAMPLE
+from robustcli.cli.processes import alone
 from robustcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,12 +20,13 @@ EXAMPLES = (
 )
 FLAGS = (
     *("set", "models", "normalize", *DATA_AND_BALL, "attack", "steps", *SAMPLE, *MACHINE, *RUN),
-    *("allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
+    *("nproc", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 
 
-def run(call: Call) -> dict[str, Any]:
+def run(call: Call) -> dict[str, Any] | None:
     """One matrix; without a CONFIG the data and ball of the first run among the models."""
+    given = call
     from robustcli.models.meant import meant_model
 
     named = [text.strip() for text in (call.text("models") or "").split(",")]
@@ -39,6 +41,7 @@ def run(call: Call) -> dict[str, Any]:
     if trained and call.source() is None:
         call = call.replaced(model=trained[0])
     loaded = call.load(lambda loaded: _few_images(call, loaded))
+    nproc = alone(given, loaded)
     from robustcli.jobs.transfer import transfer
     from robustcli.jobs.verb_flags import MeasureFlags
 
@@ -46,6 +49,7 @@ def run(call: Call) -> dict[str, Any]:
         overwrite=call.on("overwrite"),
         dry_run=call.on("dry_run"),
         allow_pickle=call.on("allow_pickle_weights"),
+        nproc=nproc,
     )
     return transfer(loaded, models, call.console, flags)
 
