@@ -229,7 +229,7 @@ def test_a_targeted_attack_is_scored_as_targeted_after_the_round_trip_too(cli, m
     [
         (("--target", "99"), "target 99"),
         (("--shard", "2/2", "--sweep", "steps=1,2"), "whole evaluation"),
-        (("--shard", "3/3"), "only 1 shards"),
+        (("--shard", "3/3", "eval.shard_size=64"), "only 1 shards"),
     ],
 )
 def test_what_cannot_be_is_found_before_the_run_directory_is_made(cli, model, argv, words, tmp_path):
