@@ -6,13 +6,14 @@ What they are compared with is the plain fp32 search.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_report import Line, Row
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,35 +44,23 @@ FLIPS = 0.01
 _STOP_AFTER = 13  # questions of the interrupted training whether to stop: some steps, the last one unfinished
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table; `passed` is None where nothing is asked of the number."""
-
-    name: str
-    value: float
-    note: str = ""
-    passed: bool | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def check(run: str, device: str, *, n: int, short: Sequence[str]) -> list[Row]:
-    """All comparisons.
+    """The rows of all `lines`."""
+    return [row for line in lines(run, device, n=n, short=short) for row in line.work()]
+
+
+def lines(run: str, device: str, *, n: int, short: Sequence[str]) -> list[Line]:
+    """All comparisons, what users meet first before what they ask for.
 
     `run`: a finished training. `short`: the words of a deterministic training of some steps, for the resume.
     """
-    stored = resolve_run(Path(run)) / "config.resolved.yaml"
-    config = load_config(
-        stored,
-        [parse_assignment(f"device={device}", "suite"), parse_assignment(f"model.name=run:{run}", "suite")],
-    ).config
-    config = config.model_copy(update={"model": type(config.model)(name=f"run:{run}")})
-    setting = prepare(config, Console(quiet=True))
-    model = ModelSource(setting).to_measure(Console(quiet=True)).eval()
-    with _compiler(setting.device):
-        rows = verdicts(setting, model, n) + outer(setting, model)
-    return [*rows, resume(short, device)]
+    setting, model = measured(run, device)
+    ways = Ways(setting, model, n)
+    found = [Line(name, need, ways.row_of(name)) for name, need in ways.needs.items()]
+    low = Line("gradient in bf16", 3, lambda: outer(setting, model, "bf16"))
+    again = Line("resume", 15, lambda: [resume(short, device)])
+    compiled = Line("gradient, compiled", 45, lambda: outer(setting, model, "compiled fp32"))
+    return [*found[:3], low, again, *found[3:], compiled]
 
 
 def _compiler(device: torch.device) -> AbstractContextManager[Any]:
@@ -83,46 +72,71 @@ def _compiler(device: torch.device) -> AbstractContextManager[Any]:
 # ---- verdicts ----------------------------------------------------------------------------------------------
 
 
-def verdicts(setting: Setting, model: nn.Module, n: int) -> list[Row]:
+def measured(run: str, device: str) -> tuple[Setting, nn.Module]:
+    """The data, ball and best model of a finished training, on the device."""
+    stored = resolve_run(Path(run)) / "config.resolved.yaml"
+    config = load_config(
+        stored,
+        [parse_assignment(f"device={device}", "suite"), parse_assignment(f"model.name=run:{run}", "suite")],
+    ).config
+    config = config.model_copy(update={"model": type(config.model)(name=f"run:{run}")})
+    setting = prepare(config, Console(quiet=True))
+    model = ModelSource(setting).to_measure(Console(quiet=True)).eval()
+    return setting, model
+
+
+class Ways:
     """PGD-20 through each search.
 
     The fp32 model confirms every hit, so a flip is an attack that one search found and another did not.
+
+    Attributes:
+        needs: name -> seconds on a GPU, in the order of worth; compilation takes most of the last one's.
     """
-    plain = Search().exact()
-    folded = replace(plain, fold_bn=True, channels_last=True)
-    low = replace(folded, dtype=torch.bfloat16) if bf16_native(setting.device) else folded
-    ways = {
-        "folded fp32": folded,
-        "folded bf16": low,
-        "folded bf16, compiled": replace(low, compile=True),
-        "growing batches": plain,
-    }
-    reference, _ = _survivors(setting, model, plain, n, 64)
-    rows = [Row(f"robust accuracy, plain fp32, n = {len(reference)}", float(reference.float().mean()))]
-    for name, search in ways.items():
+
+    def __init__(self, setting: Setting, model: nn.Module, n: int) -> None:
+        self._setting, self._model, self._n = setting, model, n
+        self._reference: Tensor | None = None
+        plain = Search().exact()
+        folded = replace(plain, fold_bn=True, channels_last=True)
+        low = replace(folded, dtype=torch.bfloat16) if bf16_native(setting.device) else folded
+        self._searches = {"folded bf16": low}
+        if setting.device.type == "cuda":
+            self._searches["folded bf16, CUDA graphs"] = replace(low, graph=True)
+        self._searches |= {
+            "growing batches": plain,
+            "folded fp32": folded,
+            "folded bf16, compiled": replace(low, compile=True),
+        }
+        self.needs = {name: 60.0 if search.compile else 5.0 for name, search in self._searches.items()}
+
+    def row_of(self, name: str) -> Callable[[], Iterator[Row]]:
+        """The work of a line: before the first one the verdict that all are compared with."""
+
+        def work() -> Iterator[Row]:
+            if self._reference is None:
+                self._reference, _ = _survivors(self._setting, self._model, Search().exact(), self._n, 64)
+                accuracy = float(self._reference.float().mean())
+                yield Row(f"robust accuracy, plain fp32, n = {len(self._reference)}", accuracy)
+            yield self._compared(name, self._searches[name], self._reference)
+
+        return work
+
+    def _compared(self, name: str, search: Search, reference: Tensor) -> Row:
+        """How many verdicts differ, and which way."""
         said: list[str] = []
-        standing, margins = _survivors(
-            setting, model, search, n, None if name == "growing batches" else 64, said
-        )
+        batch = None if name == "growing batches" else 64
+        with _compiler(self._setting.device):
+            standing, margins = _survivors(self._setting, self._model, search, self._n, batch, said)
         flipped = standing != reference
         allowed = max(2, int(FLIPS * len(reference)))
-        closest = (
-            f"margins {', '.join(f'{m:.2g}' for m in margins[flipped][:5].tolist())}; "
-            if bool(flipped.any())
-            else ""
-        )
+        note = ""
+        if bool(flipped.any()):
+            note = f"margins {', '.join(f'{m:.2g}' for m in margins[flipped][:5].tolist())}; "
         more, fewer = int((standing & ~reference).sum()), int((reference & ~standing).sum())
-        note = f"{closest}{more} more and {fewer} fewer survive"
-        note += "".join(f"; {text}" for text in said)
-        rows.append(
-            Row(
-                f"flipped verdicts, {name}",
-                float(flipped.sum()),
-                note,
-                int(flipped.sum()) <= allowed and not said,
-            )
-        )
-    return rows
+        note += f"{more} more and {fewer} fewer survive" + "".join(f"; {text}" for text in said)
+        passed = int(flipped.sum()) <= allowed and not said
+        return Row(f"flipped verdicts, {name}", float(flipped.sum()), note, passed)
 
 
 def _survivors(
@@ -158,36 +172,24 @@ def _survivors(
 # ---- the outer step ----------------------------------------------------------------------------------------
 
 
-def outer(setting: Setting, model: nn.Module) -> list[Row]:
-    """Loss and weight gradient of one batch: compiled and in bf16 against eager fp32."""
+def outer(setting: Setting, model: nn.Module, way: str) -> Iterator[Row]:
+    """Loss and weight gradient of one batch, "compiled fp32" or in "bf16", against eager fp32."""
     train = setting.data.train
     x, y, _ = next(iter(train.stream([torch.arange(min(128, len(train)))], setting.device)))
-    ways = {"compiled fp32": (Forward(model, compiled=True), 1e-3, 1e-2)}
-    if bf16_native(setting.device):
-        ways["bf16"] = (Forward(model, dtype=torch.bfloat16), 2e-2, 0.25)
+    if way == "compiled fp32":
+        forward, loss_limit, gradient_limit = Forward(model, compiled=True), 1e-3, 1e-2
+    elif bf16_native(setting.device):
+        forward, loss_limit, gradient_limit = Forward(model, dtype=torch.bfloat16), 2e-2, 0.25
+    else:
+        return
     wanted_loss, wanted = _gradient(Forward(model), model, x, y)
-    rows = []
-    for name, (forward, loss_limit, gradient_limit) in ways.items():
+    with _compiler(setting.device):
         loss, grad = _gradient(forward, model, x, y)
-        apart = float(abs(loss - wanted_loss) / abs(wanted_loss))
-        turned = float((grad - wanted).norm() / wanted.norm())
-        rows.append(
-            Row(
-                f"loss, {name} against fp32, relative difference",
-                apart,
-                forward.note,
-                apart <= loss_limit and not forward.note,
-            )
-        )
-        rows.append(
-            Row(
-                f"weight gradient, {name} against fp32, relative difference",
-                turned,
-                "",
-                turned <= gradient_limit,
-            )
-        )
-    return rows
+    apart = float(abs(loss - wanted_loss) / abs(wanted_loss))
+    turned = float((grad - wanted).norm() / wanted.norm())
+    name = f"{way} against fp32, relative difference"
+    yield Row(f"loss, {name}", apart, forward.note, apart <= loss_limit and not forward.note)
+    yield Row(f"weight gradient, {name}", turned, "", turned <= gradient_limit)
 
 
 def _gradient(forward: Forward, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, Tensor]:

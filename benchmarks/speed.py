@@ -40,12 +40,12 @@ from robustcli.training.settings import StepSettings
 EPS, STEP = 8 / 255, 2 / 255
 
 
-def network(device: torch.device) -> nn.Module:
-    """ResNet-18 with the CIFAR stem after three training batches, so that BatchNorm has real statistics."""
+def network(device: torch.device, arch: str = "resnet18") -> nn.Module:
+    """A network after three training batches, so that its BatchNorm has real statistics."""
     info = ModelInfo(
         num_classes=10, channels=3, size=32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
     )
-    model = build_model("resnet18", {}, info, seed=0).to(device).train()
+    model = build_model(arch, {}, info, seed=0).to(device).train()
     with torch.no_grad():
         for k in range(3):
             model(torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(k)).to(device))
@@ -78,15 +78,18 @@ def plain_step(
     optimizer.step()
 
 
-def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callable[[], object]]:
-    """name -> one unit of work on `batch` images."""
+def contenders(
+    device: torch.device, batch: int, steps: int, arch: str = "resnet18"
+) -> dict[str, Callable[[], object]]:
+    """name -> one unit of work on `batch` images. Ours run as on each device by default: graphs on CUDA."""
+    graph = device.type == "cuda"
     x, y = torch.rand(batch, 3, 32, 32, device=device), torch.arange(batch, device=device) % 10
     ids, ball = torch.arange(batch, device=device), Ball("linf", EPS)
     jobs: dict[str, Callable[[], object]] = {}
 
     def ours(dtype: torch.dtype) -> Callable[[], object]:
-        model = network(device).eval()
-        twin = SearchTwin(model, dtype=dtype)
+        model = network(device, arch).eval()
+        twin = SearchTwin(model, dtype=dtype, graph=graph)
 
         def work() -> object:
             with frozen(model):
@@ -101,24 +104,26 @@ def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callab
         return work
 
     def our_step(dtype: torch.dtype) -> Callable[[], object]:
-        model = network(device).to(memory_format=torch.channels_last)
+        model = network(device, arch).to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
         def attack(oracle: Oracle, x: torch.Tensor, ball: Ball) -> torch.Tensor:
             return pgd(oracle, x, ball, steps=steps, step_size=STEP)
 
         step = MinMax(
-            StepSettings(model, madry, "ce", attack, ball, optimizer, dtype=dtype, search=Search(dtype))
+            StepSettings(
+                model, madry, "ce", attack, ball, optimizer, dtype=dtype, search=Search(dtype, graph=graph)
+            )
         )
         return lambda: step(x, y, ids, seed=0, epoch=0)
 
     low = torch.bfloat16 if bf16_native(device) else torch.float32
     jobs["attack: robustcli fp32"] = ours(torch.float32)
     jobs[f"attack: robustcli {str(low)[6:]}"] = ours(low)
-    plain = network(device).eval()
+    plain = network(device, arch).eval()
     jobs["attack: plain loop fp32"] = lambda: plain_pgd(plain, x, y, steps)
     jobs[f"step: robustcli {str(low)[6:]}"] = our_step(low)
-    trained = network(device)
+    trained = network(device, arch)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     jobs["step: plain loop fp32"] = lambda: plain_step(
         lambda m: plain_pgd(m, x, y, steps), trained, optimizer, y
@@ -128,10 +133,10 @@ def contenders(device: torch.device, batch: int, steps: int) -> dict[str, Callab
     except ImportError:
         print("torchattacks is not installed: only the plain loop is compared")
         return jobs
-    peer_model = network(device).eval()
+    peer_model = network(device, arch).eval()
     peer = torchattacks.PGD(peer_model, eps=EPS, alpha=STEP, steps=steps)
     jobs["attack: torchattacks fp32"] = lambda: peer(x, y)
-    around = network(device)
+    around = network(device, arch)
     around_optimizer = torch.optim.SGD(around.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     inner = torchattacks.PGD(around, eps=EPS, alpha=STEP, steps=steps)
     jobs["step: torchattacks fp32"] = lambda: plain_step(lambda m: inner(x, y), around, around_optimizer, y)

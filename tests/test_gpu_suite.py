@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,8 @@ def test_check_passes_on_honest_code(load, tmp_path, capsys):
     assert all(found[f"flipped verdicts, {way}"]["passed"] for way in ways)
     resumed = found["tensors that differ after a resume"]
     assert resumed["value"] == 0 and resumed["note"] == "of 57 after 12 steps"
+    document = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert document["passed"] is True and document["left_out"] == [] and document["trained"]["steps"] == 12
     assert "FAILED" not in capsys.readouterr().out and not torch.are_deterministic_algorithms_enabled()
 
 
@@ -108,18 +112,125 @@ def test_train_and_verdict_on_given_data(load, tmp_path, npz):
     )
 
 
-@pytest.mark.slow
-def test_speed_and_the_standard_verdict(load, tmp_path):
+def test_speed(load, tmp_path):
     suite = load("gpu_suite")
     assert suite.main(["--part", "speed", "--toy", "--out", str(tmp_path)]) == 0
     found = rows(tmp_path, "speed")
-    assert (
-        found["step: plain loop fp32, images/s"]["value"] > 0
-        and found["training step  fp32, images/s"]["value"] > 0
-    )
+    assert found["step: plain loop fp32, images/s"]["value"] > 0
+    assert found["cpu / cpu, PGD-10 step, times"]["value"] > 0
+    share = found["PGD-10 step, fp32, compile auto, share of the matmul rate"]
+    assert 0 < share["value"] < 1 and share["passed"] is None, "a toy is not judged"
+    document = json.loads((tmp_path / "gpu_speed.json").read_text())
+    assert document["steps"][0]["passes_per_image"] == 23
+    assert len(document["seconds"]["step: plain loop fp32"]) == 2
+    assert document["autoattack"]["robustcli rapid"]["n"] == 4
+
+
+@pytest.mark.slow
+def test_the_standard_verdict(load, tmp_path):
+    suite = load("gpu_suite")
     suite.command("train", *suite.TOY, "data.name=fake", "train.steps=12")
-    suite.main(["--part", "verdict", "--toy", "--out", str(tmp_path)])
-    assert {"AutoAttack rapid, seconds", "AutoAttack standard, seconds"} <= set(rows(tmp_path, "verdict"))
+    both = ("--versions", "rapid,standard")
+    suite.main(["--part", "verdict", "--toy", "--out", str(tmp_path), *both])
+    assert {"AutoAttack rapid, alarms", "AutoAttack standard, alarms"} <= set(rows(tmp_path, "verdict"))
+
+
+# ---- budgets -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report(load, tmp_path):
+    """report(budget): of a part whose file is gpu_x.json."""
+    made = load("gpu_report")
+
+    def start(budget):
+        head = {"part": "x", "device": "cpu"}
+        return made.Report(tmp_path / "gpu_x.json", head, budget, time.monotonic())
+
+    return start
+
+
+def written(tmp_path):
+    return json.loads((tmp_path / "gpu_x.json").read_text())
+
+
+def test_a_line_for_which_no_time_is_left_is_named_and_not_begun(load, report, tmp_path, capsys):
+    made, shown = load("gpu_report"), report(30.0)
+    one, late = (made.Row(name, 1.0) for name in ("one", "late"))
+    lines = [made.Line("a", 1, lambda: [one]), made.Line("b", 60, lambda: pytest.fail("begun"))]
+    shown.run([*lines, made.Line("c", 1, lambda: [late])])
+    found = written(tmp_path)
+    assert [row["name"] for row in found["rows"]] == ["one", "late"] and found["passed"] is True
+    assert found["left_out"] == ["b: 30 s are left, it needs 60"]
+    assert "| one | 1 |" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_on_the_disk_before_the_next_line_begins(load, report, tmp_path):
+    made, shown = load("gpu_report"), report(None)
+
+    def second():
+        assert [row["value"] for row in written(tmp_path)["rows"]] == [1.0]
+        yield made.Row("a", 2.0, passed=False)
+        assert written(tmp_path)["rows"][0]["value"] == 2.0 and written(tmp_path)["passed"] is False
+
+    shown.run([made.Line("a", 0, lambda: [made.Row("a", 1.0)]), made.Line("b", 0, second)])
+
+
+@pytest.mark.parametrize("by", ["budget", "SIGTERM"])
+def test_an_end_in_the_middle_keeps_what_was_measured(load, tmp_path, monkeypatch, by):
+    """As `timeout` ends it, or its own budget, in code that has no other handler."""
+    suite, made = load("gpu_suite"), load("gpu_report")
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)]
+
+    def part(options, report):
+        report.run([made.Line("a", 0, lambda: [made.Row("a", 1.0)]), made.Line("b", 0, hang)])
+
+    def hang():
+        if by == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(20)
+        return []
+
+    monkeypatch.setitem(suite.PARTS, "train", part)
+    budget = {"budget": "0.3", "SIGTERM": "60"}[by]
+    try:
+        words = ["--part", "train", "--toy", "--out", str(tmp_path), "--budget", budget]
+        assert suite.main(words, began=time.monotonic()) == 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
+    found = json.loads((tmp_path / "gpu_train.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["a"] and "in b" in found["left_out"][0]
+
+
+def test_a_verb_that_a_signal_ends_is_an_end_in_time(load, monkeypatch):
+    suite, made = load("gpu_suite"), load("gpu_report")
+    monkeypatch.setattr(suite, "run", lambda argv: 143)
+    with pytest.raises(made.OutOfTime, match="robustcli train was stopped"):
+        suite.command("train")
+
+
+def test_a_verdict_takes_as_many_images_as_fit(load, tmp_path, monkeypatch):
+    """A probe of 64 images, then as many as its seconds say."""
+    suite, asked = load("gpu_suite"), []
+    judged = {
+        "intervals": {"clean_acc": (0.1, 0.9), "robust_acc": (0.1, 0.9)},
+        "reliability": "ok",
+        "alarms": [],
+    }
+
+    def answer(*argv):
+        asked.append(int(argv[argv.index("--n") + 1]))
+        time.sleep(asked[-1] / 640)
+        return {"n": asked[-1], "clean_acc": 0.5, "robust_acc": 0.25, **judged}
+
+    monkeypatch.setattr(suite, "command", answer)
+    monkeypatch.setattr(suite, "_NEED", 0.0)
+    words = ["--part", "verdict", "--toy", "--out", str(tmp_path), "--n", "10000", "--versions", "rapid"]
+    suite.main([*words, "--budget", "1"])
+    assert asked[0] == 64 and 128 <= asked[1] <= 512 and len(asked) == 2
+    assert f"AutoAttack rapid, seconds, n = {asked[1]}" in rows(tmp_path, "verdict")
 
 
 def test_without_cuda_only_the_toy_runs(load, monkeypatch):
