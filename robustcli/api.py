@@ -215,7 +215,8 @@ def _ball(norm: Norm, eps: float) -> Ball:
 def _search(precision: str, device: torch.device) -> Search:
     """fp32 is the model itself; bf16 and auto (where native) search on a folded twin and confirm in fp32."""
     dtype = resolve(precision, device)
-    return Search(dtype, fold_bn=dtype is not torch.float32, channels_last=dtype is not torch.float32)
+    low = dtype is not torch.float32
+    return Search(dtype, fold_bn=low, channels_last=low, graph=low and device.type == "cuda")
 
 
 @staying()
@@ -515,7 +516,8 @@ def attack(
     _check_least("batch_size", batch_size)
     home = x.device
     model, x, y, place = _placed(model, x, y, device)
-    settings, ball = Search(resolve(search, place)), _ball(norm, eps)
+    settings = Search(resolve(search, place), graph=place.type == "cuda")
+    ball = _ball(norm, eps)
     calls = _calls(name, norm, settings, params)
     if len(calls) > 1:
         raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")
