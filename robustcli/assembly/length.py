@@ -11,6 +11,7 @@ from robustcli.evaluation.plan import AttackCall
 from robustcli.evaluation.quickest import Length
 
 _PASSES = 2  # of a gradient
+_SIZES = 6  # powers of two from 8 to 256: batches shrink as rows fall
 
 
 def budget(config: Config) -> tuple[str, float]:
@@ -45,4 +46,4 @@ def training_length(setting: Setting) -> Length:
 def evaluation_length(calls: Sequence[AttackCall], n: int, classes: int, norm: str) -> Length:
     """Gradients in an evaluation of n samples; half of them are taken to fall early."""
     passes = sum(call.passes(classes, norm) for call in calls)
-    return Length(gradients=0.5 * n * passes / _PASSES)
+    return Length(gradients=0.5 * n * passes / _PASSES, sizes=_SIZES)

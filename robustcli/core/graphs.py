@@ -199,6 +199,9 @@ class Graphs:
                 check_recordable(work, buffers)
             self._recordings[full] = _Recording(*_ordered(recorder.record(work, buffers), buffers))
         except Exception as failure:  # whatever goes wrong here, the work itself is done as it is
+            if out_of_memory(failure):
+                self.forget()
+                return
             self._give_up(full, str(failure).splitlines()[0] if str(failure) else type(failure).__name__)
 
     def _prove(

@@ -28,19 +28,27 @@ if TYPE_CHECKING:
 
 _WARM, _ROUNDS, _CHAIN = 5, 3, 4  # gradients before the clock; rounds of it; gradients in a round
 _WORTH = 1200  # gradients of a batch that must lie ahead: some 60 are the race
-LONG = 600.0  # seconds that must lie ahead before anything is compiled: that takes a minute or two
+_LONG = 600.0  # seconds that must lie ahead for each size that is compiled: that takes a minute
 GAIN = 0.95  # a form must take this share of the time of a plainer one
 
 
 class Length(NamedTuple):
-    """How long a run will last: input gradients of so many images, or so many seconds. 0: not known."""
+    """How long a run will last: input gradients of so many images, or so many seconds. 0: not known.
+
+    sizes: how many batch sizes there will be; code is compiled for each.
+    """
 
     gradients: float = 0.0
     seconds: float = 0.0
+    sizes: int = 1
 
     def at(self, per_image: float) -> float:
         """Seconds that lie ahead, where the gradient of one image takes `per_image`."""
         return self.seconds or self.gradients * per_image
+
+    def long(self, per_image: float) -> bool:
+        """Whether the run lasts long enough for code to be compiled."""
+        return self.at(per_image) >= _LONG * self.sizes
 
     def short(self, rows: int) -> bool:
         """Whether fewer gradients of batches of `rows` images lie ahead than a race is worth."""
@@ -91,7 +99,7 @@ class _Race:
         if graphs is not None:
             recorded = self._form(plain, "CUDA graphs", graph=True)
             best = self._better(best, recorded)
-        if self._length.at(best.seconds / len(self._x)) >= LONG:
+        if self._length.long(best.seconds / len(self._x)):
             compiled = self._form(plain, "compiled", compile=True)
             best = self._better(best, compiled)
             if compiled is not None and recorded is not None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from robustcli.core.copies import copy_of
 from robustcli.core.modes import undisturbed
 from robustcli.errors import out_of_memory
-from robustcli.evaluation.quickest import GAIN, LONG, Length, seconds_of
+from robustcli.evaluation.quickest import GAIN, Length, seconds_of
 
 
 class Forward:
@@ -86,7 +86,7 @@ class Forward:
         try:
             with undisturbed(copied):
                 plain = self._seconds(copied, copied, x)
-                if length.at(plain / len(x)) >= LONG:
+                if length.long(plain / len(x)):
                     fast = self._seconds(torch.compile(copied), copied, x)
         except Exception as failure:  # a compiler that is missing, code that it does not understand, memory
             self.way = f"the outer step runs as it is: trying fails ({type(failure).__name__})"

@@ -213,6 +213,22 @@ def test_a_recorder_that_fails_is_asked_once(monkeypatch):
     assert twin.graphs.note == "no CUDA graph: CUDA error: operation not permitted when stream is capturing"
 
 
+def test_a_recording_without_memory_gives_all_of_them_back(monkeypatch):
+    class Full(StandIn):
+        def record(self, work, buffers):
+            if self.recorded:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().record(work, buffers)
+
+    full = Full()
+    monkeypatch.setattr(graphs, "recorder_for", lambda device: full)
+    twin = SearchTwin(net(), graph=True)
+    for rows, recorded in ((8, 1), (4, 0), (8, 0)):
+        assert same(asked(twin, 5, rows), asked(SearchTwin(net()), 5, rows))
+        assert twin.graphs.recorded == recorded
+    assert "memory ran out" in twin.graphs.note
+
+
 def test_without_a_gpu_nothing_is_recorded():
     twin = SearchTwin(net(), graph=True)
     assert same(asked(twin, 5), asked(SearchTwin(net()), 5)) and twin.graphs.recorded == 0

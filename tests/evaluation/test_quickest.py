@@ -104,10 +104,11 @@ def test_a_form_that_fails_is_left_out(clock, monkeypatch):
     )
 
 
-def test_a_run_of_some_minutes_compiles_nothing(clock, monkeypatch):
+@pytest.mark.parametrize("length", [Length(seconds=500.0), Length(seconds=1000.0, sizes=6)])
+def test_a_run_of_some_minutes_compiles_nothing(length, clock, monkeypatch):
     on_cpu(monkeypatch)
     clock(9, 9, 3)
-    twin = race(Length(seconds=500.0))
+    twin = race(length)
     assert twin.graphs is not None and not clock.compiled and "compiled" not in twin.way
 
 
