@@ -66,6 +66,7 @@ class Oracle:
         steady: whether the answer for a row is always the same, whatever else is in its batch; that of a
             search twin is. Only then may an attack ask ahead, or about one row several times in one batch.
         memory: what the attack keeps between the steps of a training; None anywhere else.
+        many: whether so much is asked that an fp32 twin's faster forms are worth their making.
 
     Attributes:
         forward_rows, backward_rows: how many rows went forward, and backward, through the model.
@@ -95,6 +96,7 @@ class Oracle:
         draws: int = 1,
         steady: bool = False,
         memory: Memory | None = None,
+        many: bool = False,
     ) -> None:
         if keep == "closest" and ball is None:
             raise ValueError('keep="closest" needs a ball')
@@ -126,7 +128,7 @@ class Oracle:
             return
         # In training weights move between passes: laying them out each time would cost more than it saves.
         if isinstance(model, SearchTwin):
-            self._scorer = model.scores
+            self._scorer, self._model = model.forms(many=many)
         self._best = BestPoints(x, x, ball if keep == "closest" else None, watch)
         if self._clean is None:
             self._clean = self._forward(x)

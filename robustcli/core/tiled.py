@@ -163,8 +163,12 @@ class TiledConv(nn.Module):
         """x [B, C, H, W] -> [B, K, H', W'], halved where it pools."""
         if tuple(x.shape[1:]) != self._shape or x.dtype is not torch.float32:
             return self._plainly(x)
+        return self.channels_last(x).permute(0, 3, 1, 2)
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """The answer as [B, H', W', K], of inputs of the size that the tiles are made for."""
         parts = [self._part(part) for part in x.split(self._images)]
-        return torch.cat(parts).permute(0, 3, 1, 2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _plainly(self, x: Tensor) -> Tensor:
         out: Tensor = self._plain(x)

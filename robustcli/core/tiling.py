@@ -1,7 +1,8 @@
-"""Forms of a traced fp32 network for passes without a gradient on a CPU: packed weights, tiles."""
+"""Forms of a traced fp32 network that are faster on a CPU: packed weights, tiles."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,19 +10,47 @@ from torch import Tensor, fx, nn
 
 from robustcli.core.packed import is_relu, only_reader, pack
 from robustcli.core.tiled import TiledConv, worth_tiles
+from robustcli.core.tiled_slope import TiledSlope, worth_slopes
 
 
-def lighter(network: fx.GraphModule, x: Tensor) -> list[fx.GraphModule]:
-    """Forms of a network that are faster than itself, from the fastest on: packed with tiles, packed.
+def lighter(network: fx.GraphModule, x: Tensor) -> Iterator[fx.GraphModule]:
+    """Forms of a network for passes without a gradient, from the fastest on: packed with tiles, packed.
 
     They hold copies of the weights of this moment, and share all other modules. x: pixels [R, C, H, W], which
     give the shapes.
     """
-    tiled = tile(network, x)
-    forms = [_packed(plainer) for plainer in (tiled, network)]
-    if forms[0] is None and any(isinstance(module, TiledConv) for module in tiled.modules()):
-        forms[0] = tiled
-    return [form for form in forms if form is not None]
+    tiled = tile(network, x[:2])
+    packed = _packed(tiled)
+    if packed is not None:
+        yield packed
+    elif any(isinstance(module, TiledConv) for module in tiled.modules()):
+        yield tiled
+    packed = _packed(network)
+    if packed is not None:
+        yield packed
+
+
+def sloped(network: fx.GraphModule, x: Tensor) -> fx.GraphModule | None:
+    """A form of a network whose passes with a gradient for the images go by tiles; None without tiles.
+
+    Weights get no gradient. It holds what `lighter` says; x: as there.
+    """
+    shapes, graph = _Shapes(network), fx.Graph()
+    with torch.no_grad():
+        shapes.run(x[:2])
+    graph.output(graph.graph_copy(network.graph, {}))
+    form, found = fx.GraphModule(network, graph), 0
+    nodes, modules = list(network.graph.nodes), dict(network.named_modules())
+    for old, new in zip(nodes, list(graph.nodes), strict=True):
+        if old.op != "call_module" or len(old.args) != 1 or old.kwargs:
+            continue
+        layer, shape = modules[str(old.target)], shapes.seen.get(old.args[0], ())
+        if isinstance(layer, nn.Conv2d) and worth_slopes(layer, shape):
+            found += 1
+            form.add_submodule(f"sloped_{found}", TiledSlope(layer, shape))
+            new.target = f"sloped_{found}"
+    form.recompile()
+    return form if found else None
 
 
 def _packed(network: fx.GraphModule) -> fx.GraphModule | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from robustcli.core.modes import frozen
 from robustcli.core.packed import pack
 from robustcli.core.padding import filled, power_of_two
 from robustcli.core.slope import slope
-from robustcli.core.tiling import lighter
+from robustcli.core.tiling import lighter, sloped
 from robustcli.core.types import Classifier
 from robustcli.core.widened import widen
 from robustcli.errors import out_of_memory
@@ -30,8 +31,10 @@ from robustcli.errors import out_of_memory
 # forward-only form (`core.packed`) may differ from the twin.
 _OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 _DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+_BENT = 0.01  # the most by which gradients by tiles may differ from those of the twin: ReLUs near 0 switch
 _ALIKE = 0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more
 _SHOWN = 16  # images kept to compare the forward-only form on
+_FEW = 8  # of them, to compare gradients on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
 _NOBODY = nn.Module()  # the model of a twin that is kept aside
 tracing = threading.Lock()  # two traces at once would leave nn.Module.__call__ replaced for ever
@@ -92,13 +95,14 @@ class SearchTwin:
         self.runs = False
         self._shown: Tensor | None = None
         self._forward_only: Classifier | None = None
+        self._sloped: Classifier | None = None
         self._run: Classifier = torch.compile(self.copied, dynamic=False) if compiled else _quiet(self.copied)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy weights and buffers of the original into the twin, folded; for use after training steps."""
-        self._forward_only = None
+        self._forward_only = self._sloped = None
         twins = dict(self.copied.named_parameters()) | dict(self.copied.named_buffers())
         fused: set[str] = set()
         for conv_name, bn_name in self.folded:
@@ -132,6 +136,48 @@ class SearchTwin:
             return self.graphs("scores", self._alone, (x.detach(),), len(x), lambda: self._alone(x))[0]
         return self._alone(x)[0]
 
+    def forms(self, *, many: bool) -> tuple[Classifier, Classifier]:
+        """What a search asks for scores, and for gradients; many: whether it asks for hundreds of each row.
+
+        The forms of an fp32 twin take the time of some hundred rows to make.
+        """
+        if self._dtype is not torch.float32 or self.graphs is not None:
+            return self.scores, self
+        return (self.scores, self.slopes) if many else (self, self)
+
+    def slopes(self, x: Tensor) -> Tensor:
+        """The answer of a call up to rounding, for searches that ask for many gradients.
+
+        An fp32 twin on a CPU answers by the tiles of `core.tiled`, there and back, under the conditions of
+        `scores`.
+        """
+        if self._sloped is None:
+            self._sloped = self._slopes()
+        return self._logits(x, self._sloped)
+
+    def _slopes(self) -> Classifier:
+        """The form with tiles; the twin itself where there are none, or where they answer otherwise."""
+        if self._shown is None or self._dtype is not torch.float32:
+            return self._run
+        try:
+            shown = self._shown[:_FEW]
+            form = sloped(self.copied, shown) if isinstance(self.copied, fx.GraphModule) else None
+            if form is not None and self._like_twin(_quiet(form), shown):
+                return _quiet(form)
+        except Exception:  # noqa: BLE001 - whatever code that is not ours refuses, the plain form can do
+            return self._run
+        return self._run
+
+    def _like_twin(self, run: Classifier, x: Tensor) -> bool:
+        """Whether logits and gradients of a form on pixels x [B, C, H, W] are those of the twin."""
+        got, wanted = self._logits(x, run), self._logits(x, self._run)
+        if got.shape != wanted.shape or _largest(got - wanted) > _DRIFT[self._dtype] * _largest(wanted):
+            return False
+        grads = [_lean(partial(self._logits, run=call), x) for call in (run, self._run)]
+        if grads[0] is None or grads[1] is None:
+            return False
+        return float((grads[0] - grads[1]).norm()) <= _BENT * float(grads[1].norm())
+
     @torch.no_grad()
     def _alone(self, x: Tensor) -> tuple[Tensor]:
         """The logits as the only answer."""
@@ -155,12 +201,14 @@ class SearchTwin:
             return self._run
         return self._run
 
-    def _forms(self, copied: fx.GraphModule, x: Tensor) -> list[fx.GraphModule]:
+    def _forms(self, copied: fx.GraphModule, x: Tensor) -> Iterator[fx.GraphModule]:
         """The forms to try, from the fastest on."""
         if self._dtype is torch.float32:
-            return lighter(copied, x)
+            yield from lighter(copied, x)
+            return
         packed = pack(copied)
-        return [] if packed is None else [packed]
+        if packed is not None:
+            yield packed
 
     def _logits(self, x: Tensor, run: Classifier) -> Tensor:
         """run(x) as float32 [B, K]: batch filled up, memory format and autocast as the twin needs them."""
@@ -198,7 +246,7 @@ class SearchTwin:
         largest logit, and the gradients of a traced one point the same way. The twin of a randomised model is
         refused, too: such a model differs from itself.
         """
-        self._shown = self._forward_only = None
+        self._shown = self._forward_only = self._sloped = None
         self.runs = False
         if told := self.difference(x):
             return told

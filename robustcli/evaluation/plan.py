@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
 from robustcli.core.losses import Criterion
-from robustcli.core.oracle import Oracle
+from robustcli.core.oracle import Keep, Oracle
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 from robustcli.errors import out_of_memory
@@ -25,6 +25,10 @@ _USUAL_LAYOUT = "copy in PyTorch's usual memory layout: the network does not run
 _UNFOLDED = "copy that keeps its BatchNorm: the network does not run as a trace"
 
 
+_MANY = (
+    200  # model passes on a sample that survives, from which faster forms of a twin are worth their making
+)
+_CLASSES = 10  # of a usual task, where only the size of a cost matters
 JUDGE_DRAWS = 25  # odd: a majority always exists
 
 
@@ -217,7 +221,10 @@ class AttackCall:
 
     def oracle(self, model: Classifier, x: Tensor, criterion: Criterion, **settings: Any) -> Oracle:
         """The oracle for this attack: keep="closest" for a minimal one, else "best"; settings: its others."""
-        return Oracle(model, x, criterion, keep="closest" if self.kind == "minimal" else "best", **settings)
+        keep: Keep = "closest" if self.kind == "minimal" else "best"
+        ball = settings.get("ball")
+        many = ball is not None and self.passes(_CLASSES, ball.norm) >= _MANY
+        return Oracle(model, x, criterion, keep=keep, many=many, **settings)
 
     def points(self, oracle: Oracle, x: Tensor, ball: Ball, **changed: Any) -> Tensor:
         """Run the attack: its points x_adv [R, C, H, W] for x [R, C, H, W]; changed: parameters to replace.

@@ -9,6 +9,7 @@ from robustcli.core import forward, packed
 from robustcli.core.forward import forward_only
 from robustcli.core.packed import PackedConv
 from robustcli.core.tiled import TiledConv
+from robustcli.core.tiled_slope import TiledSlope
 from robustcli.core.tiling import tile
 from robustcli.core.twin import SearchTwin
 
@@ -78,6 +79,17 @@ def test_the_scores_of_a_twin_in_fp32_go_by_tiles_and_its_gradient_does_not():
         net.head.bias.add_(1)
     twin.refresh()
     assert torch.allclose(twin.scores(x), wanted + 1, atol=1e-3)
+
+
+def test_the_slopes_of_a_twin_in_fp32_go_by_tiles_and_give_way_in_any_doubt(monkeypatch):
+    net, x = trained(Residual()), torch.rand(9, 3, 16, 16).requires_grad_(True)
+    twin = SearchTwin(net)
+    assert twin.parity(x.detach()) == ""
+    grads = [torch.autograd.grad(call(x)[:, 1].sum(), x)[0] for call in (twin.slopes, twin)]
+    assert not torch.equal(*grads) and float((grads[0] - grads[1]).norm() / grads[1].norm()) < 1e-3
+    monkeypatch.setattr(TiledSlope, "forward", lambda self, x: self._plain(x) * 1.01)
+    twin.refresh()
+    assert torch.equal(twin.slopes(x), twin(x))  # what is off is not used
 
 
 def test_only_whole_chains_are_pooled():

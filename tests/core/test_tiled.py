@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from robustcli.core.tiled import _MOST, TiledConv, _toom_cook, worth_tiles
+from robustcli.core.tiled_slope import TiledSlope, worth_slopes
 
 SHAPE = (64, 32, 14, 14)
 
@@ -104,3 +105,19 @@ def hooked():
 )
 def test_which_layers_are_worth_tiles(layer, shape, worth):
     assert worth_tiles(layer, shape) is worth
+
+
+@pytest.mark.parametrize(("layer", "size"), [(conv(), (14, 14)), (conv(k=3, padding=0), (11, 6))])
+def test_the_slope_of_tiles_is_that_of_the_layer(layer, size):
+    shape = (9, 32, *size)
+    assert worth_slopes(layer, shape) and not worth_slopes(conv(i=3), (9, 3, *size))
+    tiled = TiledSlope(layer, shape)
+    for given in (shape, (2, 32, 15, 15)):  # the second size goes the plain way
+        x = torch.randn(given, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+        wanted = layer(x)
+        toward = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+        slope = torch.autograd.grad((wanted * toward).sum(), x)[0]
+        got = tiled(x)
+        found = torch.autograd.grad((got * toward).sum(), x)[0]
+        assert float((got - wanted).norm() / wanted.norm()) < 1e-4
+        assert float((found - slope).norm() / slope.norm()) < 1e-4
