@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import eval_plan
+from robustcli.assembly.attacks import eval_plan, planned_passes
 from robustcli.assembly.binding import bound
+from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.length import budget
 from robustcli.assembly.method import Method, attack_of, makes_one_step, method_of
 from robustcli.assembly.samples import choose
@@ -30,8 +32,12 @@ from robustcli.runtime.precision import allow_tf32
 from robustcli.training.guarding import Guards
 from robustcli.training.guards import Mode
 from robustcli.training.step import Step
-from robustcli.training.trainplan import TrainPlan
+from robustcli.training.trainplan import Look, TrainPlan
 from robustcli.training.validation import FGSM
+
+#: The deeper look at a model: its attacks, on how many images, and the share of the training's passes.
+_DEEPER = (Spec.of("pgd", steps=50, loss="margin"), Spec.of("square", queries=100))
+_LOOKED_AT, _SHARE = 64, 0.05
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ def make_engine(
     if val is not None:
         validation = _validation(setting, method, warn)
     plan = _plan(setting, train, validation, positions, method)
+    if validation is not None and _may_mask(config, method):
+        plan = replace(plan, look=_look(setting, plan))
     return Engine(step, train, val, plan, guards, digest)
 
 
@@ -111,6 +119,24 @@ def _may_collapse(config: Config, method: Method) -> bool:
     """Whether catastrophic overfitting is watched for: training against one-step attacks, or a free step."""
     one_step = makes_one_step(method.adversary) or not method.step_attacks
     return method.inner is not None and one_step and config.train.overfitting != "off"
+
+
+def _may_mask(config: Config, method: Method) -> bool:
+    """Whether the validation attack may be misled: one-step training, or a regulariser of the loss."""
+    bent = method.inner is not None and bool(config.regularizers) and config.train.overfitting != "off"
+    return bent or _may_collapse(config, method)
+
+
+def _look(setting: Setting, plan: TrainPlan) -> Look:
+    """A look at 64 images: more steps on the margin, then queries without gradients.
+
+    It is taken at so few validations that it makes at most a twentieth of the passes of the training.
+    """
+    deep = eval_plan(setting, list(_DEEPER), path="train.val_attack")
+    norm, classes = setting.ball.norm, setting.classes
+    dearest = _LOOKED_AT * (1 + planned_passes(deep.attacks, classes, norm))
+    trained = plan.validate_every * plan.batch_size * passes_per_image(setting)
+    return Look(deep, _LOOKED_AT, max(1, math.ceil(dearest / (_SHARE * trained))))
 
 
 def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -> EvalPlan:

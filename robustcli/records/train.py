@@ -27,6 +27,8 @@ class TrainRow:
         verified_acc: proven by bounds over the whole ball; measured where an objective trains for that.
         fgsm_acc: under one large step; measured where one-step training is watched.
         chance: share of the n samples that one answer for all gets right, in [0, 1]; None when not known.
+        look: {n, standing, left}: images looked at more deeply, how many of them stand under `attack`, and
+            how many still under the deeper look; empty where none was taken.
         peak_memory: bytes, the most so far: allocated on the GPU, else the resident size of the process.
         images_per_second: training throughput. waiting_share: share of the time without data, in [0, 1].
         seconds: since the start of the run. passes_per_sample: forward + backward passes of a step per image.
@@ -47,6 +49,7 @@ class TrainRow:
     fgsm_acc: float | None = None
     verified_acc: float | None = None
     chance: float | None = None
+    look: Mapping[str, int] = field(default_factory=dict)
     peak_memory: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0

@@ -10,6 +10,7 @@ from robustcli.training.guards import (
     Action,
     AtChance,
     CatastrophicOverfitting,
+    DeeperLook,
     EarlyStopping,
     Guard,
     Mode,
@@ -21,12 +22,14 @@ from robustcli.training.guards import (
 class Verdict:
     """What the guards decide after one validation.
 
-    alarms: one line each. stop: why the run ends now, or "". rollback: go back to the best state.
+    alarms: one line each. stop: why the run ends now, or "". rollback: go back to the best state. forget: the
+    best state is not to be trusted.
     """
 
     alarms: tuple[str, ...] = ()
     stop: str = ""
     rollback: bool = False
+    forget: bool = False
 
 
 @dataclass
@@ -50,12 +53,14 @@ class Guards:
         self._early = EarlyStopping(self.patience)
         self._watch = OverfittingWatch(max(1, self.n))
         self._collapse = CatastrophicOverfitting(self.overfitting, max(1, self.n))
+        self._deeper = DeeperLook()
         self._chance = AtChance(self.n, max(2, self.classes))
         self._guards = {
             "early": self._early,
             "watch": self._watch,
             "collapse": self._collapse,
             "chance": self._chance,
+            "deeper": self._deeper,
         }
 
     @property
@@ -83,11 +88,23 @@ class Guards:
         robust = row.get("robust_acc")
         if robust is not None:
             alarms.append(self._watch.update(float(robust), float(row["epoch"])))
-        if robust is not None and "fgsm_acc" in row and whole:
-            action = self._collapse.update(float(row["fgsm_acc"]), float(robust), newest_is_best=improved)
+        look = row.get("look") or {}
+        forget = self._deeper.update(look, improved)
+        if robust is not None and ("fgsm_acc" in row or look) and whole:
+            masked = self._deeper.text(look) if self._deeper.masked(look) else ""
+            action = self._collapse.update(
+                float(row.get("fgsm_acc", robust)),
+                float(robust),
+                newest_is_best=improved or forget,
+                masked=masked,
+            )
             alarms.append(self._collapse.text)
         stop = self._reason_to_stop(action, validated=bool(row.get("n")), improved=improved)
-        return Verdict(tuple(text for text in alarms if text), stop, action == "rollback")
+        return Verdict(tuple(text for text in alarms if text), stop, action == "rollback", forget)
+
+    def may_be_best(self, row: Mapping[str, Any]) -> bool:
+        """Whether this record may name the best model: not where a deeper look found masked gradients."""
+        return not self._deeper.masked(row.get("look") or {})
 
     def _chance_alarm(self, row: Mapping[str, Any], t: float) -> str:
         """The alarm of `AtChance`, or "".

@@ -78,7 +78,15 @@ class Trainer:
         self.validation: Validation | None = None
         if plan.validation is not None and val is not None and len(plan.val_positions):
             self.validation = Validation(
-                val, plan.validation, plan.val_positions, device, self.ranks, stop, say, plan.verified
+                val,
+                plan.validation,
+                plan.val_positions,
+                device,
+                self.ranks,
+                stop,
+                say,
+                plan.verified,
+                plan.look,
             )
         self.progress = Progress()
         self._run_step = StepRunner(step, plan, say)
@@ -257,7 +265,7 @@ class Trainer:
         if validation_due and progress.validated != progress.step:
             # A step that was saved when its validation was interrupted is saved again, with its record.
             outdated = self._saved == progress.step
-            improved = self._validate()
+            improved = self._validate(finished)
         save_due = finished or bool(progress.ended) or progress.step % plan.save_every == 0
         if improved or outdated or self._rolled_back or (save_due and self._saved != progress.step):
             tags = ["last"]
@@ -266,14 +274,15 @@ class Trainer:
             self._checkpoint(tags)
         self._rolled_back = False
 
-    def _validate(self) -> bool:
+    def _validate(self, finished: bool) -> bool:
         """Measure, log, let the guards judge; returns whether this is the best model so far."""
         progress = self.progress
         row = self._position() | self._mean_losses()
         self._published.refresh()
         measured: dict[str, Any] = {}
         if self.validation is not None:
-            measured = self.validation(self.published)
+            deeper = {"deeper": True} if self.plan.looks(progress.step, finished) else {}
+            measured = self.validation(self.published, **deeper)
         row |= measured
         row |= {"images_per_second": self._meter.rate, "waiting_share": self._meter.waiting_share}
         row["peak_memory"] = max(self.ranks.gather(peak_memory(self.device)))
@@ -285,7 +294,7 @@ class Trainer:
         if self.plan.verified:
             progress.last["verified_acc"] = row.get("verified_acc")
         self._meter.clear()
-        improved = bool(measured) and self._is_best(progress.last)
+        improved = bool(measured) and self._is_best(progress.last) and self.guards.may_be_best(row)
         if improved:
             progress.best = dict(progress.last)
         self._guard(row, improved)
@@ -321,6 +330,8 @@ class Trainer:
         for text in verdict.alarms:
             self._say(text)
             progress.alarms.append(text)
+        if verdict.forget:
+            progress.best = {}
         if verdict.rollback and not improved and progress.best:
             unpack_run(self.step, self._recall(), where="roll-back")
             self._rolled_back = True

@@ -18,6 +18,21 @@ from robustcli.training.meter import Pace
 
 
 @dataclass(frozen=True)
+class Look:
+    """How some validations look deeper than their own attack, where training may learn to mislead it.
+
+    Args:
+        plan: the attacks, on images that stand under the validation's own.
+        images: how many validation images are looked at, >= 1.
+        every: a look at every so many validations, >= 1; the last one always looks.
+    """
+
+    plan: EvalPlan
+    images: int
+    every: int
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """What a run does; all of it follows from the configuration.
 
@@ -35,6 +50,7 @@ class TrainPlan:
         verified: validations count what is proven, and the best checkpoint is that of the largest verified
             accuracy.
         cutmix: (x, y, ids, epoch) -> (x, y_soft), or None.
+        look: how validations look deeper, or None where training cannot mask gradients.
         oom: after out-of-memory "halve" halves the micro-batch and "fail" ends the run; "auto" fails where
             BatchNorm would see smaller batches, and halves otherwise.
     """
@@ -52,6 +68,14 @@ class TrainPlan:
     verified: bool = False
     cutmix: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     oom: Literal["auto", "halve", "fail"] = "auto"
+    look: Look | None = None
+
+    def looks(self, step: int, finished: bool) -> bool:
+        """Whether the validation after `step` looks deeper; finished: it is the last one."""
+        if self.look is None:
+            return False
+        number, rest = divmod(step, self.validate_every)
+        return finished or (not rest and number % self.look.every == 0)
 
     def augmented(self, x: Tensor, y: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor | None]:
         """(x, y_soft) as a step sees them, x [B, C, H, W] in [0, 1], y_soft [B, K].

@@ -13,11 +13,13 @@ from robustcli.core.bounds import margins
 from robustcli.core.modes import frozen
 from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.objectives.walked import program_of
 from robustcli.runtime.distributed import Ranks
 from robustcli.terminal.once import each_once
 from robustcli.training.faults import caught, raise_everywhere
+from robustcli.training.trainplan import Look
 
 _PROVEN_AT_ONCE = 64  # images; bounds keep several tensors for each layer
 FGSM = "fgsm"  # label of the one-step attack in a validation that watches for catastrophic overfitting
@@ -40,6 +42,7 @@ class Validation:
         stop: raises to interrupt.
         say: shows one line to the user.
         verified: count, too, on how many images bounds of the network prove the answer over the ball.
+        look: how a deeper look is taken, where one is asked for.
     """
 
     def __init__(
@@ -52,21 +55,24 @@ class Validation:
         stop: Callable[[], None],
         say: Callable[[str], None],
         verified: bool = False,
+        look: Look | None = None,
     ) -> None:
         self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
         self.verified, self.chance = verified, chance_of(split, positions)
+        self.look = look
         self._stop, self._say = stop, each_once(say)  # each validation would say it again
 
-    def __call__(self, model: nn.Module) -> dict[str, Any]:
+    def __call__(self, model: nn.Module, *, deeper: bool = False) -> dict[str, Any]:
         """{clean_acc, robust_acc, n, chance, fgsm_acc, verified_acc}, the same on every rank; in [0, 1].
 
         robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage, and
-        verified_acc where nothing is proven.
+        verified_acc where nothing is proven. deeper: {look: {n, standing, left}}, too: images looked at, how
+        many of them stand under the validation's attacks, and how many still under those of the look.
         """
         own = self.positions[self.ranks.rank :: self.ranks.world]
         counts: dict[str, int] = {}
         with caught() as block:
-            counts = self._count(model, own)
+            counts = self._count(model, own, self.look if deeper else None)
         self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
         raise_everywhere(self.ranks, block.fault)
         total: Counter[str] = Counter()
@@ -81,9 +87,11 @@ class Validation:
             row["fgsm_acc"] = total[FGSM] / n
         if self.verified:
             row["verified_acc"] = total["verified"] / n
+        if deeper and self.look is not None:
+            row["look"] = {name: total[f"look {name}"] for name in ("n", "standing", "left")}
         return row
 
-    def _count(self, model: nn.Module, positions: Tensor) -> dict[str, int]:
+    def _count(self, model: nn.Module, positions: Tensor, look: Look | None) -> dict[str, int]:
         """Number of images, and how many are right: clean, under all attacks, under FGSM if planned."""
         if not len(positions):
             return {"n": 0, "clean": 0, "robust": 0}
@@ -94,6 +102,22 @@ class Validation:
             counts[FGSM] = int(result.stages[FGSM].sum())
         if self.verified:
             counts["verified"] = self._count_verified(model, positions)
+        if look is not None:
+            counts |= self._count_deeper(model, positions, result, look)
+        return counts
+
+    def _count_deeper(
+        self, model: nn.Module, positions: Tensor, result: Evaluation, look: Look
+    ) -> dict[str, int]:
+        """Of some images, evenly spread: their number, and how many stand under both lists of attacks."""
+        ordered = positions[self.split.ids[positions].argsort()]  # as those of the result
+        most = max(1, look.images // self.ranks.world)
+        places = torch.linspace(0, len(ordered) - 1, min(most, len(ordered))).long()
+        standing = ordered[places][result.survivors[places]]
+        counts = {"look n": len(places), "look standing": len(standing), "look left": 0}
+        if len(standing):
+            deep = RobustEvaluation(model, look.plan, stop=self._stop, say=self._say)
+            counts["look left"] = int(deep.run(self.split, standing, self.device).survivors.sum())
         return counts
 
     def _count_verified(self, model: nn.Module, positions: Tensor) -> int:

@@ -3,6 +3,8 @@
 import pytest
 
 from robustcli import registry
+from robustcli.assembly.attacks import planned_passes
+from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.engine import make_engine
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.setting import prepare
@@ -73,6 +75,27 @@ def test_an_attack_of_one_step_is_watched_for_a_collapse_whatever_its_name(one_s
 )
 def test_only_one_step_training_is_watched(settings, watched):
     assert stages(engine_of(*settings)) == [*(["fgsm"] if watched else []), "pgd-10"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "looked_at"),
+    [
+        (("adversary={name: pgd, steps: 1}",), True),
+        (("train.step=free", "train.batch_size=64"), True),
+        (("adversary={name: pgd, steps: 3}",), False),
+        (("adversary={name: pgd, steps: 3}", "regularizers=[nuclear]"), True),
+        (("adversary=fgsm", "train.overfitting=off"), False),
+        (("objective=natural",), False),
+    ],
+)
+def test_where_gradients_may_be_masked_a_look_goes_deeper_for_a_twentieth_of_the_passes(settings, looked_at):
+    setting, plan = setting_of(*settings), engine_of(*settings).plan
+    assert (plan.look is not None) == looked_at
+    if looked_at:
+        assert [call.label for call in plan.look.plan.attacks] == ["pgd-50", "square"]
+        dearest = 64 * (1 + planned_passes(plan.look.plan.attacks, setting.classes, "linf"))
+        one = plan.validate_every * plan.batch_size * passes_per_image(setting)
+        assert (plan.look.every - 1) * one < 20 * dearest <= plan.look.every * one
 
 
 def test_a_validation_of_one_step_is_told_that_it_sees_no_collapse(one_step_attack):
