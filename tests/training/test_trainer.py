@@ -194,7 +194,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(error, monke
     assert (
         t.step.micro_batch == 2
         and t.progress.micro_batch == 2
-        and [line.split(":")[0] for line in t.journal.said] == ["out of memory"] * 2
+        and sum(line.startswith("out of memory:") for line in t.journal.said) == 2
     )
     for a, b in zip(t.step.settings.model.parameters(), free.step.settings.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
