@@ -80,6 +80,7 @@ class _Together(Launch):
 
     def measure(self) -> int:
         """Start all ranks and wait for their end; report a failure and return the exit code."""
+        began = time.time()
         ranks = self._ranks = RankProcesses(self.command, self.scratch, silent=self.console.json)
         with self._forwarding():
             try:
@@ -91,7 +92,17 @@ class _Together(Launch):
             finally:
                 self._ranks = None
                 ranks.close()
+        if not ending.code:
+            self._say_of_loading(time.time() - began)
         return self.told(ending)
+
+    def _say_of_loading(self, total: float) -> None:
+        """Where most of the time went into loading, which more processes do not shorten, say so."""
+        with suppress(OSError):
+            loaded = (self.scratch / "loaded-0").stat().st_mtime
+            if (loading := total - (time.time() - loaded)) > total / 2:
+                took = f"loading took {loading:.0f} of {total:.0f} s"
+                self.console.info(f"{took}, in each process; --nproc shortens the rest alone")
 
     def _watched(self, ranks: RankProcesses) -> Ending:
         """Wait until rank 0 is done, or all must end."""

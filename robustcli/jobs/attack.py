@@ -14,11 +14,10 @@ from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
 from robustcli.jobs.report import report
 from robustcli.jobs.rerun import write_inputs
-from robustcli.jobs.sharded import open_new, voice
+from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
-from robustcli.runtime.team import Team
 from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
@@ -28,8 +27,8 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
 
     None: of a process of a team that is not its first.
     """
-    document, team = Document("attack"), Team.here()
-    console = voice(team, console)
+    document = Document("attack")
+    team, console = joined(loaded.config, console)
     config = pinned(loaded.config)
     setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)

@@ -24,14 +24,13 @@ from robustcli.evaluation.shards import parse_part
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
 from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.resuming import check_flags
-from robustcli.jobs.sharded import beginner, open_sharded, voice, with_source
+from robustcli.jobs.sharded import beginner, joined, open_sharded, with_source
 from robustcli.jobs.sweep import check_sweep, help_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
-from robustcli.runtime.team import Team
 from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
@@ -44,8 +43,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     None: of a process of a team that is not its first. It measures shards, and says and writes nothing else.
     """
     document = Document("eval")
-    team = Team.here()
-    console = voice(team, console)
+    team, console = joined(loaded.config, console)
     check_flags(flags.resume, flags.overwrite)
     check_metrics(loaded.config.eval.fail_under)
     share = parse_part(flags.shard) if flags.shard else None

@@ -68,6 +68,7 @@ def open_sharded(
     references: to models and code that are read, beside those of the configuration. team: its rank 0 has the
     run, and the others get its path once it has begun.
     """
+    team.loaded()
     if not team.main:
         return following()
     asked = Opening(config.out, flags.resume, flags.overwrite)
@@ -95,6 +96,7 @@ def open_new(
 
     Only a rank 0 that takes the place of a lost one goes on in the directory of that one.
     """
+    team.loaded()
     if not team.main:
         return following()
     asked = Opening(config.out, False, flags.overwrite)
@@ -126,9 +128,12 @@ def beginner(run: Run | Follower, config: Config) -> Callable[[], None]:
     return begin
 
 
-def voice(team: Team, console: Console) -> Console:
-    """The console of a process: rank 0 speaks for all."""
-    return console if team.main else Console(quiet=True)
+def joined(config: Config, console: Console) -> tuple[Team, Console]:
+    """The team of this process, and its console: rank 0 speaks for all, and downloads for all."""
+    team = Team.here()
+    if config.data.download:
+        team.await_first()
+    return team, console if team.main else Console(quiet=True)
 
 
 def with_source(verb: str, config: Config, console: Console, *, resume: bool, team: Team) -> Config:

@@ -24,7 +24,7 @@ from robustcli.errors import RobustCliError, UsageError
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transferability import Transfer, transfer_matrix
 from robustcli.jobs.rerun import write_inputs
-from robustcli.jobs.sharded import open_new, voice
+from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.transfer_report import Subjects, report
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.document import Document
@@ -43,8 +43,8 @@ def transfer(
 
     None: of a process of a team that is not its first.
     """
-    document, team = Document("transfer"), Team.here()
-    console = voice(team, console)
+    document = Document("transfer")
+    team, console = joined(loaded.config, console)
     config, references = pinned(loaded.config), [followed(reference) for reference in references]
     _check_request(config, references)
     configs = [_config_of(config, reference, k) for k, reference in enumerate(references)]

@@ -79,6 +79,18 @@ class Team:
         place.mkdir(exist_ok=True)
         return place
 
+    # ---- the start -----------------------------------------------------------------------------------------
+
+    def loaded(self) -> None:
+        """Tell that this rank has data and model."""
+        if self.many:
+            (self.folder / f"loaded-{self.rank}").touch()
+
+    def await_first(self) -> None:
+        """Wait until rank 0 has data and model: what it downloads, the others find."""
+        while not self.main and not (self.folder / "loaded-0").exists():
+            time.sleep(_POLL)
+
     # ---- how far they are ----------------------------------------------------------------------------------
 
     def tell(self, units: float) -> None:

@@ -172,6 +172,17 @@ def test_what_a_rank_is_told(go: Callable[..., int], monkeypatch: pytest.MonkeyP
     assert (Team.here().rank, Team.here().world, Team.here().main) == (2, 3, False)
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_a_launch_that_was_mostly_loading_says_so(go: Callable[..., int], capfd: Any, late: bool) -> None:
+    body = f"""
+    time.sleep(0.5 * {late})
+    Path(scratch, f"loaded-{{rank}}").touch()
+    time.sleep(0.5 * {not late})
+    """
+    assert go(body) == 0
+    assert ("loading took" in capfd.readouterr().err) is late
+
+
 def test_each_rank_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(together, "cuda_count", lambda: 4)
     assert [together._gpu(rank, "auto", {})["CUDA_VISIBLE_DEVICES"] for rank in (0, 3)] == ["0", "3"]

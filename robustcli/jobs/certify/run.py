@@ -24,10 +24,9 @@ from robustcli.jobs.certify.report import report
 from robustcli.jobs.certify.work import Work
 from robustcli.jobs.measure import check_attacks
 from robustcli.jobs.resuming import check_flags
-from robustcli.jobs.sharded import open_sharded, voice, with_source
+from robustcli.jobs.sharded import joined, open_sharded, with_source
 from robustcli.records.document import Document
 from robustcli.reporting.certify_table import checked_table
-from robustcli.runtime.team import Team
 from robustcli.store.follower import Follower
 from robustcli.terminal.console import Console
 
@@ -37,8 +36,8 @@ def certify(loaded: Loaded, console: Console, flags: CertifyFlags) -> dict[str, 
 
     Raises UnreliableError E-INVERSION for a sample that was broken where it is certified.
     """
-    document, team = Document("certify"), Team.here()
-    console = voice(team, console)
+    document = Document("certify")
+    team, console = joined(loaded.config, console)
     check_flags(flags.resume, flags.overwrite)
     share = parse_part(flags.shard) if flags.shard else None
     config = with_source("certify", loaded.config, console, resume=flags.resume, team=team)
