@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,18 @@ def answer(**document):
     Path(os.environ["ROBUSTCLI_DOCUMENT_FILE"]).write_text(json.dumps(document))
 """
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 @pytest.fixture
-def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`go(body)`: workers run HEAD and `body` in an empty directory; the exit code."""
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """`go(body)`: workers run HEAD and `body` in an empty directory; the exit code.
+
+    A signal that this process ignores would stay ignored.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("robustcli.assembly.ranks.GRACE", 0.05)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOPS}
 
     def start(body: str, *, nproc: int = 2, console: Console | None = None) -> int:
         script = tmp_path / "worker.py"
@@ -50,7 +56,9 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         command = (sys.executable, "-I", "-S", str(script))
         return measure_together([], nproc, "cpu", console or Console(), command=command)
 
-    return start
+    yield start
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_killed_rank_is_done_without(go: Callable[..., int], capfd: Any) -> None:
