@@ -78,16 +78,18 @@ def alone(tmp_path_factory, model):
     return measured
 
 
-def together(model, out, *argv, kill=None, world=2):
+def together(model, out, *argv, kill=None, world=2, again=False):
     """The exit codes of the ranks of a team, whose first turns begin at the same time.
 
-    kill: (rank, after so many shards of its own).
+    kill: (rank, after so many shards of its own). again: rank 0 is started once more in the end.
     """
     scratch = out.parent / f"scratch-{time.monotonic_ns()}"
     scratch.mkdir()
 
-    def start(rank):
+    def start(rank, again=False):
         def prepare():
+            if again:
+                return
             shares, save, saved = Team.shares, ShardFolder.save, []
 
             def all_at_once(self, *args):
@@ -107,10 +109,14 @@ def together(model, out, *argv, kill=None, world=2):
             Team.shares, ShardFolder.save = all_at_once, counted
 
         variables = {TEAM: f"{rank}/{world}:{scratch}", RUN_FILE: str(scratch / "run")}
+        if again:
+            variables["TORCHELASTIC_RESTART_COUNT"] = "1"
         named = [] if model is None else ["--model", model]
         return child([*argv, *named, "--out", out], prepare, **variables)
 
     codes = [ended(pid) for pid in [start(rank) for rank in range(world)]]
+    if again:  # what the launcher does at once
+        codes[0] = ended(start(0, again=True))
     saved = {path.name[-1]: path.read_text().split() for path in scratch.glob("saved-*")}
     return codes, saved
 
@@ -241,10 +247,11 @@ def pictures(path):
     return files, drawn, (path / "images.jsonl").read_text()
 
 
-@pytest.mark.parametrize("kill", [None, pytest.param((1, 3), marks=pytest.mark.slow)])
-def test_two_processes_write_the_images_of_one(tmp_path, model, alone, kill):
-    codes, _ = together(model, tmp_path / "run", *ATTACK, kill=kill)
-    assert codes == [0, -signal.SIGKILL if kill else 0]
+@pytest.mark.parametrize("victim", [None, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (0, 1))])
+def test_two_processes_write_the_images_of_one(tmp_path, model, alone, victim):
+    kill = None if victim is None else (victim, 3)
+    codes, _ = together(model, tmp_path / "run", *ATTACK, kill=kill, again=victim == 0)
+    assert codes == [0, -signal.SIGKILL if victim == 1 else 0]
     path, expected = tmp_path / "run", alone(*ATTACK)
     assert pictures(path) == pictures(expected) and len(pictures(path)[0]) == 7
     both = [timeless(json.loads((folder / "summary.json").read_text())) for folder in (path, expected)]
