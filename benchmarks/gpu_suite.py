@@ -44,8 +44,8 @@ _EVAL = 45.0  # seconds of the train part that are kept for start-up, data and e
 _PROBE = 64  # images of the first look at the cost of a verdict
 _NEED = 20.0  # seconds of a verdict, at least
 #: ResNet-18 in minutes: PGD-2 with steps of 6/255, averaged weights, smoothed labels, one cycle; the rate is
-#: that of a batch of 128 times sqrt(512 / 128). Shown on a CPU at small size, see docs/gpu.md: it learns and
-#: does not collapse, and is as robust as train/cifar10_cpu's N-FGSM. On ResNet-18 it has no number yet.
+#: that of train/cifar10_standard, 0.1 for batches of 128, times 4. Shown on a CPU at small size, docs/gpu.md:
+#: it learns and does not collapse, as robust as train/cifar10_cpu's N-FGSM. ResNet-18 has no number yet.
 RECIPE = (
     "name=gpu-suite", "data.val_fraction=0.02", "data.augment={crop: 4, flip: true}", "model.name=resnet18",
     "ball.eps=8/255", "objective={name: madry, label_smoothing: 0.1}",

@@ -9,6 +9,7 @@ import torch
 from commands import cli
 
 from robustcli.reporting import plots
+from robustcli.runtime.precision import allow_tf32
 
 __all__ = ["cli"]
 
@@ -29,7 +30,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, or the first GPU, which then rounds no factor of a product in fp32."""
     if request.param == "cuda":
+        allow_tf32(False)
         return torch.device("cuda", 0)
     return torch.device("cpu")
 

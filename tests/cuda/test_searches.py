@@ -109,10 +109,13 @@ def test_every_way_to_run_the_copy_gives_the_verdicts_of_the_plain_one(device, c
 
 
 def test_growing_batches_change_no_verdict(device):
-    assert flips(survivors(device, PLAIN, steps=5, batch_size=None), survivors(device, PLAIN, steps=5)) == 0
+    growing, fixed = (survivors(device, PLAIN, steps=5, batch_size=size) for size in (None, 64))
+    assert flips(growing, fixed) <= FLIPS
 
 
-def test_the_same_search_twice_finds_the_same_points(device):
+def test_the_same_search_twice_finds_the_same_points(device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     net, (x, y) = network(device), images(device, 32)
     found = []
     for _ in range(2):
