@@ -55,8 +55,6 @@ def make_search(
     race finds faster in a run of this `length`.
     """
     search, cuda = config.search, device.type == "cuda"
-    if search.compile == "graph" and not cuda:
-        warn(f"search.compile: graph needs CUDA; on {device} the search runs as it is")
     return Search(
         dtype=resolve(search.precision, device, warn),
         fold_bn=search.fold_bn,

@@ -77,6 +77,8 @@ def prepare(
         console.warn(warning)
     setting = Setting(config, device, data, make_ball(config, data, console))
     _warn_of_long_steps(setting, console)
+    if config.search.compile == "graph" and device.type != "cuda":
+        console.warn(f"search.compile: graph needs CUDA; on {device} the search runs as it is")
     if measures:
         _warn_of_first(setting, console)
     return setting

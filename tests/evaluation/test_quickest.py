@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from commands import cli
 from recorded import on_cpu
 from torch import nn
 
@@ -15,6 +16,7 @@ from robustcli.evaluation import quickest as module
 from robustcli.evaluation.plan import Search
 from robustcli.evaluation.quickest import Length
 
+__all__ = ["cli"]
 X = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 DAY = Length(seconds=86400.0)
 CUDA = torch.device("cuda", 0)
@@ -140,9 +142,13 @@ def test_a_deterministic_run_makes_no_race(clock, monkeypatch):
     ],
 )
 def test_what_the_setting_means(value, device, wanted):
-    said = []
     config = Config.model_validate({"search": {"compile": value, "precision": "fp32"}})
-    search = make_search(config, device, said.append, DAY)
+    search = make_search(config, device, length=DAY)
     assert (search.compile, search.graph, search.length) == wanted
-    assert bool(said) == (value == "graph" and device.type == "cpu")
     assert search.exact().plain and not replace(search.exact(), graph=True).plain
+
+
+def test_graphs_that_are_asked_for_without_cuda_are_refused_in_one_line(cli):
+    answer = cli("eval", "--model", "small_cnn", "--data", "digits", "--dry-run", "search.compile=graph")
+    said = "search.compile: graph needs CUDA; on cpu the search runs as it is"
+    assert answer.code == 0 and answer.err.count(said) == 1
