@@ -121,3 +121,12 @@ def test_every_hook_that_averages_says_that_it_publishes_the_weights():
     for entry in registry.hooks:
         averages = type(entry.fn(model)).averaged is not Hook.averaged
         assert averages == (entry.facts.publishes == "weights"), entry.name
+
+
+def test_an_attack_on_grey_images_is_refused_batch_statistics():
+    """And is watched for a collapse, which a step more may cure."""
+    with pytest.raises(UsageError, match="class_start asks about grey images, which are all alike") as caught:
+        engine_of("adversary=class_start", "train.attack_bn=train")
+    assert caught.value.hint == "train.attack_bn: eval"
+    engine = engine_of("adversary=class_start")
+    assert stages(engine)[0] == "fgsm" and engine.guards.overfitting != "stop"
