@@ -8,6 +8,10 @@ array per stage (clean, apgd-ce, apgd-t, fab-t, square). The images are cut into
 contender attacks the same images in turn, so that a machine whose speed drifts slows all of them. Times are
 sums over rounds; the spread is that of the rounds.
 
+--ours NAME/SEARCH,... chooses ours: `standard/auto`, `rapid:0/auto` (with an audit of 0 samples), or an
+attack alone, `square/auto`. --standing takes only images that stand in the stored verdict: with --ours
+square/auto that is 5,000 queries of Square on survivors.
+
 --other FILE.py:FACTORY adds any other implementation: FACTORY(model, eps, norm) -> atk(x, y) -> x_adv.
 """
 
@@ -27,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import robustcli
+from robustcli import registry
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
@@ -81,16 +86,13 @@ def ours(
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
         options: dict[str, Any] = {"search": search, "seed": seed, "checks": 0}
+        name, _, audit = version.partition(":")
+        if name in registry.attacks:
+            options |= {"attack": name}
+        else:
+            options |= {"attack": "autoattack", "version": name} | ({"audit": int(audit)} if audit else {})
         verdict = robustcli.evaluate(
-            model,
-            x,
-            y,
-            eps=ball.eps,
-            norm=ball.norm,
-            attack="autoattack",
-            version=version,
-            device=str(x.device),
-            **options,
+            model, x, y, eps=ball.eps, norm=ball.norm, device=str(x.device), **options
         )
         return verdict.survivors.to(x.device), sum(verdict.passes_per_sample.values()) * len(x) + len(x)
 
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--norm", default="linf")
     parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--standing", action="store_true", help="images that stand in the stored verdict")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -163,7 +166,10 @@ def main() -> None:
     parser.add_argument("--other", help="FILE.py:FACTORY")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    stored = np.load(options.data)
+    stored = dict(np.load(options.data))
+    if options.standing:
+        standing = stored["square"]
+        stored = {name: values[standing] for name, values in stored.items() if len(values) == len(standing)}
     device, ball = torch.device(options.device), Ball(options.norm, float(Fraction(options.eps)))
     x = torch.from_numpy(stored["x"][: options.n]).to(device).float() / 255
     y = torch.from_numpy(stored["y"][: options.n]).long().to(device)
@@ -193,7 +199,7 @@ def report(
         f"\n{n} images, {options.norm} eps {options.eps}, {options.device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
-    reference = torch.from_numpy(stored["square"][:n]) if "square" in stored.files else None
+    reference = torch.from_numpy(stored["square"][:n]) if "square" in stored else None
     if reference is not None:
         print(f"reference verdict (stored): {int(reference.sum())} of {n} = {reference.float().mean():.3f}\n")
     last = [name for name in jobs if not name.startswith("robustcli")]
