@@ -509,7 +509,7 @@ def test_asking_ahead_changes_no_point_no_verdict_and_no_count(monkeypatch, norm
     assert torch.equal(ahead, plain) and len(batches) < 0.6 * len(single)
     assert many.passes == one.passes == one.forward_rows and many.alive == one.alive
     assert many.forward_rows == many.passes + many.discarded_rows and many.discarded_rows > 0
-    for name in ("points", "fallen", "_hits", "_values"):
+    for name in ("points", "fallen", "hits", "_values"):
         assert torch.equal(getattr(many._best, name), getattr(one._best, name)), name
     for row in range(10):  # what the watch was shown of each row, in this order
         mine = [[point for of, point in points if of == row] for points in (shown, shown_ahead)]

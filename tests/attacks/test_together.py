@@ -66,7 +66,7 @@ def test_without_a_watch_every_bit_and_every_pass_is_that_of_one_search_at_a_tim
     alone, one, single = searched(name, norm, steady=False, watched=False, **params)
     together, many, batches = searched(name, norm, steady=True, watched=False, **params)
     assert torch.equal(alone, together) and one.passes == many.passes and len(batches) < len(single)
-    for part in ("points", "_hits", "_values"):
+    for part in ("points", "hits", "_values"):
         assert torch.equal(getattr(one._best, part), getattr(many._best, part)), part
 
 
