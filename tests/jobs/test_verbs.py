@@ -44,7 +44,8 @@ def trained(cli):
 
 
 def test_train_document_and_files(trained, tmp_path):
-    assert set(trained) == COMMON | {
+    # `notes` are there where an accuracy is not surely above chance, as after such a short training.
+    assert set(trained) - {"notes"} == COMMON | {
         "best",
         "last",
         "checkpoint",
@@ -88,7 +89,7 @@ def test_eval_document_table_and_gate(trained, cli, tmp_path):
     document = answer.document
     assert (
         answer.code == 0
-        and set(document) == COMMON | EVAL_KEYS
+        and set(document) - {"notes"} == COMMON | EVAL_KEYS
         and document["n"] == 40
         and document["reliability"] == "ok"
     )
