@@ -15,6 +15,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from robustcli.core.copies import sent
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.oracle import Oracle
 from robustcli.core.pace import Pace
@@ -128,11 +129,14 @@ def _leg(
     draws = [oracle.rng.uniform((count, 5 + x.shape[1])) for count in counts]
     into, source, lying, sign = _plan(torch.cat(draws, 1), side, x)
     window, bumps = _window(side, x), _bumps(side, ball.norm, x).flatten(1)
-    at, end = torch.zeros(len(x), dtype=torch.int64, device=x.device), sum(counts)
+    # Where each row is, is known on the CPU: a device is asked once a round, by `meet`.
+    at, end, place = torch.zeros(len(x), dtype=torch.int64), sum(counts), x.device
+    order = torch.arange(len(x), device=place)
     while oracle.alive and (first := int(at.min())) < end:
-        behind = (at < end).nonzero()[:, 0]
-        k = pace.ahead(len(behind), end - first)
-        turn = at[behind, None] + torch.arange(k, device=x.device)
+        waiting = (at < end).nonzero()[:, 0]
+        k = pace.ahead(len(waiting), end - first)
+        behind, begun = sent(torch.stack((waiting, at[waiting])), place).unbind()
+        turn = begun[:, None] + torch.arange(k, device=place)
         of, query = behind.repeat_interleave(k), turn.clamp_max(end - 1).flatten()
         to, signs = into[of, query] + window, sign[of, query]
         if ball.norm == "linf":
@@ -148,17 +152,18 @@ def _leg(
             continue
         value = _score(oracle, logits, loss, of)
         kept = (value > best[of]).view(-1, k) & (turn < end)
-        any_kept = kept.any(1)
-        counted = torch.where(any_kept, kept.int().argmax(1) + 1, (end - at[behind]).clamp_max(k))
-        oracle.meet(tries, behind, logits, counted)
-        last = torch.arange(len(behind), device=x.device) * k + counted - 1
-        chosen, moved = last[any_kept], behind[any_kept]
+        counted = torch.where(kept.any(1), kept.int().argmax(1) + 1, (end - begun).clamp_max(k))
+        counted, any_kept = oracle.meet(tries, behind, logits, counted, kept.any(1))
+        last = torch.arange(len(waiting)) * k + counted - 1
+        chosen, moved = sent(torch.stack((last, waiting))[:, any_kept], place).unbind()
         x_adv, best = x_adv.index_copy(0, moved, tries[chosen]), best.index_copy(0, moved, value[chosen])
-        at = at.index_add(0, behind, counted)
+        at = at.index_add(0, waiting, counted)
         pace.saw(int(counted.sum()), len(moved))
-        x, x_adv, best, at, into, source, lying, sign = oracle.compact(
-            x, x_adv, best, at, into, source, lying, sign
+        x, x_adv, best, order, into, source, lying, sign = oracle.compact(
+            x, x_adv, best, order, into, source, lying, sign
         )
+        if len(order) < len(at):
+            at, order = at[order.cpu()], torch.arange(len(order), device=place)
     return x, x_adv, best
 
 

@@ -40,7 +40,9 @@ class BestPoints:
         self._values = torch.full((len(points),), float("-inf"), device=points.device)
         self._origin, self._ball, self._watch = origin, closest_in, watch
 
-    def consider(self, index: Tensor | slice, x_adv: Tensor, hits: Tensor, loss: Tensor) -> bool:
+    def consider(
+        self, index: Tensor | slice, x_adv: Tensor, hits: Tensor, loss: Tensor, *, success: bool = True
+    ) -> bool:
         """Keep each point that beats the best of its row so far, and each success that the watch confirms.
 
         Args:
@@ -49,6 +51,7 @@ class BestPoints:
             hits: bool [R], which points are a success.
             loss: [R]. A point of a non-finite loss is kept only if the watch confirms it. With `closest_in`
                 the loss is not read.
+            success: False where it is known that none of `hits` is true: then nobody has to look.
 
         Returns:
             Whether a row fell in this call.
@@ -64,13 +67,22 @@ class BestPoints:
             candidates = hits & self._ball.contains(origin, x_adv)
             better = hits & (~best_hits | (value > best))
         better &= ~fallen & torch.isfinite(value)
-        confirmed = self._confirmed(rows, x_adv, candidates & ~fallen)
+        confirmed = rows[:0]
+        if success:
+            confirmed = self._confirmed(rows, x_adv, candidates & ~fallen)
         better[confirmed] = True
         self._keep(rows, x_adv, hits, value, better)
         return bool(len(confirmed))
 
     def consider_turns(
-        self, rows: Tensor, tries: Tensor, hits: Tensor, loss: Tensor, inside: Tensor
+        self,
+        rows: Tensor,
+        tries: Tensor,
+        hits: Tensor,
+        loss: Tensor,
+        inside: Tensor,
+        *,
+        success: bool | None = None,
     ) -> tuple[int, bool]:
         """`consider` k points for each of A different rows, turn by turn; a row that falls takes no more.
 
@@ -82,20 +94,24 @@ class BestPoints:
             tries: pixels [A, k, C, H, W], in the order of their turns.
             hits, loss: as for `consider`, [A, k].
             inside: bool [A, k], the points that count; the first of each row does.
+            success: whether a point that counts is a success, where that is known; None to look.
 
         Returns:
             How many points counted and came too late, because their rows had fallen before; and whether a
             row fell in this call.
         """
-        if (self._ball is not None or self._watch is not None) and bool((hits & inside).any()):
-            return self._one_by_one(rows, tries, hits, loss, inside)
+        if self._ball is not None or self._watch is not None:
+            if success is None:
+                success = bool((hits & inside).any())
+            if success:
+                return self._one_by_one(rows, tries, hits, loss, inside)
         if self._ball is not None:
             return 0, False  # it keeps successes alone
         eligible = inside & torch.isfinite(loss)
         eligible &= hits == (hits & eligible).any(1, keepdim=True)
         best = torch.where(eligible, loss, float("-inf")).argmax(1)  # of equal ones the first
         picked = torch.arange(len(rows), device=rows.device), best
-        return 0, self.consider(rows, tries[picked], hits[picked], loss[picked])
+        return 0, self.consider(rows, tries[picked], hits[picked], loss[picked], success=False)
 
     def _one_by_one(
         self, rows: Tensor, tries: Tensor, hits: Tensor, loss: Tensor, inside: Tensor

@@ -1,4 +1,4 @@
-"""Copies of networks that are not ours."""
+"""Copies of networks that are not ours, and of tensors on a device."""
 
 from __future__ import annotations
 
@@ -42,3 +42,10 @@ def copy_of(model: M) -> M | Exception:
         if out_of_memory(failure):
             raise
         return failure
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device. To CUDA it goes from page-locked memory: for such a copy nobody waits."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

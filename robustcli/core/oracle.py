@@ -188,7 +188,9 @@ class Oracle:
         """
         return self._forward(tries, self._rows[places].repeat_interleave(len(tries) // len(places)))
 
-    def meet(self, tries: Tensor, places: Tensor, logits: Tensor, counted: Tensor) -> None:
+    def meet(
+        self, tries: Tensor, places: Tensor, logits: Tensor, counted: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Meet those of the k points per row that count, as if each had been asked about by itself in turn.
 
         A row that falls at one of its points meets none of those after it.
@@ -197,19 +199,30 @@ class Oracle:
             tries, places: as `ahead` was given them.
             logits: its answer, [A * k, K].
             counted: int64 [A], how many points of each row count, the first ones, >= 1.
+            kept: bool [A], what else the attack must know of each row.
+
+        Returns:
+            counted and kept on the CPU. All that is to be known of the round comes in one copy, for which a
+            device is waited for.
         """
         rows, k = self._rows[places], len(tries) // len(places)
-        inside = torch.arange(k, device=counted.device) < counted[:, None]
-        met = int(counted.sum())
-        if self._best is not None:
+        if self._best is None:
+            known = torch.stack((counted, kept.long())).cpu()
+            met = int(known[0].sum())
+        else:
             every = rows.repeat_interleave(k)
+            inside = torch.arange(k, device=counted.device) < counted[:, None]
             loss = self._loss(None, every)(logits).view(-1, k)
             hits = self.criterion.hit(logits, every).view(-1, k)
             turns = tries.view(-1, k, *tries.shape[1:])
-            late, fell = self._best.consider_turns(rows, turns, hits, loss, inside)
+            known = torch.stack((counted, kept.long(), (hits & inside).any(1).long())).cpu()
+            late, fell = self._best.consider_turns(
+                rows, turns, hits, loss, inside, success=bool(known[2].any())
+            )
             self._leaving |= fell
-            met -= late
+            met = int(known[0].sum()) - late
         self.discarded_rows += len(tries) - met
+        return known[0], known[1].bool()
 
     def gradient(
         self,

@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from robustcli.core.copies import sent
 from robustcli.data.check import check_classes, check_shape
 from robustcli.data.sampling import train_order
 from robustcli.data.split import Batch, Split
@@ -98,7 +99,7 @@ class JoinedSplit:
         shifted = [(x, y, ids + self._offsets[k]) for k, (x, y, ids) in drawn]
         if len(shifted) == 1:
             return shifted[0]
-        back = owner.argsort(stable=True).argsort().to(device)
+        back = sent(owner.argsort(stable=True).argsort(), device)
         x, y, ids = (torch.cat(tensors)[back] for tensors in zip(*shifted, strict=True))
         return x, y, ids
 

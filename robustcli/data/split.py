@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from robustcli.core.copies import sent
 from robustcli.data.ahead import ahead
 
 PARTS = ("train", "val", "test")
@@ -65,13 +66,6 @@ def unit(pixels: Tensor, device: torch.device) -> Tensor:
     if pixels.dtype != torch.uint8:
         return moved.to(torch.float32)
     return moved.to(torch.float32).div_(torch.full((), 255.0, device=device))
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device. To CUDA it goes from page-locked memory: for such a copy nobody waits."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_bytes(device: torch.device) -> int | None:

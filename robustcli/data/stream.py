@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robustcli.core.copies import sent
 from robustcli.data.images import Decoder, Pixels, planes, quiet_pillow
-from robustcli.data.split import Batch, Paths, named_files, rows_and_ids, sent, unit
+from robustcli.data.split import Batch, Paths, named_files, rows_and_ids, unit
 from robustcli.data.workers import Workers
 from robustcli.errors import DataError
 

@@ -254,6 +254,18 @@ class _Autocast(torch.autocast):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
 
+_grouped = torch._C._group_tensors_by_device_and_dtype
+
+
+def _groups(tensors, with_indices=False):
+    """The groups that torch's optimisers work on, by the device that tensors say they are on."""
+    found = _grouped(tensors, with_indices)
+    return {
+        (CUDA if here(next(t for t in parts[0][0] if t is not None)) else place, dtype): parts
+        for (place, dtype), parts in found.items()
+    }
+
+
 def _uncompiled(model=None, **_):
     return model if model is not None else lambda function: function
 
@@ -295,6 +307,7 @@ def _changes(device):
         (torch, name, _from_data(getattr(torch, name))) for name in ("tensor", "as_tensor", "asarray")
     ]
     changed += [
+        (torch._C, "_group_tensors_by_device_and_dtype", _groups),
         (torch, "Generator", Generator),
         (torch, "compile", _uncompiled),
         (torch, "autocast", _Autocast),
