@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robustcli import registry
-from robustcli.assembly.attacks import make_attacks, make_search, planned_passes
+from robustcli.assembly.attacks import make_attacks, make_search
 from robustcli.assembly.binding import bound
 from robustcli.assembly.method import method_of
 from robustcli.assembly.samples import samples
@@ -17,10 +17,11 @@ from robustcli.assembly.setting import Setting
 from robustcli.assembly.speed import processes_of, seconds_per_forward, shared_seconds
 from robustcli.assembly.timing import Precision, Repeat
 from robustcli.config.spec import Spec
-from robustcli.core.modes import watched
+from robustcli.core.modes import frozen, undisturbed, watched
 from robustcli.core.types import declares_draws, passes_of
-from robustcli.evaluation.escalation import EOT_DRAWS
-from robustcli.evaluation.plan import JUDGE_DRAWS
+from robustcli.evaluation.alarms import differing
+from robustcli.evaluation.draws import spent
+from robustcli.evaluation.plan import JUDGE_DRAWS, AttackCall
 from robustcli.evaluation.sizing import shard_size
 from robustcli.models.flops import flops
 from robustcli.models.size import count_parameters
@@ -186,10 +187,10 @@ def evaluation_plan(
     n = len(samples(setting)[1])
     calls = make_attacks(specs, setting.ball.norm)
     search, each = make_search(config, setting.device, console.warn), passes_of(model)
-    draws, votes = (EOT_DRAWS, JUDGE_DRAWS) if declares_draws(model) else (1, 1)
-    planned = planned_passes(calls, setting.classes, setting.ball.norm)
+    randomised = draws_anew(model, setting)
+    passes = spent(calls, setting.classes, setting.ball.norm, randomised=randomised, draws=search.draws)
     # The clean point, and for each attack the judge's look at its last point.
-    answers = votes * (1 + len(calls)) + (search.draws or draws) * planned
+    answers = (JUDGE_DRAWS if randomised else 1) * (1 + len(calls)) + sum(passes)
     batch = min(config.eval.batch_size or 256, -(-n // processes))
     one = flops(model, setting.data.shape)
     return show_plan(
@@ -201,6 +202,7 @@ def evaluation_plan(
             "n": n,
             "ball": plan_ball(setting),
             "attacks": ", ".join(call.label for call in calls),
+            **({"draws": _averaging(calls, passes, setting)} if randomised else {}),
             **({"passes_per_answer": each} if each > 1 else {}),
             "passes_per_image": each * answers,
             "total_tflop": one * answers * n / 1e12,
@@ -211,6 +213,25 @@ def evaluation_plan(
             "device": str(setting.device),
         },
     )
+
+
+def draws_anew(model: nn.Module, setting: Setting) -> bool:
+    """Whether each pass of a model draws anew: it says so, or answers twice differently to random pixels."""
+    if declares_draws(model):
+        return True
+    x = torch.rand(8, *setting.data.shape, device=setting.device)
+    with undisturbed(model), frozen(model), torch.no_grad():
+        return differing(model(x), model(x), 1e-4) > 0
+
+
+def _averaging(calls: Sequence[AttackCall], passes: Sequence[int], setting: Setting) -> str:
+    """``apgd-ce 20, fab-t 3; judged by 25``: draws behind each answer to an attack, and behind a verdict."""
+    single = [call.passes(setting.classes, setting.ball.norm) for call in calls]
+    each = [
+        f"{call.label} {total // max(1, one) * ((call.search and call.search.draws) or 1)}"
+        for call, total, one in zip(calls, passes, single, strict=True)
+    ]
+    return f"{', '.join(each)}; judged by {JUDGE_DRAWS}"
 
 
 def show_plan(console: Console, plan: dict[str, Any], *, bounded: bool = True) -> dict[str, Any]:
@@ -230,6 +251,7 @@ def show_plan(console: Console, plan: dict[str, Any], *, bounded: bool = True) -
         "train_images": ("training images", lambda v: f"{v:,}"),
         "val_images": ("validation images", lambda v: f"{v:,}"),
         "n": ("images", lambda v: f"{v:,}"),
+        "draws": ("draws an answer", str),
         "steps": ("steps", lambda v: f"{v:,}"),
         "batch_size": ("batch size", lambda v: f"{v:,} images"),
         "passes_per_answer": ("passes an answer", lambda v: f"{v:,}, by its networks and defences"),

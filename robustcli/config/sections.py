@@ -243,7 +243,7 @@ class SearchConfig(Section):
         default=None,
         ge=1,
         le=10_000,
-        description="draws averaged per gradient; null = 1, or 20 for a randomised model",
+        description="draws averaged per answer; null = 1; of a randomised model 20, in long searches fewer",
     )
     bpda: Flag = Field(
         default=False, description="gradients pass straight through rounding, signs and integer casts"

@@ -18,7 +18,7 @@ from robustcli.core.random import RowRandom
 from robustcli.evaluation.alarms import with_new
 from robustcli.evaluation.answers import NONE
 from robustcli.evaluation.bound import LIMIT, Audit, most_breakable, most_breakable_of_one_draw
-from robustcli.evaluation.escalation import EOT_DRAWS
+from robustcli.evaluation.draws import EOT_DRAWS
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan
 from robustcli.evaluation.result import Evaluation
 from robustcli.records.alarm import Alarm

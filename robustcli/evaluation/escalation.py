@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from robustcli import registry
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Classifier
+from robustcli.evaluation.draws import EOT_DRAWS
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
 
-EOT_DRAWS = 20  # AutoAttack's version "rand"
 _STEPS = 50
 
 #: The most that a short form of an attack keeps of these parameters: enough to compare two searches.

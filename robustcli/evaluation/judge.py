@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,14 +131,27 @@ class Judge:
         """bool [R]: which candidates of a running attack are successes; arguments as for `rule`.
 
         The model is asked only about points inside. With several draws 90 % of them must be successes. A bare
-        majority may be luck: the search would stop there, and the fresh draws of `rule` would refuse it.
+        majority may be luck: the search would stop there, and the fresh draws of `rule` would refuse it. They
+        are asked one after another, and end for a point that has failed too often.
         """
         hit = self._inside(x, x_adv)
         asked = hit.nonzero()[:, 0]
         if len(asked):
             of = asked if rows is None else rows[asked]
-            hit[asked] = _sure(_votes(self._passes(x_adv[asked]), criterion, of))
+            hit[asked] = self._sure(x_adv[asked], criterion, of)
         return hit
+
+    def _sure(self, x_adv: Tensor, criterion: Criterion, rows: Tensor) -> Tensor:
+        """bool [R]: whether `_SURE` or more of the draws are successes; with one draw whether it is one."""
+        spare = self._draws - math.ceil(_SURE * self._draws)  # how often a point may fail
+        failed = torch.zeros_like(rows)
+        for _ in range(self._draws):
+            left = (failed <= spare).nonzero()[:, 0]
+            if not len(left):
+                break
+            votes = _votes(self._passes(x_adv[left], 1), criterion, rows[left])
+            failed[left] += (~votes[0]).long()
+        return failed <= spare
 
     def rule(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Ruling:
         """The verdict on R points.
@@ -162,14 +176,18 @@ class Judge:
         self.refused_rows += int((~inside).sum())
         return inside
 
-    def _passes(self, x: Tensor) -> Tensor:
-        """Logits float32 [D, B, K]: D = draws fresh passes of the original model over x [B, C, H, W]."""
+    def _passes(self, x: Tensor, draws: int | None = None) -> Tensor:
+        """Logits float32 [D, B, K]: D fresh passes of the original model over x [B, C, H, W].
+
+        draws: D; None means as many as a question takes.
+        """
+        draws = draws or self._draws
         if not len(x):
-            return x.new_zeros(self._draws, 0, 2)
-        self.forward_rows += len(x) * self._draws
+            return x.new_zeros(draws, 0, 2)
+        self.forward_rows += len(x) * draws
         with torch.no_grad(), exact_fp32():
             point = padded(x)
-            logits = torch.stack([self._model(point)[: len(x)].float() for _ in range(self._draws)])
+            logits = torch.stack([self._model(point)[: len(x)].float() for _ in range(draws)])
         self.broken_rows += int((~torch.isfinite(logits)).any(2).any(0).sum())
         return logits
 
@@ -177,13 +195,6 @@ class Judge:
 def _votes(logits: Tensor, criterion: Criterion, rows: Tensor | None) -> Tensor:
     """bool [D, R]: success per draw, from logits [D, R, K]."""
     return torch.stack([criterion.hit(draw, rows) for draw in logits])
-
-
-def _sure(votes: Tensor) -> Tensor:
-    """bool [R]: whether `_SURE` or more of the D votes [D, R] are true; with D = 1 the vote itself."""
-    if len(votes) == 1:
-        return _majority(votes)
-    return votes.float().mean(0) >= _SURE
 
 
 def _majority(votes: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ class Search:
             model itself is then searched on.
         rescale: whether logits are brought to a scale where cross-entropy has gradients
             (`core.gradients.rescaled`).
-        draws: model passes averaged per answer; None means 1, or 20 when the model turns out to be randomised
-            (EOT).
+        draws: model passes averaged per answer (EOT); None means 1, or what `evaluation.draws` says where the
+            model turns out to be randomised.
     """
 
     dtype: torch.dtype = torch.float32

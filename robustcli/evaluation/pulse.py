@@ -59,12 +59,9 @@ class Costs:
     steps: Sequence[int]
 
     @classmethod
-    def of(cls, calls: Sequence[AttackCall], classes: int, norm: str, draws: int) -> Costs:
-        """Costs of `calls`; draws: model passes per answer where a call has none of its own."""
-        passes = [call.passes(classes, norm) for call in calls]
-        steps = [_steps(call, cost) for call, cost in zip(calls, passes, strict=True)]
-        own = [bool(call.search and call.search.draws) for call in calls]
-        return cls([cost * (1 if mine else draws) for cost, mine in zip(passes, own, strict=True)], steps)
+    def of(cls, calls: Sequence[AttackCall], spent: Sequence[int], classes: int, norm: str) -> Costs:
+        """Costs of `calls`; spent: model passes of each, see `evaluation.draws.spent`."""
+        return cls(spent, [_steps(call, call.passes(classes, norm)) for call in calls])
 
 
 def _steps(call: AttackCall, passes: int) -> int:
@@ -111,12 +108,14 @@ class Pulse:
         """Work outside all batches begins."""
         self._label, self._oracle, self._rows = label, None, 0
 
-    def batch(self, rows: int, calls: Sequence[AttackCall], classes: int, norm: str, draws: int) -> None:
+    def batch(
+        self, rows: int, calls: Sequence[AttackCall], spent: Sequence[int], classes: int, norm: str
+    ) -> None:
         """The attacks on a batch begin; arguments as in `Costs.of`."""
         if self._show is None:
             return
         self._rows = self._standing = rows
-        self._costs, self._spent, self._oracle = Costs.of(calls, classes, norm, draws), 0, None
+        self._costs, self._spent, self._oracle = Costs.of(calls, spent, classes, norm), 0, None
         self._label, self._began = "clean images", time.monotonic()
 
     def stage(self, place: int, label: str, oracle: Oracle, standing: Tensor) -> None:

@@ -26,7 +26,8 @@ from robustcli.evaluation.alarms import check_model_output, state_digest, traine
 from robustcli.evaluation.audit import Rerun, audited
 from robustcli.evaluation.collect import Collector
 from robustcli.evaluation.diagnosis import diagnose
-from robustcli.evaluation.escalation import EOT_DRAWS, escalations, trusted
+from robustcli.evaluation.draws import averaged, spent
+from robustcli.evaluation.escalation import escalations, trusted
 from robustcli.evaluation.header import Header
 from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
@@ -182,7 +183,7 @@ class RobustEvaluation:
         self._stop()
         batch = Batch.judged(judge, self.plan, x, y, ids)
         self._classes, norm = judge.classes(batch.logits).shape[1], self.plan.ball.norm
-        self._stop.batch(len(x), self.plan.attacks, self._classes, norm, self.plan.draws(EOT_DRAWS))
+        self._stop.batch(len(x), self.plan.attacks, self._spent(norm), self._classes, norm)
         x_adv, predicted, survivors = x.clone(), batch.predicted.clone(), batch.correct.clone()
         standing, seconds, passes, tallies = [], [], [], Counter[str]()
         for call in self.plan.attacks:
@@ -219,6 +220,11 @@ class RobustEvaluation:
             goal=batch.goal,
             draws=draws,
         )
+
+    def _spent(self, norm: str) -> list[int]:
+        """Model passes of each attack of the plan on one sample that survives it."""
+        plan = self.plan
+        return spent(plan.attacks, self._classes, norm, randomised=plan.randomised, draws=plan.search.draws)
 
     def _apart(self, call: AttackCall, batch: Batch, draws: int) -> Stage:
         """An unbounded attack on all rows that are right on the clean image, under a judge of its own."""
@@ -268,7 +274,7 @@ class RobustEvaluation:
             stop=self._stop,
             clean_logits=clean if known else None,
             ball=plan.ball,
-            draws=search.draws or plan.draws(EOT_DRAWS),
+            draws=search.draws or plan.draws(averaged(call, self._classes, plan.ball.norm)),
             steady=not plan.randomised,
         )
 

@@ -60,3 +60,32 @@ def test_numbers_are_shown_in_a_unit_that_suits_them():
         "3.0 min",
         "2.5 h",
     ]
+
+
+DRAWS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return self.net(x + 0.1 * torch.randn_like(x))
+
+def net():
+    return Net()
+"""
+
+
+def test_a_model_that_draws_without_saying_so_is_planned_with_its_draws(cli, tmp_path):
+    (tmp_path / "net.py").write_text(DRAWS)
+    words = f"eval --plugin {tmp_path}/net.py:net --data digits --attack autoattack --n 24 --dry-run"
+    answer = cli(*words.split())
+    assert answer.code == 0, answer.err
+    found = rows(answer.out)
+    assert found["draws an answer"].endswith("fab-t 3, square 2, apgd-wide 20; judged by 25")
+    one, wide, fab, square = 203, 207, 2701, 5002
+    passes = 25 * 6 + 20 * one + 4 * 9 * one + 3 * fab + 2 * square + 20 * wide
+    assert found["passes an image"] == f"at most {passes:,}"

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.assembly.attacks import planned_passes
 from robustcli.assembly.certifying import Method
 from robustcli.assembly.cost import activation_bytes, plan_ball, plan_head, show_plan
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.speed import processes_of, shared_seconds
-from robustcli.evaluation.escalation import EOT_DRAWS
+from robustcli.evaluation.draws import spent
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.jobs.certify.method import radii
 from robustcli.jobs.certify.plan import shard_size
@@ -75,11 +74,9 @@ def certification_plan(
 
 def _attack_passes(setting: Setting, plan: EvalPlan, method: Method) -> int:
     """Model passes of the attacks at one radius on a sample that survives, and of the looks of the judge."""
-    once = planned_passes(plan.attacks, setting.classes, setting.ball.norm)
-    looks = 1 + len(plan.attacks)
-    if not method.sampled:
-        return once + looks
-    return once * (plan.search.draws or EOT_DRAWS) + looks * plan.judge_draws
+    classes, norm, sampled = setting.classes, setting.ball.norm, method.sampled
+    searched = sum(spent(plan.attacks, classes, norm, randomised=sampled, draws=plan.search.draws))
+    return searched + (1 + len(plan.attacks)) * (plan.judge_draws if method.sampled else 1)
 
 
 def _timed(setting: Setting, method: Method) -> float:

@@ -10,7 +10,7 @@ from robustcli.assembly.attacks import planned_passes
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.speed import seconds_per_forward
-from robustcli.evaluation.escalation import EOT_DRAWS
+from robustcli.evaluation.draws import EOT_DRAWS
 from robustcli.evaluation.guarded.calls import adaptive_labels_and_passes
 from robustcli.evaluation.guarded.evaluation import DRAWS
 from robustcli.evaluation.guarded.sanity import PROBED
