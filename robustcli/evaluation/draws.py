@@ -1,8 +1,9 @@
 """How many passes of a randomised model stand behind each answer that an attack on it gets.
 
-Averaging over draws (EOT) makes a gradient believable. A long search averages over its own steps as well, so
-it needs fewer draws in each: every attack may spend about what two short ones spend at 20 draws. What the
-judge says of a point rests on 25 fresh draws, whatever the search averaged over.
+Averaging over draws (EOT) makes a gradient believable. A long search averages over its own steps as well,
+so it needs fewer draws in each: one in the ball may spend what three runs of APGD spend at 20 draws.
+Minimal-norm and score-based searches break little that averaged gradients leave, and get less. What the judge
+says of a point rests on 25 fresh draws, whatever the search averaged over.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from robustcli.evaluation.plan import AttackCall
 
 EOT_DRAWS = 20  # AutoAttack's version "rand"
 _FEWEST = 2
-_PASSES = 8400  # a sample: two runs of APGD with 100 steps and 20 draws
+_PASSES, _OTHERS = 12_600, 5_600  # a sample: searches by gradients inside the ball, and others
 
 
 def averaged(call: AttackCall, classes: int, norm: str) -> int:
     """Passes of a randomised model averaged per answer, where neither call nor configuration says how many.
 
-    20 for a search of up to 420 passes, fewer for a longer one, 2 at least.
+    20 for a search by gradients of up to 630 passes and for others of up to 280; fewer for longer ones, 2 at
+    least.
     """
-    passes = call.passes(classes, norm)
-    return max(_FEWEST, min(EOT_DRAWS, _PASSES // max(1, passes)))
+    most = _PASSES if call.kind == "fixed" and call.needs == "gradient" else _OTHERS
+    return max(_FEWEST, min(EOT_DRAWS, most // max(1, call.passes(classes, norm))))
 
 
 def spent(

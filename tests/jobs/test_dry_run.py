@@ -85,7 +85,7 @@ def test_a_model_that_draws_without_saying_so_is_planned_with_its_draws(cli, tmp
     answer = cli(*words.split())
     assert answer.code == 0, answer.err
     found = rows(answer.out)
-    assert found["draws an answer"].endswith("fab-t 3, square 2, apgd-wide 20; judged by 25")
+    assert found["draws an answer"].endswith("fab-t 2, square 2, apgd-wide 20; judged by 25")
     one, wide, fab, square = 203, 207, 2701, 5002
-    passes = 25 * 6 + 20 * one + 4 * 9 * one + 3 * fab + 2 * square + 20 * wide
+    passes = 25 * 6 + 20 * one + 6 * 9 * one + 2 * fab + 2 * square + 20 * wide
     assert found["passes an image"] == f"at most {passes:,}"
