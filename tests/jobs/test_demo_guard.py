@@ -2,8 +2,10 @@
 
 import pytest
 
-from robustcli.guard.store import EvidenceStore
 from robustcli.store.inventory import holds_nothing_else
+
+pytest.importorskip("sqlalchemy", reason="the extra guard is not installed")
+from robustcli.guard.store import EvidenceStore  # noqa: E402
 
 
 def test_the_story_runs_from_the_first_alarm_to_the_update(cli, tmp_path):

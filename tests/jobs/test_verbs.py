@@ -187,6 +187,7 @@ def test_check_gpu(cli):
 
 
 def test_demo_smoke(cli, tmp_path):
+    pytest.importorskip("sqlalchemy", reason="the extra guard is not installed")
     answer = cli("demo", "--smoke", "--json", "--threads", "1")
     document = answer.document
     assert answer.code == 0 and set(document["models"]) == {"natural", "robust"}
