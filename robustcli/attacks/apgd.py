@@ -18,7 +18,7 @@ from robustcli.core.boundary import rivals
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import RowLoss, difference, dlr_targeted
 from robustcli.core.oracle import Oracle
-from robustcli.core.pace import at_once
+from robustcli.core.pace import at_once, rows_at_once
 from robustcli.core.random import RowRandom
 from robustcli.core.search import checkpoints, stalled
 from robustcli.registry import attacks
@@ -87,7 +87,7 @@ def apgd(
             becomes z_t - z_y. Where the caller asks for one target, dlr-targeted is dlr towards it: z_t must
             pass every other logit, not only z_y.
         targets: how many classes dlr-targeted tries, in the order of the clean logits, >= 1; at most K - 1
-            exist. Few rows are searched on for all but the first in one batch.
+            exist. All but the first are searched for in one batch, a few rows at a time.
         skip: how many of the likeliest wrong classes dlr-targeted leaves out, >= 0: those that a stage before
             has tried. Where the caller asks for one target, skip is not used.
         rho: share of rising steps, in [0, 1], up to which a row counts as oscillating; l1 does not use it.
@@ -111,7 +111,15 @@ def apgd(
     x_best, run = x, 0
     while run < runs:
         count = at_once(x, runs - run, steady=oracle.steady) if run else 1  # most rows fall in the first one
-        x, goals, x_best = _search(oracle, ascent, x, goals, range(run, run + count), phases, rho, runs > 1)
+        waiting = len(x)
+        while waiting:
+            few = waiting
+            if count > 1:
+                few = min(few, rows_at_once(x, count))
+            x, goals, x_best = _search(
+                oracle, ascent, x, goals, x_best, few, range(run, run + count), phases, rho, runs > 1
+            )
+            waiting -= few
         run += count
     return oracle.result(x_best)
 
@@ -121,24 +129,32 @@ def _search(
     ascent: Ascent,
     x: Tensor,
     goals: Tensor,
+    x_best: Tensor,
+    few: int,
     runs: range,
     phases: list[tuple[Ball, int]],
     rho: float,
     scored: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The searches of these numbers, in one batch: (x, goals, best point of the last) of the rows in play.
+    """The searches of these numbers from the first `few` rows, in one batch: (x, goals, x_best) after them.
+
+    The rows that waited come first in the answer. So after as many rows as there are the order is as before.
 
     Args:
         x: clean pixels [R, C, H, W]. goals: classes to head for, int64 [R, T].
+        x_best: [R, C, H, W], the best point of the last search of each row.
+        few: all rows where there is one search.
         runs: numbers of the searches; number k heads for goal k modulo T, and begins at the point of restart
             k.
         phases: balls, and steps in each. rho: as in `apgd`.
         scored: whether the best points are met once more at the end, see `Oracle.score`.
     """
     places, tried = len(runs), goals.shape[1]
-    x_best = _together([_first(x, phases[0][0], oracle.rng.restart(run)) for run in runs])
+    others, own = (x[few:], goals[few:], x_best[few:]), oracle.rng.rows(slice(few))
+    x, goals = x[:few], goals[:few]
+    x_best = _together([_first(x, phases[0][0], own.restart(run)) for run in runs])
     if places > 1:
-        oracle.spread(places)
+        oracle.spread(places, few)
         heads = _together([goals[:, run % tried] for run in runs])[:, None]
         x, goals = x.repeat_interleave(places, 0), torch.cat((goals.repeat_interleave(places, 0), heads), 1)
     ask = _Question(oracle, ascent, -1 if places > 1 else runs[0] % tried)
@@ -152,7 +168,8 @@ def _search(
     if scored:
         oracle.score(x_best)
     if places > 1:
-        x, goals, x_best = x[::places], goals[::places, :tried], oracle.gather(x_best)
+        x, goals = torch.cat((others[0], x[::places])), torch.cat((others[1], goals[::places, :tried]))
+        x_best = oracle.gather(x_best, others[2])
     return x, goals, x_best
 
 

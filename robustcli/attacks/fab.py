@@ -16,7 +16,7 @@ from robustcli.core.boundary import Boundary, nearest_boundary, rivals
 from robustcli.core.geometry import Ball, column
 from robustcli.core.hyperplane import dot, length, to_plane
 from robustcli.core.oracle import Oracle
-from robustcli.core.pace import at_once
+from robustcli.core.pace import at_once, rows_at_once
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks
 
@@ -72,7 +72,8 @@ def fab(
             there are `steps` * min(targets, K - 1) * `restarts`.
         restarts: searches per class, >= 1.
         targets: how many classes are searched for (FAB-T), those of the largest clean logits, >= 1; a
-            targeted search has one boundary. Few rows are searched on for all but the first in one batch.
+            targeted search has one boundary. All but the first are searched for in one batch, a few rows at a
+            time.
         skip: how many of the likeliest wrong classes FAB-T leaves out, >= 0: those that a stage before has
             tried. A targeted search ignores it.
         targeted: false for one search that steps to the nearest of all K - 1 boundaries, `steps` * (K - 1)
@@ -115,14 +116,41 @@ def fab(
         else:
             others = rivals(oracle, oracle.clean().shape[1] - 1)
         if places > 1:
-            oracle.spread(places)
-            others = others.reshape(-1, 1)
-            x, x_adv, reach = (t.repeat_interleave(places, 0) for t in (x, x_adv, reach))
-        x, x_adv, reach = _search(oracle, x, x_adv, reach, others, ball, steps, alpha_max, eta, beta)
-        if places > 1:
-            x_adv, x, reach = oracle.gather(x_adv), x[::places], reach.view(-1, places).amin(1)
+            x, x_adv, reach = _at_once(oracle, x, reach, others, ball, steps, alpha_max, eta, beta)
+        else:
+            x, x_adv, reach = _search(oracle, x, x_adv, reach, others, ball, steps, alpha_max, eta, beta)
         number += places
     return oracle.result(x_adv)
+
+
+def _at_once(
+    oracle: Oracle,
+    x: Tensor,
+    reach: Tensor,
+    others: Tensor,
+    ball: Ball,
+    steps: int,
+    alpha_max: float,
+    eta: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Searches from x for each of the classes `others` [R, T] by itself, those of a few rows in one batch.
+
+    Arguments and answer are those of `_search`; x_adv is the last point of the last class.
+    """
+    x_adv, waiting, places = x, len(x), others.shape[1]
+    while waiting:
+        few = min(waiting, rows_at_once(x, places))
+        heads, others = others[:few].reshape(-1, 1), others[few:]
+        rest, rest_reach, rest_adv = x[few:], reach[few:], x_adv[few:]
+        oracle.spread(places, few)
+        spread = x[:few].repeat_interleave(places, 0)
+        own = reach[:few].repeat_interleave(places)
+        part, point, own = _search(oracle, spread, spread, own, heads, ball, steps, alpha_max, eta, beta)
+        x, x_adv = torch.cat((rest, part[::places])), oracle.gather(point, rest_adv)
+        reach = torch.cat((rest_reach, own.view(-1, places).amin(1)))
+        waiting -= few
+    return x, x_adv, reach
 
 
 def _search(

@@ -121,6 +121,10 @@ class Oracle:
         self._scored: Tensor | None = None
         self._number = next(_numbers)
         self._places = 1  # of each row, see `spread`
+        self._before: tuple[Tensor, RowRandom] | None = (
+            None  # the rows in play and their streams, while spread
+        )
+        self._waiting = self._rows[:0]
         self._graphs: Graphs | None = None
         if isinstance(model, SearchTwin) and draws == 1 and criterion.reject is None:
             self._graphs = model.graphs
@@ -304,25 +308,38 @@ class Oracle:
         self.rng = self.rng.rows(stay)
         return tuple(t[stay] for t in tensors)
 
-    def spread(self, places: int) -> None:
-        """Give each row in play several places, one after another, in which it is searched on at once.
+    def spread(self, places: int, few: int) -> None:
+        """Give the first `few` rows in play several places each, in which they are searched on at once.
 
-        From here to `gather` all questions and answers have places * R rows in place of R. A row that falls
-        leaves all its places.
+        The other rows wait. From here to `gather` all questions and answers have places * few rows, those of
+        one row after another. A row that falls leaves all its places.
         """
-        whole = torch.arange(len(self._rows), device=self._rows.device).repeat_interleave(places)
+        whole = torch.arange(few, device=self._rows.device).repeat_interleave(places)
+        self._before, self._waiting = (self._rows, self.rng), self._rows[few:]
         self._rows = self._index = self._rows[whole]
         self.rng, self._places = self.rng.rows(whole), places
 
-    def gather(self, x_adv: Tensor) -> Tensor:
-        """Each row in play has one place again: the point of its last one, of x_adv [places * R, C, H, W]."""
-        places, self._places = self._places, 1
-        self._rows = self._index = self._rows[::places]
-        self.rng = self.rng.rows(slice(None, None, places))
-        last = x_adv[places - 1 :: places]
+    def gather(self, x_adv: Tensor, waiting: Tensor) -> Tensor:
+        """Each row in play has one place again, the rows that waited before the others.
+
+        Args:
+            x_adv: points [places * R, C, H, W] of the rows that were searched on.
+            waiting: points of the rows that waited, [W, C, H, W].
+
+        Returns:
+            Points [W + R, C, H, W]: those of the rows that waited, then those of the last place of each row.
+        """
+        assert self._before is not None, "nothing is spread"
+        places, (rows, rng) = self._places, self._before
+        points = torch.cat((waiting, x_adv[places - 1 :: places]))
+        self._places, self._before = 1, None
+        self._rows = self._index = torch.cat((self._waiting, self._rows[::places]))
+        at = torch.empty(len(self._origin), dtype=torch.int64, device=rows.device)
+        at[rows] = torch.arange(len(rows), device=rows.device)
+        self.rng = rng.rows(at[self._rows])
         if self._scored is x_adv:
-            self._scored = last
-        return last
+            self._scored = points
+        return points
 
     def result(self, x_adv: Tensor) -> Tensor:
         """The answer of the attack for all B rows, [B, C, H, W], detached: what `keep` says.

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from robustcli import registry
+from robustcli.core import pace
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.pace import at_once
+from robustcli.core.pace import at_once, rows_at_once
 from robustcli.core.random import RowRandom
 from robustcli.evaluation.plan import AttackCall
 
@@ -102,13 +103,30 @@ def test_a_row_that_falls_in_one_search_leaves_all():
     assert oracle.alive == 0 and sorted(confirmed) == list(range(7))
 
 
-def test_searches_share_a_batch_only_where_rows_are_few_and_small():
-    def room(rows, side, left=8, steady=True):
-        return at_once(torch.empty(rows, 3, side, side, device="meta"), left, steady=steady)
+def test_how_many_searches_share_a_batch_does_not_depend_on_the_rows():
+    """Else the success that a row falls with, and its passes, would depend on who shares its batch."""
 
-    few = torch.empty(10, 3, 32, 32)
-    assert at_once(few, 8, steady=True) == 8 and at_once(few, 3, steady=True) == 3
-    assert at_once(few, 8, steady=False) == 1
-    assert at_once(torch.empty(17, 3, 32, 32), 8, steady=True) == 1
-    assert room(100, 32) == 3 and room(200, 32) == 1  # on a device larger batches are nearly free
-    assert room(1, 224) == 6 and room(8, 224) == 1  # gradients of large images fill the memory
+    def room(rows, side, left=8, device="cpu"):
+        x = torch.empty(rows, 3, side, side, device=device)
+        places = at_once(x, left, steady=True)
+        return places, rows_at_once(x, places)
+
+    assert at_once(torch.empty(1, 3, 8, 8), 8, steady=False) == 1
+    assert room(1, 32) == room(500, 32) == (8, 16) and room(500, 32, left=3) == (3, 16)
+    assert room(500, 32, device="meta") == (8, 42)  # on a device larger batches are nearly free
+    assert room(1, 224) == room(9, 224) == (6, 1)  # gradients of large images fill the memory
+    assert room(2, 800)[0] == 1
+
+
+@pytest.mark.parametrize(("name", "norm", "params"), CASES)
+@pytest.mark.parametrize("watched", [False, True])
+def test_rows_that_wait_change_nothing(monkeypatch, name, norm, params, watched):
+    """Groups of one, two and seven rows: points, falls and passes are the same."""
+    told = []
+    for few in (7, 1, 2):
+        monkeypatch.setitem(pace._FEW, "cpu", few)
+        answer, oracle, _ = searched(name, norm, steady=True, watched=watched, **params)
+        told.append((answer, oracle._best.fallen, oracle._best.hits, oracle.rng.ids, oracle.passes))
+    for other in told[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(told[0][:4], other[:4], strict=True))
+        assert told[0][4] == other[4]
