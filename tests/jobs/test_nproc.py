@@ -122,31 +122,29 @@ def together(model, out, *argv, kill=None, world=2, again=False):
 
 
 TIMELESS = ("seconds", "run", "images", "created")
-#: What APGD and FAB over several targets share out among the rows of a batch.
-OF_A_BATCH = (*TIMELESS, "passes_per_sample", "passes", "attacked")
 
 
-def timeless(value, free=TIMELESS):
+def timeless(value):
     """JSON without what a clock decides, and without the name of the run."""
     if isinstance(value, dict):
-        return {key: timeless(item, free) for key, item in value.items() if key not in free}
+        return {key: timeless(item) for key, item in value.items() if key not in TIMELESS}
     if isinstance(value, list):
-        return [timeless(item, free) for item in value]
+        return [timeless(item) for item in value]
     return value
 
 
-def verdict(path, free=TIMELESS):
+def verdict(path):
     """All that must not depend on who measured: records, samples, summary, shards."""
     lines = {
-        name: [timeless(json.loads(line), free) for line in (path / name).read_text().splitlines()]
+        name: [timeless(json.loads(line)) for line in (path / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "samples.jsonl")
     }
     shards = {
-        file.name: [timeless(json.loads(line), free) for line in file.read_text().splitlines()[1:-1]]
+        file.name: [timeless(json.loads(line)) for line in file.read_text().splitlines()[1:-1]]
         for file in (path / "shards").rglob("*.jsonl")
     }
     assert shards
-    return lines, timeless(json.loads((path / "summary.json").read_text()), free), shards
+    return lines, timeless(json.loads((path / "summary.json").read_text())), shards
 
 
 # ---- eval --------------------------------------------------------------------------------------------------
@@ -160,20 +158,19 @@ def test_two_processes_give_the_verdict_of_one(tmp_path, model, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "free"),
+    "words",
     [
-        pytest.param((*EVAL, "--sweep", "eps=0.02,0.1"), TIMELESS, id="sweep"),
+        pytest.param((*EVAL, "--sweep", "eps=0.02,0.1"), id="sweep"),
         pytest.param(
             ("eval", "--attack", "autoattack:rapid", "--n", "24", "--batch-size", "8", "threads=1"),
-            OF_A_BATCH,
             id="audit",
         ),
     ],
 )
-def test_what_follows_is_shared_and_decided_alike(tmp_path, model, alone, words, free):
+def test_what_follows_is_shared_and_decided_alike(tmp_path, model, alone, words):
     codes, saved = together(model, tmp_path / "run", *words)
-    found = verdict(tmp_path / "run", free)
-    assert codes == [0, 0] and found == verdict(alone(*words), free)
+    found = verdict(tmp_path / "run")
+    assert codes == [0, 0] and found == verdict(alone(*words))
     assert len(saved["0"] + saved["1"]) > len(found[2]), "and not only the first list"
     assert timeless(swept(tmp_path / "run")) == timeless(swept(alone(*words)))
 
