@@ -23,7 +23,8 @@ class SettlingOracle(Oracle):
 
     The clean point is met last, and only by rows that no other point broke: one broken elsewhere is not
     asked for it. The last point is asked of the model, which settles it and costs no pass more than asking
-    the copy. `result` then asks the model for the successes that it has not seen yet.
+    the copy. `result` then asks the model for the successes that it has not seen yet. Where the model
+    refuses one, a last point that it confirmed is the answer.
 
     Args:
         model, x, criterion, rng, stop: as of `Oracle`.
@@ -61,19 +62,22 @@ class SettlingOracle(Oracle):
         if not len(point):
             return best.points
         seen, close = torch.zeros_like(best.hits), torch.zeros_like(best.hits)
+        sure = seen  # rows whose last point is a success of the model
         if self._exact is None or not self._lazy:
             super().result(x_adv)
         elif self._scored is not x_adv:
             self._check()
             logits = self._exact(point)
             self._consider(point, self._joint(logits))
-            seen = self.hit(logits) & (best.points == point).flatten(1).all(1)
+            sure = self.hit(logits)
+            seen = sure & (best.points == point).flatten(1).all(1)
             close = self._close(self._joint(logits))
         if self._lazy:
             self._meet_clean(best)
         if self._exact is not None:
             false = self._refused(best, best.hits & ~seen)
-            self.doubtful = (false | (close & ~best.hits)).nonzero()[:, 0]
+            best.points[false & sure] = point[false & sure]
+            self.doubtful = ((false & ~sure) | (close & ~best.hits)).nonzero()[:, 0]
         return best.points
 
     def _close(self, logits: Tensor) -> Tensor:

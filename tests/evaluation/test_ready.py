@@ -13,6 +13,9 @@ from zoo import EPS, digits, honest
 
 import robustcli
 from robustcli.core.copies import duplicate
+from robustcli.core.losses import Criterion
+from robustcli.core.random import RowRandom
+from robustcli.core.settling import SettlingOracle
 from robustcli.core.twin import SearchTwin
 from robustcli.evaluation import ready
 
@@ -238,3 +241,22 @@ def test_passes_of_the_model_itself():
     rows.clear()
     assert torch.equal(found(net), x_adv)
     assert rows[:2] == [2, N] and sum(rows[2:]) < N / 2  # earlier points that are worse than the last one
+
+
+def margins(point, *steps):
+    """Logits [1, 2] of a point of one pixel; steps: (the pixel from which on, margin of class 1)."""
+    lead = max(step for step in steps if step[0] <= point.item())[1]
+    return torch.tensor([[0.0, lead]])
+
+
+def test_a_last_point_that_the_model_confirms_outlives_a_false_success_of_larger_loss():
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    oracle = SettlingOracle(
+        lambda point: margins(point, (0.0, -1.0), (0.55, 0.3), (0.65, 0.1)),
+        x,
+        Criterion(y),
+        rng=RowRandom(0, "start", torch.arange(1)),
+        exact=lambda point: margins(point, (0.0, -0.1), (0.65, 0.1)),
+    )
+    oracle.logits(x + 0.1)
+    assert torch.equal(oracle.result(x + 0.2), x + 0.2) and not len(oracle.doubtful)
