@@ -148,10 +148,10 @@ class TrainRun:
 
     def _fix_budget(self) -> None:
         """Fix the number of steps. Raises UsageError when a resumed run has used more than the budget."""
-        progress = self.trainer.progress
-        if progress.max_steps:
+        if self.trainer.progress.max_steps:
             return
         self.trainer.fix_budget()
+        progress = self.trainer.progress  # read late: a probe of minutes puts another object in its place
         pace = progress.pace
         if pace is not None and pace.done >= 1:
             raise UsageError(

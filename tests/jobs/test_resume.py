@@ -190,3 +190,15 @@ def test_the_seed_decides_everything(forked, tmp_path):
     assert wait() == 0
     other = final_state(tmp_path / "other")
     assert any(not torch.equal(first["model"][k], other["model"][k]) for k in first["model"])
+
+
+def test_a_finished_run_in_minutes_goes_on_to_more_and_not_to_fewer(forked, tmp_path):
+    """The probe of the new budget puts another progress into the trainer; the old one has no step left."""
+    words = ("train", *TINY, "--out", "run", "train.steps=null", "train.save_every=100000")
+    allowed = ("--resume", "--override-resume", "train.minutes")
+    assert forked(*words, "train.minutes=0.01")[0]() == 0, (tmp_path / "err.txt").read_text()
+    first = read_status(tmp_path / "run")["step"]
+    assert forked(*words, "train.minutes=0.03", *allowed)[0]() == 0, (tmp_path / "err.txt").read_text()
+    assert read_status(tmp_path / "run")["step"] > first > 0
+    assert forked(*words, "train.minutes=0.001", *allowed, err="fewer.txt")[0]() == 2
+    assert "of 0.001 minutes already" in (tmp_path / "fewer.txt").read_text()
