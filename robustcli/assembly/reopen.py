@@ -26,8 +26,9 @@ class Opening(NamedTuple):
 def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
     """How rank 0 opens its run directory: as the user asked, or after a launcher's restart to resume.
 
-    After a restart the directory is the one noted by `note_run`. Under torchrun nothing is noted: the newest
-    run of the name, or `out`.
+    After a restart the directory is the one noted by `note_run`. Without a note this job has begun no run:
+    what lies in `out` is an earlier one, or a start without a result, which any opening replaces. Under
+    torchrun nothing is ever noted: the newest run of the name, or `out`.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
         return Opening(out, resume, overwrite)
@@ -37,7 +38,7 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
     path = Path(note)
     if path.is_file() and (noted := path.read_text("utf-8")):
         return Opening(noted, True, overwrite)
-    return Opening(out, resume or (out is not None and not overwrite), overwrite)
+    return Opening(out, resume, overwrite)
 
 
 def following() -> Follower:

@@ -345,7 +345,7 @@ def test_a_restart_goes_on_in_the_directory_that_the_job_opened(
     assert opening(None, False, False) == (None, False, False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert opening(None, False, False) == (None, False, False), "lost before it had a directory"
-    assert opening("out", False, False) == ("out", True, False), "perhaps half opened"
+    assert opening("out", False, False) == ("out", False, False), "what lies there is an earlier run"
     assert opening("out", False, True) == ("out", False, True)
     note_run(tmp_path / "a run")
     assert opening(None, False, False) == (str(tmp_path / "a run"), True, False)

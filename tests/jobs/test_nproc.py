@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,26 @@ def test_two_processes_write_the_images_of_one(tmp_path, model, alone, victim):
     assert pictures(path) == pictures(expected) and len(pictures(path)[0]) == 7
     both = [timeless(json.loads((folder / "summary.json").read_text())) for folder in (path, expected)]
     assert both[0] == both[1] and both[0]["images_written"] == 7
+
+
+@pytest.mark.parametrize("words", [ATTACK, TRANSFER, EVAL], ids=lambda words: words[0])
+def test_a_rank_0_that_was_lost_before_it_began_spares_an_earlier_run(
+    tmp_path, cli, monkeypatch, model, alone, words
+):
+    """Started again it is refused, as the first one would have been."""
+    old = tmp_path / "old"
+    shutil.copytree(alone(*EVAL) if words is EVAL else alone(*ATTACK), old)
+    if words is TRANSFER:
+        (old / "run.json").write_text((old / "run.json").read_text().replace("attack", "transfer"))
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file() and path.name != ".lock"}
+    monkeypatch.setenv(TEAM, f"0/2:{tmp_path}")
+    monkeypatch.setenv(RUN_FILE, str(tmp_path / "note"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    named = ("--models", f"{model},{model}") if words is TRANSFER else ("--model", model)
+    answer = cli(*words, *named, "--out", old)
+    assert answer.code == 2 and "--overwrite" in answer.err
+    after = {path: path.read_bytes() for path in old.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
 
 
 def test_two_processes_give_the_matrix_of_one(tmp_path, model):
