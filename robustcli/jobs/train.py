@@ -57,6 +57,8 @@ def train(
             training = TrainRun(setting, run, console, flags, stop.check, ranks, extra)
             progress = training.train()
             answer = document.finish(run.path, _results(training, progress))
+            if unsound := _unsound(training, progress):
+                console.warn(unsound)
             run.write_json("summary.json", {**answer, "seed": config.seed})
             run.status(state="done", code=0, step=progress.step)
             ranks.barrier()
@@ -143,10 +145,20 @@ def at_chance_of(best: Mapping[str, Any]) -> str:
     return at_chance(rates[0], rates[1] if len(rates) > 1 else None, chance)
 
 
+def _unsound(training: TrainRun, progress: Progress) -> str:
+    """One sentence where gradients are masked and no model may be called the best; else ""."""
+    if progress.best or not training.trainer.guards.masking:
+        return ""
+    return (
+        "no model is known to be sound: a deeper look has found masked gradients, and none has passed since; "
+        "the numbers and the checkpoint are those of the last model"
+    )
+
+
 def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
     """The keys of the `train` document."""
     best = progress.best or progress.last
-    lost = at_chance_of(best)
+    notes = [f"best: {text}" for text in (_unsound(training, progress), at_chance_of(best)) if text]
     accuracies = ["epoch", "clean_acc", "robust_acc"]
     if training.trainer.plan.verified:
         accuracies.append("verified_acc")
@@ -158,5 +170,5 @@ def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
         "ended": progress.ended or "budget",
         "robust_overfitting": round(training.trainer.guards.gap / 100, 6),
         "alarms": list(progress.alarms),
-        **({"notes": [f"best: {lost}"]} if lost else {}),
+        **({"notes": notes} if notes else {}),
     }

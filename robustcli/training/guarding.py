@@ -73,6 +73,11 @@ class Guards:
         """Robust overfitting so far: best - last robust validation accuracy, in points."""
         return self._watch.gap
 
+    @property
+    def masking(self) -> bool:
+        """Whether the last deeper look has found masked gradients."""
+        return self._deeper.masking
+
     def judge(self, row: Mapping[str, Any], improved: bool, t: float, *, whole: bool = True) -> Verdict:
         """The verdict on one validation record.
 
@@ -85,11 +90,13 @@ class Guards:
         """
         alarms = [self._chance_alarm(row, t)]
         action: Action = "none"
-        robust = row.get("robust_acc")
-        if robust is not None:
-            alarms.append(self._watch.update(float(robust), float(row["epoch"])))
-        look = row.get("look") or {}
+        robust, look = row.get("robust_acc"), row.get("look") or {}
         forget = self._deeper.update(look, improved)
+        if forget:  # what the best model seemed to reach is nothing to fall from
+            self._watch.forget()
+            self._collapse.forget()
+        if robust is not None and not self._deeper.masking:
+            alarms.append(self._watch.update(float(robust), float(row["epoch"])))
         if robust is not None and ("fgsm_acc" in row or look) and whole:
             masked = self._deeper.text(look) if self._deeper.masked(look) else ""
             action = self._collapse.update(
@@ -97,14 +104,21 @@ class Guards:
                 float(robust),
                 newest_is_best=improved or forget,
                 masked=masked,
+                doubted=self._deeper.masking,
             )
             alarms.append(self._collapse.text)
         stop = self._reason_to_stop(action, validated=bool(row.get("n")), improved=improved)
         return Verdict(tuple(text for text in alarms if text), stop, action == "rollback", forget)
 
     def may_be_best(self, row: Mapping[str, Any]) -> bool:
-        """Whether this record may name the best model: not where a deeper look found masked gradients."""
-        return not self._deeper.masked(row.get("look") or {})
+        """Whether this record may name the best model.
+
+        It may not where a deeper look found masked gradients, nor after that without a look.
+        """
+        look = row.get("look")
+        if look:
+            return not self._deeper.masked(look)
+        return not self._deeper.masking
 
     def _chance_alarm(self, row: Mapping[str, Any], t: float) -> str:
         """The alarm of `AtChance`, or "".

@@ -115,6 +115,10 @@ class OverfittingWatch(Guard):
         self.said = bool(self.text)
         return self.text
 
+    def forget(self) -> None:
+        """Start anew: the best accuracy was none."""
+        self.best, self.best_epoch, self.said = None, 0.0, False
+
     @property
     def gap(self) -> float:
         """best - last in points (percent), >= 0; 0 before the first validation."""
@@ -188,7 +192,13 @@ class CatastrophicOverfitting(Guard):
         return self.rollbacks
 
     def update(
-        self, fgsm_acc: float, robust_acc: float, *, newest_is_best: bool = False, masked: str = ""
+        self,
+        fgsm_acc: float,
+        robust_acc: float,
+        *,
+        newest_is_best: bool = False,
+        masked: str = "",
+        doubted: bool = False,
     ) -> Action:
         """What to do after this validation. `text` then says why in one line; it is "" for "none".
 
@@ -196,11 +206,14 @@ class CatastrophicOverfitting(Guard):
             fgsm_acc, robust_acc: in [0, 1], else ValueError.
             newest_is_best: the validated model is the best so far, so there is no better one to go back to.
             masked: what a deeper look has found, where that is a collapse by itself.
+            doubted: a look has found masked gradients, and none has passed since: accuracies that look
+                healthy prove nothing, and end no collapse.
         """
         collapsed, alarmed_before = self._collapsed(fgsm_acc, robust_acc) or bool(masked), self.alarmed
-        self.text, self.alarmed = "", collapsed
+        self.text, self.alarmed = "", collapsed or (doubted and alarmed_before)
         if not collapsed:
-            self._note_healthy(fgsm_acc, robust_acc)
+            if not doubted:
+                self._note_healthy(fgsm_acc, robust_acc)
             return "none"
         if self.mode == "off" or (self.mode == "warn" and alarmed_before):
             return "none"
@@ -213,6 +226,10 @@ class CatastrophicOverfitting(Guard):
             remedy = self._described_rollback(newest_is_best)
         self.text = f"catastrophic overfitting: {masked or self._measured(fgsm_acc, robust_acc)}; {remedy}"
         return action
+
+    def forget(self) -> None:
+        """The best accuracies were none: nothing is known that the network could fall from."""
+        self.best_robust, self.best_split = None, 0.0
 
     def _collapsed(self, fgsm: float, robust: float) -> bool:
         split, chance = fgsm - robust, 3 * spread(fgsm, robust, self.n)
@@ -244,15 +261,21 @@ class DeeperLook(Guard):
     n images are looked at. `standing` of them stand under the validation attack, and `left` of these still
     under more steps on the margin and under queries without gradients. A training may learn to mislead the
     attack that watches it: ELLE in the FastAT benchmark (arXiv:2604.22853) stands at 46.9 % under PGD-10 and
-    at 3.3 % under AutoAttack. Such a validation is never the best, and a best model that nobody has looked
-    at loses its name.
+    at 3.3 % under AutoAttack. Such a validation is never the best, nor is one without a look after it, until
+    a look passes. A best model that nobody has looked at loses its name.
 
     Attributes:
         sound: the best model was looked at, and stands.
+        masking: the last look has found masked gradients.
     """
 
-    kept = ("sound",)
+    kept = ("sound", "masking")
     sound: bool = field(default=False, init=False)
+    masking: bool = field(default=False, init=False)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """See `Guard`. Older checkpoints do not tell what the last look has found."""
+        super().load({"masking": False, **state})
 
     @staticmethod
     def masked(look: Mapping[str, int]) -> bool:
@@ -266,6 +289,8 @@ class DeeperLook(Guard):
         """Whether the best model is no longer to be trusted. improved: the newest one is the best."""
         if improved:
             self.sound = bool(look)
+        if look:
+            self.masking = self.masked(look)
         return self.masked(look) and not self.sound
 
     @staticmethod

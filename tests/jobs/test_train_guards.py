@@ -8,6 +8,8 @@ import torch
 
 import robustcli
 from robustcli.reporting import plots
+from robustcli.training.trainplan import TrainPlan
+from robustcli.training.validation import Validation
 
 MLP = ("smoke/digits", "model=mlp", "train.validate_every=0.5", "train.steps=50", "train.val_attack.steps=1")
 SAID = "nothing is learnt"
@@ -77,3 +79,17 @@ def test_a_best_model_at_chance_is_said_in_the_table_in_eval_and_in_python(cli, 
     assert "is not surely above chance" in verdict.at_chance and verdict.reliability in ("ok", "suspect")
     sure = robustcli.evaluate(model, x, model(x).argmax(1), eps=0.0001, attack="fgsm", checks=0)
     assert sure.clean_acc == 1 and sure.at_chance == "" or sure.at_chance.startswith("robust")
+
+
+def test_a_run_without_a_sound_model_says_so(cli, monkeypatch):
+    """Each second validation looks, and each look finds masked gradients; so does the last one."""
+    lost = {"look n": 64, "look standing": 30, "look left": 1}
+    monkeypatch.setattr(Validation, "_count_deeper", lambda *_: lost)
+    looks = lambda plan, step, finished: finished or step // plan.validate_every % 2 == 0  # noqa: E731
+    monkeypatch.setattr(TrainPlan, "looks", looks)
+    settings = ("adversary.steps=1", "train.overfitting=warn", "train.steps=50", "train.validate_every=0.5")
+    document, said = trained(cli, "smoke/digits", "model=mlp", "train.val_attack.steps=1", *settings)
+    (alarm,) = (text for text in document["alarms"] if "gradients are masked" in text)
+    (note,) = (text for text in document["notes"] if "no model is known to be sound" in text)
+    assert document["best"] == document["last"] and document["checkpoint"].endswith("step-00000050")
+    assert alarm in said and note.removeprefix("best: ") in said

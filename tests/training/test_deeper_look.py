@@ -145,7 +145,7 @@ def test_a_resumed_run_judges_as_the_whole_one(masked):
     again.restore(copy.deepcopy(groups), TypeAdapter(Progress).validate_json(stored))
     again.run()
     assert again.progress.alarms == masked.progress.alarms and again.progress.best == masked.progress.best
-    assert again.guards.state() == masked.guards.state() and again.guards.state()["deeper"] == {"sound": True}
+    assert again.guards.state() == masked.guards.state() and again.guards.masking
     assert measured(again) == measured(masked)[1:]
 
 
@@ -167,6 +167,39 @@ def test_a_best_model_that_nobody_has_looked_at_loses_its_name():
     guards.judge(*judged(WELL, True), 0.6)
     verdict = guards.judge(row, False, 0.8)
     assert verdict.rollback and not verdict.forget and "the best weights again" in verdict.alarms[0]
+
+
+def test_after_a_masked_look_only_a_look_that_passes_makes_a_model_the_best():
+    """Here each second validation looks; the network is masked until step 5, and then recovers."""
+    guards, verdicts = Guards(160, 10, 8, "warn"), []
+    for k in range(8):
+        row, _ = judged({} if k % 2 == 0 else LOST if k < 5 else WELL)
+        better = guards.may_be_best(row)
+        assert better == (k in (0, 5, 6, 7)), k
+        verdicts.append(guards.judge(row, better and k in (0, 5), 0.5))
+    assert [bool(verdict.alarms) for verdict in verdicts] == [k == 1 for k in range(8)], "once per collapse"
+    assert [verdict.forget for verdict in verdicts] == [k in (1, 3) for k in range(8)]
+    assert guards.state()["early"] == {"waited": 2} and not guards.masking
+
+
+@pytest.mark.parametrize("between", [(), (0.48,)], ids=["at once", "a validation between"])
+def test_what_a_masked_model_seemed_to_reach_is_nothing_to_fall_from(between):
+    guards = Guards(1000, 10, None, "rollback")
+    looks = [(0.47, {}), (0.47, LOST), *((acc, {}) for acc in between), (0.30, WELL), (0.31, {})]
+    said = []
+    for epoch, (robust, look) in enumerate(looks, 1):
+        row = judged(look, fgsm=robust + 0.05, epoch=epoch)[0] | {"robust_acc": robust}
+        said += guards.judge(row, epoch == 1, 0.5).alarms
+    assert len(said) == 1 and "gradients are masked" in said[0] and guards.gap == 0
+    assert guards.state()["collapse"]["best_robust"] == 0.31
+    assert guards.judge({**row, "robust_acc": 0.2, "fgsm_acc": 0.3}, False, 0.9).alarms, "a true fall is said"
+
+
+def test_a_guard_of_an_older_checkpoint_knows_of_no_masked_look():
+    guards = Guards(160, 10)
+    guards.judge(*judged(LOST), 0.5)
+    guards.load({**guards.state(), "deeper": {"sound": True}})
+    assert guards.state()["deeper"] == {"sound": True, "masking": False}
 
 
 def test_multi_step_training_with_a_regulariser_is_judged_by_the_look_alone():
