@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from robustcli.core.boundary import rivals
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import RowLoss, difference, dlr_targeted
 from robustcli.core.oracle import Oracle
-from robustcli.core.pace import at_once, rows_at_once
+from robustcli.core.places import Places
 from robustcli.core.random import RowRandom
 from robustcli.core.search import checkpoints, stalled
 from robustcli.registry import attacks
@@ -108,46 +109,39 @@ def apgd(
     _check(steps, restarts, targets, skip, rho, widest)
     ascent, goals = _headings(oracle, loss, targets, skip)
     phases, runs = _phases(ball, steps, widest or _WIDEST[ball.norm]), restarts * goals.shape[1]
-    x_best, run = x, 0
+    x_best, run, places = x, 0, Places(oracle, x)
     while run < runs:
-        count = at_once(x, runs - run, steady=oracle.steady) if run else 1  # most rows fall in the first one
-        waiting = len(x)
-        while waiting:
-            few = waiting
-            if count > 1:
-                few = min(few, rows_at_once(x, count))
-            x, goals, x_best = _search(
-                oracle, ascent, x, goals, x_best, few, range(run, run + count), phases, rho, runs > 1
-            )
-            waiting -= few
-        run += count
+        count = places.at_once(runs - run) if run else 1  # most rows fall in the first one
+        search = partial(_search, oracle, ascent, range(run, run + count), phases, rho, runs > 1)
+        done, (x, goals, x_best) = places.search(count, search, x, goals, x_best)
+        run += done * count
     return oracle.result(x_best)
 
 
 def _search(
     oracle: Oracle,
     ascent: Ascent,
-    x: Tensor,
-    goals: Tensor,
-    x_best: Tensor,
-    few: int,
     runs: range,
     phases: list[tuple[Ball, int]],
     rho: float,
     scored: bool,
+    few: int,
+    x: Tensor,
+    goals: Tensor,
+    x_best: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The searches of these numbers from the first `few` rows, in one batch: (x, goals, x_best) after them.
 
-    The rows that waited come first in the answer. So after as many rows as there are the order is as before.
+    The rows that waited come first, see `core.places`.
 
     Args:
-        x: clean pixels [R, C, H, W]. goals: classes to head for, int64 [R, T].
-        x_best: [R, C, H, W], the best point of the last search of each row.
-        few: all rows where there is one search.
         runs: numbers of the searches; number k heads for goal k modulo T, and begins at the point of restart
             k.
         phases: balls, and steps in each. rho: as in `apgd`.
         scored: whether the best points are met once more at the end, see `Oracle.score`.
+        few: all rows where there is one search.
+        x: clean pixels [R, C, H, W]. goals: classes to head for, int64 [R, T].
+        x_best: [R, C, H, W], the best point of the last search of each row.
     """
     places, tried = len(runs), goals.shape[1]
     others, own = (x[few:], goals[few:], x_best[few:]), oracle.rng.rows(slice(few))

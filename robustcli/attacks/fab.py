@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -16,7 +17,7 @@ from robustcli.core.boundary import Boundary, nearest_boundary, rivals
 from robustcli.core.geometry import Ball, column
 from robustcli.core.hyperplane import dot, length, to_plane
 from robustcli.core.oracle import Oracle
-from robustcli.core.pace import at_once, rows_at_once
+from robustcli.core.places import Places
 from robustcli.core.random import RowRandom
 from robustcli.registry import attacks
 
@@ -104,53 +105,57 @@ def fab(
     if not runs:
         oracle.note(f"fab: skip {skip} leaves none of the {last} wrong classes: nothing is tried")
     reach, x_adv, number = x.new_full((len(x),), float("inf")), x, 0
+    places = Places(oracle, x)
     while number < restarts * runs and oracle.alive:
         restart, rank = divmod(number, runs)
-        x_adv, places = x, 1
+        x_adv, count = x, 1
         if restart > 0 or start == "random":
             x_adv = _random_start(x, reach, ball, oracle.rng.restart(number))
         elif rank:  # most rows fall in the first search, and a random start waits for `reach`
-            places = at_once(x, runs - rank, steady=oracle.steady)
-        if targeted:
-            others = rivals(oracle, last)[:, skip + rank : skip + rank + places]
-        else:
-            others = rivals(oracle, oracle.clean().shape[1] - 1)
-        if places > 1:
-            x, x_adv, reach = _at_once(oracle, x, reach, others, ball, steps, alpha_max, eta, beta)
-        else:
-            x, x_adv, reach = _search(oracle, x, x_adv, reach, others, ball, steps, alpha_max, eta, beta)
-        number += places
+            count = places.at_once(runs - rank)
+        tried, heads = last, slice(skip + rank, skip + rank + count)
+        if not targeted:
+            tried, heads = oracle.clean().shape[1] - 1, slice(None)
+        search = partial(_turn, oracle, tried, heads, count, ball, steps, alpha_max, eta, beta)
+        done, (x, x_adv, reach) = places.search(count, search, x, x_adv, reach)
+        number += done * count
     return oracle.result(x_adv)
 
 
-def _at_once(
+def _turn(
     oracle: Oracle,
-    x: Tensor,
-    reach: Tensor,
-    others: Tensor,
+    tried: int,
+    heads: slice,
+    count: int,
     ball: Ball,
     steps: int,
     alpha_max: float,
     eta: float,
     beta: float,
+    few: int,
+    x: Tensor,
+    x_adv: Tensor,
+    reach: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Searches from x for each of the classes `others` [R, T] by itself, those of a few rows in one batch.
+    """One search of all rows, or `count` searches of the first `few`: (x, x_adv, reach) after them.
 
-    Arguments and answer are those of `_search`; x_adv is the last point of the last class.
+    The rows that waited come first, see `core.places`. Of several searches each heads for one class.
+
+    Args:
+        tried: how many `rivals` there are; heads: which of them are headed for.
+        ball, steps, alpha_max, eta, beta: as in `fab`.
+        x, x_adv: clean pixels and where the search begins, [R, C, H, W]; where it ended last.
+        reach: [R], the distance of the nearest success.
     """
-    x_adv, waiting, places = x, len(x), others.shape[1]
-    while waiting:
-        few = min(waiting, rows_at_once(x, places))
-        heads, others = others[:few].reshape(-1, 1), others[few:]
-        rest, rest_reach, rest_adv = x[few:], reach[few:], x_adv[few:]
-        oracle.spread(places, few)
-        spread = x[:few].repeat_interleave(places, 0)
-        own = reach[:few].repeat_interleave(places)
-        part, point, own = _search(oracle, spread, spread, own, heads, ball, steps, alpha_max, eta, beta)
-        x, x_adv = torch.cat((rest, part[::places])), oracle.gather(point, rest_adv)
-        reach = torch.cat((rest_reach, own.view(-1, places).amin(1)))
-        waiting -= few
-    return x, x_adv, reach
+    others = rivals(oracle, tried)[:, heads]
+    if count == 1:
+        return _search(oracle, x, x_adv, reach, others, ball, steps, alpha_max, eta, beta)
+    oracle.spread(count, few)
+    clean, begin, own = (t[:few].repeat_interleave(count, 0) for t in (x, x_adv, reach))
+    rest, part = (x[few:], x_adv[few:], reach[few:]), others[:few].reshape(-1, 1)
+    x, x_adv, reach = _search(oracle, clean, begin, own, part, ball, steps, alpha_max, eta, beta)
+    x_adv = oracle.gather(x_adv, rest[1])
+    return torch.cat((rest[0], x[::count])), x_adv, torch.cat((rest[2], reach.view(-1, count).amin(1)))
 
 
 def _search(

@@ -144,6 +144,11 @@ class Oracle:
         return len(self._rows) // self._places
 
     @property
+    def standing(self) -> int:
+        """Rows that have not left: those in play, and those that wait while others are `spread`."""
+        return self.alive + len(self._waiting)
+
+    @property
     def zero_gradient_rows(self) -> int:
         """How many of `asked_rows` had a gradient of 0 everywhere."""
         return int(self._flat)
@@ -332,14 +337,25 @@ class Oracle:
         assert self._before is not None, "nothing is spread"
         places, (rows, rng) = self._places, self._before
         points = torch.cat((waiting, x_adv[places - 1 :: places]))
-        self._places, self._before = 1, None
         self._rows = self._index = torch.cat((self._waiting, self._rows[::places]))
+        self._places, self._before, self._waiting = 1, None, self._rows[:0]
         at = torch.empty(len(self._origin), dtype=torch.int64, device=rows.device)
         at[rows] = torch.arange(len(rows), device=rows.device)
         self.rng = rng.rows(at[self._rows])
         if self._scored is x_adv:
             self._scored = points
         return points
+
+    def recall(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """As if the rows had not been spread, after a search that failed: rows that fell have left.
+
+        tensors: [R, ...] of the rows in play before `spread`; the answer is of those still in play.
+        """
+        if self._before is not None:
+            self._rows, self.rng = self._before
+        self._index, self._leaving = self._rows, self._best is not None
+        self._places, self._before, self._waiting = 1, None, self._rows[:0]
+        return self.compact(*tensors)
 
     def result(self, x_adv: Tensor) -> Tensor:
         """The answer of the attack for all B rows, [B, C, H, W], detached: what `keep` says.
@@ -404,7 +420,6 @@ class Oracle:
         index: as for `_joint`.
         """
         self._check()
-        self.forward_rows += len(x) * self._draws
         if not len(x):
             return x.new_zeros(0, 2)
         point = self._filled(x)
@@ -415,7 +430,8 @@ class Oracle:
             logits = next(answers)
             for answer in answers:
                 logits = logits + answer
-            return logits / self._draws
+        self.forward_rows += len(x) * self._draws  # not before: a pass may find no room
+        return logits / self._draws
 
     def _answer(self, x_adv: Tensor, ascend: Callable[[Tensor], Tensor], raw: bool) -> Gradient:
         """`_plain`, from a recording where there is one."""

@@ -18,29 +18,6 @@ _AGEING = 1.02  # by how much the best time of a batch rises each time it is see
 _RARE = 1e-4  # no acceptance rate is taken for smaller
 _TRIED = 3  # rounds that try out sizes
 _FIXED = 8.0  # rows whose cost each batch adds, where the clock must not choose
-_FEW = {"cpu": 16}  # rows that are searched on in several places: more of them would fill a batch alone
-_FEW_ELSEWHERE = 128
-_SLOPES = 2**20  # pixels of such a batch: gradients keep all activations
-
-
-def at_once(x: Tensor, left: int, *, steady: bool) -> int:
-    """How many of `left` searches of each row of pixels x [R, C, H, W] go into one batch, >= 1.
-
-    It does not depend on R: what a row goes through must not depend on who shares its batch.
-    """
-    if not steady:
-        return 1
-    return max(1, min(left, _SLOPES // _pixels(x)))
-
-
-def rows_at_once(x: Tensor, places: int) -> int:
-    """Of how many rows of pixels x [R, C, H, W] that many searches each share a batch, >= 1."""
-    return max(1, min(_FEW.get(x.device.type, _FEW_ELSEWHERE), _SLOPES // (places * _pixels(x))))
-
-
-def _pixels(x: Tensor) -> int:
-    """Numbers in one row of x [R, C, H, W], >= 1."""
-    return max(1, math.prod(x.shape[1:]))
 
 
 class Pace:
@@ -58,7 +35,7 @@ class Pace:
 
     def __init__(self, x: Tensor, *, steady: bool) -> None:
         self._limit = _MOST if steady and len(x) else 1
-        self._room = max(len(x), _PIXELS // _pixels(x))
+        self._room = max(len(x), _PIXELS // max(1, math.prod(x.shape[1:])))
         self._taken, self._counted = 1.0, 2.0
         self._seconds: dict[int, float] = {}
         self._timed = not torch.are_deterministic_algorithms_enabled()

@@ -71,7 +71,9 @@ class SettlingOracle(Oracle):
             self._consider(point, self._joint(logits))
             sure = self.hit(logits)
             seen = sure & (best.points == point).flatten(1).all(1)
-            close = self._close(self._joint(logits))
+            close = self._close(self._joint(logits), self.y)
+        elif self._low:  # the copy alone has seen it, and may just have missed
+            close = self._settled(best)
         if self._lazy:
             self._meet_clean(best)
         if self._exact is not None:
@@ -80,11 +82,22 @@ class SettlingOracle(Oracle):
             self.doubtful = ((false & ~sure) | (close & ~best.hits)).nonzero()[:, 0]
         return best.points
 
-    def _close(self, logits: Tensor) -> Tensor:
-        """bool [B]: whether the model's logits [B, K] are so near to a success that rounding may tell."""
+    def _settled(self, best: BestPoints) -> Tensor:
+        """bool [B]: which rows the model, asked about the best points that broke nothing, is `_close` on."""
+        rows, close = (~best.hits).nonzero()[:, 0], torch.zeros_like(best.hits)
+        if self._exact is not None and len(rows):
+            self._check()
+            logits = self.criterion.joint(self._exact(best.points[rows]), rows)
+            hit, loss = self.criterion.hit(logits, rows), self._loss(None, rows)(logits)
+            best.consider(rows, best.points[rows], hit, loss)
+            close[rows] = self._close(logits, self.criterion.y[rows])
+        return close
+
+    def _close(self, logits: Tensor, y: Tensor) -> Tensor:
+        """bool [R]: whether the model's logits [R, K] are so near to a success that rounding may tell."""
         if not self._low:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        return margin(logits, self.y) > -_CLOSE * logits.abs().amax(1)
+        return margin(logits, y) > -_CLOSE * logits.abs().amax(1)
 
     def _meet_clean(self, best: BestPoints) -> None:
         """Meet the clean points of the rows that no point broke."""

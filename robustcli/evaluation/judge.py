@@ -145,12 +145,15 @@ class Judge:
         """bool [R]: whether `_SURE` or more of the draws are successes; with one draw whether it is one."""
         spare = self._draws - math.ceil(_SURE * self._draws)  # how often a point may fail
         failed = torch.zeros_like(rows)
+        broken = torch.zeros_like(rows, dtype=torch.bool)
         for _ in range(self._draws):
             left = (failed <= spare).nonzero()[:, 0]
             if not len(left):
                 break
-            votes = _votes(self._passes(x_adv[left], 1), criterion, rows[left])
-            failed[left] += (~votes[0]).long()
+            logits = self._draw(x_adv[left], 1)
+            broken[left] |= _broken(logits)
+            failed[left] += (~_votes(logits, criterion, rows[left])[0]).long()
+        self.broken_rows += int(broken.sum())
         return failed <= spare
 
     def rule(self, x: Tensor, x_adv: Tensor, criterion: Criterion, rows: Tensor | None = None) -> Ruling:
@@ -176,20 +179,25 @@ class Judge:
         self.refused_rows += int((~inside).sum())
         return inside
 
-    def _passes(self, x: Tensor, draws: int | None = None) -> Tensor:
-        """Logits float32 [D, B, K]: D fresh passes of the original model over x [B, C, H, W].
+    def _passes(self, x: Tensor) -> Tensor:
+        """Logits float32 [D, B, K] of all D draws at x [B, C, H, W]; broken rows are counted."""
+        logits = self._draw(x, self._draws)
+        self.broken_rows += int(_broken(logits).sum())
+        return logits
 
-        draws: D; None means as many as a question takes.
-        """
-        draws = draws or self._draws
+    def _draw(self, x: Tensor, draws: int) -> Tensor:
+        """Logits float32 [draws, B, K]: fresh passes of the original model over x [B, C, H, W]."""
         if not len(x):
             return x.new_zeros(draws, 0, 2)
         self.forward_rows += len(x) * draws
         with torch.no_grad(), exact_fp32():
             point = padded(x)
-            logits = torch.stack([self._model(point)[: len(x)].float() for _ in range(draws)])
-        self.broken_rows += int((~torch.isfinite(logits)).any(2).any(0).sum())
-        return logits
+            return torch.stack([self._model(point)[: len(x)].float() for _ in range(draws)])
+
+
+def _broken(logits: Tensor) -> Tensor:
+    """bool [B]: rows of logits [D, B, K] that are not finite in some draw."""
+    return (~torch.isfinite(logits)).any(2).any(0)
 
 
 def _votes(logits: Tensor, criterion: Criterion, rows: Tensor | None) -> Tensor:

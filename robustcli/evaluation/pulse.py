@@ -124,8 +124,8 @@ class Pulse:
             return
         self._place, self._label, self._oracle = place, label, oracle
         self._standing = int(standing.sum())
-        self._apart = self._standing - oracle.alive
-        self._seen, self._alive, self._depth = self._passed(), oracle.alive, 0.0
+        self._apart = self._standing - oracle.standing
+        self._seen, self._alive, self._depth = self._passed(), oracle.standing, 0.0
 
     def staged(self, standing: Tensor) -> None:
         """The attack is over. standing: bool [B], who stands."""
@@ -147,14 +147,14 @@ class Pulse:
             return
         passed = self._passed()
         self._depth += (passed - self._seen) / max(1, self._alive)
-        self._seen, self._alive = passed, self._oracle.alive
+        self._seen, self._alive = passed, self._oracle.standing
 
     def _beat(self) -> Beat:
         if not self._rows:
             return Beat(self._label)
         standing = self._standing
         if self._oracle is not None:
-            standing = self._apart + self._oracle.alive
+            standing = self._apart + self._oracle.standing
         seconds = time.monotonic() - self._began
         return Beat(self._label, self._step(), self._rows, standing, self._share(standing), seconds)
 

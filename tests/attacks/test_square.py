@@ -536,7 +536,7 @@ def test_k_is_large_where_little_is_kept_and_batches_cost_much_and_small_elsewhe
 
 
 def test_a_batch_without_room_is_made_smaller_and_changes_nothing(monkeypatch):
-    plain, *_ = traced("linf", 0.03, steady=False)
+    plain, _, one, _ = traced("linf", 0.03, steady=False)
     real = Alike.forward
 
     def forward(net, x):
@@ -547,6 +547,7 @@ def test_a_batch_without_room_is_made_smaller_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(Alike, "forward", forward)
     ahead, _, oracle, sizes = traced("linf", 0.03, steady=True)
     assert torch.equal(ahead, plain) and oracle.discarded_rows and max(sizes) <= 24
+    assert oracle.passes == one.passes
 
 
 @pytest.mark.parametrize("bad", [{"queries": 0}, {"restarts": 0}, {"p": 0.0}, {"p": 1.5}])

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from robustcli import registry
-from robustcli.core import pace
+from robustcli.core import places
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
-from robustcli.core.pace import at_once, rows_at_once
+from robustcli.core.oracle import Oracle
+from robustcli.core.places import Places
 from robustcli.core.random import RowRandom
 from robustcli.evaluation.plan import AttackCall
 
@@ -106,14 +107,15 @@ def test_a_row_that_falls_in_one_search_leaves_all():
 def test_how_many_searches_share_a_batch_does_not_depend_on_the_rows():
     """Else the success that a row falls with, and its passes, would depend on who shares its batch."""
 
-    def room(rows, side, left=8, device="cpu"):
+    def room(rows, side, left=8, device="cpu", steady=True):
         x = torch.empty(rows, 3, side, side, device=device)
-        places = at_once(x, left, steady=True)
-        return places, rows_at_once(x, places)
+        y = torch.zeros(rows, dtype=torch.int64, device=device)
+        shared = Places(Oracle(None, x, Criterion(y), rng=RowRandom(0, "start", y), steady=steady), x)
+        return shared.at_once(left), shared.rows(shared.at_once(left))
 
-    assert at_once(torch.empty(1, 3, 8, 8), 8, steady=False) == 1
+    assert room(1, 8, steady=False)[0] == 1
     assert room(1, 32) == room(500, 32) == (8, 16) and room(500, 32, left=3) == (3, 16)
-    assert room(500, 32, device="meta") == (8, 42)  # on a device larger batches are nearly free
+    assert room(50, 32, device="meta") == (8, 42)  # on a device larger batches are nearly free
     assert room(1, 224) == room(9, 224) == (6, 1)  # gradients of large images fill the memory
     assert room(2, 800)[0] == 1
 
@@ -124,9 +126,48 @@ def test_rows_that_wait_change_nothing(monkeypatch, name, norm, params, watched)
     """Groups of one, two and seven rows: points, falls and passes are the same."""
     told = []
     for few in (7, 1, 2):
-        monkeypatch.setitem(pace._FEW, "cpu", few)
+        monkeypatch.setitem(places._FEW, "cpu", few)
         answer, oracle, _ = searched(name, norm, steady=True, watched=watched, **params)
         told.append((answer, oracle._best.fallen, oracle._best.hits, oracle.rng.ids, oracle.passes))
     for other in told[1:]:
         assert all(torch.equal(a, b) for a, b in zip(told[0][:4], other[:4], strict=True))
         assert told[0][4] == other[4]
+
+
+class Small(Alike):
+    """A network that holds no more than `room` rows with a gradient."""
+
+    room = 3
+
+    def forward(self, x):
+        if x.requires_grad and len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("name", "norm", "params"), CASES)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_where_memory_runs_out_fewer_searches_share_a_batch(name, norm, params, rows):
+    """The points are those of a network that holds them all."""
+    told = []
+    for net in (Alike(), Small()):
+        x = 0.2 + 0.6 * torch.rand(rows, 3, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+        call, y = AttackCall.of(registry.attacks.get(name), params), net(x).argmax(1)
+        with frozen(net):
+            rng = RowRandom(0, "start", torch.arange(rows))
+            oracle = call.oracle(net, x, Criterion(y), rng=rng, ball=Ball(norm, RADII[norm]), steady=True)
+            told.append((call.points(oracle, x, Ball(norm, RADII[norm])), oracle._best.hits, oracle.rng.ids))
+    assert all(torch.equal(a, b) for a, b in zip(*told, strict=True))
+
+
+def test_rows_that_wait_stand():
+    """Progress counts them: nine searches of 40 rows, 16 at a time, none of which falls."""
+    x = 0.2 + 0.6 * torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    net, standing = Alike(), set()
+    call = AttackCall.of(registry.attacks.get("apgd"), {"loss": "ce", "steps": 2, "restarts": 10})
+    with frozen(net):
+        rng = RowRandom(0, "start", torch.arange(40))
+        oracle = call.oracle(net, x, Criterion(net(x).argmax(1)), rng=rng, steady=True)
+        oracle._stop = lambda: standing.add(oracle.standing)
+        call.points(oracle, x, Ball("linf", 1e-6))
+    assert standing == {40} and max(net.sizes) == 16 * 9

@@ -145,3 +145,13 @@ def test_without_a_radius_only_the_pixel_box_counts():
 def test_no_draw_is_no_judge():
     with pytest.raises(ValueError, match="draws"):
         Judge(Script(1), BALL, draws=0)
+
+
+def test_a_point_without_a_finite_logit_is_counted_once_however_often_it_is_asked_about():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 3), float("nan"))
+
+    x, judge = torch.rand(2, 1, 4, 4), Judge(Broken(), Ball("linf", 0.1), draws=25)
+    assert not judge.hits(x, x, judge.criterion(torch.zeros(2, dtype=torch.int64))).any()
+    assert judge.broken_rows == 2 and judge.forward_rows == 2 * 3  # the third failure ends it
