@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,11 +25,26 @@ from robustcli.errors import FAILURES, Interrupted, PeerError, RobustCliError, U
 from robustcli.terminal.console import Console
 from robustcli.terminal.streams import DOCUMENT_FILE
 
-COMMAND = (sys.executable, "-m", "robustcli")
+#: Without the directory on sys.path, which is "" there. `-P` does the same, from Python 3.11 on.
+_ELSEWHERE = (
+    "import sys; sys.path[:] = [place for place in sys.path if place]; "
+    "from robustcli.cli.main import main; main()"
+)
 _LOST, _STOPPED = PeerError.exit_code, (130, 143)
 #: Signals that the workers get: SIGINT as itself, all others as SIGTERM.
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 _HOST = "127.0.0.1"
+
+
+def ranks_command() -> tuple[str, ...]:
+    """What starts a rank. It finds modules where this process does; `-m` looks in the directory first."""
+    with suppress(OSError):  # the directory was removed
+        if os.path.realpath(os.curdir) not in map(os.path.realpath, sys.path):
+            return (sys.executable, "-c", _ELSEWHERE)
+    return (sys.executable, "-m", "robustcli")
+
+
+COMMAND = ranks_command()
 
 
 def launch(

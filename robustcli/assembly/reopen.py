@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustcli.runtime.signals import heed
+from robustcli.runtime.team import heed_launcher
 from robustcli.store.atomic import write_atomic
 from robustcli.store.follower import Follower
 
@@ -42,12 +43,16 @@ def opening(out: str | None, resume: bool, overwrite: bool) -> Opening:
 
 
 def following() -> Follower:
-    """The run that rank 0 of this launch opens. Its path is known when that run has begun."""
+    """The run that rank 0 of this launch opens. Its path is known when that run has begun.
+
+    Who asks for the path before waits. Raises Interrupted, or PeerError where the launcher is gone.
+    """
 
     def path() -> Path:
         note = Path(os.environ[RUN_FILE])
         while not note.is_file():
             heed()
+            heed_launcher()
             time.sleep(_POLL)
         return Path(note.read_text("utf-8"))
 

@@ -19,13 +19,16 @@ from robustcli.assembly.ranks import RankProcesses
 from robustcli.assembly.reopen import RUN_FILE
 from robustcli.errors import FAILURES, PeerError, UsageError
 from robustcli.runtime.device import cuda_count, threads_each
-from robustcli.runtime.team import TEAM
+from robustcli.runtime.team import LAUNCHER, TEAM, UNMET
 from robustcli.terminal.console import Console
 from robustcli.terminal.streams import DOCUMENT_FILE
 
 _MOST = 256  # processes
 _AGAIN = 3  # times that rank 0, which writes the run, is started again when it was killed
 _LOOK = 0.05  # seconds between two looks at the processes
+_RESUMED = ("eval", "certify")  # verbs that keep in the run what they measure
+_STAYS = "what is measured stays, --resume goes on"
+_GONE = f"it was started {_AGAIN + 1} times, and the run has no result: start the command again"
 _UNMET = 1  # exit code of rank 0: a gate is not met
 
 
@@ -64,17 +67,19 @@ def measure_together(
     """
     check_processes(nproc, device)
     with tempfile.TemporaryDirectory(prefix="robustcli-") as scratch:
-        return _Together([*command, *argv], nproc, device, console, Path(scratch)).measure()
+        ranks = [*command, *argv]
+        return _Together("".join(argv[:1]), ranks, nproc, device, console, Path(scratch)).measure()
 
 
 class _Together(Launch):
     """One launch of a team."""
 
     def __init__(
-        self, command: Sequence[str], nproc: int, device: str, console: Console, scratch: Path
+        self, verb: str, command: Sequence[str], nproc: int, device: str, console: Console, scratch: Path
     ) -> None:
         super().__init__(command, nproc, console, scratch)
         self._device = device
+        self._left = _STAYS if verb in _RESUMED else _GONE
         self._lost: dict[int, str] = {}  # rank -> how it was lost
         self._again = 0
 
@@ -108,7 +113,7 @@ class _Together(Launch):
         """Wait until rank 0 is done, or all must end."""
         while True:
             ended = {rank: code for rank, code in ranks.ended().items() if rank not in self._lost}
-            if ended.get(0) in (0, _UNMET):
+            if 0 in ended and self._spoke(ended[0]):
                 return Ending(ended[0])
             failed = {rank: code for rank, code in ended.items() if code}
             if failed and self.asked is not None:
@@ -119,6 +124,10 @@ class _Together(Launch):
                 if (final := self._lose(ranks, rank, code)) is not None:
                     return final
             time.sleep(_LOOK)
+
+    def _spoke(self, code: int) -> bool:
+        """Whether rank 0 ended with a result. A Python that cannot start ends with 1, too."""
+        return not code or (code == _UNMET and (self.scratch / f"{UNMET}-0").exists())
 
     def _failure(self, ranks: RankProcesses) -> Ending:
         """The ending once all have ended after the first failure; what rank 0 says of itself was heard."""
@@ -138,7 +147,7 @@ class _Together(Launch):
             self.console.warn(f"rank {rank}: {reason}; the others measure its samples")
             return None
         if self._again == _AGAIN:
-            return Ending(PeerError.exit_code, 0, f"{reason}; what is measured stays, --resume goes on")
+            return Ending(PeerError.exit_code, 0, f"{reason}; {self._left}")
         self._again += 1
         self.console.warn(f"rank 0: {reason}; it is started again, and what is measured stays")
         ranks.start(self._of(0), rank=0)
@@ -148,6 +157,7 @@ class _Together(Launch):
         """The environment of a rank."""
         own = {
             TEAM: f"{rank}/{self.nproc}:{self.scratch}",
+            LAUNCHER: str(os.getpid()),
             RUN_FILE: str(self.scratch / "run"),
             "TORCHELASTIC_RESTART_COUNT": str(0 if rank else self._again),
             "OMP_NUM_THREADS": str(threads_each(self.nproc)),

@@ -16,6 +16,7 @@ from robustcli.cli.limits import check_address_space
 from robustcli.cli.options import WORDS, WORDS_METAVAR, Command, examples
 from robustcli.errors import Interrupted, ResourceError
 from robustcli.foreign import foreign_fault
+from robustcli.runtime.team import Team
 from robustcli.terminal.console import Console
 
 Document = dict[str, Any]
@@ -96,6 +97,7 @@ def conclude(name: str, console: Console, work: Callable[[], Document | None]) -
     if document.get("run"):
         console.result(str(document["run"]))
     if failed:
+        Team.here().unmet()
         raise typer.Exit(1)
 
 

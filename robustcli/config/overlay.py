@@ -20,7 +20,7 @@ PREFIX = "ROBUSTCLI_"
 RESERVED_ENVIRONMENT = frozenset(
     {
         *("DEBUG", "DOCUMENT_FILE", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT"),
-        *("REFERENCE", "RUN_FILE", "TEAM"),
+        *("LAUNCHER", "REFERENCE", "RUN_FILE", "TEAM"),
     }
 )
 

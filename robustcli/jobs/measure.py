@@ -193,7 +193,8 @@ def _opener(
 
     def open_store(plan: EvalPlan, alarms: list[Alarm], ids: Tensor, name: str) -> ShardStore:
         header = header_of(setting, model, plan, ids, alarms)
-        shared = not team.main or team.again
+        # Only the first store waits for rank 0: another rank may be writing in a named one already.
+        shared = not team.main or team.again or (team.many and bool(name))
         store = ShardStore(shards.folder() / name, header, console.warn, shared=shared)
         shards.accepted()
         return store

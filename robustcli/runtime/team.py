@@ -17,16 +17,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from robustcli.errors import ResourceError, UsageError
+from robustcli.errors import PeerError, ResourceError, UsageError
 
 if sys.platform != "win32":
     import fcntl
 
 #: RANK/WORLD:FOLDER, set by our launcher for each of its processes. They leave files for each other there.
 TEAM = "ROBUSTCLI_TEAM"
+#: Process id of that launcher, which is the parent of each of them.
+LAUNCHER = "ROBUSTCLI_LAUNCHER"
 _TEAM = re.compile(r"(\d{1,4})/(\d{1,4}):(/.+)", re.ASCII | re.DOTALL)
+#: A file UNMET-RANK in that folder: this rank has found a gate that is not met.
+UNMET = "unmet"
 _POLL = 0.05  # seconds between two looks at what the others have done
 _BUSY = {errno.EAGAIN, errno.EACCES}
+
+
+def heed_launcher() -> None:
+    """Raises PeerError where the launcher of this process is gone.
+
+    Whoever waits for another rank calls it: without a launcher nobody starts a lost one again.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher and launcher != str(os.getppid()):
+        raise PeerError("the process that started this one is gone", hint="start the command again")
 
 
 class Team:
@@ -87,9 +101,18 @@ class Team:
             (self.folder / f"loaded-{self.rank}").touch()
 
     def await_first(self) -> None:
-        """Wait until rank 0 has data and model: what it downloads, the others find."""
+        """Wait until rank 0 has data and model: what it downloads, the others find. Raises PeerError."""
         while not self.main and not (self.folder / "loaded-0").exists():
+            heed_launcher()
             time.sleep(_POLL)
+
+    # ---- the end -------------------------------------------------------------------------------------------
+
+    def unmet(self) -> None:
+        """Tell that this rank ends with exit code 1 for a gate: a Python that cannot start has the same."""
+        if self.many:
+            with suppress(OSError):
+                (self.folder / f"{UNMET}-{self.rank}").touch()
 
     # ---- how far they are ----------------------------------------------------------------------------------
 
@@ -128,6 +151,8 @@ class Team:
             numbers: of all shards that are wanted and not there yet.
             arrived: whether the shard is there, whoever has measured it.
             idle: called now and then while other ranks measure the last shards; may raise to interrupt.
+
+        Raises PeerError where it would wait and the launcher is gone.
         """
         if not self.many:
             if numbers:
@@ -141,6 +166,7 @@ class Team:
                     yield mine
                     claims.release(mine)
                 else:
+                    heed_launcher()
                     idle()
                     time.sleep(_POLL)
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from robustcli.assembly.launch import ending_of, launch
+from robustcli.assembly.launch import ending_of, launch, ranks_command
 from robustcli.assembly.reopen import RUN_FILE, note_run, opening
 from robustcli.cli.flags import FLAGS
 from robustcli.cli.main import run
@@ -74,6 +74,27 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
     yield start
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_rank_finds_modules_where_its_launcher_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A console script does not look in the directory; `python -m robustcli` does."""
+    (tmp_path / "robustcli").mkdir()
+    (tmp_path / "robustcli" / "__init__.py").write_text("raise SystemExit('of the directory')")
+    monkeypatch.chdir(tmp_path)
+
+    def said() -> str:
+        words = [*ranks_command(), "--version"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False).stderr
+
+    assert "of the directory" not in said()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "of the directory" in said()
+    monkeypatch.chdir(tmp_path / "robustcli")
+    (tmp_path / "robustcli" / "__init__.py").unlink()
+    (tmp_path / "robustcli").rmdir()
+    assert ranks_command()[1:] == ("-m", "robustcli"), "a directory that was removed is asked for nothing"
 
 
 # ---- exit codes --------------------------------------------------------------------------------------------

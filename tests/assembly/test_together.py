@@ -8,15 +8,18 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from robustcli.assembly import together
 from robustcli.assembly.together import check_processes, measure_together
+from robustcli.cli.verb import conclude
 from robustcli.errors import UsageError
-from robustcli.runtime.team import TEAM, Team
+from robustcli.runtime.team import TEAM, UNMET, Team
 from robustcli.terminal.console import Console
 
 HEAD = """
@@ -33,6 +36,9 @@ def fail(code, text=""):
 def await_(name):
     while not Path(name).exists():
         time.sleep(0.005)
+def unmet():
+    Path(scratch, "unmet-0").touch()
+    sys.exit(1)
 def answer(**document):
     Path(os.environ["ROBUSTCLI_DOCUMENT_FILE"]).write_text(json.dumps(document))
 """
@@ -50,11 +56,11 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
     monkeypatch.setattr("robustcli.assembly.ranks.GRACE", 0.05)
     before = {number: signal.signal(number, signal.default_int_handler) for number in STOPS}
 
-    def start(body: str, *, nproc: int = 2, console: Console | None = None) -> int:
+    def start(body: str, *, verb: str = "eval", nproc: int = 2, console: Console | None = None) -> int:
         script = tmp_path / "worker.py"
         script.write_text(HEAD + textwrap.dedent(body))
         command = (sys.executable, "-I", "-S", str(script))
-        return measure_together([], nproc, "cpu", console or Console(), command=command)
+        return measure_together([verb], nproc, "cpu", console or Console(), command=command)
 
     yield start
     for number, handler in before.items():
@@ -106,10 +112,14 @@ def test_rank_0_is_started_again_and_the_others_go_on(go: Callable[..., int], ca
     assert capfd.readouterr().err == told
 
 
-def test_rank_0_is_not_started_for_ever(go: Callable[..., int], capfd: Any) -> None:
-    assert go("die() if rank == 0 else time.sleep(100)") == 8
+@pytest.mark.parametrize(
+    ("verb", "resumed"), [("eval", True), ("certify", True), ("attack", False), ("transfer", False)]
+)
+def test_rank_0_is_not_started_for_ever(go: Callable[..., int], capfd: Any, verb: str, resumed: bool) -> None:
+    assert go("die() if rank == 0 else time.sleep(100)", verb=verb) == 8
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 4 and lines[-1].startswith("rank 0: killed by SIGKILL") and "--resume" in lines[-1]
+    assert len(lines) == 4 and lines[-1].startswith("rank 0: killed by SIGKILL")
+    assert ("--resume" in lines[-1]) is resumed, "only where a user can give it"
 
 
 @pytest.mark.parametrize("code", [2, 3, 6, 7, 70])
@@ -121,10 +131,35 @@ def test_an_explained_failure_ends_all_and_names_its_rank(
     assert capfd.readouterr().err == "rank 1: error[E-X]: it broke; here\n"
 
 
+def test_a_rank_0_that_does_not_start_has_met_no_gate(go: Callable[..., int], capfd: Any) -> None:
+    """Python ends with 1, too, where it finds no modules or a library cannot be loaded."""
+    assert go("raise ImportError('libz.so') if rank == 0 else time.sleep(100)") == 8
+    assert capfd.readouterr().err.splitlines()[-1].startswith("rank 0: exit 1; ")
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_gate_that_is_not_met_is_told_to_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool
+) -> None:
+    monkeypatch.setenv(TEAM, f"0/2:{tmp_path}")
+    ending = nullcontext()
+    if not passed:
+        ending = pytest.raises(typer.Exit)
+    gate = {"metric": "robust_acc", "value": 0.1, "min": 0.2, "passed": passed}
+    with ending:
+        conclude("eval", Console(quiet=True), lambda: {"gate": [gate]})
+    assert (tmp_path / f"{UNMET}-0").exists() is not passed
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 10])
 def test_rank_0_speaks_for_itself(go: Callable[..., int], capfd: Any, code: int) -> None:
     """1: a gate is not met. 10: --strict."""
-    assert go(f"fail({code}, 'said once') if rank == 0 else None") == code
+    body = f"""
+    if rank == 0:
+        print("said once", file=sys.stderr)
+        unmet() if {code} == 1 else sys.exit({code})
+    """
+    assert go(body) == code
     assert capfd.readouterr().err == "said once\n"
 
 
@@ -134,7 +169,7 @@ def test_one_document(go: Callable[..., int], capfd: Any, code: int) -> None:
     print("noise")
     if rank == 0:
         answer(ok=True, gate=[])
-        sys.exit({code})
+        unmet() if {code} else sys.exit(0)
     """
     assert go(body, console=Console(json=True)) == code
     assert json.loads(capfd.readouterr().out)["ok"] is True
@@ -168,14 +203,15 @@ def test_what_a_rank_is_told(go: Callable[..., int], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("robustcli.runtime.device.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     body = """
-    names = ("ROBUSTCLI_TEAM", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    names = ("ROBUSTCLI_TEAM", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "ROBUSTCLI_LAUNCHER")
     Path(f"told-{rank}").write_text(json.dumps([os.environ.get(name) for name in names]))
     """
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert go(body, nproc=3) == 0
     told = [json.loads(Path(f"told-{rank}").read_text()) for rank in range(3)]
-    assert [text.partition(":")[0] for text, _, _ in told] == ["0/3", "1/3", "2/3"]
-    assert {threads for _, threads, _ in told} == {"2"} and {gpu for *_, gpu in told} == {None}
+    assert [text.partition(":")[0] for text, *_ in told] == ["0/3", "1/3", "2/3"]
+    assert {threads for _, threads, *_ in told} == {"2"} and {gpu for *_, gpu, _ in told} == {None}
+    assert {launcher for *_, launcher in told} == {str(os.getpid())}
     monkeypatch.setenv(TEAM, told[2][0])
     assert (Team.here().rank, Team.here().world, Team.here().main) == (2, 3, False)
 

@@ -17,14 +17,21 @@ from PIL import Image
 import robustcli.jobs.attack
 import robustcli.jobs.certify.run
 import robustcli.jobs.evaluate
+import robustcli.jobs.measure
 import robustcli.jobs.train
 import robustcli.jobs.transfer  # noqa: F401
-from robustcli.assembly.reopen import RUN_FILE
+from robustcli.assembly.reopen import RUN_FILE, following
 from robustcli.cli.main import run
 from robustcli.config.bind import Registries
+from robustcli.core.geometry import Ball
+from robustcli.errors import PeerError
+from robustcli.evaluation.header import Header
+from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.shards import ShardFolder
+from robustcli.jobs.measure import Shards
 from robustcli.proportions import clopper_pearson
-from robustcli.runtime.team import TEAM, Claims, Team
+from robustcli.runtime.team import LAUNCHER, TEAM, Claims, Team
+from robustcli.terminal.console import Console
 
 LEARNED = (
     *("objective=natural", "train.steps=150", "train.save_every=150", "train.validate_every=1"),
@@ -360,6 +367,23 @@ def test_what_does_not_go(cli, model, words, told):
     assert answer.code == 2 and told in answer.err and len(answer.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("name", "stays"), [("", False), ("escalated", True)])
+def test_rank_0_leaves_what_another_rank_is_writing(tmp_path, monkeypatch, name, stays):
+    """It is the first in the main store only: the others wait for its run, and not in front of the audit."""
+
+    def header(setting, model, plan, ids, alarms):
+        return Header.of(plan, ids, model="", data="", code="", size=4)
+
+    monkeypatch.setattr(robustcli.jobs.measure, "header_of", header)
+    shards = Shards(lambda: tmp_path, None, lambda: None)
+    opened = robustcli.jobs.measure._opener(None, None, shards, Console(quiet=True), Team(0, 2, tmp_path))
+    half = tmp_path / name / ".tmp-12-0123abcd"
+    half.parent.mkdir(exist_ok=True)
+    half.touch()
+    opened(EvalPlan(Ball("linf", 0.1), ()), [], torch.arange(8), name)
+    assert half.exists() is stays
+
+
 def test_merge_and_check_do_not_go_with_it(cli):
     assert "--merge does not go with --nproc" in cli("eval", "--merge", "a,b", "--nproc", "2").err
     assert "--check does not go with --nproc" in cli("certify", "--check", "a", "--nproc", "2").err
@@ -382,6 +406,48 @@ def test_turns_begin_long_and_end_short(tmp_path):
         turns.append(len(turn))
         there.update(turn)
     assert turns[:3] == [8, 6, 5] and turns[-1] == 1 and len(there) == 32
+
+
+def its_run(team):
+    return following().path
+
+
+def its_data(team):
+    team.await_first()
+
+
+def its_shard(team):
+    return list(team.shares([0], lambda number: False))
+
+
+@pytest.mark.parametrize("wait", [its_run, its_data, its_shard])
+def test_a_rank_waits_for_nobody_once_its_launcher_is_gone(tmp_path, wait):
+    """Rank 0 was lost with it, or before it told anything; another process has the shard."""
+    team = Team(1, 2, tmp_path)
+    claims = Claims(Team(0, 2, tmp_path).round() / "claims")
+    assert claims.take(0)
+    read, write = os.pipe()
+    launcher = os.fork()
+    if launcher == 0:
+        os.environ |= {LAUNCHER: str(os.getpid()), RUN_FILE: str(tmp_path / "note")}
+        if os.fork() == 0:
+            signal.alarm(5)
+            try:
+                wait(team)
+            except PeerError as error:
+                os.write(write, error.what.encode())
+            finally:
+                os._exit(0)
+        os.write(write, b"waits; ")
+        time.sleep(100)
+    os.close(write)
+    assert os.read(read, 7) == b"waits; "
+    time.sleep(0.1)
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    assert os.read(read, 100) == b"the process that started this one is gone"
+    os.close(read)
+    claims.close()
 
 
 def test_a_claim_dies_with_its_holder(tmp_path):
