@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +110,10 @@ class Guards:
             alarms.append(self._collapse.text)
         stop = self._reason_to_stop(action, validated=bool(row.get("n")), improved=improved)
         return Verdict(tuple(text for text in alarms if text), stop, action == "rollback", forget)
+
+    def ends(self, row: Mapping[str, Any], improved: bool, t: float, *, whole: bool = True) -> bool:
+        """Whether this record would end the run; nothing of it is remembered. See `judge`."""
+        return bool(copy.deepcopy(self).judge(row, improved, t, whole=whole).stop)
 
     def may_be_best(self, row: Mapping[str, Any]) -> bool:
         """Whether this record may name the best model.

@@ -279,10 +279,7 @@ class Trainer:
         progress = self.progress
         row = self._position() | self._mean_losses()
         self._published.refresh()
-        measured: dict[str, Any] = {}
-        if self.validation is not None:
-            deeper = {"deeper": True} if self.plan.looks(progress.step, finished) else {}
-            measured = self.validation(self.published, **deeper)
+        measured = self._measured(row, finished)
         row |= measured
         row |= {"images_per_second": self._meter.rate, "waiting_share": self._meter.waiting_share}
         row["peak_memory"] = max(self.ranks.gather(peak_memory(self.device)))
@@ -294,12 +291,31 @@ class Trainer:
         if self.plan.verified:
             progress.last["verified_acc"] = row.get("verified_acc")
         self._meter.clear()
-        improved = bool(measured) and self._is_best(progress.last) and self.guards.may_be_best(row)
+        improved = bool(measured) and self._is_best(row)
         if improved:
             progress.best = dict(progress.last)
         self._guard(row, improved)
         self.ranks.barrier()  # rank 0 may have written for long
         return improved
+
+    def _measured(self, row: dict[str, Any], finished: bool) -> dict[str, Any]:
+        """What the validation finds. It looks deeper where that is due and where the run ends.
+
+        row: the rest of the record.
+        """
+        if self.validation is None:
+            return {}
+        measured, plan = self.validation(self.published), self.plan
+        if plan.look and (plan.looks(self.progress.step, finished) or self._ends(row | measured)):
+            measured |= self.validation.look_deeper(self.published)
+        return measured
+
+    def _ends(self, row: dict[str, Any]) -> bool:
+        """Whether the run ends with this record: by a guard, or because its minutes are used up."""
+        t, whole = self._moment()
+        if self.guards.ends(row, self._is_best(row), t, whole=whole):
+            return True
+        return self._spender.used_up(self.progress)
 
     def _position(self) -> dict[str, Any]:
         """Step, epoch, and the learning rate of the last step."""
@@ -314,9 +330,16 @@ class Trainer:
         parts = self.ranks.gather(means)
         return {name: sum(part[name] for part in parts) / len(parts) for name in means}
 
-    def _is_best(self, accuracies: dict[str, Any]) -> bool:
+    def _is_best(self, row: dict[str, Any]) -> bool:
         best = self.progress.best
-        return not best or self.plan.score(accuracies) > self.plan.score(best)
+        better = not best or self.plan.score(row) > self.plan.score(best)
+        return better and self.guards.may_be_best(row)
+
+    def _moment(self) -> tuple[float, bool]:
+        """(share of the run that is done, whether the attack has its whole radius)."""
+        t = self.progress.done
+        _, ball = self.step.settings.threat(t)
+        return t, ball.eps == self.step.settings.ball.eps
 
     def _guard(self, row: dict[str, Any], improved: bool) -> None:
         """Act on the verdict of the guards.
@@ -324,9 +347,8 @@ class Trainer:
         A roll-back loads the best checkpoint, and the run goes on from the same step number.
         """
         progress = self.progress
-        t = progress.done
-        _, ball = self.step.settings.threat(t)
-        verdict = self.guards.judge(row, improved, t, whole=ball.eps == self.step.settings.ball.eps)
+        t, whole = self._moment()
+        verdict = self.guards.judge(row, improved, t, whole=whole)
         for text in verdict.alarms:
             self._say(text)
             progress.alarms.append(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -180,6 +180,15 @@ class Spender:
         if validated:
             pace.validation = max(0.0, pace.spent - self._stepped)
         self._plan(progress, pace)
+
+    def used_up(self, progress: Progress) -> bool:
+        """Whether the validation that was just made leaves no room for one more step."""
+        self.charge(progress)
+        pace = progress.pace
+        if pace is None:
+            return False
+        now = replace(pace, validation=max(0.0, pace.spent - self._stepped))
+        return not self.ranks.broadcast(now.left(progress.step, self.every, due=False))
 
     def _plan(self, progress: Progress, pace: Pace) -> None:
         due = progress.step % self.every == 0 and progress.step not in (0, progress.validated)

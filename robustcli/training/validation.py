@@ -13,7 +13,6 @@ from robustcli.core.bounds import margins
 from robustcli.core.modes import frozen
 from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
-from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.objectives.walked import program_of
 from robustcli.runtime.distributed import Ranks
@@ -60,24 +59,16 @@ class Validation:
         self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
         self.verified, self.chance = verified, chance_of(split, positions)
         self.look = look
+        self._standing: Tensor | None = None  # what of the own share stood in the last validation
         self._stop, self._say = stop, each_once(say)  # each validation would say it again
 
-    def __call__(self, model: nn.Module, *, deeper: bool = False) -> dict[str, Any]:
+    def __call__(self, model: nn.Module) -> dict[str, Any]:
         """{clean_acc, robust_acc, n, chance, fgsm_acc, verified_acc}, the same on every rank; in [0, 1].
 
         robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage, and
-        verified_acc where nothing is proven. deeper: {look: {n, standing, left}}, too: images looked at, how
-        many of them stand under the validation's attacks, and how many still under those of the look.
+        verified_acc where nothing is proven.
         """
-        own = self.positions[self.ranks.rank :: self.ranks.world]
-        counts: dict[str, int] = {}
-        with caught() as block:
-            counts = self._count(model, own, self.look if deeper else None)
-        self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
-        raise_everywhere(self.ranks, block.fault)
-        total: Counter[str] = Counter()
-        for part in self.ranks.gather(counts):
-            total.update(part)
+        total = self._shared(lambda: self._count(model, self._own))
         n = total["n"]
         row: dict[str, Any] = {"clean_acc": total["clean"] / n, "robust_acc": None, "n": n}
         row["chance"] = self.chance
@@ -87,33 +78,60 @@ class Validation:
             row["fgsm_acc"] = total[FGSM] / n
         if self.verified:
             row["verified_acc"] = total["verified"] / n
-        if deeper and self.look is not None:
-            row["look"] = {name: total[f"look {name}"] for name in ("n", "standing", "left")}
         return row
 
-    def _count(self, model: nn.Module, positions: Tensor, look: Look | None) -> dict[str, int]:
+    def look_deeper(self, model: nn.Module) -> dict[str, Any]:
+        """{look: {n, standing, left}} of the model that was validated last, the same on every rank.
+
+        n: images looked at. standing: how many of them stand under the validation's attacks. left: how many
+        still under those of the look. Empty where nothing says how to look.
+        """
+        look = self.look
+        if look is None:
+            return {}
+        total = self._shared(lambda: self._count_deeper(model, look))
+        return {"look": {name: total[f"look {name}"] for name in ("n", "standing", "left")}}
+
+    @property
+    def _own(self) -> Tensor:
+        """Positions of the images that this rank measures."""
+        return self.positions[self.ranks.rank :: self.ranks.world]
+
+    def _shared(self, count: Callable[[], dict[str, int]]) -> Counter[str]:
+        """The sums of what all ranks count. A fault of one is raised on all."""
+        counts: dict[str, int] = {}
+        with caught() as block:
+            counts = count()
+        self.ranks.barrier()  # shares differ in length, and a rank that was stopped comes early
+        raise_everywhere(self.ranks, block.fault)
+        total: Counter[str] = Counter()
+        for part in self.ranks.gather(counts):
+            total.update(part)
+        return total
+
+    def _count(self, model: nn.Module, positions: Tensor) -> dict[str, int]:
         """Number of images, and how many are right: clean, under all attacks, under FGSM if planned."""
         if not len(positions):
             return {"n": 0, "clean": 0, "robust": 0}
         evaluation = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say)
         result = evaluation.run(self.split, positions, self.device)
+        self._standing = result.survivors
         counts = {"n": result.n, "clean": int(result.correct.sum()), "robust": int(result.survivors.sum())}
         if FGSM in result.stages:
             counts[FGSM] = int(result.stages[FGSM].sum())
         if self.verified:
             counts["verified"] = self._count_verified(model, positions)
-        if look is not None:
-            counts |= self._count_deeper(model, positions, result, look)
         return counts
 
-    def _count_deeper(
-        self, model: nn.Module, positions: Tensor, result: Evaluation, look: Look
-    ) -> dict[str, int]:
+    def _count_deeper(self, model: nn.Module, look: Look) -> dict[str, int]:
         """Of some images, evenly spread: their number, and how many stand under both lists of attacks."""
+        positions, survivors = self._own, self._standing
+        if survivors is None:  # no image is this rank's
+            return {}
         ordered = positions[self.split.ids[positions].argsort()]  # as those of the result
         most = max(1, look.images // self.ranks.world)
         places = torch.linspace(0, len(ordered) - 1, min(most, len(ordered))).long()
-        standing = ordered[places][result.survivors[places]]
+        standing = ordered[places][survivors[places]]
         counts = {"look n": len(places), "look standing": len(standing), "look left": 0}
         if len(standing):
             deep = RobustEvaluation(model, look.plan, stop=self._stop, say=self._say)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -60,7 +61,7 @@ DEEPER = EvalPlan(
 )  # fmt: skip
 
 
-def trainer(*, regularizer=None, mode="warn", look=True, **plan):
+def trainer(*, regularizer=None, mode="warn", look=True, patience=None, clock=time.perf_counter, **plan):
     """One-step training of a small network on the digits, validated by FGSM and PGD-10."""
     torch.manual_seed(0)
     net = nn.Sequential(Staircase(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10))
@@ -86,7 +87,8 @@ def trainer(*, regularizer=None, mode="warn", look=True, **plan):
         part(slice(1200, 1400)),
         made,
         torch.device("cpu"),
-        guards=Guards(160, 10, None, mode),
+        guards=Guards(160, 10, patience, mode),
+        clock=clock,
         say=said.append,
         log=rows.append,
         save=lambda *saved: saves.append(copy.deepcopy(saved)),
@@ -147,6 +149,39 @@ def test_a_resumed_run_judges_as_the_whole_one(masked):
     assert again.progress.alarms == masked.progress.alarms and again.progress.best == masked.progress.best
     assert again.guards.state() == masked.guards.state() and again.guards.masking
     assert measured(again) == measured(masked)[1:]
+
+
+def rare(**more):
+    """A run whose validations would not look before the tenth, and whose looks find masked gradients."""
+    t = trainer(look=False, validate_every=20, save_every=10**6, **{"budget": ("steps", 100), **more})
+    t.plan = replace(t.plan, look=Look(DEEPER, 64, 10))
+    t.validation.look = t.plan.look
+    t.validation._count_deeper = lambda *_: {"look n": 64, "look standing": 30, "look left": 1}
+    return t
+
+
+def test_a_run_that_ends_early_looks_before_it_ends():
+    """Its patience ends at the second validation: the best one was never looked at."""
+    t = rare(patience=1, factor=lambda t: 1e-9)
+    progress = t.run()
+    assert progress.step == 40 and progress.ended == "no better model in 1 validations"
+    assert ["look" in row for row in t.rows] == [False, True]
+    assert not progress.best and "gradients are masked" in progress.alarms[-1]
+
+
+def test_a_run_whose_last_validation_uses_up_the_minutes_looks_too():
+    now = [0.0]
+    t = rare(budget=("minutes", 0.1), clock=lambda: now[0])
+    count = t.validation._count
+
+    def dear(*args):
+        now[0] += 4
+        return count(*args)
+
+    t.validation._count = dear
+    progress = t.run()
+    assert [row["step"] for row in t.rows] == [20] and progress.max_steps == progress.step == 20
+    assert t.rows[0]["look"] and not progress.best
 
 
 LOST, WELL = {"n": 64, "standing": 30, "left": 2}, {"n": 64, "standing": 30, "left": 28}
