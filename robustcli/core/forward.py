@@ -57,7 +57,12 @@ def _forms(twin: SearchTwin, x: Tensor) -> list[Classifier]:
     """What is faster than the twin, from the fastest on: packed with tiles, packed."""
     if x.dim() != 4 or x.device.type != "cpu" or not isinstance(twin.copied, fx.GraphModule):
         return []
-    return [_channels_last(form) for form in lighter(twin.copied, x)]
+    try:
+        return [_channels_last(form) for form in lighter(twin.copied, x)]
+    except Exception as failure:  # what the twin can do, need not go here
+        if out_of_memory(failure):
+            raise
+        return []
 
 
 def _channels_last(network: nn.Module) -> Classifier:

@@ -44,7 +44,7 @@ def sloped(network: fx.GraphModule, x: Tensor) -> fx.GraphModule | None:
     for old, new in zip(nodes, list(graph.nodes), strict=True):
         if old.op != "call_module" or len(old.args) != 1 or old.kwargs:
             continue
-        layer, shape = modules[str(old.target)], shapes.seen.get(old.args[0], ())
+        layer, shape = modules[str(old.target)], shapes.of(old.args[0])
         if isinstance(layer, nn.Conv2d) and worth_slopes(layer, shape):
             found += 1
             form.add_submodule(f"sloped_{found}", TiledSlope(layer, shape))
@@ -73,7 +73,7 @@ def tile(network: fx.GraphModule, x: Tensor) -> fx.GraphModule:
     for node in network.graph.nodes:
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
             continue
-        layer, shape = modules[str(node.target)], shapes.seen.get(node.args[0], ())
+        layer, shape = modules[str(node.target)], shapes.of(node.args[0])
         if isinstance(layer, nn.Conv2d) and worth_tiles(layer, shape):
             _replace(tiled, places[node], layer, shape, modules)
     graph.lint()
@@ -86,7 +86,7 @@ class _Shapes(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
-        self.seen: dict[object, tuple[int, ...]] = {}
+        self.seen: dict[fx.Node, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """As of fx.Interpreter."""
@@ -94,6 +94,10 @@ class _Shapes(fx.Interpreter):
         if isinstance(value, Tensor):
             self.seen[n] = tuple(value.shape)
         return value
+
+    def of(self, argument: object) -> tuple[int, ...]:
+        """The shape of an argument of a node; () of what is no tensor, as a list of them."""
+        return self.seen.get(argument, ()) if isinstance(argument, fx.Node) else ()
 
 
 def _replace(

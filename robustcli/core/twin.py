@@ -32,7 +32,10 @@ from robustcli.errors import out_of_memory
 _OFF = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 _DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _BENT = 0.01  # the most by which gradients by tiles may differ from those of the twin: ReLUs near 0 switch
-_ALIKE = 0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more
+_ALIKE = (
+    0.5  # cosine between the gradients of twin and model; rounding to bf16 leaves 0.9 and more of a batch
+)
+_ASIDE = 0.01  # share of the way to noise at which a row is looked at once more
 _SHOWN = 16  # images kept to compare the forward-only form on
 _FEW = 8  # of them, to compare gradients on
 _LOW = (nn.Conv2d, nn.Linear)  # the modules whose weights autocast would cast at every call
@@ -103,7 +106,7 @@ class SearchTwin:
     def refresh(self) -> None:
         """Copy weights and buffers of the original into the twin, folded; for use after training steps."""
         self._forward_only = self._sloped = None
-        twins = dict(self.copied.named_parameters()) | dict(self.copied.named_buffers())
+        twins = dict(_named(self.copied))
         fused: set[str] = set()
         for conv_name, bn_name in self.folded:
             conv: Any = self._model.get_submodule(conv_name)
@@ -114,7 +117,7 @@ class SearchTwin:
             _copy(weight, twins[f"{conv_name}.weight"])
             twins[f"{conv_name}.bias"].copy_(bias)
             fused |= {f"{conv_name}.weight", f"{conv_name}.bias"}
-        for name, tensor in [*self._model.named_parameters(), *self._model.named_buffers()]:
+        for name, tensor in _named(self._model):
             if name in twins and name not in fused:
                 _copy(tensor, twins[name])
 
@@ -227,16 +230,30 @@ class SearchTwin:
         """Whether the gradients of twin and model point the same way on pixels x [B, C, H, W].
 
         A trace keeps what a torch.autograd.Function answers and loses its backward pass: the gradient of a
-        rounding with a surrogate, say, would be 0.
+        rounding with a surrogate, say, would be 0. A row that differs is looked at once more beside x, since
+        ReLU and max pooling have no one gradient at a tie, and in fp32, since rounding turns small gradients.
         """
+        wanted, got = self._wanted(x), _lean(self, x)
+        if wanted is None:
+            return True
+        if got is None or float(_cosines(got[None], wanted[None])) <= _ALIKE:
+            return False
+        off = (_cosines(got, wanted) <= _ALIKE).nonzero()[:, 0]
+        if not len(off):
+            return True
+        if self.low:
+            plain = SearchTwin(self._model, channels_last=self._format is torch.channels_last)
+            return plain._same_slope(x[off])
+        noise = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device)
+        near = x[off] + _ASIDE * (noise - x[off])
+        wanted, got = self._wanted(near), _lean(self, near)
+        return wanted is None or (got is not None and not (_cosines(got, wanted) <= _ALIKE).any())
+
+    def _wanted(self, x: Tensor) -> Tensor | None:
+        """The gradient of the model, [B, C, H, W]; None where it has none."""
         with frozen(self._model):
             wanted = _lean(self._model, x)
-        if wanted is None or not wanted.isfinite().all() or not wanted.any():
-            return True
-        got = _lean(self, x)
-        if got is None:
-            return False
-        return float(torch.cosine_similarity(got.flatten(), wanted.flatten(), 0)) > _ALIKE
+        return None if wanted is None or not wanted.any() else wanted
 
     @torch.no_grad()
     def parity(self, x: Tensor) -> str:
@@ -286,17 +303,35 @@ class SearchTwin:
 
 
 def _lean(call: Classifier, x: Tensor) -> Tensor | None:
-    """The gradient [B, C, H, W] of a fixed sum of the logits; None where the model has none to give."""
+    """The gradient [B, C, H, W] of a fixed sum of the logits; None where the model has none to give.
+
+    What is not finite becomes 0, as in `core.oracle`.
+    """
     point = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         logits = call(point)
         weights = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype).cos()
         try:
-            return slope((logits * weights).sum(1), point, whole=True)
+            return slope((logits * weights).sum(1), point, whole=True).nan_to_num(0, 0, 0)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
             return None
+
+
+def _cosines(got: Tensor, wanted: Tensor) -> Tensor:
+    """[B]: the cosine between the rows of two gradients; 1 where the wanted one is 0."""
+    rows = [grad.flatten(1).double() for grad in (got, wanted)]
+    units = [row / row.abs().amax(1, keepdim=True).clamp(min=1e-300) for row in rows]  # no square underflows
+    return torch.cosine_similarity(units[0], units[1]).where(rows[1].any(1), 1.0)
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers under all of their names: a trace may meet tied weights in another order."""
+    return [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
@@ -348,6 +383,7 @@ def _fold(model: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
             continue
         if bn.running_mean is None or not bn.affine:
             continue
+        conv.weight = nn.Parameter(conv.weight.detach().clone())  # another layer may be tied to the old one
         conv.bias = nn.Parameter(torch.zeros_like(bn.running_mean))
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)

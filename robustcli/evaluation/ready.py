@@ -52,7 +52,8 @@ class Ready:
         change = self._likeness.change(model)
         if change == "numbers":
             self._over |= self.users > 0
-            self._stale = {*self._twins}
+            if not self._over:  # else somebody may search on a twin, and it stays as it is
+                self._stale = {*self._twins}
         self._over |= change == "build"
         return not self._over
 
@@ -79,13 +80,20 @@ class Ready:
             return model
         key = (_place(x), search)
         with self.lock:
-            if not self._usable(key, model, x[:_GLANCE]):
-                self._twins[key] = search.faithful(model, x[:_SHOWN])[0]
+            try:
+                if not self._usable(key, model, x[:_GLANCE]):
+                    self._twins[key] = search.faithful(model, x[:_SHOWN])[0]
+            finally:
+                self._let_go()
             self._stale.discard(key)
             twin = self._twins[key]
+        return model if twin is None else twin
+
+    def _let_go(self) -> None:
+        """No twin keeps the model alive."""
+        for twin in self._twins.values():
             if twin is not None:
                 twin.follow(None)
-        return model if twin is None else twin
 
     def _usable(self, key: tuple[_Place, Search], model: nn.Module, x: Tensor) -> bool:
         """Whether the kept twin, brought up to date, agrees with the model on x; or none may be used."""

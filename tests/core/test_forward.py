@@ -10,7 +10,7 @@ from robustcli.core.forward import forward_only
 from robustcli.core.packed import PackedConv
 from robustcli.core.tiled import TiledConv
 from robustcli.core.tiled_slope import TiledSlope
-from robustcli.core.tiling import tile
+from robustcli.core.tiling import sloped, tile
 from robustcli.core.twin import SearchTwin
 
 needs_operators = pytest.mark.skipif(
@@ -150,3 +150,41 @@ def test_a_form_that_is_wrong_or_fails_gives_way(monkeypatch):
     assert isinstance(forward_only(net, x), SearchTwin)
     monkeypatch.setattr(forward, "_forms", lambda twin, x: [lambda x: wanted * 1.01, shifted])
     assert forward_only(net, x) is shifted
+
+
+class Joined(nn.Module):
+    """A module whose only argument is a list."""
+
+    class Sum(nn.Module):
+        def forward(self, parts):
+            return parts[0] + parts[1]
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.sum, self.head = nn.Conv2d(3, 64, 3, padding=1), self.Sum(), nn.Linear(64, 5)
+
+    def forward(self, x):
+        h = self.conv(x)
+        return self.head(self.sum([h, torch.relu(h)]).mean((2, 3)))
+
+
+def test_a_module_that_reads_a_list_is_left_as_it_is(monkeypatch):
+    net, x = trained(Joined()), torch.rand(16, 3, 16, 16)
+    # As a module of its own in the graph, which torch.fx only makes of modules of torch.
+    monkeypatch.setattr(Joined.Sum, "__module__", "torch.nn.modules.sum")
+    twin = SearchTwin(net)
+    assert any(isinstance(node.args[0], list) for node in twin.copied.graph.nodes if node.target == "sum")
+    with torch.no_grad():
+        assert torch.allclose(tile(twin.copied, x)(x), net(x), atol=1e-5)
+    assert sloped(twin.copied, x) is None or torch.allclose(sloped(twin.copied, x)(x), net(x), atol=1e-5)
+
+
+def test_forms_that_cannot_be_made_give_way_to_the_twin(monkeypatch):
+    def refuse(network, x):
+        raise TypeError("unhashable")
+        yield
+
+    monkeypatch.setattr(forward, "lighter", refuse)
+    net, x = trained(Joined()), torch.rand(16, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(forward_only(net, x)(x), net(x), atol=1e-5)

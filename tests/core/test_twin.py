@@ -226,6 +226,84 @@ def test_a_trace_that_loses_a_backward_pass_is_refused_and_the_copy_without_it_i
     assert (grad != 0).any()
 
 
+class Quantised(nn.Module):
+    """Rounds bright images, with the gradient of the identity; stretches dark ones."""
+
+    def __init__(self, bad):
+        super().__init__()
+        torch.manual_seed(1)
+        self.bad = bad
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)
+        )
+
+    def forward(self, x):
+        if self.bad == "nan":  # the gradient of a root at 0
+            return self.body(_Rounded.apply(x)) + 1e-6 * (x * x).sum((1, 2, 3))[:, None].sqrt()
+        dark = (x.mean((1, 2, 3), keepdim=True) < 0.3).float()
+        return self.body(dark * x * 30 + (1 - dark) * _Rounded.apply(x))
+
+
+@pytest.mark.parametrize("bad", ["nan", "rows"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lost_backward_pass_is_seen_beside_a_gradient_of_nan_and_beside_rows_of_large_gradients(bad, dtype):
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    x[::2] *= 0.0 if bad == "nan" else 0.3
+    assert "gradients" in SearchTwin(Quantised(bad).eval(), dtype=dtype).parity(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("small", [1.0, 1e-6, 1e-20])
+def test_rows_of_small_gradients_and_ties_refuse_no_healthy_copy(dtype, small):
+    """A black image ties all windows of the pooling and all ReLUs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(32, 3)),
+    )
+    with torch.no_grad():
+        net(torch.rand(16, 1, 8, 8))
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            bright = (x.mean((1, 2, 3)) > 0.5).float()[:, None]
+            return self.net(x) * (bright * small + (1 - bright))
+
+    x = torch.rand(16, 1, 8, 8)
+    x[0], x[1], x[2] = 0, 1, 0.5
+    twin = SearchTwin(Scaled().eval(), dtype=dtype)
+    assert twin.folded and twin.parity(x) == ""
+
+
+class Tied(nn.Module):
+    """Weights that two layers share; the trace meets the one that is named last first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.b.weight = self.a.weight
+        self.first, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 4)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+
+    def forward(self, x):
+        h = torch.relu(self.b(torch.relu(self.first(x))))
+        return self.head(self.norms[0](self.a(self.norms[1](h) + h)).flatten(1))
+
+
+def test_tied_weights_follow_training_also_where_one_of_them_is_folded():
+    net, x = Tied().eval(), torch.rand(5, 3, 8, 8)
+    twin = SearchTwin(net)
+    assert twin.parity(x) == "" and twin.folded == [("a", "norms.0")]
+    trained(net, seed=1)
+    twin.refresh()
+    assert twin.parity(x) == ""
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_first_convolution_on_eight_channels_answers_the_same_and_follows_the_weights(channels, dtype):

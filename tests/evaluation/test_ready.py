@@ -5,7 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections import defaultdict, namedtuple
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +17,9 @@ from zoo import EPS, digits, honest
 
 import robustcli
 from robustcli.core.copies import duplicate
+from robustcli.core.likeness import Likeness
 from robustcli.core.losses import Criterion
+from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
 from robustcli.core.settling import SettlingOracle
 from robustcli.core.twin import SearchTwin
@@ -121,6 +127,95 @@ def test_modes_and_flags_change_nothing(made):
     assert net.training and net[0].weight.requires_grad
 
 
+def by_loose_tensor(net):
+    net.scale = torch.full((1,), -2.0)
+
+
+def by_listed_tensor(net):
+    net.parts[0].data.mul_(-2.0)
+
+
+def by_config(net):
+    net.config.scale["deep"][0].factor = -2.0
+
+
+class Config:
+    """A plain object."""
+
+    def __init__(self):
+        self.scale, self.factor = {"deep": [SimpleNamespace(factor=1.0)]}, np.ones(1)
+
+
+class Holding(nn.Module):
+    """A network that reads numbers which are no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale, self.parts = network(), torch.ones(1), [torch.ones(1)]
+        self.config, self.odd = Config(), None
+
+    def forward(self, x):
+        deep = self.config.scale["deep"][0].factor * float(self.config.factor[0])
+        return self.net(x) * self.scale * self.parts[0] * deep
+
+
+@pytest.mark.parametrize("change", [by_loose_tensor, by_listed_tensor, by_config])
+def test_what_is_neither_parameter_nor_buffer_makes_another_twin(made, change, monkeypatch):
+    net = Holding()
+    first = found(net)
+    assert torch.equal(found(net), first) and made["made"] == 1
+    monkeypatch.setattr(SearchTwin, "difference", lambda self, x: "")  # two images do not show everything
+    change(net)
+    again = found(net)
+    assert made["made"] >= 2 and torch.equal(again, found(duplicate(net))) and not torch.equal(again, first)
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+def tied(net):
+    net.net[0].bias = net.net[1].bias
+
+
+@pytest.mark.parametrize(
+    ("held", "change"),
+    [
+        (SimpleNamespace(n=1), lambda net: setattr(net.odd, "n", 2)),
+        (defaultdict(int, n=1), lambda net: net.odd.update(n=2)),
+        (np.zeros(3), lambda net: net.odd.fill(1)),
+        ({1: {2: {3: {4: {5: 6}}}}}, lambda net: net.odd[1][2][3][4].update({5: 7})),
+        (Pair([1], 2), lambda net: net.odd.a.append(2)),
+        (partial(int, base=2), lambda net: net.odd.keywords.update(base=3)),
+        ([nn.ReLU()], lambda net: setattr(net.odd[0], "inplace", True)),
+        ([nn.Linear(1, 1)], lambda net: net.odd[0].weight.data.add_(1)),
+        (Config().__init__, lambda net: net.odd.__self__.factor.fill(2)),
+        (None, tied),
+    ],
+)
+def test_what_changes_in_place_is_seen_and_what_does_not_is_none(held, change):
+    net = Holding()
+    net.odd = held
+    likeness = Likeness(net)
+    assert likeness.change(net) == "none" and likeness.change(net) == "none"
+    change(net)
+    assert likeness.change(net) == "build"
+
+
+@pytest.mark.parametrize("held", [torch.Generator(), iter([1]), [object()], torch.eye(2).to_sparse()])
+def test_what_cannot_be_compared_counts_as_changed(held):
+    net = Holding()
+    net.odd = held
+    assert Likeness(net).change(net) == "build"
+
+
+def test_a_cycle_is_read_once_and_a_closed_hook_is_no_obstacle():
+    net = Holding()
+    net.config.owner, net.odd = net, net.net[0].register_forward_hook(lambda *_: None)
+    net.config.itself = [net.config]
+    likeness = Likeness(net)
+    assert likeness.change(net) == "none"
+
+
 SCALE = {"of all": 1.0}
 
 
@@ -153,6 +248,25 @@ def test_what_is_kept_goes_with_the_model():
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
     assert all(ref() is not None for ref, _ in ready._kept.values())
+
+
+def test_a_failed_call_does_not_keep_the_model_alive(monkeypatch):
+    net = network()
+    found(net)
+
+    def full(self, x):
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchTwin, "difference", full)
+        with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the caller makes of it
+            found(net)
+    others = [kept for ref, kept in ready._kept.values() if ref() is net]
+    assert all(twin._model is not net for kept in others for twin in kept._twins.values())
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
 
 
 class Named(nn.Module):
@@ -199,6 +313,19 @@ def test_threads_that_change_a_model_in_use_do_not_change_its_twin():
     go.set()
     thread.join(60)
     assert torch.equal(points[0], first)
+
+
+def test_what_is_kept_for_a_call_in_progress_is_not_refreshed_by_a_later_one(made):
+    net = network()
+    found(net)
+    with ready.ready(net) as mine:
+        twin = next(iter(mine._twins.values()))
+        before = twin(X[:2])
+        by_data(net)
+        assert not mine.still(net)  # as another thread asks
+        with frozen(net):
+            mine.twin(next(iter(mine._twins))[1], net, X)
+        assert torch.equal(twin(X[:2]), before)
 
 
 def broken(net, x_adv):
