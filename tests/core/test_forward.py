@@ -153,7 +153,7 @@ def test_a_form_that_is_wrong_or_fails_gives_way(monkeypatch):
 
 
 class Joined(nn.Module):
-    """A module whose only argument is a list."""
+    """A module whose only argument is a list with no hash: it holds a slice."""
 
     class Sum(nn.Module):
         def forward(self, parts):
@@ -165,7 +165,7 @@ class Joined(nn.Module):
 
     def forward(self, x):
         h = self.conv(x)
-        return self.head(self.sum([h, torch.relu(h)]).mean((2, 3)))
+        return self.head(self.sum([h, torch.relu(h), slice(None)]).mean((2, 3)))
 
 
 def test_a_module_that_reads_a_list_is_left_as_it_is(monkeypatch):
