@@ -92,6 +92,7 @@ def instrument(said, hits=None):
     before(TrainRun, "__init__", "start")
     before(StepRunner, "__call__", "feed")
     before(Oracle, "gradient", "attack")
+    before(Oracle, "step", "attack")
     before(Oracle, "logits", "attack")
     for method in ("_backward", "_average", "_check_gradient"):
         before(Descent, method, "descend")
