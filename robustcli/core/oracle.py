@@ -121,9 +121,8 @@ class Oracle:
         self._scored: Tensor | None = None
         self._number = next(_numbers)
         self._places = 1  # of each row, see `spread`
-        self._before: tuple[Tensor, RowRandom] | None = (
-            None  # the rows in play and their streams, while spread
-        )
+        # While rows are spread: the rows in play before with their streams, and those that wait.
+        self._before: tuple[Tensor, RowRandom] | None = None
         self._waiting = self._rows[:0]
         self._graphs: Graphs | None = None
         if isinstance(model, SearchTwin) and draws == 1 and criterion.reject is None:

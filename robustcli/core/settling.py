@@ -88,8 +88,7 @@ class SettlingOracle(Oracle):
         if self._exact is not None and len(rows):
             self._check()
             logits = self.criterion.joint(self._exact(best.points[rows]), rows)
-            hit, loss = self.criterion.hit(logits, rows), self._loss(None, rows)(logits)
-            best.consider(rows, best.points[rows], hit, loss)
+            self._meet(best, rows, best.points[rows], logits)
             close[rows] = self._close(logits, self.criterion.y[rows])
         return close
 
@@ -111,8 +110,11 @@ class SettlingOracle(Oracle):
                 logits = self.criterion.joint(self._model(self._origin[rows]).to(best.points.dtype), rows)
         else:
             logits = self._clean[rows]
-        loss = self._loss(None, rows)(logits)
-        best.consider(rows, self._origin[rows], self.criterion.hit(logits, rows), loss)
+        self._meet(best, rows, self._origin[rows], logits)
+
+    def _meet(self, best: BestPoints, rows: Tensor, points: Tensor, logits: Tensor) -> None:
+        """Meet a point [C, H, W] of each of these rows, int64 [R], whose logits [R, K] are known."""
+        best.consider(rows, points, self.criterion.hit(logits, rows), self._loss(None, rows)(logits))
 
     def _refused(self, best: BestPoints, asked: Tensor) -> Tensor:
         """bool [B]: which of the best points of the rows `asked`, bool [B], are no success of the model."""

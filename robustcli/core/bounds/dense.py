@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustcli.core.bounds.op import Affine, Arrays, Shape, Weights
-from robustcli.core.bounds.program import Call, Const, Value, reads
+from robustcli.core.bounds.program import Call, Const, Value, both, reads
 from robustcli.core.bounds.rows import Rows, Window
 
 
@@ -113,13 +113,6 @@ class Convolution(_Weighted):
         ]
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    first, last = size[0], size[-1]
-    return int(first), int(last)
-
-
 def _given(bias: Tensor | None) -> Tensor:
     """The bias of a module that had one when it was read."""
     if bias is None:
@@ -157,18 +150,8 @@ def _conv_module(call: Call, module: nn.Conv2d, x: Value) -> Value | None:
     if module.padding_mode != "zeros":
         return None
     bias = None if module.bias is None else Const(lambda: _given(module.bias))
-    padding: Any = module.padding
-    return call.emit(
-        Convolution(
-            Const(lambda: module.weight),
-            bias,
-            _pair(module.stride),
-            padding if isinstance(padding, str) else _pair(padding),
-            _pair(module.dilation),
-            module.groups,
-        ),
-        x,
-    )
+    weight, sizes = Const(lambda: module.weight), (module.stride, module.padding, module.dilation)
+    return _convolved(call, x, weight, bias, *sizes, module.groups)
 
 
 @reads(F.conv2d, torch.conv2d)
@@ -184,8 +167,13 @@ def _conv(
 ) -> Value | None:
     if not (isinstance(input, Value) and isinstance(weight, Const) and _const(bias)):
         return None
-    padding = padding if isinstance(padding, str) else _pair(padding)
-    return call.emit(
-        Convolution(weight, bias, _pair(stride), padding, _pair(dilation), groups),
-        input,
-    )
+    return _convolved(call, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolved(
+    call: Call, x: Value, weight: Const, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Value:
+    """The value of a convolution, whose sizes are as torch takes them."""
+    if not isinstance(padding, str):
+        padding = both(padding)
+    return call.emit(Convolution(weight, bias, both(stride), padding, both(dilation), groups), x)

@@ -22,7 +22,7 @@ from robustcli.core.bounds.op import (
     gamma,
     largest,
 )
-from robustcli.core.bounds.program import Call, Value, reads
+from robustcli.core.bounds.program import Call, Value, at, both, reads
 from robustcli.core.bounds.rows import Rows, Window
 
 
@@ -60,12 +60,10 @@ class MaxPool(Op):
         """int64 [outputs, elements of a window]: places in a plane of the input, -1 in the padding."""
         sides = []
         for axis in (0, 1):
-            start = torch.arange(self.after[1 + axis], device=device) * _at(self.options["stride"], axis)
-            step = torch.arange(_at(self.options["kernel_size"], axis), device=device)
+            start = torch.arange(self.after[1 + axis], device=device) * at(self.options["stride"], axis)
+            step = torch.arange(at(self.options["kernel_size"], axis), device=device)
             place = (
-                start[:, None]
-                - _at(self.options["padding"], axis)
-                + step * _at(self.options["dilation"], axis)
+                start[:, None] - at(self.options["padding"], axis) + step * at(self.options["dilation"], axis)
             )
             sides.append(place)
         rows, columns = sides[0][:, None, :, None], sides[1][None, :, None, :]
@@ -117,22 +115,13 @@ class MaxPool(Op):
 
     def window(self, weights: Weights, rows: Window, shapes: Sequence[Shape]) -> Window | None:
         names = ("stride", "padding", "dilation", "kernel_size")
-        stride, padding, dilation, kernel = (_both(self.options[name]) for name in names)
+        stride, padding, dilation, kernel = (both(self.options[name]) for name in names)
         reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
         return rows.moved(stride, padding, reach, (self.before[1], self.before[2]))
 
     def charge(self, lines: Arrays, error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:
         """Roundings of one sum over the node, and of what overlapping windows add up in one element."""
         return 4 * gamma(MANY, FINE) * largest(box)
-
-
-def _at(size: Any, axis: int) -> int:
-    """One of a pair, or the number for both."""
-    return int(size[axis] if len(size) > 1 else size[0]) if isinstance(size, (tuple, list)) else int(size)
-
-
-def _both(size: Any) -> tuple[int, int]:
-    return _at(size, 0), _at(size, 1)
 
 
 def _max_pool(call: Call, x: Value, options: dict[str, Any]) -> Value | None:
@@ -173,7 +162,7 @@ def _max_pooled(
 
 
 def _averaged(call: Call, x: Value, options: dict[str, Any]) -> Value:
-    terms = _at(options["kernel_size"], 0) * _at(options["kernel_size"], 1)
+    terms = at(options["kernel_size"], 0) * at(options["kernel_size"], 1)
     return call.emit(Average(lambda t: F.avg_pool2d(t, **options), terms), x)
 
 

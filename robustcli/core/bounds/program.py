@@ -108,3 +108,13 @@ def reader_of(target: Any) -> Reader | None:
             kept = getattr(type(target), "forward", None) is getattr(kind, "forward", None)
             return _readers[kind] if kept else None
     return None
+
+
+def at(size: Any, axis: int) -> int:
+    """One of the two sizes of a window, given as torch takes them: a pair, or a number for both."""
+    return int(size[axis] if len(size) > 1 else size[0]) if isinstance(size, (tuple, list)) else int(size)
+
+
+def both(size: Any) -> tuple[int, int]:
+    """Both sizes of a window, given as torch takes them."""
+    return at(size, 0), at(size, 1)
