@@ -1,7 +1,8 @@
 """What the processes of a team made of the images of `robustcli attack`, sample by sample.
 
 Each batch is noted in a file before its verdicts are kept, so what a lost process noted may come twice. The
-notes of one sample are equal whoever made them.
+notes of one sample are equal whoever made them. The images lie beside the notes, and stay there: a rank 0
+that is lost while it puts them together is started again, and finds all of them.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ class Scored:
 
 
 class Album:
-    """The notes of all processes, in one folder."""
+    """The notes of all processes, and their images, in one folder."""
 
     def __init__(self, team: Team) -> None:
-        self._rank, self._folder = team.rank, team.folder / "album"
-        self._folder.mkdir(exist_ok=True)
+        self._rank, self.folder = team.rank, team.folder / "album"
+        self.folder.mkdir(exist_ok=True)
 
     def note(self, images: Sequence[Scored]) -> None:
         """Note a batch of this process."""
         name = f"{images[0].id}-{self._rank}.json"
-        write_atomic(self._folder / name, strict_json([asdict(image) for image in images]).encode())
+        write_atomic(self.folder / name, strict_json([asdict(image) for image in images]).encode())
 
     def images(self) -> list[Scored]:
         """All that was noted, in the order of ids."""
         found: dict[int, Scored] = {}
-        for path in self._folder.glob("*.json"):
+        for path in self.folder.glob("*.json"):
             for image in json.loads(path.read_bytes()):
                 found[image["id"]] = Scored(**image)
         return [found[sample] for sample in sorted(found)]

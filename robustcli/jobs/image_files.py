@@ -48,7 +48,7 @@ class ImageWriter:
     """Rounds adversarial images to 8 bits, scores them again, and writes the broken ones.
 
     It also collects the gallery. A written file is read back and compared. Where a team is at work each
-    process writes the files of its batches, and rank 0 puts their notes together in `finish`.
+    process writes the files of its batches into an album, and rank 0 takes from there in `finish`.
     """
 
     def __init__(self, setting: Setting, model: nn.Module, run: Run | Follower, team: Team) -> None:
@@ -153,7 +153,8 @@ class ImageWriter:
 
     def _path(self, sample: int, name: str) -> Path:
         safe = re.sub(r"[^\w-]", "_", name)[:_LONGEST]
-        return self.folder / f"{sample:06d}_{safe}_adv.png"
+        folder = self.folder if self._album is None else self._album.folder
+        return folder / f"{sample:06d}_{safe}_adv.png"
 
     def _collect(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor) -> None:
         """Keep broken images for the gallery, at most `attack.gallery` in all.
@@ -173,7 +174,7 @@ class ImageWriter:
         One accuracy counts the images as floats, the other as 8-bit images.
         """
         if self._album is not None:
-            self._join(self._album.images())
+            self._join(self._album)
         self._file().close()
         if self._panels:
             console.info(f"gallery: {self._draw()}")
@@ -190,28 +191,27 @@ class ImageWriter:
             "robust_acc_float": as_float,
         }
 
-    def _join(self, images: Sequence[Scored]) -> None:
-        """Count what all processes of a team noted; keep the first files, and draw the first images."""
-        config = self.setting.config.attack
+    def _join(self, album: Album) -> None:
+        """Count what all processes of a team noted; copy the first files, and draw the first images."""
+        config, images = self.setting.config.attack, album.images()
         noted = [image for image in images if image.line is not None]
-        self._panels = [self._panel(image) for image in noted[: config.gallery]]
+        self._panels = [self._panel(image, album.folder) for image in noted[: config.gallery]]
         kept = {image.id for image in noted[: config.save]}
         images = [image if image.id in kept else replace(image, line=None) for image in images]
         self._count(images)
-        files = {image.line["file"] for image in images if image.line is not None}
-        with explained(self.folder):
-            for path in self.folder.glob("*_adv.png"):  # also what a lost process wrote, and did not note
-                if path.name not in files:
-                    path.unlink()
+        for image in images:
+            if image.line is not None:
+                name = image.line["file"]
+                write_atomic(self.folder / name, (album.folder / name).read_bytes())
 
-    def _panel(self, image: Scored) -> Panel:
-        """A broken image for the gallery, from its file and its data set."""
+    def _panel(self, image: Scored, folder: Path) -> Panel:
+        """A broken image for the gallery, from its file in `folder` and its data set."""
         assert image.line is not None
         split = split_of(self.setting.data, self.setting.config.eval.split)
         position = (split.ids == image.id).nonzero()[:, 0]
         x, _, _ = next(iter(split.stream([position], self.setting.device)))
         clean = (x[0].cpu() * 255).round().to(torch.uint8)
-        adversarial = read_png(self.folder / image.line["file"])
+        adversarial = read_png(folder / image.line["file"])
         return Panel(upright(clean), upright(adversarial), image.line["label"], image.line["predicted_8bit"])
 
     def _reason(self) -> str:

@@ -254,8 +254,9 @@ def pictures(path):
 
 @pytest.mark.parametrize("victim", [None, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (0, 1))])
 def test_two_processes_write_the_images_of_one(tmp_path, model, alone, victim):
+    """Also where rank 0 is started once more after it has put the images together."""
     kill = None if victim is None else (victim, 3)
-    codes, _ = together(model, tmp_path / "run", *ATTACK, kill=kill, again=victim == 0)
+    codes, _ = together(model, tmp_path / "run", *ATTACK, kill=kill, again=victim != 1)
     assert codes == [0, -signal.SIGKILL if victim == 1 else 0]
     path, expected = tmp_path / "run", alone(*ATTACK)
     assert pictures(path) == pictures(expected) and len(pictures(path)[0]) == 7
