@@ -10,9 +10,9 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
 from robustcli.assembly.setting import prepare_to_measure
 from robustcli.config.load import Loaded
+from robustcli.jobs.evaluated import report
 from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
-from robustcli.jobs.report import report
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.verb_flags import MeasureFlags

@@ -21,8 +21,8 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
 from robustcli.evaluation.shards import parse_part
+from robustcli.jobs.evaluated import refuse_unreliable, report
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
-from robustcli.jobs.report import refuse_unreliable, report
 from robustcli.jobs.resuming import check_flags
 from robustcli.jobs.sharded import beginner, joined, open_sharded, with_source
 from robustcli.jobs.sweep import check_sweep, help_sweep, run_sweep

@@ -23,7 +23,7 @@ from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
 from robustcli.evaluation.stored import check_mergeable
-from robustcli.jobs.report import refuse_unreliable, report
+from robustcli.jobs.evaluated import refuse_unreliable, report
 from robustcli.jobs.rerun import CONFIG, write_inputs
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import MergeFlags

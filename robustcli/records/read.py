@@ -9,6 +9,7 @@ from typing import Any
 
 from robustcli.errors import DataError
 from robustcli.records.certify import CertificateRow, CertifyRow
+from robustcli.records.distance import DistanceRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.guard import GuardCurveRow, GuardRow, GuardSampleRow
 from robustcli.records.sample import SampleRow
@@ -22,6 +23,7 @@ AnyRow = (
     | SampleRow
     | TrainRow
     | SweepRow
+    | DistanceRow
     | TransferRow
     | GuardRow
     | GuardCurveRow
@@ -35,6 +37,7 @@ _READERS: Mapping[str, Callable[[Any], AnyRow]] = {
     "sample": SampleRow.from_json,
     "train": TrainRow.from_json,
     "sweep": SweepRow.from_json,
+    "distance": DistanceRow.from_json,
     "transfer": TransferRow.from_json,
     "guard": GuardRow.from_json,
     "guard-curve": GuardCurveRow.from_json,

@@ -19,10 +19,10 @@ from robustcli.config.schema import Config
 from robustcli.errors import ConfigError, UsageError
 from robustcli.evaluation.guarded.evaluation import GuardEvaluation, GuardResult
 from robustcli.evaluation.plan import EvalPlan
+from robustcli.jobs.evaluated import refuse_unreliable
 from robustcli.jobs.guard.cost import guard_plan
 from robustcli.jobs.guard.report import report
 from robustcli.jobs.measure import check_attacks
-from robustcli.jobs.report import refuse_unreliable
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import EvalFlags

@@ -1,0 +1,170 @@
+"""One run read back: all that its verb has written. Reports, gates, claims and comparisons stand on it.
+
+Nothing here computes a number of the model. What no record holds is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from robustcli.errors import DataError, UsageError, printable
+from robustcli.records.alarm import Alarm, reliability
+from robustcli.records.eval import EvalRow
+from robustcli.records.read import AnyRow, read_rows
+from robustcli.records.sample import SampleRow
+from robustcli.regular import read_bytes
+
+Row = TypeVar("Row", bound=AnyRow)
+_LIMIT = 1 << 28  # bytes of one document
+_RECORDS = ("metrics", "sweep", "transfer", "guard")  # .jsonl; the samples are read when asked for
+#: Runs that lie inside a run of another verb.
+_PARTS = ("natural", "robust", "attack", "train", "guard", "update")
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """One run directory.
+
+    Args:
+        path: of the run. verb: that wrote it, such as "guard eval". id: of the run, "" for none.
+        state: running, done, preempted or failed. code: its exit code; None while it runs.
+        config: the resolved configuration as a tree. environment: env.json. document: summary.json.
+        rows: of all records of the run but its samples, in the order of their files.
+        parts: the runs inside, by name: those of a `demo` or of a `guard update`.
+
+    A file that the run has not written is empty here: a mapping without keys, no rows.
+    """
+
+    path: Path
+    verb: str
+    id: str
+    state: str
+    code: int | None
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    document: Mapping[str, Any]
+    rows: Sequence[AnyRow]
+    parts: Mapping[str, Dossier] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Dossier:
+        """The run in a directory.
+
+        Raises UsageError (exit 2) for a path that is no run of ours, DataError E-RECORD (exit 3) for a file
+        of it that does not hold what a run writes.
+        """
+        from robustcli.store.identity import identity_of  # imports torch
+        from robustcli.store.status import read_status
+
+        identity = identity_of(path) if path.is_dir() else None
+        if identity is None:
+            raise UsageError("no run of robustcli", where=str(path), hint="name a run directory")
+        status = read_status(path)
+        document = _json(path / "summary.json")
+        rows = [row for name in _RECORDS for row in _rows(path / f"{name}.jsonl")]
+        return cls(
+            path=path,
+            verb=str(document.get("verb", identity.verb)),
+            id=identity.id,
+            state=str(status.get("state", "")),
+            code=status.get("code"),
+            config=_yaml(path / "config.resolved.yaml"),
+            environment=_json(path / "env.json"),
+            document=document,
+            rows=rows,
+            parts={name: cls.read(path / name) for name in _PARTS if (path / name / "run.json").is_file()},
+        )
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.resolve().name
+
+    @property
+    def measured(self) -> bool:
+        """Whether the run has ended well and left its document."""
+        return self.state == "done" and self.code == 0 and bool(self.document)
+
+    def of(self, kind: type[Row]) -> list[Row]:
+        """The rows of one class, in their order."""
+        return [row for row in self.rows if isinstance(row, kind)]
+
+    def eval_row(self, kind: str) -> EvalRow | None:
+        """The first row "clean" or "worst" of an evaluation; None where the run has none."""
+        return next((row for row in self.of(EvalRow) if row.kind == kind), None)
+
+    @cached_property
+    def samples(self) -> list[AnyRow]:
+        """The rows of samples.jsonl: `SampleRow` of an evaluation, or those of a certificate or a guard."""
+        return _rows(self.path / "samples.jsonl")
+
+    @property
+    def answers(self) -> list[SampleRow]:
+        """The samples of an evaluation; [] where the run has none of that kind."""
+        return [row for row in self.samples if isinstance(row, SampleRow)]
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """The alarms of an evaluation. Those of a training are lines: see `notes`."""
+        return [Alarm.from_json(alarm) for alarm in self._alarms if isinstance(alarm, Mapping)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run says in words: the alarms of a training, and what a table says below it."""
+        lines = [alarm for alarm in self._alarms if isinstance(alarm, str)]
+        return [*lines, *self.document.get("notes", ())]
+
+    @property
+    def _alarms(self) -> Sequence[Any]:
+        return self.document.get("alarms") or ()
+
+    @property
+    def reliability(self) -> str:
+        """ok, suspect or invalid: what its document says, else what follows from its alarms."""
+        return str(self.document.get("reliability", reliability(self.alarms)))
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The PNG files that the verb has drawn."""
+        return sorted((self.path / "plots").glob("*.png"))
+
+
+def _rows(path: Path) -> list[AnyRow]:
+    return read_rows(path) if path.is_file() else []
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return _mapping(path, json.loads)
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    return _mapping(path, yaml.safe_load)
+
+
+def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
+    """The mapping in a file; {} without the file. Raises DataError E-RECORD for anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        found = parse(read_bytes(path, _LIMIT).decode())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _unreadable(path, printable(str(error))) from error
+    if not isinstance(found, dict):
+        raise _unreadable(path, f"a {type(found).__name__} stands there")
+    return found
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"cannot read a file of the run: {reason}",
+        where=str(path),
+        hint="runs are written by robustcli and not edited by hand",
+        code="E-RECORD",
+    )
