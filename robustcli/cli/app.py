@@ -14,6 +14,7 @@ from robustcli.cli.config import app as config
 from robustcli.cli.data import app as data
 from robustcli.cli.guard import app as guard
 from robustcli.cli.options import examples
+from robustcli.cli.panels import arrange
 from robustcli.cli.verb import Verb, add_verb, discovered
 
 VERBS: Mapping[str, Verb] = discovered(verbs)
@@ -36,7 +37,8 @@ def build() -> Callable[..., Any]:
     app.add_typer(config, name="config")
     app.add_typer(data, name="data")
     app.add_typer(guard(), name="guard")
-    return typer.main.get_command(app)
+    command: Callable[..., Any] = arrange(typer.main.get_command(app))
+    return command
 
 
 def _show_version(value: bool) -> None:

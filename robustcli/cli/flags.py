@@ -23,6 +23,7 @@ class Flag:
         names: how it is written, the long form first; () means `--` and the flag's name.
         metavar: what `--help` writes for the value; None means the flag's name.
         complete: the beginning of a value -> values, for the shell.
+        panel: of `--help`; None means the one where `cli.panels` has the word, else the common one.
     """
 
     help: str
@@ -31,6 +32,7 @@ class Flag:
     names: tuple[str, ...] = ()
     metavar: str | None = None
     complete: Callable[[str], list[str]] | None = None
+    panel: str | None = None
 
 
 def _starting(words: list[str]) -> Callable[[str], list[str]]:
@@ -47,7 +49,7 @@ FLAGS: dict[str, Flag] = {
         "model.name",
         complete=_names_in(registry.models),
     ),
-    "weights": Flag("Weights for the model: FILE.safetensors or FILE.npz.", "model.weights"),
+    "weights": Flag("Weights for the model: FILE.safetensors or FILE.npz.", "model.weights", metavar="FILE"),
     "weights_kind": Flag(
         "Of raw weights and their average in one file: auto (the average), averaged or raw.",
         "model.weights_kind",
@@ -96,7 +98,7 @@ FLAGS: dict[str, Flag] = {
     "seeds": Flag("Several runs: 0,1,2; mean and spread are reported."),
     "threads": Flag("CPU threads.", "threads"),
     "name": Flag("Name of the run.", "name"),
-    "out": Flag("Exact directory of the run instead of runs/VERB/NAME-N.", "out"),
+    "out": Flag("Exact directory of the run instead of runs/VERB/NAME-N.", "out", metavar="DIR"),
     "resume": Flag("Go on with the newest run of this name, or with --out.", kind="switch"),
     "overwrite": Flag("Empty --out first.", kind="switch"),
     "override_resume": Flag("Resume although this key changed; repeatable.", kind="list", metavar="KEY"),

@@ -83,11 +83,13 @@ def _words(words: str, metavar: str) -> Parameter:
 def _option(name: str) -> Parameter:
     flag, names = FLAGS[name], spellings(name)
     if flag.kind == "switch":
-        return _parameter(name, bool, typer.Option(*names, help=flag.help, show_default=False), False)
+        note = typer.Option(*names, help=flag.help, show_default=False, rich_help_panel=flag.panel)
+        return _parameter(name, bool, note, False)
     note = typer.Option(
         *names,
         help=flag.help,
-        metavar=flag.metavar or name.upper(),
+        metavar=flag.metavar or names[0].strip("-").replace("-", "_").upper(),
+        rich_help_panel=flag.panel,
         autocompletion=flag.complete,
         show_default=False,
     )
