@@ -1,13 +1,15 @@
 """What raises an alarm, what chance explains, and that every alarm is documented."""
 
 import ast
+import cProfile
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from robustcli.evaluation.alarms import check_model_output, check_search, final_checks
+from robustcli.evaluation.alarms import autograd_calls, check_model_output, check_search, final_checks
 from robustcli.evaluation.rules import RULES, too_many
 from robustcli.records.alarm import Alarm, reliability
 
@@ -137,3 +139,24 @@ def test_every_alarm_is_documented_with_its_level():
     assert all(
         set(re.findall(r"`([a-z]+)`", rows[name][4])) == set(rule.helps) for name, rule in RULES.items()
     )
+
+
+def test_a_profiler_works_before_and_after_the_look_for_gradients():
+    """cProfile names itself where `sys.setprofile` wants a function: putting that back was a TypeError."""
+    x = torch.ones(1, requires_grad=True)
+    profiler = cProfile.Profile()
+    with profiler:
+        with autograd_calls() as calls:
+            torch.autograd.grad(x.sum(), x)
+        too_many(1, 2, 0.5)
+    assert calls and any("too_many" in str(entry.code) for entry in profiler.getstats())
+    heard: list[str] = []
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, arg: heard.append(frame.f_code.co_name))
+    try:
+        with autograd_calls():
+            pass
+        too_many(1, 2, 0.5)
+    finally:
+        sys.setprofile(before)
+    assert "too_many" in heard
