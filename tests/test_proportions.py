@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.proportions import Rate, clopper_pearson, wilson
+from robustcli.proportions import Rate, clopper_pearson, paired_interval, wilson
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -82,3 +82,43 @@ def test_rate() -> None:
     for k, n in ((5, 4), (-1, 4), (0, 0)):
         with pytest.raises(ValueError, match="a rate needs"):
             Rate(k, n)
+
+
+def test_paired_interval_has_the_published_values() -> None:
+    """Airway measurements of 21 children: Fagerland et al., BMC Med. Res. Methodol. 13:91, 2013, table 6."""
+    assert paired_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=1e-3)
+
+
+def test_paired_interval_at_the_ends() -> None:
+    """Without a discordant pair the ends are -+ z^2 / (n + z^2); of nothing, nothing is known."""
+    z2 = 1.959963984540054**2
+    assert paired_interval(0, 0, 50) == pytest.approx((-z2 / (50 + z2), z2 / (50 + z2)), abs=1e-9)
+    assert paired_interval(0, 0, 0) == (-1.0, 1.0)
+    assert paired_interval(50, 0, 50)[1] == 1.0
+    for wrong in ((3, 3, 5), (-1, 0, 5), (6, 0, 5)):
+        with pytest.raises(ValueError, match="0 <= k <= n"):
+            paired_interval(*wrong)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
+def test_paired_interval_holds_the_difference_and_mirrors(case: tuple[int, int, int]) -> None:
+    gained, lost, n = case[0], min(case[1], case[2] - case[0]), case[2]
+    low, high = paired_interval(gained, lost, n)
+    assert -1 <= low <= (gained - lost) / n <= high <= 1
+    assert paired_interval(lost, gained, n) == pytest.approx((-high, -low), abs=1e-9)
+
+
+@pytest.mark.parametrize(("gain", "loss"), [(0.05, 0.05), (0.1, 0.02), (0.3, 0.1), (0.01, 0.0)])
+def test_paired_interval_covers(gain: float, loss: float) -> None:
+    """Summed over all outcomes, no sampling: a score interval stays near its level."""
+    n, covered = 60, 0.0
+    for gained in range(n + 1):
+        for lost in range(n + 1 - gained):
+            ways = math.comb(n, gained) * math.comb(n - gained, lost)
+            mass = ways * gain**gained * loss**lost * (1 - gain - loss) ** (n - gained - lost)
+            if mass < 1e-9:
+                continue
+            low, high = paired_interval(gained, lost, n)
+            covered += mass * (low <= gain - loss <= high)
+    assert covered > 0.93
