@@ -272,8 +272,8 @@ def test_start_up_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 import robustcli, robustcli.errors, robustcli.registry, robustcli.records.eval, robustcli.terminal.console
-import robustcli.reporting.tables, robustcli.reporting.plots
-import robustcli.reporting.gallery, robustcli.reporting.summary
+import robustcli.reporting.tables, robustcli.reporting.pictures
+import robustcli.reporting.pictures.gallery, robustcli.reporting.summary
 robustcli.terminal.console.Console(json=True).document({{"ok": True}})
 heavy = sorted(set({sorted(HEAVY)}) & set(sys.modules))
 assert not heavy, heavy

@@ -24,6 +24,8 @@ from robustcli.evaluation.lattice import to_lattice
 from robustcli.evaluation.plan import Search
 from robustcli.records.read import train_rows
 from robustcli.records.train import TrainRow
+from robustcli.reporting.pictures.files import save_pictures
+from robustcli.reporting.pictures.training import training_picture
 from robustcli.reporting.pixels import Panels, Pixels, panels_of
 from robustcli.reporting.record_tables import train_table, write_csv
 from robustcli.reporting.summary import train_summary
@@ -140,7 +142,7 @@ class Written:
         self.trackers.row(row)
         self._show(row.step)
         if time.monotonic() - self._drawn > _REDRAW:
-            self._draw()
+            self._draw({})
 
     def save(self, progress: Progress, groups: Groups, tags: Sequence[str]) -> None:
         """See `TrainLog`."""
@@ -170,25 +172,21 @@ class Written:
         """See `TrainLog`."""
         self.lines.close()
         self.trackers.close()
-        rows = self._draw()
+        rows = self._draw(progress.best)
         write_csv(self.run.path / "results.csv", rows)
         self.run.write_text(
             "summary.md", train_summary(self.config, progress.best, progress.last, rows, progress.alarms)
         )
         self.console.table(train_table(rows, best_step=progress.best.get("step")))
 
-    def _draw(self) -> list[TrainRow]:
-        from robustcli.reporting.plots import training_curves
-
+    def _draw(self, best: Mapping[str, Any]) -> list[TrainRow]:
+        """Draw the curves of all rows, which it returns. best: what is known of the best checkpoint."""
         rows = train_rows(self.run.path / "metrics.jsonl")
         if rows:
-            training_curves(self.run.path / "plots" / "training.png", rows, title=self._title(rows[-1]))
+            picture = training_picture(rows, self.setting.config.objective.name, best)
+            save_pictures([picture], self.run.path / "plots")
         self._drawn = time.monotonic()
         return rows
-
-    def _title(self, row: TrainRow) -> str:
-        """What was trained: run, model, data and objective, in one line."""
-        return f"{self.run.path.name}: {row.model} on {row.data}, {self.setting.config.objective.name}"
 
     def _show(self, step: int) -> None:
         count = self.trackers.examples

@@ -28,7 +28,8 @@ from robustcli.proportions import Rate
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import Cell, format_eps
-from robustcli.reporting.plots import Point, eps_curve
+from robustcli.reporting.figure import Point
+from robustcli.reporting.pictures.lines import eps_curve
 from robustcli.reporting.tables import Table
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.run import Run

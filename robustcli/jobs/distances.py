@@ -17,7 +17,8 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.nearest import Distances, closest_errors
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.records.distance import DistanceRow, SampleDistance
-from robustcli.reporting.distance_curve import distance_curve, distance_quantile, distance_table
+from robustcli.reporting.distances import distance_quantile, distance_table
+from robustcli.reporting.pictures.distances import distance_curve
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console

@@ -24,7 +24,7 @@ from robustcli.evaluation.lattice import from_lattice, nearest_levels, to_lattic
 from robustcli.evaluation.result import BatchOutcome
 from robustcli.jobs.album import Album, Scored
 from robustcli.reporting.cells import format_eps
-from robustcli.reporting.gallery import gallery
+from robustcli.reporting.pictures.gallery import gallery
 from robustcli.runtime.team import Team
 from robustcli.store.atomic import JsonLines, write_atomic
 from robustcli.store.disk import explained

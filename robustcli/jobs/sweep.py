@@ -15,11 +15,12 @@ from robustcli.errors import UsageError
 from robustcli.evaluation.pulse import Beat
 from robustcli.jobs.distances import minimal_calls, run_distances
 from robustcli.jobs.sweep_rows import sweep_rows, swept_calls
-from robustcli.proportions import Rate, sign_test
+from robustcli.proportions import sign_test
 from robustcli.records.alarm import Alarm
 from robustcli.records.sweep import SweepRow
-from robustcli.reporting.cells import format_eps
-from robustcli.reporting.curves import sweep_curve, sweep_table
+from robustcli.reporting.pictures.files import save_pictures
+from robustcli.reporting.pictures.sweep import sweep_picture, sweep_title
+from robustcli.reporting.sweep_table import sweep_table
 from robustcli.runtime.team import Team
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
@@ -136,14 +137,8 @@ def _not_converged(last: SweepRow) -> list[Alarm]:
 
 def _show(setting: Setting, sweep: Sweep, rows: Sequence[SweepRow], run: Run, console: Console) -> None:
     """Draw the picture and show the table; for eps say how far a sweep should go that reaches accuracy 0."""
-    total, norm = rows[-1].total, setting.ball.norm
-    title = f"{setting.data.name}: {total.label}"
-    if sweep.key != "eps":
-        title += f", {norm} {format_eps(setting.ball.eps, norm)}"
-    points = [(row.value, Rate(row.total.correct, row.total.n)) for row in rows]
-    path = run.path / "plots" / f"sweep_{sweep.key}.png"
-    sweep_curve(path, sweep.key, points, clean=total.clean, title=title, norm=norm)
-    console.table(sweep_table(sweep.key, [row.to_json() for row in rows], f"sweep: {title}"))
+    save_pictures([sweep_picture(rows)], run.path / "plots")
+    console.table(sweep_table(sweep.key, [row.to_json() for row in rows], f"sweep: {sweep_title(rows)}"))
     grey, accuracy = grey_radius(setting), _accuracy(rows[-1])
     if sweep.key == "eps" and accuracy > _NONE_LEFT and sweep.values[-1] < grey:
         console.info(

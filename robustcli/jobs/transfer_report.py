@@ -21,7 +21,7 @@ from robustcli.proportions import Rate
 from robustcli.records.alarm import Alarm, reliability
 from robustcli.records.transfer import TransferRow
 from robustcli.reporting.cells import Cell, format_eps
-from robustcli.reporting.heatmap import heatmap
+from robustcli.reporting.pictures.heatmap import heatmap
 from robustcli.reporting.record_tables import write_csv
 from robustcli.reporting.summary import sources
 from robustcli.reporting.tables import Table

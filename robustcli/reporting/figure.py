@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 _importing = threading.Lock()
 
+#: Where a drawing goes: into a file, which is written atomically and whose folder is made, or into memory.
+Target = Path | io.BytesIO
+#: (x, accuracy, low, high): x is a radius or an epoch, the others are fractions. The interval is [low, high].
+Point = Sequence[float]
+#: Inches. A figure of this width is read on a telephone, on a page and on paper.
+WIDTH = 5.0
+_TITLE_WIDTH = 13  # characters of a title per inch
+_TITLE_LINES = 4
+
 #: Okabe and Ito's colours, told apart by colour-blind readers too (their yellow is too pale for a line).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLE: Any = {
@@ -33,23 +43,25 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#888888",
-    "axes.titlesize": 11,
+    "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "grid.color": "#dddddd",
     "grid.linewidth": 0.7,
+    "legend.fontsize": 9,
     "legend.edgecolor": "none",
     "legend.framealpha": 0.85,
     "figure.constrained_layout.w_pad": 0.1,
-    "savefig.dpi": 150,
+    "savefig.dpi": 192,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
 
 @contextmanager
-def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` inches, saved to `path` when the block ends without an error.
+def saved_figure(target: Target, width: float, height: float, title: str = "") -> Iterator[Figure]:
+    """A figure of `width` x `height` inches, saved to `target` when the block ends without an error.
 
-    No global state of matplotlib changes. Raises ResourceError when `path` cannot be written.
+    title: stands above all panels, wrapped; one of too many lines is shortened.
+    No global state of matplotlib changes. Raises ResourceError when `target` cannot be written.
     """
     matplotlib = matplotlib_package()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,12 +70,20 @@ def saved_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
+        if title:
+            figure.suptitle(_wrapped(title, width), x=0.02, ha="left", fontsize=11)
         yield figure
         png = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")
             figure.savefig(png, format="png", metadata={"Software": None})
-    write_picture(path, png.getvalue())
+    write_picture(target, png.getvalue())
+
+
+def _wrapped(title: str, width: float) -> str:
+    """The title in lines that fit into `width` inches."""
+    size = int(_TITLE_WIDTH * width)
+    return "\n".join(textwrap.wrap(plain(title), size, max_lines=_TITLE_LINES, placeholder=" …"))
 
 
 def matplotlib_package() -> ModuleType:
@@ -83,8 +103,11 @@ def matplotlib_package() -> ModuleType:
     return matplotlib
 
 
-def write_picture(path: Path, png: bytes) -> None:
+def write_picture(path: Target, png: bytes) -> None:
     """Write a file atomically, after making its folder. Raises ResourceError."""
+    if isinstance(path, io.BytesIO):
+        path.write(png)
+        return
     with explained(path):
         path.parent.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
     write_atomic(path, png)

@@ -23,14 +23,23 @@ _PAPERS = (
 )
 _COMMON = (*_PAPERS, r"crash\.log", r"metrics\.jsonl", r"results\.csv", r"summary\.(?:json|md)")
 _HEADER = r"shards/(?:[a-z][\w-]*/)?header\.json"
+
+
+def _drawn(*names: str) -> str:
+    """Pictures and, beside them, the numbers that they show."""
+    return rf"plots/(?:{'|'.join(names)})\.(?:png|csv)"
+
+
+#: Pictures of whatever has accuracies per class and a line a sample.
+_JUDGED = ("plateau", "classes", "confusion_clean", "confusion_adversarial", "reliability", "gallery")
 _EVENTS = r"tensorboard/events\.out\.tfevents\.[^/]+"
 _TRAIN = (
     rf"checkpoints/(?:last|best|{_STEP}|{_TMP}(?:/[\w.-]+)?)",
-    *(r"plots/training\.png", _EVENTS, r"nan_batch(?:\.rank\d+)?\.safetensors"),
+    *(_drawn("training"), _EVENTS, r"nan_batch(?:\.rank\d+)?\.safetensors"),
 )
 _ATTACK = (
     *(rf"images/(?:\d{{6,}}_[^/]{{0,40}}_adv\.png|{_TMP})", r"(?:images|samples)\.jsonl"),
-    r"plots/gallery\.png",
+    _drawn(*_JUDGED),
 )
 
 
@@ -47,23 +56,23 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "train": _TRAIN,
     "eval": (
         *(_HEADER, rf"shards/(?:[a-z][\w-]*/)?(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
-        *(r"(?:sweep|distances|samples)\.jsonl", r"plots/(?:sweep_\w+|distances)\.png"),
+        *(r"(?:sweep|distances|samples)\.jsonl", _drawn("sweep_[a-z]+", "distances", *_JUDGED)),
     ),
     "certify": (
-        *(_HEADER, rf"shards/(?:\d{{4,}}\.jsonl|{_TMP})", r"samples\.jsonl", r"plots/certified\.png"),
+        *(_HEADER, rf"shards/(?:\d{{4,}}\.jsonl|{_TMP})", r"samples\.jsonl", _drawn("certified")),
         rf"certificates/(?:\d+\.json|{_TMP})",
     ),
     "attack": _ATTACK,
-    "transfer": (r"transfer\.jsonl", r"plots/transfer\.png"),
+    "transfer": (r"transfer\.jsonl", _drawn("transfer")),
     "bench": (r"bench\.json",),
-    "guard": _GUARD,
+    "guard": (*_GUARD, _drawn("guard", "guard_roc")),
     "update": _UPDATE,
     "demo": (
-        r"plots/accuracy_against_eps\.png",
+        _drawn("accuracy_against_eps"),
         *_inside("(?:natural|robust)", (*_COMMON, *_TRAIN)),
         *_inside("attack", (*_COMMON, *_ATTACK)),
         *(r"evidence\.db(?:-wal|-shm)?", r"current", r"images/(?:clean|attack)/\d{4}\.png"),
-        *(r"plots/(?:scores|guard)\.png", *_inside("guard", (*_COMMON, *_GUARD))),
+        *(_drawn("scores", "guard"), *_inside("guard", (*_COMMON, *_GUARD))),
         *_inside("update", (*_COMMON, *_UPDATE)),
     ),
 }

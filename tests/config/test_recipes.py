@@ -24,7 +24,7 @@ from robustcli.config.shipped import shipped_configs
 from robustcli.data.sets.fake import images
 from robustcli.jobs.train import train
 from robustcli.jobs.verb_flags import TrainFlags
-from robustcli.reporting import plots
+from robustcli.reporting.pictures import training
 from robustcli.store.retention import resolve_checkpoint
 from robustcli.store.snapshot import load_checkpoint
 from robustcli.terminal.console import Console
@@ -75,7 +75,7 @@ def real() -> Registries:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Registries) -> Iterator[Callable[..., Path]]:
     """tiny(name, "key=value", …): the run of a recipe for 3 steps on stand-in data, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plots, "training_curves", lambda path, rows, title: None)
+    monkeypatch.setattr(training, "training_curves", lambda *given, **options: None)
     np.savez(
         "generated.npz",
         x=images(60, 8, 0, 3),

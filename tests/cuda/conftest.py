@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import cli
 
-from robustcli.reporting import plots
+from robustcli.reporting.pictures import training
 from robustcli.runtime.precision import allow_tf32
 
 __all__ = ["cli"]
@@ -17,7 +17,7 @@ __all__ = ["cli"]
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than the training."""
-    monkeypatch.setattr(plots, "training_curves", lambda *given, **options: None)
+    monkeypatch.setattr(training, "training_curves", lambda *given, **options: None)
 
 
 @pytest.fixture(autouse=True)

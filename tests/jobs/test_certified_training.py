@@ -8,7 +8,7 @@ import pytest
 import torch
 from jobs_support import all_same, final_state, same
 
-from robustcli.reporting import plots
+from robustcli.reporting.pictures import training
 from robustcli.store.retention import resolve_checkpoint
 from robustcli.training.runner import StepRunner
 
@@ -35,7 +35,7 @@ def plain():
 @pytest.fixture(autouse=True)
 def without_a_picture(monkeypatch):
     """It takes longer than the training."""
-    monkeypatch.setattr(plots, "training_curves", lambda path, rows, title: None)
+    monkeypatch.setattr(training, "training_curves", lambda *given, **options: None)
 
 
 def rows(run):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import robustcli
-from robustcli.reporting import plots
+from robustcli.reporting.pictures import training
 from robustcli.training.trainplan import TrainPlan
 from robustcli.training.validation import Validation
 
@@ -18,7 +18,7 @@ SAID = "nothing is learnt"
 @pytest.fixture(autouse=True)
 def without_a_picture(monkeypatch):
     """It takes longer than the training."""
-    monkeypatch.setattr(plots, "training_curves", lambda path, rows, title: None)
+    monkeypatch.setattr(training, "training_curves", lambda *given, **options: None)
 
 
 def trained(cli, *settings):

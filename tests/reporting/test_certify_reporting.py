@@ -12,8 +12,8 @@ from PIL import Image
 from robustcli.errors import DataError
 from robustcli.proportions import clopper_pearson
 from robustcli.records.certify import CertificateRow, CertifyRow, average_radius, certify_rows
-from robustcli.reporting.certify_picture import certified_curve
 from robustcli.reporting.certify_table import certify_table, status_table
+from robustcli.reporting.pictures.certified import certified_curve
 
 
 def sample(number: int, **changes: Any) -> CertificateRow:
@@ -95,7 +95,7 @@ def test_the_picture_has_stairs_where_each_sample_has_a_radius_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[dict[str, Any]] = []
-    module = "robustcli.reporting.certify_picture"
+    module = "robustcli.reporting.pictures.certified"
     certified_curve(tmp_path / "a.png", ROWS, SAMPLES, title="t")
     assert Image.open(tmp_path / "a.png").size[0] > 300
     monkeypatch.setattr(f"{module}.eps_curve", lambda path, curves, **more: drawn.append(curves))

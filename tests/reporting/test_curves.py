@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from robustcli.proportions import Rate
-from robustcli.reporting.curves import sweep_curve, sweep_table
-from robustcli.reporting.heatmap import heatmap
+from robustcli.reporting.pictures.heatmap import heatmap
+from robustcli.reporting.pictures.sweep import sweep_curve
+from robustcli.reporting.sweep_table import sweep_table
 
 ODD = "$x_1$ _<b> \x1b[31m 日本 \\frac{"
 STEPS = [(1.0, Rate(80, 100)), (10.0, Rate(50, 100)), (200.0, Rate(45, 100))]
@@ -44,7 +45,7 @@ def test_steps_are_drawn_on_a_logarithmic_axis_with_their_band(tmp_path: Path, d
     assert (
         axes.get_xscale() == "log"
         and list(axes.get_xticks()) == [1, 10, 200]
-        and axes.get_xlabel() == "steps"
+        and axes.get_xlabel() == "attack steps"
     )
     clean, line = axes.lines
     assert list(clean.get_ydata()) == [90, 90]

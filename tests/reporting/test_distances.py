@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustcli.proportions import wilson
-from robustcli.reporting import distance_curve as module
-from robustcli.reporting.distance_curve import (
-    distance_curve,
-    distance_points,
-    distance_quantile,
-    distance_table,
-)
+from robustcli.reporting.distances import distance_points, distance_quantile, distance_table
+from robustcli.reporting.pictures import distances as module
+from robustcli.reporting.pictures.distances import distance_curve
 
 FOUND = [0.0, 0.0, 0.02, 0.01, 0.02, 0.05, math.inf, math.inf]
 SOME = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 2.0, math.inf]), min_size=1, max_size=12)

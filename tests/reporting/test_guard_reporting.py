@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from robustcli.records.guard import VIEWS, GuardCurveRow, GuardRow, GuardSampleRow
-from robustcli.reporting.guard_picture import guard_picture
 from robustcli.reporting.guard_table import guard_sentence, guard_table
+from robustcli.reporting.pictures.guard import guard_picture
 
 
 def row(bare=4, oblivious=90, adaptive=3, gained=0, lost=1, **more):

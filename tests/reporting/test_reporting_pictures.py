@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from robustcli.errors import ResourceError
 from robustcli.records.train import TrainRow
-from robustcli.reporting import plots
-from robustcli.reporting.gallery import gallery
+from robustcli.reporting.pictures import lines
+from robustcli.reporting.pictures.gallery import gallery
+from robustcli.reporting.pictures.lines import eps_curve
+from robustcli.reporting.pictures.training import training_curves
 from robustcli.reporting.pixels import amplified, fitting
-from robustcli.reporting.plots import eps_curve, training_curves
 
 ODD = "$x_1$ _<b> \x1b[31m 日本 \\frac{"
 
@@ -62,8 +63,8 @@ def train_rows(count: int, **changes: Any) -> list[TrainRow]:
 
 def test_the_curve_is_drawn_where_the_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    original = plots.accuracy_axis
-    monkeypatch.setattr(plots, "accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
+    original = lines.accuracy_axis
+    monkeypatch.setattr(lines, "accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
     path = tmp_path / "plots" / "curve.png"
     eps_curve(
         path,
@@ -80,7 +81,7 @@ def test_the_curve_is_drawn_where_the_numbers_are(tmp_path: Path, monkeypatch: p
     ]
     assert axes.get_ylim() == (0, 100) and "255" in axes.get_xlabel() and "%" in axes.get_ylabel()
     image = pixels(path)
-    assert image.shape == (630, 960, 3) and (image == 255).all(axis=2).mean() > 0.5
+    assert image.shape == (710, 960, 3) and (image == 255).all(axis=2).mean() > 0.5
     blue = np.array([0, 0x72, 0xB2])
     assert (np.abs(image.astype(int) - blue).sum(axis=2) < 30).sum() > 200, "the first line is not there"
 
@@ -90,7 +91,7 @@ def test_other_norms_have_one_axis_in_their_own_unit(
     norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "accuracy_axis", drawn.append)
+    monkeypatch.setattr(lines, "accuracy_axis", drawn.append)
     eps_curve(tmp_path / "curve.png", {"a": [(0, 1, 0.9, 1), (0.5, 0.5, 0.4, 0.6)]}, norm=norm)
     assert list(drawn[0].containers[0].lines[0].get_xdata()) == [0, 0.5] and norm in drawn[0].get_xlabel()
 
@@ -99,15 +100,15 @@ def test_other_norms_have_one_axis_in_their_own_unit(
 def test_training_curves(count: int, tmp_path: Path) -> None:
     path = tmp_path / "training.png"
     training_curves(path, train_rows(count), title=ODD)
-    assert pixels(path).shape == (720, 1440, 3)
+    assert pixels(path).shape == (1401, 960, 3)
 
 
 def test_training_without_validation_has_no_accuracy_panel(tmp_path: Path) -> None:
     path = tmp_path / "training.png"
     training_curves(path, train_rows(3, n=0, clean_acc=None, robust_acc=None))
-    assert pixels(path).shape == (720, 960, 3)
+    assert pixels(path).shape == (748, 960, 3)
     training_curves(path, train_rows(3, robust_acc=None))
-    assert pixels(path).shape == (720, 1440, 3)
+    assert pixels(path).shape == (1401, 960, 3)
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 def test_an_odd_environment_is_nothing_to_speak_of(tmp_path: Path) -> None:
     """No home, and a backend that matplotlib does not know."""
     code = (
-        "import os\nfrom pathlib import Path\nfrom robustcli.reporting.plots import eps_curve\n"
+        "import os\nfrom pathlib import Path\nfrom robustcli.reporting.pictures.lines import eps_curve\n"
         "eps_curve(Path('a.png'), {'a': [(0, 1, 0.9, 1), (0.1, 0.5, 0.4, 0.6)]})\n"
         "assert os.environ['MPLBACKEND'] == 'nope'"
     )

@@ -32,7 +32,7 @@ from robustcli.facts import NoFacts
 from robustcli.records.read import train_rows
 from robustcli.records.train import TrainRow
 from robustcli.registry import Entry
-from robustcli.reporting import plots
+from robustcli.reporting.pictures import training
 from robustcli.reporting.pixels import Panels, panels_of, sheet
 from robustcli.reporting.tracking import Trackers, open_trackers, scalars
 from robustcli.store.rundir import open_run
@@ -164,10 +164,10 @@ def test_other_pictures_are_refused() -> None:
 
 def test_the_curves_show_fgsm_where_it_was_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    original = plots.accuracy_axis
-    monkeypatch.setattr(plots, "accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
-    plots.training_curves(tmp_path / "with.png", [row(1, fgsm_acc=0.6), row(2), row(3, fgsm_acc=0.7)])
-    plots.training_curves(tmp_path / "without.png", [row(1), row(2)])
+    original = training.accuracy_axis
+    monkeypatch.setattr(training, "accuracy_axis", lambda axes: (drawn.append(axes), original(axes))[1])
+    training.training_curves(tmp_path / "with.png", [row(1, fgsm_acc=0.6), row(2), row(3, fgsm_acc=0.7)])
+    training.training_curves(tmp_path / "without.png", [row(1), row(2)])
     lines = [{box.get_label().partition(":")[0]: box.lines[0] for box in axes.containers} for axes in drawn]
     assert [list(found) for found in lines] == [["clean", "robust", "fgsm"], ["clean", "robust"]]
     assert list(lines[0]["fgsm"].get_xdata()) == [0.1, 0.3] and list(lines[0]["fgsm"].get_ydata()) == [

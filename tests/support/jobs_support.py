@@ -58,7 +58,7 @@ def instrument(said, hits=None):
     from robustcli.assembly.trainlog import Written
     from robustcli.core.oracle import Oracle
     from robustcli.jobs.trainrun import TrainRun
-    from robustcli.reporting import plots
+    from robustcli.reporting.pictures import training
     from robustcli.store import checkpoint
     from robustcli.training.descent import Descent
     from robustcli.training.hooks.average import WeightCopy
@@ -100,7 +100,7 @@ def instrument(said, hits=None):
     before(Written, "row", "record")
     before(Validation, "__call__", "validate", around=True)
     before(Written, "save", "save")
-    plots.training_curves = lambda *args, **kwargs: None  # the picture takes longer than the training
+    training.training_curves = lambda *args, **kwargs: None  # the picture takes longer than the training
     checkpoint.fail_point = lambda name: tick(f"save {name}")
 
 

@@ -19,8 +19,8 @@ from robustcli.records.alarm import Alarm
 from robustcli.records.certified import WRONG, Certificates
 from robustcli.records.certify import CertificateRow, CertifyRow, average_radius, certify_rows
 from robustcli.records.document import Document
-from robustcli.reporting.certify_picture import certified_curve
 from robustcli.reporting.certify_table import certify_table, status_table
+from robustcli.reporting.pictures.certified import certified_curve
 from robustcli.reporting.record_tables import write_csv
 from robustcli.reporting.summary import certify_summary
 from robustcli.store.atomic import JsonLines, strict_json

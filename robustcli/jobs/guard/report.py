@@ -18,8 +18,8 @@ from robustcli.models.guarded import GuardedModel
 from robustcli.records.document import Document
 from robustcli.records.guard import GuardCurveRow, GuardRow, GuardSampleRow
 from robustcli.reporting.cells import format_eps
-from robustcli.reporting.guard_picture import guard_picture
 from robustcli.reporting.guard_table import guard_sentence, guard_table
+from robustcli.reporting.pictures.guard import guard_picture
 from robustcli.reporting.summary import eval_summary
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcli.errors import printable
-from robustcli.reporting.figure import matplotlib_package, write_picture
+from robustcli.reporting.figure import Target, matplotlib_package, write_picture
 from robustcli.reporting.pixels import (
     Pixels,
     amplified,
@@ -34,7 +34,7 @@ Words = tuple[str, str]
 
 
 def gallery(
-    path: Path,
+    target: Target,
     clean: Pixels,
     adversarial: Pixels,
     true: Sequence[str],
@@ -47,7 +47,7 @@ def gallery(
     """One PNG: per sample the clean image, the adversarial one and their difference, each with its labels.
 
     Args:
-        path: where to write, atomically; its folder is made.
+        target: where to draw.
         clean, adversarial: uint8 [n, H, W, C], n >= 1. C = 1 is grey, C = 3 is RGB; of other C the mean over
             channels is shown.
         true, predicted: class names, n each: the label, and the model's answer to the adversarial image.
@@ -56,7 +56,7 @@ def gallery(
             cuts nothing off. The picture says which it is.
         title: what the images are of.
 
-    Raises ValueError for other shapes, types or lengths, ResourceError when `path` cannot be written.
+    Raises ValueError for other shapes, types or lengths, ResourceError when `target` cannot be written.
     """
     if clean_predicted is None:
         clean_predicted = true
@@ -69,7 +69,7 @@ def gallery(
         sheet.tile(i, 0, clean[i], (f"true: {label}", _INK), _answer(clean_predicted[i], label))
         sheet.tile(i, 1, adversarial[i], ("adversarial", _PALE), _answer(predicted[i], label))
         sheet.tile(i, 2, difference[i], (f"difference x {amplify:g}", _PALE), ("grey = no change", _PALE))
-    write_picture(path, sheet.png())
+    write_picture(target, sheet.png())
 
 
 def _difference_words(clean: Pixels, adversarial: Pixels, amplify: float) -> str:

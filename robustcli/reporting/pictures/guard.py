@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustcli.records.guard import VIEWS, GuardCurveRow, GuardRow
 from robustcli.reporting.cells import percent
-from robustcli.reporting.figure import COLOURS, accuracy_axis, plain, saved_figure
+from robustcli.reporting.figure import COLOURS, Target, accuracy_axis, plain, saved_figure
 from robustcli.reporting.guard_table import ALL
 
 if TYPE_CHECKING:
@@ -18,13 +17,13 @@ _BARS = ("#888888", *COLOURS[:2])
 _HEIGHT, _PANEL = 4.2, 4.2  # inches
 
 
-def guard_picture(path: Path, row: GuardRow, curves: Sequence[GuardCurveRow], *, title: str) -> None:
+def guard_picture(target: Target, row: GuardRow, curves: Sequence[GuardCurveRow], *, title: str) -> None:
     """Robust accuracy of the three views; then one panel of ROC curves for each kind of points.
 
-    Raises ResourceError when `path` cannot be written.
+    Raises ResourceError when `target` cannot be written.
     """
     panels = 3 if curves else 1
-    with saved_figure(path, max(5.5, _PANEL * panels), _HEIGHT) as figure:
+    with saved_figure(target, max(5.5, _PANEL * panels), _HEIGHT) as figure:
         axes = figure.subplots(1, panels, squeeze=False)[0]
         _bars(axes[0], row)
         for panel, points in zip(axes[1:], VIEWS[1:], strict=False):

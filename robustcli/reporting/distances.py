@@ -6,11 +6,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 
 from robustcli.proportions import Rate
 from robustcli.reporting.cells import Cell
-from robustcli.reporting.plots import Point, eps_curve
+from robustcli.reporting.figure import Point
 from robustcli.reporting.tables import Table
 
 _QUANTILES = {"first quartile": 0.25, "median": 0.5, "third quartile": 0.75}
@@ -43,21 +42,6 @@ def distance_quantile(distances: Sequence[float], share: float) -> float:
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     return ordered[math.ceil(share * len(ordered) - 1e-9) - 1]  # 0.07 * 100 is a little more than 7
-
-
-def distance_curve(
-    path: Path,
-    distances: Mapping[str, Sequence[float]],
-    *,
-    title: str = "accuracy against eps",
-    norm: str = "linf",
-) -> None:
-    """Robust accuracy against eps as stairs, one line per name.
-
-    Raises as `distance_points` and `plots.eps_curve`.
-    """
-    curves = {name: stairs(distance_points(of_name)) for name, of_name in distances.items()}
-    eps_curve(path, curves, title=title, norm=norm)
 
 
 def distance_table(

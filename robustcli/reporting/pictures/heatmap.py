@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustcli.proportions import Rate
 from robustcli.reporting.cells import percent
-from robustcli.reporting.figure import plain, saved_figure
+from robustcli.reporting.figure import Target, plain, saved_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,15 +18,17 @@ _LEVEL = 9  # names longer than this are written at a slant
 _CELL, _LETTER = 1.05, 0.08  # inches: a square, a letter of a name
 
 
-def heatmap(path: Path, names: Sequence[str], rates: Sequence[Sequence[Rate | None]], *, title: str) -> None:
+def heatmap(
+    target: Target, names: Sequence[str], rates: Sequence[Sequence[Rate | None]], *, title: str
+) -> None:
     """One square per pair: its share in percent above its 95 % Wilson interval; the diagonal is framed.
 
     Args:
-        path: where to write, atomically; its folder is made.
+        target: where to draw.
         names: the M models; they name the rows and the columns.
         rates: M rows of M shares; a square without one (None) stays white, with a dash.
 
-    Raises ValueError when the matrix is not M x M with M >= 1, ResourceError when `path` cannot be written.
+    Raises ValueError when the matrix is not M x M with M >= 1, ResourceError when `target` cannot be written.
     """
     size = len(names)
     if not size or len(rates) != size or any(len(row) != size for row in rates):
@@ -39,7 +40,7 @@ def heatmap(path: Path, names: Sequence[str], rates: Sequence[Sequence[Rate | No
     slanted = longest > _LEVEL
     width = max(5.6, 2.2 + _LETTER * longest + _CELL * size)
     height = max(3.8, 1.4 + _LETTER * longest * 0.5 * slanted + _CELL * size)
-    with saved_figure(path, width, height) as figure:
+    with saved_figure(target, width, height) as figure:
         axes = figure.add_subplot()
         values = [[_value(rate) for rate in row] for row in rates]
         image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=100, aspect="auto")

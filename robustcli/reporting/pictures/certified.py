@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from robustcli.records.certify import CertificateRow, CertifyRow
-from robustcli.reporting.distance_curve import distance_points, stairs
-from robustcli.reporting.plots import Point, eps_curve
+from robustcli.reporting.distances import distance_points, stairs
+from robustcli.reporting.figure import Point, Target
+from robustcli.reporting.pictures.lines import eps_curve
 
 
 def certified_curve(
-    path: Path, rows: Sequence[CertifyRow], samples: Sequence[CertificateRow], *, title: str
+    target: Target, rows: Sequence[CertifyRow], samples: Sequence[CertificateRow], *, title: str
 ) -> None:
     """Two lines: what is proven, and what no attack broke. The truth lies between them.
 
     Args:
-        path: where to write, atomically; its folder is made.
+        target: where to draw.
         rows: ascending radii, the clean images first.
         samples: of the same run.
         title: what was measured.
@@ -32,4 +32,4 @@ def certified_curve(
     standing: list[Point] = [(row.eps, row.robust_acc.value, *row.robust_acc.display) for row in rows]
     attacks = ", ".join(last.attacks) or "attack"
     curves = {f"under {attacks}": standing, f"certified by {last.method}": proven}
-    eps_curve(path, curves, title=title, norm=last.norm)
+    eps_curve(target, curves, title=title, norm=last.norm)

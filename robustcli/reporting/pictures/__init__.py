@@ -1,0 +1,43 @@
+"""The pictures of a run: a file here for each, a PNG and the table of what it shows, from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.picture import Picture
+from robustcli.reporting.pictures import sweep, training
+from robustcli.reporting.pictures.files import save_pictures
+
+__all__ = ["Drawn", "comparison_of", "drawn", "pictures_of", "save_pictures"]
+
+#: A picture of the run; None where the run measured nothing of the kind; a sentence where it cannot be drawn.
+Painter = Callable[[Dossier], Picture | str | None]
+#: In the order of a report.
+PAINTERS: Sequence[Painter] = (training.picture, sweep.picture)
+
+
+class Drawn(NamedTuple):
+    """What a run has to show. left_out: a sentence for each picture that its records are too few for."""
+
+    pictures: list[Picture]
+    left_out: list[str]
+
+
+def drawn(dossier: Dossier) -> Drawn:
+    """All pictures of one run, drawn from its records. Runs that lie inside it have their own."""
+    found = [painter(dossier) for painter in PAINTERS]
+    return Drawn(
+        [one for one in found if isinstance(one, Picture)], [one for one in found if isinstance(one, str)]
+    )
+
+
+def pictures_of(dossier: Dossier) -> list[Picture]:
+    """The pictures of `drawn`."""
+    return drawn(dossier).pictures
+
+
+def comparison_of(dossiers: Sequence[Dossier]) -> list[Picture]:
+    """Pictures of several runs side by side; [] where they have nothing in common."""
+    return []
