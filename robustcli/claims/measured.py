@@ -5,7 +5,7 @@ The model card and the bill of materials say the same, since both are made from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,26 +78,28 @@ class Measured:
 
 def measured(dossier: Dossier) -> list[Measured]:
     """All numbers of a run, the headline first; [] where the run measured no accuracy."""
-    row = dossier.eval_row("worst")
-    by = {
-        EvalRow: _evaluated,
-        CertifyRow: _certified,
-        TransferRow: _transferred,
-    }
-    found = [number for kind, numbers in by.items() for number in _all(dossier.of(kind), numbers)]
-    found += [_rejected(guard) for guard in dossier.of(GuardRow)]
-    found += [number for sweep in dossier.of(SweepRow) for number in _swept(sweep, row)]
-    return [*found, *_trained(dossier), *_demonstrated(dossier)]
+    return list(_measured(dossier))
 
 
-def _all(rows: Iterable[Any], numbers: Callable[[Any], Iterator[Measured]]) -> Iterator[Measured]:
-    for row in sorted(rows, key=_headline_first):
-        yield from numbers(row)
+def _measured(dossier: Dossier) -> Iterator[Measured]:
+    worst = dossier.eval_row("worst")
+    for row in sorted(dossier.of(EvalRow), key=_headline_first):
+        yield from _evaluated(row)
+    for proof in dossier.of(CertifyRow):
+        yield from _certified(proof)
+    for pair in dossier.of(TransferRow):
+        yield from _transferred(pair)
+    for guard in dossier.of(GuardRow):
+        yield _rejected(guard)
+    for sweep in dossier.of(SweepRow):
+        yield from _swept(sweep, worst)
+    yield from _trained(dossier)
+    yield from _demonstrated(dossier)
 
 
-def _headline_first(row: Any) -> int:
-    """Clean, then all attacks together, then each; other rows keep their order."""
-    return ("clean", "worst", "attack").index(row.kind) if isinstance(row, EvalRow) else 0
+def _headline_first(row: EvalRow) -> int:
+    """Clean, then all attacks together, then each."""
+    return ("clean", "worst", "attack").index(row.kind)
 
 
 def _evaluated(row: EvalRow) -> Iterator[Measured]:
@@ -173,7 +175,7 @@ def _trained(dossier: Dossier) -> Iterator[Measured]:
     common: dict[str, Any] = {"data": row.data, "split": "validation", "seed": row.seed}
     if row.clean is not None:
         yield Measured(metric=ACCURACY, rate=row.clean, **common)
-    ball = {"norm": row.norm, "eps": row.eps}
+    ball: dict[str, Any] = {"norm": row.norm, "eps": row.eps}
     if row.robust is not None:
         yield Measured(metric=ROBUST, rate=row.robust, by=_attack(row), **ball, **common)
     if row.verified is not None:
