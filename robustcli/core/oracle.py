@@ -1,6 +1,6 @@
 """All that an attack may ask of a model.
 
-The file is long: a third of it says what the questions mean.
+The file is long: a third of it says what the questions mean. How they are asked stands in `core.asker`.
 """
 
 from __future__ import annotations
@@ -8,34 +8,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from robustcli.core.asker import Asker, Gradient, Move
 from robustcli.core.best import BestPoints, Watch
 from robustcli.core.geometry import Ball
-from robustcli.core.graphs import Graphs, Work
 from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.memory import Memory
-from robustcli.core.padding import padded, padded_rows
 from robustcli.core.random import RowRandom
-from robustcli.core.slope import needs_whole_backward, slope
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 
 Keep = Literal["last", "best", "closest"]
-#: (x_adv, grad, *given) -> the next point, all [R, ...]: a pure function that equals others of the same work.
-Move = Callable[..., Tensor]
 _numbers = itertools.count()  # of oracles
-
-
-class Gradient(NamedTuple):
-    """Answer of `Oracle.gradient`: loss [R], logits [R, K], and grad [R, C, H, W] of the summed loss."""
-
-    loss: Tensor
-    logits: Tensor
-    grad: Tensor
 
 
 class Oracle:
@@ -109,14 +97,13 @@ class Oracle:
         self.asked_rows = 0
         self._flat: Tensor | int = 0  # stays on the device: to read it is to wait
         self.steady = (steady or isinstance(model, SearchTwin)) and draws == 1
-        self._model, self._scorer, self._stop, self._draws = model, model, stop, draws
-        self._origin, self._whole = x, False
+        self._stop, self._draws, self._origin = stop, draws, x
         self._clean = None if clean_logits is None else criterion.joint(clean_logits)
         self._given = loss
         self._bound: dict[str, RowLoss] = {}
         self._rows = torch.arange(len(x), device=x.device)
         self._index: Tensor | slice = slice(None)  # the rows in play, of a tensor of all rows
-        self._watched, self._leaving = watch is not None, False
+        self._leaving = False
         self._best: BestPoints | None = None
         self._scored: Tensor | None = None
         self._number = next(_numbers)
@@ -124,14 +111,10 @@ class Oracle:
         # While rows are spread: the rows in play before with their streams, and those that wait.
         self._before: tuple[Tensor, RowRandom] | None = None
         self._waiting = self._rows[:0]
-        self._graphs: Graphs | None = None
-        if isinstance(model, SearchTwin) and draws == 1 and criterion.reject is None:
-            self._graphs = model.graphs
-        if keep == "last" and watch is None:
+        remembers = keep != "last" or watch is not None
+        self._asker = _asker(model, criterion, draws, many, remembers, watch is not None, self.note)
+        if not remembers:
             return
-        # In training weights move between passes: laying them out each time would cost more than it saves.
-        if isinstance(model, SearchTwin):
-            self._scorer, self._model = model.forms(many=many)
         self._best = BestPoints(x, x, ball if keep == "closest" else None, watch)
         if self._clean is None:
             self._clean = self._forward(x)
@@ -255,7 +238,8 @@ class Oracle:
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
         self._check()
-        answer = self._answer(x_adv.detach(), loss if callable(loss) else self._loss(loss), raw)
+        ascend = loss if callable(loss) else self._loss(loss)
+        answer = self._asker.gradient(x_adv.detach(), ascend, _as_given if raw else self._joint)
         self._hear(x_adv.detach(), answer, scored=scored, bound=loss is None)
         return answer
 
@@ -269,11 +253,7 @@ class Oracle:
             return x_adv
         self._check()
         point, ascend = x_adv.detach(), self._loss(loss)
-        if self._graphs is None:
-            answer = self._plain(point, ascend, False)
-            moved = move(point, answer.grad, *given)
-        else:
-            moved, answer = self._replayed_step(self._graphs, point, ascend, move, given)
+        moved, answer = self._asker.step(point, ascend, self._joint, move, given, self._number)
         self._hear(point, answer, scored=True, bound=loss is None)
         return moved
 
@@ -284,7 +264,7 @@ class Oracle:
         """
         self._check()
         self.forward_rows += len(x_adv)
-        return self._joint(self._model(x_adv))
+        return self._joint(self._asker.model(x_adv))
 
     def score(self, x_adv: Tensor) -> None:
         """Meet this point [R, C, H, W], and return the best of all points met from here on.
@@ -361,8 +341,8 @@ class Oracle:
 
         x_adv [R, C, H, W] is the last point of the rows in play; it is met.
         """
-        if self._graphs is not None and self._graphs.note:
-            self.note(self._graphs.note)
+        if self._asker.graphs is not None and self._asker.graphs.note:
+            self.note(self._asker.graphs.note)
         if self._best is None:
             return x_adv.detach()
         if self._scored is not x_adv:
@@ -390,22 +370,6 @@ class Oracle:
         if self._stop is not None:
             self._stop()
 
-    def _filled(self, x: Tensor) -> Tensor:
-        """x [R, ...], with a watch filled up to `bucket(R)` rows: only then does R shrink."""
-        return padded(x) if self._watched else x
-
-    def _size(self, x: Tensor) -> int:
-        """Rows of `_filled(x)`."""
-        return padded_rows(x) if self._watched else len(x)
-
-    def _float(self, x: Tensor, rows: int, raw: bool) -> Tensor:
-        """Logits [rows, K] of the first rows in the type of the pixels, whatever the model answers in.
-
-        raw: as the model gives them, [rows, K + 1] of a guarded one.
-        """
-        logits = self._model(x).to(x.dtype)[:rows]
-        return logits if raw else self._joint(logits)
-
     def _joint(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """Logits [R, K] of the joint problem, where a guarded model answers with [R, K + 1].
 
@@ -421,74 +385,9 @@ class Oracle:
         self._check()
         if not len(x):
             return x.new_zeros(0, 2)
-        point = self._filled(x)
-        with torch.no_grad():
-            answers = (
-                self._joint(self._scorer(point).to(x.dtype)[: len(x)], index) for _ in range(self._draws)
-            )
-            logits = next(answers)
-            for answer in answers:
-                logits = logits + answer
+        logits = self._asker.logits(x, partial(self._joint, index=index))
         self.forward_rows += len(x) * self._draws  # not before: a pass may find no room
-        return logits / self._draws
-
-    def _answer(self, x_adv: Tensor, ascend: Callable[[Tensor], Tensor], raw: bool) -> Gradient:
-        """`_plain`, from a recording where there is one."""
-        if self._graphs is None or not isinstance(ascend, RowLoss) or ascend.formula is None:
-            return self._plain(x_adv, ascend, raw)
-        key, work = ("gradient", ascend.formula), _sloping(self._model, ascend.fn)
-        inputs, plain = (x_adv, *ascend.state), partial(self._plain, x_adv, ascend, raw)
-        return Gradient(*self._graphs(key, work, inputs, self._size(x_adv), plain))
-
-    def _replayed_step(
-        self, graphs: Graphs, x_adv: Tensor, ascend: RowLoss, move: Move, given: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Gradient]:
-        """The next point and the answer at x_adv [R, C, H, W], as one recording where there is one."""
-
-        def plain() -> tuple[Tensor, ...]:
-            answer = self._answer(x_adv, ascend, False)
-            return move(x_adv, answer.grad, *given), *answer
-
-        formula = ascend.formula
-        if formula is None:
-            moved, *answer = plain()
-        else:
-            key, work = ("step", formula, move), _moving(self._model, ascend.fn, move, len(given))
-            inputs = (x_adv, *given, *ascend.state)
-            moved, *answer = graphs(key, work, inputs, self._size(x_adv), plain, self._number)
-        return moved, Gradient(*answer)
-
-    def _plain(self, x_adv: Tensor, ascend: Callable[[Tensor], Tensor], raw: bool) -> Gradient:
-        """Loss, logits and finite gradient at x_adv [R, C, H, W]: the mean over the draws."""
-        point = self._filled(x_adv.detach()).requires_grad_(True)
-        answers = [self._differentiate(point, len(x_adv), ascend, raw) for _ in range(self._draws)]
-        values, logits, grad = _mean(answers)
-        # Not in place: a gradient may be an expanded tensor.
-        return Gradient(values, logits, grad.nan_to_num(0.0, 0.0, 0.0))
-
-    def _differentiate(
-        self, point: Tensor, rows: int, ascend: Callable[[Tensor], Tensor], raw: bool
-    ) -> Gradient:
-        """One forward and one backward pass at `point`, of which the first `rows` rows count.
-
-        The rows after them only fill the batch up. A model with an operation that has no derivative, such as
-        a floor division, gets the gradient 0, and a note says so.
-        """
-        try:
-            with torch.enable_grad():
-                logits = self._float(point, rows, raw)
-                values = ascend(logits)
-                grad = slope(values, point, whole=self._whole)
-        except RuntimeError as error:
-            if needs_whole_backward(error) and not self._whole:
-                self._whole = True
-                return self._differentiate(point, rows, ascend, raw)
-            if "derivative" not in str(error):
-                raise
-            self.note(f"the model has an operation without a derivative: {str(error).splitlines()[0][:120]}")
-            logits, grad = self._float(point.detach(), rows, raw), torch.zeros_like(point)
-            values = ascend(logits)
-        return Gradient(values.detach(), logits.detach(), grad[:rows])
+        return logits
 
     def _loss(self, name: str | None, index: Tensor | None = None) -> RowLoss:
         """The bound loss, or the registered `name`, for rows int64 [R]; index None means those in play."""
@@ -522,33 +421,26 @@ class Oracle:
         self._leaving |= self._best.consider_turns(rows, *turns, torch.ones_like(turns[1]))[1]
 
 
-def _mean(answers: list[Gradient]) -> Gradient:
-    """The mean of one answer per draw; a single one as it is."""
-    if len(answers) == 1:
-        return answers[0]
-    return Gradient(*(torch.stack(parts).mean(0) for parts in zip(*answers, strict=True)))
+def _asker(
+    model: Classifier,
+    criterion: Criterion,
+    draws: int,
+    many: bool,
+    remembers: bool,
+    watched: bool,
+    note: Callable[[str], None],
+) -> Asker:
+    """What asks this model; arguments as for `Oracle`. remembers: whether points are remembered."""
+    scorer, graphs = model, None
+    if isinstance(model, SearchTwin):
+        if draws == 1 and criterion.reject is None:
+            graphs = model.graphs
+        # In training weights move between passes: laying them out each time would cost more than it saves.
+        if remembers:
+            scorer, model = model.forms(many=many)
+    return Asker(model, scorer, draws=draws, fills=watched, graphs=graphs, note=note)
 
 
-def _sloping(model: Classifier, loss: Callable[..., Tensor]) -> Work:
-    """(x_adv, *state) -> loss, logits and finite gradient, as `Oracle._answer` on rows that are filled up."""
-
-    def work(x_adv: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        point = x_adv.detach().requires_grad_(True)
-        with torch.enable_grad():
-            logits = model(point).to(point.dtype)
-            values = loss(logits, *state)
-            grad = slope(values, point)
-        return values.detach(), logits.detach(), grad.nan_to_num(0.0, 0.0, 0.0)
-
-    return work
-
-
-def _moving(model: Classifier, loss: Callable[..., Tensor], move: Move, given: int) -> Work:
-    """(x_adv, what the move is given, *state) -> the next point, and the answers of `_sloping`."""
-    sloping = _sloping(model, loss)
-
-    def work(x_adv: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        answer = sloping(x_adv, *more[given:])
-        return move(x_adv, answer[2], *more[:given]), *answer
-
-    return work
+def _as_given(logits: Tensor) -> Tensor:
+    """The logits of a guarded model with "reject" in a column of its own."""
+    return logits

@@ -53,7 +53,7 @@ class SettlingOracle(Oracle):
         if closest_in is None:
             self._best = BestPoints(x, x, None, None)
             if isinstance(model, SearchTwin):
-                self._scorer = model.scores
+                self._asker.scorer = model.scores
 
     def result(self, x_adv: Tensor) -> Tensor:
         """The worst point of each row, [B, C, H, W], detached; x_adv, [B, C, H, W], is met."""
@@ -107,7 +107,9 @@ class SettlingOracle(Oracle):
             self._check()
             self.forward_rows += len(rows)
             with torch.no_grad():
-                logits = self.criterion.joint(self._model(self._origin[rows]).to(best.points.dtype), rows)
+                logits = self.criterion.joint(
+                    self._asker.model(self._origin[rows]).to(best.points.dtype), rows
+                )
         else:
             logits = self._clean[rows]
         self._meet(best, rows, self._origin[rows], logits)
