@@ -1,12 +1,12 @@
 # Two commands from a fresh clone, with nothing but python3 >= 3.10 (with venv) and make:  make demo   make test
-.PHONY: help setup demo test test-slow test-versions docs lint bench clean
+.PHONY: help setup demo test test-slow test-versions docs lint bench dist audit sbom clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 VENV ?= .venv
 # Exact versions that were proved, `make CONSTRAINTS= ...` for the newest ones; some of them need Python 3.11.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
-EXTRAS ?= dev,tensorboard,guard,postgres,serve
+EXTRAS ?= dev,tensorboard,mlflow,wandb,guard,postgres,serve,release
 N ?= 2
 ARGS ?=
 BENCH ?= benchmarks/speed.py
@@ -67,6 +67,17 @@ bench: $(READY) ## speed beside torchattacks, as ratios from one interleaved run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[bench]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks
 	$(BIN)/python $(BENCH) $(ARGS)
+
+dist: $(READY) ## sdist and wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+audit: $(READY) ## known vulnerabilities of the versions in constraints.txt; asks PyPI
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+sbom: $(READY) ## what .venv is made of, as CycloneDX, into dist/
+	mkdir -p dist
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json $(BIN)/python
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -14,7 +14,8 @@ import robustcli
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
-PINNED = ("dev", "tensorboard", "guard", "postgres", "serve")  # extras that `make` installs
+# Extras that `make` installs.
+PINNED = ("dev", "tensorboard", "mlflow", "wandb", "guard", "postgres", "serve", "release")
 OPTIONAL = (*PINNED, "timm", "onnx", "bench")
 
 
@@ -67,7 +68,19 @@ def test_the_wheel_carries_the_configs() -> None:
 
 def test_make_builds_nothing_by_hand() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("setup", "demo", "test", "test-slow", "docs", "lint", "bench", "clean"):
+    for target in (
+        "setup",
+        "demo",
+        "test",
+        "test-slow",
+        "docs",
+        "lint",
+        "bench",
+        "dist",
+        "audit",
+        "sbom",
+        "clean",
+    ):
         assert re.search(rf"^{target}:.*## ", text, flags=re.MULTILINE), target
     assert "-n $(N)" in text and "OMP_NUM_THREADS=1" in text and "--durations=15" in text
 
@@ -95,19 +108,37 @@ def test_ci_fails_loudly_when_the_suite_does(tmp_path: Path) -> None:
         assert ("failed" in done.stderr) == (expected == 1)
 
 
-def test_workflows_pin_actions_and_ask_for_little() -> None:
-    pages = list((ROOT / ".github" / "workflows").glob("*.yml"))
-    assert {page.name for page in pages} >= {"tests.yml", "smoke.yml"}
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        uses = re.findall(r"uses: (\S+)", text)
-        assert uses and all(re.fullmatch(r"actions/[a-z-]+@v\d+", use) for use in uses)
-        assert "permissions:\n  contents: read\n" in text and "pinned by version tag" in text
-    assert "--fail-under robust_acc=0.45" in (ROOT / ".github" / "workflows" / "smoke.yml").read_text(
-        encoding="utf-8"
-    )
-    assert '["3.10", "3.11", "3.12"]' in (ROOT / ".github" / "workflows" / "tests.yml").read_text(
-        encoding="utf-8"
+def workflow_texts() -> dict[str, str]:
+    """Workflows, and what else holds steps for CI: for a user to include, or to be written for one."""
+    places = (".github", "deploy", "robustcli")
+    files = [path for place in places for path in (ROOT / place).rglob("*") if path.is_file()]
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in files
+        if {".yml", ".yaml"} & set(path.suffixes)
+    }
+    return {name: text for name, text in texts.items() if "uses:" in text}
+
+
+def test_every_action_is_pinned_by_the_hash_of_a_commit() -> None:
+    """And all places take the same commit of an action. `uses: ./PATH` is of the own repository."""
+    hashes: dict[str, set[str]] = {}
+    for name, text in workflow_texts().items():
+        for use in re.findall(r"^[ -]*uses: *(?!\./)(.*)$", text, flags=re.MULTILINE):
+            pin = re.fullmatch(r"([\w-]+/[\w/-]+)@([0-9a-f]{40} # v\d+\.\d+\.\d+)", use)
+            assert pin is not None, f"{name}: {use}: needs the hash of a commit, and its tag behind it"
+            hashes.setdefault(pin[1], set()).add(pin[2])
+    assert "actions/checkout" in hashes and all(len(found) == 1 for found in hashes.values()), hashes
+
+
+def test_workflows_ask_for_little() -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / ".github").rglob("*.yml")}
+    assert set(pages) >= {"tests.yml", "smoke.yml", "supply.yml"}
+    assert all("permissions:\n  contents: read\n" in text for text in pages.values())
+    assert "--fail-under robust_acc=0.45" in pages["smoke.yml"]
+    assert '["3.10", "3.11", "3.12"]' in pages["tests.yml"]
+    assert {f"make {target}" for target in ("dist", "sbom", "audit")} <= set(
+        re.findall(r"run: (make \w+)", pages["supply.yml"])
     )
 
 
