@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 # Extras that `make` installs.
-PINNED = ("dev", "tensorboard", "mlflow", "wandb", "guard", "postgres", "serve", "release")
-OPTIONAL = (*PINNED, "timm", "onnx", "bench")
+PINNED = ("dev", "tensorboard", "mlflow", "wandb", "guard", "postgres", "serve", "onnx", "release")
+OPTIONAL = (*PINNED, "timm", "bench")
 
 
 def requirements(name: str) -> list[str]:

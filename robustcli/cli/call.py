@@ -41,7 +41,7 @@ _SMOKE = {
     "guard fit": ("guard.fit.steps=3",),
     "guard eval": ("eval.n=16", "eval.checks=0"),
 }
-_MEASURES = ("eval", "attack", "certify", "guard fit", "guard eval")  # verbs that need a model to measure
+_MEASURES = ("eval", "attack", "certify", "guard fit", "guard eval", "export")  # they need a ready model
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.

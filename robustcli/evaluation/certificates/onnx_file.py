@@ -1,12 +1,16 @@
-"""A network as an ONNX file, compared with the network itself before it is written. Extra `onnx`."""
+"""A network as an ONNX file, compared with the network itself before it is written. Extra `onnx`.
+
+`export_onnx` writes the file that verifiers read, for one image; `document_of` makes that of `export`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +27,15 @@ OPSET = 18  # the oldest that torch writes; verifiers read old ones
 INPUT, OUTPUT = "X", "Y"
 
 
-def needs_onnx() -> None:
-    """Raises ResourceError E-EXTRA where the packages of the extra are missing."""
+def needs_onnx(where: str = "--export") -> None:
+    """Raises ResourceError E-EXTRA where the packages of the extra are missing. where: who needs them."""
     for name in ("onnx", "onnxscript"):
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ResourceError(
                 f"{name} is not installed",
-                where="--export",
+                where=where,
                 hint="pip install 'robustcli[onnx]'",
                 code="E-EXTRA",
             ) from error
@@ -70,31 +74,51 @@ def export_onnx(model: nn.Module, points: Tensor, path: Path) -> float:
 
 def _converted(model: nn.Module, x: Tensor) -> Any:
     """The ModelProto of `model` for images like x [1, C, H, W], without names of files and lines."""
+    return document_of(model, (INPUT, OUTPUT), "--export", (x,))
+
+
+def document_of(
+    model: Any, names: tuple[str, str], where: str, arguments: tuple[Tensor, ...] | None = None
+) -> Any:
+    """The ModelProto of a network, or of a program of torch.export, without names of files and lines.
+
+    Args:
+        names: of its input and of its output.
+        where: who asks, for messages.
+        arguments: an example of the network's input; a program has its own.
+
+    Raises ConfigError E-MODEL: torch cannot write it as ONNX.
+    """
     try:
-        with _silent():
+        with silent():
             program = torch.onnx.export(
                 model,
-                (x,),
+                arguments or (),
                 dynamo=True,
                 verbose=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=[names[0]],
+                output_names=[names[1]],
                 opset_version=OPSET,
             )
     except Exception as error:  # the exporter runs code of the user's
-        if out_of_memory(error):
-            raise
-        reason = str(error).strip().splitlines() or [""]
-        raise ConfigError(
-            f"torch cannot export the network as ONNX: {type(error).__name__}: {reason[0][:200]}",
-            where="--export",
-            hint="its forward must be traceable by torch.export",
-            code="E-MODEL",
-        ) from error
+        raise unexportable(error, "ONNX", where) from error
     assert program is not None
     document = program.model_proto
     _strip(document)
     return document
+
+
+def unexportable(error: Exception, form: str, where: str) -> ConfigError:
+    """What torch's exporter has failed with, in one line. Raises `error` where memory is short."""
+    if out_of_memory(error):
+        raise error
+    reason = str(error).strip().splitlines() or [""]
+    return ConfigError(
+        f"torch cannot export the network as {form}: {type(error).__name__}: {reason[0][:200]}",
+        where=where,
+        hint="its forward must be traceable by torch.export",
+        code="E-MODEL",
+    )
 
 
 def _strip(document: Any) -> None:
@@ -115,12 +139,12 @@ def _answers(document: Any, points: Tensor) -> Tensor:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Without the warnings of the exporter, which are about itself."""
-    before = logging.root.manager.disable
+def silent() -> Iterator[None]:
+    """Without the warnings of the exporter, which are about itself, and the graphs that it prints."""
+    before, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -60,6 +60,11 @@ class Contract:
             return scale.logits(self.answer(out, training=net.training, rows=len(x)))
         return self.read(self.call(net, x), training=net.training, rows=len(x))
 
+    def blind(self, net: nn.Module, x: Tensor) -> Tensor:
+        """As `ask`, for an exporter: B may be a symbol, so no number of rows is looked at."""
+        logits: Tensor = _traced(self.call(net, x), self.kind)
+        return self._shaped(logits).float()
+
     def call(self, net: nn.Module, x: Tensor) -> Any:
         """What the network answers to images x [B, C, H, W]."""
         given = x if self.dtype is None else x.to(self.dtype)
@@ -76,15 +81,15 @@ class Contract:
     def answer(self, out: Any, *, training: bool, rows: int) -> Tensor:
         """As `read`, in the precision of the network."""
         if isinstance(out, fx.Proxy):  # a trace is of eval mode, and holds no values to look at
-            logits: Tensor = _traced(out, self.kind)
-            if self.squeezed:
-                logits = logits.reshape(-1, self.squeezed)
-        else:
-            logits = logits_of(out, training=training, rows=rows, squeezed=self.squeezed)
+            return self._shaped(_traced(out, self.kind))
+        return self._shaped(logits_of(out, training=training, rows=rows, squeezed=self.squeezed))
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        """The numbers of an answer as [B, K]."""
         if self.one_logit:
             half = logits.reshape(-1, 1) / 2
-            logits = torch.cat((-half, half), 1)
-        return logits
+            return torch.cat((-half, half), 1)
+        return logits.reshape(-1, self.squeezed) if self.squeezed else logits
 
 
 def kind_of(out: Any) -> Kind:
