@@ -21,7 +21,14 @@ _PAPERS = (
     *(r"run\.json", r"\.lock", r"status\.json", r"log\.txt", r"config\.resolved\.yaml", r"env\.json"),
     *(_TMP, rf"plots/{_TMP}"),
 )
-_COMMON = (*_PAPERS, r"crash\.log", r"metrics\.jsonl", r"results\.csv", r"summary\.(?:json|md)")
+_COMMON = (
+    *_PAPERS,
+    r"crash\.log",
+    r"metrics\.jsonl",
+    r"results\.csv",
+    r"summary\.(?:json|md)",
+    r"bom\.cdx\.json",
+)
 _HEADER = r"shards/(?:[a-z][\w-]*/)?header\.json"
 
 
