@@ -18,7 +18,7 @@ from robustcli.proportions import clopper_pearson
 from robustcli.records.eval import EvalRow
 from robustcli.records.sample import SampleRow
 from robustcli.reporting.record_tables import write_csv
-from robustcli.runtime.seed import code_hash
+from robustcli.runtime.source import code_hash
 from robustcli.store.atomic import JsonLines, strict_json
 from robustcli.store.run import Run
 

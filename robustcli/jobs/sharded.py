@@ -25,7 +25,7 @@ from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.resuming import say_if_anew
 from robustcli.jobs.verb_flags import MeasureFlags
 from robustcli.records.alarm import Alarm
-from robustcli.runtime.seed import PACKAGE, hash_tree
+from robustcli.runtime.source import PACKAGE, hash_tree
 from robustcli.runtime.team import Team
 from robustcli.store.follower import Follower
 from robustcli.store.run import Run

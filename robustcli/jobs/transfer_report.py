@@ -25,7 +25,7 @@ from robustcli.reporting.pictures.heatmap import heatmap
 from robustcli.reporting.record_tables import write_csv
 from robustcli.reporting.summary import sources
 from robustcli.reporting.tables import Table
-from robustcli.runtime.seed import code_hash
+from robustcli.runtime.source import code_hash
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from robustcli.errors import ResourceError, UsageError
+from robustcli.runtime.machine import answer_or_reason, cores, cpu_name, driver_version
 from robustcli.runtime.precision import bf16_native, cpu_capability
 
 _NAMES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?", re.ASCII)
@@ -137,29 +137,6 @@ def describe_devices() -> list[dict[str, Any]]:
     return described + [_describe_cuda(index) for index in range(cuda_count())]
 
 
-def answer_or_reason(question: Callable[[], Any]) -> tuple[Any, str]:
-    """(answer, "") or (None, why not): a driver, a missing file or an odd build may raise anything."""
-    try:
-        return question(), ""
-    except Exception as error:  # noqa: BLE001  (drivers raise anything; the reason is returned, not lost)
-        return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def cpu_name() -> str:
-    """Model name of the CPU, or the architecture where the system does not tell."""
-    named = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
-    if named:
-        return named[1].strip()
-    return answer_or_reason(platform.machine)[0] or "unknown"
-
-
-def cores() -> int | None:
-    """CPU cores that this process may use, where the system tells; else those of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
 def _describe_cpu() -> dict[str, Any]:
     page = answer_or_reason(lambda: os.sysconf("SC_PAGE_SIZE"))[0] or 0
     questions: dict[str, Callable[[], Any]] = {
@@ -228,19 +205,6 @@ def nccl_version() -> str | None:
     if not torch.version.cuda:
         return None
     return ".".join(map(str, version()))
-
-
-def driver_version() -> str | None:
-    """Version of the NVIDIA kernel driver, None when the system does not tell."""
-    version = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]+)", _text("/proc/driver/nvidia/version"))
-    if version is None:
-        return None
-    return version[1]
-
-
-def _text(path: str) -> str:
-    """What a file of the system says; empty when it cannot be read."""
-    return answer_or_reason(lambda: Path(path).read_text("utf-8", "replace"))[0] or ""
 
 
 def _answers(device: str, questions: dict[str, Callable[[], Any]]) -> dict[str, Any]:

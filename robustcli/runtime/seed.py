@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import random
 from collections.abc import Callable
-from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
 from robustcli.errors import UsageError
-from robustcli.runtime.device import answer_or_reason, cpu_name, driver_version
-
-PACKAGE = Path(__file__).resolve().parents[1]
+from robustcli.runtime.machine import answer_or_reason, cpu_name, driver_version
+from robustcli.runtime.source import code_hash
 
 
 def seed_all(seed: int, deterministic: bool = False) -> None:
@@ -68,28 +64,3 @@ def environment() -> dict[str, Any]:
         "gpus": lambda: [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
     return {key: answer_or_reason(question)[0] for key, question in questions.items()}
-
-
-@lru_cache(maxsize=1)
-def code_hash() -> str:
-    """SHA-256 over the path and content of every ``robustcli/**/*.py``.
-
-    ``unknown`` where the source cannot be read, as inside a zip.
-    """
-    return hash_tree(PACKAGE)
-
-
-def hash_tree(root: Path) -> str:
-    """SHA-256 over (relative path, length, content) of the ``*.py`` files below `root`, sorted by path."""
-    try:
-        paths = [path for path in root.rglob("*.py") if path.is_file()]
-        files = sorted((path.relative_to(root).as_posix(), path.read_bytes()) for path in paths)
-    except OSError:
-        return "unknown"
-    if not files:
-        return "unknown"
-    digest = hashlib.sha256()
-    for name, data in files:
-        digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(data)
-    return digest.hexdigest()

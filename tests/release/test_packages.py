@@ -20,6 +20,7 @@ import pytest
 import robustcli
 
 ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 HERE = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -100,6 +101,9 @@ def test_the_installed_wheel_runs(packages: Path, tmp_path: Path) -> None:
     listed = ran([sys.executable, "-c", code, "config", "ls", "--json"], tmp_path, PYTHONPATH=str(there))
     where, _, document = listed.stdout.partition("\n")
     assert Path(where).is_relative_to(there)
+    described = ran([str(script), "env", "--json"], tmp_path, PYTHONPATH=str(there)).stdout
+    lists = PYPROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    assert list(json.loads(described)["extras"]) == re.findall(r"^(\w+) = \[", lists, flags=re.MULTILINE)
     names = {config["name"] for config in json.loads(document)["configs"]}
     assert names == {name.removesuffix(".yaml") for name in files_of("configs") if name.endswith(".yaml")}
 

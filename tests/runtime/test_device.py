@@ -11,13 +11,12 @@ import torch
 from robustcli.errors import ResourceError, UsageError
 from robustcli.runtime import device
 from robustcli.runtime.device import (
-    answer_or_reason,
-    cpu_name,
     describe_devices,
     pick_device,
     threads,
     why_no_cuda,
 )
+from robustcli.runtime.machine import answer_or_reason, cpu_name, driver_version
 
 
 @pytest.fixture
@@ -156,7 +155,7 @@ def test_asked_and_cpu_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Path, "read_text", gone)
     assert cpu_name()
-    assert device.driver_version() is None
+    assert driver_version() is None
     monkeypatch.setattr(
         Path, "read_text", lambda self, *args: "processor : 0\nmodel name\t: Some CPU @ 2 GHz \n"
     )
@@ -166,10 +165,10 @@ def test_asked_and_cpu_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> Non
         "read_text",
         lambda self, *args: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue\n",
     )
-    assert device.driver_version() == "550.54.15"
+    assert driver_version() == "550.54.15"
     monkeypatch.setattr(
         Path,
         "read_text",
         lambda self, *args: "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.1.2  Release\n",
     )
-    assert device.driver_version() == "570.1.2"
+    assert driver_version() == "570.1.2"

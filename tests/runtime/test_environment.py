@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from robustcli.errors import UsageError
-from robustcli.runtime import seed
-from robustcli.runtime.seed import code_hash, environment, hash_tree, seed_all
+from robustcli.runtime import seed, source
+from robustcli.runtime.seed import environment, seed_all
+from robustcli.runtime.source import code_hash, hash_tree
 
 
 @pytest.fixture(autouse=True)
@@ -132,10 +133,10 @@ def test_the_code_hash_sees_content_and_names(tmp_path: Path) -> None:
 
 def test_the_code_hash_is_of_this_package_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     code_hash.cache_clear()
-    assert seed.PACKAGE.name == "robustcli" and (seed.PACKAGE / "errors.py").is_file()
+    assert source.PACKAGE.name == "robustcli" and (source.PACKAGE / "errors.py").is_file()
     first = code_hash()
-    monkeypatch.setattr(seed, "hash_tree", lambda root: pytest.fail("hashed twice"))
-    assert code_hash() == first == hash_tree(seed.PACKAGE)
+    monkeypatch.setattr(source, "hash_tree", lambda root: pytest.fail("hashed twice"))
+    assert code_hash() == first == hash_tree(source.PACKAGE)
 
 
 def test_an_unreadable_source_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
