@@ -16,8 +16,8 @@ from torch import Tensor
 
 from robustcli.errors import CheckpointError, DataError
 from robustcli.evaluation.stored import header_fields
+from robustcli.regular import read_regular, strict_loads
 from robustcli.store.atomic import strict_json, write_json
-from robustcli.store.tensorfile import read_regular, strict_loads
 
 NAME = "header.json"
 _FORMAT, _LIMIT = "robustcli-shards-1", 1 << 24  # bytes

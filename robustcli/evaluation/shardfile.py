@@ -29,8 +29,8 @@ from torch import Tensor
 from robustcli.errors import CheckpointError
 from robustcli.evaluation.answers import NONE, Answers
 from robustcli.evaluation.header import Header
+from robustcli.regular import read_regular, strict_loads
 from robustcli.store.atomic import strict_json, write_atomic
-from robustcli.store.tensorfile import read_regular, strict_loads
 
 T = TypeVar("T")
 

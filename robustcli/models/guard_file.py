@@ -24,6 +24,7 @@ from robustcli.models.guarded import Defence, GuardedModel
 from robustcli.models.meant import GUARD_FILE
 from robustcli.models.meta import model_from_meta, model_meta
 from robustcli.models.normalised import NormalisedModel
+from robustcli.regular import read_regular
 from robustcli.store import tensorfile
 from robustcli.store.atomic import write_atomic
 from robustcli.store.sealed import proof, proven, seal, unseal
@@ -163,7 +164,7 @@ def read_guard(folder: Path) -> tuple[GuardManifest, str]:
     """
     path = folder / GUARD_FILE
     where = str(path)
-    data = tensorfile.read_regular(path, _MAX_BYTES)
+    data = read_regular(path, _MAX_BYTES)
     document, sha256 = unseal(data, _FORMAT, SCHEMA_VERSION, what="robustcli guard", where=where)
     try:
         manifest = GuardManifest.model_validate(document)

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from robustcli.errors import CheckpointError, ResourceError
+from robustcli.regular import read_regular
 from robustcli.store import manifest as manifests
 from robustcli.store import tensorfile
 from robustcli.store.atomic import fsync_dir, tmp_name, write_new
@@ -167,7 +168,7 @@ def _aside(final: Path) -> Path:
 def _holds(path: Path, document: bytes) -> bool:
     """Whether `path` is an intact checkpoint with exactly this manifest, read back from the disk."""
     try:
-        if tensorfile.read_regular(path / manifests.NAME, manifests.MAX_BYTES) != document:
+        if read_regular(path / manifests.NAME, manifests.MAX_BYTES) != document:
             return False
         verify_checkpoint(path)
     except CheckpointError:

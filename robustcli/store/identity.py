@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.errors import CheckpointError
+from robustcli.regular import read_regular, strict_loads
 from robustcli.store.atomic import write_json
 from robustcli.store.lock import NAME as LOCK_NAME
 from robustcli.store.lock import is_holder
 from robustcli.store.status import read_status
-from robustcli.store.tensorfile import read_regular, strict_loads
 
 NAME = "run.json"
 RUNS = Path("runs")  # VERB/NAME-N in it, where no --out is given

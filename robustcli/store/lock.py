@@ -14,10 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from robustcli.errors import CheckpointError, LockError, ResourceError
-from robustcli.regular import check_regular
+from robustcli.regular import check_regular, read_regular
 from robustcli.store.atomic import FILE_MODE, PLAIN, write_all
 from robustcli.store.disk import disk_error
-from robustcli.store.tensorfile import read_regular
 
 if sys.platform == "win32":
     import msvcrt

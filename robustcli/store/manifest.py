@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from robustcli.errors import CheckpointError
+from robustcli.regular import read_regular
 from robustcli.store.sealed import is_proof, seal, unseal
-from robustcli.store.tensorfile import read_regular
 
 NAME = "manifest.json"
 SCHEMA_VERSION = 1

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 from robustcli.errors import CheckpointError
+from robustcli.regular import read_regular
 from robustcli.store.atomic import TMP_NAME, fsync_dir, tmp_name, write_atomic
 from robustcli.store.disk import explained
 from robustcli.store.manifest import STEP_DIR
-from robustcli.store.tensorfile import read_regular
 
 ASIDE = ".old-"  # a directory that is being replaced by a new save of the same step waits under this name
 _TAG = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)

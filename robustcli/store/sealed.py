@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from robustcli.errors import CheckpointError, NumericsError
+from robustcli.regular import read_regular, strict_loads
 from robustcli.store.atomic import strict_json
-from robustcli.store.tensorfile import read_regular, strict_loads
 
 _SHA = re.compile(r"[0-9a-f]{64}", re.ASCII)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robustcli.errors import CheckpointError
-from robustcli.store.tensorfile import read_regular, strict_loads
+from robustcli.regular import read_regular, strict_loads
 
 NAME = "status.json"
 STATES = ("running", "done", "preempted", "failed")

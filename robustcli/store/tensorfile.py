@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,8 +12,7 @@ from safetensors import torch as st
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
-from robustcli.regular import open_regular
-from robustcli.store.atomic import PLAIN
+from robustcli.regular import strict_loads
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format itself
 BITS = {
@@ -91,57 +87,6 @@ def check_header(data: bytes, where: str) -> None:
         end = stop
     if end != len(data) - 8 - length:
         _bad(f"tensors end at byte {end}, the file holds {len(data) - 8 - length}", where)
-
-
-def strict_loads(text: bytes) -> Any:
-    """JSON as RFC 8259 has it: no repeated key, no NaN or Infinity.
-
-    Raises ValueError, or RecursionError for a text that is nested too deeply.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            raise ValueError("a key is repeated")
-        return out
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-
-
-def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes:
-    """The bytes of a regular file, whose size is checked before anything is read.
-
-    Follows no link and never waits for a FIFO.
-
-    Raises CheckpointError: E-CKPT-MISSING (no such file), E-CKPT-HASH (size differs from `exactly`),
-    E-CKPT-FORMAT (link, directory, device, longer than `limit` bytes, unreadable).
-    """
-    try:
-        with os.fdopen(open_regular(path, PLAIN), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            _check_size(size, path, limit, exactly)
-            return file.read(size)
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", where=str(path), code="E-CKPT-MISSING") from error
-    except OSError as error:
-        _bad(f"cannot read: {error.strerror}", str(path), error)
-    except ValueError as error:  # a NUL in the name
-        _bad(f"cannot read: {error}", str(path), error)
-
-
-def _check_size(size: int, path: Path, limit: int, exactly: int | None) -> None:
-    if exactly is not None and size != exactly:
-        raise CheckpointError(
-            f"expected {exactly} bytes, got {size}",
-            where=str(path),
-            hint="the file is damaged",
-            code="E-CKPT-HASH",
-        )
-    if size > limit:
-        _bad(f"{size} bytes, more than the limit of {limit}", str(path))
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

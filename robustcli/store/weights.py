@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from robustcli.errors import CheckpointError, PolicyError, RobustCliError
+from robustcli.regular import read_regular
 from robustcli.store import tensorfile
 from robustcli.store.disk import explained
 from robustcli.store.names import Kind, is_average, place_of
@@ -65,7 +66,7 @@ def read_weights(
     if not os.path.exists(path):
         raise CheckpointError("no such file", where=str(path), code="E-CKPT-MISSING")
     if suffix == ".safetensors":
-        tensors = tensorfile.decode(tensorfile.read_regular(path, MAX_BYTES), {}, str(path))
+        tensors = tensorfile.decode(read_regular(path, MAX_BYTES), {}, str(path))
     elif suffix == ".npz":
         tensors = _read_npz(path)
     elif suffix in CODE_FORMATS:
@@ -116,7 +117,7 @@ def _refuse_directory(path: Path) -> NoReturn:
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     """Arrays of numbers; every header is compared with the size of its entry before an array is made."""
-    data = tensorfile.read_regular(path, MAX_BYTES)
+    data = read_regular(path, MAX_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
@@ -181,7 +182,7 @@ def _read_foreign(path: Path, allowed: bool, kind: Kind) -> dict[str, Tensor]:
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="robustcli-") as folder:
         outcome, detail = _convert(path, Path(folder))
         if outcome == "ok":
-            data = tensorfile.read_regular(Path(folder) / "out.safetensors", MAX_BYTES)
+            data = read_regular(Path(folder) / "out.safetensors", MAX_BYTES)
             return _alone(tensorfile.decode(data, {}, str(path)), kind, path)
     if outcome == "damaged":
         _bad(detail, path)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustcli.errors import CheckpointError
-from robustcli.store.tensorfile import check_header, decode, encode, read_regular
+from robustcli.regular import read_regular
+from robustcli.store.tensorfile import check_header, decode, encode
 
 DTYPES = [
     torch.bfloat16,

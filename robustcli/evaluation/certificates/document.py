@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from robustcli.certificates.answer import ABSTAIN, Answer
 from robustcli.errors import CheckpointError, DataError
 from robustcli.evaluation.alarms import state_digest
+from robustcli.regular import read_regular
 from robustcli.runtime.seed import environment
 from robustcli.store.atomic import write_atomic
 from robustcli.store.sealed import seal, unseal
-from robustcli.store.tensorfile import read_regular
 
 FOLDER: Final = "certificates"
 #: Keys of an answer's evidence: what proved the radius where that is not the stage; and whether a bound of
