@@ -28,8 +28,8 @@ from robustcli.proportions import Rate
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import Cell, format_eps
-from robustcli.reporting.figure import Point
-from robustcli.reporting.pictures.lines import eps_curve
+from robustcli.reporting.pictures.demo import curves_picture
+from robustcli.reporting.pictures.files import save_pictures
 from robustcli.reporting.tables import Table
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.run import Run
@@ -134,7 +134,7 @@ def _curves(
 ) -> dict[str, list[list[float]]]:
     """Accuracy against eps under the attack of the demo: name of the model -> [eps, accuracy, low, high].
 
-    low and high are the exact interval at 95 %. The picture shows Wilson's.
+    low and high are the exact interval at 95 %. Draws them.
     """
     rates: dict[str, list[tuple[float, Rate]]] = {name: [] for name in settings}
     eps_list = _EPS[:: 3 if smoke else 1]
@@ -144,10 +144,14 @@ def _curves(
             for eps in eps_list:
                 rates[name].append((eps, _rate(model, setting, eps)))
                 bar.advance()
-    _draw(run, settings["robust"], rates)
-    return {
+    curves = {
         name: [[eps, rate.value, *rate.exact] for eps, rate in of_model] for name, of_model in rates.items()
     }
+    robust = settings["robust"]
+    attack = eval_plan(robust, robust.config.attacks).attacks[0].label
+    picture = curves_picture(curves, robust.data.name, attack, robust.ball.norm)
+    save_pictures([picture], run.path / "plots")
+    return curves
 
 
 def _rate(model: nn.Module, setting: Setting, eps: float) -> Rate:
@@ -160,16 +164,6 @@ def _rate(model: nn.Module, setting: Setting, eps: float) -> Rate:
     plan = EvalPlan(Ball(setting.ball.norm, eps), calls, config.seed, search=search)
     result = RobustEvaluation(model, plan).run(split, positions, setting.device)
     return Rate(int(result.survivors.sum()), result.n)
-
-
-def _draw(run: Run, setting: Setting, rates: Mapping[str, Sequence[tuple[float, Rate]]]) -> None:
-    """Draw the curves into plots/accuracy_against_eps.png."""
-    points: dict[str, list[Point]] = {
-        name: [(eps, rate.value, *rate.display) for eps, rate in of_model] for name, of_model in rates.items()
-    }
-    attack = eval_plan(setting, setting.config.attacks).attacks[0].label
-    path = run.path / "plots" / "accuracy_against_eps.png"
-    eps_curve(path, points, title=f"{setting.data.name}: accuracy under {attack}", norm=setting.ball.norm)
 
 
 def _attack(run: Run, base: Sequence[str], console: Console, smoke: bool) -> None:

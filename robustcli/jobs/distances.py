@@ -18,7 +18,8 @@ from robustcli.evaluation.nearest import Distances, closest_errors
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.records.distance import DistanceRow, SampleDistance
 from robustcli.reporting.distances import distance_quantile, distance_table
-from robustcli.reporting.pictures.distances import distance_curve
+from robustcli.reporting.pictures.distances import distances_picture
+from robustcli.reporting.pictures.files import save_pictures
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
@@ -90,8 +91,7 @@ def _show(run: Run, setting: Setting, distances: Distances, console: Console) ->
     """The picture and the table."""
     curves = {label: values.tolist() for label, values in distances.values.items()}
     name, norm = setting.data.name, setting.ball.norm
-    path = run.path / "plots" / "distances.png"
-    distance_curve(path, curves, title=f"{name}: accuracy against eps", norm=norm)
+    save_pictures([distances_picture(curves, data=name, norm=norm)], run.path / "plots")
     console.table(distance_table(curves, norm=norm, title=f"distance to the nearest error: {name}"))
 
 

@@ -21,7 +21,8 @@ from robustcli.proportions import Rate
 from robustcli.records.alarm import Alarm, reliability
 from robustcli.records.transfer import TransferRow
 from robustcli.reporting.cells import Cell, format_eps
-from robustcli.reporting.pictures.heatmap import heatmap
+from robustcli.reporting.pictures.files import save_pictures
+from robustcli.reporting.pictures.transfer import transfer_picture
 from robustcli.reporting.record_tables import write_csv
 from robustcli.reporting.summary import sources
 from robustcli.reporting.tables import Table
@@ -63,7 +64,7 @@ def report(
     table = _table(result, rates, title)
     console.table(table)
     picture = run.path / "plots" / "transfer.png"
-    heatmap(picture, result.names, rates, title=f"{title}; {result.jointly_correct} jointly correct samples")
+    save_pictures([transfer_picture(rows)], run.path / "plots")
     alarms = transfer_alarms(result)
     _warn(console, result, alarms)
     run.write_text("summary.md", _summary(run, setting, subjects, table, alarms))

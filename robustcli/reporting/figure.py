@@ -131,12 +131,15 @@ def eps_scale(norm: str) -> int:
 
 def eps_axis(axes: Axes, norm: str) -> None:
     """Radii from left to right, multiplied by `eps_scale`; for linf, an axis on top has them as they are."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlim(left=0)
     if norm != "linf":
         axes.set_xlabel(f"eps ({norm}, pixels in [0, 1])")
         return
     axes.set_xlabel("eps x 255 (linf)")
     top = axes.secondary_xaxis("top", functions=(_from_levels, _to_levels))
+    top.xaxis.set_major_locator(MaxNLocator(5))
     top.set_xlabel("eps (linf, pixels in [0, 1])")
 
 

@@ -1,7 +1,8 @@
 """`robustcli guard eval` from the shell's side: document, records, table, picture, cost, what it refuses."""
 
+import csv
+
 import pytest
-from PIL import Image
 
 from robustcli.records.guard import VIEWS, GuardCurveRow, GuardRow, GuardSampleRow
 from robustcli.records.read import read_rows
@@ -45,8 +46,10 @@ def test_document_records_table_and_picture_have_all_three_numbers(voters, cli, 
     }
     summary = (run / "summary.md").read_text()
     assert all(f" {view} |" in summary for view in VIEWS) and document["verdict"] in summary
-    with Image.open(run / "plots" / "guard.png") as picture:
-        assert picture.width > 2 * picture.height
+    with (run / "plots" / "guard.csv").open() as file:
+        drawn = {line["view"]: float(line["accuracy"]) for line in csv.DictReader(file)}
+    assert drawn == {view: document[view]["robust_acc"] for view in VIEWS}
+    assert (run / "plots" / "guard.png").is_file() and (run / "plots" / "guard_roc.png").is_file()
 
 
 def test_the_cost_of_all_parts_is_told_before_and_nothing_is_written(cli, tmp_path):

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from PIL import Image
 
 from robustcli.records.guard import VIEWS, GuardCurveRow, GuardRow, GuardSampleRow
 from robustcli.reporting.guard_table import guard_sentence, guard_table
-from robustcli.reporting.pictures.guard import guard_picture
+from robustcli.reporting.pictures.guard import curves_picture, numbers_picture
 
 
 def row(bare=4, oblivious=90, adaptive=3, gained=0, lost=1, **more):
@@ -78,11 +77,15 @@ def test_a_row_is_read_back_and_contradictions_are_refused():
         GuardSampleRow(id=1, label="a", rejected=False, bare=True, oblivious=False, adaptive=True)
 
 
-def test_the_picture_has_oblivious_and_adaptive_side_by_side(tmp_path):
-    (tmp_path / "plots").mkdir()
-    sizes = []
-    for name, curves in (("a", [curve("oblivious"), curve("adaptive", 0, None)]), ("b", [])):
-        guard_picture(tmp_path / "plots" / name, row(), curves, title="$a_b")
-        with Image.open(tmp_path / "plots" / name) as picture:
-            sizes.append(picture.size)
-    assert sizes[0][0] > 2 * sizes[1][0]
+def test_the_pictures_have_the_three_numbers_and_oblivious_beside_adaptive():
+    lines = numbers_picture(row()).table.rows
+    assert [(view, rate) for view, rate, *_ in lines] == [
+        ("bare", 0.04),
+        ("oblivious", 0.9),
+        ("adaptive", 0.03),
+    ]
+    drawn = curves_picture(row(), [curve("oblivious"), curve("adaptive", 0, None)])
+    assert [line[:2] for line in drawn.table.rows] == [["oblivious", "energy"]] * 3
+    assert [line[2:] for line in drawn.table.rows] == [[0.0, 0.0], [0.5, 0.9], [1.0, 1.0]]
+    assert "energy, oblivious: 0.80" in drawn.caption
+    assert "no point of a wrong class" in curves_picture(row(), [curve("adaptive", 0, None)])

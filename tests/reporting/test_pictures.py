@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from robustcli.proportions import wilson
+from robustcli.proportions import Rate, wilson
+from robustcli.records.certify import CertificateRow, CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.read import AnyRow
+from robustcli.records.sample import SampleRow
 from robustcli.records.sweep import SweepRow
 from robustcli.records.train import TrainRow
+from robustcli.records.transfer import TransferRow
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.picture import Picture
-from robustcli.reporting.pictures import drawn, pictures_of, save_pictures
+from robustcli.reporting.pictures import comparison_of, drawn, pictures_of, save_pictures
+from robustcli.reporting.pictures.reliability import confidence_bins, expected_error
 
 
 def dossier(
@@ -39,6 +44,45 @@ def named(found: Dossier, name: str) -> Picture:
     (picture,) = [one for one in pictures_of(found) if one.name == name]
     assert picture.png[:8] == b"\x89PNG\r\n\x1a\n" and picture.title and picture.caption
     return picture
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered: for tests of the numbers."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **how: file.write(b"\x89PNG\r\n\x1a\n"))
+
+
+def judged(samples: Sequence[SampleRow], stages: Mapping[str, int] | None = None) -> Dossier:
+    """An evaluation with these samples. stages: label of an attack -> who stands after it."""
+    names = list(dict.fromkeys(sample.label for sample in samples))
+    stands = [sample.correct and sample.broken_by is None for sample in samples]
+
+    def of(name: str, right: Sequence[bool]) -> list[int]:
+        mine = [flag for flag, sample in zip(right, samples, strict=True) if sample.label == name]
+        return [sum(mine), len(mine)]
+
+    right = [sample.correct for sample in samples]
+    common: dict[str, Any] = {
+        "norm": "linf", "eps": 0.1, "n": len(samples), "clean_correct": sum(right), "data": "set"
+    }  # fmt: skip
+    rows = [EvalRow(kind="clean", correct=sum(right), per_class={n: of(n, right) for n in names}, **common)]
+    rows += [
+        EvalRow(kind="attack", label=label, correct=standing, passes_per_sample=10.0, **common)
+        for label, standing in (stages or {}).items()
+    ]
+    rows.append(
+        EvalRow(kind="worst", correct=sum(stands), per_class={n: of(n, stands) for n in names}, **common)
+    )
+    return dossier(rows, samples)
+
+
+def sample(
+    k: int, label: str, clean: str | None, attacked: str | None = None, sure: float = 0.9
+) -> SampleRow:
+    broken = None if attacked is None else "pgd"
+    return SampleRow(
+        id=k, file=None, label=label, clean=clean, confidence=sure, attacked=attacked, broken_by=broken
+    )
 
 
 def sweep(values: Mapping[float, int], key: str = "eps") -> list[SweepRow]:
@@ -64,6 +108,7 @@ def test_a_run_without_records_has_no_pictures() -> None:
     assert drawn(dossier([])) == ([], [])
 
 
+@pytest.mark.usefixtures("quick")
 def test_training_curves_name_the_best_epoch_and_what_was_lost_after_it() -> None:
     best = {"epoch": 2.0, "robust_acc": 0.6}
     picture = named(dossier(train([0.5, 0.6, 0.55]), document={"best": best}), "training")
@@ -78,6 +123,7 @@ def test_training_curves_name_the_best_epoch_and_what_was_lost_after_it() -> Non
     }
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("key", "section"), [("eps", "verdict"), ("steps", "strength")])
 def test_a_sweep_is_drawn_with_its_worst_case(key: str, section: str) -> None:
     picture = named(dossier(sweep({1.0: 80, 2.0: 40}, key)), f"sweep_{key}")
@@ -96,3 +142,136 @@ def test_pictures_are_saved_with_their_numbers_beside_them(tmp_path: Path) -> No
         assert path.read_bytes() == picture.png
         assert path.with_suffix(".csv").read_text() == picture.table.csv()
     assert len(list((tmp_path / "plots").iterdir())) == 4
+
+
+FOUR = [sample(0, "a", "a"), sample(1, "a", "a", "b"), sample(2, "b", "a"), sample(3, "b", None, sure=0.0)]
+
+
+@pytest.mark.usefixtures("quick")
+def test_classes_stand_with_both_accuracies_the_weakest_first() -> None:
+    found = lines(named(judged(FOUR), "classes"))
+    assert [(line["class"], line["clean_acc"], line["robust_acc"]) for line in found] == [
+        ("b", "0.0", "0.0"),
+        ("a", "1.0", "0.5"),
+    ]
+    assert (float(found[1]["robust_low"]), float(found[1]["robust_high"])) == wilson(1, 2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_confusions_are_the_answers_of_samples() -> None:
+    cells = {
+        kind: {
+            (line["label"], line["answer"]): int(line["samples"])
+            for line in lines(named(judged(FOUR), f"confusion_{kind}"))
+        }
+        for kind in ("clean", "adversarial")
+    }
+    clean = {("a", "a"): 2, ("a", "b"): 0, ("a", "no answer"): 0}
+    assert cells["clean"] == {**clean, ("b", "a"): 1, ("b", "b"): 0, ("b", "no answer"): 1}
+    assert cells["adversarial"] == {**cells["clean"], ("a", "a"): 1, ("a", "b"): 1}
+
+
+@pytest.mark.usefixtures("quick")
+def test_many_classes_show_the_weakest_and_the_pairs_that_are_confused() -> None:
+    samples = [
+        sample(k, f"c{k % 100}", f"c{k % 100}", "c0" if k % 100 < 3 and k % 100 else None) for k in range(300)
+    ]
+    found = judged(samples)
+    assert [line["drawn"] for line in lines(named(found, "classes"))].count("named") == 20
+    pairs = lines(named(found, "confusion_adversarial"))
+    assert [(line["label"], line["answer"], line["samples"], line["of"]) for line in pairs] == [
+        ("c1", "c0", "3", "3"),
+        ("c2", "c0", "3", "3"),
+    ]
+    left_out = drawn(found).left_out
+    assert any("without an attack: no sample of 100 classes" in reason for reason in left_out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_plateau_has_the_stages_and_is_never_invented() -> None:
+    samples = [sample(k, "a", "a", "b" if k < 4 else None) for k in range(10)]
+    found = lines(named(judged(samples, {"one": 7, "two": 6}), "plateau"))
+    assert [(line["attack"], line["passes_per_sample"], line["accuracy"]) for line in found] == [
+        ("clean", "0.0", "1.0"),
+        ("one", "10.0", "0.7"),
+        ("two", "20.0", "0.6"),
+    ]
+    alone = drawn(judged(samples, {"one": 6}))
+    assert "plateau" not in [one.name for one in alone.pictures]
+    assert any("one attack alone" in reason for reason in alone.left_out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_reliability_diagram_has_the_calibration_error_and_n_per_bin() -> None:
+    samples = [sample(k, "a", "a" if k < 3 else "b", sure=0.75) for k in range(4)]
+    samples += [sample(4, "a", "a", sure=1.0), sample(5, "a", "b", sure=0.7), sample(6, "a", None, sure=0.0)]
+    bins = confidence_bins(samples[:6])
+    assert [(one.low, one.right) for one in bins] == [(0.6, Rate(0, 1)), (0.7, Rate(3, 4)), (0.9, Rate(1, 1))]
+    assert expected_error(bins) == pytest.approx(0.7 / 6)
+    picture = named(judged(samples), "reliability")
+    assert [line["n"] for line in lines(picture)] == ["1", "4", "1"] and "11.7 points" in picture.caption
+    assert any("no sample has a finite answer" in reason for reason in drawn(judged(samples[6:])).left_out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_certified_accuracy_stands_beside_the_attacked_one() -> None:
+    common: dict[str, Any] = {"method": "ibp", "norm": "linf", "n": 2, "attacks": ["pgd"], "data": "set"}
+    rows = [CertifyRow(eps=eps, certified=k, standing=2 - k, **common) for eps, k in ((0.0, 1), (0.1, 0))]
+    proof: dict[str, Any] = {"file": None, "label": "a", "predicted": "a", "clean": "a", "seconds": 0.0}
+    samples = [
+        CertificateRow(id=k, radius=0.1 * k, status="verified", stage="ibp", **proof) for k in range(2)
+    ]
+    found = lines(named(dossier(rows, samples), "certified"))
+    assert [(line["series"], line["eps"], line["accuracy"]) for line in found] == [
+        ("under pgd", "0.0", "0.5"),
+        ("under pgd", "0.1", "1.0"),
+        ("certified by ibp", "0.0", "0.5"),
+        ("certified by ibp", "0.1", "0.0"),
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_transfer_has_a_line_for_each_pair() -> None:
+    common: dict[str, Any] = {
+        "data": "set", "split": "test", "attack": "pgd", "params": [], "norm": "linf", "eps": 0.1, "seed": 0,
+        "samples": 9, "n": 8, "source_reference": "", "target_reference": "", "gained": 0, "lost": 0,
+        "hashes": {},
+    }  # fmt: skip
+    pairs = [("a", "a", 8), ("a", "b", 2), ("b", "a", 1), ("b", "b", 4)]
+    rows = [TransferRow(source=source, target=target, k=k, **common) for source, target, k in pairs]
+    found = lines(named(dossier(rows), "transfer"))
+    assert [(line["made_on"], line["shown_to"], float(line["broken"])) for line in found] == [
+        (source, target, k / 8) for source, target, k in pairs
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_runs_are_compared_on_the_same_samples() -> None:
+    first = judged([sample(k, "a", "a", "b" if k < 6 else None) for k in range(10)])
+    second = judged([sample(k, "a", "a", "b" if k < 2 else None) for k in range(10)])
+    (picture,) = comparison_of([first, second])
+    found = {(line["run"], line["measure"]): line for line in lines(picture)}
+    assert float(found["run (2)", "robust accuracy"]["difference"]) == pytest.approx(0.4)
+    assert found["run (1)", "robust accuracy"]["difference"] == ""
+    assert found["run (2)", "robust accuracy"]["accuracy"] == "0.8"
+    assert comparison_of([first]) == [] and comparison_of([first, dossier([])]) == []
+
+
+HOSTILE = ["日本語", "<script>", "$x_1$ \\frac{", "=cmd", "_under", "x" * 200, "\x1b[31m\n", "", 'a,"b']
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [sample(0, "only", "only")],
+        [sample(0, "only", None, sure=0.0)],
+        [sample(k, "only", "only", "other") for k in range(3)],
+        [sample(k, name, HOSTILE[k - 1]) for k, name in enumerate(HOSTILE)],
+    ],
+    ids=["one sample", "no answer", "all broken", "hostile names"],
+)
+def test_odd_records_are_drawn_or_left_out(samples: Sequence[SampleRow]) -> None:
+    found = drawn(judged(samples, {"pgd": 0, "apgd": 0} if samples[0].attacked else {}))
+    assert len(found.pictures) + len(found.left_out) == 5
+    for picture in found.pictures:
+        assert picture.png[:4] == b"\x89PNG" and all(None not in line for line in lines(picture))

@@ -100,15 +100,15 @@ def test_other_norms_have_one_axis_in_their_own_unit(
 def test_training_curves(count: int, tmp_path: Path) -> None:
     path = tmp_path / "training.png"
     training_curves(path, train_rows(count), title=ODD)
-    assert pixels(path).shape == (1401, 960, 3)
+    assert pixels(path).shape == (1344, 960, 3)
 
 
 def test_training_without_validation_has_no_accuracy_panel(tmp_path: Path) -> None:
     path = tmp_path / "training.png"
     training_curves(path, train_rows(3, n=0, clean_acc=None, robust_acc=None))
-    assert pixels(path).shape == (748, 960, 3)
+    assert pixels(path).shape == (691, 960, 3)
     training_curves(path, train_rows(3, robust_acc=None))
-    assert pixels(path).shape == (1401, 960, 3)
+    assert pixels(path).shape == (1344, 960, 3)
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from robustcli.records.certified import WRONG, Certificates
 from robustcli.records.certify import CertificateRow, CertifyRow, average_radius, certify_rows
 from robustcli.records.document import Document
 from robustcli.reporting.certify_table import certify_table, status_table
-from robustcli.reporting.pictures.certified import certified_curve
+from robustcli.reporting.pictures.certified import certified_picture
+from robustcli.reporting.pictures.files import save_pictures
 from robustcli.reporting.record_tables import write_csv
 from robustcli.reporting.summary import certify_summary
 from robustcli.store.atomic import JsonLines, strict_json
@@ -69,8 +70,7 @@ def report(
         console.info(line)
     for alarm in alarms:
         console.warn(alarm.line())
-    title = f"{header.about['data']}: {header.about['model']}"
-    certified_curve(run.path / "plots" / "certified.png", rows, result.rows, title=title)
+    save_pictures([certified_picture(rows, result.rows)], run.path / "plots")
     answer = document.finish(run.path, _content(rows, found))
     answer |= more or {}
     if partial:

@@ -17,9 +17,10 @@ from robustcli.jobs.thresholds import verdicts
 from robustcli.models.guarded import GuardedModel
 from robustcli.records.document import Document
 from robustcli.records.guard import GuardCurveRow, GuardRow, GuardSampleRow
-from robustcli.reporting.cells import format_eps
 from robustcli.reporting.guard_table import guard_sentence, guard_table
-from robustcli.reporting.pictures.guard import guard_picture
+from robustcli.reporting.picture import Picture
+from robustcli.reporting.pictures.files import save_pictures
+from robustcli.reporting.pictures.guard import curves_picture, numbers_picture
 from robustcli.reporting.summary import eval_summary
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
@@ -46,8 +47,8 @@ def report(
     write_rows(run, rows)
     write_samples(run, sample_rows(verdict, classes))
     _write(run, [row, *curves, *_samples(result, classes)])
-    title = f"{row.data} {row.split}, {row.norm} {format_eps(row.eps, row.norm)}: {guard_sentence(row)}"
-    guard_picture(run.path / "plots" / "guard.png", row, curves, title=title)
+    pictures = [numbers_picture(row), curves_picture(row, curves)]
+    save_pictures([one for one in pictures if isinstance(one, Picture)], run.path / "plots")
     table, sentence = guard_table(row, curves), f"{guard_sentence(row)}. {_believed(result)}"
     console.table(table)
     console.result(sentence)

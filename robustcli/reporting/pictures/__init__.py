@@ -7,7 +7,20 @@ from typing import NamedTuple
 
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.picture import Picture
-from robustcli.reporting.pictures import sweep, training
+from robustcli.reporting.pictures import (
+    certified,
+    classes,
+    confusion,
+    demo,
+    distances,
+    guard,
+    plateau,
+    reliability,
+    sweep,
+    training,
+    transfer,
+)
+from robustcli.reporting.pictures.comparison import comparison_of
 from robustcli.reporting.pictures.files import save_pictures
 
 __all__ = ["Drawn", "comparison_of", "drawn", "pictures_of", "save_pictures"]
@@ -15,7 +28,21 @@ __all__ = ["Drawn", "comparison_of", "drawn", "pictures_of", "save_pictures"]
 #: A picture of the run; None where the run measured nothing of the kind; a sentence where it cannot be drawn.
 Painter = Callable[[Dossier], Picture | str | None]
 #: In the order of a report.
-PAINTERS: Sequence[Painter] = (training.picture, sweep.picture)
+PAINTERS: Sequence[Painter] = (
+    training.picture,
+    demo.picture,
+    sweep.picture,
+    guard.picture,
+    guard.roc_picture,
+    certified.picture,
+    plateau.picture,
+    distances.picture,
+    classes.picture,
+    confusion.clean_picture,
+    confusion.adversarial_picture,
+    reliability.picture,
+    transfer.picture,
+)
 
 
 class Drawn(NamedTuple):
@@ -36,8 +63,3 @@ def drawn(dossier: Dossier) -> Drawn:
 def pictures_of(dossier: Dossier) -> list[Picture]:
     """The pictures of `drawn`."""
     return drawn(dossier).pictures
-
-
-def comparison_of(dossiers: Sequence[Dossier]) -> list[Picture]:
-    """Pictures of several runs side by side; [] where they have nothing in common."""
-    return []

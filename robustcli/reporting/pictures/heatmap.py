@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from robustcli.errors import printable
 from robustcli.proportions import Rate
 from robustcli.reporting.cells import percent
-from robustcli.reporting.figure import Target, plain, saved_figure
+from robustcli.reporting.figure import WIDTH, Target, saved_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_LONG = 28  # longer names lose their beginning: the end tells paths apart
-_LEVEL = 9  # names longer than this are written at a slant
-_CELL, _LETTER = 1.05, 0.08  # inches: a square, a letter of a name
+_LINE = 13  # characters; a longer name has two lines, and then loses its beginning: the end tells paths apart
+_ROOMY = 0.72  # inches of a square that has room for an interval
 
 
 def heatmap(
     target: Target, names: Sequence[str], rates: Sequence[Sequence[Rate | None]], *, title: str
 ) -> None:
-    """One square per pair: its share in percent above its 95 % Wilson interval; the diagonal is framed.
+    """One square per pair: its share in percent, above its 95 % Wilson interval; the diagonal is framed.
 
     Args:
         target: where to draw.
         names: the M models; they name the rows and the columns.
         rates: M rows of M shares; a square without one (None) stays white, with a dash.
 
+    Squares of many models have no room for an interval.
     Raises ValueError when the matrix is not M x M with M >= 1, ResourceError when `target` cannot be written.
     """
     size = len(names)
@@ -35,22 +36,43 @@ def heatmap(
         raise ValueError(
             f"{size} names need {size} rows of {size} rates, got rows of {[len(row) for row in rates]}"
         )
-    labels = [_shortened(name) for name in names]
-    longest = max(map(len, labels))
-    slanted = longest > _LEVEL
-    width = max(5.6, 2.2 + _LETTER * longest + _CELL * size)
-    height = max(3.8, 1.4 + _LETTER * longest * 0.5 * slanted + _CELL * size)
-    with saved_figure(target, width, height) as figure:
+    labels = [_in_lines(name) for name in names]
+    square = min(1.2, (WIDTH - 2.0) / size)
+    with saved_figure(target, WIDTH, 1.9 + max(1.6, square * size), title) as figure:
         axes = figure.add_subplot()
         values = [[_value(rate) for rate in row] for row in rates]
-        image = axes.imshow(values, cmap="viridis_r", vmin=0, vmax=100, aspect="auto")
-        bar = figure.colorbar(image, ax=axes, label="%", shrink=0.8)
-        bar.outline.set_visible(False)
-        _name_axes(axes, labels, slanted)
-        figure.suptitle(textwrap.fill(plain(title), int(12 * width)), fontsize=10)
+        matrix(figure, axes, values, labels, labels)
+        axes.set(xlabel="shown to", ylabel="made on")
         for s, row in enumerate(rates):
             for t, rate in enumerate(row):
-                _cell(axes, s, t, rate)
+                _cell(axes, s, t, rate, square)
+
+
+def matrix(
+    figure: Figure,
+    axes: Axes,
+    percents: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> None:
+    """A coloured square for each of the percentages, NaN white, with names beside it and a scale."""
+    image = axes.imshow(percents, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    bar = figure.colorbar(image, ax=axes, label="%", shrink=0.8)
+    bar.outline.set_visible(False)
+    longest = max(len(line) for name in columns for line in name.split("\n"))
+    rotation, end = (0, "center")
+    if longest * len(columns) > 40:
+        rotation, end = (35, "right")
+    axes.set_xticks(range(len(columns)), columns, rotation=rotation, ha=end, rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def ink_on(percent: float) -> str:
+    """The colour of text on a square: dark on light, light on dark."""
+    return "white" if percent > 50 else "#222222"
 
 
 def _value(rate: Rate | None) -> float:
@@ -60,27 +82,19 @@ def _value(rate: Rate | None) -> float:
     return 100 * rate.value
 
 
-def _name_axes(axes: Axes, labels: Sequence[str], slanted: bool) -> None:
-    places = range(len(labels))
-    rotation, end = (30, "right") if slanted else (0, "center")
-    axes.set_xticks(places, labels, rotation=rotation, ha=end)
-    axes.set_yticks(places, labels)
-    axes.set(xlabel="shown to", ylabel="made on")
-    axes.grid(False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _cell(axes: Axes, s: int, t: int, rate: Rate | None) -> None:
-    """The numbers in the square of row `s` and column `t`: dark on light, light on dark."""
+def _cell(axes: Axes, s: int, t: int, rate: Rate | None, square: float) -> None:
+    """The numbers in the square of row `s` and column `t`, which is `square` inches wide."""
     if s == t:
         _frame(axes, s)
     if rate is None:
         axes.text(t, s, "-", ha="center", va="center", color="#777777")
         return
+    ink = ink_on(100 * rate.value)
+    if square < _ROOMY:
+        _write(axes, (t, s), percent(rate.value), ink, up=0, size=max(6.0, 15 * square))
+        return
     low, high = (f"{100 * end:.0f}" for end in rate.display)
-    ink = "white" if rate.value > 0.5 else "#222222"
-    _write(axes, (t, s), f"{percent(rate.value)} %", ink, up=6, size=11.0)
+    _write(axes, (t, s), f"{percent(rate.value)} %", ink, up=6, size=10.0)
     _write(axes, (t, s), f"[{low}, {high}]", ink, up=-9, size=8.5)
 
 
@@ -106,8 +120,11 @@ def _write(axes: Axes, middle: tuple[int, int], text: str, ink: str, *, up: int,
     )
 
 
-def _shortened(name: str) -> str:
-    text = plain(name)
-    if len(text) <= _LONG:
+def _in_lines(name: str) -> str:
+    """A name in at most two lines."""
+    text = printable(name)
+    if len(text) <= _LINE:
         return text
-    return "…" + text[1 - _LONG :]
+    if len(text) > 2 * _LINE:
+        text = "…" + text[1 - 2 * _LINE :]
+    return f"{text[:-_LINE]}\n{text[-_LINE:]}"

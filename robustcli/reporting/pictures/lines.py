@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from robustcli.proportions import Rate
 from robustcli.reporting.figure import (
     COLOURS,
     WIDTH,
@@ -63,7 +64,7 @@ def accuracy_line(axes: Axes, points: Sequence[Point], name: str, i: int) -> Non
     axes.errorbar(
         x,
         value,
-        yerr=[_lengths(low, value), _lengths(value, high)],
+        yerr=[lengths(low, value), lengths(value, high)],
         label=plain(name),
         color=colour(i),
         marker=marker(i),
@@ -73,9 +74,16 @@ def accuracy_line(axes: Axes, points: Sequence[Point], name: str, i: int) -> Non
     )
 
 
-def _lengths(bottoms: Sequence[float], tops: Sequence[float]) -> list[float]:
+def lengths(bottoms: Sequence[float], tops: Sequence[float]) -> list[float]:
     """top - bottom of each bar, >= 0: an interval may miss its accuracy by a rounding error."""
     return [max(0.0, top - bottom) for bottom, top in zip(bottoms, tops, strict=True)]
+
+
+def bars_of(rates: Sequence[Rate]) -> list[list[float]]:
+    """Lengths of the error bars of accuracies: below each and above it, in percent."""
+    values = [100 * rate.value for rate in rates]
+    low, high = ([100 * rate.display[k] for rate in rates] for k in (0, 1))
+    return [lengths(low, values), lengths(values, high)]
 
 
 def colour(i: int) -> str:

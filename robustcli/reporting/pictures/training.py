@@ -21,7 +21,7 @@ from robustcli.reporting.tables import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HEIGHTS = {"accuracy": 3.4, "loss": 2.2, "rate": 1.1}  # inches
+_HEIGHTS = {"accuracy": 3.4, "loss": 1.9, "rate": 1.1}  # inches
 
 
 def picture(dossier: Dossier) -> Picture | None:
@@ -111,11 +111,29 @@ def _validation(axes: Axes, rows: Sequence[TrainRow], best: float | None) -> Non
         points: list[Point] = [(epoch, rate.value, *rate.display) for epoch, rate in rates.items()]
         if points:
             accuracy_line(axes, points, _legend(name, rows[-1]), i)
+    if best is not None:
+        _gap(axes, _accuracies(rows)["robust"], best)
     accuracy_axis(axes)
     marked = "" if best is None else "; dotted: best epoch"
     axes.set_title(f"validation, n = {_sizes(rows)}, 95 % interval{marked}")
     # Above the panel, because a collapse may be anywhere in it.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
+
+
+def _gap(axes: Axes, robust: Mapping[float, Rate], best: float) -> None:
+    """From the best epoch's robust accuracy down to the last one's, where that is lower."""
+    if best not in robust:
+        return
+    last = max(robust)
+    top, bottom = 100 * robust[best].value, 100 * robust[last].value
+    if bottom >= top:
+        return
+    axes.hlines(top, best, last, color="#333333", linestyle=":", linewidth=1.2)
+    axes.annotate("", (last, bottom), (last, top), arrowprops={"arrowstyle": "<->", "color": "#333333"})
+    words, middle = f"{bottom - top:.1f} points", (last, (top + bottom) / 2)
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+    where: Any = {"textcoords": "offset points", "ha": "right", "va": "center"}
+    axes.annotate(words, middle, (-6, 0), fontsize=9, bbox=paper, zorder=5, **where)
 
 
 def _accuracies(rows: Sequence[TrainRow]) -> dict[str, dict[float, Rate]]:
