@@ -8,6 +8,8 @@ import os
 import pytest
 import torch
 
+#: Hundreds of tests train and measure: a page of each would cost more than they do.
+os.environ.setdefault("ROBUSTCLI_NO_REPORT", "1")
 GPU = torch.cuda.is_available()  # asked before it is hidden
 _hidden = pytest.MonkeyPatch()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -96,6 +97,10 @@ class Call:
     def on(self, switch: str) -> bool:
         """Whether a switch was given."""
         return bool(self.values.get(switch))
+
+    def reports(self) -> bool:
+        """Whether the run leaves a report.html: --no-report and ROBUSTCLI_NO_REPORT say that it does not."""
+        return not self.on("no_report") and os.environ.get("ROBUSTCLI_NO_REPORT", "") in ("", "0")
 
     def text(self, name: str) -> str | None:
         """The value of a flag that takes a text."""

@@ -109,6 +109,7 @@ FLAGS: dict[str, Flag] = {
     "attack_plugin": Flag(
         "FILE.py:NAME, an attack of your own or of another library; runs that code.", metavar="FILE.py:NAME"
     ),
+    "no_report": Flag("Write no report.html at the end (ROBUSTCLI_NO_REPORT=1 says so too).", kind="switch"),
     "strict": Flag("Exit 10 when the evaluation is suspect or invalid.", kind="switch"),
     "shard": Flag("Measure part i of n only, for many machines: 2/4.", metavar="I/N"),
     "merge": Flag("Merge the shards of these runs into one verdict: RUN,RUN,…", metavar="RUNS"),

@@ -32,5 +32,6 @@ def merge_flags(call: Call, flags: Sequence[str], allowed: Sequence[str]) -> Mer
         name=call.text("name") or "merged",
         overwrite=call.on("overwrite"),
         strict=call.on("strict"),
+        report=call.reports(),
         fail_under=least,
     )

@@ -32,6 +32,7 @@ class Command:
     Args:
         verb: its name.
         flags: names in `FLAGS`; with "set" among them, the verb takes words as well (CONFIG and key=value).
+            A verb with words of its own needs no "set" for them.
         run: does the work.
         words: what `--help` says of the words, and how it writes them.
     """
@@ -44,7 +45,7 @@ class Command:
         words: tuple[str, str] = (WORDS, WORDS_METAVAR),
     ) -> None:
         parameters = [_option(name) for name in flags]
-        if "set" in flags:
+        if "set" in flags or words != (WORDS, WORDS_METAVAR):
             parameters.insert(0, _words(*words))
         self.run = run
         self.__name__ = verb.replace("-", "_")

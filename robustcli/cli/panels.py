@@ -17,7 +17,7 @@ HOMES = {
     "Threat model": "target sweep surrogate cross-check attack-plugin allow-large-eps",
     "Run": "name resume overwrite seed seeds shard merge fail-under strict",
     "Machine": "device precision search batch batch-size threads nproc max-restarts require-cuda",
-    "Output": "json quiet verbose help",
+    "Output": "no-report json quiet verbose help",
     "Advanced": "set weights-kind override-resume allow-pickle-weights debug",
 }
 _ORDER = {panel: k for k, panel in enumerate(HOMES)}

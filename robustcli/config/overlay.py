@@ -19,7 +19,7 @@ PREFIX = "ROBUSTCLI_"
 #: What follows ROBUSTCLI_ in names that are switches of the program or of its tests, not config keys.
 RESERVED_ENVIRONMENT = frozenset(
     {
-        *("DEBUG", "DOCUMENT_FILE", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "PG_TIMEOUT"),
+        *("DEBUG", "DOCUMENT_FILE", "FAIL_POINT", "FULL_COUNTS", "NO_COLOR", "NO_REPORT", "PG_TIMEOUT"),
         *("LAUNCHER", "REFERENCE", "RUN_FILE", "TEAM"),
     }
 )

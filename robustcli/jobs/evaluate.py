@@ -22,6 +22,7 @@ from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
 from robustcli.evaluation.shards import parse_part
 from robustcli.jobs.evaluated import refuse_unreliable, report
+from robustcli.jobs.evidence.by_itself import leave_report
 from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
 from robustcli.jobs.resuming import check_flags
 from robustcli.jobs.sharded import beginner, joined, open_sharded, with_source
@@ -79,6 +80,8 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
             more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run, team)
             result = replace(result, alarms=[*result.alarms, *alarms])
         answer = report(run, document, config, result, rows, console, more)
+        if flags.report:
+            leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)
     return answer
 

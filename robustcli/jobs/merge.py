@@ -24,6 +24,7 @@ from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
 from robustcli.evaluation.stored import check_mergeable
 from robustcli.jobs.evaluated import refuse_unreliable, report
+from robustcli.jobs.evidence.by_itself import leave_report
 from robustcli.jobs.rerun import CONFIG, write_inputs
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import MergeFlags
@@ -61,6 +62,8 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
         write_inputs(run, config)
         stop.check()
         answer = report(run, document, config, result, _rows(header, result), console)
+        if flags.report:
+            leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)
     return answer
 

@@ -20,6 +20,7 @@ from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
 from robustcli.data.mixture import JoinedSplit
 from robustcli.errors import Interrupted
+from robustcli.jobs.evidence.by_itself import leave_report
 from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.trainrun import TrainRun
 from robustcli.jobs.verb_flags import TrainFlags
@@ -61,6 +62,8 @@ def train(
                 console.warn(unsound)
             run.write_json("summary.json", {**answer, "seed": config.seed})
             run.status(state="done", code=0, step=progress.step)
+            if flags.report:
+                leave_report(run, console)
             ranks.barrier()
     return answer
 

@@ -7,6 +7,7 @@ Flags that several classes share:
     smoke: a tiny version of the work.
     plugin: FILE.py:factory, a user's model.
     allow_pickle: whether weights may be read from a file that can run code.
+    report: leave a report.html when the work is done.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class TrainFlags:
     dry_run: bool = False
     plugin: str | None = None
     allow_pickle: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class EvalFlags(MeasureFlags):
     surrogate: str | None = None
     cross_check: str | None = None
     attack_plugin: str | None = None
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class MergeFlags:
     name: str = "merged"
     overwrite: bool = False
     strict: bool = False
+    report: bool = False
     fail_under: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -21,14 +21,9 @@ _PAPERS = (
     *(r"run\.json", r"\.lock", r"status\.json", r"log\.txt", r"config\.resolved\.yaml", r"env\.json"),
     *(_TMP, rf"plots/{_TMP}"),
 )
-_COMMON = (
-    *_PAPERS,
-    r"crash\.log",
-    r"metrics\.jsonl",
-    r"results\.csv",
-    r"summary\.(?:json|md)",
-    r"bom\.cdx\.json",
-)
+#: What the verb `report` leaves in a run.
+_REPORT = (r"report\.html", r"model_card\.md", r"bom\.cdx\.json")
+_COMMON = (*_PAPERS, r"crash\.log", r"metrics\.jsonl", r"results\.csv", r"summary\.(?:json|md)", *_REPORT)
 _HEADER = r"shards/(?:[a-z][\w-]*/)?header\.json"
 
 

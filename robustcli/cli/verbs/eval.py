@@ -21,9 +21,9 @@ EXAMPLES = (
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
     *("skip", "resume", "nproc", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
-    *("fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
+    *("fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", "no_report", *OUTPUT),
 )
-_WITH_MERGE = ("merge", *RUN, "strict", "fail_under", *OUTPUT)
+_WITH_MERGE = ("merge", *RUN, "strict", "fail_under", "no_report", *OUTPUT)
 
 
 def run(call: Call) -> dict[str, Any] | None:
@@ -49,5 +49,6 @@ def run(call: Call) -> dict[str, Any] | None:
         surrogate=call.text("surrogate"),
         cross_check=call.text("cross_check"),
         attack_plugin=call.text("attack_plugin"),
+        report=call.reports(),
     )
     return evaluate(loaded, call.console, flags)

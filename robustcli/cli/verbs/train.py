@@ -20,7 +20,7 @@ FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "steps", "epochs", "minutes", "train_batch"),
     *("device", "precision", "search", "seed", "seeds", "threads"),
     *("name", "out", "resume", "overwrite", "override_resume", "allow_pickle_weights"),
-    *("nproc", "max_restarts", "smoke", "dry_run", *OUTPUT),
+    *("nproc", "max_restarts", "smoke", "dry_run", "no_report", *OUTPUT),
 )
 
 
@@ -41,6 +41,7 @@ def run(call: Call) -> dict[str, Any] | None:
         dry_run=call.on("dry_run"),
         plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
+        report=call.reports(),
     )
     seeds = call.text("seeds")
     if seeds:

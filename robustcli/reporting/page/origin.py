@@ -1,0 +1,94 @@
+"""Where the numbers come from: hashes, environment, and the command that makes them again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from robustcli.records.transfer import TransferRow
+from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.page.blocks import Block, Command, Facts, Grid, Light, Notice, Section, Text, code
+from robustcli.reporting.page.words import described, model_of
+from robustcli.reporting.tables import Table
+
+State = Literal["same", "changed", "unknown"]
+_WORDS: Mapping[State, tuple[Light, str]] = {
+    "same": ("good", "SAME"),
+    "changed": ("bad", "STALE"),
+    "unknown": ("none", "NOT CHECKED"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether something that the numbers depend on is still what was measured.
+
+    what: "code", "model", "config", "data" or "records". told: what was found, or why it was not looked at.
+    """
+
+    what: str
+    state: State
+    told: str
+
+
+def stale(checks: Sequence[Check]) -> list[str]:
+    """What has changed, in words."""
+    return [f"{check.what}: {check.told}" for check in checks if check.state == "changed"]
+
+
+def origin_section(run: Dossier, checks: Sequence[Check]) -> Section:
+    """How to make the numbers again, and whether what they belong to is still here."""
+    blocks: list[Block] = [Text("The same again, from the directory where it ran:"), Command(command_of(run))]
+    blocks += [Notice(*_WORDS[check.state], f"{check.what}: {check.told}.") for check in checks]
+    blocks += [Text("SHA-256 of what the numbers belong to:"), Facts(hashes_of(run))]
+    blocks.append(Grid(_environment(run)))
+    return Section("origin", "Where the numbers come from", blocks)
+
+
+def command_of(run: Dossier) -> str:
+    """The command that runs it again."""
+    config = str(run.path / "config.resolved.yaml")
+    words = ["robustcli", *run.verb.split()]
+    if run.verb in ("demo", "guard update"):
+        return shlex.join(words)
+    if run.verb == "transfer":
+        models = dict.fromkeys(row.source_reference for row in run.of(TransferRow))
+        words += ["--models", ",".join(models)]
+    model = run.config.get("model")
+    plugin = model.get("plugin") if isinstance(model, Mapping) else None
+    if isinstance(plugin, Mapping) and plugin.get("spec"):
+        words += ["--plugin", str(plugin["spec"])]
+    return shlex.join([*words, config])
+
+
+def hashes_of(run: Dossier) -> list[tuple[str, str]]:
+    """Name -> SHA-256 of model, data, code and so on, as the record has them."""
+    row = described(run)
+    found = dict(row.hashes) if row is not None else {}
+    if "code" not in found and run.environment.get("code"):
+        found["code"] = str(run.environment["code"])
+    if run.document.get("sha256"):
+        found["guard"] = str(run.document["sha256"])
+    return [(name, str(value)) for name, value in found.items() if value]
+
+
+def _environment(run: Dossier) -> Table:
+    lines = [[name, _shown(value)] for name, value in run.environment.items() if name != "code"]
+    return Table("environment", ["", "version"], lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def subject_of(run: Dossier) -> str:
+    """Verb, model and data in a few words."""
+    data = run.config.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else data
+    if run.verb == "transfer":
+        return f"{code(run.verb)} between models on {code(name)}"
+    return f"{code(run.verb)} of {code(model_of(run))} on {code(name)}" if run.config else code(run.verb)

@@ -1,0 +1,132 @@
+"""The threat model of a run in words: what the attacker wants, knows and may do.
+
+Terms are those of NIST AI 100-2e2025; techniques and mitigations have their numbers of MITRE ATLAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from robustcli import registry
+from robustcli.records.certify import CertifyRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.guard import GuardRow
+from robustcli.records.transfer import TransferRow
+from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.page.blocks import Block, Bullets, Facts, Section, Text, code
+from robustcli.reporting.page.words import ball_of, change, listed, named
+
+TECHNIQUES = {
+    "AML.T0015": "Evade AI Model",
+    "AML.T0043.000": "Craft Adversarial Data: White-Box Optimization",
+    "AML.T0043.001": "Craft Adversarial Data: Black-Box Optimization",
+    "AML.T0043.002": "Craft Adversarial Data: Black-Box Transfer",
+}
+MITIGATIONS = {"AML.M0003": "Model Hardening", "AML.M0015": "Adversarial Input Detection"}
+#: What an attack asks the model for -> the technique that it is.
+_BY_NEED = {"gradient": "AML.T0043.000", "scores": "AML.T0043.001", "decisions": "AML.T0043.001"}
+_TRANSFER = "AML.T0043.002"
+
+
+def threat_section(run: Dossier) -> Section:
+    """Goal, knowledge and capability of the attacker that the run has tried."""
+    ball = ball_of(run)
+    target = (run.config.get("eval") or {}).get("target")
+    goal = "an integrity violation: the model answers a wrong class to an image it was right on"
+    if target is not None:
+        goal = f"a targeted integrity violation: the model answers the class {code(target)}"
+    allowed = f", who may {change(*ball)}" if ball is not None else ""
+    capability = (
+        f"testing data control: the input at inference is the attacker's{allowed};"
+        " training data and weights stay out of reach"
+    )
+    blocks: list[Block] = [
+        Facts((("Goal", goal), ("Knowledge", _knowledge(run)), ("Capability", capability))),
+        Text("Tried here, by the techniques of MITRE ATLAS:"),
+        Bullets([f"{name} {TECHNIQUES[name]}{_by(run, name)}" for name in techniques(run)]),
+        Text("Mitigations in place, as far as the run says:"),
+        Bullets([f"{name} {MITIGATIONS[name]}: {why}" for name, why in mitigations(run)]),
+    ]
+    if not mitigations(run):
+        blocks[-2:] = [Text("The run does not say that a mitigation is in place.")]
+    return Section("threat", "Threat model", blocks)
+
+
+def techniques(run: Dossier) -> list[str]:
+    """ATLAS numbers of what the run has tried: evasion, and how its points were made."""
+    return ["AML.T0015", *(name for name in list(TECHNIQUES)[1:] if used(run, name))]
+
+
+def used(run: Dossier, technique: str) -> list[str]:
+    """Names of the attacks of a run that are this technique."""
+    return [label for label, kind in attacks_of(run).items() if kind == technique]
+
+
+def attacks_of(run: Dossier) -> dict[str, str]:
+    """Attack, as tables name it -> its technique; "" for one that is not known to us."""
+    found: dict[str, str] = {}
+    for row in run.of(EvalRow):
+        if row.kind == "attack":
+            found[row.title] = _TRANSFER if row.attack == "transfer" else _technique(row.attack)
+    for guard in run.of(GuardRow):
+        found |= {label: found.get(label, "AML.T0043.000") for label in guard.adaptive_attacks}
+    for pair in run.of(TransferRow):
+        found[f"{pair.attack} on another model"] = _TRANSFER
+    for proven in run.of(CertifyRow):
+        found |= {label: _technique(label.partition("-")[0]) for label in proven.attacks}
+    if not found:
+        for spec in _configured(run):
+            found[named(spec)] = _technique(named(spec))
+    return found
+
+
+def _configured(run: Dossier) -> Sequence[object]:
+    """The attack that a training ran against, and the one that validated it."""
+    if run.verb != "train":
+        return ()
+    train = run.config.get("train") or {}
+    return [spec for spec in (run.config.get("adversary"), train.get("val_attack")) if named(spec)]
+
+
+def _technique(name: str) -> str:
+    if name not in registry.attacks:
+        return ""
+    return _BY_NEED[registry.attacks.get(name).facts.needs]
+
+
+def _by(run: Dossier, technique: str) -> str:
+    names = used(run, technique)
+    return f", by {listed([code(name) for name in names])}" if names else ""
+
+
+def _knowledge(run: Dossier) -> str:
+    """White box, black box, or both."""
+    found = techniques(run)
+    told = []
+    if "AML.T0043.000" in found:
+        told.append("white box: architecture, weights and gradients are known")
+    if "AML.T0043.001" in found:
+        told.append("black box: only answers of the model are seen (query access)")
+    if _TRANSFER in found:
+        told.append("black box without queries: images are made on another model")
+    if run.of(GuardRow):
+        told.append("the defences are known, and the attack adapts to them")
+    return "; ".join(told) or "not tried"
+
+
+def mitigations(run: Dossier) -> list[tuple[str, str]]:
+    """(ATLAS number, why) for what the configuration names."""
+    found = []
+    hardened = run.verb == "train" or str(named(run.config.get("model"))).startswith("run:")
+    objective = named(run.config.get("objective"))
+    if hardened and objective and objective != "natural":
+        found.append(("AML.M0003", f"adversarial training with the objective {code(objective)}"))
+    defences = [named(spec) for spec in run.config.get("defences") or ()]
+    guard = next(iter(run.of(GuardRow)), None)
+    if guard is not None:
+        defences = [str(one.get("label", one.get("name"))) for one in guard.defences]
+    elif run.verb == "guard fit":
+        defences = defences or [str(name) for name in run.document.get("defences") or ()]
+    if defences:
+        found.append(("AML.M0015", f"the guard with {listed([code(name) for name in defences])}"))
+    return found
