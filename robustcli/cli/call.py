@@ -128,12 +128,15 @@ class Call:
 
     def overrides(self) -> list[Override]:
         """--smoke first, then flags, then key=value: what is said more exactly wins."""
+        said = [*self._smoke(), *self._flags(), *self.fail_under(), *self.settings()]
+        return [as_meant(item, self.text("plugin")) for item in said]
+
+    def settings(self) -> list[Override]:
+        """--set, then key=value."""
         from robustcli.config.overlay import parse_assignment
 
-        said = [*self._smoke(), *self._flags(), *self.fail_under()]
         words = [word for word in self.texts("words") if _is_assignment(word)]
-        said += [parse_assignment(text, "command line") for text in [*self.texts("set"), *words]]
-        return [as_meant(item, self.text("plugin")) for item in said]
+        return [parse_assignment(text, "command line") for text in [*self.texts("set"), *words]]
 
     def _smoke(self) -> list[Override]:
         """What makes a run tiny; a budget that the user gave stays."""
@@ -148,7 +151,7 @@ class Call:
 
     def _says_length(self) -> bool:
         """Whether the user gave a budget, which --smoke must not contradict."""
-        keys = {word.partition("=")[0] for word in [*self.texts("set"), *self.texts("words")]}
+        keys = {item.key for item in self.settings()}
         budgets = {"train.epochs", "train.steps", "train.minutes"}
         return bool(self.text("epochs") or self.text("minutes") or keys & budgets)
 

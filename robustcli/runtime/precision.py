@@ -129,6 +129,17 @@ def allow_tf32(allowed: bool) -> None:
 
 
 @contextmanager
+def fp32_as_before() -> Iterator[None]:
+    """What `allow_tf32` says inside the block does not hold after it."""
+    _old_setting()  # the first look at it may warn
+    before = _Fp32.present()
+    try:
+        yield
+    finally:
+        _fp32.settle(before)
+
+
+@contextmanager
 def tf32_products(allowed: bool) -> Iterator[None]:
     """`allow_tf32` inside the block, in the whole process; afterwards the settings are as before.
 
