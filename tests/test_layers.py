@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(("data", "models"), 4),
     **dict.fromkeys(("evaluation",), 5),
     **dict.fromkeys(("training", "reporting", "guard"), 6),
-    **dict.fromkeys(("assembly", "claims"), 7),
+    **dict.fromkeys(("assembly", "claims", "gating"), 7),
     **dict.fromkeys(("jobs", "api"), 8),
     **dict.fromkeys(("cli", "learn", "__init__", "__main__"), 9),
 }

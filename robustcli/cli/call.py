@@ -41,8 +41,10 @@ _SMOKE = {
     "certify": ("eval.n=8", "eval.checks=0", "certify.smoothing.n=1000", "certify.alpha_steps=2"),
     "guard fit": ("guard.fit.steps=3",),
     "guard eval": ("eval.n=16", "eval.checks=0"),
+    "gate": ("eval.n=32",),
 }
-_MEASURES = ("eval", "attack", "certify", "guard fit", "guard eval", "export")  # they need a ready model
+#: Verbs that need a ready model.
+_MEASURES = ("eval", "attack", "certify", "guard fit", "guard eval", "gate", "export")
 _SMOKE_STEPS = 3
 _SMOKE_TRAIN_STEPS = 12
 #: What a run's configuration does not say for those who measure the run: facts of a machine and of one call.
@@ -286,4 +288,6 @@ def _changes_norm(
 def _is_assignment(word: str) -> bool:
     """key=value, where key looks like a dotted path; a file name with "=" in a folder is still a file."""
     key, equals, _ = word.partition("=")
+    if equals and key.startswith("thresholds."):  # whose keys have a radius: robust_acc@linf:8/255
+        return True
     return equals != "" and "/" not in key and re.sub("[._-]", "", key).isalnum()

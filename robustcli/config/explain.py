@@ -84,7 +84,7 @@ def unknown_key(path: KeyPath, known: Mapping[KeyPath, list[str]]) -> str:
     homes = [".".join((*at, key)) for at, keys in known.items() if key in keys and _may_be_meant(at, path)]
     if homes:
         return f"unknown key; did you mean {' or '.join(repr(home) for home in homes[:2])}?"
-    siblings = known.get(section, [])
+    siblings = known.get(section) or known.get((*section[:-1], "*"), [])
     hint = suggestion(key, siblings).strip()
     if siblings and not hint:
         hint = f"known here: {', '.join(siblings)}"

@@ -14,6 +14,7 @@ from robustcli.config.config_files import SUFFIXES, display, problem, read_text
 from robustcli.config.overlay import Override, default_layer, environment_layer, override_layer
 from robustcli.config.schema import Config, rules
 from robustcli.config.shipped import find_config
+from robustcli.config.thresholds import threshold_faults
 from robustcli.config.tree import Fault, Node, config_error, leaf_origin, leaves, merge, pruned, to_python
 from robustcli.config.validate import bind_faults, code_faults, schema_faults
 from robustcli.config.wording import shown
@@ -76,7 +77,7 @@ def load_config(
     data, found = to_python(tree), None
     if bind:
         found = registries or Registries.discover()
-    faults += code_faults(tree)
+    faults += code_faults(tree) + threshold_faults(data)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from robustcli.config.assign import insert
 from robustcli.config.number import Scalar, resolve_plain
 from robustcli.config.schema import Config, known_keys, rules, text_keys
+from robustcli.config.thresholds import key_path
 from robustcli.config.tree import DEFAULT, Fault, Node, from_python
 from robustcli.config.wording import with_hint
 from robustcli.config.yaml_text import read_flow
@@ -120,5 +121,5 @@ def override_layer(overrides: Sequence[Override], faults: list[Fault]) -> Node:
     layer = Node({}, "command line")
     for item in overrides:
         value = read_value(item.value, item.origin, faults, item.key)
-        layer = insert(layer, item.key.split("."), value, rules(), faults)
+        layer = insert(layer, key_path(item.key), value, rules(), faults)
     return layer

@@ -15,6 +15,7 @@ from robustcli.config.guard_sections import GuardConfig
 from robustcli.config.number import INT_LIMIT, Flag, Int, Scalar, Text, parse_text
 from robustcli.config.sections import BallConfig, DataConfig, SearchConfig
 from robustcli.config.spec import From, ModelConfig, Section, Spec
+from robustcli.config.thresholds import SECTION, ThresholdConfig
 from robustcli.config.tree import KeyPath, Rules
 from robustcli.config.verb_sections import AttackConfig, EvalConfig, TrainConfig
 from robustcli.config.wording import shown
@@ -78,6 +79,11 @@ class Config(Section):
     )
     guard: GuardConfig = Field(default=GuardConfig(), description="how defences are fitted")
     certify: CertifyConfig = Field(default=CertifyConfig(), description="what is proven")
+    thresholds: dict[Text, ThresholdConfig] = Field(
+        default={},
+        max_length=64,
+        description="metric -> what gate asks of it, such as {robust_acc@linf:8/255: {min: 0.45}}",
+    )
 
     @field_validator("device")
     @classmethod
@@ -88,7 +94,12 @@ class Config(Section):
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The first section or spec class inside an annotation such as `Augment | None` or `list[Spec]`."""
+    """The first section or spec class inside an annotation such as `Augment | None` or `list[Spec]`.
+
+    A mapping whose keys are the user's, such as `thresholds`, is one value and no section.
+    """
+    if get_origin(annotation) is dict:
+        return None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     inside = map(_model_of, get_args(annotation))
@@ -164,8 +175,9 @@ def _classes() -> dict[KeyPath, type[BaseModel]]:
 
 @cache
 def known_keys() -> dict[KeyPath, list[str]]:
-    """Path of every section and spec -> its keys, in order; () is the top level."""
-    return {path: list(cls.model_fields) for path, cls in _classes().items()}
+    """Path of every section and spec -> its keys, in order; () is the top level, `*` any key or index."""
+    keys = {path: list(cls.model_fields) for path, cls in _classes().items()}
+    return {**keys, (SECTION, "*"): list(ThresholdConfig.model_fields)}
 
 
 @cache

@@ -176,13 +176,19 @@ def _replaces(node: Node, base: dict[str, Node], over: dict[str, Node]) -> bool:
 
 
 def locate(root: Node, path: Sequence[str]) -> tuple[Node, int]:
-    """The deepest node on the way to `path`, and how many parts of the path it covers."""
-    for depth, part in enumerate(path):
-        below = _child(root, part)
-        if below is None:
-            return root, depth
-        root = below
-    return root, len(path)
+    """The deepest node on the way to `path`, and how many parts of the path it covers.
+
+    A key with a dot in it, such as `robust_acc@linf:0.1`, covers as many parts as it has.
+    """
+    depth = 0
+    while depth < len(path):
+        widths = range(len(path) - depth, 0, -1)  # the longest key first
+        keys = ((width, ".".join(path[depth : depth + width])) for width in widths)
+        found = next(((width, below) for width, key in keys if (below := _child(root, key))), None)
+        if found is None:
+            break
+        depth, root = depth + found[0], found[1]
+    return root, depth
 
 
 def _child(node: Node, part: str) -> Node | None:

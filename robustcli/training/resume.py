@@ -21,6 +21,7 @@ CLASSES: dict[str, str] = {
     "defences": "harmless",
     "guard": "harmless",
     "certify": "harmless",
+    "thresholds": "harmless",
     "data.workers": "harmless",
     "data.timeout": "harmless",
     "data.storage": "harmless",

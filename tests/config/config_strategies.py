@@ -68,6 +68,14 @@ _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "certify.radii": st.sampled_from([None, [0.1], [0.05, "8/255"]]),
     "certify.smoothing.n0": st.integers(1, 100),
     "certify.smoothing.n": st.integers(100, 10**6),
+    "thresholds": st.fixed_dictionaries(
+        {},
+        optional={
+            "clean_acc": st.sampled_from([{"min": 0.8}, {"min": "8/255", "mode": "point"}]),
+            "robust_acc@l2:0.5": st.sampled_from([{"min": 0, "mode": "prove"}, {"min": "1/3", "max": None}]),
+            "robust_acc_drop": st.sampled_from([{"max": 0.02, "baseline": "runs/a.b/c"}, {"max": 1}]),
+        },
+    ),
     "eval.target": st.sampled_from([None, "random", "least-likely", 0, 7]),
 }
 

@@ -1,1 +1,1 @@
-"""What is made of finished runs: reports."""
+"""What is made of records: reports, gates, comparisons. Nothing here computes a number of a model."""

@@ -1,0 +1,228 @@
+"""`robustcli gate RUN`: verdicts from records, exit codes, and runs that must never pass."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gated import SUSPECT, answers, write
+
+from robustcli.records.alarm import Alarm
+from robustcli.records.certify import CertifyRow
+from robustcli.records.eval import EvalRow
+from robustcli.records.sweep import SweepRow
+
+
+def verdicts(answer):
+    return {each["metric"]: each["verdict"] for each in answer.document["thresholds"]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "stands", "word", "code"),
+    [
+        ("evidence", 300, "FAIL", 1),
+        ("evidence", 440, "INCONCLUSIVE", 0),
+        ("evidence", 600, "PASS", 0),
+        ("prove", 300, "FAIL", 1),
+        ("prove", 460, "INCONCLUSIVE", 1),
+        ("prove", 600, "PASS", 0),
+        ("point", 449, "FAIL", 1),
+        ("point", 450, "PASS", 0),
+    ],
+)
+def test_modes_and_exit_codes(gate, mode, stands, word, code):
+    write("r", samples=answers(1000, stands))
+    answer = gate("r", f"  robust_acc: {{min: 0.45, mode: {mode}}}\n", "--json")
+    assert (answer.code, answer.document["verdict"], answer.document["ok"]) == (code, word, True)
+    (found,) = answer.document["thresholds"]
+    low, high = found["interval"]
+    assert found["value"] == stands / 1000 and low < found["value"] < high and found["where"] == "gate.yaml:2"
+    assert [each["passed"] for each in answer.document["gate"]] == [code == 0]
+    assert ("gate not met: robust_acc is 0." in answer.err) == (code == 1)
+
+
+def test_every_metric_of_an_evaluation(gate):
+    swept = EvalRow(kind="worst", norm="linf", eps=8 / 255, correct=180, clean_correct=190, n=200)
+    write(
+        "r",
+        samples=answers(200, 160, right=190),
+        more=[SweepRow(total=swept, key="eps", value=8 / 255, attacks=(), since_half=None)],
+    )
+    answer = gate(
+        "r",
+        "  clean_acc: {min: 0.9}\n  robust_acc: {min: 0.7}\n  robust_acc@linf:0.1: {min: 0.7}\n"
+        "  robust_acc@linf:8/255: {min: 0.85}\n  attack_success: {max: 0.25}\n"
+        "  worst_class_clean_acc: {min: 0.8}\n  worst_class_robust_acc: {min: 0.8}\n",
+        "--json",
+    )
+    found = {each["metric"]: (each["value"], each["n"]) for each in answer.document["thresholds"]}
+    assert found == {
+        "clean_acc": (0.95, 200),
+        "robust_acc": (0.8, 200),
+        "robust_acc@linf:0.1": (0.8, 200),
+        "robust_acc@linf:8/255": (0.9, 200),
+        "attack_success": (30 / 190, 190),
+        "worst_class_clean_acc": (0.9, 100),
+        "worst_class_robust_acc": (0.6, 100),
+    }
+    assert verdicts(answer)["worst_class_robust_acc"] == "FAIL" and answer.code == 1
+    assert "class b, the least of 2" in answer.err
+
+
+@pytest.mark.parametrize("radius", ["linf:4/255", "l2:0.1", "linf:0.0999"])
+def test_no_radius_is_interpolated(gate, radius):
+    write("r", samples=answers(200, 160))
+    answer = gate("r", f"  robust_acc@{radius}: {{min: 0.1}}\n", "--json")
+    assert answer.code == 2 and not answer.document["ok"]
+    assert "nothing is interpolated; gate.yaml:2; " in answer.err and "it has linf:0.1" in answer.err
+
+
+def test_a_certificate_is_judged_at_its_radii(gate):
+    rows = [
+        CertifyRow(method="crown", norm="linf", eps=eps, certified=k, standing=s, n=100, attacks=attacks)
+        for eps, k, s, attacks in ((0.0, 100, 99, []), (0.01, 95, 97, ["pgd"]), (0.02, 80, 90, ["pgd"]))
+    ]
+    write("c", verb="certify", more=rows, document={"n": 100, "norm": "linf", "eps": 0.02})
+    text = "  certified_acc@linf:0.01: {min: 0.9, mode: point}\n  clean_acc: {min: 0.9}\n"
+    text += "  robust_acc: {min: 0.8}\n"
+    answer = gate("c", text, "--json")
+    assert [each["value"] for each in answer.document["thresholds"]] == [0.95, 0.99, 0.9] and answer.code == 0
+    refused = gate("c", "  certified_acc@linf:0.015: {min: 0.1}\n")
+    assert refused.code == 2 and "it has linf:0.01, linf:0.02, and nothing is interpolated" in refused.err
+
+
+# ---- what never passes -------------------------------------------------------------------------------------
+
+EASY = "  clean_acc: {min: 0.0}\n"  # any number would do
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"alarms": [SUSPECT]}, "the evaluation is suspect: not-converged"),
+        ({"alarms": [replace(SUSPECT, level="invalid")]}, "the evaluation is invalid"),
+        ({"status": {"state": "running", "code": None}}, "the run is not done: running"),
+        ({"status": {"state": "failed", "code": 70}}, "the run is not done: failed"),
+        ({"status": {"code": 10}}, "exit code 10"),
+        ({"document": {"partial": {"shards": 3, "of": 8}}}, "partial 3/8 shards"),
+    ],
+)
+@pytest.mark.parametrize("strict", [(), ("--strict",)])
+def test_an_unhealthy_evaluation_exits_10(gate, changes, said, strict):
+    write("r", samples=answers(100, 90), **changes)
+    answer = gate("r", EASY, "--json", "--junit", "j.xml", *strict)
+    assert answer.code == 10 and said in answer.err
+    assert answer.document["error"]["code"] == "E-UNRELIABLE" and "verdict" not in answer.document
+    assert "<error " in Path("j.xml").read_text() and said in Path("j.xml").read_text()
+
+
+def test_a_note_is_no_doubt(gate):
+    write("r", samples=answers(100, 90), alarms=[Alarm("clean-noise", "note", "some", "nothing")])
+    assert gate("r", EASY).code == 0
+
+
+def test_zero_samples_never_pass(gate):
+    write("none", samples=())
+    assert gate("none", EASY).code == 2
+    write("wrong", samples=answers(50, 0, right=0))
+    answer = gate("wrong", "  attack_success: {max: 1}\n")  # of the samples that are right: there is none
+    assert answer.code == 10 and "no sample is right on the clean image" in answer.err
+    assert gate("wrong", "  robust_acc: {min: 0.1}\n").code == 1
+
+
+def test_a_class_without_samples_never_passes(gate):
+    write("one", samples=answers(1, 1))  # of class b; a has none
+    answer = gate("one", "  worst_class_robust_acc: {min: 0.0, mode: point}\n")
+    assert answer.code == 10 and "no sample of class 'a'" in answer.err
+
+
+def test_a_run_that_lies_is_refused(gate):
+    run = write("r", samples=answers(100, 50))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[1]["robust_acc"] = 0.9
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = gate("r", EASY)
+    assert answer.code == 3 and "E-RECORD" in answer.err
+
+
+def test_nothing_to_judge_is_no_verdict(cli, gate):
+    write("r", samples=answers(100, 90))
+    for words, said in (
+        (("r",), "no thresholds: nothing would be judged"),
+        (("r", "thresholds.robust_acc.min=0.5", "--eps", "0.2"), "--eps would measure"),
+        (("r", "thresholds.robust_acc.min=0.5", "seed=3"), "seed changes nothing of a run that is done"),
+        (("nowhere", "thresholds.robust_acc.min=0.5"), "no such file"),
+        ((".", "thresholds.robust_acc.min=0.5"), "no run of robustcli"),
+        (("r", "--thresholds", "none.yaml"), "no such file"),
+    ):
+        answer = cli("gate", *words)
+        assert answer.code == 2 and said in answer.err, words
+    assert cli("gate", "r", "thresholds.robust_acc@linf:0.1.min=0.5").code == 0
+
+
+def test_the_thresholds_of_the_run_itself(cli):
+    write("r", samples=answers(1000, 100), config={"thresholds": {"robust_acc": {"min": 0.45}}})
+    answer = cli("gate", "r", "--json")
+    assert answer.code == 1 and answer.document["thresholds"][0]["where"] == "r/config.resolved.yaml:6"
+
+
+# ---- against a baseline ------------------------------------------------------------------------------------
+
+
+def test_a_drop_is_judged_on_the_same_samples(gate):
+    write("main", samples=answers(2000, 1200))
+    write(
+        "worse", samples=answers(1000, 480)
+    )  # 1,000 of the baseline's, which hold all 1,000 of its right ones
+    drop = "  robust_acc_drop: {max: 0.02, baseline: main}\n  clean_acc_drop: {max: 0.02, mode: prove}\n"
+    answer = gate("worse", drop, "--baseline", "main", "--json")
+    found = {each["metric"]: each for each in answer.document["thresholds"]}
+    assert answer.code == 1 and found["robust_acc_drop"]["verdict"] == "FAIL"
+    assert (found["robust_acc_drop"]["value"], found["robust_acc_drop"]["n"]) == (0.52, 1000)
+    assert found["robust_acc_drop"]["note"] == "520 lost and 0 gained"
+    assert found["clean_acc_drop"]["verdict"] == "PASS"  # no sample differs, so that no two points are lost
+
+
+def test_a_drop_without_a_baseline_is_refused_at_its_line(gate):
+    write("r", samples=answers(100, 90))
+    answer = gate("r", "  robust_acc_drop: {max: 0.02}\n")
+    assert answer.code == 2 and "gate.yaml:2: thresholds.robust_acc_drop: a drop is measured" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"config": {"attacks": [{"name": "fgsm"}]}}, 2, "other attacks"),
+        ({"samples": answers(50, 40)}, 2, "50 of 100 samples were not measured by the baseline, such as 50"),
+        ({"alarms": [SUSPECT]}, 10, "suspect"),
+        ({"status": {"state": "running"}}, 10, "not done"),
+    ],
+)
+def test_a_baseline_that_cannot_be_compared(gate, change, code, said):
+    write("main", **{"samples": answers(100, 90), **change})
+    write("r", samples=answers(100, 90))
+    answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
+    assert answer.code == code and said in answer.err
+
+
+def test_other_images_and_other_radii_are_refused(gate):
+    for name, field, value, said in (
+        ("data", "hashes", {"data": "e" * 64}, "other images (their digest differs)"),
+        ("split", "split", "val", "the run is about test, the baseline about val"),
+        ("eps", "eps", 0.2, "the run is at linf 0.1, the baseline at linf 0.2"),
+    ):
+        other = write(name, samples=answers(100, 90))
+        rows = [EvalRow.from_json(json.loads(line)) for line in (other / "metrics.jsonl").open()]
+        lines = [json.dumps(replace(row, **{field: value}).to_json()) + "\n" for row in rows]
+        (other / "metrics.jsonl").write_text("".join(lines))
+        write(f"r-{name}", samples=answers(100, 90))
+        answer = gate(f"r-{name}", f"  robust_acc_drop: {{max: 0.02, baseline: {name}}}\n")
+        assert answer.code == 2 and said in answer.err, name
+
+
+def test_samples_that_contradict_the_counts_are_refused(gate):
+    run = write("r", samples=answers(100, 90))
+    write("main", samples=answers(100, 90))
+    (run / "samples.jsonl").write_text("".join((run / "samples.jsonl").open().readlines()[:-1]))
+    answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
+    assert answer.code == 3 and "samples.jsonl has 90 of 99, metrics.jsonl 90 of 100" in answer.err
