@@ -70,6 +70,21 @@ def paired_interval(gained: int, lost: int, n: int, level: float = 0.95) -> Inte
     return -_border(lost, gained, n, z), upper
 
 
+def unpaired_interval(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) -> Interval:
+    """[d - sqrt((p2 - l2)^2 + (u1 - p1)^2), d + sqrt((u2 - p2)^2 + (p1 - l1)^2)],  d = p2 - p1, p = k / n.
+
+    An interval of the difference of two proportions of independent samples; [l, u] is Wilson's of each.
+    Raises ValueError unless 0 <= k <= n, n >= 1 and 0 < level < 1.
+    Source: Newcombe, Statistics in Medicine 17, 1998, 873-890, method 10.
+    """
+    if not (n1 and n2):
+        raise ValueError("a difference needs samples on both sides")
+    (l1, u1), (l2, u2) = wilson(k1, n1, level), wilson(k2, n2, level)
+    p1, p2 = k1 / n1, k2 / n2
+    low, high = math.hypot(p2 - l2, u1 - p1), math.hypot(u2 - p2, p1 - l1)
+    return p2 - p1 - low, p2 - p1 + high
+
+
 def _border(gained: int, lost: int, n: int, z: float) -> float:
     """The largest difference whose score is at most z, to 1e-12: the score grows with the difference."""
     low, high = (gained - lost) / n, 1.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcli.proportions import Rate, clopper_pearson, paired_interval, wilson
+from robustcli.proportions import Rate, clopper_pearson, paired_interval, unpaired_interval, wilson
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -122,3 +122,24 @@ def test_paired_interval_covers(gain: float, loss: float) -> None:
             low, high = paired_interval(gained, lost, n)
             covered += mass * (low <= gain - loss <= high)
     assert covered > 0.93
+
+
+@pytest.mark.parametrize(
+    ("counts", "published"),
+    [
+        ((48, 80, 56, 70), (0.0524, 0.3339)),
+        ((3, 10, 9, 10), (0.1705, 0.8090)),
+        ((2, 7, 6, 7), (0.0582, 0.8062)),
+        ((0, 29, 5, 56), (-0.0381, 0.1926)),
+        ((0, 20, 0, 10), (-0.1611, 0.2775)),
+        ((0, 10, 10, 10), (0.6075, 1.0)),
+    ],
+)
+def test_unpaired_interval_has_the_published_values(counts, published) -> None:
+    """Newcombe 1998, table II, method 10; his difference is first minus second."""
+    assert unpaired_interval(*counts) == pytest.approx(published, abs=1e-4)
+
+
+def test_unpaired_interval_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="both sides"):
+        unpaired_interval(0, 0, 1, 2)

@@ -15,6 +15,7 @@ from robustcli.cli.data import app as data
 from robustcli.cli.guard import app as guard
 from robustcli.cli.options import examples
 from robustcli.cli.panels import arrange
+from robustcli.cli.runs import app as runs
 from robustcli.cli.verb import Verb, add_verb, discovered
 
 VERBS: Mapping[str, Verb] = discovered(verbs)
@@ -37,6 +38,7 @@ def build() -> Callable[..., Any]:
     app.add_typer(config, name="config")
     app.add_typer(data, name="data")
     app.add_typer(guard(), name="guard")
+    app.add_typer(runs, name="runs")
     command: Callable[..., Any] = arrange(typer.main.get_command(app))
     return command
 

@@ -6,6 +6,7 @@ Nothing here computes a number of the model. What no record holds is not known.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from robustcli.records.alarm import Alarm, reliability
 from robustcli.records.eval import EvalRow
 from robustcli.records.read import AnyRow, read_rows
 from robustcli.records.sample import SampleRow
-from robustcli.regular import read_bytes
+from robustcli.regular import open_regular, read_bytes
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 Row = TypeVar("Row", bound=AnyRow)
@@ -104,6 +105,14 @@ class Dossier:
         """Whether the run has ended well and left its document."""
         return self.state == "done" and self.code == 0 and bool(self.document)
 
+    @cached_property
+    def hashes(self) -> Mapping[str, str]:
+        """Name -> hash, of the first record: what the numbers belong to. One line is read for a `glance`."""
+        if self.rows:
+            return getattr(self.rows[0], "hashes", {})
+        found = _first_line(self.path / "metrics.jsonl").get("hashes")
+        return found if isinstance(found, dict) else {}
+
     def of(self, kind: type[Row]) -> list[Row]:
         """The rows of one class, in their order."""
         return [row for row in self.rows if isinstance(row, kind)]
@@ -146,6 +155,16 @@ class Dossier:
     def pictures(self) -> list[Path]:
         """The PNG files that the verb has drawn."""
         return sorted((self.path / "plots").glob("*.png"))
+
+
+def _first_line(path: Path) -> Mapping[str, Any]:
+    """The JSON object on the first line of a file; {} where no such line stands there."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            found = json.loads(file.readline(_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _rows(path: Path) -> list[AnyRow]:

@@ -120,6 +120,15 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def may_be_held(directory: Path) -> bool:
+    """Whether the last holder of a directory may still live; nothing is locked to find out.
+
+    A holder on another machine may always.
+    """
+    record = _read_holder(directory / NAME)
+    return record is not None and _may_live(record)
+
+
 def is_holder(path: Path) -> bool:
     """Whether a file is the lock of a run: a record of its holder, or empty before that is written."""
     try:

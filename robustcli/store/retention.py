@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from robustcli.errors import CheckpointError
@@ -125,13 +126,18 @@ def prune(root: Path, step: int, keep: int) -> list[Path]:
         return []
     older = [path for path in candidates(root) if step_of(path) <= step][keep:]
     unused = [path for path in older if step_name(step_of(path)) not in kept]
+    drop(root, unused)
+    return unused
+
+
+def drop(root: Path, checkpoints: Sequence[Path]) -> None:
+    """Remove checkpoint directories of `root`, only under the lock of their run. Raises ResourceError."""
     with explained(root):
-        for path in unused:
+        for path in checkpoints:
             # Renamed first: a kill then leaves what `sweep` knows as rubbish, not half a checkpoint.
             doomed = root / tmp_name("prune-")
             os.replace(path, doomed)
             remove(doomed)
-    return unused
 
 
 def sweep(root: Path) -> list[Path]:
