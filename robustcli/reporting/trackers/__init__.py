@@ -1,0 +1,1 @@
+"""One registered tracker per file; `robustcli.reporting.tracking` hands them what a training finds."""
