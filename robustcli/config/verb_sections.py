@@ -185,6 +185,9 @@ class EvalConfig(Section):
         min_length=1,
         description="accuracy against eps=0..16/255, steps=1..200, restarts=1..10, or distance; null = none",
     )
+    examples: Int = Field(
+        default=8, ge=0, le=64, description="broken samples whose images are kept for the report; 0 = none"
+    )
     fail_under: dict[Text, Annotated[Number, Field(ge=0, le=1)]] = Field(
         default={}, description="metric -> smallest accepted fraction, such as {robust_acc: 0.45}"
     )

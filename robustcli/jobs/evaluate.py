@@ -79,7 +79,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         if result.complete and sweep is not None:
             more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run, team)
             result = replace(result, alarms=[*result.alarms, *alarms])
-        answer = report(run, document, config, result, rows, console, more)
+        answer = report(run, document, config, result, rows, console, more, shards=[run.path / "shards"])
         if flags.report:
             leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)

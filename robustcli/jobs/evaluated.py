@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from robustcli.assembly.rows import eval_document, sample_rows, write_rows, write_samples
 from robustcli.config.schema import Config
 from robustcli.errors import UnreliableError
 from robustcli.evaluation.result import Evaluation
+from robustcli.jobs.evidence.examples import keep_examples
 from robustcli.jobs.thresholds import verdicts
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
@@ -36,14 +38,16 @@ def report(
     rows: list[EvalRow],
     console: Console,
     more: Mapping[str, Any] | None = None,
+    shards: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write and show everything, and mark the run as done; returns the document.
 
-    more: further keys of the document.
+    more: further keys of the document. shards: folders of the shards, where images were kept.
     """
     write_rows(run, rows)
     samples = sample_rows(result, tuple(rows[-1].per_class))
     write_samples(run, samples)
+    keep_examples(run, shards, config, result, rows[-1], console.warn)
     weakest = weakest_images(samples, result.counted)
     partial = _partial(result)
     if lost := rows[-1].at_chance:

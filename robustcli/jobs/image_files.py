@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from robustcli.core.modes import frozen
 from robustcli.data.png import MODES, encode_png, read_png, upright
 from robustcli.errors import DataError
 from robustcli.evaluation.answers import REJECT
-from robustcli.evaluation.judge import Judge
+from robustcli.evaluation.judge import Judge, Ruling
 from robustcli.evaluation.lattice import from_lattice, nearest_levels, to_lattice
 from robustcli.evaluation.result import BatchOutcome
 from robustcli.jobs.album import Album, Scored
+from robustcli.jobs.evidence.examples import Panel, keep_panels
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.pictures.gallery import gallery
 from robustcli.runtime.team import Team
@@ -33,15 +34,6 @@ from robustcli.store.run import Run
 from robustcli.terminal.console import Console
 
 _LONGEST = 40  # characters of a class in a file name
-
-
-class Panel(NamedTuple):
-    """One image of the gallery: uint8 [H, W, C], clean and adversarial; its true and its predicted class."""
-
-    clean: np.ndarray[Any, Any]
-    adversarial: np.ndarray[Any, Any]
-    true: str
-    predicted: str
 
 
 class ImageWriter:
@@ -78,7 +70,7 @@ class ImageWriter:
             broken = broken & (outcome.goal != y)
         rows = broken.nonzero()[:, 0]
         if self._album is None:
-            self._collect(outcome, rows, levels, ruling.predicted)
+            self._collect(outcome, rows, levels, ruling)
         rows = rows[: self._room(len(rows))]
         lines = self._write(outcome, rows, levels[rows], ruling.predicted[rows], ruling.distance[rows])
         scored = _scored(outcome, broken, dict(zip(rows.tolist(), lines, strict=True)))
@@ -156,17 +148,18 @@ class ImageWriter:
         folder = self.folder if self._album is None else self._album.folder
         return folder / f"{sample:06d}_{safe}_adv.png"
 
-    def _collect(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, predicted: Tensor) -> None:
+    def _collect(self, outcome: BatchOutcome, rows: Tensor, levels: Tensor, ruling: Ruling) -> None:
         """Keep broken images for the gallery, at most `attack.gallery` in all.
 
-        rows: int64, places of the broken images in the batch. levels, predicted: of the whole batch.
+        rows: int64, places of the broken images in the batch. levels, ruling: of the whole batch.
         """
         classes = self.setting.data.classes
         room = max(0, self.setting.config.attack.gallery - len(self._panels))
         for k in rows[:room].tolist():
             clean = (outcome.x[k].cpu() * 255).round().to(torch.uint8)
-            true, wrong = classes[int(outcome.y[k])], classes[int(predicted[k])]
-            self._panels.append(Panel(upright(clean), upright(levels[k].cpu()), true, wrong))
+            true, wrong = classes[int(outcome.y[k])], classes[int(ruling.predicted[k])]
+            images = (upright(clean), upright(levels[k].cpu()))
+            self._panels.append(Panel(int(outcome.ids[k]), float(ruling.distance[k]), *images, true, wrong))
 
     def finish(self, console: Console) -> dict[str, Any]:
         """Draw the gallery and show both accuracies; returns the keys of the document about images.
@@ -212,7 +205,9 @@ class ImageWriter:
         x, _, _ = next(iter(split.stream([position], self.setting.device)))
         clean = (x[0].cpu() * 255).round().to(torch.uint8)
         adversarial = read_png(folder / image.line["file"])
-        return Panel(upright(clean), upright(adversarial), image.line["label"], image.line["predicted_8bit"])
+        names = (image.line["label"], image.line["predicted_8bit"])
+        far = image.line["distance_8bit"]
+        return Panel(image.id, far, upright(clean), upright(adversarial), *names)
 
     def _reason(self) -> str:
         """Why there is no gallery."""
@@ -229,16 +224,20 @@ class ImageWriter:
     def _draw(self) -> Path:
         """Draw the gallery; returns the path of the picture."""
         path = self.run.path / "plots" / "gallery.png"
-        clean, adversarial, true, predicted = zip(*self._panels, strict=True)
+        _, far, clean, adversarial, true, predicted = zip(*self._panels, strict=True)
+        norm = self.setting.ball.norm
         gallery(
             path,
             np.stack(clean),
             np.stack(adversarial),
             list(true),
             list(predicted),
+            distances=[f"{norm} {format_eps(distance, norm)}" for distance in far],
             amplify=self.setting.config.attack.amplify,
             title=self._title(),
         )
+        kept = self._panels[: self.setting.config.eval.examples]
+        keep_panels(self.run.path, kept, norm, self._title())
         return path
 
     def _title(self) -> str:

@@ -21,6 +21,7 @@ from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import OpenStore, RobustEvaluation
 from robustcli.evaluation.shards import ShardStore, part
 from robustcli.evaluation.sizing import shard_size
+from robustcli.jobs.evidence.examples import Keeper
 from robustcli.jobs.sharded import header_of
 from robustcli.records.alarm import Alarm
 from robustcli.records.eval import EvalRow
@@ -82,11 +83,12 @@ def measure(
     n = _samples_in(numbers, len(positions), _size(setting, len(positions)))
     console.info(f"{n} {name} under {attacks}")
     with console.progress(n, name) as bar:
-        tally = _Tally(bar, n, team)
+        tally, keeper = _Tally(bar, n, team), Keeper(setting, team.rank, console.warn)
         evaluation = RobustEvaluation(model, plan, stop=stop, say=console.warn, beat=tally.beat, team=team)
 
         def batch_done(outcome: BatchOutcome) -> None:
             tally.add(outcome)
+            keeper.add(outcome)
             done(outcome)
 
         result = evaluation.run(
@@ -95,7 +97,7 @@ def measure(
             setting.device,
             on_batch=batch_done,
             on_proven=tally.known,
-            open_store=_opener(setting, model, shards, console, team),
+            open_store=_opener(setting, model, shards, console, team, keeper.open),
             shards=numbers,
         )
     return result, rows_of(setting, model, result)
@@ -185,9 +187,17 @@ def _samples_in(numbers: Sequence[int] | None, n: int, size: int) -> int:
 
 
 def _opener(
-    setting: Setting, model: nn.Module, shards: Shards | None, console: Console, team: Team
+    setting: Setting,
+    model: nn.Module,
+    shards: Shards | None,
+    console: Console,
+    team: Team,
+    opened: Callable[[Path, str], None] = lambda folder, seal: None,
 ) -> OpenStore | None:
-    """A function that opens the shard store once the plan is final; None = verdicts are kept nowhere."""
+    """A function that opens the shard store once the plan is final; None = verdicts are kept nowhere.
+
+    opened: called with the folder and the digest of the evaluation.
+    """
     if shards is None:
         return None
 
@@ -196,6 +206,8 @@ def _opener(
         # Only the first store waits for rank 0: another rank may be writing in a named one already.
         shared = not team.main or team.again or (team.many and bool(name))
         store = ShardStore(shards.folder() / name, header, console.warn, shared=shared)
+        if not name:
+            opened(store.folder, header.digest)
         shards.accepted()
         return store
 

@@ -61,7 +61,8 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     ):
         write_inputs(run, config)
         stop.check()
-        answer = report(run, document, config, result, _rows(header, result), console)
+        shards = [folder / "shards" for folder in folders]
+        answer = report(run, document, config, result, _rows(header, result), console, shards=shards)
         if flags.report:
             leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)

@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+#: A change of pixels, in levels of 1/255; they need not be whole.
+Levels = NDArray[np.float64]
 #: Name -> uint8 [N, H, W, 3]; the same N images in each, in reading order: clean, adversarial, difference.
 Panels = Mapping[str, Pixels]
 _TILE = 96  # in a sheet of panels, images smaller than this are enlarged by a whole factor
+#: Levels from grey to black or white, and as much as half precision may add to a change.
+REACH = 127.6
 _GAP = 4  # white pixels between two images of a sheet
 
 
@@ -20,8 +24,17 @@ def amplified(clean: Pixels, adversarial: Pixels, factor: float) -> Pixels:
 
     clean, adversarial: uint8 of one shape, whichever it is.
     """
-    difference = adversarial.astype(np.float64) - clean.astype(np.float64)
-    return np.clip(np.rint(127.5 + factor * difference), 0, 255).astype(np.uint8)
+    return amplified_change(change_of(clean, adversarial), factor)
+
+
+def change_of(clean: Pixels, adversarial: Pixels) -> Levels:
+    """adversarial - clean, in levels of 1/255."""
+    return adversarial.astype(np.float64) - clean.astype(np.float64)
+
+
+def amplified_change(change: Levels, factor: float) -> Pixels:
+    """round(127.5 + factor * change), clipped to 0..255: grey where nothing changed."""
+    return np.clip(np.rint(127.5 + factor * change), 0, 255).astype(np.uint8)
 
 
 def fitting(clean: Pixels, adversarial: Pixels) -> float:
@@ -29,19 +42,23 @@ def fitting(clean: Pixels, adversarial: Pixels) -> float:
 
     clean, adversarial: uint8 of one shape, whichever it is.
     """
-    largest = largest_change(clean, adversarial)
+    return fitting_change(change_of(clean, adversarial))
+
+
+def fitting_change(change: Levels) -> float:
+    """The same for a change in levels of 1/255, which need not be whole."""
+    largest = largest_of(change)
     if not largest:
         return 1.0
-    factor = 127 / largest
+    factor = REACH / largest
     if factor >= 1:
         return float(math.floor(factor))
     return math.floor(10 * factor) / 10
 
 
-def largest_change(clean: Pixels, adversarial: Pixels) -> int:
-    """max |adversarial - clean| in levels of 1/255; 0 without a pixel."""
-    difference = adversarial.astype(np.int16) - clean.astype(np.int16)
-    return int(np.abs(difference).max(initial=0))
+def largest_of(change: Levels) -> float:
+    """max |change|; 0 without a pixel."""
+    return float(np.abs(change).max(initial=0))
 
 
 def are_pairs(clean: Pixels, adversarial: Pixels) -> bool:

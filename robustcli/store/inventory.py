@@ -33,7 +33,8 @@ def _drawn(*names: str) -> str:
 
 
 #: Pictures of whatever has accuracies per class and a line a sample.
-_JUDGED = ("plateau", "classes", "confusion_clean", "confusion_adversarial", "reliability", "gallery")
+_JUDGED = ("plateau", "classes", "confusion_clean", "confusion_adversarial", "reliability", "examples")
+_EXAMPLES = r"examples\.safetensors"
 _EVENTS = r"tensorboard/events\.out\.tfevents\.[^/]+"
 _TRAIN = (
     rf"checkpoints/(?:last|best|{_STEP}|{_TMP}(?:/[\w.-]+)?)",
@@ -41,7 +42,8 @@ _TRAIN = (
 )
 _ATTACK = (
     *(rf"images/(?:\d{{6,}}_[^/]{{0,40}}_adv\.png|{_TMP})", r"(?:images|samples)\.jsonl"),
-    _drawn(*_JUDGED),
+    _EXAMPLES,
+    _drawn("gallery", *_JUDGED),
 )
 
 
@@ -58,6 +60,7 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "train": _TRAIN,
     "eval": (
         *(_HEADER, rf"shards/(?:[a-z][\w-]*/)?(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
+        *(_EXAMPLES, r"shards/examples-\d+\.safetensors"),
         *(r"(?:sweep|distances|samples)\.jsonl", _drawn("sweep_[a-z]+", "distances", *_JUDGED)),
     ),
     "certify": (

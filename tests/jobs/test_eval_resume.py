@@ -17,6 +17,7 @@ from robustcli.cli.main import run
 from robustcli.config.bind import Registries
 from robustcli.proportions import clopper_pearson
 from robustcli.records.read import read_rows
+from robustcli.store.examples import read_examples
 from robustcli.store.status import read_status
 
 KILLS, SLOW_KILLS = 5, 20
@@ -118,7 +119,18 @@ def summary(path):
 def final(path):
     """Everything that must not depend on how the evaluation got there."""
     kinds = [json.loads(line)["kind"] for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return verdicts(path), summary(path), kinds, (path / "samples.jsonl").read_text()
+    return verdicts(path), summary(path), kinds, (path / "samples.jsonl").read_text(), kept(path)
+
+
+def kept(path):
+    """The broken samples whose images a run has kept: eight, of which the samples say the same."""
+    told = {row.id: row for row in read_rows(path / "samples.jsonl")}
+    rows = read_examples(path / "examples.safetensors").rows
+    for row in rows:
+        assert (told[row.id].label, told[row.id].attacked) == (row.true, row.predicted)
+        assert 0 < row.distance and float(abs(row.change).max()) == pytest.approx(row.distance, rel=1e-3)
+    assert len(rows) == 8
+    return [row.id for row in rows]
 
 
 def finish(forked, tmp_path, *argv):
@@ -305,7 +317,7 @@ def test_machines_share_an_evaluation_and_merge_to_the_single_run(two_machines, 
         answer = cli("eval", "--merge", ",".join(map(str, order)), "--out", out, "--json")
         assert answer.code == 0 and "partial" not in answer.document, answer.err
         merged = two_machines / out
-        assert summary(merged) == summary(reference)
+        assert summary(merged) == summary(reference) and kept(merged) == kept(reference)
         names = {
             "config.resolved.yaml",
             "env.json",

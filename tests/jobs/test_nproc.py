@@ -31,6 +31,7 @@ from robustcli.evaluation.shards import ShardFolder
 from robustcli.jobs.measure import Shards
 from robustcli.proportions import clopper_pearson
 from robustcli.runtime.team import LAUNCHER, TEAM, Claims, Team
+from robustcli.store.examples import read_examples
 from robustcli.terminal.console import Console
 
 LEARNED = (
@@ -142,7 +143,7 @@ def timeless(value):
 
 
 def verdict(path):
-    """All that must not depend on who measured: records, samples, summary, shards."""
+    """All that must not depend on who measured: records, samples, summary, shards, images that were kept."""
     lines = {
         name: [timeless(json.loads(line)) for line in (path / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "samples.jsonl")
@@ -152,7 +153,12 @@ def verdict(path):
         for file in (path / "shards").rglob("*.jsonl")
     }
     assert shards
-    return lines, timeless(json.loads((path / "summary.json").read_text())), shards
+    kept = []
+    if (path / "examples.safetensors").is_file():
+        kept = [
+            (row.id, row.true, row.predicted) for row in read_examples(path / "examples.safetensors").rows
+        ]
+    return lines, timeless(json.loads((path / "summary.json").read_text())), shards, kept
 
 
 # ---- eval --------------------------------------------------------------------------------------------------
@@ -162,6 +168,7 @@ def test_two_processes_give_the_verdict_of_one(tmp_path, model, alone):
     codes, saved = together(model, tmp_path / "run", *EVAL)
     assert codes == [0, 0] and verdict(tmp_path / "run") == verdict(alone(*EVAL))
     assert saved["0"] and saved["1"] and len({*saved["0"], *saved["1"]}) == len(saved["0"] + saved["1"]) == 15
+    assert len(verdict(tmp_path / "run")[-1]) == 8, "images of broken samples are kept, whoever measured them"
 
 
 @pytest.mark.slow
@@ -197,9 +204,9 @@ def test_a_killed_rank_loses_its_unfinished_shards_only(tmp_path, model, alone, 
     assert len(saved[str(rank)]) == 4 and len(saved[str(1 - rank)]) == 11
     if rank == 0:  # which would have written the rest; its launcher starts it again
         assert not (path / "summary.json").exists()
-        before = {file.name: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+        before = {file.name: file.stat().st_mtime_ns for file in (path / "shards").glob("*.jsonl")}
         assert ended(child([*EVAL, "--model", model, "--out", path, "--resume"])) == 0
-        after = {file.name: file.stat().st_mtime_ns for file in (path / "shards").iterdir()}
+        after = {file.name: file.stat().st_mtime_ns for file in (path / "shards").glob("*.jsonl")}
         assert before == after, "nothing was measured again"
     assert verdict(path) == verdict(alone(*EVAL))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from robustcli.proportions import Rate, wilson
 from robustcli.records.certify import CertificateRow, CertifyRow
@@ -23,6 +26,7 @@ from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.picture import Picture
 from robustcli.reporting.pictures import comparison_of, drawn, pictures_of, save_pictures
 from robustcli.reporting.pictures.reliability import confidence_bins, expected_error
+from robustcli.store.examples import NAME, Example, Examples, write_examples
 
 
 def dossier(
@@ -257,6 +261,34 @@ def test_runs_are_compared_on_the_same_samples() -> None:
     assert comparison_of([first]) == [] and comparison_of([first, dossier([])]) == []
 
 
+@pytest.mark.parametrize(("eps", "factor"), [(8 / 255, 15), (0.1, 5), (0.4 / 255, 318), (1.0, 0.5)])
+def test_examples_make_eps_visible_and_cut_nothing_off(tmp_path: Path, eps: float, factor: float) -> None:
+    clean = np.full((8, 8, 1), 100, np.uint8)
+    change = (eps * np.sign(np.linspace(-1, 1, 64))).reshape(8, 8, 1).astype(np.float16)
+    rows = [Example(7, "cat", "dog", eps, clean, change)]
+    write_examples(tmp_path / NAME, Examples(rows, "linf", "A run. 1 of 3 broken samples."))
+    made = replace(dossier([]), path=tmp_path)
+    picture = named(made, "examples")
+    assert (
+        f"Differences x {factor:g}, grey = no change" in picture.caption and "cut off" not in picture.caption
+    )
+    (line,) = lines(picture)
+    assert (line["sample"], line["label"], line["answer"], line["norm"]) == ("7", "cat", "dog", "linf")
+    assert float(line["distance"]) == eps and float(line["amplified"]) == factor
+    with Image.open(io.BytesIO(picture.png)) as image:
+        sheet = np.asarray(image.convert("RGB"))
+        assert image.width < 1000, "its words are read on a telephone"
+    right = sheet[:, 2 * sheet.shape[1] // 3 :]
+    reached = min(255, 127.5 + factor * 255 * eps)
+    assert reached > 200 and (abs(right.astype(float) - reached) <= 1).all(axis=2).sum() > 1000
+
+
+def test_a_run_without_examples_says_why() -> None:
+    assert "Examples: no attack broke a sample." in drawn(judged([sample(0, "a", "a")])).left_out
+    kept = drawn(judged([sample(0, "a", "a", "b")])).left_out
+    assert any(reason.startswith("Examples: the run has kept no images") for reason in kept)
+
+
 HOSTILE = ["日本語", "<script>", "$x_1$ \\frac{", "=cmd", "_under", "x" * 200, "\x1b[31m\n", "", 'a,"b']
 
 
@@ -272,6 +304,6 @@ HOSTILE = ["日本語", "<script>", "$x_1$ \\frac{", "=cmd", "_under", "x" * 200
 )
 def test_odd_records_are_drawn_or_left_out(samples: Sequence[SampleRow]) -> None:
     found = drawn(judged(samples, {"pgd": 0, "apgd": 0} if samples[0].attacked else {}))
-    assert len(found.pictures) + len(found.left_out) == 5
+    assert len(found.pictures) + len(found.left_out) == 6
     for picture in found.pictures:
         assert picture.png[:4] == b"\x89PNG" and all(None not in line for line in lines(picture))

@@ -13,6 +13,7 @@ from robustcli.reporting.pictures import (
     confusion,
     demo,
     distances,
+    examples,
     guard,
     plateau,
     reliability,
@@ -41,6 +42,7 @@ PAINTERS: Sequence[Painter] = (
     confusion.clean_picture,
     confusion.adversarial_picture,
     reliability.picture,
+    examples.picture,
     transfer.picture,
 )
 

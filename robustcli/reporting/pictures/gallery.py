@@ -12,22 +12,25 @@ from typing import TYPE_CHECKING, Any
 from robustcli.errors import printable
 from robustcli.reporting.figure import Target, matplotlib_package, write_picture
 from robustcli.reporting.pixels import (
+    REACH,
+    Levels,
     Pixels,
-    amplified,
+    amplified_change,
     are_pairs,
     as_rgb,
+    change_of,
     enlarged,
-    fitting,
-    largest_change,
+    fitting_change,
+    largest_of,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-_TILE = 150  # images smaller than this are enlarged by a whole factor
-_GAP = 10
-_LINE, _SIZE = 19, 13  # height of a line of text, and of its letters
+_TILE = 300  # small images are enlarged by a whole factor to about this
+_GAP = 20
+_LINE, _SIZE = 36, 26  # height of a line of text, and of its letters
 _RIGHT, _WRONG, _INK, _PALE, _FRAME = "#00714f", "#b8430c", "#222222", "#777777", "#cccccc"
 #: A line of text and its colour.
 Words = tuple[str, str]
@@ -41,6 +44,8 @@ def gallery(
     predicted: Sequence[str],
     *,
     clean_predicted: Sequence[str] | None = None,
+    change: Levels | None = None,
+    distances: Sequence[str] = (),
     amplify: float | None = None,
     title: str = "",
 ) -> None:
@@ -52,6 +57,9 @@ def gallery(
             channels is shown.
         true, predicted: class names, n each: the label, and the model's answer to the adversarial image.
         clean_predicted: the model's answers to the clean images; None when all were right.
+        change: float64 [n, H, W, C], adversarial minus clean in levels of 1/255, where the images were not
+            made of whole levels; None: what the two images show.
+        distances: how far each image went, in words; () says that grey is no change.
         amplify: factor of the difference, > 0; 127.5 stands for no change. None is the largest factor that
             cuts nothing off. The picture says which it is.
         title: what the images are of.
@@ -61,21 +69,25 @@ def gallery(
     if clean_predicted is None:
         clean_predicted = true
     _check(clean, adversarial, (true, clean_predicted, predicted), amplify)
+    if change is None:
+        change = change_of(clean, adversarial)
     if amplify is None:
-        amplify = fitting(clean, adversarial)
-    sheet = _Sheet(clean, [title, _difference_words(clean, adversarial, amplify)])
-    difference = amplified(clean, adversarial, amplify)
+        amplify = fitting_change(change)
+    sheet = _Sheet(clean, [title, difference_words(change, amplify)])
+    difference, far = amplified_change(change, amplify), distances or ["grey = no change"] * len(true)
     for i, label in enumerate(true):
         sheet.tile(i, 0, clean[i], (f"true: {label}", _INK), _answer(clean_predicted[i], label))
         sheet.tile(i, 1, adversarial[i], ("adversarial", _PALE), _answer(predicted[i], label))
-        sheet.tile(i, 2, difference[i], (f"difference x {amplify:g}", _PALE), ("grey = no change", _PALE))
+        sheet.tile(i, 2, difference[i], (f"difference x {amplify:g}", _PALE), (far[i], _PALE))
     write_picture(target, sheet.png())
 
 
-def _difference_words(clean: Pixels, adversarial: Pixels, amplify: float) -> str:
+def difference_words(change: Levels, amplify: float) -> str:
     """The line that says how differences are shown, and whether any is cut off."""
-    largest, fits = largest_change(clean, adversarial), 127 / amplify
-    words = f"Differences x {amplify:g}, grey = no change; the largest change of a pixel is {largest}/255."
+    largest, fits = largest_of(change), REACH / amplify
+    words = (
+        f"Differences x {amplify:g}, grey = no change; the largest change of a pixel is {largest:.3g}/255."
+    )
     if largest > fits:
         words += f" Changes above {math.floor(fits)}/255 are cut off."
     return words
@@ -103,7 +115,7 @@ def _answer(predicted: str, true: str) -> Words:
 class _Sheet:
     """White paper, with lines of text on top and room for three tiles per sample. All sizes are in pixels.
 
-    images: uint8 [n, H, W, C]; the sheet fits them. Samples stand one or two in a line.
+    images: uint8 [n, H, W, C]; the sheet fits them. Samples stand one below the other.
     texts: written above the images and wrapped; an empty one is left out.
     """
 
@@ -111,15 +123,13 @@ class _Sheet:
         from PIL import Image, ImageDraw
 
         count, height, width, _ = images.shape
-        self.scale = max(1, _rounded_up(_TILE, max(height, width)))
+        self.scale = max(1, round(_TILE / max(height, width)))
         self.column = max(width * self.scale, _TILE) + _GAP
         self.row = height * self.scale + 2 * _LINE + 2 * _GAP
-        self.sample = 3 * self.column + 2 * _GAP
-        self.across = 2 if count > 3 and self.column <= 256 + _GAP else 1
-        wide = self.across * self.sample - _GAP
+        wide = 3 * self.column + _GAP
         lines = [line for text in texts for line in _wrapped(printable(text), wide - 2 * _GAP)]
         self.top = 2 * _GAP + _LINE * len(lines)
-        size = (wide, self.top + _rounded_up(count, self.across) * self.row)
+        size = (wide, self.top + count * self.row)
         self.image = Image.new("RGB", size, "white")
         self.draw = ImageDraw.Draw(self.image)
         for k, line in enumerate(lines):
@@ -127,8 +137,7 @@ class _Sheet:
 
     def tile(self, i: int, k: int, pixels: Pixels, first: Words, second: Words) -> None:
         """Tile `k` of sample `i`: a framed picture with two lines of text below it."""
-        down, right = divmod(i, self.across)
-        x, y = _GAP + right * self.sample + k * self.column, self.top + down * self.row
+        x, y = _GAP + k * self.column, self.top + i * self.row
         picture = _image(pixels, self.scale)
         self.image.paste(picture, (x, y))
         right_edge, below = x + picture.width, y + picture.height
@@ -143,11 +152,6 @@ class _Sheet:
         file = io.BytesIO()
         self.image.save(file, format="PNG", optimize=True)
         return file.getvalue()
-
-
-def _rounded_up(a: int, b: int) -> int:
-    """ceil(a / b)."""
-    return -(-a // b)
 
 
 def _image(pixels: Pixels, scale: int) -> Image:
