@@ -165,7 +165,16 @@ def paired_table(names: tuple[str, str], pairs: Sequence[Paired]) -> Table:
         low, high = pair.interval
         points, ends = f"{100 * pair.difference:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}]"
         rows.append(
-            [pair.measure, pair.first, pair.second, points, ends, pair.lost, pair.gained, f"{pair.p:.2g}"]
+            [
+                pair.measure,
+                pair.first,
+                pair.second,
+                points,
+                ends,
+                pair.lost,
+                pair.gained,
+                float(f"{pair.p:.2g}"),
+            ]
         )
     note = (
         "Difference: second minus first, sample by sample. Interval: Tango's score interval. "

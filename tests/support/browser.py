@@ -61,7 +61,15 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self._cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._cdp("Emulation.setEmulatedMedia", media="", features=wanted)
+
+    def paper(self, width=688):
+        """As it is printed on A4, whose text is 182 mm wide."""
+        self._cdp(
+            "Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False
+        )
+        self._cdp("Emulation.setEmulatedMedia", media="print", features=[])
 
     def picture(self, path):
         """The whole page as a PNG."""

@@ -10,6 +10,7 @@ from robustcli.reporting.page.blocks import (
     Block,
     Bullets,
     Chapter,
+    Facts,
     Figure,
     Grid,
     Report,
@@ -44,7 +45,7 @@ def report_of(runs: Sequence[Dossier], material: Material, made: str) -> Report:
     if len(runs) == 1:
         return Report(f"{chapters[0].name}: robustness report", chapters, made)
     names = _names(runs)
-    common = [_comparison(runs, names, material.comparison)]
+    common = [_comparison(runs, names, material)]
     return Report(f"{len(runs)} runs: robustness report", chapters, made, common)
 
 
@@ -75,16 +76,20 @@ def _stale(run: Dossier, material: Material) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _comparison(runs: Sequence[Dossier], names: Sequence[str], figures: Sequence[Figure]) -> Section:
+def _comparison(runs: Sequence[Dossier], names: Sequence[str], material: Material) -> Section:
     """Every run against the first, on the samples that both have measured."""
-    blocks: list[Block] = [Text(f"Each run is compared with the first, {names[0]}, on the same samples.")]
+    verdicts = [verdict_of(run, _stale(run, material)) for run in runs]
+    blocks: list[Block] = [
+        Facts([(name, f"{one.word}. {one.sentence}") for name, one in zip(names, verdicts, strict=True)]),
+        Text(f"Each run is compared with the first, {names[0]}, on the same samples."),
+    ]
     for run, name in zip(runs[1:_MOST_RUNS], names[1:], strict=False):
         found = compare(runs[0], run)
         blocks.append(Bullets([pair.words(names[0], name) for pair in found.pairs]))
         if found.pairs:
             blocks.append(Grid(paired_table((names[0], name), found.pairs)))
         blocks.append(Bullets([f"{name}: {note}" for note in found.notes]))
-    return Section("comparison", "Comparison", [*blocks, *figures])
+    return Section("comparison", "Comparison", [*blocks, *material.comparison])
 
 
 def _names(runs: Sequence[Dossier]) -> list[str]:

@@ -59,11 +59,11 @@ def _data_uri(png: bytes) -> str:
 
 def _lines(cell: Cell) -> Markup:
     """A cell; the interval of a rate stands below it, in small."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
     first, *rest = tall(cell).split("\n")
     small = Markup("<small>{}</small>").format(" ".join(rest)) if rest else ""
-    return Markup("{}{}").format(escape(first), small)
+    return Markup("<span>{}</span>{}").format(_inline(first), small)
 
 
 def _numeric(table: Table, i: int) -> bool:

@@ -44,6 +44,8 @@ def limits_section(run: Dossier) -> Section:
         found.append(
             "These are validation numbers, and validation has chosen the checkpoint: they are too good."
         )
+    if run.verb == "guard fit":
+        found.append("It says which clean images the guard rejects, and nothing of attacked ones.")
     if run.verb == "demo":
         found.append("One short attack on a small network: it shows the idea and is no evaluation.")
     if (ball := ball_of(run)) is not None and run.verb != "guard fit":

@@ -42,9 +42,12 @@ def origin_section(run: Dossier, checks: Sequence[Check]) -> Section:
     """How to make the numbers again, and whether what they belong to is still here."""
     blocks: list[Block] = [Text("The same again, from the directory where it ran:"), Command(command_of(run))]
     blocks += [Notice(*_WORDS[check.state], f"{check.what}: {check.told}.") for check in checks]
-    blocks += [Text("SHA-256 of what the numbers belong to:"), Facts(hashes_of(run))]
+    blocks += [
+        Text("SHA-256 of what the numbers belong to:"),
+        Facts([(name, code(value)) for name, value in hashes_of(run)]),
+    ]
     blocks.append(Grid(_environment(run)))
-    return Section("origin", "Where the numbers come from", blocks)
+    return Section("origin", "Origin of the numbers", blocks)
 
 
 def command_of(run: Dossier) -> str:

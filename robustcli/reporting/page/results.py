@@ -29,7 +29,7 @@ SECTIONS = {
     "training": "Training",
     "guard": "Guard",
     "certificates": "Certificates",
-    "strength": "How the result depends on the strength of the attack",
+    "strength": "Strength of the attack",
     "transfer": "Transfer between models",
     "classes": "Per class",
     "examples": "Examples",

@@ -23,7 +23,8 @@ def change(norm: str, eps: float) -> str:
     """What an attacker may do to an image, after the words "an attacker may"."""
     radius = format_eps(eps, norm)
     if norm == "linf":
-        return f"change every pixel by at most {radius} of its range"
+        share = f"{100 * eps:.3g} %"
+        return f"change every pixel by at most {radius.partition(' (')[0]}, {share} of its range"
     if norm == "l2":
         return f"change the image by at most {radius} in Euclidean length (l2, pixels in [0, 1])"
     if norm == "l1":

@@ -1,0 +1,158 @@
+"""The page and the markdown of every kind of run, from records alone."""
+
+import re
+
+import pytest
+from reported import ALARM, KINDS, certificate, demonstration, evaluation, guarded, training
+
+from robustcli.reporting.page.blocks import Text
+from robustcli.reporting.page.compose import Material, report_of
+from robustcli.reporting.page.doubt import MEANINGS
+from robustcli.reporting.page.html import html_of
+from robustcli.reporting.page.limits import untested
+from robustcli.reporting.page.markdown import LIMIT, markdown_of
+from robustcli.reporting.page.threat import MITIGATIONS, TECHNIQUES, techniques
+from robustcli.reporting.page.verdict import verdict_of
+
+UNMET = {"metric": "robust_acc", "passed": False, "value": 0.5}
+#: Kind of run -> what its verdict must say.
+SAYS = {
+    "eval": "right on 90.0 of 100 images as they are, and still on 50.0 of 100 when an attacker may change"
+    " every pixel by at most 25.5/255, 10 % of its range",
+    "train": "of epoch 3, is right on 90.0 of 100 validation images",
+    "certify": "For 60.0 of 100 images it is proven by crown",
+    "transfer": "break `natural` most: 50.0 of 100",
+    "guard eval": "The guard holds nothing: adaptive 40.0 % where the bare model has 40.0 %",
+    "guard fit": "rejects 5.0 of 100 clean test images; its thresholds were set for 5",
+    "demo": "the robust model keeps 60.0 of 100 images, the natural one 10.0",
+}
+
+
+def page(*runs):
+    return html_of(report_of(runs, Material(), "made"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_has_its_page(tmp_path, kind):
+    run = KINDS[kind](tmp_path / "run")
+    verdict = verdict_of(run)
+    assert SAYS[kind] in verdict.sentence and 2 <= len(verdict.numbers) <= 3
+    assert verdict.light == "good" and verdict.word in ("NO ALARM", "DONE")
+    text, comment = page(run), markdown_of(report_of([run], Material(), "made"))
+    for title in (
+        "Threat model",
+        "Reliability",
+        "Limits of the claim",
+        "Not tested",
+        "Origin of the numbers",
+    ):
+        assert title in text and title in comment
+    assert verdict.word in text and verdict.word in comment and len(comment) < LIMIT
+    assert "robustcli " in text and "config.resolved.yaml" in text or kind == "demo"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_needs_nothing_from_elsewhere(tmp_path, kind):
+    text = page(KINDS[kind](tmp_path / "run"))
+    assert "default-src 'none'" in text and "<script" not in text
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\(|@import|https?://""", text)
+
+
+def test_the_parts_of_a_demo_have_chapters(tmp_path):
+    text = page(demonstration(tmp_path / "run"))
+    for name in ("natural", "robust", "attack"):
+        assert re.search(rf'<h2 class="run" id="r1-p\d-top">{name}</h2>', text)
+
+
+def test_each_alarm_of_the_documentation_is_explained(tmp_path):
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "alarms.md").read_text()
+    named = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.M))
+    assert named and named == set(MEANINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "light"),
+    [
+        ({"alarms": [ALARM]}, "SUSPECT", "care"),
+        ({"document": {"reliability": "invalid"}}, "INVALID", "bad"),
+        ({"document": {"partial": {"shards": 1, "of": 3}}}, "PARTIAL", "care"),
+        ({"document": {"gate": [UNMET]}}, "BELOW THE THRESHOLD", "bad"),
+        ({"state": "failed", "code": 5}, "FAILED", "bad"),
+        ({"state": "running", "code": None}, "NO RESULT", "none"),
+    ],
+)  # fmt: skip
+def test_the_word_of_the_verdict(tmp_path, changes, word, light):
+    verdict = verdict_of(evaluation(tmp_path / "run", **changes))
+    assert (verdict.word, verdict.light) == (word, light)
+
+
+def test_stale_goes_before_suspect(tmp_path):
+    verdict = verdict_of(evaluation(tmp_path / "run", alarms=[ALARM]), ["code: other"])
+    assert verdict.word == "STALE" and verdict.light == "bad" and "code: other" in verdict.trust
+
+
+def test_what_was_not_tested_follows_from_the_record(tmp_path):
+    def has(run, start):
+        return any(line.startswith(start) for line in untested(run))
+
+    pgd, square = evaluation(tmp_path / "pgd"), evaluation(tmp_path / "square", attack="square", norm="l2")
+    assert has(pgd, "Other norms: l2 and l1.") and has(square, "Other norms: linf and l1.")
+    assert has(pgd, "Black-box attacks") and not has(square, "Black-box attacks")
+    assert has(pgd, "Proof:") and not has(certificate(tmp_path / "proven"), "Proof:")
+    assert has(pgd, "Changes without a ball")
+    assert not has(guarded(tmp_path / "guard"), "Attacks that adapt")
+    assert has(training(tmp_path / "train"), "The test split")
+
+
+def test_techniques_follow_from_the_attacks(tmp_path):
+    assert techniques(evaluation(tmp_path / "pgd")) == ["AML.T0015", "AML.T0043.000"]
+    assert techniques(evaluation(tmp_path / "square", attack="square")) == ["AML.T0015", "AML.T0043.001"]
+    assert techniques(KINDS["transfer"](tmp_path / "t")) == ["AML.T0015", "AML.T0043.002"]
+    text = page(
+        evaluation(tmp_path / "run", config={"model": {"name": "run:x"}, "objective": {"name": "madry"}})
+    )
+    assert "AML.T0043.000 Craft Adversarial Data: White-Box Optimization" in text
+    assert "AML.M0003 Model Hardening" in text and "AML.M0015 Adversarial Input Detection" in page(
+        guarded(tmp_path / "guard")
+    )
+    assert len(TECHNIQUES) == 4 and len(MITIGATIONS) == 2
+
+
+def test_no_number_of_a_failed_run_is_a_verdict(tmp_path):
+    text = page(evaluation(tmp_path / "run", state="failed", code=5))
+    assert "FAILED" in text and 'class="value"' not in text and 'class="verdict good"' not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<script>alert(1)</script>",
+        "`" * 3,
+        "a" * 200,
+        "](javascript:x)",
+        "|",
+        "\x1b[31m",
+        "&amp;",
+        "${7*7}{{7*7}}",
+    ],
+)
+def test_hostile_names_stay_text(tmp_path, name):
+    run = evaluation(tmp_path / "run", classes=(name, "dog"), model=name, attack=name.replace("`", "") or "x")
+    text, comment = page(run), markdown_of(report_of([run], Material(), name))
+    assert "<script" not in text and "<script" not in re.sub(r"`[^`\n]*`", "", comment)
+    assert "\x1b" not in text and "\x1b" not in comment and ">49<" not in text
+
+
+def test_a_comment_has_room_for_what_counts(tmp_path):
+    classes = [f"class number {i} with a long name" for i in range(900)]
+    comment = markdown_of(report_of([evaluation(tmp_path / "run", 900, classes=classes)], Material(), "made"))
+    assert len(comment) <= LIMIT and "robust accuracy" in comment and "Sections left out here" in comment
+
+
+def test_text_is_escaped_once():
+    from robustcli.reporting.page.html import _inline
+
+    assert str(_inline("a & `b < c`")) == "a &amp; <code>b &lt; c</code>"
+    assert Text("x").text == "x"
