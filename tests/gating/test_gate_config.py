@@ -59,10 +59,10 @@ def test_one_look_decides_what_it_can(measure):
 
 
 def test_a_sample_that_is_asked_for_is_one_look_with_the_whole_error(measure):
-    for words in (("--n", "40"), ("--first", "40"), ("eval.n=40",)):
+    for words in (("--n", "40"), ("eval.first=40", "--out", "here")):
         answer = measure("  robust_acc: {min: 0.1, mode: prove}\n", *words)
         assert answer.document["looks"] == [40] and answer.document["thresholds"][0]["alpha"] == 0.05
-    assert measure("  clean_acc: {min: 0}\n", "--out", "here", "--n", "8").document["run"] == "here"
+    assert answer.document["run"] == "here"
     assert measure("  clean_acc: {min: 0}\n", "--out", "there").document["run"] == "there/look-1"
 
 

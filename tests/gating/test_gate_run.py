@@ -170,10 +170,8 @@ def test_the_thresholds_of_the_run_itself(cli):
 
 
 def test_a_drop_is_judged_on_the_same_samples(gate):
-    write("main", samples=answers(2000, 1200))
-    write(
-        "worse", samples=answers(1000, 480)
-    )  # 1,000 of the baseline's, which hold all 1,000 of its right ones
+    write("main", samples=answers(2000, 1200), listed=True)
+    write("worse", samples=answers(1000, 480), listed=True)  # the baseline has its 1,000 and 1,000 more
     drop = "  robust_acc_drop: {max: 0.02, baseline: main}\n  clean_acc_drop: {max: 0.02, mode: prove}\n"
     answer = gate("worse", drop, "--baseline", "main", "--json")
     found = {each["metric"]: each for each in answer.document["thresholds"]}
@@ -184,7 +182,7 @@ def test_a_drop_is_judged_on_the_same_samples(gate):
 
 
 def test_a_drop_without_a_baseline_is_refused_at_its_line(gate):
-    write("r", samples=answers(100, 90))
+    write("r", samples=answers(100, 90), listed=True)
     answer = gate("r", "  robust_acc_drop: {max: 0.02}\n")
     assert answer.code == 2 and "gate.yaml:2: thresholds.robust_acc_drop: a drop is measured" in answer.err
 
@@ -199,8 +197,8 @@ def test_a_drop_without_a_baseline_is_refused_at_its_line(gate):
     ],
 )
 def test_a_baseline_that_cannot_be_compared(gate, change, code, said):
-    write("main", **{"samples": answers(100, 90), **change})
-    write("r", samples=answers(100, 90))
+    write("main", **{"samples": answers(100, 90), "listed": True, **change})
+    write("r", samples=answers(100, 90), listed=True)
     answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
     assert answer.code == code and said in answer.err
 
@@ -211,18 +209,18 @@ def test_other_images_and_other_radii_are_refused(gate):
         ("split", "split", "val", "the run is about test, the baseline about val"),
         ("eps", "eps", 0.2, "the run is at linf 0.1, the baseline at linf 0.2"),
     ):
-        other = write(name, samples=answers(100, 90))
+        other = write(name, samples=answers(100, 90), listed=True)
         rows = [EvalRow.from_json(json.loads(line)) for line in (other / "metrics.jsonl").open()]
         lines = [json.dumps(replace(row, **{field: value}).to_json()) + "\n" for row in rows]
         (other / "metrics.jsonl").write_text("".join(lines))
-        write(f"r-{name}", samples=answers(100, 90))
+        write(f"r-{name}", samples=answers(100, 90), listed=True)
         answer = gate(f"r-{name}", f"  robust_acc_drop: {{max: 0.02, baseline: {name}}}\n")
         assert answer.code == 2 and said in answer.err, name
 
 
 def test_samples_that_contradict_the_counts_are_refused(gate):
-    run = write("r", samples=answers(100, 90))
-    write("main", samples=answers(100, 90))
+    run = write("r", samples=answers(100, 90), listed=True)
+    write("main", samples=answers(100, 90), listed=True)
     (run / "samples.jsonl").write_text("".join((run / "samples.jsonl").open().readlines()[:-1]))
     answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
     assert answer.code == 3 and "samples.jsonl has 90 of 99, metrics.jsonl 90 of 100" in answer.err

@@ -19,8 +19,22 @@ def lines(rows):
     return "".join(json.dumps(row.to_json()) + "\n" for row in rows)
 
 
-def write(path, *, samples=(), more=(), verb="eval", config=None, document=None, status=None, alarms=()):
-    """A run that has ended well: its records say what the samples say. A sample is (right, stands)."""
+def write(
+    path,
+    *,
+    samples=(),
+    more=(),
+    verb="eval",
+    config=None,
+    document=None,
+    status=None,
+    alarms=(),
+    listed=False,
+):
+    """A run that has ended well: its records say what the samples say. A sample is (right, stands).
+
+    listed: whether samples.jsonl has them, for those who compare runs.
+    """
     path = Path(path)
     path.mkdir(parents=True)
     Identity.new(verb).write(path)
@@ -39,20 +53,8 @@ def write(path, *, samples=(), more=(), verb="eval", config=None, document=None,
         rows.append(EvalRow(kind="worst", correct=stands, per_class=worst, **common))
     (path / "metrics.jsonl").write_text(lines([*rows, *[row for row in more if isinstance(row, CertifyRow)]]))
     (path / "sweep.jsonl").write_text(lines([row for row in more if isinstance(row, SweepRow)]))
-    (path / "samples.jsonl").write_text(
-        lines(
-            SampleRow(
-                id=i,
-                file=None,
-                label="a",
-                clean="a" if r else "b",
-                confidence=0.5,
-                attacked="b" if r and not s else None,
-                broken_by="pgd-20" if r and not s else None,
-            )
-            for i, (r, s) in enumerate(samples)
-        )
-    )
+    if listed:
+        (path / "samples.jsonl").write_text(lines(line(i, *sample) for i, sample in enumerate(samples)))
     summary = {
         "verb": verb,
         "n": n,
@@ -62,6 +64,20 @@ def write(path, *, samples=(), more=(), verb="eval", config=None, document=None,
     }
     (path / "summary.json").write_text(json.dumps(summary))
     return path
+
+
+def line(i, right, stands):
+    """The record of one sample."""
+    broken = right and not stands
+    return SampleRow(
+        id=i,
+        file=None,
+        label="a",
+        clean="a" if right else "b",
+        confidence=0.5,
+        attacked="b" if broken else None,
+        broken_by="pgd-20" if broken else None,
+    )
 
 
 def answers(n, stands, right=None):

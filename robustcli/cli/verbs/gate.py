@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robustcli.config.load import Loaded
     from robustcli.gating.threshold import Threshold
     from robustcli.jobs.evidence.posting import Posting
+    from robustcli.jobs.verb_flags import EvalFlags
 
 POSITION = 47
 HELP = "May this model ship? Thresholds with a stated error, by the records of a run or by a new evaluation."
@@ -31,11 +32,12 @@ _OWN = (
     add_flag("baseline", Flag("Run that drops are measured against.", metavar="RUN")),
     add_flag("junit", Flag("Write JUnit XML here.", metavar="FILE")),
     add_flag("sarif", Flag("Write SARIF 2.1.0 here.", metavar="FILE")),
+    add_flag("report", Flag("Write the report of the run here, whatever the verdict.", metavar="DIR")),
     add_flag("badge", Flag("Write the endpoint of a badge of shields.io here.", metavar="FILE")),
 )
 _MEASURE = (
     *(*MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
-    *("skip", "sweep", "surrogate", "attack_plugin", "allow_pickle_weights", "smoke", "dry_run"),
+    *("skip", "sweep", "surrogate", "attack_plugin", "allow_pickle_weights", "smoke", "dry_run", "no_report"),
 )
 FLAGS = ("set", *_OWN, *_MEASURE, "strict", *OUTPUT)
 
@@ -50,7 +52,7 @@ def run(call: Call) -> dict[str, Any] | None:
 
         loaded, thresholds = _of_config(call)
         return gate_plan(loaded, thresholds, call.console, _eval_flags(call))
-    files = GateFiles(call.text("junit"), call.text("sarif"), call.text("badge"))
+    files = GateFiles(**{name: call.text(name) for name in ("junit", "sarif", "badge", "report")})
     with Posting(files, Outcome(()), call.console) as posting:
         return _judge(call, posting)
 
@@ -114,7 +116,7 @@ def _read(call: Call, source: str) -> Loaded:
     return load_config(source, changes, bind=False)
 
 
-def _eval_flags(call: Call) -> Any:
+def _eval_flags(call: Call) -> EvalFlags:
     from robustcli.jobs.verb_flags import EvalFlags
 
     return EvalFlags(
@@ -123,4 +125,5 @@ def _eval_flags(call: Call) -> Any:
         allow_pickle=call.on("allow_pickle_weights"),
         surrogate=call.text("surrogate"),
         attack_plugin=call.text("attack_plugin"),
+        report=call.reports(),
     )

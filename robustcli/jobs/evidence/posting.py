@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from robustcli import __version__
-from robustcli.errors import RobustCliError, printable
+from robustcli.errors import Interrupted, RobustCliError, printable
 from robustcli.foreign import foreign_fault
 from robustcli.gating.junit import junit
 from robustcli.gating.sarif import sarif
@@ -26,11 +26,16 @@ _UNENDED = "the gate did not come to its end"
 
 @dataclass(frozen=True)
 class GateFiles:
-    """Files that a gate writes, None for none: JUnit XML, SARIF, the endpoint of a badge."""
+    """Files that a gate writes, None for none.
+
+    junit: JUnit XML. sarif: SARIF 2.1.0. badge: the endpoint of a badge.
+    report: directory of the report of the run that was judged, with the verdicts as gate.md.
+    """
 
     junit: str | None = None
     sarif: str | None = None
     badge: str | None = None
+    report: str | None = None
 
 
 class Posting:
@@ -38,10 +43,14 @@ class Posting:
 
     An exception makes it an outcome without a verdict, and goes on. `outcome` is replaced by whoever knows
     more. Raises ResourceError where a file cannot be written, before anything is measured.
+
+    Whoever has just measured the run sets `check` to False: the report need not compare code, model and data
+    with what they were then.
     """
 
     def __init__(self, files: GateFiles, outcome: Outcome, console: Console) -> None:
         self.files, self.outcome, self.console = files, outcome, console
+        self.check = True
 
     def __enter__(self) -> Posting:
         self._write(replace(self.outcome, error=_UNENDED))
@@ -51,17 +60,32 @@ class Posting:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._post()
+            self._post(self._report())
             return
         self.outcome = replace(self.outcome, error=_line(error))
         with suppress(RobustCliError):  # the first failure is the one to report
-            self._post()
+            self._post("" if isinstance(error, (KeyboardInterrupt, Interrupted)) else self._report())
 
-    def _post(self) -> None:
+    def _report(self) -> str:
+        """Write the report of the run, whatever the verdict; returns its summary. A failure is a warning."""
+        if self.files.report is None or not self.outcome.run:
+            return ""
+        try:
+            from robustcli.jobs.evidence.report import write_report  # late: it draws pictures
+
+            run, folder = Path(self.outcome.run), Path(self.files.report)
+            written = write_report([run], folder, check=self.check)
+            return written.summary.read_text("utf-8")
+        except Exception as error:  # whatever it is, the verdict stands
+            self.console.warn(f"no report was written: {_line(error)}")
+            return ""
+
+    def _post(self, report: str) -> None:
+        """The files, the summary of the job with that of the report, the annotations."""
         self._write(self.outcome)
         if path := os.environ.get("GITHUB_STEP_SUMMARY"):
             with explained(Path(path)), open(path, "a", encoding="utf-8") as file:
-                file.write(gate_markdown(self.outcome))
+                file.write("\n".join(filter(None, (gate_markdown(self.outcome), report))))
         if os.environ.get("GITHUB_ACTIONS"):
             for command in workflow_commands(self.outcome, source_root()):
                 self.console.error(command)  # GitHub reads commands from stderr too; stdout is for JSON
@@ -71,9 +95,10 @@ class Posting:
             self.files.junit: junit,
             self.files.sarif: lambda shown: sarif(shown, __version__, source_root()),
             self.files.badge: badge,
+            self.files.report and os.path.join(self.files.report, "gate.md"): gate_markdown,
         }
         for path, text in writers.items():
-            if path is not None:
+            if path:
                 target = Path(path)
                 with explained(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
