@@ -6,19 +6,21 @@
 #   docker compose -f deploy/compose.yaml up                       # `guard serve`
 FROM pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime
 
-ARG EXTRAS=dev,tensorboard,mlflow,wandb,guard,postgres,serve
+# Empty: what `make` installs.
+ARG EXTRAS=
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # Newer base images use the system's Python, where pip asks for this leave.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
 
 WORKDIR /opt/robustcli
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml README.md LICENSE Makefile constraints.txt ./
 COPY robustcli robustcli
 COPY configs configs
 # image.txt: torch and torchvision as the base image has them, which match its CUDA; all else as it was proved.
 RUN python -m pip list --format=freeze | grep -E '^(torch|torchvision)==' > image.txt \
     && grep -vE '^(#|torch==|torchvision==|triton==|nvidia-|cuda-)' constraints.txt >> image.txt \
-    && python -m pip install -c image.txt ".[${EXTRAS}]" \
+    && extras="${EXTRAS:-$(sed -n 's/^EXTRAS ?= //p' Makefile)}" \
+    && python -m pip install -c image.txt ".[${extras:?}]" \
     && python -c 'import torch, torchvision' \
     && robustcli --version
 
