@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +22,10 @@ from robustcli.evaluation.judge import Judge, Ruling
 from robustcli.evaluation.lattice import from_lattice, nearest_levels, to_lattice
 from robustcli.evaluation.result import BatchOutcome
 from robustcli.jobs.album import Album, Scored
-from robustcli.jobs.evidence.examples import Panel, keep_panels
+from robustcli.jobs.evidence.examples import Panel, keep_few, panel_examples
 from robustcli.reporting.cells import format_eps
-from robustcli.reporting.pictures.gallery import gallery
+from robustcli.reporting.pictures.examples import gallery_picture
+from robustcli.reporting.pictures.files import save_pictures
 from robustcli.runtime.team import Team
 from robustcli.store.atomic import JsonLines, write_atomic
 from robustcli.store.disk import explained
@@ -222,22 +222,13 @@ class ImageWriter:
         return right / self.scored if self.scored else None
 
     def _draw(self) -> Path:
-        """Draw the gallery; returns the path of the picture."""
-        path = self.run.path / "plots" / "gallery.png"
-        _, far, clean, adversarial, true, predicted = zip(*self._panels, strict=True)
-        norm = self.setting.ball.norm
-        gallery(
-            path,
-            np.stack(clean),
-            np.stack(adversarial),
-            list(true),
-            list(predicted),
-            distances=[f"{norm} {format_eps(distance, norm)}" for distance in far],
-            amplify=self.setting.config.attack.amplify,
-            title=self._title(),
+        """Draw the gallery, and keep its first images for a report; returns the path of the picture."""
+        config, norm = self.setting.config, self.setting.ball.norm
+        examples = panel_examples(self._panels, norm, self._title())
+        (path,) = save_pictures(
+            [gallery_picture("gallery", examples, config.attack.amplify)], self.run.path / "plots"
         )
-        kept = self._panels[: self.setting.config.eval.examples]
-        keep_panels(self.run.path, kept, norm, self._title())
+        keep_few(self.run.path, examples, config.eval.examples)
         return path
 
     def _title(self) -> str:

@@ -90,8 +90,8 @@ def write_examples(path: Path, examples: Examples) -> None:
         "rows": [[row.id, row.true, row.predicted, row.distance] for row in rows],
     }
     tensors: dict[str, NDArray[Any]] = {
-        "clean": np.stack([row.clean for row in rows]),
-        "change": np.stack([row.change for row in rows]),
+        "clean": np.ascontiguousarray(np.stack([row.clean for row in rows])),  # save writes memory as it lies
+        "change": np.ascontiguousarray(np.stack([row.change for row in rows])),
         "about": np.frombuffer(strict_json(about).encode(), np.uint8),
     }
     write_atomic(path, save(tensors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,15 @@ def test_large_images_are_fewer_or_none() -> None:
 
 
 def test_they_come_back_as_they_were(tmp_path: Path) -> None:
-    rows = [example(k) for k in (3, 5)]
+    draw = np.random.default_rng(0)
+    rows = [
+        replace(
+            example(k),
+            clean=draw.integers(0, 256, (3, 4, 5), dtype=np.uint8).transpose(1, 2, 0),
+            change=draw.uniform(-1, 1, (3, 4, 5)).astype(np.float16).transpose(1, 2, 0),
+        )
+        for k in (3, 5)
+    ]  # as they come out of a network: channels first in memory
     write_examples(tmp_path / "examples-0.safetensors", Examples(rows, "linf", "<title>", "seal"))
     found = read_examples(tmp_path / "examples-0.safetensors")
     assert (found.norm, found.title, found.seal) == ("linf", "<title>", "seal")

@@ -7,6 +7,7 @@ run that is killed and resumed, the processes of a team and the parts of a merge
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,8 +121,8 @@ def keep_examples(
     write_examples(run.path / NAME, Examples(kept, norm, title))
 
 
-def keep_panels(run: Path, panels: Sequence[Panel], norm: str, title: str) -> None:
-    """Write images of a gallery as the examples of a run. norm: of their distances."""
+def panel_examples(panels: Sequence[Panel], norm: str, title: str) -> Examples:
+    """The images of a gallery. norm: of their distances."""
     rows = [
         Example(
             panel.id,
@@ -133,6 +134,11 @@ def keep_panels(run: Path, panels: Sequence[Panel], norm: str, title: str) -> No
         )
         for panel in panels
     ]
-    kept = chosen(rows, len(rows))
+    return Examples(rows, norm, title)
+
+
+def keep_few(run: Path, examples: Examples, most: int) -> None:
+    """Write the first of them, at most so many, as the examples of a run."""
+    kept = chosen(examples.rows[:most], most)
     if kept:
-        write_examples(run / NAME, Examples(kept, norm, title))
+        write_examples(run / NAME, replace(examples, rows=kept))

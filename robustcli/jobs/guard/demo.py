@@ -29,7 +29,8 @@ from robustcli.jobs.verb_flags import DemoFlags, MeasureFlags, TrainFlags
 from robustcli.models.source import load_model
 from robustcli.records.document import Document
 from robustcli.reporting.cells import Cell
-from robustcli.reporting.guard_story import bars, scores_in_time
+from robustcli.reporting.pictures.files import save_pictures
+from robustcli.reporting.pictures.guard_story import before_and_after, scores_in_time
 from robustcli.reporting.tables import Table
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.atomic import write_new
@@ -92,7 +93,8 @@ def demo_guard(console: Console, flags: DemoFlags) -> dict[str, Any]:
         after = story.numbers(run.path / "update" / "guard", "after")
         table = _table(story.setting, before, after, promoted=update["promoted"])
         console.table(table)
-        bars(run.path / "plots" / "guard.png", {"before": before.rates, "after": after.rates})
+        picture = before_and_after({"before": before.rates, "after": after.rates})
+        save_pictures([picture], run.path / "plots")
         found = {"before": before.to_json(), "after": after.to_json(), "windows": windows, "alarms": alarms}
         answer = document.finish(run.path, {**found, "promoted": update["promoted"]})
         run.write_text("summary.md", table.markdown() + "\n")
@@ -184,8 +186,8 @@ class _Story:
         model = load_model(f"guard:{self.guard}")
         label, threshold = model.detectors[0], float(model.thresholds[0])  # type: ignore[index]
         scores = [each.scores[str(label)] or 0.0 for each in seen]
-        path = self.run.path / "plots" / "scores.png"
-        scores_in_time(path, scores, len(self.stream.clean), threshold, str(label))
+        picture = scores_in_time(scores, len(self.stream.clean), threshold, str(label))
+        save_pictures([picture], self.run.path / "plots")
 
 
 def _load(phase: str, flags: DemoFlags, *more: str) -> Loaded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -109,7 +108,7 @@ def _matrix(cells: Sequence[Cell], labels: Sequence[str], answers: Sequence[str]
         for i, row in enumerate(rows):
             for k, share in enumerate(row):
                 if share:
-                    text = "<1" if share < 1 else f"{math.floor(share)}"
+                    text = "<1" if share < 1 else str(min(round(share), 99 + (share == 100)))
                     axes.text(k, i, text, ha="center", va="center", color=ink_on(share), fontsize=9)
     return png.getvalue()
 

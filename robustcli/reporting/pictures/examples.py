@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,23 +42,29 @@ def _reason(dossier: Dossier) -> str | None:
 def examples_picture(examples: Examples) -> Picture:
     """Three tiles for each sample: as many samples as a report has room for."""
     room = _PIXELS // (3 * max(1, examples.rows[0].clean[..., 0].size))
-    rows, png = examples.rows[: max(1, room)], io.BytesIO()
+    few = examples.rows[: max(1, room)]
+    return gallery_picture("examples", replace(examples, rows=few))
+
+
+def gallery_picture(name: str, examples: Examples, amplify: float | None = None) -> Picture:
+    """Three tiles for each sample. amplify: as of `gallery`."""
+    rows, png = examples.rows, io.BytesIO()
     clean = np.stack([row.clean for row in rows])
     change = 255 * np.stack([row.change for row in rows]).astype(np.float64)
     adversarial = np.clip(np.rint(clean + change), 0, 255).astype(np.uint8)
-    amplify = fitting_change(change)
+    factor = amplify or fitting_change(change)
     distances = [f"{examples.norm} {format_eps(row.distance, examples.norm)}" for row in rows]
     true, predicted = [row.true for row in rows], [row.predicted for row in rows]
     gallery(
         png, clean, adversarial, true, predicted,
-        change=change, distances=distances, amplify=amplify, title=examples.title,
+        change=change, distances=distances, amplify=factor, title=examples.title,
     )  # fmt: skip
     caption = (
         f"{examples.title} Each row has the clean image, the adversarial image and their difference, with the"
-        f" answers of the model and the norm of the difference. {difference_words(change, amplify)}"
+        f" answers of the model and the norm of the difference. {difference_words(change, factor)}"
     )
     lines: list[list[Cell]] = [
-        [row.id, row.true, row.predicted, examples.norm, row.distance, amplify] for row in rows
+        [row.id, row.true, row.predicted, examples.norm, row.distance, factor] for row in rows
     ]
     table = Table("examples", ["sample", "label", "answer", "norm", "distance", "amplified"], lines)
-    return Picture("examples", "examples", "What broke the model", caption.strip(), png.getvalue(), table)
+    return Picture(name, "examples", "What broke the model", caption.strip(), png.getvalue(), table)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINE = 13  # characters; a longer name has two lines, and then loses its beginning: the end tells paths apart
+_SIDE_BY_SIDE = 4  # names that have room below their columns
 _ROOMY = 0.72  # inches of a square that has room for an interval
 
 
@@ -36,12 +37,15 @@ def heatmap(
         raise ValueError(
             f"{size} names need {size} rows of {size} rates, got rows of {[len(row) for row in rates]}"
         )
-    labels = [_in_lines(name) for name in names]
+    rows = columns = [_in_lines(name) for name in names]
+    if size > _SIDE_BY_SIDE:  # numbers stand for names where columns are too narrow
+        rows = [f"{name} ({k})" for k, name in enumerate(rows, 1)]
+        columns = [str(k) for k in range(1, size + 1)]
     square = min(1.2, (WIDTH - 2.0) / size)
     with saved_figure(target, WIDTH, 1.9 + max(1.6, square * size), title) as figure:
         axes = figure.add_subplot()
         values = [[_value(rate) for rate in row] for row in rates]
-        matrix(figure, axes, values, labels, labels)
+        matrix(figure, axes, values, rows, columns)
         axes.set(xlabel="shown to", ylabel="made on")
         for s, row in enumerate(rates):
             for t, rate in enumerate(row):
