@@ -18,7 +18,7 @@ DATA, NETWORK, LONG, PROCESSES = (
 )
 #: A training of two steps of a small network, whatever the recipe.
 STEPS = (
-    "--smoke --batch-size 32 train.steps=2 train.epochs=null train.minutes=null train.val_attack=fgsm "
+    "--no-report --smoke --batch-size 32 train.steps=2 train.epochs=null train.minutes=null train.val_attack=fgsm "
     "train.val_n=8 threads=1"
 )
 SMALL = "'model={name: small_cnn, widths: [6], strides: [2]}'"
@@ -29,7 +29,7 @@ CERTIFY = "eval.checks=0 certify.smoothing.n=200 certify.smoothing.n0=10 threads
 UPDATE = (
     "train.steps=2 train.epochs=null train.val_n=8 eval.n=16 attacks.0.steps=2 attacks.1.steps=2 threads=1"
 )
-EVAL = "--n 4 eval.checks=2 threads=1"
+EVAL = "--no-report --n 4 eval.checks=2 threads=1"
 
 
 WHOLE = {
@@ -124,6 +124,7 @@ RULES: dict[str, Rule] = {
         exits=(0, 1),
     ),
     "robustcli guard update evidence.db runs/guard/latest guard/update_digits --dry-run": Rule(),
+    "robustcli report": Rule(),
     "robustcli train": Rule(TRAIN),
     "robustcli train train/digits --nproc": Rule("--dry-run", why=PROCESSES),
     "robustcli train train/digits --resume": Rule(

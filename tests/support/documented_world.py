@@ -84,8 +84,11 @@ def build(folder: Path) -> dict[str, str]:
     (folder / "net.py").write_text(NETWORK, encoding="utf-8")
     (folder / "mine").mkdir()
     (folder / "my.yaml").write_text("data: {name: digits}\n", encoding="utf-8")
-    do("train", "train/digits", *TINY, "train.steps=12", "-q")
+    do("train", "train/digits", *TINY, "train.steps=12", "--no-report", "-q")
     save_weights(folder)
     for name in ("A", "B", "C", "runs/natural", "runs/demo/latest/natural", "runs/demo/latest/robust"):
         shutil.copytree(folder / "runs" / "train" / "digits-1", folder / name)
+    do("eval", "--model", "run:A", "--n", "4", "--no-report", "-q")
+    for name in ("old", "new"):
+        shutil.copytree(folder / "runs" / "eval" / "digits-1", folder / "runs" / "eval" / name)
     return guards(folder)
