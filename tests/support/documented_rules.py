@@ -18,8 +18,8 @@ DATA, NETWORK, LONG, PROCESSES = (
 )
 #: A training of two steps of a small network, whatever the recipe.
 STEPS = (
-    "--no-report --smoke --batch-size 32 train.steps=2 train.epochs=null train.minutes=null train.val_attack=fgsm "
-    "train.val_n=8 threads=1"
+    "--no-report --smoke --batch-size 32 train.steps=2 train.epochs=null train.minutes=null "
+    "train.val_attack=fgsm train.val_n=8 threads=1"
 )
 SMALL = "'model={name: small_cnn, widths: [6], strides: [2]}'"
 WEAK = "the model of the test is too weak for the gate"

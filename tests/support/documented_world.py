@@ -88,7 +88,7 @@ def build(folder: Path) -> dict[str, str]:
     save_weights(folder)
     for name in ("A", "B", "C", "runs/natural", "runs/demo/latest/natural", "runs/demo/latest/robust"):
         shutil.copytree(folder / "runs" / "train" / "digits-1", folder / name)
-    do("eval", "--model", "run:A", "--n", "4", "--no-report", "-q")
+    do("eval", "--model", "run:A", "name=first", "--n", "4", "--no-report", "-q")
     for name in ("old", "new"):
-        shutil.copytree(folder / "runs" / "eval" / "digits-1", folder / "runs" / "eval" / name)
+        shutil.copytree(folder / "runs" / "eval" / "first-1", folder / "runs" / "eval" / name)
     return guards(folder)
