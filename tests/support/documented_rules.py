@@ -87,6 +87,14 @@ RULES: dict[str, Rule] = {
     "robustcli demo guard": Rule("--dry-run", why="tests/jobs/test_demo_guard.py runs it"),
     "robustcli eval": Rule(EVAL),
     "robustcli eval --merge": Rule(),
+    "robustcli env": Rule(),
+    "robustcli export": Rule(),
+    "robustcli export --model run:runs/train/latest --out deployed --format torch,onnx": Rule(
+        instead="robustcli export --model run:runs/train/latest --out deployed --format torch",
+        why="an extra: onnx",
+    ),
+    "robustcli gate": Rule("--n 4 eval.checks=2 threads=1", exits=(0, 1), why="4 images may decide nothing"),
+    "robustcli gate runs/eval/latest": Rule(exits=(1,), why=WEAK),
     "robustcli guard eval": Rule("--smoke --n 4 threads=1"),
     "robustcli guard fit": Rule("--smoke guard.fpr=0.2 threads=1"),
     "robustcli guard fit guard/mnist": Rule("--smoke --data digits --model run:A", why=DATA),
@@ -153,7 +161,6 @@ RULES: dict[str, Rule] = {
     "robustcli eval --model run:A --attack autoattack --shard": Rule(f"{EVAL} eval.shard_size=1"),
     "robustcli eval --model run:A --attack autoattack --search": Rule(f"{EVAL} eval.shard_size=1"),
     "robustcli eval --model run:runs/train/latest --attack autoattack:rapid": Rule(f"{EVAL} ball.eps=0.3"),
-    "robustcli eval eval/gate": Rule(EVAL, exits=(1,), why=WEAK),
     "robustcli eval --model run:runs/train/latest --steps 40 --fail-under": Rule(EVAL, exits=(1,), why=WEAK),
     "robustcli eval --model run:runs/train/latest --fail-under": Rule(EVAL, exits=(1,), why=WEAK),
     # other programs

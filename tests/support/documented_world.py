@@ -83,6 +83,9 @@ def build(folder: Path) -> dict[str, str]:
     (folder / "list.txt").write_text("\n".join(files) + "\n", encoding="utf-8")
     (folder / "net.py").write_text(NETWORK, encoding="utf-8")
     (folder / "mine").mkdir()
+    (folder / "gate.yaml").write_text(
+        "thresholds:\n  clean_acc: {min: 0.99, mode: point}\n", encoding="utf-8"
+    )
     (folder / "my.yaml").write_text("data: {name: digits}\n", encoding="utf-8")
     do("train", "train/digits", *TINY, "train.steps=12", "--no-report", "-q")
     save_weights(folder)
