@@ -93,7 +93,9 @@ RULES: dict[str, Rule] = {
         instead="robustcli export --model run:runs/train/latest --out deployed --format torch",
         why="an extra: onnx",
     ),
-    "robustcli gate": Rule("--n 4 eval.checks=2 threads=1", exits=(0, 1), why="4 images may decide nothing"),
+    "robustcli gate": Rule(
+        "--n 4 eval.checks=2 threads=1", exits=(0, 1, 10), why="4 images and a weak model"
+    ),
     "robustcli gate runs/eval/latest": Rule(exits=(1,), why=WEAK),
     "robustcli guard eval": Rule("--smoke --n 4 threads=1"),
     "robustcli guard fit": Rule("--smoke guard.fpr=0.2 threads=1"),
@@ -133,6 +135,10 @@ RULES: dict[str, Rule] = {
     ),
     "robustcli guard update evidence.db runs/guard/latest guard/update_digits --dry-run": Rule(),
     "robustcli report": Rule(),
+    "robustcli runs": Rule(),
+    "robustcli runs compare runs/eval/digits-1": Rule(
+        instead="robustcli runs compare runs/eval/old runs/eval/new", why="two runs that are there"
+    ),
     "robustcli train": Rule(TRAIN),
     "robustcli train train/digits --nproc": Rule("--dry-run", why=PROCESSES),
     "robustcli train train/digits --resume": Rule(
