@@ -22,6 +22,7 @@ STEPS = (
     "train.val_attack=fgsm train.val_n=8 threads=1"
 )
 SMALL = "'model={name: small_cnn, widths: [6], strides: [2]}'"
+TRACKER = "an extra: tests/reporting/test_tracking.py"
 WEAK = "the model of the test is too weak for the gate"
 TRAIN = f"{STEPS} {SMALL}"
 FAKE = "--data fake data.size=8"
@@ -180,6 +181,13 @@ RULES: dict[str, Rule] = {
     "source": Rule(check=nothing),
     'DATA="data.name=cifar10': Rule(check=nothing),
     "curl": Rule(check=nothing, why="a client of `guard serve`: tests/guard/test_serve.py asks it over HTTP"),
+    "MLFLOW_ALLOW_FILE_STORE=true mlflow ui": Rule(check=nothing, why="it serves until it is stopped"),
+    "wandb sync": Rule(check=nothing, why=NETWORK),
+    "WANDB_MODE=online": Rule(instead="robustcli train train/digits --dry-run", why=NETWORK),
+    **{
+        f"robustcli train train/digits 'train.trackers=[{tracker}]'": Rule(f"{TRAIN} --dry-run", why=TRACKER)
+        for tracker in ("tensorboard", "{name: mlflow, uri: runs/mlflow}", "wandb")
+    },
     "tensorboard": Rule(check=nothing, why="it serves until it is stopped"),
     "torchrun --standalone --nproc-per-node 8 -m": Rule(
         instead="robustcli train train/digits --dry-run", why="torchrun: tests/assembly/test_launch.py"
