@@ -90,10 +90,13 @@ RULES: dict[str, Rule] = {
     "robustcli eval --merge": Rule(),
     "robustcli env": Rule(),
     "robustcli export": Rule(),
-    "robustcli export --model run:runs/train/latest --out deployed --format torch,onnx": Rule(
-        instead="robustcli export --model run:runs/train/latest --out deployed --format torch",
-        why="an extra: onnx",
-    ),
+    **{
+        f"robustcli export --model run:runs/train/latest --out {out} --format torch,onnx": Rule(
+            instead=f"robustcli export --model run:runs/train/latest --out {out} --format torch",
+            why="an extra: onnx",
+        )
+        for out in ("deployed", "exported")
+    },
     "robustcli gate": Rule(
         "--n 4 eval.checks=2 threads=1", exits=(0, 1, 10), why="4 images and a weak model"
     ),
