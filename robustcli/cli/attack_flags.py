@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def attack_list(attack: str) -> str:
-    """`--attack fgsm,pgd` as the setting `attacks=[...]`."""
+    """`--attack fgsm,pgd:steps=20:restarts=2` as the setting `attacks=[...]`."""
     return f"attacks=[{', '.join(map(_spec, _names(attack)))}]"
 
 
@@ -21,13 +21,22 @@ def _names(attack: str) -> list[str]:
 
 
 def _spec(name: str) -> str:
-    """`autoattack:rapid` is the ensemble's version; any other name is its own."""
+    """`pgd:steps=20` sets a parameter, `autoattack:rapid` the version; any other name is whole."""
     from robustcli import registry
 
-    ensemble, colon, version = name.partition(":")
-    if colon and ensemble in registry.ensembles:
-        return f"{{name: {ensemble}, version: {version}}}"
-    return f'{{name: "{name}"}}'
+    bare, *given = name.split(":")
+    if given and "=" not in given[0] and bare in registry.ensembles:
+        given[0] = f"version={given[0]}"
+    if not given or not all("=" in word for word in given):
+        return f'{{name: "{name}"}}'
+    pairs = (word.partition("=") for word in given)
+    return f'{{name: "{bare}", {", ".join(f"{key}: {value}" for key, _, value in pairs)}}}'
+
+
+def _bare(name: str) -> str:
+    """The name of an attack without its parameters."""
+    bare, _, given = name.partition(":")
+    return bare if "=" in given else name
 
 
 def adversary(loaded: Loaded) -> dict[str, str]:
@@ -39,7 +48,7 @@ def measured_attacks(loaded: Loaded, attack: str | None) -> dict[str, str]:
     """Dotted key -> name of each attack that measures: those of --attack, else the configuration's."""
     names = [spec.name for spec in loaded.config.attacks]
     if attack is not None:
-        names = _names(attack)
+        names = [_bare(name) for name in _names(attack)]
     return {f"attacks.{k}": name for k, name in enumerate(names)}
 
 

@@ -70,7 +70,7 @@ FLAGS: dict[str, Flag] = {
     "allow_large_eps": Flag("Accept linf eps above 0.5.", "ball.allow_large_eps", kind="switch"),
     "steps": Flag("Attack steps."),
     "attack": Flag(
-        "Attacks, comma-separated: fgsm,pgd, autoattack, autoattack:rapid, torchattacks:NAME.",
+        "Attacks, comma-separated: fgsm,pgd:steps=20, autoattack:rapid, torchattacks:NAME.",
         complete=_names_in(registry.attacks),
     ),
     "target": Flag("Targeted attack: random, least-likely or a class number.", "eval.target"),
