@@ -8,7 +8,22 @@ from jobs_support import TINY
 from reported import ALARM, begun, evaluation
 
 from robustcli.jobs.evidence import freshness
+from robustcli.reporting.pictures import Drawn
 from robustcli.store.inventory import holds_nothing_else
+
+
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Without pictures and without a look at the images, which tests of their own are about."""
+    if "whole" not in request.fixturenames:
+        monkeypatch.setattr("robustcli.jobs.evidence.report.drawn", lambda run: Drawn([], []))
+        monkeypatch.setattr("robustcli.jobs.evidence.report.comparison_of", lambda runs: [])
+        monkeypatch.setattr(freshness, "_digest", lambda spec, parts: "da7a")
+
+
+@pytest.fixture
+def whole():
+    """With everything."""
 
 
 @pytest.fixture
@@ -16,7 +31,7 @@ def by_itself(monkeypatch):
     monkeypatch.delenv("ROBUSTCLI_NO_REPORT", raising=False)
 
 
-def test_train_and_eval_leave_a_page_and_report_makes_the_rest(cli, by_itself, tmp_path):
+def test_train_and_eval_leave_a_page_and_report_makes_the_rest(cli, whole, by_itself, tmp_path):
     answer = cli("train", *TINY, "--out", "model")
     assert answer.code == 0 and "report: model/report.html" in answer.err
     measured = cli("eval", "--model", "run:model", "--n", 8, "--steps", 2, "eval.checks=0", "--out", "e")
@@ -89,7 +104,9 @@ def test_records_that_do_not_add_up_are_stale(cli, tmp_path, monkeypatch):
     samples = (path / "samples.jsonl").read_text().splitlines(keepends=True)
     (path / "samples.jsonl").write_text("".join(samples[:-1]))
     found = {line.partition(":")[0] for line in cli("report", "run", "--json").document["stale"]}
-    assert found == {"records", "data"}
+    assert found == {"records"}
+    monkeypatch.setattr(freshness, "_digest", lambda spec, parts: "other")
+    assert any(line.startswith("data: ") for line in cli("report", "run", "--json").document["stale"])
 
 
 @pytest.mark.parametrize("state", [("running", None), ("failed", 70), ("preempted", 143), ("failed", 6)])

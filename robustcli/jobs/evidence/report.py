@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from robustcli.claims.model_card import model_card
 from robustcli.errors import UsageError
 from robustcli.jobs.evidence.freshness import checks_of
 from robustcli.records.document import Document
+from robustcli.reporting.cells import amount
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Figure, Report
 from robustcli.reporting.page.compose import Material, report_of
 from robustcli.reporting.page.html import html_of
 from robustcli.reporting.page.markdown import markdown_of
 from robustcli.reporting.page.origin import stale
-from robustcli.reporting.pictures import comparison_of, pictures_of, save_pictures
+from robustcli.reporting.pictures import comparison_of, drawn, save_pictures
 from robustcli.runtime.seed import environment
 from robustcli.store.atomic import write_atomic
 from robustcli.store.disk import explained
@@ -85,9 +86,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, check: bool =
     target = out or runs[0]
     everyone = [one for dossier in dossiers for one in _with_parts(dossier)]
     checks = {str(one.path): checks_of(one) if check else [] for one in everyone}
-    figures, saved = _figures(dossiers, target)
-    comparison = [Figure(picture) for picture in comparison_of(dossiers)] if len(dossiers) > 1 else []
-    content = report_of(dossiers, Material(figures, checks, comparison), _made())
+    drawing = _drawn(dossiers, target)
+    comparison = comparison_of(dossiers) if len(dossiers) > 1 else []
+    saved = [*drawing.saved, *(save_pictures(comparison, target / "plots") if out is not None else [])]
+    material = Material(drawing.figures, checks, [*map(Figure, comparison)], drawing.left_out)
+    content = report_of(dossiers, material, _made())
     card = model_card(dossiers[0])
     return Written(
         _write(target / REPORT, html_of(content)),
@@ -102,30 +105,43 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, check: bool =
 def write_page(run: Path) -> Path:
     """Write report.html and its pictures for a run that has just ended; returns the page."""
     dossier = Dossier.read(run)
-    figures, _ = _figures([dossier], run)
-    content = report_of([dossier], Material(figures), _made())
+    drawing = _drawn([dossier], run)
+    content = report_of([dossier], Material(drawing.figures, left_out=drawing.left_out), _made())
     return _write(run / REPORT, html_of(content))
 
 
-def _figures(runs: Sequence[Dossier], target: Path) -> tuple[dict[str, list[Figure]], list[Path]]:
-    """(pictures of each run and part, those that were saved). The first run's lie beside the page too."""
-    found: dict[str, list[Figure]] = {}
-    saved: list[Path] = []
-    room = _PICTURES
+@dataclass
+class _Drawing:
+    """Pictures of runs by their path, sentences about those left out, files, and the bytes that are left."""
+
+    figures: dict[str, list[Figure]] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    saved: list[Path] = field(default_factory=list)
+    room: int = _PICTURES
+
+    def add(self, run: Dossier, beside: Path | None) -> None:
+        """Draw all of a run. beside: where its files go; None for pictures that lie in the page alone."""
+        found = drawn(run)
+        if beside is not None:
+            self.saved += save_pictures(found.pictures, beside)
+        kept = []
+        for picture in found.pictures:
+            self.room -= len(picture.png)
+            if self.room >= 0:
+                kept.append(Figure(picture, f"plots/{picture.name}.png" if beside is not None else ""))
+        gone = len(found.pictures) - len(kept)
+        full = [f"{amount(gone, 'picture')} more: the report of this run alone has room for all."]
+        self.figures[str(run.path)] = kept
+        self.left_out[str(run.path)] = [*found.left_out, *(full if gone else [])]
+
+
+def _drawn(runs: Sequence[Dossier], target: Path) -> _Drawing:
+    """The pictures of all runs and of those inside them. The first run's lie beside the page too."""
+    drawing = _Drawing()
     for run in runs:
         for one in _with_parts(run):
-            pictures = pictures_of(one)
-            name = ""
-            if one is runs[0]:
-                saved = save_pictures(pictures, target / "plots")
-                name = "plots"
-            kept = []
-            for picture in pictures:
-                room -= len(picture.png)
-                if room >= 0:
-                    kept.append(Figure(picture, f"{name}/{picture.name}.png" if name else ""))
-            found[str(one.path)] = kept
-    return found, saved
+            drawing.add(one, target / "plots" if one is runs[0] else None)
+    return drawing
 
 
 def _with_parts(run: Dossier) -> Iterator[Dossier]:

@@ -32,11 +32,15 @@ _MOST_RUNS = 12  # compared with the first
 
 @dataclass(frozen=True)
 class Material:
-    """What a report is made from beside the records: pictures and checks of each run, by its path."""
+    """What a report is made from beside the records, by the path of each run.
+
+    left_out: sentences about pictures that are not there.
+    """
 
     figures: Mapping[str, Sequence[Figure]] = field(default_factory=dict)
     checks: Mapping[str, Sequence[Check]] = field(default_factory=dict)
     comparison: Sequence[Figure] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def report_of(runs: Sequence[Dossier], material: Material, made: str) -> Report:
@@ -52,7 +56,9 @@ def report_of(runs: Sequence[Dossier], material: Material, made: str) -> Report:
 def chapter_of(run: Dossier, material: Material) -> Chapter:
     """The chapter of one run, and those of the runs inside it."""
     checks = material.checks.get(str(run.path), ())
-    results = result_sections(run, material.figures.get(str(run.path), ()))
+    results = result_sections(
+        run, material.figures.get(str(run.path), ()), material.left_out.get(str(run.path), ())
+    )
     sections = [
         *results[:1],
         threat_section(run),

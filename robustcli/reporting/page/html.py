@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+#: Columns of a table that fits on a telephone, and of one whose numbers fit on one line on a desk.
+_NARROW, _WIDE = 3, 8
 _HERE = Path(__file__).parent
 #: A shape for each light: colour alone says nothing.
 _SIGNS = {"good": "\u25cf", "care": "\u25b2", "bad": "\u25a0", "none": "\u25cb"}
@@ -40,7 +42,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        inline=_inline, data_uri=_data_uri, cell=shown, lines=_lines, numeric=_numeric, sign=_SIGNS.get
+        inline=_inline,
+        data_uri=_data_uri,
+        cell=shown,
+        lines=_lines,
+        numeric=_numeric,
+        shape=_shape,
+        sign=_SIGNS.get,
     )
     environment.tests["kind"] = lambda block, name: type(block).__name__ == name
     return environment
@@ -64,6 +72,16 @@ def _lines(cell: Cell) -> Markup:
     first, *rest = tall(cell).split("\n")
     small = Markup("<small>{}</small>").format(" ".join(rest)) if rest else ""
     return Markup("<span>{}</span>{}").format(_inline(first), small)
+
+
+def _shape(table: Table) -> str:
+    """How a table folds on a narrow screen: pairs of texts, a card for each row of a wide one, or not."""
+    columns = len(table.columns)
+    if columns == 2 and not any(_numeric(table, i) for i in range(2)):
+        return "pairs"
+    if columns <= _NARROW:
+        return "narrow"
+    return "wide" if columns <= _WIDE else "wide many"
 
 
 def _numeric(table: Table, i: int) -> bool:

@@ -21,6 +21,12 @@ _WORDS: Mapping[State, tuple[Light, str]] = {
 }
 
 
+_UNCHECKED = (
+    "This page was made when the run ended, or there is nothing to compare. `robustcli report RUN` compares"
+    " the record with what lies there then: code, model, configuration and data."
+)
+
+
 @dataclass(frozen=True)
 class Check:
     """Whether something that the numbers depend on is still what was measured.
@@ -41,6 +47,8 @@ def stale(checks: Sequence[Check]) -> list[str]:
 def origin_section(run: Dossier, checks: Sequence[Check]) -> Section:
     """How to make the numbers again, and whether what they belong to is still here."""
     blocks: list[Block] = [Text("The same again, from the directory where it ran:"), Command(command_of(run))]
+    if not checks:
+        blocks.append(Text(_UNCHECKED))
     blocks += [Notice(*_WORDS[check.state], f"{check.what}: {check.told}.") for check in checks]
     blocks += [
         Text("SHA-256 of what the numbers belong to:"),

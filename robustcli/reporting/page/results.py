@@ -17,7 +17,7 @@ from robustcli.reporting.cells import Cell, Eps
 from robustcli.reporting.certify_table import certify_table, status_table
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.guard_table import guard_table
-from robustcli.reporting.page.blocks import Block, Facts, Figure, Grid, Section, Text
+from robustcli.reporting.page.blocks import Block, Bullets, Facts, Figure, Grid, Section, Text
 from robustcli.reporting.page.words import ball_of
 from robustcli.reporting.record_tables import class_table, eval_table, train_table
 from robustcli.reporting.tables import Table
@@ -37,14 +37,18 @@ SECTIONS = {
 _MANY = 20  # rows of a table that is folded from here on
 
 
-def result_sections(run: Dossier, figures: Sequence[Figure]) -> list[Section]:
-    """The results, section by section; those without a table or a picture are empty."""
+def result_sections(run: Dossier, figures: Sequence[Figure], left_out: Sequence[str] = ()) -> list[Section]:
+    """The results, section by section; those without a table or a picture are empty.
+
+    left_out: sentences about pictures that are not there.
+    """
     found = []
     for key, title in SECTIONS.items():
         tables = _TABLES.get(key, _nothing)(run) if run.rows or run.document else []
         pictures = [figure for figure in figures if figure.picture.section == key]
         found.append(Section(key, title, [*tables, *pictures]))
-    return found
+    notes = Section("pictures", "Pictures left out", [Bullets(left_out)])
+    return [*found, notes]
 
 
 def _nothing(run: Dossier) -> list[Block]:
