@@ -224,3 +224,11 @@ def test_samples_that_contradict_the_counts_are_refused(gate):
     (run / "samples.jsonl").write_text("".join((run / "samples.jsonl").open().readlines()[:-1]))
     answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
     assert answer.code == 3 and "samples.jsonl has 90 of 99, metrics.jsonl 90 of 100" in answer.err
+
+
+def test_a_directory_of_several_runs_says_that_it_has_no_number(cli):
+    """That of a `demo` has no configuration; its runs lie inside."""
+    run = write("demo", verb="demo")
+    (run / "config.resolved.yaml").unlink()
+    answer = cli("gate", "demo", "thresholds.robust_acc.min=0.5")
+    assert answer.code == 2 and "was not measured by this run (demo)" in answer.err

@@ -93,7 +93,8 @@ def _of_run(call: Call, path: Path) -> list[Threshold]:
     for item in call.overrides():
         if not item.key.startswith("thresholds"):
             raise UsageError(f"{item.key} changes nothing of a run that is done", hint="drop it")
-    source = call.text("thresholds") or str(path / "config.resolved.yaml")
+    own = path / "config.resolved.yaml"  # which a `demo` has not: its runs lie inside
+    source = call.text("thresholds") or (str(own) if own.is_file() else None)
     return thresholds_of(_read(call, source), call.text("baseline"))
 
 
@@ -108,7 +109,7 @@ def _of_config(call: Call) -> tuple[Loaded, list[Threshold]]:
     return loaded, thresholds_of(judged, call.text("baseline"))
 
 
-def _read(call: Call, source: str) -> Loaded:
+def _read(call: Call, source: str | None) -> Loaded:
     """A file with thresholds, and what the command line changes of them."""
     from robustcli.config.load import load_config
 
