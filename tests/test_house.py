@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 # Extras that `make` installs.
-PINNED = ("dev", "tensorboard", "mlflow", "wandb", "guard", "postgres", "serve", "onnx", "release")
+PINNED = ("dev", "tensorboard", "mlflow", "wandb", "guard", "postgres", "serve", "onnx", "sign", "release")
 OPTIONAL = (*PINNED, "timm", "bench")
 
 

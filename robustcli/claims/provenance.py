@@ -139,16 +139,16 @@ def _origin(run: Dossier) -> Dossier | None:
     """The run that the weights of this one come from; None where none is named, or it is not readable."""
     model = section(run.config, "model")
     for reference in (model.get("weights"), model.get("name")):
-        path = _path(reference)
-        if path is not None:
-            return _run_at(path)
+        if isinstance(reference, str) and reference.startswith(_FROM_RUNS):
+            return run_of(reference)
     return None
 
 
-def _path(reference: Any) -> Path | None:
+def run_of(reference: str) -> Dossier | None:
+    """The run that ``run:`` or ``guard:`` names, also by one of its checkpoints; None for anything else."""
     for prefix in _FROM_RUNS:
-        if isinstance(reference, str) and reference.startswith(prefix):
-            return Path(reference.removeprefix(prefix))
+        if reference.startswith(prefix):
+            return _run_at(Path(reference.removeprefix(prefix)))
     return None
 
 

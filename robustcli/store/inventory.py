@@ -22,7 +22,7 @@ _PAPERS = (
     *(_TMP, rf"plots/{_TMP}"),
 )
 #: What the verb `report` leaves in a run.
-_REPORT = (r"report\.html", r"model_card\.md", r"bom\.cdx\.json")
+_REPORT = (r"report\.html", r"model_card\.md", r"bom\.cdx\.json", r"SHA256SUMS(?:\.sig)?")
 _COMMON = (*_PAPERS, r"crash\.log", r"metrics\.jsonl", r"results\.csv", r"summary\.(?:json|md)", *_REPORT)
 _HEADER = r"shards/(?:[a-z][\w-]*/)?header\.json"
 

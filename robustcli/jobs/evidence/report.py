@@ -1,13 +1,16 @@
-"""`robustcli report`: report.html, summary.md, model_card.md and pictures, from the records of runs."""
+"""`robustcli report`: report.html, summary.md, model card, bill of materials and pictures from records."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robustcli.claims.cyclonedx import FILE_NAME as BOM
+from robustcli.claims.cyclonedx import cyclonedx
 from robustcli.claims.model_card import model_card
 from robustcli.errors import UsageError
 from robustcli.jobs.evidence.freshness import checks_of
@@ -37,6 +40,7 @@ class Written:
     report: Path
     summary: Path
     card: Path
+    bom: Path
     pictures: Sequence[Path]
     content: Report
     stale: Sequence[str]
@@ -58,7 +62,12 @@ def report(runs: Sequence[str], out: str | None, overwrite: bool = False) -> dic
         }
         for folder, chapter in zip(folders, written.content.chapters, strict=True)
     ]
-    files = {"report": written.report, "summary": written.summary, "model_card": written.card}
+    files = {
+        "report": written.report,
+        "summary": written.summary,
+        "model_card": written.card,
+        "bom": written.bom,
+    }
     return document.finish(
         written.report.parent,
         {
@@ -71,11 +80,11 @@ def report(runs: Sequence[str], out: str | None, overwrite: bool = False) -> dic
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, *, check: bool = True) -> Written:
-    """Write report.html, summary.md, model_card.md and plots/ for one run, or for several together.
+    """Write report.html, summary.md, model_card.md, bom.cdx.json and plots/ for one run or several together.
 
     Args:
         runs: run directories, at least one. The first is what the others are compared with, and the one that
-            the model card and the pictures beside the page are of.
+            the model card, the bill of materials and the pictures beside the page are of.
         out: an existing directory; None means that of the first run.
         check: whether code, model, data and so on are compared with the records. A run that ends now has
             just read them.
@@ -91,11 +100,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, check: bool =
     saved = [*drawing.saved, *(save_pictures(comparison, target / "plots") if out is not None else [])]
     material = Material(drawing.figures, checks, [*map(Figure, comparison)], drawing.left_out)
     content = report_of(dossiers, material, _made())
-    card = model_card(dossiers[0])
+    card, bom = model_card(dossiers[0]), json.dumps(cyclonedx(dossiers[0]), indent=1) + "\n"
     return Written(
         _write(target / REPORT, html_of(content)),
         _write(target / SUMMARY, markdown_of(content)),
         _write(target / CARD, card),
+        _write(target / BOM, bom),
         saved,
         content,
         list(dict.fromkeys(line for one in checks.values() for line in stale(one))),
