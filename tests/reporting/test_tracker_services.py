@@ -236,11 +236,14 @@ def client() -> Callable[[str], Any]:
     ["file", pytest.param("sqlite", marks=[pytest.mark.slow, needs("alembic")])],
 )
 def test_mlflow_has_the_configuration_the_pictures_and_the_end(
-    scheme: str, tmp_path: Path, client: Callable[[str], Any]
+    scheme: str, tmp_path: Path, client: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a store beside the run, which `uri` names; a folder needs no scheme."""
+    """In a store beside the run, which `uri` names; a folder needs no scheme. Nothing goes where we work."""
     from PIL import Image
 
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "config.resolved.yaml").write_text("ball: {eps: 8/255}\nattacks: [{name: pgd}]\nseed: 0\n")
@@ -258,6 +261,31 @@ def test_mlflow_has_the_configuration_the_pictures_and_the_end(
     assert run.info.status == "FINISHED" and run.data.metrics == pytest.approx(scalars(row(7)))
     picture = store.download_artifacts(run.info.run_id, "examples/step-0000007.png", str(tmp_path))
     assert np.array_equal(np.asarray(Image.open(picture)), sheet(PANELS))
+    assert list(elsewhere.iterdir()) == []
+
+
+@MLFLOW
+def test_two_that_begin_at_once_share_the_experiment(
+    tmp_path: Path, client: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the question whether it is there and its making, another process makes it."""
+    from mlflow.tracking import MlflowClient
+
+    place = (tmp_path / "store").as_uri()
+    ask, asked = MlflowClient.get_experiment_by_name, []
+
+    def late(self: Any, name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 1:
+            MlflowClient.create_experiment(self, name)
+            return None
+        return ask(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    tracker = opened("mlflow", tmp_path, uri=place)
+    tracker.row(row(1))
+    (run,) = client(place).search_runs([ask(client(place), "robustcli").experiment_id])
+    assert len(asked) == 2 and run.data.metrics["lr"] == 0.1
 
 
 @MLFLOW

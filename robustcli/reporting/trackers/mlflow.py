@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,7 +63,8 @@ def mlflow(
     try:
         client = import_module("mlflow.tracking").MlflowClient(tracking_uri=place, registry_uri=place)
         entities = import_module("mlflow.entities")
-        return _Run(client, entities, run_dir, _shown(place, run_dir), experiment, images)
+        store = _Store(_shown(place, run_dir), experiment, _pictures(place))
+        return _Run(client, entities, run_dir, store, images)
     except ImportError as error:
         raise _lacking(error) from error
 
@@ -95,9 +97,29 @@ def _place(uri: str, run_dir: Path) -> str:
     return uri
 
 
+def _pictures(place: str) -> str | None:
+    """Where a new experiment keeps its pictures; None leaves it to MLflow.
+
+    Beside a database file: MLflow would take the folder in which the command happens to run.
+    """
+    scheme, _, path, *_ = urlsplit(place)
+    if not scheme.startswith("sqlite"):
+        return None
+    return (Path(path[1:]).absolute().parent / "mlruns").as_uri()
+
+
 def _shown(place: str, run_dir: Path) -> str:
     """The store as the note names it: that inside the run directory goes where that goes."""
     return "" if place == (run_dir / "mlflow").absolute().as_uri() else place
+
+
+@dataclass(frozen=True)
+class _Store:
+    """A store by the name that the note has, the experiment there, and where a new one keeps its pictures."""
+
+    name: str
+    experiment: str
+    pictures: str | None
 
 
 class _Run:
@@ -105,21 +127,18 @@ class _Run:
 
     Args:
         client, entities: MLflow's client of the store, and its module of values.
-        store: the store by name.
         images: as `examples` of a tracker.
     """
 
-    def __init__(
-        self, client: Any, entities: Any, run_dir: Path, store: str, experiment: str, images: int
-    ) -> None:
+    def __init__(self, client: Any, entities: Any, run_dir: Path, store: _Store, images: int) -> None:
         self._client, self._entities, self.examples = client, entities, images
         known = read_note(run_dir / _NOTE)
-        self._goes_on = known.get("store") == store and self._reopened(known.get("run", ""))
+        self._goes_on = known.get("store") == store.name and self._reopened(known.get("run", ""))
         if self._goes_on:
             self._id = known["run"]
             return
-        self._id = self._begun(run_dir, experiment)
-        write_note(run_dir / _NOTE, store=store, run=self._id)
+        self._id = self._begun(run_dir, store)
+        write_note(run_dir / _NOTE, store=store.name, run=self._id)
 
     def resume(self, rows: Sequence[TrainRow]) -> None:
         """Where the run of MLflow is new: writes `rows`. It forgets nothing: one that goes on keeps all."""
@@ -140,13 +159,23 @@ class _Run:
         """See `Tracker`."""
         self._client.set_terminated(self._id, status="FINISHED")
 
-    def _begun(self, run_dir: Path, experiment: str) -> str:
+    def _begun(self, run_dir: Path, store: _Store) -> str:
         """The id of a new run with the configuration as its parameters."""
-        group = self._client.get_experiment_by_name(experiment)
-        group_id = self._client.create_experiment(experiment) if group is None else group.experiment_id
-        run_id = str(self._client.create_run(group_id, run_name=run_dir.name).info.run_id)
+        run_id = str(self._client.create_run(self._group(store), run_name=run_dir.name).info.run_id)
         self._log_settings(run_id, settings_of(run_dir))
         return run_id
+
+    def _group(self, store: _Store) -> str:
+        """The id of the experiment. Of two runs that begin at once, one makes it."""
+        known = self._client.get_experiment_by_name(store.experiment)
+        if known is None:
+            try:
+                return str(self._client.create_experiment(store.experiment, store.pictures))
+            except Exception:
+                known = self._client.get_experiment_by_name(store.experiment)
+                if known is None:
+                    raise
+        return str(known.experiment_id)
 
     def _log_settings(self, run_id: str, settings: Mapping[str, Any]) -> None:
         params = [self._entities.Param(key, text[:_LONGEST]) for key, text in flat(settings)]
