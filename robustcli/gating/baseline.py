@@ -61,6 +61,8 @@ def _answers(run: Dossier, standing: Standing, robust: bool) -> dict[int, bool]:
 
 
 def _check_same(run: Dossier, baseline: Dossier, robust: bool, threshold: Threshold) -> None:
+    if run.path.resolve() == baseline.path.resolve():
+        _refuse("the baseline is the run itself", threshold, "name an earlier run")
     now, before = _row(run, threshold), _row(baseline, threshold)
     digest = now.hashes.get("data")
     if not digest or digest != before.hashes.get("data"):

@@ -99,6 +99,37 @@ def test_a_plan_measures_nothing_and_smoke_is_small(measure):
     assert measure("  clean_acc: {min: 0}\n", "--smoke").document["looks"] == [32]
 
 
+def test_latest_is_the_run_before(measure):
+    """The baseline is what `latest` names when the gate begins, not what it measures then."""
+    drop = "  robust_acc_drop: {max: 0.5, baseline: runs/eval/latest}\n"
+    assert measure("  clean_acc: {min: 0}\n", "--n", "40").code == 0
+    answer = measure(drop, "--n", "40")
+    (found,) = answer.document["thresholds"]
+    assert found["baseline"] == "runs/eval/run-1" and found["note"] == "0 lost and 0 gained"
+
+
+def test_a_model_that_masks_its_gradients_exits_10(cli):
+    body = "x = (x * 3).round().flatten(1)\n        return x @ self.w"
+    Path("net.py").write_text(NET.format(body=body))
+    Path("gate.yaml").write_text("thresholds:\n  clean_acc: {min: 0}\n")
+    words = [word for word in QUICK if not word.startswith("eval.checks")]
+    answer = cli(
+        "gate", "gate.yaml", "--plugin", "net.py:make", *words, "--n", "64", "--json", "--junit", "j.xml"
+    )
+    assert answer.code == 10 and "zero-gradient" in answer.err and "verdict" not in answer.document
+    assert 'name="zero-gradient"' in Path("j.xml").read_text()
+
+
+NET = """import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(192, 10, generator=torch.Generator().manual_seed(0)))
+    def forward(self, x):
+        {body}
+def make():
+    return Net()
+"""
 BROKEN = {
     "raises": "raise RuntimeError('mine')",
     "leaves": "import sys; sys.exit(0)",
@@ -109,10 +140,7 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_crash_is_no_verdict(cli, kind):
     """Code of the user's that fails, leaves with 0, or raises what a missed gate raises."""
-    body = f"def forward(self, x):\n        {BROKEN[kind]}"
-    Path("net.py").write_text(
-        f"import torch\nclass Net(torch.nn.Module):\n    {body}\ndef make():\n    return Net()\n"
-    )
+    Path("net.py").write_text(NET.format(body=BROKEN[kind]))
     Path("gate.yaml").write_text("thresholds:\n  clean_acc: {min: 0}\n")
     answer = cli("gate", "gate.yaml", "--plugin", "net.py:make", *QUICK, "--json", "--junit", "j.xml")
     assert answer.code == 2 and not answer.document["ok"] and "verdict" not in answer.document

@@ -15,7 +15,9 @@ from robustcli.gating.sarif import sarif
 from robustcli.gating.threshold import Threshold
 from robustcli.gating.verdict import Outcome, judge
 from robustcli.gating.words import badge, gate_markdown, workflow_commands
+from robustcli.jobs.evidence.posting import GateFiles, Posting
 from robustcli.proportions import Rate
+from robustcli.terminal.console import Console
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 ODD = "<a> & \"b\" 'c' `d` ü\x1b[31m\n::error::x, 100 %"
@@ -183,6 +185,14 @@ def test_no_old_verdict_stays_behind(cli, gate):
         assert not json.loads(Path("out/s.json").read_text())["runs"][0]["invocations"][0][
             "executionSuccessful"
         ]
+
+
+def test_a_gate_that_is_killed_leaves_an_error(tmp_path, monkeypatch):
+    """What lies there while it measures, and stays where nothing can clean up."""
+    monkeypatch.chdir(tmp_path)
+    Posting(GateFiles(junit="j.xml", report="r"), Outcome((threshold(),)), Console()).__enter__()
+    assert "the gate did not come to its end" in Path("j.xml").read_text()
+    assert Path("r/gate.md").read_text().startswith("## ⚠️ Robustness gate: ERROR\n")
 
 
 def test_a_file_that_cannot_be_written_ends_it_before_anything_is_measured(cli):

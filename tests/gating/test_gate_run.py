@@ -12,6 +12,13 @@ from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.sweep import SweepRow
 
+#: Of `--json`, which programs read.
+DOCUMENT = {
+    *("schema_version", "ok", "verb", "run", "seconds"),
+    *("verdict", "thresholds", "looks", "reliability", "alarms", "gate"),
+}
+ENTRY = ("metric", "mode", "verdict", "passed", "value", "n", "interval", "alpha", "where")
+
 
 def verdicts(answer):
     return {each["metric"]: each["verdict"] for each in answer.document["thresholds"]}
@@ -38,6 +45,7 @@ def test_modes_and_exit_codes(gate, mode, stands, word, code):
     low, high = found["interval"]
     assert found["value"] == stands / 1000 and low < found["value"] < high and found["where"] == "gate.yaml:2"
     assert [each["passed"] for each in answer.document["gate"]] == [code == 0]
+    assert set(answer.document) == DOCUMENT and set(found) == {*ENTRY, "min"}
     assert ("gate not met: robust_acc is 0." in answer.err) == (code == 1)
 
 
@@ -179,6 +187,13 @@ def test_a_drop_is_judged_on_the_same_samples(gate):
     assert (found["robust_acc_drop"]["value"], found["robust_acc_drop"]["n"]) == (0.52, 1000)
     assert found["robust_acc_drop"]["note"] == "520 lost and 0 gained"
     assert found["clean_acc_drop"]["verdict"] == "PASS"  # no sample differs, so that no two points are lost
+
+
+def test_a_run_is_no_baseline_of_its_own(cli):
+    write("runs/eval/x-1", samples=answers(100, 90), listed=True)
+    Path("runs/eval/latest").symlink_to("x-1")
+    answer = cli("gate", "runs/eval/x-1", "thresholds.clean_acc_drop.max=0", "--baseline", "runs/eval/latest")
+    assert answer.code == 2 and "the baseline is the run itself" in answer.err
 
 
 def test_a_drop_without_a_baseline_is_refused_at_its_line(gate):

@@ -20,6 +20,7 @@ from robustcli.jobs.evidence.posting import Posting
 from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.records.document import Document
 from robustcli.reporting.dossier import Dossier
+from robustcli.store.latest import resolve_run
 from robustcli.terminal.console import Console
 
 _Json = dict[str, Any]
@@ -36,6 +37,7 @@ def gate_config(
     Raises what `evaluate` and `gate_run` raise.
     """
     document, known = Document("gate"), dict[Threshold, Verdict]()
+    thresholds = [_pinned(each) for each in thresholds]
     posting.outcome = replace(posting.outcome, thresholds=thresholds)
     posting.check = False
     _check(loaded, thresholds)
@@ -73,6 +75,13 @@ def _check(loaded: Loaded, thresholds: Sequence[Threshold]) -> None:
     check_measurable(loaded.config, thresholds)
     for path in {each.baseline for each in thresholds if each.baseline is not None}:
         baseline_of(path)
+
+
+def _pinned(threshold: Threshold) -> Threshold:
+    """The threshold with the run that its baseline names now: `latest` will be what is measured next."""
+    if threshold.baseline is None:
+        return threshold
+    return replace(threshold, baseline=str(resolve_run(Path(threshold.baseline))))
 
 
 def _looks(loaded: Loaded) -> tuple[int | None, ...]:
