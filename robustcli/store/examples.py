@@ -67,10 +67,15 @@ def chosen(rows: Sequence[Example], most: int) -> list[Example]:
     """
     if not rows:
         return []
-    most = min(most, ROOM // (_BYTES * max(1, rows[0].clean.size)))
+    most = fitting(rows[0].clean.size, most)
     found = {row.id: row for row in rows}
     kept = sorted(found, key=place)[:most]
     return [found[i] for i in sorted(kept)]
+
+
+def fitting(values: int, most: int) -> int:
+    """How many images of so many values have room, at most `most`."""
+    return min(most, ROOM // (_BYTES * max(1, values)))
 
 
 def place(sample: int) -> bytes:

@@ -24,7 +24,7 @@ from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.picture import Picture
-from robustcli.reporting.pictures import comparison_of, drawn, pictures_of, save_pictures
+from robustcli.reporting.pictures import comparison_of, drawn, save_pictures
 from robustcli.reporting.pictures.reliability import confidence_bins, expected_error
 from robustcli.store.examples import NAME, Example, Examples, write_examples
 
@@ -45,7 +45,7 @@ def lines(picture: Picture) -> list[dict[str, str]]:
 
 def named(found: Dossier, name: str) -> Picture:
     """The one picture of this name."""
-    (picture,) = [one for one in pictures_of(found) if one.name == name]
+    (picture,) = [one for one in drawn(found).pictures if one.name == name]
     assert picture.png[:8] == b"\x89PNG\r\n\x1a\n" and picture.title and picture.caption
     return picture
 
@@ -139,7 +139,7 @@ def test_a_sweep_is_drawn_with_its_worst_case(key: str, section: str) -> None:
 
 
 def test_pictures_are_saved_with_their_numbers_beside_them(tmp_path: Path) -> None:
-    pictures = pictures_of(dossier([*sweep({1.0: 80}), *train([0.5])]))
+    pictures = drawn(dossier([*sweep({1.0: 80}), *train([0.5])])).pictures
     paths = save_pictures(pictures, tmp_path / "plots")
     assert [path.name for path in paths] == ["training.png", "sweep_eps.png"]
     for path, picture in zip(paths, pictures, strict=True):
@@ -283,6 +283,7 @@ def test_examples_make_eps_visible_and_cut_nothing_off(tmp_path: Path, eps: floa
     assert reached > 200 and (abs(right.astype(float) - reached) <= 1).all(axis=2).sum() > 1000
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_without_examples_says_why() -> None:
     assert "Examples: no attack broke a sample." in drawn(judged([sample(0, "a", "a")])).left_out
     kept = drawn(judged([sample(0, "a", "a", "b")])).left_out

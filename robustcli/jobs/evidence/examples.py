@@ -6,7 +6,7 @@ run that is killed and resumed, the processes of a team and the parts of a merge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from robustcli.store.examples import (
     Example,
     Examples,
     chosen,
+    fitting,
     place,
     sealed_examples,
     write_examples,
@@ -65,20 +66,25 @@ class Keeper:
 
     def add(self, outcome: BatchOutcome) -> None:
         """Look at one batch, and write the file anew where one of its samples belongs there."""
-        if self._path is None or not self._most:
+        most = fitting(outcome.x[0].numel(), self._most)
+        if self._path is None or not most:
             return
-        broken = (outcome.correct & ~outcome.survivors).nonzero()[:, 0].tolist()
-        places = sorted(broken, key=lambda k: place(int(outcome.ids[k])))[: self._most]
-        rows = chosen([*self._rows, *self._examples(outcome, places)], self._most)
-        if [row.id for row in rows] != [row.id for row in self._rows]:
-            self._rows = rows
-            ball = self._setting.ball
-            write_examples(self._path, Examples(rows, ball.norm, seal=self._seal))
+        broken = (outcome.correct & ~outcome.survivors).nonzero()[:, 0]
+        found = dict(zip(outcome.ids[broken].tolist(), broken.tolist(), strict=True))
+        if wanted := self._wanted(found, most):
+            self._rows = chosen([*self._rows, *self._examples(outcome, wanted)], most)
+            write_examples(self._path, Examples(self._rows, self._setting.ball.norm, seal=self._seal))
+
+    def _wanted(self, broken: Mapping[int, int], most: int) -> list[int]:
+        """Places in a batch of the samples that belong to the first `most`. broken: id -> place."""
+        new = sorted(broken.keys() - {row.id for row in self._rows}, key=place)[:most]
+        if len(self._rows) == most:
+            last = max(place(row.id) for row in self._rows)
+            new = [sample for sample in new if place(sample) < last]
+        return [broken[sample] for sample in new]
 
     def _examples(self, outcome: BatchOutcome, places: Sequence[int]) -> list[Example]:
         """The samples at these places of a batch."""
-        if not places:
-            return []
         x, x_adv = outcome.x[places], outcome.x_adv[places]
         clean = (x * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         change = (x_adv - x).to(torch.float16).permute(0, 2, 3, 1).cpu().numpy()

@@ -24,7 +24,7 @@ from robustcli.reporting.pictures import (
 from robustcli.reporting.pictures.comparison import comparison_of
 from robustcli.reporting.pictures.files import save_pictures
 
-__all__ = ["Drawn", "comparison_of", "drawn", "pictures_of", "save_pictures"]
+__all__ = ["Drawn", "comparison_of", "drawn", "save_pictures"]
 
 #: A picture of the run; None where the run measured nothing of the kind; a sentence where it cannot be drawn.
 Painter = Callable[[Dossier], Picture | str | None]
@@ -60,8 +60,3 @@ def drawn(dossier: Dossier) -> Drawn:
     return Drawn(
         [one for one in found if isinstance(one, Picture)], [one for one in found if isinstance(one, str)]
     )
-
-
-def pictures_of(dossier: Dossier) -> list[Picture]:
-    """The pictures of `drawn`."""
-    return drawn(dossier).pictures
