@@ -1,4 +1,4 @@
-"""The tables of the documentation, made from registrations, signatures and docstrings.
+"""The tables of the documentation, made from registrations, signatures, docstrings and the commands.
 
     python docs/tables.py            # writes them between their markers
     python docs/tables.py --check    # exit 1 where a page is not what would be written
@@ -19,6 +19,9 @@ from typing import Any, Literal, get_args, get_origin
 from robustcli import registry
 
 DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS))
+import cli_page  # noqa: E402 - a file beside this one
+
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 CLASSES = 10
 Row = dict[str, str]
@@ -212,8 +215,14 @@ TABLES: dict[str, Callable[[], Iterable[Row]]] = {
 }
 
 
+#: Name -> a part of a page that is more than one table.
+PARTS: dict[str, Callable[[], str]] = {"commands": cli_page.reference}
+
+
 def table(name: str) -> str:
-    """One table in Markdown."""
+    """One table in Markdown, or one such part."""
+    if name in PARTS:
+        return PARTS[name]()
     rows = list(TABLES[name]())
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -12,6 +12,7 @@ import pytest
 from robustcli import registry
 
 ROOT = Path(__file__).resolve().parents[1]
+WITHOUT = ("config schema", "guard run")  # a schema; one line of JSON for each image
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,8 @@ def test_the_pages_are_current():
 
 def test_every_table_stands_on_a_page(tables):
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
-    assert set(tables.BLOCK.findall(pages)) and {name for _, name, _ in tables.BLOCK.findall(pages)} == set(
-        tables.TABLES
-    )
+    found = {name for _, name, _ in tables.BLOCK.findall(pages)}
+    assert found == {*tables.TABLES, *tables.PARTS}
 
 
 def test_a_stale_page_is_seen_and_a_new_attack_gets_a_row(tables, monkeypatch):
@@ -51,3 +51,17 @@ def test_a_stale_page_is_seen_and_a_new_attack_gets_a_row(tables, monkeypatch):
 @pytest.mark.parametrize("entry", [*registry.attacks, *registry.ensembles], ids=lambda entry: entry.name)
 def test_every_attack_says_when_to_take_it_and_names_its_paper(tables, entry):
     assert len(entry.facts.use) > 10 and tables.paper(entry.fn).startswith("arXiv:")
+
+
+def test_every_command_with_a_document_says_its_keys(tables):
+    """`docs/documents.yaml`; that the keys are those of the documents is asked of each that a test prints."""
+    documents, pages = tables.cli_page.documents(), dict(tables.cli_page.commands(tables.cli_page.build()))
+    silent = [name for name in map(" ".join, pages) if name not in documents and name not in WITHOUT]
+    assert not silent, "docs/documents.yaml has nothing of them: add their keys, and run make docs"
+    gone = set(documents) - set(map(" ".join, pages)) - {"demo guard"}
+    assert not gone, gone
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for path, command in pages.items():
+        section = page.partition(f"\n## {' '.join(path)}\n")[2].partition("\n## ")[0]
+        for param in command.params:
+            assert all(f"`{word}`" in section for word in param.opts if word.startswith("-")), (path, param)

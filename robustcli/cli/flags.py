@@ -100,7 +100,7 @@ FLAGS: dict[str, Flag] = {
     "name": Flag("Name of the run.", "name"),
     "out": Flag("Exact directory of the run instead of runs/VERB/NAME-N.", "out", metavar="DIR"),
     "resume": Flag("Go on with the newest run of this name, or with --out.", kind="switch"),
-    "overwrite": Flag("Empty --out first.", kind="switch"),
+    "overwrite": Flag("Replace the run, or the files, that are there.", kind="switch"),
     "override_resume": Flag("Resume although this key changed; repeatable.", kind="list", metavar="KEY"),
     "allow_pickle_weights": Flag("Read .pt files, in a sandboxed process.", kind="switch"),
     "fail_under": Flag(

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+import documents
 import pytest
 import torch
 from jobs_support import TINY
@@ -23,7 +24,9 @@ class Answer:
 
     @property
     def document(self):
-        return json.loads(self.out)
+        document = json.loads(self.out)
+        documents.check(document)
+        return document
 
 
 def run_in(folder, *commands):

@@ -90,6 +90,7 @@ RULES: dict[str, Rule] = {
     "robustcli eval --merge": Rule(),
     "robustcli env": Rule(),
     "robustcli export": Rule(),
+    "robustcli init": Rule(),
     **{
         f"robustcli export --model run:runs/train/latest --out {out} --format torch,onnx": Rule(
             instead=f"robustcli export --model run:runs/train/latest --out {out} --format torch",
