@@ -41,14 +41,18 @@ def _signed(share: float) -> str:
 
 
 def note(outcome: Outcome) -> str:
-    """How the verdicts were reached, in one or two sentences."""
+    """How the verdicts were reached, in a few sentences."""
     if not outcome.verdicts:
         return ""
     alphas = sorted({verdict.alpha for verdict in outcome.verdicts})
     each = " or ".join(f"{100 * (1 - alpha):g} %" for alpha in alphas)
     looks = " and ".join(map(str, outcome.looks))
-    words = f"Each bound holds with {each}."
-    return f"{words} Looks: {looks} samples." if len(outcome.looks) > 1 else words
+    words = [f"Each bound holds with {each}."]
+    if len(outcome.looks) > 1:
+        words.append(f"Looks: {looks} samples.")
+    if any(verdict.word == "INCONCLUSIVE" for verdict in outcome.verdicts):
+        words.append("INCONCLUSIVE: these samples do not tell on which side of its limit the model is.")
+    return " ".join(words)
 
 
 def gate_markdown(outcome: Outcome) -> str:

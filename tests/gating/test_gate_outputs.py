@@ -148,6 +148,7 @@ def test_words_for_people():
     assert texts["passed"].startswith("## ✅ Robustness gate: PASS\n")
     assert texts["inconclusive"].startswith("## ❔ Robustness gate: INCONCLUSIVE\n")
     assert texts["crash"] == "## ⚠️ Robustness gate: ERROR\n\nNothing was judged: error[E-INTERNAL]: a bug\n"
+    assert "do not tell on which side" in texts["inconclusive"] and "do not tell" not in texts["passed"]
     assert "Looks: 512 and 2000 samples." in texts["all"] and "PASS" not in texts["unhealthy"]
     found = {kind: json.loads(badge(outcome)) for kind, outcome in outcomes().items()}
     assert found["all"] == {

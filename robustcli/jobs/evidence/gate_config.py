@@ -61,6 +61,9 @@ def gate_plan(
 ) -> _Json | None:
     """What the first look will cost, for --dry-run. Raises as `gate_config` before it measures."""
     _check(loaded, thresholds)
+    first, *later = _looks(loaded)
+    if later:
+        console.info(f"the plan of {first} samples; {later[0]} are measured where these decide nothing")
     return evaluate(_at(loaded, 0), console, replace(flags, dry_run=True))
 
 
