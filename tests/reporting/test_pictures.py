@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from robustcli.proportions import Rate, wilson
 from robustcli.records.certify import CertificateRow, CertifyRow
+from robustcli.records.distance import DistanceRow, SampleDistance
 from robustcli.records.eval import EvalRow
 from robustcli.records.read import AnyRow
 from robustcli.records.sample import SampleRow
@@ -308,3 +310,20 @@ def test_odd_records_are_drawn_or_left_out(samples: Sequence[SampleRow]) -> None
     assert len(found.pictures) + len(found.left_out) == 6
     for picture in found.pictures:
         assert picture.png[:4] == b"\x89PNG" and all(None not in line for line in lines(picture))
+
+
+@pytest.mark.usefixtures("quick")
+def test_distances_are_those_of_the_file_or_left_out(tmp_path: Path) -> None:
+    common: dict[str, Any] = {
+        "data": "set", "split": "test", "model": "net", "norm": "l2", "seed": 0, "n": 2, "hashes": {},
+        "attack": "fmn", "params": {}, "clean_correct": 2, "broken": 1, "quartiles": [0.5, 0.5, None],
+    }  # fmt: skip
+    row = DistanceRow(label="fmn-100", **common).to_json()
+    path = tmp_path / "distances.jsonl"
+    found = [SampleDistance(k, "a", {"fmn-100": far}).to_json() for k, far in enumerate((0.5, None))]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in found))
+    made = replace(dossier([], document={"sweep": [row]}), path=tmp_path)
+    drawn_points = [(line["eps"], line["accuracy"]) for line in lines(named(made, "distances"))]
+    assert drawn_points == [("0.0", "1.0"), ("0.5", "1.0"), ("0.5", "0.5")]
+    path.write_text(path.read_text()[:-9])
+    assert any(why.startswith("Distances: distances.jsonl cannot be read") for why in drawn(made).left_out)

@@ -19,16 +19,19 @@ from robustcli.reporting.pictures.lines import eps_curve
 _LIMIT = 1 << 30  # bytes of distances.jsonl
 
 
-def picture(dossier: Dossier) -> Picture | None:
+def picture(dossier: Dossier) -> Picture | str | None:
     """The curves of a run with `--sweep distance`."""
     path = dossier.path / "distances.jsonl"
     swept = dossier.document.get("sweep", ())
     rows = [DistanceRow.from_json(row) for row in swept if row.get("kind") == "distance"]
     if not rows or not path.is_file():
         return None
-    lines = [SampleDistance.from_json(json.loads(line)) for line in read_bytes(path, _LIMIT).splitlines()]
-    distances = {row.label: [_radius(line.distance[row.label]) for line in lines] for row in rows}
-    return distances_picture(distances, data=rows[0].data, norm=rows[0].norm)
+    try:
+        lines = [SampleDistance.from_json(json.loads(line)) for line in read_bytes(path, _LIMIT).splitlines()]
+        distances = {row.label: [_radius(line.distance[row.label]) for line in lines] for row in rows}
+        return distances_picture(distances, data=rows[0].data, norm=rows[0].norm)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"Distances: {path.name} cannot be read: {error}."
 
 
 def _radius(distance: float | None) -> float:

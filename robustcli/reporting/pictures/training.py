@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,9 @@ def picture(dossier: Dossier) -> Picture | None:
     rows = dossier.of(TrainRow)
     if not rows:
         return None
-    objective = dossier.config.get("objective", {}).get("name", "")
-    return training_picture(rows, objective, dossier.document.get("best") or {})
+    objective = dossier.config.get("objective")
+    name = objective.get("name", "") if isinstance(objective, Mapping) else ""
+    return training_picture(rows, str(name), dossier.document.get("best") or {})
 
 
 def training_picture(rows: Sequence[TrainRow], objective: str, best: Mapping[str, Any]) -> Picture:
@@ -197,7 +199,7 @@ def _table(rows: Sequence[TrainRow]) -> Table:
     columns += [f"{name} {part}" for name in measured for part in SPREAD]
     lines: list[list[Cell]] = []
     for k, row in enumerate(rows):
-        losses: list[Cell] = [values[k] for values in series.values()]
+        losses: list[Cell] = [None if math.isnan(values[k]) else values[k] for values in series.values()]
         rates = chain.from_iterable(spread(rates.get(row.epoch)) for rates in measured.values())
         lines.append([row.epoch, *losses, row.lr, *rates])
     return Table("training curves", columns, lines)
