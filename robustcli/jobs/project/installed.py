@@ -27,6 +27,7 @@ PURPOSES = {
     "serve": "guard serve",
     "postgres": "evidence in PostgreSQL",
     "onnx": "ONNX files: export, certify --export",
+    "sign": "report --sign and --verify",
     "release": "make dist, audit and sbom",
     "bench": "make bench: the speed beside torchattacks",
 }
