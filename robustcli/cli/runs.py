@@ -56,13 +56,21 @@ def ls(
     data: Annotated[
         str | None, typer.Option("--data", help="Only runs on this data set.", show_default=False)
     ] = None,
-    sort: Annotated[Sort, typer.Option("--sort", help="What orders the list.")] = Sort.when,
+    sort: Annotated[
+        Sort,
+        typer.Option("--sort", help="What orders the list.", metavar="|".join(word.value for word in Sort)),
+    ] = Sort.when,
     board: Annotated[
         bool, typer.Option("--leaderboard", help="Rank what is comparable.", show_default=False)
     ] = False,
     by: Annotated[
         By | None,
-        typer.Option("--by", help="Rank by this number.", show_default=False),
+        typer.Option(
+            "--by",
+            help="Rank by this number.",
+            metavar="|".join(word.value for word in By),
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
