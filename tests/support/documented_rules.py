@@ -6,6 +6,9 @@ The key is how a command begins; the longest that fits counts. CONTRIBUTING.md s
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 from documented import ROOT, Rule
@@ -23,6 +26,7 @@ STEPS = (
 )
 SMALL = "'model={name: small_cnn, widths: [6], strides: [2]}'"
 TRACKER = "an extra: tests/reporting/test_tracking.py"
+UNSIGNED = "without the extra `sign`, or openssl, nothing is signed: tests/jobs/test_report_signed.py"
 WEAK = "the model of the test is too weak for the gate"
 TRAIN = f"{STEPS} {SMALL}"
 FAKE = "--data fake data.size=8"
@@ -55,6 +59,15 @@ def installed(command: str) -> str:
         if not re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
     ]
     return f"no extra {missing}" if missing else ""
+
+
+def ends_well(command: str) -> str:
+    """A program of the system: it runs, where it is installed."""
+    words = shlex.split(command)
+    if shutil.which(words[0]) is None:
+        return ""
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
 
 
 def there(command: str) -> str:
@@ -139,7 +152,10 @@ RULES: dict[str, Rule] = {
         exits=(0, 1),
     ),
     "robustcli guard update evidence.db runs/guard/latest guard/update_digits --dry-run": Rule(),
+    "openssl": Rule(check=ends_well),
     "robustcli report": Rule(),
+    "robustcli report runs/eval/latest --sign": Rule(exits=(0, 6), why=UNSIGNED),
+    "robustcli report --verify": Rule(exits=(0, 2), why=UNSIGNED),
     "robustcli runs": Rule(),
     "robustcli runs compare runs/eval/digits-1": Rule(
         instead="robustcli runs compare runs/eval/old runs/eval/new", why="two runs that are there"
