@@ -18,12 +18,25 @@ _COLORS = {"PASS": "brightgreen", "FAIL": "red", "INCONCLUSIVE": "yellow", "ERRO
 _MARKS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "ERROR": "⚠️"}
 
 
+def _shown(outcome: Outcome) -> str:
+    """The word whose colour fits: what is not proven and had to be is shown as a failure."""
+    if outcome.word == "INCONCLUSIVE" and not outcome.passed:
+        return "FAIL"
+    return outcome.word
+
+
+def _said(outcome: Outcome) -> str:
+    """The verdict, and what it means where the word alone does not tell."""
+    if outcome.word != "INCONCLUSIVE":
+        return outcome.word
+    return "INCONCLUSIVE, which passes" if outcome.passed else "INCONCLUSIVE, and it was to be proven"
+
+
 def gate_table(outcome: Outcome) -> Table:
     """One row for each threshold."""
     columns = ("threshold", "mode", "measured", "one-sided bounds", "n", "verdict")
-    return Table(
-        f"Gate: {outcome.word}", columns, [_row(verdict) for verdict in outcome.verdicts], note(outcome)
-    )
+    rows = [_row(verdict) for verdict in outcome.verdicts]
+    return Table(f"Gate: {_said(outcome)}", columns, rows, note(outcome))
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
@@ -57,7 +70,7 @@ def note(outcome: Outcome) -> str:
 
 def gate_markdown(outcome: Outcome) -> str:
     """A section for a job's summary or for a pull request."""
-    head = f"## {_MARKS[outcome.word]} Robustness gate: {outcome.word}\n\n"
+    head = f"## {_MARKS[_shown(outcome)]} Robustness gate: {_said(outcome)}\n\n"
     said = f"{_inline(outcome.about)}, run `{_inline(outcome.run)}`.\n\n" if outcome.run else ""
     if outcome.error:
         return f"{head}{said}Nothing was judged: {_inline(outcome.error)}\n{_alarms(outcome)}"
@@ -128,5 +141,5 @@ def badge(outcome: Outcome) -> str:
         message = "not judged"
     if shown is not None and not outcome.error:
         message, label = f"{_signed(shown.value)} % ({message})", shown.threshold.name
-    document = {"schemaVersion": 1, "label": label, "message": message, "color": _COLORS[outcome.word]}
+    document = {"schemaVersion": 1, "label": label, "message": message, "color": _COLORS[_shown(outcome)]}
     return json.dumps(document) + "\n"

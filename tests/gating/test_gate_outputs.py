@@ -54,6 +54,7 @@ def outcomes():
         "all": whole,
         "passed": Outcome(asked[:1], verdicts[:1], run="runs/eval/x-1", about="x"),
         "inconclusive": Outcome(asked[:2], verdicts[:2], run="runs/eval/x-1", about="x"),
+        "unproven": Outcome(asked[2:3], verdicts[2:3], run="runs/eval/x-1", about="x"),
         "unhealthy": replace(whole, verdicts=(), error=ODD),
         "crash": Outcome((), error="error[E-INTERNAL]: a bug"),
         "cli": Outcome([asked[3]], [verdicts[3]], run="runs/eval/x-1"),
@@ -74,6 +75,7 @@ def test_junit_is_valid_and_counts(kind):
             "all": {"tests": 8, "failures": 3, "errors": 2, "skipped": 1},
             "passed": {"tests": 1, "failures": 0, "errors": 0, "skipped": 0},
             "inconclusive": {"tests": 2, "failures": 0, "errors": 0, "skipped": 0},
+            "unproven": {"tests": 1, "failures": 1, "errors": 0, "skipped": 0},
             "unhealthy": {"tests": 8, "failures": 0, "errors": 7, "skipped": 1},
             "crash": {"tests": 1, "failures": 0, "errors": 1, "skipped": 0},
             "cli": {"tests": 1, "failures": 1, "errors": 0, "skipped": 0},
@@ -103,6 +105,7 @@ def test_sarif_is_valid_and_stands_at_the_line(kind, tmp_path, monkeypatch):
         "all": [(gate, 4), (gate, 5), (own, 1), (gate, 3), *alarms],
         "passed": [],
         "inconclusive": [(gate, 4)],
+        "unproven": [(gate, 5)],
         "unhealthy": alarms,
         "crash": [],
         "cli": [(own, 1)],
@@ -146,7 +149,8 @@ def test_words_for_people():
     texts = {kind: gate_markdown(outcome) for kind, outcome in outcomes().items()}
     assert texts["all"].startswith("## ❌ Robustness gate: FAIL\n") and "<a>" not in texts["all"]
     assert texts["passed"].startswith("## ✅ Robustness gate: PASS\n")
-    assert texts["inconclusive"].startswith("## ❔ Robustness gate: INCONCLUSIVE\n")
+    assert texts["inconclusive"].startswith("## ❔ Robustness gate: INCONCLUSIVE, which passes\n")
+    assert texts["unproven"].startswith("## ❌ Robustness gate: INCONCLUSIVE, and it was to be proven\n")
     assert texts["crash"] == "## ⚠️ Robustness gate: ERROR\n\nNothing was judged: error[E-INTERNAL]: a bug\n"
     assert "do not tell on which side" in texts["inconclusive"] and "do not tell" not in texts["passed"]
     assert "Looks: 512 and 2000 samples." in texts["all"] and "PASS" not in texts["unhealthy"]
@@ -154,6 +158,7 @@ def test_words_for_people():
     assert found["all"] == {
         "schemaVersion": 1, "label": "robust_acc", "message": "60.0 % (fail)", "color": "red",
     }  # fmt: skip
+    assert found["inconclusive"]["color"] == "yellow" and found["unproven"]["color"] == "red"
     assert found["crash"]["message"] == "not judged" and found["crash"]["color"] == "lightgrey"
 
 
