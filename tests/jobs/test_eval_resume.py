@@ -267,6 +267,17 @@ def two_machines(tmp_path, halves):
     return shutil.copytree(halves, tmp_path, dirs_exist_ok=True)
 
 
+def test_a_resumed_run_keeps_as_many_images_as_it_is_asked_for(cli, tmp_path, command, reference):
+    run, known = tmp_path / "run", kept(reference)
+    shutil.copytree(reference, run)
+    again = (*command, "--out", "run", "--resume", "--no-report")
+    assert cli(*again, "eval.examples=3").code == 0
+    few = [row.id for row in read_examples(run / "examples.safetensors").rows]
+    assert len(few) == 3 and set(few) < set(known)
+    assert cli(*again, "eval.examples=0").code == 0
+    assert not (run / "examples.safetensors").exists()
+
+
 def test_what_verdicts_depend_on_may_not_change(two_machines, cli, command, reference):
     path = two_machines / "part1"
     before = {

@@ -118,6 +118,8 @@ def keep_examples(
             rows += [row for row in sealed_examples(folder, header.digest, say) if row.id in broken]
     kept = chosen(rows, config.eval.examples)
     if not kept:
+        if folders:
+            (run.path / NAME).unlink(missing_ok=True)  # of an earlier end of this run
         return
     ball = "" if worst.norm == "none" else f", {worst.norm} {format_eps(worst.eps, worst.norm)}"
     title = (

@@ -16,6 +16,7 @@ from robustcli.reporting.pixels import fitting_change
 from robustcli.reporting.tables import Table
 from robustcli.store.examples import NAME, Examples, read_examples
 
+_KEEPERS = ("eval", "attack")  # verbs that keep images
 _PIXELS = 900_000  # of all tiles of a picture, so that a report stays small
 
 
@@ -32,7 +33,7 @@ def picture(dossier: Dossier) -> Picture | str | None:
 
 def _reason(dossier: Dossier) -> str | None:
     """Why a run with verdicts has no examples."""
-    if not dossier.answers:
+    if dossier.verb not in _KEEPERS or not dossier.answers:
         return None
     if all(sample.broken_by is None for sample in dossier.answers):
         return "Examples: no attack broke a sample."
