@@ -54,8 +54,9 @@ version-%:
 	$(BIN)/uv pip freeze --quiet --python $(VENV)/versions/$* > $(VENV)/versions/$*.txt
 	OMP_NUM_THREADS=1 $(VENV)/versions/$*/bin/python -m pytest -n $(N) -p no:cacheprovider $(ARGS)
 
-docs: $(READY) ## the tables of the documentation and docs/cli.md, from what is registered and the commands
+docs: $(READY) ## tables, reference pages and docs/cli.md, from what is registered and the commands
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/reference.py
 
 lint: $(READY) ## ruff, mypy, and the shape of the code beside others'
 	$(BIN)/ruff check .

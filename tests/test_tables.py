@@ -23,8 +23,9 @@ def tables():
     return module
 
 
-def test_the_pages_are_current():
-    command = [sys.executable, str(ROOT / "docs" / "tables.py"), "--check"]
+@pytest.mark.parametrize("script", ["tables.py", "reference.py"])
+def test_the_pages_are_current(script):
+    command = [sys.executable, str(ROOT / "docs" / script), "--check"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 0, answer.stdout + "run: make docs"
 
