@@ -73,7 +73,8 @@ def test_ranges_and_units(reference: ModuleType, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_docstrings_say_of_parameters(reference: ModuleType) -> None:
-    doc = "F.\n\nArgs:\n    x: it.\n    a, b: both, >= 1; None means: all.\n    c: more. d: most.\n\nReturns:\n  y"
+    doc = "F.\n\nArgs:\n    x: it.\n"
+    doc += "    a, b: both, >= 1; None means: all.\n    c: more. d: most.\n\nReturns:\n  y"
     said = reference.described(doc, ["a", "b", "c", "d"])
     assert said == {
         "x": "it.",
