@@ -92,6 +92,9 @@ def _model(provenance: Provenance, name: str, numbers: Sequence[Measured], data:
     own = [number for number in numbers if number.model == name]
     state, files = _state(provenance, name), _weights(provenance, name)
     hashed = _STATE if state else ", ".join(files)
+    guard = provenance.hashes.get("guard")
+    if guard and not state:  # it was fitted, and is not yet measured
+        state, hashed = guard, "guard.json"
     reference = f"model:{name or provenance.name}"
     component: Tree = {
         "type": "machine-learning-model",

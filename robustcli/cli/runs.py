@@ -25,7 +25,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages.", show_
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when it fails.", show_default=False)]
 
 
-class Sort(str, Enum):
+class _Word(str, Enum):
+    """One of some words; it is shown as it is written."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Sort(_Word):
     """What orders a list of runs; `jobs.evidence.runs.SORTS` has the keys."""
 
     when = "when"
@@ -36,7 +43,7 @@ class Sort(str, Enum):
     size = "size"
 
 
-class By(str, Enum):
+class By(_Word):
     """What a leaderboard ranks by."""
 
     robust_acc = "robust_acc"
@@ -56,22 +63,11 @@ def ls(
     data: Annotated[
         str | None, typer.Option("--data", help="Only runs on this data set.", show_default=False)
     ] = None,
-    sort: Annotated[
-        Sort,
-        typer.Option("--sort", help="What orders the list.", metavar="|".join(word.value for word in Sort)),
-    ] = Sort.when,
+    sort: Annotated[Sort, typer.Option("--sort", help="What orders the list.")] = Sort.when,
     board: Annotated[
         bool, typer.Option("--leaderboard", help="Rank what is comparable.", show_default=False)
     ] = False,
-    by: Annotated[
-        By | None,
-        typer.Option(
-            "--by",
-            help="Rank by this number.",
-            metavar="|".join(word.value for word in By),
-            show_default=False,
-        ),
-    ] = None,
+    by: Annotated[By | None, typer.Option("--by", help="Rank by this number.", show_default=False)] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -100,6 +100,12 @@ def test_each_model_of_a_transfer_has_its_own_hash(tmp_path):
     assert {model["name"]: model["hashes"][0]["content"][0] for model in models} == {"a": "1", "b": "2"}
 
 
+def test_a_fitted_guard_is_known_by_its_manifest(tmp_path):
+    run = write_run(tmp_path / "g", "guard", document={"verb": "guard fit", "sha256": "9" * 64})
+    model = cyclonedx(Dossier.read(run))["components"][0]
+    assert model["hashes"] == [{"alg": "SHA-256", "content": "9" * 64}] and metrics(model) == {}
+
+
 def test_the_same_records_give_the_same_document_and_others_another(tmp_path):
     run = MADE["eval"](tmp_path / "e")
     first, again = (cyclonedx(Dossier.read(run)) for _ in range(2))

@@ -1,5 +1,7 @@
 """`runs compare`: paired on the same samples, else unpaired and said; which is better, or chance."""
 
+from pathlib import Path
+
 import pytest
 from written_runs import (
     CONFIG,
@@ -11,7 +13,20 @@ from written_runs import (
     write_train,
 )
 
+from robustcli.jobs.evidence.comparing import runs_compare
 from robustcli.proportions import mcnemar, paired_interval, unpaired_interval
+from robustcli.terminal.console import Console
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+def compared(*names):
+    """The comparisons of runs in the working directory."""
+    return runs_compare([Path(name) for name in names], Console(quiet=True))["comparisons"]
 
 
 def same_samples(tmp_path, first, second, **more):
@@ -38,21 +53,21 @@ def test_the_better_one_is_named_with_its_p(cli, tmp_path):
     assert "robust accuracy: b is higher than a (+20.0 points" in shown.out and shown.code == 0
 
 
-def test_what_may_be_chance_is_called_so(cli, tmp_path):
+def test_what_may_be_chance_is_called_so(here, tmp_path):
     same_samples(tmp_path, (40, 50, 10), (42, 48, 10))
-    assert "Neither is better" in cli("runs", "compare", "a", "b").out
+    assert "Neither is better" in compared("a", "b")[0]["words"][-1]
 
 
-def test_a_trade_is_called_so(cli, tmp_path):
+def test_a_trade_is_called_so(here, tmp_path):
     same_samples(tmp_path, (40, 60, 0), (60, 20, 20))
     told = "A trade: b has the higher robust accuracy, a the higher clean accuracy"
-    assert told in cli("runs", "compare", "a", "b").out
+    assert told in compared("a", "b")[0]["words"][-1]
 
 
-def test_only_shared_samples_count_and_it_is_said(cli, tmp_path):
+def test_only_shared_samples_count_and_it_is_said(here, tmp_path):
     write_eval(tmp_path / "a", 90, 40, samples=samples(40, 50, 10))
     write_eval(tmp_path / "b", 90, 40, samples=samples(40, 50, 10, start=90))
-    [entry] = cli("runs", "compare", "a", "b", "--json").document["comparisons"]
+    [entry] = compared("a", "b")
     assert entry["paired"] and entry["differences"][0]["n"] == 10
     assert any("10 samples that both" in note for note in entry["notes"])
 
@@ -65,9 +80,9 @@ def test_only_shared_samples_count_and_it_is_said(cli, tmp_path):
         ({"data": "mnist", "hashes": {**HASHES, "data": "e" * 64}}, "data differs"),
     ],
 )
-def test_other_images_are_compared_unpaired_and_it_is_said(cli, tmp_path, other, told):
+def test_other_images_are_compared_unpaired_and_it_is_said(here, tmp_path, other, told):
     same_samples(tmp_path, (40, 50, 10), (80, 10, 10), **other)
-    [entry] = cli("runs", "compare", "a", "b", "--json").document["comparisons"]
+    [entry] = compared("a", "b")
     robust = entry["differences"][1]
     assert not entry["paired"] and any(told in note for note in entry["notes"])
     assert robust["interval"] == list(unpaired_interval(40, 100, 80, 100)) and robust["finding"] == "higher"
@@ -75,9 +90,9 @@ def test_other_images_are_compared_unpaired_and_it_is_said(cli, tmp_path, other,
 
 
 @pytest.mark.parametrize("other", [{"eps": 0.2}, {"norm": "l2"}])
-def test_robust_accuracy_under_another_ball_is_not_compared(cli, tmp_path, other):
+def test_robust_accuracy_under_another_ball_is_not_compared(here, tmp_path, other):
     same_samples(tmp_path, (40, 50, 10), (60, 30, 10), **other)
-    [entry] = cli("runs", "compare", "a", "b", "--json").document["comparisons"]
+    [entry] = compared("a", "b")
     assert [row["measure"] for row in entry["differences"]] == ["clean accuracy"]
     assert any("balls" in note for note in entry["notes"])
 
@@ -89,19 +104,19 @@ def test_another_attack_and_a_doubt_are_told(cli, tmp_path):
     assert "warning: b is suspect" in answer.err
 
 
-def test_trainings_are_compared_by_their_best_validation(cli, tmp_path):
+def test_trainings_are_compared_by_their_best_validation(here, tmp_path):
     write_train(tmp_path / "a", (90, 20), (50, 10), best=1)
     write_train(tmp_path / "b", (90, 60), (95, 30), best=1)
-    [entry] = cli("runs", "compare", "a", "b", "--json").document["comparisons"]
+    [entry] = compared("a", "b")
     robust = entry["differences"][1]
     assert (robust["first"], robust["second"], robust["finding"]) == (0.2, 0.6, "higher")
     assert any("no verdict per image" in note for note in entry["notes"]) and not entry["paired"]
 
 
-def test_three_runs_are_compared_with_the_first(cli, tmp_path):
+def test_three_runs_are_compared_with_the_first(here, tmp_path):
     same_samples(tmp_path, (40, 50, 10), (60, 30, 10))
     write_eval(tmp_path / "c", 90, 10, samples=samples(10, 80, 10))
-    found = cli("runs", "compare", "a", "b", "c", "--json").document["comparisons"]
+    found = compared("a", "b", "c")
     assert [entry["second"] for entry in found] == ["b", "c"]
     assert [entry["differences"][1]["finding"] for entry in found] == ["higher", "lower"]
 

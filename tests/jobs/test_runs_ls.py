@@ -10,7 +10,16 @@ import time
 import pytest
 from written_runs import CONFIG, HASHES, certify_rows, write_eval, write_run, write_train
 
+from robustcli.jobs.evidence.runs import runs_ls
+from robustcli.terminal.console import Console
+
 ENDED = ("failed-1", "killed-1")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -62,23 +71,27 @@ def test_a_run_that_somebody_holds_runs(cli, many):
 
 
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("asked", "names"),
     [
-        (("--verb", "train"), ["t-1"]),
-        (("--data", "mnist"), ["b-1"]),
-        (
-            ("--verb", "eval", "--data", "digits", "--sort", "robust"),
-            ["a-1", "bad-1", "failed-1", "killed-1"],
-        ),
-        (("--sort", "name", "--verb", "eval"), ["a-1", "b-1", "bad-1", *ENDED]),
+        ({"verb": "train"}, ["t-1"]),
+        ({"data": "mnist"}, ["b-1"]),
+        ({"data": "digits", "sort": "robust", "verb": "eval"}, ["a-1", "bad-1", *ENDED]),
+        ({"sort": "name", "verb": "eval"}, ["a-1", "b-1", "bad-1", *ENDED]),
     ],
 )
-def test_filters_and_order(cli, many, words, names):
-    assert list(rows(cli("runs", "ls", *words, "--json"))) == names
+def test_filters_and_order(here, many, asked, names):
+    found = runs_ls(None, Console(quiet=True), **asked)["runs"]
+    assert [row["name"] for row in found] == names
 
 
-def board(cli, *words):
-    return cli("runs", "ls", "--leaderboard", *words, "--json").document["leaderboard"]
+def test_filters_are_flags(cli, many):
+    words = ("--data", "digits", "--sort", "robust", "--verb", "eval")
+    assert list(rows(cli("runs", "ls", *words, "--json"))) == ["a-1", "bad-1", *ENDED]
+
+
+def board(by="robust_acc"):
+    """The boards of runs/ in the working directory."""
+    return runs_ls(None, Console(quiet=True), by=by)["leaderboard"]
 
 
 def ranks(entry):
@@ -93,7 +106,7 @@ def test_what_is_comparable_is_ranked_and_what_is_doubtful_is_not(cli, tmp_path)
     write_eval(runs / "suspect-1", robust=70, reliability="suspect")
     write_eval(runs / "invalid-1", robust=89, reliability="invalid")
     write_eval(runs / "stopped-1", robust=88, state="preempted", code=143)
-    [only] = board(cli)
+    [only] = board()
     expected = {"suspect-1": 1, "high-1": 2, "same-1": 2, "low-1": 4, "invalid-1": None, "stopped-1": None}
     assert ranks(only) == expected and only["only_board_of_its_threat"]
     shown = cli("runs", "ls", "--leaderboard").out
@@ -111,26 +124,26 @@ def test_what_is_comparable_is_ranked_and_what_is_doubtful_is_not(cli, tmp_path)
         {"config": {**CONFIG, "eval": {"target": 3}}},
     ],
 )
-def test_other_attacks_or_samples_stand_apart_and_it_is_said(cli, tmp_path, other):
+def test_other_attacks_or_samples_stand_apart_and_it_is_said(here, capsys, tmp_path, other):
     write_eval(tmp_path / "runs" / "eval" / "a-1")
     write_eval(tmp_path / "runs" / "eval" / "b-1", **other)
-    found = board(cli)
+    found = board()
     assert [list(ranks(entry).values()) for entry in found] == [[1], [1]]
     assert not any(entry["only_board_of_its_threat"] for entry in found)
-    assert "Not comparable" in cli("runs", "ls", "--leaderboard").out
+    assert "Not comparable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("other", [{"eps": 0.2}, {"norm": "l2"}, {"data": "mnist"}, {"split": "val"}])
-def test_another_threat_or_data_set_is_another_board(cli, tmp_path, other):
+def test_another_threat_or_data_set_is_another_board(here, tmp_path, other):
     write_eval(tmp_path / "runs" / "eval" / "a-1")
     write_eval(tmp_path / "runs" / "eval" / "b-1", **other)
-    assert [entry["only_board_of_its_threat"] for entry in board(cli)] == [True, True]
+    assert [entry["only_board_of_its_threat"] for entry in board()] == [True, True]
 
 
 def test_a_training_is_no_final_model(cli, tmp_path):
     write_train(tmp_path / "runs" / "train" / "t-1", (90, 50))
     assert "Validation numbers" in cli("runs", "ls", "--leaderboard").out
-    assert board(cli, "--by", "clean_acc")[0]["runs"][0]["clean_acc"] == 0.9
+    assert board("clean_acc")[0]["runs"][0]["clean_acc"] == 0.9
 
 
 def test_broken_and_foreign_directories_are_skipped_with_a_line(cli, many):

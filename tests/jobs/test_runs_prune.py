@@ -6,7 +6,9 @@ import time
 import pytest
 from written_runs import CONFIG, samples, write_eval, write_run, write_train
 
+from robustcli.jobs.evidence.pruning import runs_prune
 from robustcli.store.lock import RunLock
+from robustcli.terminal.console import Console
 
 STEP = ("manifest.json", "model.safetensors")
 
@@ -29,8 +31,14 @@ def steps(path):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
+
+
+def prune(keep_best=False):
+    """The document of `runs prune --yes` in the working directory."""
+    return runs_prune(None, Console(quiet=True), keep_best=keep_best, yes=True)
 
 
 def could_go(answer):
@@ -57,25 +65,25 @@ def test_checkpoints_that_nothing_names_go(cli, runs):
     assert "freed 0 B" in cli("runs", "prune", "--yes").out
 
 
-def test_keep_best_leaves_one_and_last_names_it(cli, runs):
+def test_keep_best_leaves_one_and_last_names_it(runs):
     run = training(runs / "train" / "t-1")
-    assert cli("runs", "prune", "--keep-best", "--yes", "--json").document["bytes"] == 200
+    assert prune(True)["bytes"] == 200
     assert steps(run) == [10] and (run / "checkpoints" / "last").read_text() == "step-00000010\n"
 
 
 @pytest.mark.parametrize("state", ["running", "preempted", "failed"])
-def test_a_training_that_may_go_on_keeps_its_checkpoints(cli, runs, state):
+def test_a_training_that_may_go_on_keeps_its_checkpoints(runs, state):
     run = training(runs / "train" / "t-1", state=state, code=None)
-    cli("runs", "prune", "--keep-best", "--yes")
+    prune(True)
     assert steps(run) == [10, 20, 30]
 
 
-def test_a_run_that_is_held_stays(cli, runs):
+def test_a_run_that_is_held_stays(runs):
     run = training(runs / "train" / "t-1")
     with RunLock(run):
-        answer = cli("runs", "prune", "--yes", "--json")
-        assert steps(run) == [10, 20, 30] and answer.code == 0
-        assert "in use" in answer.document["kept"][0]["reason"] and answer.document["bytes"] == 0
+        answer = prune()
+        assert steps(run) == [10, 20, 30]
+        assert "in use" in answer["kept"][0]["reason"] and answer["bytes"] == 0
 
 
 @pytest.mark.parametrize(
@@ -93,12 +101,12 @@ def test_a_run_that_is_held_stays(cli, runs):
         ),
     ],
 )
-def test_a_run_that_something_refers_to_stays(cli, runs, refer):
+def test_a_run_that_something_refers_to_stays(runs, refer):
     run = training(runs / "train" / "t-1")
     refer(runs)
-    answer = cli("runs", "prune", "--keep-best", "--yes", "--json")
+    answer = prune(True)
     assert steps(run) == [10, 20, 30]
-    assert [entry["run"] for entry in answer.document["kept"]] == ["runs/train/t-1"]
+    assert [entry["run"] for entry in answer["kept"]] == ["runs/train/t-1"]
 
 
 def made_from(runs, name, weights=None):
@@ -106,7 +114,7 @@ def made_from(runs, name, weights=None):
     write_eval(runs / "eval" / "e-1", config=config)
 
 
-def test_shards_go_where_the_numbers_are_made(cli, runs):
+def test_shards_go_where_the_numbers_are_made(runs):
     whole = write_eval(runs / "eval" / "whole-1", samples=samples(1))
     part = write_eval(runs / "eval" / "part-1", samples=samples(1))
     summary = (part / "summary.json").read_text()
@@ -117,34 +125,34 @@ def test_shards_go_where_the_numbers_are_made(cli, runs):
         (run / "shards" / "0000.jsonl").write_text("x" * 10)
         (run / "shards" / "header.json").write_text("{}")
     (whole / "shards" / "notes.txt").write_text("mine")
-    assert cli("runs", "prune", "--yes", "--json").document["bytes"] == 12
+    assert prune()["bytes"] == 12
     assert [path.name for path in (whole / "shards").iterdir()] == ["notes.txt"]
     assert len(list((part / "shards").iterdir())) == len(list((killed / "shards").iterdir())) == 2
 
 
-def test_a_run_without_a_result_goes_whole_and_what_is_yours_stays(cli, runs):
+def test_a_run_without_a_result_goes_whole_and_what_is_yours_stays(runs):
     for name in ("gone-1", "mine-1"):
         run = write_run(runs / "eval" / name, "eval", state="failed", code=3)
         (run / "crash.log").write_text("Traceback (most recent call last)\n")
     (runs / "eval" / "mine-1" / "notes.txt").write_text("mine")
     done = write_eval(runs / "eval" / "done-1")
-    cli("runs", "prune", "--yes")
+    prune()
     assert not (runs / "eval" / "gone-1").exists() and done.is_dir()
     assert [path.name for path in (runs / "eval" / "mine-1").iterdir()] == ["notes.txt"]
 
 
-def test_what_is_yours_in_a_checkpoint_keeps_it(cli, runs):
+def test_what_is_yours_in_a_checkpoint_keeps_it(runs):
     run = training(runs / "train" / "t-1")
     (run / "checkpoints" / "step-00000020" / "notes.txt").write_text("mine")
-    cli("runs", "prune", "--yes")
+    prune()
     assert steps(run) == [10, 20, 30]
 
 
-def test_a_folder_that_lies_elsewhere_is_left_alone(cli, runs, tmp_path):
+def test_a_folder_that_lies_elsewhere_is_left_alone(runs, tmp_path):
     run = training(runs / "train" / "t-1")
     (run / "checkpoints").rename(tmp_path / "disk")
     (run / "checkpoints").symlink_to(tmp_path / "disk")
-    cli("runs", "prune", "--keep-best", "--yes")
+    prune(True)
     assert len(list((tmp_path / "disk").glob("step-*"))) == 3
 
 
