@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from reported import ALARM, KINDS, certificate, demonstration, evaluation, guarded, training
+from reported import ALARM, KINDS, begun, certificate, demonstration, evaluation, guarded, training
 
+from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Text
 from robustcli.reporting.page.compose import Material, report_of
 from robustcli.reporting.page.doubt import MEANINGS
@@ -79,6 +80,7 @@ def test_each_alarm_of_the_documentation_is_explained(tmp_path):
         ({"document": {"reliability": "invalid"}}, "INVALID", "bad"),
         ({"document": {"partial": {"shards": 1, "of": 3}}}, "PARTIAL", "care"),
         ({"document": {"gate": [UNMET]}}, "BELOW THE THRESHOLD", "bad"),
+        ({"document": {"notes": ["clean accuracy is not surely above chance."]}}, "LOOK", "care"),
         ({"state": "failed", "code": 5}, "FAILED", "bad"),
         ({"state": "running", "code": None}, "NO RESULT", "none"),
     ],
@@ -86,6 +88,18 @@ def test_each_alarm_of_the_documentation_is_explained(tmp_path):
 def test_the_word_of_the_verdict(tmp_path, changes, word, light):
     verdict = verdict_of(evaluation(tmp_path / "run", **changes))
     assert (verdict.word, verdict.light) == (word, light)
+
+
+def test_without_its_rows_a_run_has_no_verdict(tmp_path):
+    path = evaluation(tmp_path / "run").path
+    (path / "metrics.jsonl").unlink()
+    assert (verdict_of(Dossier.read(path)).word, verdict_of(Dossier.read(path)).light) == (
+        "NO RESULT",
+        "none",
+    )
+    bench = begun(tmp_path / "bench", "bench")
+    (bench / "summary.json").write_text('{"verb": "bench"}')
+    assert verdict_of(Dossier.read(bench)).word == "DONE"
 
 
 def test_stale_goes_before_suspect(tmp_path):
@@ -110,14 +124,32 @@ def test_techniques_follow_from_the_attacks(tmp_path):
     assert techniques(evaluation(tmp_path / "pgd")) == ["AML.T0015", "AML.T0043.000"]
     assert techniques(evaluation(tmp_path / "square", attack="square")) == ["AML.T0015", "AML.T0043.001"]
     assert techniques(KINDS["transfer"](tmp_path / "t")) == ["AML.T0015", "AML.T0043.002"]
-    text = page(
-        evaluation(tmp_path / "run", config={"model": {"name": "run:x"}, "objective": {"name": "madry"}})
-    )
+    trained = training(tmp_path / "trained")
+    text = page(evaluation(tmp_path / "run", model=f"run:{trained.path}"))
     assert "AML.T0043.000 Craft Adversarial Data: White-Box Optimization" in text
     assert "AML.M0003 Model Hardening" in text and "AML.M0015 Adversarial Input Detection" in page(
         guarded(tmp_path / "guard")
     )
     assert len(TECHNIQUES) == 4 and len(MITIGATIONS) == 2
+    natural = training(tmp_path / "natural", objective={"name": "natural"})
+    assert techniques(natural) == ["AML.T0015", "AML.T0043.000"]  # it was validated under an attack
+    assert "AML.M0003" not in page(natural) and "AML.M0003" in page(trained)
+    assert "AML.M0003" not in page(evaluation(tmp_path / "file", model="net.safetensors"))
+    assert techniques(demonstration(tmp_path / "demo")) == ["AML.T0015", "AML.T0043.000"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "flag"),
+    [
+        ("mine.py:hit@0123456789ab", "--attack-plugin mine.py:hit"),
+        ("transfer:0123456789ab", "--surrogate MODEL, whose hash begins with 0123456789ab"),
+    ],
+)
+def test_flags_that_no_configuration_holds_are_said(tmp_path, attack, flag):
+    run = evaluation(tmp_path / "run", attack=attack)
+    assert f"<code>{flag}</code>" in page(run)
+    assert ("AML.T0043.002" in techniques(run)) == attack.startswith("transfer")
+    assert "Add what no configuration holds" not in page(evaluation(tmp_path / "plain"))
 
 
 def test_no_number_of_a_failed_run_is_a_verdict(tmp_path):

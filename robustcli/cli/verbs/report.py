@@ -17,7 +17,13 @@ EXAMPLES = ("robustcli report runs/eval/latest", "robustcli report runs/eval/old
 WORDS = "Run directories: runs/eval/latest."
 WORDS_METAVAR = "RUN [RUN]..."
 FLAGS = (
-    *("out", "overwrite"),
+    add_flag(
+        "report_out", Flag("Directory of the report, instead of that of the first run.", names=("--out",))
+    ),
+    add_flag(
+        "report_over",
+        Flag("Write into --out also beside other files.", kind="switch", names=("--overwrite",)),
+    ),
     add_flag("sign", Flag("Sign the run with its report and its weights.", kind="switch")),
     add_flag("private_key", Flag("With --sign: an elliptic-curve key in PEM.", metavar="KEY")),
     add_flag("verify", Flag("Is the run as it was signed? Writes nothing.", kind="switch")),
@@ -30,13 +36,13 @@ def run(call: Call) -> dict[str, Any]:
     """Write the report of the runs, and say where; or check the signature of signed ones."""
     from robustcli.jobs.evidence.signed import sign_report, signer_for, verify_report
 
-    runs, out = call.texts("words"), call.text("out")
+    runs, out = call.texts("words"), call.text("report_out")
     if call.on("verify"):
         return verify_report(runs, call.text("public_key"), call.console)
     signer = signer_for(runs, out, call.text("private_key")) if call.on("sign") else None
     from robustcli.jobs.evidence.report import report
 
-    document = report(runs, out, call.on("overwrite"))
+    document = report(runs, out, call.on("report_over"))
     for found in document["runs"]:
         call.console.info(f"{found['run']}: {found['verdict']}: {found['sentence']}".replace("`", ""))
     for line in document["stale"]:

@@ -124,10 +124,10 @@ def write_page(run: Path) -> Path:
 class _Drawing:
     """Pictures of runs by their path, sentences about those left out, files, and the bytes that are left."""
 
+    room: int
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     saved: list[Path] = field(default_factory=list)
-    room: int = _PICTURES
 
     def add(self, run: Dossier, beside: Path | None) -> None:
         """Draw all of a run. beside: where its files go; None for pictures that lie in the page alone."""
@@ -147,7 +147,7 @@ class _Drawing:
 
 def _drawn(runs: Sequence[Dossier], target: Path) -> _Drawing:
     """The pictures of all runs and of those inside them. The first run's lie beside the page too."""
-    drawing = _Drawing()
+    drawing = _Drawing(_PICTURES)
     for run in runs:
         for one in _with_parts(run):
             drawing.add(one, target / "plots" if one is runs[0] else None)

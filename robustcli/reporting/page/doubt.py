@@ -5,6 +5,7 @@ from __future__ import annotations
 from robustcli.records.alarm import Alarm
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Block, Bullets, Light, Notice, Section, Text, code
+from robustcli.reporting.page.verdict import MEASURING
 
 _LIGHTS: dict[str, Light] = {"invalid": "bad", "suspect": "care", "note": "none"}
 #: What each alarm says of a number. docs/alarms.md has the thresholds.
@@ -53,7 +54,7 @@ def doubt_section(run: Dossier) -> Section:
 def _state(run: Dossier) -> Block:
     if not run.measured:
         return Notice("none", "NOT KNOWN", "The run has not ended well, so nothing was concluded.")
-    if run.verb in ("train", "guard fit", "demo", "bench", "guard update"):
+    if run.verb not in MEASURING:
         return Text("The checks of an evaluation have not run here: `robustcli eval` makes them.")
     if run.reliability == "ok":
         told = "None of the checks fired. That is no proof of robustness: it says that the search has worked."

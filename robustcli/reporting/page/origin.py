@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from robustcli.records.eval import EvalRow
 from robustcli.records.transfer import TransferRow
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Block, Command, Facts, Grid, Light, Notice, Section, Text, code
-from robustcli.reporting.page.words import described, model_of
+from robustcli.reporting.page.words import described, listed, model_of
 from robustcli.reporting.tables import Table
 
 State = Literal["same", "changed", "unknown"]
@@ -49,11 +50,12 @@ def origin_section(run: Dossier, checks: Sequence[Check]) -> Section:
     blocks: list[Block] = [Text("The same again, from the directory where it ran:"), Command(command_of(run))]
     if not checks:
         blocks.append(Text(_UNCHECKED))
+    if flags := flags_of(run):
+        blocks.append(Text(f"Add what no configuration holds: {listed([code(flag) for flag in flags])}."))
     blocks += [Notice(*_WORDS[check.state], f"{check.what}: {check.told}.") for check in checks]
-    blocks += [
-        Text("SHA-256 of what the numbers belong to:"),
-        Facts([(name, code(value)) for name, value in hashes_of(run)]),
-    ]
+    if hashes := hashes_of(run):
+        blocks.append(Text("SHA-256 of what the numbers belong to:"))
+        blocks.append(Facts([(name, code(value)) for name, value in hashes]))
     blocks.append(Grid(_environment(run)))
     return Section("origin", "Origin of the numbers", blocks)
 
@@ -72,6 +74,20 @@ def command_of(run: Dossier) -> str:
     if isinstance(plugin, Mapping) and plugin.get("spec"):
         words += ["--plugin", str(plugin["spec"])]
     return shlex.join([*words, config])
+
+
+def flags_of(run: Dossier) -> list[str]:
+    """Flags that the command had and that no configuration holds, as far as the records tell."""
+    found = []
+    for row in run.of(EvalRow):
+        name, at, _ = row.attack.partition("@")
+        if at and ".py:" in name:
+            found.append(f"--attack-plugin {name}")
+        elif run.verb == "eval" and row.attack.startswith("transfer:"):
+            found.append(f"--surrogate MODEL, whose hash begins with {row.attack.partition(':')[2]}")
+    if run.document.get("cross_check"):
+        found.append("--cross-check torchattacks")
+    return found
 
 
 def hashes_of(run: Dossier) -> list[tuple[str, str]]:

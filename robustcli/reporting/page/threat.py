@@ -6,15 +6,19 @@ Terms are those of NIST AI 100-2e2025; techniques and mitigations have their num
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from robustcli import registry
+from robustcli.errors import RobustCliError
 from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.guard import GuardRow
+from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Block, Bullets, Facts, Section, Text, code
-from robustcli.reporting.page.words import ball_of, change, listed, named
+from robustcli.reporting.page.words import ball_of, change, listed, models_of, named
+from robustcli.store.latest import resolve_run
 
 TECHNIQUES = {
     "AML.T0015": "Evade AI Model",
@@ -26,6 +30,7 @@ MITIGATIONS = {"AML.M0003": "Model Hardening", "AML.M0015": "Adversarial Input D
 #: What an attack asks the model for -> the technique that it is.
 _BY_NEED = {"gradient": "AML.T0043.000", "scores": "AML.T0043.001", "decisions": "AML.T0043.001"}
 _TRANSFER = "AML.T0043.002"
+_LINEAGE = 4  # runs that weights came through
 
 
 def threat_section(run: Dossier) -> Section:
@@ -67,11 +72,16 @@ def attacks_of(run: Dossier) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in run.of(EvalRow):
         if row.kind == "attack":
-            found[row.title] = _TRANSFER if row.attack == "transfer" else _technique(row.attack)
+            surrogate = row.attack.partition(":")[0] == "transfer"
+            found[row.title] = _TRANSFER if surrogate else _technique(row.attack)
     for guard in run.of(GuardRow):
         found |= {label: found.get(label, "AML.T0043.000") for label in guard.adaptive_attacks}
     for pair in run.of(TransferRow):
         found[f"{pair.attack} on another model"] = _TRANSFER
+    for model in models_of(run).values():
+        for attack in model.get("attacks") or ():
+            label = str(attack.get("name"))
+            found[label] = _technique(label.partition("-")[0])
     for proven in run.of(CertifyRow):
         found |= {label: _technique(label.partition("-")[0]) for label in proven.attacks}
     if not found:
@@ -81,11 +91,14 @@ def attacks_of(run: Dossier) -> dict[str, str]:
 
 
 def _configured(run: Dossier) -> Sequence[object]:
-    """The attack that a training ran against, and the one that validated it."""
+    """The attack that a training ran against, and the one that validated it, where there was one."""
     if run.verb != "train":
         return ()
-    train = run.config.get("train") or {}
-    return [spec for spec in (run.config.get("adversary"), train.get("val_attack")) if named(spec)]
+    objective = named(run.config.get("objective"))
+    attacked = objective in registry.objectives and registry.objectives.get(objective).facts.inner is not None
+    found = [run.config.get("adversary")] if attacked else []
+    validated = {row.attack for row in run.of(TrainRow) if row.robust is not None and row.attack}
+    return [spec for spec in (*found, *sorted(validated)) if named(spec)]
 
 
 def _technique(name: str) -> str:
@@ -117,10 +130,9 @@ def _knowledge(run: Dossier) -> str:
 def mitigations(run: Dossier) -> list[tuple[str, str]]:
     """(ATLAS number, why) for what the configuration names."""
     found = []
-    hardened = run.verb == "train" or str(named(run.config.get("model"))).startswith("run:")
-    objective = named(run.config.get("objective"))
-    if hardened and objective and objective != "natural":
-        found.append(("AML.M0003", f"adversarial training with the objective {code(objective)}"))
+    objective = _objective(run)
+    if objective and objective != "natural":
+        found.append(("AML.M0003", f"robust training with the objective {code(objective)}"))
     defences = [named(spec) for spec in run.config.get("defences") or ()]
     guard = next(iter(run.of(GuardRow)), None)
     if guard is not None:
@@ -130,3 +142,19 @@ def mitigations(run: Dossier) -> list[tuple[str, str]]:
     if defences:
         found.append(("AML.M0015", f"the guard with {listed([code(name) for name in defences])}"))
     return found
+
+
+def _objective(run: Dossier, depth: int = 0) -> str:
+    """The objective that trained the model: of the run itself, or of the run that its weights come from.
+
+    A configuration names an objective that nobody used where the weights come from elsewhere: "" for those.
+    """
+    if run.verb == "train":
+        return named(run.config.get("objective"))
+    kind, _, folder = named(run.config.get("model")).partition(":")
+    if kind not in ("run", "guard") or depth >= _LINEAGE or run.verb == "transfer":
+        return ""
+    try:
+        return _objective(Dossier.read(resolve_run(Path(folder))), depth + 1)
+    except RobustCliError:
+        return ""

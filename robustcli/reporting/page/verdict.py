@@ -14,8 +14,10 @@ from robustcli.reporting.cells import amount, percent
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.guard_table import guard_sentence
 from robustcli.reporting.page.blocks import Light, Number, Verdict, code
-from robustcli.reporting.page.words import around, ball_of, change, share
+from robustcli.reporting.page.words import around, ball_of, change, listed, share
 
+#: Verbs whose numbers say how robust a model is. Without a number they have no verdict.
+MEASURING = ("eval", "attack", "certify", "transfer", "guard eval")
 #: What was found, and its numbers.
 Finding = tuple[str, Sequence[Number]]
 _ENDINGS = {
@@ -30,6 +32,8 @@ def verdict_of(run: Dossier, stale: Sequence[str] = ()) -> Verdict:
     if not run.measured:
         return _without_result(run)
     sentence, numbers = _FINDINGS.get(run.verb, _of_parts)(run)
+    if run.verb in MEASURING and not numbers:
+        return Verdict("none", "NO RESULT", sentence, (), "There is no number to trust.")
     light, word, trust = _trust(run, stale)
     return Verdict(light, word, sentence, numbers, trust)
 
@@ -47,7 +51,7 @@ def _without_result(run: Dossier) -> Verdict:
 def _trust(run: Dossier, stale: Sequence[str]) -> tuple[Light, str, str]:
     """(light, word, sentence): the worst of what stands against the numbers comes first."""
     unmet = [gate for gate in run.document.get("gate") or () if not gate.get("passed")]
-    names = ", ".join(sorted({alarm.name for alarm in run.alarms if alarm.level != "note"}))
+    names = listed(sorted({alarm.name for alarm in run.alarms if alarm.level != "note"})) or "see below"
     if run.reliability == "invalid":
         return "bad", "INVALID", f"These numbers must not be used: {names}."
     if stale:
@@ -59,14 +63,15 @@ def _trust(run: Dossier, stale: Sequence[str]) -> tuple[Light, str, str]:
         return "care", "PARTIAL", f"Only {partial['shards']} of {partial['of']} parts were measured."
     if run.reliability == "suspect":
         return "care", "SUSPECT", f"Believe these numbers only after the alarms were answered: {names}."
-    if run.notes and run.verb == "train":
-        return "care", "LOOK", f"The run itself says: {run.notes[0]}."
-    if run.verb in ("train", "guard fit", "demo"):
-        return "good", "DONE", _FIRST_LOOK[run.verb]
+    if run.notes and run.verb in (*MEASURING, "train"):
+        return "care", "LOOK", f"The run itself says: {run.notes[0].rstrip('.')}."
+    if run.verb not in MEASURING:
+        return "good", "DONE", _NEXT.get(run.verb, "The run measures no robustness of its own.")
     return "good", "NO ALARM", "None of the checks has found a reason to doubt these numbers."
 
 
-_FIRST_LOOK = {
+#: What measures the robustness that a run does not.
+_NEXT = {
     "train": "Validation has chosen this model. `robustcli eval` measures its robustness, on test data.",
     "guard fit": "What an attacker leaves who knows the guard is what `robustcli guard eval` measures.",
     "demo": "One short attack on a small model: a demonstration, not an evaluation.",

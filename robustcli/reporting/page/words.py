@@ -57,10 +57,20 @@ def ball_of(run: Dossier) -> tuple[str, float] | None:
         return row.norm, float(run.document.get("eps", row.eps))
     if row is not None and row.norm:
         return row.norm, row.eps
+    for found in models_of(run).values():
+        return str(found["norm"]), float(found["eps"])
     ball = run.config.get("ball")
     if isinstance(ball, Mapping) and isinstance(ball.get("eps"), (int, float)):
         return str(ball.get("norm")), float(ball["eps"])
     return None
+
+
+def models_of(run: Dossier) -> dict[str, Mapping[str, Any]]:
+    """Name -> document of each model of a `demo`; {} for any other run."""
+    models = run.document.get("models") if run.verb == "demo" else None
+    if not isinstance(models, Mapping):
+        return {}
+    return {str(name): found for name, found in models.items() if isinstance(found, Mapping)}
 
 
 def model_of(run: Dossier) -> str:
@@ -70,7 +80,8 @@ def model_of(run: Dossier) -> str:
 
 def data_of(run: Dossier) -> str:
     """The data set as the configuration names it."""
-    return named(run.config.get("data")) or "?"
+    of_models = [str(found.get("data", "")) for found in models_of(run).values()]
+    return named(run.config.get("data")) or next(iter(of_models), "") or "?"
 
 
 def named(spec: Any) -> str:
