@@ -18,7 +18,8 @@ WORDS = "Run directories: runs/eval/latest."
 WORDS_METAVAR = "RUN [RUN]..."
 FLAGS = (
     add_flag(
-        "report_out", Flag("Directory of the report, instead of that of the first run.", names=("--out",))
+        "report_out",
+        Flag("Directory of the report, instead of that of the first run.", names=("--out",), metavar="DIR"),
     ),
     add_flag(
         "report_over",
