@@ -1,12 +1,12 @@
 # Two commands from a fresh clone, with nothing but python3 >= 3.10 (with venv) and make:  make demo   make test
-.PHONY: help setup demo test test-slow test-versions docs lint bench dist audit sbom clean
+.PHONY: help setup demo test test-slow test-versions docs site lint bench dist audit sbom clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 VENV ?= .venv
 # Exact versions that were proved, `make CONSTRAINTS= ...` for the newest ones; some of them need Python 3.11.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
-EXTRAS ?= dev,tensorboard,mlflow,wandb,guard,postgres,serve,onnx,sign,release
+EXTRAS ?= dev,tensorboard,mlflow,wandb,guard,postgres,serve,onnx,sign,release,docs
 N ?= 2
 ARGS ?=
 BENCH ?= benchmarks/speed.py
@@ -57,6 +57,9 @@ version-%:
 docs: $(READY) ## tables, reference pages and docs/cli.md, from what is registered and the commands
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/reference.py
+
+site: $(READY) ## the documentation as web pages in build/site; a warning fails it
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(READY) ## ruff, mypy, and the shape of the code beside others'
 	$(BIN)/ruff check .

@@ -15,7 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 # Extras that `make` installs.
-PINNED = ("dev", "tensorboard", "mlflow", "wandb", "guard", "postgres", "serve", "onnx", "sign", "release")
+PINNED = (
+    "dev",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+    "guard",
+    "postgres",
+    "serve",
+    "onnx",
+    "sign",
+    "release",
+    "docs",
+)
 OPTIONAL = (*PINNED, "timm", "bench")
 
 
