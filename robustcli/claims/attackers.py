@@ -1,4 +1,4 @@
-"""Which attacks a run was made with, what they asked the model for, and their papers."""
+"""Which attacks a run was made with, and their papers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ def attacks_of(dossier: Dossier) -> list[str]:
     """Registered names of the attacks of a run; what is not registered is left out."""
     named = dict.fromkeys(name for text in _texts(dossier) for name in (text, text.rpartition("-")[0]))
     return [name for name in named if name in registry.attacks]
-
-
-def needs_of(dossier: Dossier) -> set[str]:
-    """gradient, scores, decisions: what the attacks of a run asked the model for."""
-    return {registry.attacks.get(name).facts.needs for name in attacks_of(dossier)}
 
 
 def papers_of(dossier: Dossier) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from robustcli.claims import words
 from robustcli.claims.measured import Measured
 from robustcli.claims.provenance import Provenance, section
+from robustcli.reporting.page.limits import limits, untested
 
 Tree = dict[str, Any]
 
@@ -51,14 +52,14 @@ def _metric(number: Measured) -> Tree:
 
 
 def _considerations(provenance: Provenance, numbers: Sequence[Measured], unfit: str) -> Tree:
-    limits = [f"No claim: {unfit}."] if unfit else []
-    limits += [alarm.line() for alarm in provenance.dossier.alarms]
-    limits += words.limits(provenance, numbers)
-    limits += [f"Not tested: {line}" for line in words.not_tested(provenance, numbers)]
+    told = [f"No claim: {unfit}."] if unfit else []
+    told += [alarm.line() for alarm in provenance.dossier.alarms]
+    told += limits(provenance.dossier)
+    told += [f"Not tested: {line}" for line in untested(provenance.dossier)]
     threat = " ".join(words.threat(provenance, numbers))
     return {
         "useCases": words.intended_use(provenance),
-        "technicalLimitations": limits,
+        "technicalLimitations": told,
         "ethicalConsiderations": [
             {
                 "name": f"Evasion (MITRE ATLAS AML.T0015). {threat}",

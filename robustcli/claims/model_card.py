@@ -13,9 +13,10 @@ import yaml
 from robustcli.claims import words
 from robustcli.claims.measured import CERTIFIED, Measured, measured
 from robustcli.claims.provenance import Provenance
-from robustcli.claims.words import quoted
 from robustcli.errors import printable
 from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.page.blocks import code
+from robustcli.reporting.page.limits import limits, untested
 from robustcli.reporting.tables import Table
 
 TASK = {"type": "image-classification", "name": "Image classification"}
@@ -88,7 +89,7 @@ def _metric(number: Measured) -> dict[str, Any]:
 def _body(provenance: Provenance, numbers: Sequence[Measured]) -> str:
     dossier = provenance.dossier
     unfit = words.unfit(provenance)
-    lines = [f"# {quoted(provenance.name)}", ""]
+    lines = [f"# {code(provenance.name)}", ""]
     if unfit:
         lines += [f"> **No claim:** {unfit}.", ""]
     elif dossier.reliability == "suspect":
@@ -100,8 +101,8 @@ def _body(provenance: Provenance, numbers: Sequence[Measured]) -> str:
         "Threat model": _list(words.threat(provenance, numbers)),
         "Results": _results_table(numbers),
         "Reliability": _list(words.reliability(provenance)),
-        "Limits": _list(words.limits(provenance, numbers)),
-        "Not tested": _list(words.not_tested(provenance, numbers)),
+        "Limits": _list(limits(provenance.dossier)),
+        "Not tested": _list(untested(provenance.dossier)),
         "Environment": _list(_environment(dossier.environment)),
         "Hashes (SHA-256)": _list(_hashes(provenance)),
         "How to reproduce": ["```bash", provenance.command, "```"],
@@ -133,7 +134,7 @@ def _environment(environment: Mapping[str, Any]) -> list[str]:
     found = [(name, environment[name]) for name in _ENVIRONMENT if environment.get(name)]
     if not found:
         return ["Not recorded."]
-    return [f"{name}: {quoted(value if isinstance(value, str) else _plain(value))}" for name, value in found]
+    return [f"{name}: {code(value if isinstance(value, str) else _plain(value))}" for name, value in found]
 
 
 def _plain(value: Any) -> str:
@@ -144,11 +145,11 @@ def _hashes(provenance: Provenance) -> list[str]:
     found = {**provenance.hashes, **provenance.weights}
     if not found:
         return ["Not recorded."]
-    return [f"{printable(name)}: {quoted(value)}" for name, value in found.items()]
+    return [f"{printable(name)}: {code(value)}" for name, value in found.items()]
 
 
 def _citations(provenance: Provenance) -> list[str]:
-    methods = [f"{quoted(name)}: {paper}" for name, paper in provenance.papers.items()]
+    methods = [f"{code(name)}: {paper}" for name, paper in provenance.papers.items()]
     intervals = "Wilson, JASA 22, 1927 (here); Clopper and Pearson, Biometrika 26, 1934 (`model-index`)."
     return [*methods, f"intervals: {intervals}"]
 

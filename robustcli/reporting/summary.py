@@ -17,13 +17,13 @@ from robustcli.reporting.record_tables import class_table, eval_table, train_tab
 from robustcli.reporting.tables import Table
 
 #: Path in a configuration -> where the methods that stand there are registered.
-_REGISTRIES: dict[str, registry.Registry[Any, Any]] = {
-    "attacks": registry.attacks,
-    "adversary": registry.attacks,
-    "train.val_attack": registry.attacks,
-    "objective": registry.objectives,
-    "model": registry.models,
-    "defences": registry.defences,
+_REGISTRIES: dict[str, tuple[registry.Registry[Any, Any], ...]] = {
+    "attacks": (registry.ensembles, registry.attacks),
+    "adversary": (registry.attacks,),
+    "train.val_attack": (registry.attacks,),
+    "objective": (registry.objectives,),
+    "model": (registry.models,),
+    "defences": (registry.defences,),
 }
 
 
@@ -130,10 +130,10 @@ def sources(config: Mapping[str, Any], paths: Sequence[str]) -> dict[str, str]:
     """
     papers: dict[str, str] = {}
     for path in paths:
-        methods = _REGISTRIES[path]
         for name in _names_at(config, path):
-            if name in methods and (source := source_of(methods.get(name).fn)):
-                papers[name] = source
+            for methods in _REGISTRIES[path]:
+                if name in methods and (source := source_of(methods.get(name).fn)):
+                    papers[name] = source
     return papers
 
 

@@ -95,13 +95,13 @@ def test_what_an_evaluation_claims(tmp_path):
     assert HASHES["model"] in sections["Hashes (SHA-256)"]
     assert f"robustcli eval {tmp_path}/e/config.resolved.yaml" in sections["How to reproduce"]
     assert "arXiv:1706.06083" in sections["Citations"]
-    assert "white-box" in sections["Threat model"] and "at most eps (linf)" in sections["Threat model"]
-    assert "l2 or l1" in sections["Not tested"] and "see scores only" in sections["Not tested"]
+    assert "white box" in sections["Threat model"] and "every pixel by at most" in sections["Threat model"]
+    assert "Other norms: l2 and l1" in sections["Not tested"] and "by queries" in sections["Not tested"]
 
 
 def test_an_attack_that_sees_scores_is_tested(tmp_path):
     _, sections = parts(write_eval(tmp_path / "e", attack="square"))
-    assert "see scores only" not in sections["Not tested"] and "white-box" not in sections["Threat model"]
+    assert "by queries" not in sections["Not tested"] and "white box" not in sections["Threat model"]
 
 
 @pytest.mark.parametrize("more", [{"reliability": "invalid"}, {"state": "failed", "code": 5}])

@@ -52,6 +52,8 @@ def test_the_papers_of_the_methods_used_are_cited() -> None:
     assert list(found) == ["pgd", "madry", "fgsm"]
     assert "1706.06083" in found["pgd"] and "1412.6572" in found["fgsm"]
     assert sources({}, ("attacks", "objective")) == {}
+    ensemble = sources({"attacks": [{"name": "autoattack", "version": "rapid"}]}, ("attacks",))
+    assert "arXiv:2003.01690" in ensemble["autoattack"]
     text = eval_summary(CONFIG, ROWS)
     assert "- `pgd`: Madry et al." in text and "fgsm" not in text and "Clopper and Pearson" in text
 

@@ -22,6 +22,11 @@ _WEAK = {"fgsm", "noise", "pgd", "mi_fgsm", "vmi_fgsm", "square"}
 
 def limits_section(run: Dossier) -> Section:
     """How far the claim goes."""
+    return Section("limits", "Limits of the claim", [Bullets(limits(run))])
+
+
+def limits(run: Dossier) -> list[str]:
+    """What the numbers do not say although they may be read so."""
     row, found = described(run), []
     n = getattr(row, "n", 0)
     split = getattr(row, "split", "validation")
@@ -55,7 +60,7 @@ def limits_section(run: Dossier) -> Section:
         )
     if data := _chosen(run):
         found.append(data)
-    return Section("limits", "Limits of the claim", [Bullets(found)])
+    return found
 
 
 def _chosen(run: Dossier) -> str:

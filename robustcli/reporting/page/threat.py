@@ -34,7 +34,21 @@ _LINEAGE = 4  # runs that weights came through
 
 
 def threat_section(run: Dossier) -> Section:
-    """Goal, knowledge and capability of the attacker that the run has tried."""
+    """The attacker that the run has tried, the techniques, and the mitigations in place."""
+    blocks: list[Block] = [
+        Facts(attacker(run)),
+        Text("Tried here, by the techniques of MITRE ATLAS:"),
+        Bullets([f"{name} {TECHNIQUES[name]}{_by(run, name)}" for name in techniques(run)]),
+        Text("Mitigations in place, as far as the run says:"),
+        Bullets([f"{name} {MITIGATIONS[name]}: {why}" for name, why in mitigations(run)]),
+    ]
+    if not mitigations(run):
+        blocks[-2:] = [Text("The run does not say that a mitigation is in place.")]
+    return Section("threat", "Threat model", blocks)
+
+
+def attacker(run: Dossier) -> tuple[tuple[str, str], ...]:
+    """Goal, knowledge and capability of the attacker, in words."""
     ball = ball_of(run)
     target = (run.config.get("eval") or {}).get("target")
     goal = "an integrity violation: the model answers a wrong class to an image it was right on"
@@ -45,16 +59,7 @@ def threat_section(run: Dossier) -> Section:
         f"testing data control: the input at inference is the attacker's{allowed};"
         " training data and weights stay out of reach"
     )
-    blocks: list[Block] = [
-        Facts((("Goal", goal), ("Knowledge", _knowledge(run)), ("Capability", capability))),
-        Text("Tried here, by the techniques of MITRE ATLAS:"),
-        Bullets([f"{name} {TECHNIQUES[name]}{_by(run, name)}" for name in techniques(run)]),
-        Text("Mitigations in place, as far as the run says:"),
-        Bullets([f"{name} {MITIGATIONS[name]}: {why}" for name, why in mitigations(run)]),
-    ]
-    if not mitigations(run):
-        blocks[-2:] = [Text("The run does not say that a mitigation is in place.")]
-    return Section("threat", "Threat model", blocks)
+    return ("Goal", goal), ("Knowledge", _knowledge(run)), ("Capability", capability)
 
 
 def techniques(run: Dossier) -> list[str]:
