@@ -93,6 +93,7 @@ def train(
     overwrite: bool = False,
     override_resume: Sequence[str] = (),
     smoke: bool = False,
+    report: bool = True,
     plugin: str | None = None,
     allow_pickle: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -109,7 +110,7 @@ def train(
         steps: of the attack. epochs, minutes: budgets. batch_size: images of a step.
         out: the directory of the run; None = runs/train/NAME-N.
         resume: go on with the run in `out`, or of this name; override_resume: keys that may change.
-        overwrite: replace the run in `out`. smoke: made tiny, some seconds.
+        overwrite: replace the run in `out`. smoke: made tiny, some seconds. report: leave a report.html.
         allow_pickle: weights may be read from a .pt file, in a process of its own.
         settings: further keys of the configuration: seed=1, objective="trades", adversary={"name": "pgd",
             "steps": 5}, train={"optimizer": {"lr": 0.05}}, or **{"train.optimizer.lr": 0.05}.
@@ -135,6 +136,7 @@ def train(
         override_resume=tuple(override_resume),
         plugin=call.plugin(),
         allow_pickle=allow_pickle,
+        report=report and call.reports(),
     )
     with process_as_before(), _explained():
         document = train_run(call.load(), call.console, flags)

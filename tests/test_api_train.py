@@ -15,6 +15,8 @@ import torch
 import yaml
 from commands import cli
 from jobs_support import TIMING, TINY
+from matplotlib.figure import Figure
+from PIL import Image
 
 import robustcli
 from robustcli.errors import ConfigError, RobustCliError, UsageError
@@ -27,6 +29,16 @@ def net(num_classes, width=4):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_classes))
 """
 SETTINGS = {key: yaml.safe_load(text) for key, _, text in (word.partition("=") for word in TINY)}
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """A picture takes longer than the training that it shows."""
+
+    def save(figure, target, **options):
+        Image.new("L", (8, 8)).save(target, format="PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def process():
@@ -44,8 +56,9 @@ def without_times(path):
     return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
-def test_the_run_is_that_of_the_verb_and_nothing_else_changes(cli):
-    assert cli("train", *TINY, "train.steps=6", "--eps", "8/255", "--out", "verb").code == 0
+def test_the_run_is_that_of_the_verb_and_nothing_else_changes(cli, monkeypatch):
+    monkeypatch.delenv("ROBUSTCLI_NO_REPORT", raising=False)
+    assert cli("train", *TINY, "train.steps=6", "--eps", "8/255", "--no-report", "--out", "verb").code == 0
     torch.set_num_threads(2)
     said, printed, before = [], io.StringIO(), process()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.no_grad():
@@ -56,6 +69,7 @@ def test_the_run_is_that_of_the_verb_and_nothing_else_changes(cli):
     assert any("training small_cnn" in line for line in said)
     assert found.run == Path("python") and without_times(found.run) == without_times(Path("verb"))
     told = json.loads(Path("verb/summary.json").read_text())
+    assert (found.run / "report.html").is_file()
     assert found.best == told["best"] and found.last == told["last"] and found.steps == 6
     assert found.robust_acc == told["best"]["robust_acc"] and found.rows[-1].step == 6
     x = torch.rand(2, 3, 8, 8)
@@ -63,7 +77,13 @@ def test_the_run_is_that_of_the_verb_and_nothing_else_changes(cli):
     with pytest.raises(UsageError, match="not empty"):
         robustcli.train(SETTINGS, eps=8 / 255, out="python")
     again = robustcli.train(
-        SETTINGS, eps=8 / 255, out="python", resume=True, train={"steps": 9}, override_resume=["train.steps"]
+        SETTINGS,
+        eps=8 / 255,
+        out="python",
+        resume=True,
+        report=False,
+        train={"steps": 9},
+        override_resume=["train.steps"],
     )
     assert again.steps == 9
 
@@ -77,7 +97,7 @@ def test_outside_the_main_thread_by_a_shipped_name_with_a_network_of_ones_own(cl
     found, before = [], process()
 
     def work():
-        more = {"objective": "natural", "deterministic": True}
+        more = {"objective": "natural", "deterministic": True, "report": False}
         found.append(robustcli.train("smoke/digits", model="net.py:net", smoke=True, out="run", **more))
 
     thread = threading.Thread(target=work)

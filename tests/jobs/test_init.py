@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 NET = """from torch import nn
@@ -15,6 +16,16 @@ NET = """from torch import nn
 def net(num_classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 """
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """A picture takes longer than the training that it shows."""
+
+    def save(figure, target, **options):
+        Image.new("L", (8, 8)).save(target, format="PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def photos(folder, size=(8, 8)):
