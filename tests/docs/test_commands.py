@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,8 +81,8 @@ def names(
     torch.use_deterministic_algorithms(deterministic)
 
 
-def outcome(command: Command, names: dict[str, str]) -> str:
-    """What is wrong with one command; "" when it did what its page says."""
+def outcome(command: Command, names: dict[str, str], said: list[str]) -> str:
+    """What is wrong with one command, "" for nothing; what it prints goes to `said`."""
     found = rule_of(command.text, RULES)
     if found is None:
         return f"{command.place}: {command.text}: {NO_RULE}"
@@ -90,16 +91,32 @@ def outcome(command: Command, names: dict[str, str]) -> str:
         wrong = rule.check(command.text)
         return f"{command.place}: {command.text}: {wrong}" if wrong else ""
     words = words_of(command, rule, names)
-    code, _, err = run_words(words, Path(rule.stdin) if rule.stdin else None)
+    code, out, err = run_words(words, Path(rule.stdin) if rule.stdin else None)
+    said.append(out + err)
     if code in (rule.exits or (command.exit,)):
         return ""
     return f"{command.place}: robustcli {' '.join(words)}: exit {code}\n{err[-500:]}"
 
 
+def plain(text: str) -> str:
+    """Without the widths of tables; numbers are alike, because the test measures less."""
+    return re.sub(r"\d+(?:\.\d+)?", "#", re.sub(r" +", " ", text))
+
+
+def promised(page: str) -> list[str]:
+    """The lines of output that a page shows."""
+    blocks = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    return [plain(line) for block in blocks for line in block.splitlines()]
+
+
 @pytest.mark.parametrize("page", PARTS)
 def test_the_commands_of_a_page_run(page: str, names: dict[str, str]) -> None:
-    wrong = [said for command in SHOWN[page] if (said := outcome(command, names))]
+    said: list[str] = []
+    wrong = [fault for command in SHOWN[page] if (fault := outcome(command, names, said))]
     assert not wrong, "\n".join(wrong)
+    if page == "docs/tutorial.md":
+        printed = plain("\n".join(said))
+        assert [line for line in promised(PAGES[page]) if line not in printed] == []
 
 
 @pytest.mark.parametrize("page", [name for name in SHOWN if name not in WHOLE])
@@ -110,7 +127,7 @@ def test_every_command_has_a_rule(page: str) -> None:
 
 def test_a_command_without_a_rule_is_named() -> None:
     (command,) = commands_in("```bash\nrobustcli invent  # something\n```\n", "docs/x.md")
-    assert NO_RULE in outcome(command, {}) and command.comment == "something"
+    assert NO_RULE in outcome(command, {}, []) and command.comment == "something"
     (other,) = commands_in("```bash\nrobustcli train \\\n  x  # exit 4: why\n```", "p")
     assert other == Command("p:3", "robustcli train x", "exit 4: why") and other.exit == 4
 
