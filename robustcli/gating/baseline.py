@@ -12,6 +12,7 @@ from robustcli.gating.threshold import Threshold
 from robustcli.records.eval import EvalRow
 from robustcli.records.sample import SampleRow
 from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.paired import asked
 
 Standing = Callable[[SampleRow], bool]
 
@@ -82,7 +83,7 @@ def _check_same(run: Dossier, baseline: Dossier, robust: bool, threshold: Thresh
     if not same_radius(now.norm, now.eps, before.norm, before.eps):
         what = f"the run is at {now.norm} {now.eps:.6g}, the baseline at {before.norm} {before.eps:.6g}"
         _refuse(what, threshold, "measure both at one radius")
-    if _asked(run) != _asked(baseline):
+    if asked(run) != asked(baseline):
         _refuse("the baseline was attacked by other attacks", threshold, "measure both with one list")
 
 
@@ -91,11 +92,6 @@ def _row(run: Dossier, threshold: Threshold) -> EvalRow:
     if row is None or not run.answers:
         _refuse(f"{run.path} holds no samples of an evaluation", threshold, "name a run of `eval`")
     return row
-
-
-def _asked(run: Dossier) -> tuple[object, object]:
-    """What was asked of the attacks: the list, and the class to reach."""
-    return run.config.get("attacks"), (run.config.get("eval") or {}).get("target")
 
 
 def _refuse(what: str, threshold: Threshold, hint: str) -> NoReturn:

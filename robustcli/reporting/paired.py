@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from robustcli.reporting.tables import Table
 CLEAN = "clean accuracy"
 ROBUST = "robust accuracy"
 CERTIFIED = "certified accuracy"
+
+OTHER_ATTACKS = "The attacks of the two runs differ: a weaker attack leaves a higher robust accuracy."
 
 #: id of a sample -> whether it counts for a number.
 Verdicts = Mapping[int, bool]
@@ -104,8 +107,8 @@ def compare(first: Dossier, second: Dossier) -> Comparison:
     pairs = [pair for name in shared if (pair := paired(name, ours[name], theirs[name])) is not None]
     if not pairs:
         notes.append("The runs have no measured sample in common.")
-    if threat(first) == threat(second) and attacks(first) != attacks(second):
-        notes.append("The attacks of the two runs differ: a weaker attack leaves a higher robust accuracy.")
+    if threat(first) == threat(second) and not same_attacks(first, second):
+        notes.append(OTHER_ATTACKS)
     if pairs and pairs[0].n < max(len(ours[pairs[0].measure]), len(theirs[pairs[0].measure])):
         notes.append(f"Compared are the {pairs[0].n:,} samples that both runs have measured.")
     return Comparison(pairs, notes)
@@ -155,6 +158,24 @@ def attacks(run: Dossier) -> list[str]:
     """The attacks of the run as its document names them."""
     entries = run.document.get("attacks") or []
     return [str(entry.get("name")) if isinstance(entry, Mapping) else str(entry) for entry in entries]
+
+
+def asked(run: Dossier) -> str:
+    """Equal for two runs that were asked for the same attacks, with all parameters, on the same target.
+
+    What a diagnosis adds to them does not count: it only makes a number harder to reach.
+    """
+    config = run.config
+    if run.verb == "train":
+        told = [(config.get("train") or {}).get("val_attack")]
+    else:
+        told = [config.get("attacks") or attacks(run), (config.get("eval") or {}).get("target")]
+    return json.dumps(told, sort_keys=True, default=str)
+
+
+def same_attacks(first: Dossier, second: Dossier) -> bool:
+    """Whether two runs were asked for the same attacks, and were attacked by them and by no others."""
+    return asked(first) == asked(second) and attacks(first) == attacks(second)
 
 
 def paired_table(names: tuple[str, str], pairs: Sequence[Paired]) -> Table:

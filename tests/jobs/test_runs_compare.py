@@ -104,6 +104,20 @@ def test_another_attack_and_a_doubt_are_told(cli, tmp_path):
     assert "warning: b is suspect" in answer.err
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"attacks": [{"name": "pgd", "steps": 20, "step_size": 0.001}]},
+        {"eval": {"target": "random", "n": 100}},
+    ],
+)
+def test_a_weaker_attack_of_the_same_label_makes_no_model_better(here, tmp_path, other):
+    same_samples(tmp_path, (40, 50, 10), (60, 30, 10), config={**CONFIG, **other})
+    [entry] = compared("a", "b")
+    assert any("attacks of the two runs differ" in note for note in entry["notes"])
+    assert entry["words"][-1] == "Whether a or b is better is not known: they were not attacked alike."
+
+
 def test_trainings_are_compared_by_their_best_validation(here, tmp_path):
     write_train(tmp_path / "a", (90, 20), (50, 10), best=1)
     write_train(tmp_path / "b", (90, 60), (95, 30), best=1)

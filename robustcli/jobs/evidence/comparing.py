@@ -14,7 +14,7 @@ from robustcli.records.document import Document
 from robustcli.records.guard import CHANCE
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.dossier import Dossier
-from robustcli.reporting.paired import Paired, attacks, compare, paired_table, threat
+from robustcli.reporting.paired import OTHER_ATTACKS, Paired, compare, paired_table, same_attacks, threat
 from robustcli.reporting.tables import Table
 from robustcli.store.latest import resolve_run
 from robustcli.terminal.console import Console
@@ -115,7 +115,7 @@ def _pair(first: tuple[str, Dossier], second: tuple[str, Dossier], console: Cons
     if not pairs:
         raise UsageError(f"nothing to compare: {' '.join(notes)}", where=f"{a.path}, {b.path}")
     notes += _doubts(first) + _doubts(second)
-    verdicts = [*(pair.words(ours, theirs) for pair in pairs), _verdict(pairs, ours, theirs)]
+    verdicts = [*(pair.words(ours, theirs) for pair in pairs), _verdict(pairs, notes, ours, theirs)]
     for line in verdicts:
         console.result(line)
     for note in notes:
@@ -146,13 +146,15 @@ def _unpaired(first: Dossier, second: Dossier) -> tuple[list[Difference], list[s
         if len(named) > 1:
             told = " and ".join(sorted(named))
             notes.append(f"The {what} differs ({told}): the difference is not one of the models alone.")
-    if ROBUST in alike and _attacks(first) != _attacks(second):
-        notes.append("The attacks of the two runs differ: a weaker attack leaves a higher robust accuracy.")
+    if ROBUST in alike and not same_attacks(first, second):
+        notes.append(OTHER_ATTACKS)
     return [Unpaired(_COMPARED[kind], ours[kind].rate, theirs[kind].rate) for kind in alike], notes
 
 
-def _verdict(pairs: Sequence[Difference], first: str, second: str) -> str:
-    """Which of two runs is better, taken together."""
+def _verdict(pairs: Sequence[Difference], notes: Sequence[str], first: str, second: str) -> str:
+    """Which of two runs is better, taken together; not known where only the attack may be the weaker one."""
+    if OTHER_ATTACKS in notes:
+        return f"Whether {first} or {second} is better is not known: they were not attacked alike."
     higher, lower = ([pair.measure for pair in pairs if pair.finding == way] for way in ("higher", "lower"))
     if higher and lower:
         gain, price = (" and ".join(names) for names in (higher, lower))
@@ -181,11 +183,6 @@ def _under(number: Measured) -> tuple[str, float]:
 
 def _ball(number: Measured) -> str:
     return f"{number.norm} {format_eps(number.eps, number.norm)}"
-
-
-def _attacks(run: Dossier) -> list[str]:
-    """What the run was attacked with; of a training its validation attack."""
-    return attacks(run) or [number.by for number in measured(run) if number.metric == ROBUST]
 
 
 def _doubts(run: tuple[str, Dossier]) -> list[str]:

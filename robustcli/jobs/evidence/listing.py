@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from robustcli.errors import RobustCliError, UsageError
 from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.paired import asked
 from robustcli.store.identity import NAME as IDENTITY
 from robustcli.store.inventory import files_below, is_folder
 from robustcli.store.lock import NAME as LOCK
@@ -92,16 +92,8 @@ class Listed:
 
     @property
     def asked(self) -> str:
-        """Equal for two runs that were asked for the same attacks, with all parameters, on the same target.
-
-        What a diagnosis adds to them does not count: it only makes a number harder to reach.
-        """
-        config = self.run.config
-        if self.run.verb == "train":
-            asked = [(config.get("train") or {}).get("val_attack")]
-        else:
-            asked = [config.get("attacks") or self.numbers.attack, (config.get("eval") or {}).get("target")]
-        return json.dumps(asked, sort_keys=True, default=str)
+        """Equal for two runs that were asked for the same attacks, see `reporting.paired.asked`."""
+        return asked(self.run)
 
     def to_json(self) -> dict[str, Any]:
         """The run as the documents of `runs` have it."""
