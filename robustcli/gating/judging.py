@@ -8,7 +8,7 @@ from pathlib import Path
 from robustcli.errors import UnreliableError
 from robustcli.gating.baseline import drop_of
 from robustcli.gating.evidence import ALPHA, Drop, Evidence, WorstClass
-from robustcli.gating.health import unhealthy
+from robustcli.gating.health import check_records, unhealthy
 from robustcli.gating.measured import evidence_of
 from robustcli.gating.threshold import Threshold
 from robustcli.gating.verdict import Verdict, judge
@@ -19,11 +19,12 @@ from robustcli.store.latest import resolve_run
 
 
 def check_health(run: Dossier) -> None:
-    """Raises UnreliableError (exit 10) for a run that may not be judged."""
+    """Raises UnreliableError (exit 10) for a run that may not be judged, and as `check_records`."""
     if reason := unhealthy(run):
         raise UnreliableError(
             f"nothing was judged: {reason}", where=str(run.path), hint="see docs/alarms.md, and measure again"
         )
+    check_records(run)
 
 
 def judged(run: Dossier, thresholds: Sequence[Threshold], alpha: float = ALPHA) -> list[Verdict]:

@@ -52,16 +52,20 @@ def _found(run: Dossier, quantity: Quantity) -> Iterator[Evidence | str]:
         clean = run.eval_row("clean")
         yield from () if clean is None else _of_row(clean, metric)
     elif metric != "certified_acc":
-        for total in _totals(run):
+        for total in _totals(run) if quantity.eps is not None else _of_the_run(run):
             if _at(quantity, total.norm, total.eps):
                 yield from _of_row(total, metric)
 
 
 def _totals(run: Dossier) -> list[EvalRow]:
     """The verdicts under all attacks: at the radius of the run first, then at those of its sweep."""
+    return [*_of_the_run(run), *(row.total for row in run.of(SweepRow) if row.key == "eps")]
+
+
+def _of_the_run(run: Dossier) -> list[EvalRow]:
+    """The verdicts under all attacks at the radius of the run; [] where it has none of its own."""
     worst = run.eval_row("worst")
-    swept = [row.total for row in run.of(SweepRow) if row.key == "eps"]
-    return swept if worst is None else [worst, *swept]
+    return [] if worst is None else [worst]
 
 
 def _of_row(row: EvalRow, metric: str) -> Iterator[Evidence | str]:

@@ -19,12 +19,18 @@ class Alarm:
         level: how bad it is. A "note" leaves the number as it is.
         evidence: what was measured.
         remedy: what to do about it.
+
+    Raises ValueError for another level.
     """
 
     name: str
     level: Level
     evidence: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        if self.level not in ("note", *_DOUBTS):
+            raise ValueError(f"level {self.level!r} is not one of note, suspect, invalid")
 
     def line(self) -> str:
         """``suspect: not-converged: evidence; remedy``, for the console."""

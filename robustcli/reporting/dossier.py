@@ -133,8 +133,14 @@ class Dossier:
 
     @property
     def alarms(self) -> list[Alarm]:
-        """The alarms of an evaluation. Those of a training are lines: see `notes`."""
-        return [Alarm.from_json(alarm) for alarm in self._alarms if isinstance(alarm, Mapping)]
+        """The alarms of an evaluation. Those of a training are lines: see `notes`.
+
+        Raises DataError E-RECORD for one that no evaluation writes.
+        """
+        try:
+            return [Alarm.from_json(alarm) for alarm in self._alarms if isinstance(alarm, Mapping)]
+        except (TypeError, ValueError) as error:
+            raise _unreadable(self.path / "summary.json", f"an alarm without sense: {error}") from error
 
     @property
     def notes(self) -> list[str]:
@@ -148,8 +154,19 @@ class Dossier:
 
     @property
     def reliability(self) -> str:
-        """ok, suspect or invalid: what its document says, else what follows from its alarms."""
-        return str(self.document.get("reliability", reliability(self.alarms)))
+        """ok, suspect or invalid: what its document says, and never better than its alarms."""
+        follows = reliability(self.alarms)
+        said = str(self.document.get("reliability", follows))
+        return follows if said == "ok" or follows == "invalid" else said
+
+    @property
+    def partial(self) -> str:
+        """``partial 3/8 shards`` where the numbers are those of a part; "" where they are final."""
+        told = self.document.get("partial")
+        if told is None:
+            return ""
+        parts = told if isinstance(told, Mapping) else {}
+        return f"partial {parts.get('shards', '?')}/{parts.get('of', '?')} shards"
 
     @property
     def pictures(self) -> list[Path]:

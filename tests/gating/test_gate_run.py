@@ -153,6 +153,52 @@ def test_a_run_that_lies_is_refused(gate):
     assert answer.code == 3 and "E-RECORD" in answer.err
 
 
+def edited(run, **changes):
+    """Rows with other counts, each of them in itself without a contradiction."""
+    rows = [EvalRow.from_json(json.loads(line)) for line in (run / "metrics.jsonl").open()]
+    rows = [replace(row, **changes) if row.kind == "worst" else row for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+
+
+def test_rows_that_contradict_samples_or_summary_are_refused(gate):
+    edited(write("rows", samples=answers(100, 50), listed=True), correct=90, per_class={})
+    edited(write("classes", samples=answers(100, 50), listed=True), per_class={"a": (30, 50), "b": (20, 50)})
+    write("document", samples=answers(100, 50), document={"robust_acc": 0.1})
+    twice = write("twice", samples=answers(100, 50)) / "metrics.jsonl"
+    twice.write_text(2 * twice.read_text())
+    for run, said in (
+        ("rows", "standing: 50 of 100 samples, and 90 of 100 by the rows"),
+        ("classes", "of class a: 50 of 50 samples, and 30 of 50 by the rows"),
+        ("document", "summary.json says robust_acc = 0.1, metrics.jsonl 0.5"),
+        ("twice", "2 rows of kind clean"),
+    ):
+        answer = gate(run, EASY)
+        assert answer.code == 3 and "E-RECORD" in answer.err and said in answer.err, answer.err
+
+
+@pytest.mark.parametrize(
+    ("document", "code", "said"),
+    [
+        ({"reliability": "ok"}, 10, "the evaluation is suspect"),  # beside an alarm that says otherwise
+        ({"alarms": [{"name": "x", "level": "fine", "evidence": "", "remedy": ""}]}, 3, "level 'fine'"),
+        ({"alarms": [{"name": "x"}]}, 3, "an alarm without sense"),
+        ({"alarms": [], "reliability": "ok", "partial": {}}, 10, "partial"),
+        ({"alarms": [], "reliability": "ok", "partial": True}, 10, "partial"),
+        ({"alarms": [], "reliability": "ok", "ok": False}, 10, "that of a failure"),
+    ],
+)
+def test_a_document_that_was_changed_never_passes(gate, document, code, said):
+    write("r", samples=answers(100, 90), alarms=[SUSPECT], document=document)
+    answer = gate("r", EASY, "--junit", "j.xml")
+    assert answer.code == code and said in answer.err and "<error " in Path("j.xml").read_text()
+
+
+def test_without_a_radius_the_run_itself_is_judged_and_no_point_of_its_sweep(gate):
+    swept = EvalRow(kind="worst", norm="linf", eps=0.0, correct=100, clean_correct=100, n=100)
+    write("r", more=[SweepRow(total=swept, key="eps", value=0.0, attacks=(), since_half=None)])
+    assert gate("r", "  robust_acc: {min: 0.1}\n").code == 2
+
+
 def test_nothing_to_judge_is_no_verdict(cli, gate):
     write("r", samples=answers(100, 90))
     for words, said in (
@@ -238,7 +284,7 @@ def test_samples_that_contradict_the_counts_are_refused(gate):
     write("main", samples=answers(100, 90), listed=True)
     (run / "samples.jsonl").write_text("".join((run / "samples.jsonl").open().readlines()[:-1]))
     answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
-    assert answer.code == 3 and "samples.jsonl has 90 of 99, metrics.jsonl 90 of 100" in answer.err
+    assert answer.code == 3 and "right: 99 of 99 samples, and 100 of 100 by the rows" in answer.err
 
 
 def test_a_directory_of_several_runs_says_that_it_has_no_number(cli):

@@ -54,7 +54,9 @@ def write(
     (path / "metrics.jsonl").write_text(lines([*rows, *[row for row in more if isinstance(row, CertifyRow)]]))
     (path / "sweep.jsonl").write_text(lines([row for row in more if isinstance(row, SweepRow)]))
     if listed:
-        (path / "samples.jsonl").write_text(lines(line(i, *sample) for i, sample in enumerate(samples)))
+        (path / "samples.jsonl").write_text(
+            lines(line(i, *sample, "ab"[i >= n // 2]) for i, sample in enumerate(samples))
+        )
     summary = {
         "verb": verb,
         "n": n,
@@ -66,16 +68,16 @@ def write(
     return path
 
 
-def line(i, right, stands):
+def line(i, right, stands, label):
     """The record of one sample."""
     broken = right and not stands
     return SampleRow(
         id=i,
         file=None,
-        label="a",
-        clean="a" if right else "b",
+        label=label,
+        clean=label if right else "c",
         confidence=0.5,
-        attacked="b" if broken else None,
+        attacked="c" if broken else None,
         broken_by="pgd-20" if broken else None,
     )
 

@@ -14,6 +14,7 @@ from robustcli.evaluation.alarms import state_digest
 from robustcli.models.source import load_model
 from robustcli.records.eval import EvalRow
 from robustcli.records.transfer import TransferRow
+from robustcli.reporting.contradictions import contradictions
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import code
 from robustcli.reporting.page.origin import Check, State, hashes_of
@@ -42,20 +43,8 @@ def _code(run: Dossier) -> Iterator[Check]:
 
 def _records(run: Dossier) -> Iterator[Check]:
     """Whether the lines of the samples add up to the rows, and the rows to the document."""
-    worst = run.eval_row("worst")
-    if worst is None or run.verb not in ("eval", "attack", "guard eval"):
-        return
-    faults = []
-    answers = run.answers
-    if answers and not worst.audit.get("escalated"):
-        standing = sum(row.correct and row.broken_by is None for row in answers)
-        if (len(answers), standing) != (worst.n, worst.correct):
-            told = f"samples.jsonl has {standing} of {len(answers)} standing"
-            faults.append(f"{told}, metrics.jsonl {worst.correct} of {worst.n}")
-    said = run.document.get("robust_acc")
-    if isinstance(said, (int, float)) and abs(said - worst.correct / worst.n) > 1e-9:
-        faults.append(f"summary.json says a robust accuracy of {said:.4f}")
-    yield _found("records", faults, "samples, rows and summary add up")
+    if run.measured and run.rows:
+        yield _found("records", contradictions(run), "samples, rows and summary add up")
 
 
 def _config(run: Dossier) -> Iterator[Check]:
