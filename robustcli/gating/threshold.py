@@ -52,7 +52,8 @@ class Threshold:
 def thresholds_of(loaded: Loaded, baseline: str | None = None) -> list[Threshold]:
     """The thresholds of a configuration. baseline: a run for all drops, in place of what they name.
 
-    Raises UsageError where there is none, ConfigError for a drop that names no baseline.
+    Raises UsageError where there is none, and for a baseline that no drop is measured against. Raises
+    ConfigError for a drop that names no baseline.
     """
     found = list(_read(loaded, baseline))
     if not found:
@@ -60,6 +61,12 @@ def thresholds_of(loaded: Loaded, baseline: str | None = None) -> list[Threshold
             "no thresholds: nothing would be judged",
             where=str(loaded.path or "command line"),
             hint="write thresholds: {robust_acc: {min: 0.45}} into the configuration, or --thresholds FILE",
+        )
+    if baseline is not None and not any(each.quantity.about.drop for each in found):
+        raise UsageError(
+            "no drop is judged: nothing would be compared with the baseline",
+            where=baseline,
+            hint="write thresholds: {robust_acc_drop: {max: 0.02}}, or leave the baseline out",
         )
     lost = [each for each in found if each.quantity.about.drop and each.baseline is None]
     if lost:

@@ -62,7 +62,7 @@ def test_the_action_of_github_posts_everything_and_fails(shell, tmp_path):
     inputs |= {
         "source": "run",
         "thresholds": "gate.yaml",
-        "arguments": "--set thresholds.clean_acc.min=0.5 -q",
+        "arguments": "-q\n--set thresholds.clean_acc.min=0.5\n",  # a block of YAML has lines
     }
     runner = {
         "GITHUB_ACTIONS": "true",

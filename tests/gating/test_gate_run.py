@@ -242,6 +242,35 @@ def test_a_run_is_no_baseline_of_its_own(cli):
     assert answer.code == 2 and "the baseline is the run itself" in answer.err
 
 
+def test_a_baseline_that_nothing_is_compared_with_is_refused(gate):
+    for name in ("main", "r"):
+        write(name, samples=answers(100, 90), listed=True)
+    answer = gate("r", EASY, "--baseline", "main")
+    assert answer.code == 2 and "nothing would be compared with the baseline; main" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("ball: {norm: linf, eps: 0.2}\n", "ball.eps is 0.2, and the run has measured 0.1; gate.yaml:3"),
+        ("ball: {norm: l2, eps: 0.1}\n", "ball.norm is l2, and the run has measured linf"),
+        ("eval: {split: val}\n", "eval.split is val, and the run has measured test"),
+        ("data: {name: mnist}\n", "data.name is mnist, and the run has measured digits"),
+        ("ball: {norm: linf, eps: 0.1}\ndata: {name: digits}\n", ""),
+    ],
+)
+def test_a_file_that_asks_for_another_measurement_judges_nothing(gate, said, refused):
+    run = write("r", samples=answers(100, 90))
+    rows = [
+        replace(EvalRow.from_json(json.loads(each)), data="digits") for each in (run / "metrics.jsonl").open()
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    answer = gate("r", f"  robust_acc: {{min: 0.0}}\n{said}")
+    assert (answer.code, refused in answer.err) == (2 if refused else 0, True), answer.err
+    if said.startswith("ball"):  # the radius is said where it is judged
+        assert gate("r", f"  robust_acc@linf:0.1: {{min: 0.0}}\n{said}").code == 0
+
+
 def test_a_drop_without_a_baseline_is_refused_at_its_line(gate):
     write("r", samples=answers(100, 90), listed=True)
     answer = gate("r", "  robust_acc_drop: {max: 0.02}\n")

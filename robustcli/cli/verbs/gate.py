@@ -84,7 +84,9 @@ def _run_directory(source: str | None) -> Path | None:
 
 def _of_run(call: Call, path: Path) -> list[Threshold]:
     """The thresholds for a run: of --thresholds, else of its own configuration."""
+    from robustcli.gating.asked import check_asked
     from robustcli.gating.threshold import thresholds_of
+    from robustcli.reporting.dossier import Dossier
 
     for name in _MEASURE:
         if call.values.get(name):
@@ -95,7 +97,11 @@ def _of_run(call: Call, path: Path) -> list[Threshold]:
             raise UsageError(f"{item.key} changes nothing of a run that is done", hint="drop it")
     own = path / "config.resolved.yaml"  # which a `demo` has not: its runs lie inside
     source = call.text("thresholds") or (str(own) if own.is_file() else None)
-    return thresholds_of(_read(call, source), call.text("baseline"))
+    loaded = _read(call, source)
+    thresholds = thresholds_of(loaded, call.text("baseline"))
+    if source != str(own):
+        check_asked(Dossier.read(path), loaded, thresholds)
+    return thresholds
 
 
 def _of_config(call: Call) -> tuple[Loaded, list[Threshold]]:
