@@ -42,6 +42,23 @@ def test_bounds_of_a_linear_network_are_exact():
     assert [row.status for row in found.rows] == ["falsified"] * 3 + ["verified"]
 
 
+def last(z):
+    """The only logit of each image, [B]."""
+    return z[:, 1] - z[:, 0]
+
+
+@pytest.mark.parametrize(
+    "head", [lambda z: {"logits": z, "seen": 1}, last, lambda z: (last(z) + 9).relu() - 9]
+)
+def test_a_network_that_answers_in_its_own_way_has_bounds(head):
+    class Wrapped(Halves):
+        def forward(self, x):
+            return head(super().forward(x))
+
+    found = robustcli.certify(Wrapped(), *images(), eps=0.1, radii=[0.02, 0.05], device="cpu")
+    assert found.method == "cascade" and found.certified_acc == [0.75, 0.5, 0.25]
+
+
 def test_sigma_means_smoothing_and_l1_has_uniform_noise():
     few = {"n": 500, "n0": 50, "steps": 2, "device": "cpu"}
     for norm, length in (("l2", 2.0), ("l1", 4.0)):

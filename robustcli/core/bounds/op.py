@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from robustcli.core.bounds.rows import Rows, Window
+from robustcli.core.bounds.rows import Rows, Window, flat
 
 Box: TypeAlias = tuple[Tensor, Tensor]
 Weights: TypeAlias = tuple[Tensor, ...]
@@ -149,7 +149,7 @@ class Affine(Op):
         self, weights: Weights, lines: Arrays, a: Tensor, shapes: Sequence[Shape], pick: Rows, onto: Rows
     ) -> tuple[list[Tensor], Tensor | None]:
         b = self.offset(weights)
-        moved = None if b is None else (a * b).flatten(1).sum(1)
+        moved = None if b is None else flat(a * b).sum(1)
         return self.transpose(weights, a, shapes), moved
 
     def charge(self, lines: Arrays, error: Tensor | None, box: Box, *boxes: Box) -> Tensor | None:

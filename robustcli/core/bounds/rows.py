@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def flat(whole: Tensor) -> Tensor:
+    """[B, *shape] as [B, n]; [B, 1] where the shape is empty, as of a network's only logit."""
+    return whole.unsqueeze(-1).flatten(1)
+
+
 class Rows:
     """Row q belongs to image rows[q] of a batch; its coefficients have the shape of the node."""
 
@@ -28,8 +33,8 @@ class Rows:
     def dot(self, a: Tensor, v: Tensor) -> Tensor:
         """a . v for each row, [Q]; a [Q, *shape], v [B, *shape]."""
         if self._only is None:
-            return (a * self(v)).flatten(1).sum(1)
-        return a.flatten(1) @ v[self._only].flatten()
+            return flat(a * self(v)).sum(1)
+        return flat(a) @ v[self._only].flatten()
 
     def whole(self, a: Tensor) -> tuple[Tensor, Rows]:
         """The same coefficients in the shape of the node."""

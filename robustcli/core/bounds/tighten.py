@@ -15,7 +15,7 @@ from robustcli.core.bounds.op import Affine
 from robustcli.core.bounds.pooling import MaxPool
 from robustcli.core.bounds.program import Program
 from robustcli.core.bounds.rectifiers import Rectifier
-from robustcli.core.bounds.rows import Rows, Window
+from robustcli.core.bounds.rows import Rows, Window, flat
 
 #: Bytes of coefficients that one backward pass holds at once: what a cache holds, or enough to fill a GPU.
 ROOM = {"cpu": 2**23, "": 2**29}
@@ -57,9 +57,9 @@ def tighten(passes: Passes, node: int, *, both: bool) -> list[Looser]:
     if asked is None or not asked.any():
         return []
     low, high = frame.boxes[node]
-    rows, places = asked.flatten(1).nonzero(as_tuple=True)
+    rows, places = flat(asked).nonzero(as_tuple=True)
     under, over = backward_bounds(passes, node, rows, places)
-    old = low.flatten(1)[rows, places], high.flatten(1)[rows, places]
+    old = flat(low)[rows, places], flat(high)[rows, places]
     name = frame.program.steps[node - 1].name
     below, boxes = torch.cat((under, -over)), torch.cat((old[0], -old[1]))
     found = Looser.counted(name, below, boxes, torch.cat((rows, rows)))
@@ -179,6 +179,6 @@ def _exact(program: Program, node: int) -> bool:
 
 def _placed(whole: Tensor, rows: Tensor, places: Tensor, values: Tensor) -> Tensor:
     """A copy of `whole` [B, *shape] with other values at (rows, places)."""
-    flat = whole.flatten(1).clone()
-    flat[rows, places] = values
-    return flat.reshape(whole.shape)
+    copy = flat(whole).clone()
+    copy[rows, places] = values
+    return copy.reshape(whole.shape)

@@ -57,8 +57,8 @@ class Contract:
         if self.dtype is torch.float16 and isinstance(x, Tensor):
             scale = Scale()
             out = self.call(net, scale.images(x, self.dtype))
-            return scale.logits(self.answer(out, training=net.training, rows=len(x)))
-        return self.read(self.call(net, x), training=net.training, rows=len(x))
+            return scale.logits(self.answer(out, training=net.training, rows=x.shape[0]))
+        return self.read(self.call(net, x), training=net.training, rows=x.shape[0])
 
     def blind(self, net: nn.Module, x: Tensor) -> Tensor:
         """As `ask`, for an exporter: B may be a symbol, so no number of rows is looked at."""
@@ -80,7 +80,7 @@ class Contract:
 
     def answer(self, out: Any, *, training: bool, rows: int) -> Tensor:
         """As `read`, in the precision of the network."""
-        if isinstance(out, fx.Proxy):  # a trace is of eval mode, and holds no values to look at
+        if isinstance(rows, fx.Proxy):  # a trace is of eval mode, and holds no values to look at
             return self._shaped(_traced(out, self.kind))
         return self._shaped(logits_of(out, training=training, rows=rows, squeezed=self.squeezed))
 
