@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Column names in CSV where they differ from those for people: CSV has the names of the JSON documents.
 _KEYS = {"clean accuracy": "clean_acc", "robust accuracy": "robust_acc", "balanced accuracy": "balanced_acc"}
+#: What markdown reads as the middle of a link, as emphasis, or as struck out.
+_LIVE = re.compile(r"\](?=[(\[:])|\*|(?<![^\W_])_|_(?![^\W_])|~(?=~)")
 _LEAST_TEXT = 6  # a column of text is not squeezed below this many characters
 _BETWEEN = 2  # characters between two columns on a terminal
 
@@ -64,7 +66,7 @@ class Table:
         if self.title:
             paragraphs.insert(0, f"**{_escaped(shown(self.title))}**")
         if self.note:
-            paragraphs.append(shown(self.note))
+            paragraphs.append(_escaped(shown(self.note)))
         return "\n\n".join(paragraphs) + "\n"
 
     def csv(self) -> str:
@@ -201,8 +203,21 @@ def _ruler(width: int, is_number: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Pipes would end the cell and tags would be HTML; `<0.1` stays as it is."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("\\", "\\\\").replace("|", "\\|"))
+    """A text that shows as it is; words between single backticks are code. Pipes would end the cell."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0 or "``" in text:
+        return _inert(text).replace("`", "\\`")
+    return "`".join(_inert(piece) if i % 2 == 0 else _piped(piece) for i, piece in enumerate(pieces))
+
+
+def _inert(text: str) -> str:
+    """Without tags, links, images and emphasis; `<0.1` and `a_b` stay as they are."""
+    plain = _piped(text.replace("\\", "\\\\"))
+    return _LIVE.sub(r"\\\g<0>", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", plain))
+
+
+def _piped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _kind(cells: Sequence[Cell]) -> type | None:

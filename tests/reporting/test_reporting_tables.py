@@ -180,6 +180,26 @@ def test_csv_carries_fractions_and_exact_intervals() -> None:
     assert read(text)[0]["robust_acc"] == "" and "%" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("[click](https://a.example)", r"[click\](https://a.example)"),
+        ("![see](x.png)", r"![see\](x.png)"),
+        ("[click][it]", r"[click\][it]"),
+        ("*cat*", r"\*cat\*"),
+        ("__init__", r"\_\_init\_\_"),
+        ("big_cat", "big_cat"),
+        ("`pgd|_a_`", r"`pgd\|_a_`"),
+        ("a`[b](c)", r"a\`[b\](c)"),
+        ("``[a](b)` `", r"\`\`[a\](b)\` \`"),
+        ("<0.1 [0.0, 0.2] of 3", "<0.1 [0.0, 0.2] of 3"),
+    ],
+)
+def test_a_name_in_markdown_shows_as_it_is(name, written) -> None:
+    text = Table("", ["class"], [[name]], note=name).markdown()
+    assert f"| {written} " in text and text.endswith(f"\n\n{written}\n")
+
+
 def test_markdown_is_one_table_whatever_the_names_are() -> None:
     rows = [["a|b", 1.0], ["line\nbreak", None], ["<script>", 2.5], ["back\\slash", 1e-9], ["<0.1", 3]]
     lines = Table("t", ["name", "value"], rows).markdown().splitlines()

@@ -120,7 +120,7 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
 def _inline(text: str) -> str:
     """A text in which only backticks have a meaning."""
     pieces = printable(text).split("`")
-    if len(pieces) % 2 == 0:  # one has no partner
+    if len(pieces) % 2 == 0 or "``" in text:  # one has no partner
         return _plain(text)
     return "`".join(piece if i % 2 else _special(piece) for i, piece in enumerate(pieces))
 
