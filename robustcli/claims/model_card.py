@@ -17,6 +17,7 @@ from robustcli.errors import printable
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import code
 from robustcli.reporting.page.limits import limits, untested
+from robustcli.reporting.page.origin import digest_name
 from robustcli.reporting.tables import Table
 
 TASK = {"type": "image-classification", "name": "Image classification"}
@@ -145,7 +146,7 @@ def _hashes(provenance: Provenance) -> list[str]:
     found = {**provenance.hashes, **provenance.weights}
     if not found:
         return ["Not recorded."]
-    return [f"{printable(name)}: {code(value)}" for name, value in found.items()]
+    return [f"{printable(digest_name(name, value))}: {code(value)}" for name, value in found.items()]
 
 
 def _citations(provenance: Provenance) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from robustcli.claims.attackers import papers_of
 from robustcli.errors import RobustCliError
 from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.page.origin import command_of
 from robustcli.reporting.summary import sources
 from robustcli.store.latest import resolve_run
 from robustcli.store.manifest import Manifest, read
@@ -102,16 +102,7 @@ class Provenance:
     @property
     def command(self) -> str:
         """The command that runs it again."""
-        if self.dossier.verb == "demo":
-            return "robustcli demo"
-        config = self.dossier.path / "config.resolved.yaml"
-        words = ["robustcli", *(self.dossier.verb or "eval").split()]
-        if self.dossier.verb == "transfer":
-            words += ["--models", ",".join(map(str, self.dossier.document.get("references", ())))]
-        plugin = section(self.config, "model").get("plugin")
-        if isinstance(plugin, Mapping):
-            words += ["--plugin", f"{plugin.get('file')}:{plugin.get('factory')}"]
-        return shlex.join([*words, str(config)])
+        return command_of(self.dossier)
 
 
 def section(tree: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

@@ -68,10 +68,13 @@ def train(
     return answer
 
 
-def next_steps(answer: dict[str, Any], console: Console) -> None:
-    """Show what to do with the run of a `train` document: measure it, attack it, look at its curves."""
+def next_steps(answer: dict[str, Any], console: Console, plugin: str | None = None) -> None:
+    """Show what to do with the run of a `train` document: measure it, attack it, look at its curves.
+
+    plugin: FILE.py:factory where the network is the user's: no later verb runs its code unasked.
+    """
     run = Path(answer["run"])
-    model = shlex.join(["--model", f"run:{run}"])
+    model = shlex.join(["--model", f"run:{run}", *(["--plugin", plugin] if plugin else [])])
     lines = [
         "next steps:",
         f"  robustcli eval {model}   (the verdict, on the test split)",

@@ -41,7 +41,8 @@ def resolved(run):
 
 
 def test_a_training_is_recorded_and_repeated_by_its_code_alone(cli, net, tmp_path):
-    assert cli("train", *TRAIN, "--plugin", f"{net}:mine", "--out", "a").code == 0
+    trained = cli("train", *TRAIN, "--plugin", f"{net}:mine", "--out", "a")
+    assert trained.code == 0 and f"robustcli eval --model run:a --plugin {net}:mine " in trained.err
     a, label = tmp_path / "a", f"net.py:mine@{record(net)['sha256'][:12]}"
     assert resolved(a) == {**NONE_GIVEN, "plugin": record(net)}
     manifests = [json.loads(path.read_text()) for path in a.glob("checkpoints/step-*/manifest.json")]

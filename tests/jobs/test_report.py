@@ -201,6 +201,13 @@ def test_pictures_that_have_no_room_are_said(cli, tmp_path, monkeypatch):
     assert page.count("data:image/png") == 1 and "1 picture more" in page
 
 
+def test_what_is_no_run_leaves_no_directory(cli, tmp_path):
+    for _ in range(2):
+        answer = cli("report", "nothing", "--out", "page")
+        assert answer.code == 2 and "no run of robustcli" in answer.err
+    assert not (tmp_path / "page").exists()
+
+
 def test_no_run_and_no_words(cli, tmp_path):
     assert cli("report").code == 2
     (tmp_path / "empty").mkdir()

@@ -1,10 +1,13 @@
 """The page and the markdown of every kind of run, from records alone."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from reported import ALARM, KINDS, begun, certificate, demonstration, evaluation, guarded, training
 
+from robustcli.claims.provenance import Provenance
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Text
 from robustcli.reporting.page.compose import Material, report_of
@@ -12,7 +15,8 @@ from robustcli.reporting.page.doubt import MEANINGS
 from robustcli.reporting.page.html import html_of
 from robustcli.reporting.page.limits import untested
 from robustcli.reporting.page.markdown import LIMIT, markdown_of
-from robustcli.reporting.page.threat import MITIGATIONS, TECHNIQUES, techniques
+from robustcli.reporting.page.origin import command_of, digest_name
+from robustcli.reporting.page.threat import MITIGATIONS, TECHNIQUES, attacker, techniques
 from robustcli.reporting.page.verdict import verdict_of
 
 UNMET = {"metric": "robust_acc", "passed": False, "value": 0.5}
@@ -105,6 +109,41 @@ def test_without_its_rows_a_run_has_no_verdict(tmp_path):
 def test_stale_goes_before_suspect(tmp_path):
     verdict = verdict_of(evaluation(tmp_path / "run", alarms=[ALARM]), ["code: other"])
     assert verdict.word == "STALE" and verdict.light == "bad" and "code: other" in verdict.trust
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (None, "a wrong class to an image it was right on"),
+        ("random", "a wrong class that was drawn for each image"),
+        ("least-likely", "the class that it holds for the least likely"),
+        (3, "the class `3`"),
+    ],
+)
+def test_what_the_attacker_wants(tmp_path, target, words):
+    run = evaluation(tmp_path / "run")
+    aimed = replace(run, config={**run.config, "eval": {"target": target}})
+    assert words in dict(attacker(aimed))["Goal"]
+
+
+def test_the_command_names_the_users_code_and_finds_its_configuration(tmp_path, monkeypatch):
+    plugin = {"file": "net.py", "factory": "mine", "sha256": "a" * 64}
+    there = evaluation(tmp_path / "-run", document={"run": "-run"})
+    there = replace(there, config={**there.config, "model": {"name": "plugin:mine", "plugin": plugin}})
+    comment = markdown_of(report_of([there], Material(), "made"))
+    assert "the file with the SHA-256 `aaaa" in comment
+    moved = f"robustcli eval --plugin net.py:mine {tmp_path}/-run/config.resolved.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert (
+        command_of(there) == command_of(replace(there, path=Path("../x/-run"))).replace("/../x", "") == moved
+    )
+    here = command_of(replace(there, path=Path("-run")))
+    assert here == "robustcli eval --plugin net.py:mine ./-run/config.resolved.yaml"
+    assert Provenance.of(there).command == moved
+
+
+def test_a_hash_that_is_cut_says_so():
+    assert digest_name("ids", "a" * 16) == "ids (first 16 digits)" and digest_name("code", "a" * 64) == "code"
 
 
 def test_what_was_not_tested_follows_from_the_record(tmp_path):

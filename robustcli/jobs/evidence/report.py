@@ -51,7 +51,7 @@ def report(runs: Sequence[str], out: str | None, overwrite: bool = False) -> dic
     document = Document("report")
     if not runs:
         raise UsageError("report of which run?", hint="robustcli report RUN [RUN ...]")
-    folders = [resolve_run(Path(run)) for run in runs]
+    folders = [Dossier.glance(resolve_run(Path(run))).path for run in runs]  # no run, no directory
     written = write_report(folders, _folder(out, folders, overwrite))
     found = [
         {

@@ -20,8 +20,7 @@ _WORDS: Mapping[State, tuple[Light, str]] = {
     "changed": ("bad", "STALE"),
     "unknown": ("none", "NOT CHECKED"),
 }
-
-
+_DIGITS = 64  # of a whole SHA-256
 _UNCHECKED = (
     "This page was made when the run ended, or there is nothing to compare. `robustcli report RUN` compares"
     " the record with what lies there then: code, model, configuration and data."
@@ -50,30 +49,47 @@ def origin_section(run: Dossier, checks: Sequence[Check]) -> Section:
     blocks: list[Block] = [Text("The same again, from the directory where it ran:"), Command(command_of(run))]
     if not checks:
         blocks.append(Text(_UNCHECKED))
+    if plugin := _plugin(run):
+        digest = code(plugin.get("sha256"))
+        blocks.append(
+            Text(f"{code(plugin.get('file'))} is the file with the SHA-256 {digest}; name its path.")
+        )
     if flags := flags_of(run):
         blocks.append(Text(f"Add what no configuration holds: {listed([code(flag) for flag in flags])}."))
     blocks += [Notice(*_WORDS[check.state], f"{check.what}: {check.told}.") for check in checks]
     if hashes := hashes_of(run):
         blocks.append(Text("SHA-256 of what the numbers belong to:"))
-        blocks.append(Facts([(name, code(value)) for name, value in hashes]))
+        blocks.append(Facts([(digest_name(name, value), code(value)) for name, value in hashes]))
     blocks.append(Grid(_environment(run)))
     return Section("origin", "Origin of the numbers", blocks)
 
 
 def command_of(run: Dossier) -> str:
     """The command that runs it again."""
-    config = str(run.path / "config.resolved.yaml")
     words = ["robustcli", *run.verb.split()]
     if run.verb in ("demo", "guard update"):
         return shlex.join(words)
     if run.verb == "transfer":
         models = dict.fromkeys(row.source_reference for row in run.of(TransferRow))
         words += ["--models", ",".join(models)]
+    if plugin := _plugin(run):
+        words += ["--plugin", f"{plugin.get('file')}:{plugin.get('factory')}"]
+    return shlex.join([*words, _config_of(run)])
+
+
+def _config_of(run: Dossier) -> str:
+    """Its configuration, as it is found from the directory where it ran: absolute where that is another."""
+    config = run.path / "config.resolved.yaml"
+    if str(run.path) != run.document.get("run", str(run.path)):
+        config = config.absolute()
+    return f"./{config}" if str(config).startswith("-") else str(config)
+
+
+def _plugin(run: Dossier) -> Mapping[str, Any]:
+    """The record of the user's code that makes the network; empty where there is none."""
     model = run.config.get("model")
     plugin = model.get("plugin") if isinstance(model, Mapping) else None
-    if isinstance(plugin, Mapping) and plugin.get("spec"):
-        words += ["--plugin", str(plugin["spec"])]
-    return shlex.join([*words, config])
+    return plugin if isinstance(plugin, Mapping) else {}
 
 
 def flags_of(run: Dossier) -> list[str]:
@@ -99,6 +115,11 @@ def hashes_of(run: Dossier) -> list[tuple[str, str]]:
     if run.document.get("sha256"):
         found["guard"] = str(run.document["sha256"])
     return [(name, str(value)) for name, value in found.items() if value]
+
+
+def digest_name(name: str, value: str) -> str:
+    """The name of a hash; says so where only its beginning is recorded."""
+    return name if len(value) >= _DIGITS else f"{name} (first {len(value)} digits)"
 
 
 def _environment(run: Dossier) -> Table:

@@ -30,6 +30,11 @@ MITIGATIONS = {"AML.M0003": "Model Hardening", "AML.M0015": "Adversarial Input D
 #: What an attack asks the model for -> the technique that it is.
 _BY_NEED = {"gradient": "AML.T0043.000", "scores": "AML.T0043.001", "decisions": "AML.T0043.001"}
 _TRANSFER = "AML.T0043.002"
+#: Targets that are no class -> what the model is to answer.
+_TARGETS = {
+    "random": "a wrong class that was drawn for each image",
+    "least-likely": "the class that it holds for the least likely",
+}
 _LINEAGE = 4  # runs that weights came through
 
 
@@ -53,7 +58,8 @@ def attacker(run: Dossier) -> tuple[tuple[str, str], ...]:
     target = (run.config.get("eval") or {}).get("target")
     goal = "an integrity violation: the model answers a wrong class to an image it was right on"
     if target is not None:
-        goal = f"a targeted integrity violation: the model answers the class {code(target)}"
+        wanted = _TARGETS.get(target, f"the class {code(target)}")
+        goal = f"a targeted integrity violation: the model answers {wanted}"
     allowed = f", who may {change(*ball)}" if ball is not None else ""
     capability = (
         f"testing data control: the input at inference is the attacker's{allowed};"
