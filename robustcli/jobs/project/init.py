@@ -208,7 +208,7 @@ def _commands(project: _Project) -> tuple[list[str], list[str]]:
 
 def _github(project: _Project) -> str:
     when = "" if project.trained else texts.GITHUB_MANUAL
-    return _workflow(texts.GITHUB, texts.GITHUB_STEP, when, project)
+    return _workflow(texts.filled(texts.GITHUB, setup=texts.GITHUB_SETUP), texts.GITHUB_STEP, when, project)
 
 
 def _gitlab(project: _Project) -> str:

@@ -64,34 +64,30 @@ jobs:
     runs-on: ubuntu-24.04
     timeout-minutes: 30
     steps:
-      - uses: actions/checkout@v4
-        with:
-          persist-credentials: false
-      - uses: actions/setup-python@v5
-        with:
-          python-version: "3.12"
-      - run: pip install "$ROBUSTCLI"
-@SMOKE@
+@SETUP@@SMOKE@
   gate:@WHEN@
     needs: smoke
     runs-on: ubuntu-24.04
     timeout-minutes: 360
     steps:
-      - uses: actions/checkout@v4
-        with:
-          persist-credentials: false
-      - uses: actions/setup-python@v5
-        with:
-          python-version: "3.12"
-      - run: pip install "$ROBUSTCLI"
-@GATE@
-      - uses: actions/upload-artifact@v4
+@SETUP@@GATE@
+      - uses: actions/upload-artifact@bbbca2ddaa5d8feaa63e36b76fdaad77386f024f # v7.0.0
         if: always()
         with:
           name: robustness
           path: |
             runs
             gate.xml
+"""
+#: How each job begins. Actions are pinned: a tag may come to name other code.
+GITHUB_SETUP = """\
+      - uses: actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1
+        with:
+          persist-credentials: false
+      - uses: actions/setup-python@5fda3b95a4ea91299a34e894583c3862153e4b97 # v7.0.0
+        with:
+          python-version: "3.12"
+      - run: pip install "$ROBUSTCLI"
 """
 GITHUB_STEP = "      - run: @COMMAND@\n"
 GITHUB_MANUAL = """  # it trains in full, so only when started by hand; with trained weights: on every push
