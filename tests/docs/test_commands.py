@@ -35,10 +35,9 @@ from PIL import Image
 NO_RULE = "no test runs this: add a rule to tests/support/documented_rules.py"
 PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in pages()}
 SHOWN = shown()
-#: The examples of `--help` are many; the suite asks only whether each has a rule.
-PARTS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name == "help")) for name in SHOWN if name not in WHOLE
-]
+#: Run by `make test-slow ARGS="-k commands_of_a_page"`; the suite asks only whether each has a rule.
+LONG = ("help", "configs", "docs/bench.md")
+PARTS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in SHOWN if name not in WHOLE]
 
 
 @pytest.fixture(scope="session")
