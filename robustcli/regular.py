@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from robustcli.errors import CheckpointError
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+#: A flag of `open_regular`: a link is an error.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -71,7 +72,7 @@ def read_regular(path: Path, limit: int, *, exactly: int | None = None) -> bytes
     E-CKPT-FORMAT (link, directory, device, longer than `limit` bytes, unreadable).
     """
     try:
-        with os.fdopen(open_regular(path, _NO_LINK), "rb") as file:
+        with os.fdopen(open_regular(path, NO_LINK), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             _check_size(size, path, limit, exactly)
             return file.read(size)

@@ -41,7 +41,7 @@ class Measured:
         rate: k of n samples; for attack_success_rate of the samples that are right without an attack.
         data, split: names of what it was measured on.
         norm, eps: the ball, in pixel units of [0, 1]; "" and 0 without an attack.
-        by: the attacks, or the method of proof; "" without.
+        by: the attacks, with their target where they had one, or the method of proof; "" without.
         slice: the class that it is of; "" for all samples.
         model: its short name, where one run measured several; else "".
         seed: of all draws.
@@ -82,9 +82,9 @@ def measured(dossier: Dossier) -> list[Measured]:
 
 
 def _measured(dossier: Dossier) -> Iterator[Measured]:
-    worst = dossier.eval_row("worst")
+    worst, target = dossier.eval_row("worst"), (dossier.config.get("eval") or {}).get("target")
     for row in sorted(dossier.of(EvalRow), key=_headline_first):
-        yield from _evaluated(row)
+        yield from _evaluated(row, target)
     for proof in dossier.of(CertifyRow):
         yield from _certified(proof)
     for pair in dossier.of(TransferRow):
@@ -92,7 +92,7 @@ def _measured(dossier: Dossier) -> Iterator[Measured]:
     for guard in dossier.of(GuardRow):
         yield _rejected(guard)
     for sweep in dossier.of(SweepRow):
-        yield from _swept(sweep, worst)
+        yield from _swept(sweep, worst, target)
     yield from _trained(dossier)
     yield from _demonstrated(dossier)
 
@@ -102,12 +102,17 @@ def _headline_first(row: EvalRow) -> int:
     return ("clean", "worst", "attack").index(row.kind)
 
 
-def _evaluated(row: EvalRow) -> Iterator[Measured]:
+def _aimed(by: str, target: Any) -> str:
+    """The attacks with the class that they were to reach: only to miss the true one is easier."""
+    return by if target is None else f"{by}, target {target}"
+
+
+def _evaluated(row: EvalRow, target: Any) -> Iterator[Measured]:
     common: dict[str, Any] = {"data": row.data, "split": row.split, "seed": row.seed}
     metric = ACCURACY
     if row.robust is not None:
         metric = ROBUST
-        common |= {"norm": row.norm, "eps": row.eps, "by": row.title}
+        common |= {"norm": row.norm, "eps": row.eps, "by": _aimed(row.title, target)}
     yield Measured(metric=metric, rate=row.robust or row.clean, step=row.kind == "attack", **common)
     if row.kind == "worst" and row.success is not None:
         yield Measured(metric=SUCCESS, rate=row.success, **common)
@@ -150,7 +155,7 @@ def _rejected(row: GuardRow) -> Measured:
     )  # fmt: skip
 
 
-def _swept(sweep: SweepRow, worst: EvalRow | None) -> Iterator[Measured]:
+def _swept(sweep: SweepRow, worst: EvalRow | None, target: Any) -> Iterator[Measured]:
     """The point of a sweep over eps, unless the evaluation itself is that point."""
     row = sweep.total
     if sweep.key != "eps" or row.robust is None or (worst is not None and worst.eps == row.eps):
@@ -162,7 +167,7 @@ def _swept(sweep: SweepRow, worst: EvalRow | None) -> Iterator[Measured]:
         split=row.split,
         norm=row.norm,
         eps=row.eps,
-        by=row.label or row.title,
+        by=_aimed(row.label or row.title, target),
         seed=row.seed,
     )
 

@@ -15,7 +15,8 @@ from robustcli.reporting.summary import sources
 from robustcli.store.latest import resolve_run
 from robustcli.store.manifest import Manifest, read
 
-_FROM_RUNS = ("run:", "guard:")
+#: How a reference to a run begins.
+FROM_RUNS = ("run:", "guard:")
 _LONGEST = 16  # runs that were made one from the other
 
 
@@ -130,14 +131,14 @@ def _origin(run: Dossier) -> Dossier | None:
     """The run that the weights of this one come from; None where none is named, or it is not readable."""
     model = section(run.config, "model")
     for reference in (model.get("weights"), model.get("name")):
-        if isinstance(reference, str) and reference.startswith(_FROM_RUNS):
+        if isinstance(reference, str) and reference.startswith(FROM_RUNS):
             return run_of(reference)
     return None
 
 
 def run_of(reference: str) -> Dossier | None:
     """The run that ``run:`` or ``guard:`` names, also by one of its checkpoints; None for anything else."""
-    for prefix in _FROM_RUNS:
+    for prefix in FROM_RUNS:
         if reference.startswith(prefix):
             return _run_at(Path(reference.removeprefix(prefix)))
     return None

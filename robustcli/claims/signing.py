@@ -71,7 +71,7 @@ def sign(dossier: Dossier, signer: Any) -> Path:
     if not dossier.measured:
         raise UsageError("the run has not ended well: it is not signed", where=str(dossier.path))
     sums, signature = dossier.path / SUMS, dossier.path / SIGNATURE
-    write_atomic(sums, written(sums_of(dossier)).encode())
+    write_atomic(sums, written(sums_of(dossier)).encode("utf-8", "surrogateescape"))
     signer.sign(sums, signature)
     return signature
 

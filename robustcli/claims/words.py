@@ -59,6 +59,8 @@ def unfit(provenance: Provenance) -> str:
     if not dossier.measured:
         ended = "" if dossier.code is None else f", exit code {dossier.code}"
         return f"the run has not ended well (state {dossier.state or 'unknown'}{ended})"
+    if dossier.partial:
+        return f"{dossier.partial} were measured: no number is final"
     if dossier.reliability == "invalid":
         return "the evaluation is invalid: see the alarms"
     return ""

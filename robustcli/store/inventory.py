@@ -70,7 +70,7 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "attack": _ATTACK,
     "transfer": (r"transfer\.jsonl", _drawn("transfer")),
     "bench": (r"bench\.json",),
-    "guard": (*_GUARD, _drawn("guard", "guard_roc")),
+    "guard": (*_GUARD, r"guard\.jsonl", _drawn("guard", "guard_roc")),  # of `guard fit` and of `guard eval`
     "update": _UPDATE,
     "demo": (
         _drawn("accuracy_against_eps"),

@@ -1,9 +1,12 @@
 """The model card: a `model-index` that the Hub reads, and sections that say what was and was not shown."""
 
+import json
+
 import pytest
 import yaml
 from written_runs import CONFIG, HASHES, certify_rows, eval_rows, write_eval, write_run, write_train
 
+from robustcli.claims.cyclonedx import cyclonedx
 from robustcli.claims.model_card import model_card
 from robustcli.reporting.dossier import Dossier
 
@@ -109,6 +112,27 @@ def test_what_is_no_claim_has_no_model_index(tmp_path, more):
     front, sections = parts(write_eval(tmp_path / "e", **more))
     assert "model-index" not in front and "metrics" not in front
     assert "**No claim:**" in next(iter(sections.values()))
+
+
+def test_a_part_of_an_evaluation_is_no_claim(tmp_path):
+    run = write_eval(tmp_path / "e")
+    document = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**document, "partial": {"shards": 3, "of": 8}}))
+    front, sections = parts(run)
+    assert "model-index" not in front and "partial 3/8 shards" in next(iter(sections.values()))
+    assert not cyclonedx(Dossier.read(run))["components"][0]["modelCard"]["quantitativeAnalysis"][
+        "performanceMetrics"
+    ]
+
+
+def test_a_targeted_attack_is_named_beside_its_number(tmp_path):
+    config = {**CONFIG, "eval": {**CONFIG["eval"], "target": "random"}}
+    front, sections = parts(write_eval(tmp_path / "e", config=config))
+    attacked = front["model-index"][0]["results"][1]["metrics"][0]
+    assert attacked["args"]["attack"] == "pgd-20, target random" and attacked["name"].endswith(
+        ", target random)"
+    )
+    assert "pgd-20, target random" in sections["Results"]
 
 
 def test_a_suspect_number_says_so(tmp_path):

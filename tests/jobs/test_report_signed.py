@@ -9,11 +9,12 @@ import pytest
 from written_runs import CONFIG, samples, write_eval, write_run, write_train
 
 from robustcli.claims.signing import sign, signer_of
-from robustcli.claims.sums import weights_of
+from robustcli.claims.sums import sums_of, weights_of
+from robustcli.errors import UsageError
 from robustcli.reporting.dossier import Dossier
 
-#: A configuration whose model and data lie nowhere, so that neither is read again.
-GONE = {**CONFIG, "model": {"name": "run:gone"}, "data": {"name": "npz:gone.npz"}}
+#: A configuration whose model lies in no file and whose data lie nowhere, so that neither is read again.
+GONE = {**CONFIG, "model": {"name": "small_cnn"}, "data": {"name": "npz:gone.npz"}}
 
 
 def keys(folder):
@@ -112,6 +113,37 @@ def test_what_is_missing_and_what_was_added(cli, mine):
     (mine / "e" / "notes.txt").write_text("mine")
     found = verify(cli, "e")[1]
     assert (found["missing"], found["added"]) == (["samples.jsonl"], ["distances.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("run", "file"), [("t", "sweep.jsonl"), ("e", "guard.jsonl"), ("e", "robust/run.json")]
+)
+def test_a_record_of_another_verb_was_added_too(cli, mine, run, file):
+    """Reports, claims and gates read it, whichever verb wrote the run."""
+    (mine / run / file).parent.mkdir(exist_ok=True)
+    (mine / run / file).write_text("{}\n")
+    assert verify(cli, run)[1]["added"] == [file]
+
+
+def test_a_link_is_not_what_was_signed(cli, mine):
+    samples = mine / "e" / "samples.jsonl"
+    samples.rename(mine / "same.jsonl")
+    samples.symlink_to(mine / "same.jsonl")
+    (mine / "e" / "distances.jsonl").symlink_to(mine / "same.jsonl")
+    (mine / "e" / "plots").symlink_to(mine)
+    found = verify(cli, "e")[1]
+    assert not found["holds"] and found["missing"] == ["samples.jsonl"]
+    assert found["added"] == ["distances.jsonl", "plots"]
+    with pytest.raises(UsageError, match="a link cannot be signed"):
+        sums_of(Dossier.read(mine / "e"))
+
+
+@pytest.mark.parametrize("model", [{"name": "run:gone"}, {"name": "small_cnn", "weights": "gone.npz"}])
+def test_a_run_is_not_signed_without_its_weights(cli, mine, model):
+    write_eval(mine / "new", config={**GONE, "model": model}, data="npz:gone.npz")
+    answer = cli("report", "new", "--sign", "--private-key", "key")
+    assert answer.code == 2 and "are not found from here" in answer.err
+    assert not (mine / "new" / "SHA256SUMS.sig").exists()
 
 
 @pytest.mark.parametrize("file", ["SHA256SUMS", "SHA256SUMS.sig"])
