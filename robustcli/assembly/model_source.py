@@ -209,6 +209,22 @@ class ModelSource:
         )
         return build_model(config.model.name, config.model.params, info, seed=config.seed)
 
+    def _check_code(self, model: nn.Module) -> None:
+        """Raises UsageError where the user's code made nothing of what a run holds: that would be measured.
+
+        The members of a vote may be what the code is for.
+        """
+        made = self.plugin is None or getattr(model, "plugin", None) is not None
+        if made or self.setting.config.defences or not self._spec.name.startswith("run:"):
+            return
+        raise UsageError(
+            f"the network of {self._spec.name} is {getattr(model, 'arch', 'another')}, which {self.plugin} "
+            "does not make: it would be measured in its place",
+            hint="leave the code out; your own network is measured with its --weights, or without "
+            "`model: run:...` in the configuration",
+            code="E-PLUGIN",
+        )
+
     def _loaded(self, num_classes: int | None, say: Callable[[str], None]) -> nn.Module:
         """The model with its weights.
 
@@ -219,7 +235,7 @@ class ModelSource:
         of_ours = spec.name.startswith(("run:", GUARD))
         brings_its_own = self.plugin is not None or of_ours or "@" in spec.name
         mean, std = (None, None) if brings_its_own else (data.mean, data.std)
-        return load_model(
+        model = load_model(
             spec.name,
             params=spec.params,
             weights=spec.weights,
@@ -236,6 +252,8 @@ class ModelSource:
             weights_kind=spec.weights_kind,
             say=say,
         )
+        self._check_code(model)
+        return model
 
 
 def _check_shape(guard: GuardedModel, shape: tuple[int, int, int]) -> None:

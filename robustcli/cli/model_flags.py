@@ -69,8 +69,9 @@ def with_user_code(
 ) -> list[Override]:
     """`overrides` with the record of the user's code, which takes the place of a configured network.
 
-    A reference to a run or to weights stays: the user's code then makes the network for them. A record that
-    the configuration brings along stays too, and must be that of this code.
+    A reference to a run or to weights stays: the user's code then makes the network for them. One that a file
+    names goes where the command line names weights: those are the code's. A record that the configuration
+    brings along stays too, and must be that of this code.
 
     Args:
         given: FILE.py:factory.
@@ -86,7 +87,8 @@ def with_user_code(
         check_record(before.plugin, record)
         return said
     recorded = Override("model.plugin", json.dumps(record.model_dump()), "--plugin")
-    if before.name.startswith(PLUGIN) or _brings_weights(before):
+    given_weights = any(item.key == "model.weights" for item in said)
+    if before.name.startswith(PLUGIN) or (_brings_weights(before) and not given_weights):
         return [*said, recorded]
     named = [item.value for item in said if item.key in MODEL_KEYS]
     if named and not is_reference(named[-1]):

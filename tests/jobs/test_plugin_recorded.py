@@ -108,6 +108,24 @@ def test_what_would_measure_another_network_is_refused(cli, net, tmp_path, argv,
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("said", ["--plugin=net.py:mine", "--model=net.py:mine"])
+def test_a_run_of_another_network_is_not_measured_in_place_of_the_users(cli, net, tmp_path, said):
+    import torch
+    from safetensors.torch import save_file
+
+    assert cli("train", *TRAIN, "model=mlp", "--out", "theirs").code == 0
+    (tmp_path / "c.yaml").write_text("data: {name: fake, size: 8}\nmodel: run:theirs\n")
+    for verb in ("eval", "gate"):
+        answer = cli(verb, "c.yaml", *EVAL, "thresholds.clean_acc.min=0", said, "--out", verb)
+        assert answer.code == 2 and "the network of run:theirs is mlp, which net.py:mine" in answer.err
+    space = {}
+    exec(NET, space)
+    save_file(space["mine"](10).state_dict(), tmp_path / "w.safetensors")
+    torch.manual_seed(0)
+    assert cli("eval", "c.yaml", *EVAL, said, "--weights", "w.safetensors", "--out", "mine").code == 0
+    assert resolved(tmp_path / "mine")["name"] == "plugin:mine"
+
+
 def test_weights_that_a_configuration_names_go_into_the_users_network(cli, net, tmp_path):
     import torch
     from safetensors.torch import save_file

@@ -109,6 +109,17 @@ def test_a_run_that_something_refers_to_stays(runs, refer):
     assert [entry["run"] for entry in answer["kept"]] == ["runs/train/t-1"]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_part_of_all_runs_is_pruned_as_the_whole(runs, monkeypatch, elsewhere):
+    run = training(runs / "train" / "t-1")
+    made_from(runs, "run:runs/train/t-1/checkpoints/step-00000020")
+    if elsewhere:
+        (runs / "other").mkdir()
+        monkeypatch.chdir(runs / "other")
+    answer = runs_prune(runs / "train", Console(quiet=True), keep_best=True, yes=True)
+    assert steps(run) == [10, 20, 30] and answer["kept"][0]["reason"] == "another run was made from it"
+
+
 def made_from(runs, name, weights=None):
     config = {**CONFIG, "model": {"name": name, "weights": weights}}
     write_eval(runs / "eval" / "e-1", config=config)

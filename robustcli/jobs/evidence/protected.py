@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from robustcli.jobs.evidence.listing import Listed
+from robustcli.jobs.evidence.listing import Listed, find
 from robustcli.store.current import CURRENT
+from robustcli.store.identity import RUNS
 from robustcli.store.latest import LATEST, resolve_run
 
 _REFERENCES = ("run:", "guard:")
@@ -31,9 +32,12 @@ class Kept:
 
 
 def unprotected(runs: Sequence[Listed], root: Path) -> tuple[list[Listed], list[Kept]]:
-    """(the runs that may lose files, those that are left alone). root: the directory that holds them."""
+    """(the runs that may lose files, those that are left alone). root: the directory that holds them.
+
+    Runs that lie beside `root`, and those in runs/, may have been made from them as well.
+    """
     named = {path.resolve() for path in _pointers(runs, root)}
-    wanted = {part for run in runs for part in _made_from(run)}
+    wanted = {part for run in [*runs, *_beside(runs, root)] for part in _made_from(run)}
     chosen: list[Listed] = []
     kept: list[Kept] = []
     for run in runs:
@@ -55,6 +59,20 @@ def _reason(run: Listed, named: set[Path], wanted: set[str]) -> str:
     if any(whole == part or whole.endswith(f"/{part}") for part in wanted):
         return "another run was made from it"
     return ""
+
+
+def _beside(runs: Sequence[Listed], root: Path) -> Iterator[Listed]:
+    """The runs of other verbs beside the verb that was named, and those below runs/."""
+    above = {run.path.resolve().parents[1] for run in runs if run.path.resolve().parent.name in _folders(run)}
+    for folder in sorted({*above, RUNS.resolve()}):
+        if folder.is_dir() and folder != root.resolve() and not folder.is_relative_to(root.resolve()):
+            yield from find(folder)[0]
+
+
+def _folders(run: Listed) -> tuple[str, str]:
+    """What the folder of all runs of its verb is called: guard, or guard-eval."""
+    verb = run.run.verb
+    return verb.replace(" ", "-"), verb.partition(" ")[0]
 
 
 def _pointers(runs: Sequence[Listed], root: Path) -> Iterator[Path]:
