@@ -70,7 +70,7 @@ def _alarm(name: str, level: str, text: str, outcome: Outcome, root: Path) -> _J
     """An alarm stands where the first threshold does: that is the line that asked for the number."""
     return _without_empty(
         {
-            "ruleId": f"alarm/{name}",
+            "ruleId": f"alarm/{printable(name)}",
             "level": _LEVELS[level],
             "message": {"text": printable(text)},
             "locations": _places(outcome.thresholds, outcome, root),

@@ -11,6 +11,7 @@ from gated import SUSPECT, answers, write
 from robustcli.config.thresholds import Quantity
 from robustcli.gating.evidence import Share, WorstClass
 from robustcli.gating.junit import junit
+from robustcli.gating.places import below
 from robustcli.gating.sarif import sarif
 from robustcli.gating.threshold import Threshold
 from robustcli.gating.verdict import Outcome, judge
@@ -206,3 +207,30 @@ def test_a_file_that_cannot_be_written_ends_it_before_anything_is_measured(cli):
     Path("out").write_text("a file")
     answer = cli("gate", "r", "thresholds.robust_acc.min=0.1", *FILES)
     assert answer.code == 6 and "could not write" in answer.err and "Gate" not in answer.out
+
+
+def test_a_root_that_is_named_through_a_link_is_the_root(tmp_path):
+    (tmp_path / "real" / "ci").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    for root, file in (("link", "real"), ("real", "link"), ("link", "link")):
+        assert below(str(tmp_path / file / "ci" / "gate.yaml"), tmp_path / root) == "ci/gate.yaml"
+    assert below(str(tmp_path / "gate.yaml"), tmp_path / "link") is None
+
+
+def test_the_report_of_an_earlier_gate_does_not_stand_beside_a_new_verdict(gate):
+    write("good", samples=answers(1000, 900))
+    assert gate("good", "  robust_acc: {min: 0.45}\n", "--report", "out").code == 0
+    assert Path("out/summary.md").is_file() and Path("out/report.html").is_file()
+    assert gate("gone", "  robust_acc: {min: 0.45}\n", "--report", "out").code == 2
+    assert "Nothing was judged" in Path("out/gate.md").read_text()
+    assert sorted(path.name for path in Path("out").iterdir() if path.is_file()) == ["gate.md"]
+
+
+def test_a_report_goes_over_nobodys_files(gate):
+    write("good", samples=answers(1000, 900))
+    Path("docs").mkdir()
+    Path("docs/summary.md").write_text("mine")
+    Path("j.xml").write_text("an old verdict")
+    answer = gate("good", "  robust_acc: {min: 0.45}\n", "--report", "docs", "--junit", "j.xml")
+    assert answer.code == 2 and "--report is not empty and holds no report; docs" in answer.err
+    assert Path("docs/summary.md").read_text() == "mine" and "<error " in Path("j.xml").read_text()

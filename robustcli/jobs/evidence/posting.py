@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from robustcli import __version__
-from robustcli.errors import Interrupted, RobustCliError, printable
+from robustcli.errors import Interrupted, RobustCliError, UsageError, printable
 from robustcli.foreign import foreign_fault
 from robustcli.gating.junit import junit
 from robustcli.gating.sarif import sarif
@@ -18,10 +18,13 @@ from robustcli.gating.verdict import Outcome
 from robustcli.gating.words import badge, gate_markdown, workflow_commands
 from robustcli.store.atomic import write_atomic
 from robustcli.store.disk import explained
+from robustcli.store.identity import NAME as IDENTITY
 from robustcli.terminal.console import Console
 
 #: Written into the files before anything is measured: a gate that is killed leaves no old verdict behind.
 _UNENDED = "the gate did not come to its end"
+_VERDICT = "gate.md"
+_REPORT = ("report.html", "summary.md", "model_card.md", "bom.cdx.json")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Posting:
     """Posts the outcome that it holds when the block ends, in whatever way it ends.
 
     An exception makes it an outcome without a verdict, and goes on. `outcome` is replaced by whoever knows
-    more. Raises ResourceError where a file cannot be written, before anything is measured.
+    more. Raises ResourceError where a file cannot be written, and UsageError for a report's directory that
+    holds something else, before anything is measured.
 
     Whoever has just measured the run sets `check` to False: the report need not compare code, model and data
     with what they were then.
@@ -53,7 +57,11 @@ class Posting:
         self.check = True
 
     def __enter__(self) -> Posting:
-        self._write(replace(self.outcome, error=_UNENDED))
+        started = replace(self.outcome, error=_UNENDED)
+        self._write(started, report=False)  # also where the directory of the report is refused
+        if self.files.report is not None:
+            _cleared(Path(self.files.report))
+            self._write(started)
         return self
 
     def __exit__(
@@ -90,19 +98,41 @@ class Posting:
             for command in workflow_commands(self.outcome, source_root()):
                 self.console.error(command)  # GitHub reads commands from stderr too; stdout is for JSON
 
-    def _write(self, outcome: Outcome) -> None:
+    def _write(self, outcome: Outcome, *, report: bool = True) -> None:
         writers: dict[str | None, Callable[[Outcome], str]] = {
             self.files.junit: junit,
             self.files.sarif: lambda shown: sarif(shown, __version__, source_root()),
             self.files.badge: badge,
-            self.files.report and os.path.join(self.files.report, "gate.md"): gate_markdown,
         }
+        if report and self.files.report:
+            writers[os.path.join(self.files.report, _VERDICT)] = gate_markdown
         for path, text in writers.items():
             if path:
                 target = Path(path)
                 with explained(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(target, text(outcome).encode())
+
+
+def _cleared(folder: Path) -> None:
+    """Remove the report of an earlier gate: beside a new verdict it would speak of another run.
+
+    Raises UsageError for a file, and for a directory with something else in it; a run may hold its report.
+    """
+    with explained(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError("--report is a file", where=str(folder), hint="name a directory")
+        if not folder.is_dir() or (folder / IDENTITY).is_file():
+            return
+        if (folder / _VERDICT).is_file():
+            for name in _REPORT:
+                (folder / name).unlink(missing_ok=True)
+        elif any(folder.iterdir()) and not (folder / _REPORT[0]).is_file():
+            raise UsageError(
+                "--report is not empty and holds no report",
+                where=str(folder),
+                hint="choose another directory",
+            )
 
 
 def source_root() -> Path:
