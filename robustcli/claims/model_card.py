@@ -14,10 +14,10 @@ from robustcli.claims import words
 from robustcli.claims.measured import CERTIFIED, Measured, measured
 from robustcli.claims.provenance import Provenance
 from robustcli.errors import printable
+from robustcli.reporting.cells import digest_name
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import code
 from robustcli.reporting.page.limits import limits, untested
-from robustcli.reporting.page.origin import digest_name
 from robustcli.reporting.tables import Table
 
 TASK = {"type": "image-classification", "name": "Image classification"}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from robustcli.errors import printable
 from robustcli.proportions import Rate
 
+_DIGITS = 64  # of a whole SHA-256
+
 
 @dataclass(frozen=True)
 class Eps:
@@ -51,6 +53,11 @@ def percent(fraction: float) -> str:
 def amount(n: int, noun: str) -> str:
     """``1 alarm``, ``2 alarms``; the noun takes an s."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def digest_name(name: str, value: str) -> str:
+    """The name of a hash; says so where only its beginning is recorded."""
+    return name if len(value) >= _DIGITS else f"{name} (first {len(value)} digits)"
 
 
 def share_of(k: int, n: int) -> Rate | None:

@@ -12,7 +12,7 @@ from robustcli.errors import printable
 from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
-from robustcli.reporting.cells import format_eps, format_rate
+from robustcli.reporting.cells import digest_name, format_eps, format_rate
 from robustcli.reporting.record_tables import class_table, eval_table, train_table, validated
 from robustcli.reporting.tables import Table
 
@@ -203,7 +203,8 @@ def _provenance(rows: Sequence[EvalRow | TrainRow | CertifyRow]) -> list[str]:
     """Hashes of what the numbers of the last row belong to."""
     if not rows:
         return []
-    lines = [f"- {printable(name)}: {_code(value)}" for name, value in rows[-1].hashes.items() if value]
+    hashes = [(name, value) for name, value in rows[-1].hashes.items() if value]
+    lines = [f"- {printable(digest_name(name, value))}: {_code(value)}" for name, value in hashes]
     if not lines:
         return []
     return ["## What these numbers belong to (SHA-256)", "", *lines, ""]

@@ -122,6 +122,7 @@ def test_a_run_without_a_result_never_looks_passed(cli, tmp_path, state):
     document = cli("report", "run", "--json").document
     assert document["runs"][0]["verdict"] in ("FAILED", "NO RESULT") and document["runs"][0]["numbers"] == {}
     page = (tmp_path / "run/report.html").read_text()
+    assert "Tried here" not in page and "Limits of the claim" not in page and "Article 15" not in page
     assert 'class="verdict good"' not in page and "Everything: the run has no result." in page
 
 

@@ -8,6 +8,8 @@ import pytest
 from reported import ALARM, KINDS, begun, certificate, demonstration, evaluation, guarded, training
 
 from robustcli.claims.provenance import Provenance
+from robustcli.jobs.evidence.freshness import checks_of
+from robustcli.reporting.cells import digest_name
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Text
 from robustcli.reporting.page.compose import Material, report_of
@@ -15,7 +17,7 @@ from robustcli.reporting.page.doubt import MEANINGS
 from robustcli.reporting.page.html import html_of
 from robustcli.reporting.page.limits import untested
 from robustcli.reporting.page.markdown import LIMIT, markdown_of
-from robustcli.reporting.page.origin import command_of, digest_name
+from robustcli.reporting.page.origin import command_of, flags_of
 from robustcli.reporting.page.threat import MITIGATIONS, TECHNIQUES, attacker, techniques
 from robustcli.reporting.page.verdict import verdict_of
 
@@ -123,6 +125,7 @@ def test_stale_goes_before_suspect(tmp_path):
 def test_what_the_attacker_wants(tmp_path, target, words):
     run = evaluation(tmp_path / "run")
     aimed = replace(run, config={**run.config, "eval": {"target": target}})
+    assert any("want any wrong class" in line for line in untested(aimed)) == (target is not None)
     assert words in dict(attacker(aimed))["Goal"]
 
 
@@ -134,12 +137,31 @@ def test_the_command_names_the_users_code_and_finds_its_configuration(tmp_path, 
     assert "the file with the SHA-256 `aaaa" in comment
     moved = f"robustcli eval --plugin net.py:mine {tmp_path}/-run/config.resolved.yaml"
     monkeypatch.chdir(tmp_path)
-    assert (
-        command_of(there) == command_of(replace(there, path=Path("../x/-run"))).replace("/../x", "") == moved
-    )
+    (tmp_path / "sub").mkdir()
+    assert command_of(there) == moved == command_of(replace(there, path=Path("sub/../-run")))
     here = command_of(replace(there, path=Path("-run")))
     assert here == "robustcli eval --plugin net.py:mine ./-run/config.resolved.yaml"
     assert Provenance.of(there).command == moved
+
+
+def test_the_story_of_a_guard_is_repeated_by_its_own_command(tmp_path):
+    story = demonstration(tmp_path / "run")
+    assert command_of(story) == "robustcli demo"
+    document = {"alarms": {"adversarial": 181, "clean": 18}, "before": {"path": "g"}}
+    inside = replace(story, parts={"guard": story.parts["robust"]}, document=document)
+    assert command_of(inside) == "robustcli demo guard" and not inside.notes and not inside.alarms
+    update = replace(story.parts["robust"], verb="guard update", document=document)
+    assert command_of(update).startswith("robustcli guard update EVIDENCE.db g ")
+    assert any("EVIDENCE.db" in flag for flag in flags_of(update))
+    assert command_of(replace(update, verb="train", config={})) == "robustcli train"
+
+
+def test_what_is_gone_is_not_called_the_same(tmp_path):
+    run = evaluation(tmp_path / "run")
+    (run.path / "samples.jsonl").write_bytes((run.path / "samples.jsonl").read_bytes()[:20])
+    (run.path / "config.resolved.yaml").unlink()
+    found = {check.what: check.state for check in checks_of(Dossier.read(run.path))}
+    assert (found["records"], found["config"]) == ("unknown", "changed")
 
 
 def test_a_hash_that_is_cut_says_so():

@@ -66,7 +66,7 @@ def test_an_evaluation_says_three_numbers_apart() -> None:
     for rate in (worst.clean, worst.robust, worst.success):
         assert format_rate(rate) in first
     assert "8/255 (0.03137)" in first and "`x y`" in text.splitlines()[0] and "seed 7" in text
-    assert "a\\|b" in text and "model: `abc`" in text and "config: ``" not in text
+    assert "a\\|b" in text and "model (first 3 digits): `abc`" in text and "config: ``" not in text
     assert "No alarm was raised" in text
 
 

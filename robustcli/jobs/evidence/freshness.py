@@ -44,13 +44,20 @@ def _code(run: Dossier) -> Iterator[Check]:
 def _records(run: Dossier) -> Iterator[Check]:
     """Whether the lines of the samples add up to the rows, and the rows to the document."""
     if run.measured and run.rows:
-        yield _found("records", contradictions(run), "samples, rows and summary add up")
+        faults, worst = contradictions(run), run.eval_row("worst")
+        if not faults and worst is not None and run.verb in ("eval", "attack") and not run.answers:
+            yield Check("records", "unknown", f"samples.jsonl has none of the {worst.n} samples")
+            return
+        yield _found("records", faults, "samples, rows and summary add up")
 
 
 def _config(run: Dossier) -> Iterator[Check]:
     """Whether the configuration beside the records is the one that they name."""
     row = described(run)
-    if row is None or not run.config:
+    if row is None:
+        return
+    if not run.config:
+        yield Check("config", "changed", "config.resolved.yaml is not there any more")
         return
     ball, data = run.config.get("ball") or {}, run.config.get("data") or {}
     pairs = [("seed", run.config.get("seed"), row.seed), ("data.name", data.get("name"), row.data)]

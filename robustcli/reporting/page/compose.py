@@ -27,6 +27,7 @@ from robustcli.reporting.page.threat import threat_section
 from robustcli.reporting.page.verdict import verdict_of
 from robustcli.reporting.paired import compare, paired_table
 
+_OF_RESULTS = ("threat", "limits", "standards")  # keys of sections about what was measured
 _MOST_RUNS = 12  # compared with the first
 
 
@@ -69,6 +70,8 @@ def chapter_of(run: Dossier, material: Material) -> Chapter:
         standards_section(run),
         origin_section(run, checks),
     ]
+    if not run.measured:  # nothing was tried, no claim has a limit
+        sections = [section for section in sections if section.key not in _OF_RESULTS]
     parts = [chapter_of(part, material) for part in run.parts.values()]
     verdict = verdict_of(run, _stale(run, material))
     return Chapter(run.name, subject_of(run), verdict, [one for one in sections if filled(one)], parts)

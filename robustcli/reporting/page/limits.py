@@ -52,7 +52,7 @@ def limits(run: Dossier) -> list[str]:
     if run.verb == "guard fit":
         found.append("It says which clean images the guard rejects, and nothing of attacked ones.")
     if run.verb == "demo":
-        found.append("One short attack on a small network: it shows the idea and is no evaluation.")
+        found.append("Short attacks on a small network: it shows the idea and is no evaluation.")
     if (ball := ball_of(run)) is not None and run.verb != "guard fit":
         found.append(
             f"It holds for {ball[0]} up to {format_eps(ball[1], ball[0])}. A larger change, or one of another"
@@ -114,6 +114,8 @@ def _attacks(run: Dossier) -> list[str]:
             )
         if "AML.T0043.002" not in known and not run.of(TransferRow):
             found.append("Images made on other models (`robustcli transfer`, `--surrogate`).")
+    if (run.config.get("eval") or {}).get("target") is not None and run.of(EvalRow):
+        found.append("Attacks that want any wrong class: these aimed at one, which is harder for them.")
     names = {row.attack for row in run.of(EvalRow) if row.kind == "attack"}
     if names and names <= _WEAK:
         found.append("A strong ensemble: only single attacks ran. Publish numbers of `--attack autoattack`.")

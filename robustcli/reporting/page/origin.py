@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from robustcli.records.eval import EvalRow
 from robustcli.records.transfer import TransferRow
+from robustcli.reporting.cells import digest_name
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.page.blocks import Block, Command, Facts, Grid, Light, Notice, Section, Text, code
 from robustcli.reporting.page.words import described, listed, model_of
@@ -20,7 +21,7 @@ _WORDS: Mapping[State, tuple[Light, str]] = {
     "changed": ("bad", "STALE"),
     "unknown": ("none", "NOT CHECKED"),
 }
-_DIGITS = 64  # of a whole SHA-256
+EVIDENCE = "EVIDENCE.db"  # which file it was is not recorded
 _UNCHECKED = (
     "This page was made when the run ended, or there is nothing to compare. `robustcli report RUN` compares"
     " the record with what lies there then: code, model, configuration and data."
@@ -67,21 +68,25 @@ def origin_section(run: Dossier, checks: Sequence[Check]) -> Section:
 def command_of(run: Dossier) -> str:
     """The command that runs it again."""
     words = ["robustcli", *run.verb.split()]
-    if run.verb in ("demo", "guard update"):
-        return shlex.join(words)
+    if run.verb == "demo" and "guard" in run.parts:
+        words.append("guard")
+    if run.verb == "guard update":
+        words += [EVIDENCE, str((run.document.get("before") or {}).get("path", "GUARD"))]
     if run.verb == "transfer":
         models = dict.fromkeys(row.source_reference for row in run.of(TransferRow))
         words += ["--models", ",".join(models)]
     if plugin := _plugin(run):
         words += ["--plugin", f"{plugin.get('file')}:{plugin.get('factory')}"]
-    return shlex.join([*words, _config_of(run)])
+    if run.config and run.verb != "demo":
+        words.append(_config_of(run))
+    return shlex.join(words)
 
 
 def _config_of(run: Dossier) -> str:
     """Its configuration, as it is found from the directory where it ran: absolute where that is another."""
     config = run.path / "config.resolved.yaml"
     if str(run.path) != run.document.get("run", str(run.path)):
-        config = config.absolute()
+        config = config.resolve()
     return f"./{config}" if str(config).startswith("-") else str(config)
 
 
@@ -101,6 +106,8 @@ def flags_of(run: Dossier) -> list[str]:
             found.append(f"--attack-plugin {name}")
         elif run.verb == "eval" and row.attack.startswith("transfer:"):
             found.append(f"--surrogate MODEL, whose hash begins with {row.attack.partition(':')[2]}")
+    if run.verb == "guard update":
+        found.append(f"the file of evidence in place of {EVIDENCE}")
     if run.document.get("cross_check"):
         found.append("--cross-check torchattacks")
     return found
@@ -115,11 +122,6 @@ def hashes_of(run: Dossier) -> list[tuple[str, str]]:
     if run.document.get("sha256"):
         found["guard"] = str(run.document["sha256"])
     return [(name, str(value)) for name, value in found.items() if value]
-
-
-def digest_name(name: str, value: str) -> str:
-    """The name of a hash; says so where only its beginning is recorded."""
-    return name if len(value) >= _DIGITS else f"{name} (first {len(value)} digits)"
 
 
 def _environment(run: Dossier) -> Table:

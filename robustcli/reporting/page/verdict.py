@@ -74,7 +74,7 @@ def _trust(run: Dossier, stale: Sequence[str]) -> tuple[Light, str, str]:
 _NEXT = {
     "train": "Validation has chosen this model. `robustcli eval` measures its robustness, on test data.",
     "guard fit": "What an attacker leaves who knows the guard is what `robustcli guard eval` measures.",
-    "demo": "One short attack on a small model: a demonstration, not an evaluation.",
+    "demo": "Short attacks on a small model: a demonstration, not an evaluation.",
 }
 
 
