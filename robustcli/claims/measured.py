@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from robustcli.claims.provenance import section
 from robustcli.proportions import Rate
 from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
@@ -82,7 +83,7 @@ def measured(dossier: Dossier) -> list[Measured]:
 
 
 def _measured(dossier: Dossier) -> Iterator[Measured]:
-    worst, target = dossier.eval_row("worst"), (dossier.config.get("eval") or {}).get("target")
+    worst, target = dossier.eval_row("worst"), section(dossier.config, "eval").get("target")
     for row in sorted(dossier.of(EvalRow), key=_headline_first):
         yield from _evaluated(row, target)
     for proof in dossier.of(CertifyRow):

@@ -83,7 +83,7 @@ def _check_same(run: Dossier, baseline: Dossier, robust: bool, threshold: Thresh
     if not same_radius(now.norm, now.eps, before.norm, before.eps):
         what = f"the run is at {now.norm} {now.eps:.6g}, the baseline at {before.norm} {before.eps:.6g}"
         _refuse(what, threshold, "measure both at one radius")
-    if asked(run) != asked(baseline):
+    if (asked(run), _besides(run)) != (asked(baseline), _besides(baseline)):
         _refuse("the baseline was attacked by other attacks", threshold, "measure both with one list")
 
 
@@ -92,6 +92,12 @@ def _row(run: Dossier, threshold: Threshold) -> EvalRow:
     if row is None or not run.answers:
         _refuse(f"{run.path} holds no samples of an evaluation", threshold, "name a run of `eval`")
     return row
+
+
+def _besides(run: Dossier) -> list[str]:
+    """Attacks that only the command line named, with their hashes: of a surrogate, and the user's own."""
+    found = (row.attack for row in run.of(EvalRow))
+    return [name for name in found if name.startswith("transfer:") or "@" in name]
 
 
 def _refuse(what: str, threshold: Threshold, hint: str) -> NoReturn:

@@ -167,9 +167,11 @@ def asked(run: Dossier) -> str:
     """
     config = run.config
     if run.verb == "train":
-        told = [(config.get("train") or {}).get("val_attack")]
+        train = config.get("train")
+        told = [train.get("val_attack") if isinstance(train, Mapping) else None]
     else:
-        told = [config.get("attacks") or attacks(run), (config.get("eval") or {}).get("target")]
+        target = config["eval"].get("target") if isinstance(config.get("eval"), Mapping) else None
+        told = [config.get("attacks") or attacks(run), target]
     return json.dumps(told, sort_keys=True, default=str)
 
 

@@ -308,6 +308,18 @@ def test_other_images_and_other_radii_are_refused(gate):
         assert answer.code == 2 and said in answer.err, name
 
 
+@pytest.mark.parametrize("attack", ["transfer:0123456789ab", "mine.py:blur@0123456789ab"])
+def test_an_attack_that_only_the_command_line_named_counts(gate, attack):
+    for name in ("main", "r"):
+        run = write(name, samples=answers(100, 90), listed=True)
+    row = EvalRow.from_json(json.loads((run / "metrics.jsonl").read_text().splitlines()[1]))
+    more = replace(row, kind="attack", attack=attack, per_class={})
+    with (Path("main") / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(more.to_json()) + "\n")
+    answer = gate("r", "  robust_acc_drop: {max: 0.02, baseline: main}\n")
+    assert answer.code == 2 and "other attacks" in answer.err
+
+
 def test_samples_that_contradict_the_counts_are_refused(gate):
     run = write("r", samples=answers(100, 90), listed=True)
     write("main", samples=answers(100, 90), listed=True)

@@ -160,6 +160,20 @@ def test_broken_and_foreign_directories_are_skipped_with_a_line(cli, many):
     assert "skipped runs/eval/mine: no run of robustcli" in answer.err
 
 
+@pytest.mark.parametrize("flags", [(), ("--leaderboard",)])
+@pytest.mark.parametrize(
+    "alarms", [5, [{"name": "x"}], [{"name": "x", "level": "awful", "evidence": "", "remedy": ""}]]
+)
+def test_one_run_that_cannot_be_read_hides_no_other(cli, tmp_path, flags, alarms):
+    for name, told in (("good-1", []), ("odd-1", alarms)):
+        run = write_eval(tmp_path / "runs" / "eval" / name)
+        document = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps({**document, "alarms": told}))
+    answer = cli("runs", "ls", "--json", *flags)
+    assert answer.code == 0 and set(rows(answer)) == {"good-1"}
+    assert "an alarm without sense" in answer.document["skipped"][0]["reason"]
+
+
 def test_no_runs(cli, tmp_path):
     answer = cli("runs", "ls")
     assert answer.code == 0 and answer.out == "no runs in runs\n"

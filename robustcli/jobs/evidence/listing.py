@@ -137,7 +137,10 @@ def listed(path: Path) -> Listed:
     state = run.state or "unknown"
     if state == "running" and not may_be_held(path):
         state = "killed"
-    return Listed(run, state, _when(path), _numbers(run))
+    found = Listed(run, state, _when(path), _numbers(run))
+    # What a table asks for later is asked for here, where a run that cannot answer is skipped.
+    _ = found.reliability, found.asked
+    return found
 
 
 def _places(folder: Path, depth: int) -> Iterator[tuple[Path, bool]]:

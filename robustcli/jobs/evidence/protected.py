@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from robustcli.claims.provenance import section
 from robustcli.jobs.evidence.listing import Listed, find
 from robustcli.store.current import CURRENT
 from robustcli.store.identity import RUNS
@@ -91,7 +92,7 @@ def _made_from(run: Listed) -> Iterator[str]:
     A reference may lead into a run, to a checkpoint, and is written as seen from where its run was started.
     So each folder above it counts, wherever it lies.
     """
-    model = run.run.config.get("model") or {}
+    model = section(run.run.config, "model")
     texts = [model.get("name"), model.get("weights"), run.run.document.get("model")]
     texts += [*_listed(run.run.document.get("references")), *_listed(model.get("members"))]
     texts += [spec.get("name") for spec in _listed(run.run.config.get("defences")) if isinstance(spec, dict)]
