@@ -108,6 +108,17 @@ def test_latest_is_the_run_before(measure):
     assert found["baseline"] == "runs/eval/run-1" and found["note"] == "0 lost and 0 gained"
 
 
+def test_a_baseline_of_the_first_look_ends_what_is_compared_with_it(measure):
+    """The samples of a second look have no partner there: the drop stays open, and is no mistake."""
+    assert measure("  clean_acc: {min: 0}\n").document["looks"] == [32]  # run-1 is the baseline
+    drop = "  robust_acc_drop: {max: 0, baseline: runs/eval/run-1}\n"
+    answer = measure(drop)
+    assert (answer.code, answer.document["verdict"], answer.document["looks"]) == (0, "INCONCLUSIVE", [32])
+    answer = measure(f"{drop}  robust_acc: {{min: 0.1}}\n")
+    found = {each["metric"]: each["n"] for each in answer.document["thresholds"]}
+    assert answer.document["looks"] == [32, 128] and found == {"robust_acc_drop": 32, "robust_acc": 128}
+
+
 def test_a_model_that_masks_its_gradients_exits_10(cli):
     body = "x = (x * 3).round().flatten(1)\n        return x @ self.w"
     Path("net.py").write_text(NET.format(body=body))

@@ -32,7 +32,8 @@ def gate_config(
     """Measure 512 samples, 2,000 where those leave a threshold open, and judge; returns the `gate` document.
 
     A configuration that says how many samples (`eval.n`, `eval.first`) is measured once. A threshold that the
-    first look decides keeps its verdict. Once one has failed, nothing more is measured.
+    first look decides keeps its verdict, and so does a drop whose baseline has no more samples. Once one has
+    failed, nothing more is measured.
 
     Raises what `evaluate` and `gate_run` raise.
     """
@@ -47,9 +48,11 @@ def gate_config(
         run = Dossier.read(Path(measured["run"]))
         posting.outcome = seen(posting.outcome, run)
         more = look + 1 < len(_looks(loaded)) and measured["n"] == asked  # fewer are all that there are
-        pending = [each for each in thresholds if _is_open(known, each)]
+        pending = [
+            each for each in thresholds if _is_open(known, each) and not (look and _ends(each, measured))
+        ]
         known.update(zip(pending, judged(run, pending, alpha_of(look, more)), strict=True))
-        if not more or not _goes_on(known):
+        if not more or not _goes_on(known, measured):
             break
         console.info(f"inconclusive on {measured['n']} samples: measuring {LOOKS[look + 1]}")
     posting.outcome = decided(posting.outcome, [known[each] for each in thresholds], document)
@@ -107,7 +110,19 @@ def _is_open(known: Mapping[Threshold, Verdict], threshold: Threshold) -> bool:
     return threshold not in known or known[threshold].word == "INCONCLUSIVE"
 
 
-def _goes_on(known: Mapping[Threshold, Verdict]) -> bool:
-    """Whether another look can change what the gate ends with."""
+def _goes_on(known: Mapping[Threshold, Verdict], measured: _Json) -> bool:
+    """Whether another look can change what the gate ends with. measured: the document of this one."""
     words = {verdict.word for verdict in known.values()}
-    return "INCONCLUSIVE" in words and "FAIL" not in words
+    open_ = [each for each, verdict in known.items() if verdict.word == "INCONCLUSIVE"]
+    return "FAIL" not in words and not all(_ends(each, measured, more=True) for each in open_)
+
+
+def _ends(threshold: Threshold, measured: _Json, *, more: bool = False) -> bool:
+    """Whether a baseline has fewer samples than this look, or no more: what a look adds has no partner there.
+
+    Such a drop keeps the verdict that it has.
+    """
+    if threshold.baseline is None:
+        return False
+    worst = baseline_of(threshold.baseline).eval_row("worst")
+    return worst is not None and worst.n < measured["n"] + more
