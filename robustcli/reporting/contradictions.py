@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from robustcli.records.certify import CertificateRow, CertifyRow
@@ -46,10 +46,13 @@ def _rows(run: Dossier) -> Iterator[str]:
 
 
 def _document(run: Dossier) -> Iterator[str]:
-    """The numbers of summary.json are those of the row of the worst case."""
+    """The numbers of summary.json are those of the row of the worst case, and its alarms are a list."""
     worst = run.eval_row("worst")
     if worst is None:
         return
+    alarms = run.document.get("alarms", [])
+    if not isinstance(alarms, list) or not all(isinstance(alarm, Mapping) for alarm in alarms):
+        yield "the alarms in summary.json are none of an evaluation"
     told: dict[str, Any] = {name: getattr(worst, name) for name in ("n", "norm", "eps", "data", "split")}
     told |= {"clean_acc": worst.clean.value, "robust_acc": worst.robust and worst.robust.value}
     for name, value in told.items():

@@ -182,6 +182,8 @@ def test_rows_that_contradict_samples_or_summary_are_refused(gate):
         ({"reliability": "ok"}, 10, "the evaluation is suspect"),  # beside an alarm that says otherwise
         ({"alarms": [{"name": "x", "level": "fine", "evidence": "", "remedy": ""}]}, 3, "level 'fine'"),
         ({"alarms": [{"name": "x"}]}, 3, "an alarm without sense"),
+        ({"alarms": 5, "reliability": "ok"}, 3, "the alarms in summary.json"),
+        ({"alarms": ["suspect"], "reliability": "ok"}, 3, "the alarms in summary.json"),
         ({"alarms": [], "reliability": "ok", "partial": {}}, 10, "partial"),
         ({"alarms": [], "reliability": "ok", "partial": True}, 10, "partial"),
         ({"alarms": [], "reliability": "ok", "ok": False}, 10, "that of a failure"),

@@ -162,7 +162,7 @@ def test_broken_and_foreign_directories_are_skipped_with_a_line(cli, many):
 
 @pytest.mark.parametrize("flags", [(), ("--leaderboard",)])
 @pytest.mark.parametrize(
-    "alarms", [5, [{"name": "x"}], [{"name": "x", "level": "awful", "evidence": "", "remedy": ""}]]
+    "alarms", [[{"name": "x"}], [{"name": "x", "level": "awful", "evidence": "", "remedy": ""}]]
 )
 def test_one_run_that_cannot_be_read_hides_no_other(cli, tmp_path, flags, alarms):
     for name, told in (("good-1", []), ("odd-1", alarms)):
