@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,11 @@ class Training:
     """
 
     run: Path
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     best: Mapping[str, Any]
     last: Mapping[str, Any]
     checkpoint: Path
-    rows: Sequence[TrainRow]
+    rows: Sequence[TrainRow] = field(repr=False)
     steps: int
     ended: str
     alarms: Sequence[Any]

@@ -36,6 +36,7 @@ def images():
 def test_bounds_of_a_linear_network_are_exact():
     found = robustcli.certify(Halves(), *images(), eps=0.1, radii=[0.02, 0.05], device="cpu")
     assert found.method == "cascade" and found.radii == (0.02, 0.05, 0.1)
+    assert "CertificateRow" not in repr(found)  # a notebook shows it
     assert found.certified_acc == found.attacked_acc == [0.75, 0.5, 0.25]
     assert found.robust_acc == 0.25 and found.clean_acc == 1 and found.reliability == "ok"
     assert found.acr == pytest.approx((0.02 + 0.05 + 0.1) / 4)

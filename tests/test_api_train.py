@@ -68,6 +68,7 @@ def test_the_run_is_that_of_the_verb_and_nothing_else_changes(cli, monkeypatch):
     assert process() == before and printed.getvalue() == ""
     assert any("training small_cnn" in line for line in said)
     assert found.run == Path("python") and without_times(found.run) == without_times(Path("verb"))
+    assert "TrainRow" not in repr(found) and "Conv2d" not in repr(found)  # a notebook shows it
     told = json.loads(Path("verb/summary.json").read_text())
     assert (found.run / "report.html").is_file()
     assert found.best == told["best"] and found.last == told["last"] and found.steps == 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from robustcli.proportions import Rate
@@ -31,7 +31,7 @@ class Certificates:
     norm: str
     eps: float
     radii: Sequence[float]
-    rows: Sequence[CertificateRow]
+    rows: Sequence[CertificateRow] = field(repr=False)
     alarms: Sequence[Alarm] = ()
 
     @property

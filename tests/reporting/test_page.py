@@ -105,6 +105,8 @@ def test_without_its_rows_a_run_has_no_verdict(tmp_path):
     )
     bench = begun(tmp_path / "bench", "bench")
     (bench / "summary.json").write_text('{"verb": "bench"}')
+    assert "No attack was tried here" in page(Dossier.read(bench))
+    assert "Evade AI Model" not in page(Dossier.read(bench))
     assert verdict_of(Dossier.read(bench)).word == "DONE"
 
 

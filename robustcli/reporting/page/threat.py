@@ -40,10 +40,11 @@ _LINEAGE = 4  # runs that weights came through
 
 def threat_section(run: Dossier) -> Section:
     """The attacker that the run has tried, the techniques, and the mitigations in place."""
+    tried = techniques(run) if attacks_of(run) else []
     blocks: list[Block] = [
         Facts(attacker(run)),
-        Text("Tried here, by the techniques of MITRE ATLAS:"),
-        Bullets([f"{name} {TECHNIQUES[name]}{_by(run, name)}" for name in techniques(run)]),
+        Text("Tried here, by the techniques of MITRE ATLAS:" if tried else "No attack was tried here."),
+        Bullets([f"{name} {TECHNIQUES[name]}{_by(run, name)}" for name in tried]),
         Text("Mitigations in place, as far as the run says:"),
         Bullets([f"{name} {MITIGATIONS[name]}: {why}" for name, why in mitigations(run)]),
     ]
