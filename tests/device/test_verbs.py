@@ -35,13 +35,18 @@ COMMANDS = {
     "guard eval": ("guard", "eval", "--model", "guard:guard", "--attack", "fgsm", "--n", "3", FP32, *ON),
     "guard run": ("guard", "run", "guard", "seen.png", "--device", "cuda"),
     "a guard": ("eval", "--model", "guard:guard", "--attack", "pgd", "--steps", "1", "--n", "3", FP32, *ON),
+    "gate": (
+        *("gate", "--model", "run:one", "--attack", "fgsm", "--n", "4", "thresholds.clean_acc.min=0"),
+        *("thresholds.clean_acc.mode=point", "eval.checks=0", FP32, *ON),
+    ),
     "train from files": (
         *("train", *IMAGES, "train.steps=3", "data.storage=stream", "data.workers=1", FP32),
         *("precision=fp32", "--out", "files", *ON),
     ),
 }  # fmt: skip
-#: Tried below; `demo` is `train`, `eval` and `transfer` of larger networks.
-ELSEWHERE = {"check_gpu", "demo"}
+#: Tried below; `demo` is `train`, `eval` and `transfer` of larger networks. The others use no device: a model
+#: is exported from the CPU, and reports read records.
+ELSEWHERE = {"check_gpu", "demo", "env", "export", "init", "report"}
 
 
 def said(words):
