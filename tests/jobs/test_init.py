@@ -90,7 +90,7 @@ def test_options_are_filled_in_and_a_network_of_ones_own_is_named_by_every_comma
     photos(Path("my project/some images"))
     plugin = ("--plugin", "my project/net.py:net")
     answer = cli("init", "my project", *plugin, "--data", "folder:my project/some images", "--norm", "l2")
-    assert answer.code == 0, answer.err
+    assert answer.code == 0 and "outside of the project" not in answer.err, answer.err
     text = Path("my project/robustness.yaml").read_text()
     config = yaml.safe_load(text)
     assert config["data"]["name"] == "folder:some images" and config["model"] == {"name": "plugin:net"}
@@ -98,6 +98,8 @@ def test_options_are_filled_in_and_a_network_of_ones_own_is_named_by_every_comma
     commands = steps("my project/.github/workflows/robustness.yml")
     assert all("net.py:net" in words for words in commands if words[0] in ("train", "gate"))
     assert "# robustcli train robustness.yaml --plugin net.py:net\n" in text
+    away = cli("init", "other", *plugin, "--data", "folder:my project/some images")
+    assert away.code == 0 and away.err.count("lies outside of the project") == 2
 
 
 @pytest.mark.parametrize(

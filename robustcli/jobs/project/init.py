@@ -79,7 +79,7 @@ def init(loaded: Loaded, console: Console, flags: InitFlags) -> dict[str, Any]:
         with explained(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, written[name].encode())
-    notes = [*reasons, *_notes(folder)]
+    notes = [*reasons, *_outside(project), *_notes(folder)]
     console.info(f"data: {project.found}")
     for note in notes:
         console.warn(note)
@@ -230,6 +230,19 @@ def _scalar(text: str) -> str:
         return text
     quoted = text.replace("'", "''")
     return f"'{quoted}'"
+
+
+def _outside(project: _Project) -> list[str]:
+    """Which files of the project lie elsewhere, where a workflow has nothing."""
+    kept = [project.plugin or "", project.data, project.model if project.trained else ""]
+    paths = {
+        name: name.rpartition(":")[0] if name == project.plugin else name.partition(":")[2] for name in kept
+    }
+    return [
+        f"{name} lies outside of the project, where its workflow does not find it: copy it in, and name that"
+        for name, path in paths.items()
+        if os.path.isabs(path)
+    ]
 
 
 def _notes(folder: Path) -> list[str]:
