@@ -25,6 +25,7 @@ from robustcli.regular import open_regular, read_bytes
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 Row = TypeVar("Row", bound=AnyRow)
 _LIMIT = 1 << 28  # bytes of one document
+_NAMED = 3  # runs in a message
 _RECORDS = ("metrics", "sweep", "transfer", "guard")  # .jsonl; the samples are read when asked for
 #: Runs that lie inside a run of another verb.
 _PARTS = ("natural", "robust", "attack", "train", "guard", "update")
@@ -81,7 +82,7 @@ class Dossier:
 
         identity = identity_of(path) if path.is_dir() else None
         if identity is None:
-            raise UsageError("no run of robustcli", where=str(path), hint="name a run directory")
+            raise _no_run(path)
         status, document = read_status(path), _json(path / "summary.json")
         return cls(
             path=path,
@@ -183,6 +184,15 @@ def _first_line(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _no_run(path: Path) -> UsageError:
+    """The refusal; its hint names the runs inside, such as those of several seeds."""
+    inside = sorted(path.glob("*/run.json")) if path.is_dir() else []
+    hint = "name a run directory"
+    if inside:
+        hint = f"name the runs in it: {' '.join(str(file.parent) for file in inside[:_NAMED])}"
+    return UsageError("no run of robustcli", where=str(path), hint=hint)
 
 
 def _rows(path: Path) -> list[AnyRow]:

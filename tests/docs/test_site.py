@@ -57,6 +57,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     registry.objectives._entries.pop("focal", None)
 
 
+@pytest.mark.slow
 def test_the_objective_of_the_page_trains(
     cli: Any, forgotten: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

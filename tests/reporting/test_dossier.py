@@ -74,6 +74,16 @@ def test_what_is_no_run(tmp_path, make):
         Dossier.read(tmp_path / "x")
 
 
+def test_a_folder_of_runs_names_them(tmp_path):
+    """As `train --seeds` leaves it."""
+    for name in ("seed-0", "seed-1"):
+        (tmp_path / name).mkdir()
+        Identity.new("train").write(tmp_path / name)
+    with pytest.raises(UsageError) as caught:
+        Dossier.read(tmp_path)
+    assert caught.value.hint == f"name the runs in it: {tmp_path / 'seed-0'} {tmp_path / 'seed-1'}"
+
+
 @pytest.mark.parametrize("name", ["summary.json", "env.json", "config.resolved.yaml", "metrics.jsonl"])
 @pytest.mark.parametrize("text", ["[1]\n", "{broken: [\n", "\x00\n"])
 def test_a_file_with_something_else_is_named(run, name, text):
