@@ -36,7 +36,7 @@ NO_RULE = "no test runs this: add a rule to tests/support/documented_rules.py"
 PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in pages()}
 SHOWN = shown()
 #: Run by `make test-slow ARGS="-k commands_of_a_page"`; the suite asks only whether each has a rule.
-LONG = ("help", "configs", "docs/bench.md")
+LONG = ("help", "configs", "docs/bench.md", "docs/guard.md")
 PARTS = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in SHOWN if name not in WHOLE]
 
 
