@@ -76,12 +76,23 @@ class Paired:
 
     def words(self, first: str, second: str) -> str:
         """One sentence about two runs of these names."""
-        low, high = self.interval
-        points = f"{100 * self.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-        told = f"{points}, p = {self.p:.2g}, on the same {self.n:,} samples"
-        if self.finding == "no difference":
-            return f"{self.measure}: no difference beyond chance between {first} and {second} ({told})."
-        return f"{self.measure}: {second} is {self.finding} than {first} ({told})."
+        told = (
+            f"{in_points(self.difference, self.interval)}, p = {self.p:.2g}, on the same {self.n:,} samples"
+        )
+        return sentence(self.measure, self.finding, first, second, told)
+
+
+def in_points(difference: float, interval: Interval) -> str:
+    """``+1.5 points [-0.3, +3.2]``: a difference in [-1, 1] and its interval."""
+    low, high = interval
+    return f"{100 * difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def sentence(measure: str, finding: str, first: str, second: str, told: str) -> str:
+    """What was found of two runs of these names. told: the numbers that it rests on."""
+    if finding == "no difference":
+        return f"{measure}: no difference beyond chance between {first} and {second} ({told})."
+    return f"{measure}: {second} is {finding} than {first} ({told})."
 
 
 @dataclass(frozen=True)

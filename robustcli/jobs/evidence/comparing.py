@@ -14,7 +14,16 @@ from robustcli.records.document import Document
 from robustcli.records.guard import CHANCE
 from robustcli.reporting.cells import format_eps
 from robustcli.reporting.dossier import Dossier
-from robustcli.reporting.paired import OTHER_ATTACKS, Paired, compare, paired_table, same_attacks, threat
+from robustcli.reporting.paired import (
+    OTHER_ATTACKS,
+    Paired,
+    compare,
+    in_points,
+    paired_table,
+    same_attacks,
+    sentence,
+    threat,
+)
 from robustcli.reporting.tables import Table
 from robustcli.store.latest import resolve_run
 from robustcli.terminal.console import Console
@@ -57,12 +66,9 @@ class Unpaired:
 
     def words(self, first: str, second: str) -> str:
         """One sentence about two runs of these names."""
-        low, high = self.interval
-        points = f"{100 * self.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        points = in_points(self.difference, self.interval)
         told = f"{points}, unpaired: {self.first.n:,} and {self.second.n:,} samples"
-        if self.finding == "no difference":
-            return f"{self.measure}: no difference beyond chance between {first} and {second} ({told})."
-        return f"{self.measure}: {second} is {self.finding} than {first} ({told})."
+        return sentence(self.measure, self.finding, first, second, told)
 
 
 Difference = Paired | Unpaired
