@@ -12,6 +12,7 @@ from robustcli.config.spec import Spec
 from robustcli.errors import ResourceError, RobustCliError, UsageError
 from robustcli.records.train import TrainRow
 from robustcli.reporting.pixels import Panels
+from robustcli.runtime.generators import generators_as_before
 
 
 class Tracker(Protocol):
@@ -50,7 +51,8 @@ def open_trackers(specs: Sequence[Spec], run_dir: Path, warn: Callable[[str], No
         if spec.name in opened:
             raise UsageError(f"the tracker {spec.name} is named twice", where=where)
         try:
-            opened[spec.name] = bound.fn(run_dir, **bound.params)
+            with generators_as_before():
+                opened[spec.name] = bound.fn(run_dir, **bound.params)
         except RobustCliError:
             raise
         except Exception as error:  # another library's: no login, no network
@@ -108,7 +110,8 @@ class Trackers:
         """`act` on each tracker, and drop the ones on which it raises."""
         for name, tracker in list(self._live.items()):
             try:
-                act(tracker)
+                with generators_as_before():  # a tracked training draws what one without draws
+                    act(tracker)
             except Exception as error:  # hours of training must not be lost to a picture of them
                 del self._live[name]
                 reason = error_line(error)

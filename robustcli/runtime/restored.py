@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 
+from robustcli.runtime.generators import generators_as_before
 from robustcli.runtime.precision import fp32_as_before
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -33,14 +32,16 @@ def process_as_before() -> Iterator[None]:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
-        python, numbers = random.getstate(), numpy.random.get_state()
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         try:
-            with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad():
+            with (
+                generators_as_before(),
+                torch.random.fork_rng(devices),
+                torch.inference_mode(mode=False),
+                torch.enable_grad(),
+            ):
                 yield
         finally:
-            random.setstate(python)
-            numpy.random.set_state(numbers)
             torch.set_num_threads(threads)
             cudnn.deterministic, cudnn.benchmark = kernels
             if torch.are_deterministic_algorithms_enabled() != strict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +44,18 @@ from robustcli.training.trainplan import Progress
 Warnings = list[str]
 
 
+def draw() -> None:
+    """Draw from every generator, as the library of a tracker may: MLflow does for one experiment in ten."""
+    random.random()
+    np.random.random()
+    torch.rand(())
+
+
+def drawn() -> tuple[Any, ...]:
+    """What the process has drawn so far."""
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+
 class Recorder:
     """Keeps what it is given; raises in the method `broken`."""
 
@@ -51,6 +64,7 @@ class Recorder:
         self.calls: list[tuple[str, Any]] = []
 
     def _take(self, name: str, value: Any) -> None:
+        draw()
         self.calls.append((name, value))
         if name == self.broken:
             raise OSError("no route to host\nand more")
@@ -79,6 +93,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     def recorder(run_dir: Path, *, examples: int = 2, broken: str = "") -> Recorder:
         """Keeps all."""
         assert run_dir.is_dir()
+        draw()
         opened.append(Recorder(examples, broken))
         return opened[-1]
 
@@ -198,6 +213,17 @@ def test_a_tracker_that_raises_is_dropped_with_one_line_and_the_others_go_on(bro
     )
     both.close()
     assert len(good.of("close")) == 1 and both.examples == 0
+
+
+def test_a_tracked_training_draws_what_one_without_draws(made: list[Recorder], tmp_path: Path) -> None:
+    before = drawn()
+    group = open_trackers([Spec.of("recorder", broken="close")], tmp_path, lambda text: None)
+    group.resume([row(1)])
+    group.row(row(2))
+    group.images(2, {"clean": pixels(3)})
+    group.close()
+    assert [name for name, _ in made[0].calls] == ["resume", "row", "images", "close"]
+    assert drawn() == before
 
 
 def test_who_wants_no_examples_gets_none() -> None:

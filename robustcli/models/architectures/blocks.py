@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
+
+from robustcli.runtime.generators import generators_as_before
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -84,9 +85,6 @@ def kaiming(net: M) -> M:
     return net
 
 
-_generators = threading.RLock()  # the whole process has one of each
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every CPU generator (torch, numpy, random) follows `seed` inside; afterwards each has its old state.
@@ -94,14 +92,8 @@ def seeded(seed: int) -> Iterator[None]:
     torch.manual_seed would reseed the GPUs as well. Models are built on the CPU, so only its generator is
     set. Threads come in one after another.
     """
-    with _generators:
-        before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-        try:
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-        finally:
-            torch.random.set_rng_state(before[0])
-            random.setstate(before[1])
-            np.random.set_state(before[2])
+    with generators_as_before():
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
