@@ -64,13 +64,15 @@ class ModelSource:
         """The source of the model, with the flags of the command line."""
         return cls(setting, flags.plugin, flags.allow_pickle)
 
-    def to_train(self, warn: Callable[[str], None] = lambda text: None) -> NormalisedModel:
+    def to_train(
+        self, warn: Callable[[str], None] = lambda text: None, info: Callable[[str], None] = lambda text: None
+    ) -> NormalisedModel:
         """The model on its device, for the classes of the data: new, or with the weights to fine-tune.
 
         A network that is not ours is looked at in both modes and in the memory layout of training; `warn` is
-        told what is done otherwise than asked. Under `train.init` an untrained network gets other first
-        weights. Raises ConfigError E-MODEL where it cannot be trained, UsageError for such weights in place
-        of trained ones.
+        told what is done otherwise than asked, `info` what normalisation was chosen. Under `train.init` an
+        untrained network gets other first weights. Raises ConfigError E-MODEL where it cannot be trained,
+        UsageError for such weights in place of trained ones.
         """
         if self._spec.name.startswith(GUARD):
             raise UsageError(
@@ -78,7 +80,8 @@ class ModelSource:
                 hint="train the model that stands behind it",
                 code="E-MODEL",
             )
-        model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
+        with self._telling(info):
+            model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
         assert isinstance(model, NormalisedModel)  # since the data say its shape
         if self.setting.config.train.init == "ibp":
             self._start_narrow(model, warn)
@@ -147,12 +150,12 @@ class ModelSource:
                 f"model {self._spec.name} has untrained weights; point --model to a run "
                 "(run:runs/train/latest) or give model.weights"
             )
-            with self._telling(console):
+            with self._telling(console.info):
                 return self._fresh().eval().to(self.setting.device)
         # A factory is told the classes of the data; all other networks get them from their weights.
         told = self.plugin is not None or names_code(self._spec.name)
         classes = self.setting.classes if told else None
-        with self._telling(console):
+        with self._telling(console.info):
             model = self._loaded(classes, console.warn).to(self.setting.device)
         data = self.setting.data
         if isinstance(model, GuardedModel):
@@ -173,13 +176,13 @@ class ModelSource:
         return model
 
     @contextmanager
-    def _telling(self, console: Console) -> Iterator[None]:
+    def _telling(self, info: Callable[[str], None]) -> Iterator[None]:
         """Tells what the data have to say of what is asked of them inside, such as their normalisation."""
         notes = self.setting.data.notes
         known = len(notes)
         yield
         for note in notes[known:]:
-            console.info(note)
+            info(note)
 
     @property
     def _spec(self) -> ModelConfig:

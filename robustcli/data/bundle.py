@@ -154,7 +154,7 @@ class DataBundle:
             if part in parts:
                 self._split(part)
         if "train" in parts:
-            _ = self.augment, self._statistics
+            _ = self.augment
 
     @property
     def read_names(self) -> tuple[str, ...]:

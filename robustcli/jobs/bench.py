@@ -59,7 +59,7 @@ def bench(loaded: Loaded, console: Console, flags: BenchFlags) -> dict[str, Any]
     config = pinned(loaded.config)
     setting = prepare(config, console, parts=("train",), dry_run=flags.dry_run)
     split_of(setting.data, "train")
-    model = ModelSource.of(setting, flags).to_train(console.warn)
+    model = ModelSource.of(setting, flags).to_train(console.warn, console.info)
     repeat = _REPEAT[flags.smoke]
     if flags.dry_run:
         return bench_plan(setting, model, precisions(setting.device), repeat, console)

@@ -92,7 +92,7 @@ def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, A
     """The plan of the training: its cost. Raises the errors of one that cannot be put together."""
     config = pinned(config)
     setting = prepare(config, console, parts=_NEEDED, models=begins_with(config), dry_run=True)
-    model = ModelSource.of(setting, flags).to_train(console.warn)
+    model = ModelSource.of(setting, flags).to_train(console.warn, console.info)
     make_engine(setting, model, solo(), lambda: None, console.warn)
     return training_plan(setting, model, console)
 

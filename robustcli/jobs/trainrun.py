@@ -50,7 +50,7 @@ class TrainRun:
         extra: JoinedSplit | None = None,
     ) -> None:
         self.setting, self.run, self.console, self.flags, self.ranks = setting, run, console, flags, ranks
-        model = ModelSource.of(setting, flags).to_train(console.warn)
+        model = ModelSource.of(setting, flags).to_train(console.warn, console.info)
         meta = model_meta(model, setting.data.classes)
         self.config_tree = written_out(setting.config.model_dump(mode="json"))
         engine = make_engine(setting, model, ranks, stop, console.warn, extra)

@@ -325,6 +325,14 @@ def test_a_recurrent_gradient_that_cudnn_refuses_is_asked_without_it(monkeypatch
 # ---- training, evaluation, benchmark -----------------------------------------------------------------------
 
 
+def test_a_normalisation_is_said_only_where_the_network_gets_it(setting):
+    told = []
+    source(setting, "alone").to_train(info=told.append)
+    assert told == []
+    ModelSource(setting).to_train(info=told.append)
+    assert len(told) == 1 and told[0].startswith("normalisation: measured on ")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_trains_or_says_why_not(kind, setting):
     if kind in UNTRAINABLE:
