@@ -47,6 +47,7 @@ from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.worst import WorstPoints
 from robustcli.foreign import staying
+from robustcli.models.blackbox import check_served
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.source import load_model
 from robustcli.records.alarm import Alarm
@@ -265,6 +266,7 @@ def evaluate(
     model, x, y, place = _checked(model, x, y, device)
     settings = _search(search, place)
     calls = _calls(attack, norm, settings, params)
+    check_served(model, calls, norm)
     audit = _audit(attack, norm, params)
     classes = tuple(map(str, range(int(y.max()) + 1 if len(y) else 1)))
     plan = EvalPlan(
@@ -521,6 +523,7 @@ def attack(
     calls = _calls(name, norm, settings, params)
     if len(calls) > 1:
         raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")
+    check_served(model, calls, norm)
     if not len(x):
         return x.clone()
     found = []

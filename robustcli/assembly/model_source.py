@@ -16,6 +16,7 @@ from robustcli.config.spec import GUARD, ModelConfig, names_code
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.foreign import PLUGIN
 from robustcli.models.architectures.blocks import seeded
+from robustcli.models.blackbox import LabelsOnly
 from robustcli.models.build import build_model, ours
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.contract.probe import images
@@ -80,6 +81,13 @@ class ModelSource:
                 hint="train the model that stands behind it",
                 code="E-MODEL",
             )
+        if self._spec.labels_only:
+            raise UsageError(
+                "model.labels_only hides the gradients that training needs",
+                where="model.labels_only",
+                hint="set it for attack and eval: --labels-only",
+                code="E-MODEL",
+            )
         with self._telling(info):
             model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
         assert isinstance(model, NormalisedModel)  # since the data say its shape
@@ -129,13 +137,14 @@ class ModelSource:
     def to_measure(self, console: Console) -> nn.Module:
         """The model on its device, behind the configured defences where there are some.
 
+        Under `model.labels_only` labels are all that it answers.
         Warns about untrained weights. Raises an error when its classes are not those of the data, or when a
         defence needs a fit.
         """
         model = self.bare(console)
-        if not self.setting.config.defences:
-            return model
-        return ready_guard(self.setting, model, lambda reference: self._member(reference, console))
+        if self.setting.config.defences:
+            model = ready_guard(self.setting, model, lambda reference: self._member(reference, console))
+        return LabelsOnly(model) if self._spec.labels_only else model
 
     def to_fit(self, console: Console) -> GuardedModel:
         """The model on its device, behind the configured defences, none of them fitted; errors as above."""

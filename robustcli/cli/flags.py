@@ -102,6 +102,11 @@ FLAGS: dict[str, Flag] = {
     "resume": Flag("Go on with the newest run of this name, or with --out.", kind="switch"),
     "overwrite": Flag("Replace the run, or the files, that are there.", kind="switch"),
     "override_resume": Flag("Resume although this key changed; repeatable.", kind="list", metavar="KEY"),
+    "labels_only": Flag(
+        "The model answers with labels alone: no attack can use a gradient or a score.",
+        "model.labels_only",
+        kind="switch",
+    ),
     "allow_pickle_weights": Flag("Read .pt files, in a sandboxed process.", kind="switch"),
     "fail_under": Flag(
         "Exit 1 when a metric is below: robust_acc=0.45; repeatable.", kind="list", metavar="METRIC=VALUE"

@@ -14,7 +14,7 @@ COMMON = "Common"
 HOMES = {
     COMMON: "model plugin data eps norm attack steps n epochs minutes out smoke dry-run",
     "Model and data": "weights normalize download first skip split",
-    "Threat model": "target sweep surrogate cross-check attack-plugin allow-large-eps",
+    "Threat model": "target sweep surrogate cross-check attack-plugin labels-only allow-large-eps",
     "Run": "name resume overwrite seed seeds shard merge fail-under strict",
     "Machine": "device precision search batch batch-size threads nproc max-restarts require-cuda",
     "Output": "no-report json quiet verbose help",

@@ -176,6 +176,9 @@ class ModelConfig(Spec):
         default="auto",
         description="of raw weights and their average (EMA, SWA) in one file; auto takes the average",
     )
+    labels_only: bool = Field(
+        default=False, description="the model answers with labels alone: no gradient, no score can be used"
+    )
     plugin: PluginConfig | None = Field(
         default=None, description="which code of yours makes the model; `--plugin FILE.py:factory` writes it"
     )
@@ -183,9 +186,11 @@ class ModelConfig(Spec):
     @property
     def label(self) -> str:
         """The model's name in records and tables; with a user's code, its file, factory and hash."""
-        if self.plugin is None:
-            return self.name
-        return self.plugin.label if self.name.startswith(PLUGIN) else f"{self.name} by {self.plugin.label}"
+        label = self.name
+        if self.plugin is not None:
+            own = self.name.startswith(PLUGIN)
+            label = self.plugin.label if own else f"{self.name} by {self.plugin.label}"
+        return f"{label} (labels only)" if self.labels_only else label
 
     @property
     def is_reference(self) -> bool:

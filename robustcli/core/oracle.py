@@ -20,7 +20,7 @@ from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.memory import Memory
 from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
-from robustcli.core.types import Classifier
+from robustcli.core.types import Classifier, offers
 
 Keep = Literal["last", "best", "closest"]
 _numbers = itertools.count()  # of oracles
@@ -55,6 +55,7 @@ class Oracle:
             search twin is. Only then may an attack ask ahead, or about one row several times in one batch.
         memory: what the attack keeps between the steps of a training; None anywhere else.
         many: whether so much is asked that an fp32 twin's faster forms are worth their making.
+        blind: whether the attack may see labels alone. It then gets one-hot rows for logits, and no gradient.
 
     Attributes:
         forward_rows, backward_rows: how many rows went forward, and backward, through the model.
@@ -85,6 +86,7 @@ class Oracle:
         steady: bool = False,
         memory: Memory | None = None,
         many: bool = False,
+        blind: bool = False,
     ) -> None:
         if keep == "closest" and ball is None:
             raise ValueError('keep="closest" needs a ball')
@@ -96,8 +98,9 @@ class Oracle:
         self.forward_rows = self.backward_rows = self.discarded_rows = 0
         self.asked_rows = 0
         self._flat: Tensor | int = 0  # stays on the device: to read it is to wait
-        self.steady = (steady or isinstance(model, SearchTwin)) and draws == 1
-        self._stop, self._draws, self._origin = stop, draws, x
+        counted = offers(model) != "gradient"  # what is asked ahead and never met is a query, too
+        self.steady = (steady or isinstance(model, SearchTwin)) and draws == 1 and not counted
+        self._stop, self._draws, self._origin, self._blind = stop, draws, x, blind
         self._clean = None if clean_logits is None else criterion.joint(clean_logits)
         self._given = loss
         self._bound: dict[str, RowLoss] = {}
@@ -153,7 +156,7 @@ class Oracle:
 
     def clean(self) -> Tensor:
         """Logits [R, K] of the rows in play at their clean points; at most one model pass per attack."""
-        return self._all_clean()[self._index]
+        return self._shown(self._all_clean()[self._index])
 
     def hit(self, logits: Tensor) -> Tensor:
         """Which rows in play these logits [R, K] would make a success: bool [R]."""
@@ -169,7 +172,7 @@ class Oracle:
         logits = self._forward(x_adv)
         if len(x_adv):
             self._consider(x_adv, logits)
-        return logits
+        return self._shown(logits)
 
     def ahead(self, tries: Tensor, places: Tensor) -> Tensor:
         """Logits [A * k, K] at k points for each of A rows in play, none of which is met yet; see `meet`.
@@ -177,7 +180,23 @@ class Oracle:
         tries: pixels [A * k, C, H, W], the points of a row one after another. places: int64 [A], which of the
         rows in play they belong to.
         """
-        return self._forward(tries, self._rows[places].repeat_interleave(len(tries) // len(places)))
+        return self._shown(
+            self._forward(tries, self._rows[places].repeat_interleave(len(tries) // len(places)))
+        )
+
+    def decide(self, tries: Tensor, places: Tensor) -> Tensor:
+        """bool [N]: which of these points [N, C, H, W] are a success; none of them is met.
+
+        places: int64 [N], which of the rows in play each point belongs to.
+        """
+        rows = self._rows[places]
+        return self.criterion.hit(self._forward(tries, rows), rows)
+
+    def meet_hits(self, x_adv: Tensor) -> None:
+        """Meet points [R, C, H, W] of the rows in play, found to be successes by `decide`, without a pass."""
+        if self._best is not None and len(x_adv):
+            hits = torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)
+            self._leaving |= self._best.consider(self._index, x_adv, hits, hits.to(x_adv.dtype))
 
     def meet(
         self, tries: Tensor, places: Tensor, logits: Tensor, counted: Tensor, kept: Tensor
@@ -237,6 +256,7 @@ class Oracle:
         """
         if not len(x_adv):
             return Gradient(x_adv.new_zeros(0), x_adv.new_zeros(0, 2), x_adv)
+        self._refuse_slope()
         self._check()
         ascend = loss if callable(loss) else self._loss(loss)
         answer = self._asker.gradient(x_adv.detach(), ascend, _as_given if raw else self._joint)
@@ -251,6 +271,7 @@ class Oracle:
         """
         if not len(x_adv):
             return x_adv
+        self._refuse_slope()
         self._check()
         point, ascend = x_adv.detach(), self._loss(loss)
         moved, answer = self._asker.step(point, ascend, self._joint, move, given, self._number)
@@ -264,7 +285,7 @@ class Oracle:
         """
         self._check()
         self.forward_rows += len(x_adv)
-        return self._joint(self._asker.model(x_adv))
+        return self._shown(self._joint(self._asker.model(x_adv)))
 
     def score(self, x_adv: Tensor) -> None:
         """Meet this point [R, C, H, W], and return the best of all points met from here on.
@@ -365,6 +386,15 @@ class Oracle:
         if scored:
             self._consider(x_adv, self._joint(answer.logits), answer.loss if bound else None)
 
+    def _shown(self, logits: Tensor) -> Tensor:
+        """Logits [N, K] as the attack may see them; see `one_hot`."""
+        return one_hot(logits) if self._blind else logits
+
+    def _refuse_slope(self) -> None:
+        """Raises RuntimeError for an attack that said it needs decisions, and asks for a gradient."""
+        if self._blind:
+            raise RuntimeError("an attack that needs decisions asked for a gradient")
+
     def _check(self) -> None:
         """Let `stop` interrupt the attack."""
         if self._stop is not None:
@@ -421,6 +451,12 @@ class Oracle:
         self._leaving |= self._best.consider_turns(rows, *turns, torch.ones_like(turns[1]))[1]
 
 
+def one_hot(logits: Tensor) -> Tensor:
+    """1 at the label and 0 elsewhere, [N, K], detached; a row with NaN or Inf has no label, and stays."""
+    hot = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+    return torch.where(torch.isfinite(logits).all(1, keepdim=True), hot, logits.detach())
+
+
 def _asker(
     model: Classifier,
     criterion: Criterion,
@@ -438,7 +474,8 @@ def _asker(
         # In training weights move between passes: laying them out each time would cost more than it saves.
         if remembers:
             scorer, model = model.forms(many=many)
-    return Asker(model, scorer, draws=draws, fills=watched, graphs=graphs, note=note)
+    fills = watched and offers(model) == "gradient"  # each row that a black box gets is a query
+    return Asker(model, scorer, draws=draws, fills=fills, graphs=graphs, note=note)
 
 
 def _as_given(logits: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class SettlingOracle(Oracle):
         model, x, criterion, rng, stop: as of `Oracle`.
         exact: the original model, pixels -> logits without a gradient; None where `model` is it.
         closest_in: the ball of a minimal-norm attack, whose answer is the closest success; else None.
+        blind: as of `Oracle`.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class SettlingOracle(Oracle):
         exact: Callable[[Tensor], Tensor] | None = None,
         closest_in: Ball | None = None,
         stop: Callable[[], None] | None = None,
+        blind: bool = False,
     ) -> None:
         keep: Keep = "last" if closest_in is None else "closest"
-        super().__init__(model, x, criterion, rng=rng, keep=keep, stop=stop, ball=closest_in)
+        super().__init__(model, x, criterion, rng=rng, keep=keep, stop=stop, ball=closest_in, blind=blind)
         self._exact, self._lazy = exact, closest_in is None
         self._low = isinstance(model, SearchTwin) and model.low
         #: int64 [n]: after `result`, the rows that should be searched again on the model: those whose best

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustcli.core.geometry import Ball
 from robustcli.core.random import RowRandom
+from robustcli.facts import Needs
 
 #: Pixels [B, C, H, W] in [0, 1] -> logits [B, K]. Normalisation is inside.
 Classifier: TypeAlias = Callable[[Tensor], Tensor]
@@ -57,6 +58,15 @@ def reject_of(model: object) -> int | None:
     """The column of the logits of a guarded model that says "reject", or None for any other model."""
     reject: int | None = getattr(model, "reject", None)
     return reject if isinstance(reject, int) else None
+
+
+def offers(model: object) -> Needs:
+    """The most that a model can be asked for: "gradient", or what a black box says of itself.
+
+    A black box has an attribute `answers`: "scores" for logits, "labels" for decisions alone.
+    """
+    known: dict[object, Needs] = {"scores": "scores", "labels": "decisions"}
+    return known.get(getattr(model, "answers", None), "gradient")
 
 
 def declares_draws(model: object) -> bool:

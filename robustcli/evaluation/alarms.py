@@ -69,14 +69,18 @@ def output_counts(logits: Tensor, again: Tensor) -> dict[str, int]:
     }
 
 
-def check_model_output(logits: Tensor, again: Tensor, *, declared: bool = False) -> list[Alarm]:
+def check_model_output(
+    logits: Tensor, again: Tensor, *, declared: bool = False, labels: bool = False
+) -> list[Alarm]:
     """Alarms from two forward passes [B, K] over the same clean images.
 
     declared: whether the model says that each pass draws anew; then other logits are no alarm.
+    labels: whether the model is a black box that answers with labels, whose rows are one-hot.
     """
+    expected = {"random-forward": declared, "softmax-output": labels}
     alarms: list[Alarm] = []
     for name, count in output_counts(logits, again).items():
-        if not (declared and name == "random-forward"):
+        if not expected.get(name):
             alarms += RULES[name].alarm(count, len(logits))
     return alarms
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.padding import padded
-from robustcli.core.types import reject_of
+from robustcli.core.types import offers, reject_of
 from robustcli.runtime.precision import tf32_products
 
 _SURE = 0.9  # share of the draws that must be successes before a running attack gives a row up
@@ -89,6 +89,7 @@ class Judge:
             raise ValueError(f"draws must be >= 1, got {draws}")
         self._model, self._ball, self._draws, self._bounded = model, ball, draws, bounded
         self._reject = reject_of(model)
+        self._counted = offers(model) != "gradient"  # each row that a black box gets is a query
         self.forward_rows = 0
         self.refused_rows = 0
         self.broken_rows = 0
@@ -191,7 +192,7 @@ class Judge:
             return x.new_zeros(draws, 0, 2)
         self.forward_rows += len(x) * draws
         with torch.no_grad(), exact_fp32():
-            point = padded(x)
+            point = x if self._counted else padded(x)
             return torch.stack([self._model(point)[: len(x)].float() for _ in range(draws)])
 
 

@@ -14,7 +14,7 @@ from robustcli.core.gradients import rescaled, straight_through
 from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Keep, Oracle
 from robustcli.core.twin import SearchTwin
-from robustcli.core.types import Classifier
+from robustcli.core.types import Classifier, offers
 from robustcli.errors import out_of_memory
 from robustcli.evaluation.quickest import Length, quickest
 from robustcli.facts import AttackFacts, Kind, Needs, Passes
@@ -91,6 +91,8 @@ class Search:
         channels-last layout; (None, why) where no copy may be used.
         """
         usual, first = replace(self, channels_last=False), ""
+        if offers(model) != "gradient":
+            return None, "a black box has no copy"
         plainer = {self if keeps_channels_last(model) else usual: ""}  # the probe has said which
         plainer.setdefault(usual, _USUAL_LAYOUT)
         plainer.setdefault(replace(usual, fold_bn=False), _UNFOLDED)
@@ -118,6 +120,8 @@ class Search:
                 disagree, the model is taken.
             say: told so in one line.
         """
+        if offers(model) != "gradient":  # a black box has neither a copy nor operations to look into
+            return model
         searched = self._faithful_copy(model, x, say)
         if self.bpda:
             searched = straight_through(searched)
@@ -220,11 +224,15 @@ class AttackCall:
         return chosen
 
     def oracle(self, model: Classifier, x: Tensor, criterion: Criterion, **settings: Any) -> Oracle:
-        """The oracle for this attack: keep="closest" for a minimal one, else "best"; settings: its others."""
+        """The oracle for this attack: keep="closest" for a minimal one, else "best"; settings: its others.
+
+        One that needs decisions sees labels alone, whatever the model answers.
+        """
         keep: Keep = "closest" if self.kind == "minimal" else "best"
         ball = settings.get("ball")
         many = ball is not None and self.passes(_CLASSES, ball.norm) >= _MANY
-        return Oracle(model, x, criterion, keep=keep, many=many, **settings)
+        blind = self.needs == "decisions"
+        return Oracle(model, x, criterion, keep=keep, many=many, blind=blind, **settings)
 
     def points(self, oracle: Oracle, x: Tensor, ball: Ball, **changed: Any) -> Tensor:
         """Run the attack: its points x_adv [R, C, H, W] for x [R, C, H, W]; changed: parameters to replace.

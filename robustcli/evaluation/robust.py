@@ -19,7 +19,7 @@ from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
-from robustcli.core.types import Classifier, declares_draws
+from robustcli.core.types import Classifier, declares_draws, offers
 from robustcli.data.split import Split
 from robustcli.errors import out_of_memory
 from robustcli.evaluation.alarms import check_model_output, state_digest, trained_kinds
@@ -122,12 +122,13 @@ class RobustEvaluation:
             clean, right, _ = judge.clean(x, y)
             self._classes = judge.classes(clean).shape[1]
             declared = declares_draws(self.model)
-            self._alarms = check_model_output(clean, judge.logits(x), declared=declared)
+            labels = offers(self.model) == "decisions"
+            self._alarms = check_model_output(clean, judge.logits(x), declared=declared, labels=labels)
             randomised = declared or any(alarm.name == "random-forward" for alarm in self._alarms)
             self.plan = replace(self.plan, randomised=randomised)
             self._shown = x
             probed = right.nonzero()[: self.plan.checks, 0]
-            if self.plan.checks and len(probed):
+            if self.plan.checks and len(probed) and offers(self.model) == "gradient":
                 self._diagnose(x[probed], y[probed], ids[probed])
 
     def _diagnose(self, x: Tensor, y: Tensor, ids: Tensor) -> None:

@@ -48,8 +48,9 @@ class WorstPoints:
     def _searched(self, on: Classifier, x: Tensor, criterion: Criterion, rng: RowRandom) -> Tensor:
         exact = None if on is self._model else self._judge.logits
         closest_in = self._ball if self._call.kind == "minimal" else None
+        blind = self._call.needs == "decisions"
         oracle = SettlingOracle(
-            on, x, criterion, rng=rng, exact=exact, closest_in=closest_in, stop=self._stop
+            on, x, criterion, rng=rng, exact=exact, closest_in=closest_in, stop=self._stop, blind=blind
         )
         fresh = rng.rows(slice(None))  # an attack moves the numbers of its draws on
         x_adv = self._call.fn(oracle, x, self._ball, **self._call.params)

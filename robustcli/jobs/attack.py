@@ -32,9 +32,9 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     config = pinned(loaded.config)
     setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
+    check_attacks(setting, model=model)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
-    check_attacks(setting)
     check_channels(setting.data.shape[0])
     with open_new("attack", config, flags, team=team) as run, StopFlag() as stop:
         write_inputs(run, config)

@@ -60,7 +60,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     extra = surrogate_calls(setting, console, flags.surrogate, flags.allow_pickle, stop) + plugin_calls(
         flags.attack_plugin
     )
-    check_attacks(setting, extra)
+    check_attacks(setting, extra, model)
     check_share(setting, share, needs_all=sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)

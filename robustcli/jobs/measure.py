@@ -23,6 +23,7 @@ from robustcli.evaluation.shards import ShardStore, part
 from robustcli.evaluation.sizing import shard_size
 from robustcli.jobs.evidence.examples import Keeper
 from robustcli.jobs.sharded import header_of
+from robustcli.models.blackbox import check_served
 from robustcli.records.alarm import Alarm
 from robustcli.records.eval import EvalRow
 from robustcli.runtime.team import Team
@@ -103,13 +104,16 @@ def measure(
     return result, rows_of(setting, model, result)
 
 
-def check_attacks(setting: Setting, extra: Sequence[AttackCall] = ()) -> None:
+def check_attacks(setting: Setting, extra: Sequence[AttackCall] = (), model: nn.Module | None = None) -> None:
     """Raises UsageError for two attacks with one label, or a target that is no class of the data.
 
-    It is called before the run directory is made.
+    Also for attacks that need more than a black box answers. It is called before the run directory is made.
     """
     config, classes = setting.config, setting.classes
-    labels = [call.label for call in [*eval_plan(setting, config.attacks).attacks, *extra]]
+    calls = [*eval_plan(setting, config.attacks).attacks, *extra]
+    if model is not None:
+        check_served(model, calls, setting.ball.norm)
+    labels = [call.label for call in calls]
     if len(set(labels)) < len(labels):
         raise UsageError(
             f"two attacks have one name: {', '.join(labels)}", hint="rename the plugin's function"

@@ -22,7 +22,7 @@ EXAMPLES = (
 )
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
-    *("nproc", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
+    *("nproc", "labels_only", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 
 

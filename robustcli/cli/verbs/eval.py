@@ -21,7 +21,16 @@ EXAMPLES = (
 FLAGS = (
     *("set", *MODEL, *DATA_AND_BALL, "attack", "steps", "target", *SAMPLE, *MACHINE, *RUN),
     *("skip", "resume", "nproc", "shard", "merge", "sweep", "surrogate", "cross_check", "attack_plugin"),
-    *("fail_under", "strict", "allow_pickle_weights", "smoke", "dry_run", "no_report", *OUTPUT),
+    *(
+        "fail_under",
+        "strict",
+        "labels_only",
+        "allow_pickle_weights",
+        "smoke",
+        "dry_run",
+        "no_report",
+        *OUTPUT,
+    ),
 )
 _WITH_MERGE = ("merge", *RUN, "strict", "fail_under", "no_report", *OUTPUT)
 

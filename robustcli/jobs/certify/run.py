@@ -45,7 +45,7 @@ def certify(loaded: Loaded, console: Console, flags: CertifyFlags) -> dict[str, 
     model = ModelSource.of(setting, flags).to_measure(console)
     if flags.check is not None:
         return _checked(document, setting, model, Path(flags.check), console)
-    check_attacks(setting)
+    check_attacks(setting, model=model)
     if flags.export is not None:
         check_export(setting.ball)
     work = Work(setting, model, console)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.core.modes import frozen
-from robustcli.core.types import reject_of
+from robustcli.core.types import offers, reject_of
 from robustcli.models.build import ours
 from robustcli.models.contract.probe import take
 from robustcli.models.contract.reading import Contract
@@ -45,6 +45,10 @@ def adapted(model: nn.Module, x: Tensor) -> tuple[nn.Module, int]:
 
 def look(model: nn.Module, x: Tensor) -> tuple[Contract | None, int]:
     """How `adapted` calls a network, None as it is, and its number of classes; arguments as there."""
+    if offers(model) != "gradient":  # each row is a query
+        with torch.no_grad():
+            answer = model(x.detach()[:1])
+        return None, answer[:, : reject_of(model)].shape[1]
     shown = x.detach()[:3]
     shown = torch.cat((shown, shown[-1:].expand(3 - len(shown), *shown.shape[1:])))
     reject = reject_of(model)

@@ -1,0 +1,132 @@
+"""Black boxes: models that answer with scores or with labels, and never with a gradient.
+
+`BlackBox` is what another file fills with its way of asking; `LabelsOnly` hides all but the label of any
+model. `check_served` refuses, before any work, attacks that such a model cannot serve.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustcli import registry
+from robustcli.core.oracle import one_hot
+from robustcli.core.types import declares_draws, offers, reject_of
+from robustcli.errors import UsageError
+from robustcli.facts import AttackFacts, Needs
+
+Answers = Literal["scores", "labels"]
+_ORDER: tuple[Needs, ...] = ("decisions", "scores", "gradient")
+_SAID: dict[Needs, str] = {"decisions": "labels alone", "scores": "scores, without a gradient"}
+_CODE = "E-BLACK-BOX"
+
+
+class Wanted(Protocol):
+    """What `check_served` reads of an attack: its name in tables, its registered name, and what it needs."""
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+
+    @property
+    def name(self) -> str:
+        """Registered name; something else for an attack of the user's own."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it asks the model for."""
+
+
+class BlackBox(nn.Module):
+    """Pixels float [B, C, H, W] in [0, 1] -> logits float [B, K], or one-hot rows of labels; no gradient.
+
+    A subclass fills in `ask`. There is no copy of it: searches in low precision, the diagnosis of gradients
+    and batches that are filled up leave it alone. Each row that it gets is one query.
+
+    Args:
+        answers: "scores" or "labels".
+
+    Raises:
+        UsageError E-BLACK-BOX: a gradient is asked for. Others as `ask` raises them.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self.answers, self.training = answers, False
+        self._asked = Counter[str]()  # `untouched.as_before` takes back numbers, and leaves this
+
+    @property
+    def queries(self) -> int:
+        """How many rows were asked so far, by whomever: by attacks, by the judge, by a first look."""
+        return self._asked["rows"]
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Logits [B, K] for "scores", one-hot rows for "labels", of pixels x [B, C, H, W] in [0, 1]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            most = offers(self)
+            what = f"a gradient was asked of a model that answers with {_SAID[most]}"
+            raise UsageError(what, hint=_hint(most, None), code=_CODE)
+        self._asked["rows"] += len(x)
+        with torch.no_grad():
+            return self.ask(x.detach()).to(x.device, x.dtype)
+
+
+class LabelsOnly(BlackBox):
+    """Any model pixels -> logits [B, K] (or [B, K + 1] of a guarded one), of which labels alone are seen.
+
+    A row whose logits hold NaN or Inf has no label, and stays as it is: the judge counts it as broken.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__("labels")
+        self.model, self.reject, self.randomised = model, reject_of(model), declares_draws(model)
+        self.classes: tuple[str, ...] | None = getattr(model, "classes", None)
+
+    def ask(self, x: Tensor) -> Tensor:
+        return one_hot(self.model(x))
+
+
+def check_served(model: nn.Module, attacks: Iterable[Wanted], norm: str) -> None:
+    """Raises UsageError E-BLACK-BOX for attacks that need more than the model answers; it names some that do.
+
+    An attack of the user's own does not say what it needs: the model refuses when it asks for too much.
+
+    attacks: what is to run. norm: of the ball.
+    """
+    most = offers(model)
+    if most == "gradient":
+        return
+    too_much = [call for call in attacks if _known(call) and _ORDER.index(call.needs) > _ORDER.index(most)]
+    if too_much:
+        named = ", ".join(f"{call.label} (needs {call.needs})" for call in too_much)
+        raise UsageError(
+            f"the model answers with {_SAID[most]}, which does not serve {named}",
+            where="attacks",
+            hint=_hint(most, norm),
+            code=_CODE,
+        )
+
+
+def _known(call: Wanted) -> bool:
+    """Whether the attack says what it needs: one that is registered, or another library's class."""
+    return call.name in registry.attacks or call.name.startswith("torchattacks:")
+
+
+def served(most: Needs, norm: str | None) -> list[str]:
+    """Names of the registered attacks for this norm (None: any) that need no more than `most`."""
+    return [name for name in registry.attacks.names() if _fits(registry.attacks.get(name).facts, most, norm)]
+
+
+def _fits(facts: AttackFacts, most: Needs, norm: str | None) -> bool:
+    return _ORDER.index(facts.needs) <= _ORDER.index(most) and (norm is None or norm in facts.norms)
+
+
+def _hint(most: Needs, norm: str | None) -> str:
+    return f"attacks that it serves: {', '.join(served(most, norm))}"
