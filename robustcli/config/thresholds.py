@@ -28,25 +28,31 @@ class Metric:
         radius: whether `@NORM:EPS` never, may or must follow its name.
         what: one line for the documentation.
         drop: whether it is a difference to a baseline, on the same samples.
+        any_class: whether it counts what attacks break that want any wrong class.
     """
 
     bound: Bound
     radius: Literal["never", "may", "must"]
     what: str
     drop: bool = False
+    any_class: bool = False
 
 
 METRICS: Mapping[str, Metric] = {
     "clean_acc": Metric("min", "never", "right on the clean image"),
-    "robust_acc": Metric("min", "may", "right, and broken by no attack"),
+    "robust_acc": Metric("min", "may", "right, and broken by no attack", any_class=True),
     "worst_class_clean_acc": Metric("min", "never", "`clean_acc` of the class that has least of it"),
-    "worst_class_robust_acc": Metric("min", "may", "`robust_acc` of the class that has least of it"),
+    "worst_class_robust_acc": Metric(
+        "min", "may", "`robust_acc` of the class that has least of it", any_class=True
+    ),
     "certified_acc": Metric("min", "must", "proven to be right at the radius (`certify`)"),
     "adaptive": Metric("min", "never", "robust accuracy of a guard that the attacker knows (`guard eval`)"),
-    "attack_success": Metric("max", "may", "broken, of the samples that are right on the clean image"),
+    "attack_success": Metric(
+        "max", "may", "broken, of the samples that are right on the clean image", any_class=True
+    ),
     "clean_rejected": Metric("max", "never", "clean images that a guard rejects (`guard eval`)"),
     "clean_acc_drop": Metric("max", "never", "`clean_acc` of the baseline less that of the run", drop=True),
-    "robust_acc_drop": Metric("max", "never", "the same of `robust_acc`", drop=True),
+    "robust_acc_drop": Metric("max", "never", "the same of `robust_acc`", drop=True, any_class=True),
 }
 
 

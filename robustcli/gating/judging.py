@@ -9,7 +9,7 @@ from robustcli.errors import UnreliableError
 from robustcli.gating.baseline import drop_of
 from robustcli.gating.evidence import ALPHA, Drop, Evidence, WorstClass
 from robustcli.gating.health import check_records, unhealthy
-from robustcli.gating.measured import evidence_of
+from robustcli.gating.measured import check_goal, evidence_of
 from robustcli.gating.threshold import Threshold
 from robustcli.gating.verdict import Verdict, judge
 from robustcli.records.eval import EvalRow
@@ -38,10 +38,13 @@ def judged(run: Dossier, thresholds: Sequence[Threshold], alpha: float = ALPHA) 
 
 def _judged(run: Dossier, threshold: Threshold, alpha: float) -> Verdict:
     evidence: Evidence
+    check_goal(run.target, threshold)
     if threshold.baseline is None:
         evidence = evidence_of(run, threshold)
     else:
-        evidence = drop_of(run, baseline_of(threshold.baseline), threshold)
+        baseline = baseline_of(threshold.baseline)
+        check_goal(baseline.target, threshold)
+        evidence = drop_of(run, baseline, threshold)
     return judge(threshold, evidence, alpha, _note(evidence))
 
 

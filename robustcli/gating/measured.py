@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from robustcli.config.number import format_number
-from robustcli.config.thresholds import Quantity
+from robustcli.config.thresholds import METRICS, Quantity
 from robustcli.errors import UnreliableError, UsageError
 from robustcli.gating.evidence import Evidence, Share, WorstClass
 from robustcli.gating.threshold import Threshold
@@ -110,6 +110,16 @@ def _at(quantity: Quantity, norm: str, eps: float) -> bool:
 def same_radius(norm: str, eps: float, other: str | None, eps_other: float) -> bool:
     """Whether both are one radius: 0.0313725 and 8/255 are, 0.031 and 8/255 are not."""
     return norm == other and math.isclose(eps, eps_other, rel_tol=1e-5)
+
+
+def check_goal(target: str | int | None, threshold: Threshold) -> None:
+    """Raises UsageError where attacks wanted one class: what they leave standing another class may break."""
+    if target is not None and METRICS[threshold.quantity.metric].any_class:
+        raise UsageError(
+            f"{threshold.quantity.name} is about any wrong class; the attacks of this run wanted {target}",
+            where=threshold.where,
+            hint="evaluate without eval.target",
+        )
 
 
 def _instead(run: Dossier, quantity: Quantity) -> str:

@@ -144,6 +144,12 @@ class Dossier:
             raise _unreadable(self.path / "summary.json", f"an alarm without sense: {error}") from error
 
     @property
+    def target(self) -> str | int | None:
+        """The class that the attacks wanted, a name or a rule; None where any wrong one counts."""
+        goal: str | int | None = (self.config.get("eval") or {}).get("target")
+        return goal
+
+    @property
     def notes(self) -> list[str]:
         """What the run says in words: the alarms of a training, and what a table says below it."""
         lines = [alarm for alarm in self._alarms if isinstance(alarm, str)]

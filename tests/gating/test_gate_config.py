@@ -81,6 +81,7 @@ def test_what_eval_will_not_measure_is_refused_before_it_begins(measure):
         ),
         ("  certified_acc@linf:2/255: {min: 0.1}\n", (), "is not measured by `eval`"),
         ("  robust_acc_drop: {max: 0.1, baseline: runs/none}\n", (), "no run of robustcli"),
+        ("  robust_acc: {min: 0.1}\n", ("--target", "1"), "attacks of this run wanted 1"),
         ("  clean_acc: {min: 0.1}\n", ("--set", "eval.fail_under.clean_acc=0.1"), "write it into thresholds"),
     ):
         answer = measure(text, *words)

@@ -295,6 +295,22 @@ def test_a_baseline_that_cannot_be_compared(gate, change, code, said):
     assert answer.code == code and said in answer.err
 
 
+def test_attacks_that_wanted_one_class_judge_no_robustness(gate):
+    aimed = {"eval": {"target": "least-likely"}}
+    write("aimed", samples=answers(100, 90), listed=True, config=aimed)
+    write("r", samples=answers(100, 90), listed=True)
+    drop = "  robust_acc_drop: {max: 0.9, baseline: aimed}\n"
+    for run, threshold in (
+        ("aimed", "  robust_acc: {min: 0.1}\n"),
+        ("aimed", "  attack_success: {max: 0.9}\n"),
+        ("aimed", "  worst_class_robust_acc@linf:0.1: {min: 0.0}\n"),
+        ("r", drop),
+    ):
+        answer = gate(run, threshold)
+        assert answer.code == 2 and "attacks of this run wanted least-likely" in answer.err
+    assert gate("aimed", "  clean_acc: {min: 0.1}\n").code == 0
+
+
 def test_other_images_and_other_radii_are_refused(gate):
     for name, field, value, said in (
         ("data", "hashes", {"data": "e" * 64}, "other images (their digest differs)"),

@@ -8,7 +8,7 @@ from robustcli.assembly.ranges import parse_sweep
 from robustcli.config.number import format_number
 from robustcli.config.schema import Config
 from robustcli.errors import UsageError
-from robustcli.gating.measured import hint_for, same_radius
+from robustcli.gating.measured import check_goal, hint_for, same_radius
 from robustcli.gating.threshold import Threshold
 
 _NOT_OF_EVAL = ("certified_acc", "adaptive", "clean_rejected")
@@ -18,6 +18,7 @@ def check_measurable(config: Config, thresholds: Sequence[Threshold]) -> None:
     """Raises UsageError for a quantity that `eval` with this configuration has no record of."""
     for threshold in thresholds:
         quantity = threshold.quantity
+        check_goal(config.eval.target, threshold)
         if quantity.metric in _NOT_OF_EVAL:
             what = f"{quantity.name} is not measured by `eval`"
             raise UsageError(what, where=threshold.where, hint=hint_for(quantity))

@@ -114,7 +114,7 @@ def _attacks(run: Dossier) -> list[str]:
             )
         if "AML.T0043.002" not in known and not run.of(TransferRow):
             found.append("Images made on other models (`robustcli transfer`, `--surrogate`).")
-    if (run.config.get("eval") or {}).get("target") is not None and run.of(EvalRow):
+    if run.target is not None and run.of(EvalRow):
         found.append("Attacks that want any wrong class: these aimed at one, which is harder for them.")
     names = {row.attack for row in run.of(EvalRow) if row.kind == "attack"}
     if names and names <= _WEAK:

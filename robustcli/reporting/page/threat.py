@@ -56,10 +56,9 @@ def threat_section(run: Dossier) -> Section:
 def attacker(run: Dossier) -> tuple[tuple[str, str], ...]:
     """Goal, knowledge and capability of the attacker, in words."""
     ball = ball_of(run)
-    target = (run.config.get("eval") or {}).get("target")
     goal = "an integrity violation: the model answers a wrong class to an image it was right on"
-    if target is not None:
-        wanted = _TARGETS.get(target, f"the class {code(target)}")
+    if run.target is not None:
+        wanted = _TARGETS.get(str(run.target), f"the class {code(run.target)}")
         goal = f"a targeted integrity violation: the model answers {wanted}"
     allowed = f", who may {change(*ball)}" if ball is not None else ""
     capability = (
