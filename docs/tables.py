@@ -189,6 +189,25 @@ def datasets() -> Iterable[Row]:
         }
 
 
+def layouts() -> Iterable[Row]:
+    """Published weights: which model reads them, and what their files do not say."""
+    for entry in registry.layouts:
+        facts = entry.facts
+        if facts.published == "ours":
+            continue
+        shown = "; ".join(
+            f"{numbers} ({classes} classes)" if classes else numbers
+            for classes, numbers in facts.normalize.items()
+        )
+        yield {
+            "--model": f"`{facts.arch}`",
+            "weights of": facts.published,
+            "known by": f"`{facts.marks[-1]}`",
+            "no tensor tells": ", ".join(f"`{key}={value}`" for key, value in facts.means.items()).lower(),
+            "--normalize, where the file has none": shown,
+        }
+
+
 def plain(kind: registry.Registry[Any, Any], head: str) -> Iterable[Row]:
     """One row for each entry of a registry without facts."""
     for entry in kind:
@@ -209,6 +228,7 @@ TABLES: dict[str, Callable[[], Iterable[Row]]] = {
     "hooks": hooks,
     "datasets": datasets,
     "defences": defences,
+    "layouts": layouts,
     "optimizers": lambda: plain(registry.optimizers, "train.optimizer"),
     "models": lambda: plain(registry.models, "model"),
     "schedules": lambda: plain(registry.schedules, "train.schedule"),

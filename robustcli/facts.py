@@ -166,6 +166,33 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayoutFacts:
+    """How the tensors of published weights are named, and what their networks have in common.
+
+    Args:
+        arch: the registered model that such weights are for.
+        published: whose weights look like this, for messages and the documentation.
+        names: name in the file -> name in our network, the first that fits. ``{0}`` stands for a number,
+            ``{1}`` for the same number plus one, ``*`` for the rest. Empty: the names are ours.
+        marks: names that every such file holds, and that tell it from other layouts.
+        never: names that no such file holds.
+        unused: beginnings of names that files hold and their networks never ask.
+        means: parameters that no tensor tells, as the published networks have them.
+        normalize: number of classes -> what the networks expect where the file has no normaliser; 0 stands
+            for any other number. Empty: nothing is known.
+    """
+
+    arch: str
+    published: str
+    marks: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+    never: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    means: Mapping[str, Any] = field(default_factory=dict)
+    normalize: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
     """What is usual for a data set.
 

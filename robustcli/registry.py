@@ -20,6 +20,7 @@ from robustcli.facts import (
     DefenceFacts,
     EnsembleFacts,
     HookFacts,
+    LayoutFacts,
     LossFacts,
     ModelFacts,
     NoFacts,
@@ -143,6 +144,7 @@ losses = Registry("loss", "robustcli.core", LossFacts)
 objectives = Registry("objective", "robustcli.objectives", ObjectiveFacts)
 regularizers = Registry("regularizer", "robustcli.objectives", RegularizerFacts)
 models = Registry("model", "robustcli.models.architectures", ModelFacts)
+layouts = Registry("layout of weights", "robustcli.models.layouts", LayoutFacts)
 defences = Registry("defence", "robustcli.defences", DefenceFacts)
 datasets = Registry("data set", "robustcli.data.sets", DatasetFacts)
 optimizers = Registry("optimizer", "robustcli.training", NoFacts)

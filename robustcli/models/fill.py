@@ -42,6 +42,7 @@ def fill(
     normalize: str | None = None,
     kind: Kind = "auto",
     say: Callable[[str], None] = lambda text: None,
+    named: Callable[[str], str] = str,
 ) -> None:
     """All tensors into `model`, or none.
 
@@ -55,6 +56,7 @@ def fill(
         strict_dtype: False lets one floating type stand for another (foreign weights).
         normalize: what the caller says that the network expects; a normaliser in the file must agree.
         kind, say: as `read_weights`.
+        named: how a tensor of the network is called in the file, for messages.
 
     Raises CheckpointError E-CKPT-SHAPE when they do not fit, NumericsError for NaN or Inf, UsageError for a
     normaliser that `model` has no place for. `model` is then untouched.
@@ -68,7 +70,7 @@ def fill(
             target, tensors, normaliser = model, dict(state), None
         if not strict_dtype:
             tensors = _with_counts(target, tensors)
-    compare_state(target.state_dict(), tensors, where=where, strict_dtype=strict_dtype)
+    compare_state(target.state_dict(), tensors, where=where, strict_dtype=strict_dtype, named=named)
     not_finite = [key for key, value in state.items() if not _is_finite(value)]
     if not_finite:
         raise NumericsError(

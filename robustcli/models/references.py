@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from robustcli.config.spec import GUARD
-from robustcli.errors import CheckpointError, UsageError
+from robustcli.errors import CheckpointError, RobustCliError, UsageError
 from robustcli.foreign import MODULE
 from robustcli.models.build import build_model
 from robustcli.models.factory import build_plugin, call_factory, check_factory
@@ -32,6 +32,7 @@ from robustcli.models.meant import meant_model
 from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, normalised
 from robustcli.models.plugin import is_plugin, names_factory, run_plugin, split_plugin
+from robustcli.models.recognise import recognise, told_by_names
 from robustcli.models.request import Request
 from robustcli.registry import models
 from robustcli.store.latest import resolve_run
@@ -127,8 +128,32 @@ def from_name(reference: str, request: Request) -> NormalisedModel:
     state = request.state()
     if request.plugin is not None:
         _run_for(reference, request.plugin)
+    if state is None:
+        return _built(reference, None, request)
     _check_normalises_once(state, request)
-    model = build_model(
+    found = recognise(
+        reference,
+        state,
+        request.params,
+        where=str(request.weights),
+        normalize=request.normalize,
+        say=request.say,
+    )
+    try:
+        usual = replace(request, params=found.params, normalize=request.normalize or found.normalize)
+        model = _built(reference, found.tensors, usual)
+        _fill(model, found.tensors, request, found.theirs)
+    except (CheckpointError, UsageError) as error:
+        told = told_by_names(state, reference)
+        if found.recognised or not told:
+            raise
+        error.hint = f"the names in the file are those of {told}: write --model {told.partition(' ')[0]}"
+        raise
+    return model
+
+
+def _built(reference: str, state: Mapping[str, Tensor] | None, request: Request) -> NormalisedModel:
+    return build_model(
         reference,
         request.params,
         infer_info(reference, state, request.data, request.params, request.kind),
@@ -136,12 +161,14 @@ def from_name(reference: str, request: Request) -> NormalisedModel:
         normalize=request.normalize,
         download=request.download,
     )
-    if state is not None:
-        _fill(model, state, request)
-    return model
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], request: Request) -> None:
+def _fill(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    request: Request,
+    named: Callable[[str], str] = str,
+) -> None:
     """The tensors of the weight file that `request` names, into `model`."""
     fill(
         model,
@@ -151,6 +178,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], request: Request) -> No
         normalize=request.normalize,
         kind=request.kind,
         say=request.say,
+        named=named,
     )
 
 
@@ -185,11 +213,20 @@ def _architecture(file: str, request: Request) -> str:
         return request.arch
     if request.plugin is not None and names_factory(request.plugin):
         return request.plugin
-    raise UsageError(
-        f"{file} holds weights, not the network",
-        hint=f"say which: --model NAME --weights {file}, or --plugin FILE.py:factory",
-        code="E-MODEL",
-    )
+    named = _named_by(file, request)
+    name = named.partition(" ")[0] or "NAME"
+    hint = f"say which: --model {name} --weights {file}, or --plugin FILE.py:factory"
+    if named:
+        hint = f"its names are those of {named}: --model {name} --weights {file}"
+    raise UsageError(f"{file} holds weights, not the network", hint=hint, code="E-MODEL")
+
+
+def _named_by(file: str, request: Request) -> str:
+    """The network whose names the file has, as `told_by_names` says it; empty where it may not be read."""
+    try:
+        return told_by_names(replace(request, weights=file).state() or {})
+    except RobustCliError:
+        return ""
 
 
 def checkpoint_of(path: Path) -> Path:

@@ -219,6 +219,11 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
         yield name[: len(place) + dot.end()], name[len(place) + dot.end() :]
 
 
+def holds_normaliser(state: Mapping[str, Tensor]) -> bool:
+    """Whether a mean and a std of images are among the tensors."""
+    return bool(_normalisers(state))
+
+
 def _normalisers(rest: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """The names of a wrapper's mean and std, which may stand in several places with the same values."""
     found: list[tuple[str, str]] = []

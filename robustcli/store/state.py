@@ -5,7 +5,7 @@ The question is asked before anything is copied, so that nothing loads in part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -15,7 +15,12 @@ _SHOWN = 5
 
 
 def compare_state(
-    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], *, where: str, strict_dtype: bool = True
+    expected: Mapping[str, Tensor],
+    got: Mapping[str, Tensor],
+    *,
+    where: str,
+    strict_dtype: bool = True,
+    named: Callable[[str], str] = str,
 ) -> None:
     """names(expected) = names(got), and shape and dtype of each tensor are equal.
 
@@ -25,20 +30,21 @@ def compare_state(
         where: the file, for the message.
         strict_dtype: False lets one floating type stand for another (half-precision foreign weights), but
             never an integer for a float.
+        named: how a name of `expected` is called in the file, for the message.
 
     Raises CheckpointError E-CKPT-SHAPE listing the first 5 missing, unexpected and mismatching tensors.
     """
     both = [name for name in expected if name in got]
     parts = {
-        "missing": [name for name in expected if name not in got],
-        "unexpected": [name for name in got if name not in expected],
+        "missing": [named(name) for name in expected if name not in got],
+        "unexpected": [named(name) for name in got if name not in expected],
         "shape": [
-            f"{n} expected {_shape(expected[n])} got {_shape(got[n])}"
+            f"{named(n)} expected {_shape(expected[n])} got {_shape(got[n])}"
             for n in both
             if expected[n].shape != got[n].shape
         ],
         "dtype": [
-            f"{n} expected {_dtype(expected[n])} got {_dtype(got[n])}"
+            f"{named(n)} expected {_dtype(expected[n])} got {_dtype(got[n])}"
             for n in both
             if not _same_dtype(expected[n], got[n], strict_dtype)
         ],

@@ -22,6 +22,7 @@ Stride = Annotated[int, Field(strict=True, ge=1, le=8)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout probability
 Activation = Literal["relu", "silu", "gelu"]
 Stem = Literal["cifar", "imagenet"]
+Padding = Literal["centre", "same"]  # of a 3x3 convolution of stride 2: a pixel on each side, or TensorFlow's
 Block = Callable[[int, int, int], nn.Module]  # (input channels, output channels, stride) -> block
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -43,6 +44,16 @@ def activation_layer(name: Activation) -> nn.Module:
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     """3x3 convolution, padding 1, no bias: a BatchNorm or the next block's BatchNorm follows."""
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+def padded3x3(inputs: int, outputs: int, stride: int, padding: Padding) -> tuple[nn.Module, nn.Conv2d]:
+    """(what pads, 3x3 convolution without bias). They differ from `conv3x3` where `same` meets stride 2.
+
+    There one pixel is added right and below, as TensorFlow and JAX do for sides that 2 divides.
+    """
+    if padding == "centre" or stride == 1:
+        return nn.Identity(), conv3x3(inputs, outputs, stride)
+    return nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inputs, outputs, 3, stride, bias=False)
 
 
 def stages(block: Block, inputs: int, outputs: Sequence[int], counts: Sequence[int]) -> nn.Sequential:

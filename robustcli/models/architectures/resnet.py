@@ -46,16 +46,17 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of basic blocks, pooling, linear head; [B, C, H, W] -> [B, K].
+    """Stem of `width` channels, `body` (stages of residual blocks), pooling, head; [B, C, H, W] -> [B, K].
 
-    The first block of stages 2, 3 and 4 halves H and W.
+    features: channels that `body` returns.
     """
 
     def __init__(
         self,
         channels: int,
         width: int,
-        blocks: tuple[int, ...],
+        body: nn.Module,
+        features: int,
         num_classes: int,
         stem: Stem,
         activation: Activation,
@@ -72,11 +73,10 @@ class ResNet(nn.Module):
                 activation_layer(activation),
                 nn.MaxPool2d(3, 2, 1),
             )
-        widths = [width * 2**stage for stage in range(len(blocks))]
-        self.stages = stages(partial(BasicBlock, activation=activation), width, widths, blocks)
+        self.stages = body
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.flatten(self.pool(self.stages(self.stem(x)))))
@@ -100,4 +100,6 @@ def resnet18(
     imagenet stem, 1000 classes, 3x224x224: 11,689,512 parameters and 1.814 G multiply-adds.
     Source: He et al., CVPR 2016, arXiv:1512.03385, table 1 and section 4.2.
     """
-    return kaiming(ResNet(info.inputs, width, (2, 2, 2, 2), info.num_classes, stem, activation))
+    widths = [width * 2**stage for stage in range(4)]
+    body = stages(partial(BasicBlock, activation=activation), width, widths, (2, 2, 2, 2))
+    return kaiming(ResNet(info.inputs, width, body, widths[-1], info.num_classes, stem, activation))

@@ -12,10 +12,12 @@ from robustcli.errors import ConfigError
 from robustcli.models.architectures.blocks import (
     Activation,
     Count,
+    Padding,
     Rate,
     activation_layer,
     conv3x3,
     kaiming,
+    padded3x3,
     stages,
 )
 from robustcli.models.info import ModelInfo
@@ -40,12 +42,18 @@ class WideBlock(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, dropout: float, activation: Activation
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        dropout: float,
+        activation: Activation,
+        padding: Padding,
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.act1 = activation_layer(activation)
-        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.pad, self.conv1 = padded3x3(inputs, outputs, stride, padding)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.act2 = activation_layer(activation)
         self.drop = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
@@ -56,7 +64,7 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.act1(self.bn1(x))
-        residual: Tensor = self.conv2(self.drop(self.act2(self.bn2(self.conv1(u)))))
+        residual: Tensor = self.conv2(self.drop(self.act2(self.bn2(self.conv1(self.pad(u))))))
         shortcut = self.shortcut(u) if self.projects else x
         return residual + shortcut
 
@@ -68,11 +76,18 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int, depth: int, width: int, num_classes: int, dropout: float, activation: Activation
+        self,
+        channels: int,
+        depth: int,
+        width: int,
+        num_classes: int,
+        dropout: float,
+        activation: Activation,
+        padding: Padding,
     ) -> None:
         super().__init__()
         self.stem = conv3x3(channels, 16)
-        block = partial(WideBlock, dropout=dropout, activation=activation)
+        block = partial(WideBlock, dropout=dropout, activation=activation, padding=padding)
         widths = (16 * width, 32 * width, 64 * width)
         self.groups = stages(block, 16, widths, [(depth - 4) // 6] * 3)
         self.bn = nn.BatchNorm2d(widths[-1])
@@ -94,6 +109,7 @@ def wide_resnet(
     width: Count = 10,
     dropout: Rate = 0.0,
     activation: Activation = "relu",
+    padding: Padding = "centre",
 ) -> nn.Module:
     """Three groups of n = (depth - 4) / 6 pre-activation blocks with 16k, 32k, 64k channels, k = width.
 
@@ -105,6 +121,7 @@ def wide_resnet(
         width: k, the factor over 16, 32, 64 channels.
         dropout: probability of zeroing a unit between the two convolutions of a block, in [0, 1).
         activation: relu (the paper), silu (Gowal et al. 2020, arXiv:2010.03593) or gelu.
+        padding: centre (the paper), or same: where the stride is 2, a pixel right and below (Gowal et al.).
 
     10 classes, 3x32x32: WRN-16-4 has 2,748,890 parameters, WRN-28-10 36,479,194 and 5.243 G multiply-adds,
     WRN-34-10 46,160,474 and 6.659 G. Raises ConfigError when depth is not 6 n + 4.
@@ -114,4 +131,4 @@ def wide_resnet(
         check_depth(depth)
     except ValueError as error:
         raise ConfigError(f"model.depth: {error}") from None
-    return kaiming(WideResNet(info.inputs, depth, width, info.num_classes, dropout, activation))
+    return kaiming(WideResNet(info.inputs, depth, width, info.num_classes, dropout, activation, padding))
