@@ -140,9 +140,7 @@ def _compare(meta: Mapping[str, Any], model: NormalisedModel, where: str) -> Non
         raise CheckpointError(
             "the checkpoint has no fingerprint of its model", where=where, code="E-CKPT-META"
         )
-    # A parameter that came later has a default that means what the network was before.
-    later = {key: value for key, value in got["params"].items() if key not in expected.get("params", {})}
-    faults = differences({**expected, "params": {**later, **expected.get("params", {})}}, got)
+    faults = differences(_with_later(expected, meta["model"]["params"], got), got)
     if faults:
         raise CheckpointError(
             f"the checkpoint holds another network: {'; '.join(faults[:5])}",
@@ -150,6 +148,20 @@ def _compare(meta: Mapping[str, Any], model: NormalisedModel, where: str) -> Non
             hint="its code or its file changed since it was saved",
             code="E-CKPT-ARCH",
         )
+
+
+def _with_later(
+    expected: Mapping[str, Any], described: Mapping[str, Any], got: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The stored fingerprint, with parameters that a later version added.
+
+    Their defaults mean what the network was before.
+    """
+    stored = expected.get("params")
+    if not isinstance(stored, Mapping):
+        return dict(expected)
+    later = {key: v for key, v in got["params"].items() if key not in stored and key not in described}
+    return {**expected, "params": {**stored, **later}}
 
 
 def _restored(model: NormalisedModel, info: ModelInfo) -> NormalisedModel:

@@ -405,13 +405,24 @@ def test_a_changed_description_never_builds_silently(info: ModelInfo) -> None:
         else:
             parent[path[-1]] = value
         tried += 1
-        if path[:2] == ("model", "params") and value is ... and path[2:] in {("activation",), ("dropout",)}:
+        has_default = path[2:] in {("activation",), ("dropout",), ("padding",)}
+        if path[:2] == ("model", "params") and value is ... and has_default:
             assert fingerprint(model_from_meta(meta)) == good["fingerprint"]
             continue
         with pytest.raises(CheckpointError) as caught:
             model_from_meta(meta, where="file")
         assert caught.value.code in {"E-CKPT-META", "E-CKPT-ARCH"}, path
     assert tried > 150
+
+
+def test_a_checkpoint_of_before_a_parameter_was_there_builds_the_same_network(info: ModelInfo) -> None:
+    good = model_meta(tiny("wide_resnet", info), CLASSES)
+    old = copy.deepcopy(good)
+    del old["model"]["params"]["padding"], old["fingerprint"]["params"]["padding"]
+    assert fingerprint(model_from_meta(old)) == good["fingerprint"]
+    old["fingerprint"]["params"]["depth"] = 16
+    with pytest.raises(CheckpointError, match="params"):
+        model_from_meta(old)
 
 
 def test_a_description_that_asks_for_code_or_memory_gets_neither(tmp_path: Path, info: ModelInfo) -> None:
