@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Exact versions that were proved, `make CONSTRAINTS= ...` for the newest ones; some of them need Python 3.11.
 CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")' 2>/dev/null)
-EXTRAS ?= dev,tensorboard,mlflow,wandb,guard,postgres,serve,onnx,sign,release,docs
+EXTRAS ?= dev,tensorboard,mlflow,wandb,guard,postgres,serve,onnx,parquet,sign,release,docs
 N ?= 2
 ARGS ?=
 BENCH ?= benchmarks/speed.py

@@ -105,7 +105,7 @@ def train(
         config: the name of a shipped configuration, a file, or a mapping of settings; None = the defaults.
         model: a registered name, run:DIR to fine-tune, torchvision:NAME@WEIGHTS, or file.py:factory (runs
             that code, as `plugin` does).
-        data: a data set by name, folder:PATH, csv:PATH or npz:PATH.
+        data: a data set by name, folder:PATH, csv:PATH, npz:PATH, hf:PATH or wds:PATH.
         eps: radius in pixel units of [0, 1], 8/255 or "8/255"; norm: linf, l2 or l1.
         steps: of the attack. epochs, minutes: budgets. batch_size: images of a step.
         out: the directory of the run; None = runs/train/NAME-N.

@@ -28,7 +28,7 @@ FLOORS = {
 }
 ONE_PACKAGE = {0, 9}  # floors whose members may import each other
 HEAVY = {"torch", "torchvision", "scipy", "sklearn", "matplotlib", "PIL", "timm", "torchattacks", "onnx"}
-HEAVY |= {"mlflow", "wandb"}
+HEAVY |= {"mlflow", "wandb", "pyarrow"}
 LIGHT = (
     *("__init__", "errors", "foreign", "regular", "registry", "proportions"),
     *("records", "cli", "config", "reporting", "terminal"),

@@ -19,7 +19,7 @@ app = typer.Typer(
 Words = Annotated[
     list[str],
     typer.Argument(
-        help="DATA (a name, folder:PATH, csv:PATH, npz:PATH or a path) and key=value settings.",
+        help="DATA (a name, folder:PATH, csv:, npz:, hf:, wds:PATH or a path) and key=value settings.",
         metavar="DATA [KEY=VALUE]...",
     ),
 ]

@@ -62,7 +62,9 @@ FLAGS: dict[str, Flag] = {
         metavar="imagenet|NUMBERS",
     ),
     "data": Flag(
-        "A data set name, folder:PATH or npz:PATH.", "data.name", complete=_names_in(registry.datasets)
+        "A data set name, folder:PATH, npz:PATH, hf:PATH or wds:PATH.",
+        "data.name",
+        complete=_names_in(registry.datasets),
     ),
     "download": Flag("Allow downloads of data sets and published weights.", "data.download", kind="switch"),
     "eps": Flag("Radius on the [0, 1] scale, such as 8/255.", "ball.eps"),

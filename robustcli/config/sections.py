@@ -105,7 +105,7 @@ class DataConfig(Section):
         default="digits",
         min_length=1,
         max_length=4096,
-        description="a registered data set, folder:PATH, npz:PATH or fake",
+        description="a registered data set, folder:PATH, csv:PATH, npz:PATH, hf:PATH, wds:PATH or fake",
     )
     root: Text = Field(default="data", min_length=1, description="directory of downloaded data sets")
     size: Int | None = Field(
@@ -158,7 +158,7 @@ class DataConfig(Section):
     extra: Text | None = Field(
         default=None,
         min_length=1,
-        description="more training images, npz:PATH or folder:PATH (generated ones, say); null = none",
+        description="more training images, npz:PATH or folder:PATH … (generated ones, say); null = none",
     )
     extra_ratio: Number = Field(
         default=0.7, ge=0, lt=1, description="share of every batch that comes from data.extra"

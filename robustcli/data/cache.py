@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from robustcli.data.decoded import FORMAT, Decoded, Source, decode_into, read_decoded
+from robustcli.data.images import Decoder
 from robustcli.errors import LockError, ResourceError, printable
 from robustcli.runtime.signals import heed
 from robustcli.store.atomic import TMP_PREFIX
@@ -99,17 +100,17 @@ def cache_key(source: Source) -> str:
     for part, listing in source.listings.items():
         state.update(json.dumps([part, listing.classes, listing.labels]).encode())
         for path in listing.paths:
-            age = _size_and_time(os.path.join(root, path))
+            age = _size_and_time(decoder, path)
             state.update(os.fsencode(path) + b"\0" + age.encode() + b"\n")
     return state.hexdigest()
 
 
-def _size_and_time(path: str) -> str:
+def _size_and_time(decoder: Decoder, path: str) -> str:
     try:
-        status = os.stat(path)
+        size, time_ns = decoder.stamp(path)
     except OSError:
         return "unreadable"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{size} {time_ns}"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from robustcli.data.files import Listing
+from robustcli.data.images import Decoder
 from robustcli.data.split import MemorySplit
 
 _CHUNK_BYTES = 2**26  # pixels hashed at a time
@@ -29,7 +30,7 @@ def digest_memory(stored: Mapping[str, MemorySplit]) -> str:
     return state.hexdigest()
 
 
-def digest_files(listings: Mapping[str, Listing], root: str) -> str:
+def digest_files(listings: Mapping[str, Listing], decoder: Decoder) -> str:
     """SHA-256 (hex) over each split's name and classes, and the relative path and size of each file.
 
     Labels that the paths do not say count too. The digest stands for the pixels where reading every byte of a
@@ -42,14 +43,14 @@ def digest_files(listings: Mapping[str, Listing], root: str) -> str:
             about.append(listing.labels)
         state.update(json.dumps(about).encode())
         for path in listing.paths:
-            size = str(_size(os.path.join(root, path)))
+            size = str(_size(decoder, path))
             state.update(os.fsencode(path) + b"\0" + size.encode() + b"\n")
     return state.hexdigest()
 
 
-def _size(path: str) -> int:
+def _size(decoder: Decoder, path: str) -> int:
     """Bytes of the file; -1 when it cannot be reached."""
     try:
-        return os.stat(path).st_size
+        return decoder.stamp(path)[0]
     except OSError:
         return -1

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustcli.config.sections import DataConfig
 from robustcli.data.files import open_regular
+from robustcli.data.packed.container import Container, bad_image
 from robustcli.errors import DataError, ResourceError
 from robustcli.runtime.signals import heed
 
@@ -32,7 +33,6 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _UNKNOWN_SCALE = {"I": "32-bit integer", "F": "float"}  # Pillow's mode -> what its pixels are
 _VOTES = 16  # images that say which size is the usual one
 _CHUNK = 32  # images per task of the thread pool
-BAD_IMAGE = "E-IMAGE"  # what `bad_image: skip` may skip, together with E-FILE
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Decoder:
         white: the largest value of a 16-bit pixel; larger ones are an error.
         grey: turn colour into grey.
         link_root: another folder that links may lead into; "" for none.
+        container: holds the images where they are no files of their own.
     """
 
     root: str
@@ -57,19 +58,32 @@ class Decoder:
     white: int = 65535
     grey: bool = False
     link_root: str = ""
+    container: Container | None = None
 
     @classmethod
     def of(cls, config: DataConfig, root: str, *, size: int | None = None, ratio: float = 1.0) -> Decoder:
         """The decoder that the data section asks for. size: where data.size is null."""
         link_root = os.path.expanduser(config.link_root) if config.link_root else ""
-        return cls(
-            root, config.size or size, ratio, config.max_value or 65535, config.channels == 1, link_root
-        )
+        white, grey = config.max_value or 65535, config.channels == 1
+        return cls(root, config.size or size, ratio, white, grey, link_root)
 
     @property
     def roots(self) -> tuple[str, ...]:
         """The folders that links may lead into."""
         return (self.root, self.link_root) if self.link_root else (self.root,)
+
+    def opened(self, relative: str) -> BinaryIO:
+        """See `Container.open`."""
+        if self.container is not None:
+            return self.container.open(relative)
+        return open_regular(os.path.join(self.root, relative), inside=self.roots)
+
+    def stamp(self, relative: str) -> tuple[int, int]:
+        """See `Container.stamp`."""
+        if self.container is not None:
+            return self.container.stamp(relative)
+        status = os.stat(os.path.join(self.root, relative))
+        return status.st_size, status.st_mtime_ns
 
     def deep(self, relative: str) -> bool:
         """Whether the file has 16-bit pixels; False where it cannot be read."""
@@ -89,19 +103,15 @@ class Decoder:
         from PIL import Image
 
         try:
-            with (
-                open_regular(os.path.join(self.root, relative), inside=self.roots) as stream,
-                Image.open(stream, formats=_FORMATS) as image,
-            ):
+            with self.opened(relative) as stream, Image.open(stream, formats=_FORMATS) as image:
                 return ask(image)
         except Exception:  # whoever reads the image gets the error
             return otherwise
 
     def __call__(self, relative: str) -> Pixels:
         """uint8 [H, W] (grey) or [H, W, 3]. Raises DataError (E-IMAGE, E-FILE) with the path."""
-        path = os.path.join(self.root, relative)
-        with open_regular(path, inside=self.roots) as stream:
-            return self.read(stream, path)
+        with self.opened(relative) as stream:
+            return self.read(stream, os.path.join(self.root, relative))
 
     def read(
         self,
@@ -128,9 +138,9 @@ class Decoder:
         except (DataError, MemoryError):
             raise
         except UnidentifiedImageError as error:
-            raise _bad(f"not a readable image ({stream.seek(0, os.SEEK_END)} bytes)", path) from error
+            raise bad_image(f"not a readable image ({stream.seek(0, os.SEEK_END)} bytes)", path) from error
         except Exception as error:  # Pillow answers damaged files with many exception types
-            raise _bad(f"damaged image: {error}", path) from error
+            raise bad_image(f"damaged image: {error}", path) from error
 
     def _mode(self, image: Image, path: str) -> Image:
         shallow = _eight_bit(image, path, self.white)
@@ -150,16 +160,11 @@ class Decoder:
         return image.crop((left, top, left + size, top + size))
 
 
-def _bad(what: str, path: str) -> DataError:
-    hint = "remove or replace the file, or data.bad_image=skip (training images only)"
-    return DataError(what, where=path, hint=hint, code=BAD_IMAGE)
-
-
 def _check_size(image: Image, path: str) -> None:
     """Raises DataError for an image that would take too much memory."""
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height} pixels"
-        raise _bad(f"image of {size} is larger than {MAX_PIXELS} (decompression bomb?)", path)
+        raise bad_image(f"image of {size} is larger than {MAX_PIXELS} (decompression bomb?)", path)
 
 
 def _is_deep(image: Image) -> bool:
@@ -175,11 +180,12 @@ def _eight_bit(image: Image, path: str, white: int) -> Image:
     if _is_deep(image):
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > white:
-            raise _bad(f"a pixel is {int(deep.max())}, outside 0..{white}{_white_hint(white)}", path)
+            told = "" if white == 65535 else " (data.max_value)"
+            raise bad_image(f"a pixel is {int(deep.max())}, outside 0..{white}{told}", path)
         return pil.fromarray(((deep * 255 + white // 2) // white).astype(np.uint8))
     if mode in _UNKNOWN_SCALE:
         kind = _UNKNOWN_SCALE[mode]
-        raise _bad(f"{kind} pixels: the scale is unknown, save 8-bit or 16-bit images", path)
+        raise bad_image(f"{kind} pixels: the scale is unknown, save 8-bit or 16-bit images", path)
     if mode in ("L", "RGB"):
         return image
     if mode in ("1", "LA", "La"):
@@ -187,10 +193,6 @@ def _eight_bit(image: Image, path: str, white: int) -> Image:
     if mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # otherwise Pillow warns
     return image.convert("RGB")
-
-
-def _white_hint(white: int) -> str:
-    return "" if white == 65535 else " (data.max_value)"
 
 
 def planes(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:

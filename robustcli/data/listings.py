@@ -229,7 +229,7 @@ def _streamed(
         faults[train] = _unreadable(listings[train].paths, decoder, shape, _threads(config, decoder))
     height, width = side
     note = f"storage: stream, {len(paths)} files of {height}x{width}; the digest covers names and sizes"
-    return Loaded(splits, faults, digest_files(listings, decoder.root), [note])
+    return Loaded(splits, faults, digest_files(listings, decoder), [note])
 
 
 def _stored_size(paths: Sequence[str], decoder: Decoder) -> str:

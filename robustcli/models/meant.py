@@ -14,7 +14,8 @@ RUN = "run:"
 GUARD_FILE = "guard.json"  # what a directory of `guard fit` holds
 OWN = "model.safetensors"  # the weights in a checkpoint of ours
 _TAGS = ("best", "last")
-_DATA_AT_A_PATH = ("folder", "npz", "csv")
+_DATA_AT_A_PATH = {"npz": "npz", "csv": "csv", "parquet": "hf", "tar": "wds"}  # ending -> kind
+_PACKED = ("parquet", "tar")  # kinds of files that a folder may hold in place of class folders
 _SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -71,14 +72,29 @@ def _architecture(folder: Path) -> str:
 
 
 def meant_data(name: str, known: list[str]) -> str:
-    """The data set that a bare path means: ``folder:DIR``, ``npz:FILE`` or ``csv:FILE``.
+    """The data set that a bare path means: ``folder:DIR``, ``npz:FILE``, ``csv:FILE``, ``hf:…`` or ``wds:…``.
 
-    A file that is missing counts by its ending: the data set then says that it is missing.
+    A file that is missing counts by its ending: the data set then says that it is missing. A folder with
+    parquet files or tar shards in it, or in its folder ``data``, is read from those.
 
     known: names of data sets; they come before paths.
     """
     path = os.path.expanduser(name)
     if name.partition(":")[0] in known:
         return name
-    kind = "folder" if os.path.isdir(path) else os.path.splitext(path)[1].lower().removeprefix(".")
-    return f"{kind}:{name}" if kind in _DATA_AT_A_PATH and kind in known else name
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    kind = _kind_of_folder(path) if os.path.isdir(path) else _DATA_AT_A_PATH.get(ending, "")
+    return f"{kind}:{name}" if kind in known else name
+
+
+def _kind_of_folder(path: str) -> str:
+    """hf or wds for a folder of packed files, else folder."""
+    for place in (path, os.path.join(path, "data")):
+        try:
+            names = os.listdir(place)
+        except OSError:
+            continue
+        for ending in _PACKED:
+            if any(name.lower().endswith(f".{ending}") for name in names):
+                return _DATA_AT_A_PATH[ending]
+    return "folder"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,29 @@ def write_images(folder: Path, each: int = 12) -> list[str]:
     for name in ("PATH.csv", "LIST.csv"):
         (folder / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
     np.savez(folder / "FILE.npz", x=pixels[:200], y=found.target[:200])
+    write_packed(folder, pixels[:200], found.target[:200])
     (folder / "images").mkdir()
     for name, number in zip("abcdef", range(6), strict=True):
         Image.fromarray(pixels[number]).save(folder / "images" / f"{name}.png")
     return [f"images/{name}.png" for name in "abcdef"]
+
+
+def write_packed(folder: Path, pixels: Any, labels: Any) -> None:
+    """`PATH.tar`, and `PATH.parquet` where pyarrow is installed."""
+    with tarfile.open(folder / "PATH.tar", "w") as archive:
+        for k, label in enumerate(labels):
+            file = io.BytesIO()
+            Image.fromarray(pixels[k]).save(file, format="PNG")
+            for name, stored in ((f"{k}.png", file.getvalue()), (f"{k}.cls", str(label).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(stored)
+                archive.addfile(info, io.BytesIO(stored))
+    with suppress(ImportError):
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.table({"image": list(pixels.tolist()), "label": labels.tolist()})
+        pyarrow.parquet.write_table(table, folder / "PATH.parquet")
 
 
 def save_weights(folder: Path) -> None:

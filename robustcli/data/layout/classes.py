@@ -26,7 +26,9 @@ def stated_classes(config: DataConfig) -> tuple[str, ...] | None:
     """
     if config.classes is None:
         return None
-    names = config.classes if isinstance(config.classes, list) else _read(Path(config.classes).expanduser())
+    names = config.classes
+    if not isinstance(names, list):
+        names = read_names(Path(names).expanduser())
     twice = [name for name, count in Counter(names).items() if count > 1]
     odd = [name for name in names if not name.isprintable() or not name]
     for what, found in (("is listed twice", twice), ("is no printable name", odd)):
@@ -59,7 +61,7 @@ def chosen_order(stated: tuple[str, ...] | None, found: Iterable[str], *, where:
     return stated
 
 
-def _read(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
     """The names in a file: one a line, a JSON list, or JSON {name: label}."""
     with open_regular(path) as stream:
         stored = stream.read(_MOST_BYTES)

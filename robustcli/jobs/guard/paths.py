@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustcli.data.files import entries, is_image, open_regular
-from robustcli.data.images import BAD_IMAGE, Decoder, Pixels, planes
+from robustcli.data.images import Decoder, Pixels, planes
+from robustcli.data.packed.container import BAD_IMAGE
 from robustcli.errors import DataError
 
 STDIN = "-"

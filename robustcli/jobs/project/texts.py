@@ -11,7 +11,7 @@ name: robustness
 seed: 0
 
 # Images: @FOUND@
-# Others: folder:PATH (train/CLASS/*.png and test/CLASS/*.png, or CLASS folders), csv:PATH, npz:PATH, cifar10.
+# Others: folder:PATH (train/CLASS/*.png and test/CLASS/*.png, or CLASS folders), csv:, npz:, hf:, wds:PATH.
 data:
   name: @DATA@@SIZE@
   val_fraction: 0.1  # of the training images chooses the best epoch, where there is no val folder
