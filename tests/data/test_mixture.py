@@ -399,7 +399,7 @@ def test_every_image_of_a_folder(training, make_folder, picture, storage: str) -
 
 @pytest.mark.parametrize("source", ["digits", "npz:", "npz", "folder:", "other:here", ""])
 def test_unknown_sources(training, source: str) -> None:
-    with pytest.raises(ConfigError, match="folder:PATH or npz:PATH"):
+    with pytest.raises(ConfigError, match="npz:PATH or wds:PATH"):
         extra_split(source, *training)
 
 
