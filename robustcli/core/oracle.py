@@ -62,6 +62,7 @@ class Oracle:
         discarded_rows: how many of the rows that went forward were asked about ahead and never met.
         asked_rows: how many rows were asked for a gradient while points were remembered.
         notes: lines for the user.
+        trace: what `found` was told, with the numbers of the rows.
         memory: see above.
         began: the first point that was asked for a gradient and met; None before.
 
@@ -95,6 +96,7 @@ class Oracle:
         self.criterion, self.rng, self.memory = criterion, rng, memory
         self.began: Tensor | None = None
         self.notes: list[str] = []
+        self.trace: list[tuple[Tensor, Tensor, Tensor]] = []
         self.forward_rows = self.backward_rows = self.discarded_rows = 0
         self.asked_rows = 0
         self._flat: Tensor | int = 0  # stays on the device: to read it is to wait
@@ -192,11 +194,14 @@ class Oracle:
         rows = self._rows[places]
         return self.criterion.hit(self._forward(tries, rows), rows)
 
-    def meet_hits(self, x_adv: Tensor) -> None:
-        """Meet points [R, C, H, W] of the rows in play, found to be successes by `decide`, without a pass."""
+    def meet_hits(self, x_adv: Tensor, hits: Tensor) -> None:
+        """Meet points [R, C, H, W] of the rows in play, where `decide` found successes, bool [R]: no pass."""
         if self._best is not None and len(x_adv):
-            hits = torch.ones(len(x_adv), dtype=torch.bool, device=x_adv.device)
             self._leaving |= self._best.consider(self._index, x_adv, hits, hits.to(x_adv.dtype))
+
+    def found(self, places: Tensor, spent: Tensor, far: Tensor) -> None:
+        """Remember for the record: rows in play, int64 [N], are at distances [N] after so many queries."""
+        self.trace.append((self._rows[places].cpu(), spent.cpu(), far.cpu()))
 
     def meet(
         self, tries: Tensor, places: Tensor, logits: Tensor, counted: Tensor, kept: Tensor
