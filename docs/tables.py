@@ -12,7 +12,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -195,17 +195,23 @@ def layouts() -> Iterable[Row]:
         facts = entry.facts
         if facts.published == "ours":
             continue
-        shown = "; ".join(
-            f"{numbers} ({classes} classes)" if classes else numbers
-            for classes, numbers in facts.normalize.items()
-        )
+        told = [f"`{key}={by_classes(value)}`" for key, value in facts.means.items()]
         yield {
             "--model": f"`{facts.arch}`",
             "weights of": facts.published,
             "known by": f"`{facts.marks[-1]}`",
-            "no tensor tells": ", ".join(f"`{key}={value}`" for key, value in facts.means.items()).lower(),
-            "--normalize, where the file has none": shown,
+            "no tensor tells": ", ".join(told).lower(),
+            "--normalize, where the file has none": by_classes(facts.normalize),
         }
+
+
+def by_classes(value: Any) -> str:
+    """``4 (10 classes); 16 (else)`` of what depends on the number of classes; else the value."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    if [*value] == [0]:
+        return str(value[0])
+    return "; ".join(f"{each} ({f'{k} classes' if k else 'else'})" for k, each in value.items())
 
 
 def plain(kind: registry.Registry[Any, Any], head: str) -> Iterable[Row]:

@@ -177,7 +177,8 @@ class LayoutFacts:
         marks: names that every such file holds, and that tell it from other layouts.
         never: names that no such file holds.
         unused: beginnings of names that files hold and their networks never ask.
-        means: parameters that no tensor tells, as the published networks have them.
+        means: parameters that no tensor tells, as the published networks have them: a value, or one for each
+            number of classes, 0 for any other.
         normalize: number of classes -> what the networks expect where the file has no normaliser; 0 stands
             for any other number. Empty: nothing is known.
     """

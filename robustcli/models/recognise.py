@@ -73,10 +73,12 @@ def recognise(
     tensors, unused = _renamed(state, roots, names, layout.facts)
     told = _told(layout, tensors, roots[0])
     _check_said(params, told, layout.facts, where)
-    means = {key: value for key, value in layout.facts.means.items() if key not in params}
+    classes = _classes(tensors, roots[0])
+    means = {k: _for(classes, v) for k, v in layout.facts.means.items() if k not in params}
     usual = None
     if layout.facts.published != _OURS:
-        usual = _usual(layout.facts, tensors, roots[0]) if normalize is None else None
+        if normalize is None and not holds_normaliser(tensors):
+            usual = _for(classes, layout.facts.normalize)
         _tell(layout.facts, told, means, usual, unused, f"{where}: ", say)
     return Recognised(tensors, {**told, **means, **params}, usual, names.theirs)
 
@@ -161,13 +163,15 @@ def _check_said(params: Mapping[str, Any], told: Mapping[str, Any], facts: Layou
             )
 
 
-def _usual(facts: LayoutFacts, tensors: Mapping[str, Tensor], root: str) -> str | None:
-    """What the published networks of as many classes expect; None where the file has a normaliser."""
-    if holds_normaliser(tensors):
-        return None
+def _classes(tensors: Mapping[str, Tensor], root: str) -> int:
+    """Outputs of the head; 0 without one."""
     heads = [tensors[root + head] for head in _HEADS if root + head in tensors]
-    classes = heads[0].shape[0] if heads and heads[0].ndim else 0
-    return facts.normalize.get(classes, facts.normalize.get(0))
+    return heads[0].shape[0] if heads and heads[0].ndim else 0
+
+
+def _for(classes: int, value: Any) -> Any:
+    """What is stated for so many classes, else for 0; a value that does not depend on them is itself."""
+    return value.get(classes, value.get(0)) if isinstance(value, Mapping) else value
 
 
 def _tell(

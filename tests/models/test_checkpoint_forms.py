@@ -6,9 +6,6 @@ The converter runs in this process; tests/store/test_foreign_weights.py has its 
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +25,7 @@ from robustcli.models.info import ModelInfo
 from robustcli.models.meta import model_meta
 from robustcli.models.normalised import NormalisedModel
 from robustcli.models.source import load_model
-from robustcli.store import convert, weights
+from robustcli.store import weights
 from robustcli.store.checkpoint import save_checkpoint
 
 State = dict[str, Tensor]
@@ -44,20 +41,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def converter_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(path: Path, folder: Path) -> int:
-        body, before, report = path.read_bytes(), os.getcwd(), {"outcome": "ok", "detail": ""}
-        os.chdir(folder)
-        try:
-            convert.convert(io.BytesIO(body), len(body), lambda size: None)
-        except Exception as error:
-            report["outcome"], report["detail"] = convert.classify(error)
-        finally:
-            os.chdir(before)
-        (folder / "report.json").write_text(json.dumps(report))
-        return 0
-
-    monkeypatch.setattr(weights, "_run_converter", run)
+def caged(converter_in_this_process: None) -> None:
+    """Every test of this file."""
 
 
 def network(seed: int = 4) -> NormalisedModel:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import published
+import published_transformers as transformers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -109,8 +110,64 @@ def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
+CIFAR_STRIDES, IMAGENET_STRIDES = (1, 1, 2, 2), (2, 2, 2, 2)
+Logits = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+
+def xcit(strides: tuple[int, ...]) -> Logits:
+    return lambda state, x: transformers.xcit_logits(state, x, 2, strides)
+
+
+def convnext(stem: str) -> Logits:
+    return lambda state, x: transformers.convnext_logits(state, x, (1, 2, 1), stem)
+
+
+# layout -> (tensors, the published logits of normalised images, normaliser, parameters that must be read)
+FUNCTIONS: dict[str, tuple[dict[str, Tensor], Logits, Any, dict[str, Any]]] = {
+    "xcit": (transformers.xcit_state(16, 2, 2, 10), xcit(CIFAR_STRIDES), C10, {"patch": 4, "depth": 2}),
+    "xcit, 1000 classes": (
+        transformers.xcit_state(16, 1, 2, 1000),
+        xcit(IMAGENET_STRIDES),
+        IMAGENET,
+        {"patch": 16, "heads": 2},
+    ),
+    "convnext": (
+        transformers.convnext_state((8, 16, 8), (1, 2, 1), 7, "patch"),
+        convnext("patch"),
+        IMAGENET,
+        {"dims": (8, 16, 8), "depths": (1, 2, 1)},
+    ),
+    "convnext.convstem": (
+        transformers.convnext_state((8, 16, 8), (1, 2, 1), 7, "convstem"),
+        convnext("convstem"),
+        None,
+        {"stem": "convstem"},
+    ),
+    "convnext.convstem, ConvNeXt-B": (
+        transformers.convnext_state((8, 16, 8), (1, 2, 1), 7, "convstem3"),
+        convnext("convstem3"),
+        None,
+        {"stem": "convstem3"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_logits_are_those_of_the_published_function(tmp_path: Path, name: str) -> None:
+    state, logits, normaliser, params = FUNCTIONS[name]
+    arch = layouts.get(name.partition(",")[0]).facts.arch
+    model = load(saved(tmp_path, under("model.", state)), arch)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in normaliser or ((0.0,) * 3, (1.0,) * 3))
+    torch.testing.assert_close(model(X), logits(state, (X - mean) / std), rtol=1e-5, atol=1e-5)
+    assert params.items() <= model.params.items()
+    *_, gone = state
+    rest = {key: tensor for key, tensor in state.items() if key != gone}
+    with pytest.raises(CheckpointError, match=f"missing: {gone}"):
+        load(saved(tmp_path, rest), arch)
+
+
 def test_every_layout_has_a_case() -> None:
-    names = {name.partition(",")[0] for name in CASES}
+    names = {name.partition(",")[0] for name in [*CASES, *FUNCTIONS]}
     assert names == {entry.name for entry in layouts if entry.facts.published != "ours"}
 
 

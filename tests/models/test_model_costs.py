@@ -18,13 +18,15 @@ from robustcli.models.size import count_parameters
 CIFAR = ModelInfo(10, 3, 32, (0.5,) * 3, (0.25,) * 3)
 IMAGENET = ModelInfo(1000, 3, 224, (0.5,) * 3, (0.25,) * 3)
 
-# (parameters, 1e9 multiply-adds). resnet18 with the ImageNet stem, and resnet50: torchvision's own table.
-# WRN: 2.7 M and 36.5 M in Zagoruyko and Komodakis, table 1, to the last digit by hand below. The other exact
-# counts and the GMAC follow from the papers' layer shapes.
+# (parameters, 1e9 multiply-adds). resnet18 with the ImageNet stem, resnet50 and convnext: torchvision's own
+# table. xcit: timm's network. WRN: 2.7 M and 36.5 M in Zagoruyko and Komodakis, table 1, to the last digit by
+# hand below. The other exact counts and the GMAC follow from the papers' layer shapes.
 PUBLISHED = [
     ("resnet18", {}, CIFAR, 11_173_962, 0.555),
     ("resnet18", {"stem": "imagenet"}, IMAGENET, 11_689_512, 1.814),
     ("resnet50", {"stem": "imagenet"}, IMAGENET, 25_557_032, 4.089),
+    ("xcit", {}, IMAGENET, 26_253_304, 4.796),
+    ("convnext", {}, IMAGENET, 28_589_128, 4.4555),
     ("preact_resnet18", {}, CIFAR, 11_172_170, 0.555),
     ("wide_resnet", {"depth": 16, "width": 4}, CIFAR, 2_748_890, 0.393),
     ("wide_resnet", {"depth": 28, "width": 10}, CIFAR, 36_479_194, 5.243),

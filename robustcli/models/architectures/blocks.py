@@ -96,6 +96,18 @@ def kaiming(net: M) -> M:
     return net
 
 
+def truncated(net: M, *kinds: type[nn.Module]) -> M:
+    """Weights of layers of these kinds: normal with std 0.02, cut at 2; biases 0. Returns `net`."""
+    if all(parameter.is_meta for parameter in net.parameters()):
+        return net
+    for module in net.modules():
+        if isinstance(module, kinds) and isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every CPU generator (torch, numpy, random) follows `seed` inside; afterwards each has its old state.
