@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from robustcli.assembly.attacks import make_attacks, make_audit, probe_size
+from robustcli.assembly.ball import beyond_pixels
 from robustcli.assembly.certifying import SMOOTHING, Subject, Watch, check_model, method_of
 from robustcli.assembly.samples import choose, split_of
 from robustcli.certificates.smoothing import Smoothing
@@ -206,8 +207,10 @@ def _usable(thing: T) -> T:
     return duplicate(thing) if inference else thing
 
 
-def _ball(norm: Norm, eps: float) -> Ball:
-    """The threat. Raises ValueError for a linf radius on the scale of 0..255."""
+def _ball(norm: Norm, eps: float, x: Tensor) -> Ball:
+    """The threat to x [n, C, H, W]. Raises ValueError for a radius that no image can need."""
+    if norm == "l0" and (what := beyond_pixels(eps, x.shape[1:])):
+        raise ValueError(what)
     if norm == "linf" and eps > 1:
         raise ValueError(f"eps={eps} on the [0,1] scale; did you mean {eps:g}/255?")
     return Ball(norm, eps)
@@ -248,7 +251,8 @@ def evaluate(
             `{"logits": ...}`, an output with `.logits`, and weights in half or double precision are taken;
             docs/networks.md has the list.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
-        eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2 or l1.
+        eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2, l1 or l0, whose eps counts
+            pixels.
         attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for
             rapid), "torchattacks:NAME", any callable atk(x, y) -> x_adv, or several, run in order on the
             samples still standing; `params` (steps=20 …) go to a single one.
@@ -270,7 +274,7 @@ def evaluate(
     audit = _audit(attack, norm, params)
     classes = tuple(map(str, range(int(y.max()) + 1 if len(y) else 1)))
     plan = EvalPlan(
-        _ball(norm, eps),
+        _ball(norm, eps, x),
         calls,
         seed,
         batch_size,
@@ -330,7 +334,7 @@ def certify(
     model, x, y, place = _checked(model, x, y, device)
     if not len(x):
         raise DataError("no image to certify", where="x", code="E-EMPTY")
-    ball = _ball(norm, eps)
+    ball = _ball(norm, eps, x)
     asked, settings = radii_of(ball, radii), _search("auto", place)
     watch = Watch(stop or (lambda: None), say=say)
     effort = Effort(alpha_steps=alpha_steps, budget=budget, batch_size=batch_size, seed=seed)
@@ -519,7 +523,7 @@ def attack(
     home = x.device
     model, x, y, place = _placed(model, x, y, device)
     settings = Search(resolve(search, place), graph=place.type == "cuda")
-    ball = _ball(norm, eps)
+    ball = _ball(norm, eps, x)
     calls = _calls(name, norm, settings, params)
     if len(calls) > 1:
         raise ValueError(f"{name!r} is a list of attacks: evaluate() runs it")

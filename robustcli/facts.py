@@ -61,10 +61,12 @@ class EnsembleFacts:
     Args:
         audit: (norm, **parameters) -> how the survivors are checked, or None where nothing needs a check.
         use: when to take it, for the documentation.
+        norms: the norms that the list knows.
     """
 
     audit: Callable[..., Any]
     use: str
+    norms: tuple[str, ...] = ("linf", "l2", "l1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class ObjectiveFacts:
     noisy: bool = False
     front: bool = False
     bounds: bool = False
-    norms: tuple[str, ...] = ("linf", "l2", "l1")
+    norms: tuple[str, ...] = ("linf", "l2", "l1", "l0")
     per_rival: int = 0
     held: int = 1
     held_per_rival: int = 0

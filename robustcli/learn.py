@@ -106,7 +106,8 @@ def train(
         model: a registered name, run:DIR to fine-tune, torchvision:NAME@WEIGHTS, or file.py:factory (runs
             that code, as `plugin` does).
         data: a data set by name, folder:PATH, csv:PATH, npz:PATH, hf:PATH or wds:PATH.
-        eps: radius in pixel units of [0, 1], 8/255 or "8/255"; norm: linf, l2 or l1.
+        eps: radius in pixel units of [0, 1], 8/255 or "8/255"; norm: linf, l2, l1, or l0, whose eps is
+            a number of pixels.
         steps: of the attack. epochs, minutes: budgets. batch_size: images of a step.
         out: the directory of the run; None = runs/train/NAME-N.
         resume: go on with the run in `out`, or of this name; override_resume: keys that may change.

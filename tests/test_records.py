@@ -44,7 +44,7 @@ def eval_row(draw: st.DrawFn) -> EvalRow:
     clean = correct if kind == "clean" else draw(st.integers(correct, n))
     return EvalRow(
         kind=kind,
-        norm=draw(st.sampled_from(["linf", "l2", "l1"])),
+        norm=draw(st.sampled_from(["linf", "l2", "l1", "l0"])),
         eps=draw(st.floats(0, 1)),
         correct=correct,
         clean_correct=clean,

@@ -45,7 +45,7 @@ def test_a_stale_page_is_seen_and_a_new_attack_gets_a_row(tables, monkeypatch):
         """x_adv = x. Source: somebody, arXiv:1234.56789."""
 
     monkeypatch.setitem(registry.attacks._entries, "other", registry.Entry("other", other, facts))
-    assert "| `other` | linf, l2, l1 | fixed | gradient | 3 | `steps=7` |" in tables.rewritten(page)
+    assert "| `other` | linf, l2, l1, l0 | fixed | gradient | 3 | `steps=7` |" in tables.rewritten(page)
     assert "arXiv:1234.56789" in tables.rewritten(page)
 
 

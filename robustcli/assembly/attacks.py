@@ -14,6 +14,7 @@ from robustcli.assembly.setting import Setting
 from robustcli.config.bind import TORCHATTACKS
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
+from robustcli.config.validate import norm_mistake
 from robustcli.errors import ConfigError
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
@@ -88,6 +89,8 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
         return [torchattacks_call(spec.name, spec.params, norm, path)]
     if spec.name in registry.ensembles:
         fn, params = bound(registry.ensembles, spec, path)
+        if what := norm_mistake("ensemble", registry.ensembles.get(spec.name), norm):
+            raise ConfigError(what, where=path)
         return [_stage(stage, norm, path, search) for stage in fn(norm, **params)]
     _, params = bound(registry.attacks, spec, path)
     call = _checked(spec.name, params, norm, path)
@@ -158,7 +161,6 @@ def _stage(stage: Any, norm: str, path: str, search: Search | None = None) -> At
 def _checked(name: str, params: Mapping[str, Any], norm: str, path: str) -> AttackCall:
     """The call of a registered attack. Raises ConfigError for a norm that it does not know."""
     entry = registry.attacks.get(name)
-    norms = entry.facts.norms
-    if norm not in norms:
-        raise ConfigError(f"attack {name!r} works for {', '.join(norms)}, not {norm}", where=path)
+    if what := norm_mistake("attack", entry, norm):
+        raise ConfigError(what, where=path)
     return AttackCall.of(entry, params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from robustcli.config.schema import Config
 from robustcli.core.geometry import Ball
 from robustcli.data.bundle import DataBundle
@@ -13,10 +15,13 @@ from robustcli.terminal.console import Console
 def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
     """The configured ball. Without an eps the radius is the data set's preset, which is printed.
 
-    Raises ConfigError: neither the configuration nor the data set has a radius for this norm.
+    Raises ConfigError: neither the configuration nor the data set has a radius for this norm; more pixels may
+    change under l0 than the images have.
     """
     norm, eps = config.ball.norm, config.ball.eps
     if eps is not None:
+        if norm == "l0" and (what := beyond_pixels(eps, data.shape)):
+            raise ConfigError(what, where="ball.eps", hint="count pixels, not the values of their channels")
         return Ball(norm, float(eps))
     preset = data.presets.get(norm)
     if preset is None:
@@ -27,3 +32,14 @@ def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
         )
     console.info(f"ball: {norm}, eps {format_eps(preset, norm)}, the preset of {data.name}")
     return Ball(norm, float(preset))
+
+
+def beyond_pixels(eps: float, shape: Sequence[int]) -> str:
+    """Why eps pixels are too many for images of this shape (C, H, W); "" where they are not."""
+    channels, height, width = shape
+    if eps <= height * width:
+        return ""
+    what = f"eps={eps:.0f} under l0, and images of {height} x {width} have {height * width:,} pixels"
+    if channels > 1:
+        what += f" of {channels} channels"
+    return what

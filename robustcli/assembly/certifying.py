@@ -98,8 +98,14 @@ def method_of(
 
     None means cascade where every operation of the network has bounds, else smoothing under l2.
 
-    Raises UsageError: E-BOUNDS for an operation without bounds; noise that proves nothing in this norm.
+    Raises UsageError: E-BOUNDS for an operation without bounds; noise that proves nothing in this norm; l0.
     """
+    if subject.ball.norm == "l0":
+        raise UsageError(
+            "no method here certifies an l0 ball",
+            where="ball.norm",
+            hint="certify linf, l2 or l1; `robustcli eval --norm l0` attacks under l0",
+        )
     if name == SMOOTHING:
         return _smoothed(subject, smoothing, effort, watch)
     try:

@@ -35,7 +35,8 @@ from robustcli.training.step import Step
 from robustcli.training.trainplan import Look, TrainPlan
 from robustcli.training.validation import FGSM
 
-#: The deeper look at a model: its attacks, on how many images, and the share of the training's passes.
+#: The deeper look at a model: those of its attacks that know the norm, on how many images, and the share of
+#: the training's passes.
 _DEEPER = (Spec.of("pgd", steps=50, loss="margin"), Spec.of("square", queries=100))
 _LOOKED_AT, _SHARE = 64, 0.05
 
@@ -132,8 +133,9 @@ def _look(setting: Setting, plan: TrainPlan) -> Look:
 
     It is taken at so few validations that it makes at most a twentieth of the passes of the training.
     """
-    deep = eval_plan(setting, list(_DEEPER), path="train.val_attack")
     norm, classes = setting.ball.norm, setting.classes
+    known = [spec for spec in _DEEPER if norm in registry.attacks.get(spec.name).facts.norms]
+    deep = eval_plan(setting, known, path="train.val_attack")
     dearest = _LOOKED_AT * (1 + planned_passes(deep.attacks, classes, norm))
     trained = plan.validate_every * plan.batch_size * passes_per_image(setting)
     return Look(deep, _LOOKED_AT, max(1, math.ceil(dearest / (_SHARE * trained))))

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from robustcli import registry
 from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.setting import Setting
@@ -25,6 +26,7 @@ def surrogate_calls(
 ) -> list[AttackCall]:
     """`--surrogate REF`: APGD on the model REF; the measured model sees its points. [] without REF.
 
+    Under a norm that APGD does not know it is PGD.
     It is a black-box attack and runs after the configured ones.
     """
     if not reference:
@@ -34,7 +36,9 @@ def surrogate_calls(
     )
     source = ModelSource(replace(setting, config=config), allow_pickle=allow_pickle)
     model = source.to_measure(console)
-    call = eval_plan(setting, [Spec.of("apgd", steps=50)]).attacks[0]
+    known = setting.ball.norm in registry.attacks.get("apgd").facts.norms
+    name = "apgd" if known else "pgd"
+    call = eval_plan(setting, [Spec.of(name, steps=50)]).attacks[0]
     digest = state_digest(model)[:12]  # a resumed evaluation must not go on with another surrogate
     search = transferred(model, call, stop=stop.check)
     return [AttackCall("transfer", f"transfer:{digest}", search, {}, "fixed", "decisions")]

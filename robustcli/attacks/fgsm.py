@@ -14,7 +14,7 @@ from robustcli.registry import attacks
 @attacks.register(
     "fgsm",
     kind="fixed",
-    norms=("linf", "l2", "l1"),
+    norms=("linf", "l2", "l1", "l0"),
     needs="gradient",
     precision="bf16",
     passes=lambda given, classes, norm: 3,
@@ -24,6 +24,8 @@ from robustcli.registry import attacks
 )
 def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"] | None = None) -> Tensor:
     """x_adv = P(x + eps * steepest(grad_x loss)): one step to the border of the ball.
+
+    l0: the pixels that win most on the linearised loss go to the border of the box.
 
     Args:
         oracle: answers with loss [B], logits [B, K] and input gradient [B, C, H, W].
@@ -37,4 +39,4 @@ def fgsm(oracle: Oracle, x: Tensor, ball: Ball, *, loss: Literal["ce", "margin"]
     Source: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
     """
     grad = oracle.gradient(x, loss).grad
-    return oracle.result(ball.project(x, x + ball.eps * ball.steepest(grad, x)))
+    return oracle.result(ball.project(x, x + ball.reach * ball.steepest(grad, x)))

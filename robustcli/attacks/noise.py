@@ -16,7 +16,7 @@ from robustcli.registry import attacks
 @attacks.register(
     "noise",
     kind="fixed",
-    norms=("linf", "l2", "l1"),
+    norms=("linf", "l2", "l1", "l0"),
     needs="decisions",
     precision="bf16",
     passes=lambda given, classes, norm: given["draws"],
@@ -73,5 +73,6 @@ def _point(oracle: Oracle, x: Tensor, ball: Ball, kind: str) -> Tensor:
         return ball.project(x, x + ball.eps * oracle.rng.signs(tail).to(x.dtype))
     d = math.prod(tail)
     # E ||g||_2 is about sqrt(d), E ||g||_1 = d sqrt(2 / pi).
-    spread = {"linf": 1.0, "l2": math.sqrt(d), "l1": d * math.sqrt(2 / math.pi)}[ball.norm]
+    # Under l0 the projection keeps the largest.
+    spread = {"linf": 1.0, "l2": math.sqrt(d), "l1": d * math.sqrt(2 / math.pi), "l0": ball.eps}[ball.norm]
     return ball.start(x, "gaussian", oracle.rng, scale=ball.eps / spread)

@@ -19,7 +19,7 @@ from robustcli.registry import attacks
 @attacks.register(
     "pgd",
     kind="fixed",
-    norms=("linf", "l2", "l1"),
+    norms=("linf", "l2", "l1", "l0"),
     needs="gradient",
     precision="bf16",
     passes=lambda given, classes, norm: given["restarts"] * (2 * given["steps"] + 1),
@@ -47,7 +47,8 @@ def pgd(
         x: clean pixels [B, C, H, W] in [0, 1].
         ball: norm, radius and box, in pixel units of [0, 1] (8/255, never 8).
         steps: gradient evaluations, >= 1; cost = `steps` forward and backward passes per restart.
-        step_size: a, pixel units, > 0; None means 2.5 * radius / steps.
+        step_size: a, pixel units, > 0; None means 2.5 * radius / steps, or four times the box under
+            l0, where it is what the pixel of the largest gradient moves before the projection.
         start: "uniform" in the ball, "gaussian", "bernoulli" (+-start_scale * eps per pixel; linf only) or
             "zero". A loss that is 0 at the clean point ("kl") needs a start away from it.
         start_scale: factor on the start noise, > 0: uniform in the ball of radius start_scale * eps, or the
@@ -66,6 +67,7 @@ def pgd(
         linf.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083. FGSM-RS: Wong et al., ICLR 2020, arXiv:2001.03994.
+        l0: PGD_0 of Croce & Hein, ICCV 2019, arXiv:1909.05040, whose step has l1 length 470.
         N-FGSM: de Jorge et al., NeurIPS 2022, arXiv:2202.01181.
     """
     a = ball.check_step(steps, step_size)

@@ -195,11 +195,10 @@ class Call:
         listed = self._attack_list()
         if (code := user_code(self.text("plugin"), overrides)) is not None:
             overrides = with_user_code(code, overrides, partial(read, bind=False))
-        loaded = read(listed + overrides)
-        if _changes_norm(read, listed + overrides, loaded):
+        if _changes_norm(partial(read, bind=False), listed + overrides):
             # A radius means nothing under another norm.
             overrides = [parse_assignment("ball.eps=null", "--norm"), *overrides]
-            loaded = read(listed + overrides)
+        loaded = read(listed + overrides)
         more = adjust(loaded) + self._attack_settings(loaded)
         if more:
             loaded = read([parse_assignment(text, "command line") for text in more] + overrides)
@@ -274,15 +273,16 @@ def _not_taken(overrides: list[Override]) -> tuple[str, ...]:
     return tuple(not_taken)
 
 
-def _changes_norm(
-    read: Callable[[list[Override]], Loaded], overrides: list[Override], loaded: Loaded
-) -> bool:
-    """Whether the call changes the norm and says no radius for it, where the configuration has a radius."""
-    keys = {override.key for override in overrides}
-    if "ball.norm" not in keys or "ball.eps" in keys or loaded.config.ball.eps is None:
+def _changes_norm(read: Callable[[list[Override]], Loaded], overrides: list[Override]) -> bool:
+    """Whether the call changes the norm and says no radius for it, where the configuration has a radius.
+
+    `read` looks at the configuration without its names: an attack may know the new norm alone.
+    """
+    norms = [override.value for override in overrides if override.key == "ball.norm"]
+    if not norms or any(override.key == "ball.eps" for override in overrides):
         return False
-    before = read([override for override in overrides if override.key != "ball.norm"])
-    return before.config.ball.norm != loaded.config.ball.norm
+    before = read([override for override in overrides if override.key != "ball.norm"]).config.ball
+    return before.eps is not None and before.norm != norms[-1]
 
 
 def _is_assignment(word: str) -> bool:

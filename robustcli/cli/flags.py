@@ -67,8 +67,8 @@ FLAGS: dict[str, Flag] = {
         complete=_names_in(registry.datasets),
     ),
     "download": Flag("Allow downloads of data sets and published weights.", "data.download", kind="switch"),
-    "eps": Flag("Radius on the [0, 1] scale, such as 8/255.", "ball.eps"),
-    "norm": Flag("linf, l2 or l1.", "ball.norm", complete=_starting(["linf", "l2", "l1"])),
+    "eps": Flag("Radius on the [0, 1] scale, such as 8/255; of l0 how many pixels.", "ball.eps"),
+    "norm": Flag("linf, l2, l1 or l0.", "ball.norm", complete=_starting(["linf", "l2", "l1", "l0"])),
     "allow_large_eps": Flag("Accept linf eps above 0.5.", "ball.allow_large_eps", kind="switch"),
     "steps": Flag("Attack steps."),
     "attack": Flag(

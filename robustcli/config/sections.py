@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 from robustcli.config.number import Flag, Int, Number, Text, parse_text
 from robustcli.config.spec import Section
 
-#: Largest radius of each norm for pixels in [0, 1]; beyond it the unit is wrong.
-LARGEST = {"linf": 1.0, "l2": 100.0, "l1": 1000.0}
+#: Largest radius of each norm for pixels in [0, 1]; beyond it the unit is wrong. l0: pixels of the largest
+#: image that is read.
+LARGEST = {"linf": 1.0, "l2": 100.0, "l1": 1000.0, "l0": 4096.0**2}
 
 
 class Augment(Section):
@@ -193,12 +194,14 @@ class DataConfig(Section):
 
 
 class BallConfig(Section):
-    """The threat model: how far a pixel vector may move, in pixel units of [0, 1]."""
+    """The threat model: how far a pixel vector may move, in pixel units of [0, 1]; of l0 how many may."""
 
-    norm: Literal["linf", "l2", "l1"] = Field(default="linf", description="the distance")
+    norm: Literal["linf", "l2", "l1", "l0"] = Field(default="linf", description="the distance")
     allow_large_eps: Flag = Field(default=False, description="accept linf eps above 0.5")
     eps: Number | None = Field(
-        default=None, gt=0, description="radius, such as 8/255; null = the data set's preset"
+        default=None,
+        gt=0,
+        description="radius, such as 8/255; of l0 the pixels; null = the data set's preset",
     )
 
     @field_validator("eps")
@@ -207,8 +210,8 @@ class BallConfig(Section):
         norm = info.data.get("norm")
         if eps is None or norm is None:
             return eps
-        if eps > LARGEST[norm]:
-            raise ValueError(too_large("eps", eps, norm))
+        if what := wrong_radius("eps", eps, norm):
+            raise ValueError(what)
         if norm == "linf" and eps > 0.5 and info.data.get("allow_large_eps") is False:
             raise ValueError(
                 f"eps={eps} turns any image into any other: linf eps > 0.5 needs allow_large_eps: true"
@@ -216,9 +219,15 @@ class BallConfig(Section):
         return eps
 
 
-def too_large(name: str, eps: float, norm: str) -> str:
-    """The message for a radius that no image can need: below 255, somebody meant 8/255 and wrote 8."""
+def wrong_radius(name: str, eps: float, norm: str) -> str:
+    """Why no image can need this radius, "" where one can: below 255, somebody meant 8/255 and wrote 8."""
     largest = LARGEST[norm]
+    if norm == "l0" and eps != int(eps):
+        return f"{name}={eps:.6g}: under l0 it is how many pixels may change, a whole number such as 5"
+    if eps <= largest:
+        return ""
+    if norm == "l0":
+        return f"{name}={eps:.0f}: no image has more than {largest:.0f} pixels"
     limit = "" if norm == "linf" else f" is beyond {norm} <= {largest:g}"
     hint = f"did you mean {eps:g}/255?" if eps < 255 else f"it must be <= {largest:g}"
     return f"{name}={eps}{limit} on the [0,1] scale; {hint}"

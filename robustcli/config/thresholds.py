@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from robustcli.config.number import Number, Text, format_number, parse_number
-from robustcli.config.sections import LARGEST, too_large
+from robustcli.config.sections import LARGEST, wrong_radius
 from robustcli.config.spec import Section
 from robustcli.config.tree import Fault
 from robustcli.config.wording import shown
@@ -116,8 +116,8 @@ def _radius(text: str) -> tuple[str, float]:
     eps = parse_number(number)
     if not eps > 0:
         raise ValueError(f"a radius must be > 0, got {shown(number)}")
-    if eps > LARGEST[norm]:
-        raise ValueError(too_large("eps", eps, norm))
+    if what := wrong_radius("eps", eps, norm):
+        raise ValueError(what)
     return norm, eps
 
 

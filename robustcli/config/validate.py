@@ -13,10 +13,10 @@ from robustcli.config.bind import Registries, check_spec
 from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.number import parse_number
 from robustcli.config.schema import known_keys, spec_fields
-from robustcli.config.sections import LARGEST, too_large
+from robustcli.config.sections import LARGEST, wrong_radius
 from robustcli.config.spec import GUARD, ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, KeyPath, Node, locate, matching
-from robustcli.registry import Entry, ensembles, parameters, suggestion
+from robustcli.registry import Entry, attacks, ensembles, parameters, suggestion
 
 #: Sections about training alone.
 TRAINING = ("objective", "regularizers", "adversary", "train")
@@ -110,8 +110,8 @@ def _radii_faults(data: Any) -> list[Fault]:
     for radius in radii if isinstance(radii, list) else str(radii).split(","):
         with suppress(ValueError):  # what is no number is a fault of the schema
             value = parse_number(radius)
-            if value > LARGEST[norm]:
-                faults.append(Fault("certify.radii", too_large("radius", value, norm)))
+            if what := wrong_radius("radius", value, norm):
+                faults.append(Fault("certify.radii", what))
     return faults
 
 
@@ -127,7 +127,7 @@ def _measures_a_run(data: Any) -> bool:
 def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:
     """The fault of an attack or an objective that does not know the ball's norm."""
     norm = _value(data, "ball", "norm")
-    if norm not in ("linf", "l2", "l1"):
+    if norm not in LARGEST:
         return []
     what = norm_mistake(kind, entry, norm)
     return [Fault(f"{path}.name", what)] if what else []
@@ -138,7 +138,22 @@ def norm_mistake(kind: str, entry: Entry[Any], norm: str) -> str:
     norms = getattr(entry.facts, "norms", None)
     if norms is None or norm in norms:
         return ""
-    return f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
+    what = f"{kind} {entry.name!r} works for {', '.join(norms)}, and ball.norm is {norm}"
+    if kind == "objective":
+        return what
+    return f"{what}; {norm} is searched by {', '.join(searching(norm))}"
+
+
+def searching(norm: str) -> list[str]:
+    """Registered attacks inside a ball of this norm that follow gradients, the longest search first."""
+    able = [entry for entry in attacks if norm in entry.facts.norms and entry.facts.needs == "gradient"]
+    able = [entry for entry in able if entry.facts.kind != "unbounded" and not entry.facts.guarded]
+
+    def passes(entry: Entry[Any]) -> int:
+        given = {name: parameter.default for name, parameter in parameters(entry.fn).items()}
+        return int(entry.facts.passes(given, 10, norm))
+
+    return [entry.name for entry in sorted(able, key=passes, reverse=True)]
 
 
 def _dataset_faults(data: Any, registries: Registries) -> list[Fault]:

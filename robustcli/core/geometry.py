@@ -2,7 +2,9 @@
 
 Four things depend on the norm: distance, projection, random point, steepest direction. An attack that uses
 only these works with a new norm as it is. All images are pixels [B, C, H, W] in the box. eps is in pixel
-units of [0, 1] (8/255, never 8).
+units of [0, 1] (8/255, never 8). Under l0 it is a number of pixels, see `core.few`.
+
+The file is long: a third of it says what a point of the ball is under each norm.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robustcli.core.few import changed, keep_largest, random_pixels
 from robustcli.core.random import RowRandom
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "l0"]
 Start = Literal["uniform", "gaussian", "bernoulli", "zero"]
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 _SHARE = 0.01  # of the pixels move in one l1 step
 _TINY = 1e-12
@@ -29,12 +32,12 @@ class Ball:
     """{z : ||z - x||_p <= eps, low <= z <= high}.
 
     Args:
-        norm: "linf", "l2" or "l1".
-        eps: radius in pixel units of [0, 1], >= 0.
+        norm: "linf", "l2", "l1" or "l0".
+        eps: radius in pixel units of [0, 1], >= 0; under l0 how many pixels may change, a whole number.
         low, high: pixel box, low < high.
 
     Raises:
-        ValueError: unknown norm, negative or non-finite eps, empty box.
+        ValueError: unknown norm, negative or non-finite eps, a fraction of a pixel, empty box.
     """
 
     norm: Norm
@@ -47,13 +50,34 @@ class Ball:
             raise ValueError(f"unknown norm {self.norm!r}; known: {', '.join(NORMS)}")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps must be finite and >= 0, got {self.eps}")
+        if self.norm == "l0" and self.eps != int(self.eps):
+            raise ValueError(f"eps under l0 is a whole number of pixels, got {self.eps}")
         if not self.low < self.high:
             raise ValueError(f"empty pixel box [{self.low}, {self.high}]")
 
+    def scaled(self, share: float) -> Ball:
+        """The ball of radius share * eps, share >= 0; under l0 a fraction of a pixel is dropped."""
+        eps = self.eps * share
+        if self.norm == "l0":
+            eps = math.floor(eps)
+        return replace(self, eps=eps)
+
+    @property
+    def reach(self) -> float:
+        """A step that ends at the border of the ball: eps; under l0 far beyond the box."""
+        if self.norm == "l0":
+            return 1000 * (self.high - self.low)
+        return self.eps
+
     def distance(self, x: Tensor, z: Tensor) -> Tensor:
-        """||z - x||_p per row: float64 [B] in pixel units, on the CPU where the device has no float64."""
+        """||z - x||_p per row: float64 [B] in pixel units, on the CPU where the device has no float64.
+
+        l0: how many pixels differ, exactly.
+        """
         if x.device.type == "mps":
             x, z = x.cpu(), z.cpu()
+        if self.norm == "l0":
+            return changed(x, z).double()
         d = (z.double() - x.double()).flatten(1)
         if not d.shape[1]:
             return d.new_zeros(len(d))
@@ -64,12 +88,13 @@ class Ball:
         """||z - x||_p <= eps * (1 + 1e-6) + slack, and z finite and in the box: bool [B].
 
         Rounding to float32 moves a pixel by at most r = 2^-24 * max(|low|, |high|). The slack is the norm of
-        a vector whose d = C * H * W entries are all r: linf r, l2 r sqrt(d), l1 r d.
+        a vector whose d = C * H * W entries are all r: linf r, l2 r sqrt(d), l1 r d. Under l0 there is no
+        slack: a pixel that rounding moved has changed.
         """
         flat = z.flatten(1)
         pixels = flat.shape[1]
         rounding = 2.0**-24 * max(abs(self.low), abs(self.high))
-        slack = rounding * {"linf": 1, "l2": math.sqrt(pixels), "l1": pixels}[self.norm]
+        slack = rounding * {"linf": 1, "l2": math.sqrt(pixels), "l1": pixels, "l0": 0}[self.norm]
         near = self.distance(x, z) <= self.eps * (1 + 1e-6) + slack
         boxed = (torch.isfinite(flat) & (flat >= self.low) & (flat <= self.high)).all(1)
         return near.to(boxed.device) & boxed
@@ -77,7 +102,7 @@ class Ball:
     def project(self, x: Tensor, z: Tensor, *, clip: bool = True) -> Tensor:
         """A point [B, C, H, W] of ball and box near z.
 
-        linf and l1: the point nearest to z in Euclidean distance. l2: z - x is shortened to length eps, then
+        linf, l1, l0: the point nearest to z in Euclidean distance. l2: z - x is shortened to length eps, then
         x + (z - x) is cut by the box. With eps = 0 the answer is x, bitwise.
 
         Args:
@@ -94,6 +119,8 @@ class Ball:
             length = torch.linalg.vector_norm(d.flatten(1), dim=1)
             scale = (self.eps / length.clamp_min(_TINY)).clamp_max_(1.0)
             return (x + d * column(scale, d)).clamp_(self.low, self.high)
+        if self.norm == "l0":
+            return keep_largest(x, z, int(self.eps), self.low, self.high)
         return x + self._shrink_l1(x, z - x)
 
     def _shrink_l1(self, x: Tensor, d: Tensor) -> Tensor:
@@ -136,7 +163,7 @@ class Ball:
         """P(x + noise), noise uniform in the norm ball, P as in `project`: [B, C, H, W].
 
         linf: each pixel uniform in [-eps, eps]. l2: a Gaussian direction of length eps * u^(1/d), u uniform
-        in [0, 1), d = C * H * W. l1: see `_noise_l1`.
+        in [0, 1), d = C * H * W. l1: see `_noise_l1`. l0: eps pixels, chosen and coloured with equal chance.
 
         Args:
             x: clean pixels [B, C, H, W] in the box.
@@ -146,6 +173,8 @@ class Ball:
 
         Source: l1: Barthe et al., Ann. Probab. 2005.
         """
+        if self.norm == "l0":
+            return random_pixels(x, int(self.eps), self.low, self.high, rng)
         tail = tuple(x.shape[1:])
         if self.norm == "linf":
             noise = rng.uniform(tail).mul_(2).sub_(1).mul_(self.eps)
@@ -184,7 +213,8 @@ class Ball:
             x: clean pixels [B, C, H, W] in the box.
             kind: the noise.
                 "zero": none.
-                "uniform": uniform in the ball of radius scale * eps; under l2 `random_point` with `radial`.
+                "uniform": uniform in the ball of radius scale * eps; under l2 `random_point` with `radial`,
+                    under l0 with a fraction of a pixel dropped.
                 "gaussian": scale * N(0, 1) per pixel, in pixel units.
                 "bernoulli": scale * eps * s, s = -1 or +1 per pixel with equal chance; linf alone.
             rng: one random stream per row.
@@ -199,8 +229,7 @@ class Ball:
         if kind == "zero" or (self.eps == 0 and kind == "uniform"):
             return x.clone()
         if kind == "uniform":
-            scaled = replace(self, eps=self.eps * scale)
-            return self.project(x, scaled.random_point(x, rng, radial=True), clip=clip)
+            return self.project(x, self.scaled(scale).random_point(x, rng, radial=True), clip=clip)
         if kind == "gaussian":
             return self.project(x, x + scale * rng.normal(tail).to(x.dtype), clip=clip)
         if kind == "bernoulli":
@@ -210,10 +239,13 @@ class Ball:
         raise ValueError(f"unknown start {kind!r}; known: uniform, gaussian, bernoulli, zero")
 
     def steepest(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
-        """argmax_v <grad, v> with ||v||_p <= 1: linf sign(g); l2 g / ||g||; l1 only nearly.
+        """argmax_v <grad, v> with ||v||_p <= 1: linf sign(g); l2 g / ||g||; l1 only nearly; l0 see below.
 
         The exact l1 maximiser moves one pixel. Here the step is spread evenly over the 1 % of the pixels with
         the largest |g|, one at least. A row of zeros gives a row of zeros.
+
+        Under l0 a pixel may go as far as the box, so no v is the longest. v is g / max |g|, and the
+        projection chooses the pixels: the further one steps, the less it minds where they were before.
 
         Args:
             grad: g, [B, C, H, W], finite, any scale.
@@ -228,6 +260,9 @@ class Ball:
         if self.norm == "l2":
             return _unit(grad)
         flat = grad.flatten(1)
+        if self.norm == "l0":
+            top = flat.abs().amax(1, keepdim=True)
+            return (flat / torch.where(top > 0, top, torch.ones_like(top))).reshape(grad.shape)
         if at is not None:
             flat = flat.masked_fill(self._stuck(flat, at.flatten(1)), 0.0)
         k = max(1, math.ceil(_SHARE * flat.shape[1]))
@@ -240,7 +275,10 @@ class Ball:
         return ((push > 0) & (at >= self.high)) | ((push < 0) & (at <= self.low))
 
     def check_step(self, steps: int, step_size: float | None) -> float:
-        """The step size in pixel units: the given one, or 2.5 * eps / steps.
+        """The step size in pixel units: the given one, or 2.5 * eps / steps; under l0 four times the box.
+
+        So far a step of l0 goes for the pixel of the largest |g|: it chooses pixels, and still minds where
+        they were.
 
         Raises:
             ValueError: steps < 1 or step_size <= 0.
@@ -248,6 +286,8 @@ class Ball:
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
         if step_size is None:
+            if self.norm == "l0":
+                return 4 * (self.high - self.low)
             return 2.5 * self.eps / steps
         if not step_size > 0:
             raise ValueError(f"step_size must be > 0, got {step_size}")

@@ -208,12 +208,15 @@ class _Probe:
             self.helps.add("transfer")
 
     def _small_step(self, slope: Tensor) -> None:
-        """Check that a step of eps / 32 raises the margin as its gradient promises.
+        """Check that a step of eps / 32, or a 32nd of the box under l0, raises the margin as promised.
 
         slope: gradient of the margin [n, C, H, W], finite.
         """
         judge = Judge(self.model, self.ball)
-        moved = self.ball.project(self.x, self.x + self.ball.eps / 32 * self.ball.steepest(slope, self.x))
+        span = self.ball.eps
+        if self.ball.norm == "l0":
+            span = self.ball.high - self.ball.low
+        moved = self.ball.project(self.x, self.x + span / 32 * self.ball.steepest(slope, self.x))
         promised = (slope * (moved - self.x)).flatten(1).sum(1)
         here, there = self.aim.joint(judge.logits(self.x)), self.aim.joint(judge.logits(moved))
         poor = margin(there, self.y) - margin(here, self.y) < 0.1 * promised
@@ -225,7 +228,8 @@ class _Probe:
         n, everyone = len(self.x), torch.ones_like(self.y, dtype=torch.bool)
         fell_at = self._effort(everyone)
         stands = self._other_searches(fell_at == 0)
-        self._beyond(stands)
+        if self._knows("apgd"):
+            self._beyond(stands)
         if too_many(round(self.evidence["loss-dependent"] * n), n, 0.05):
             self.helps.add("rescale")  # no alarm: honest logits of a very small span do this too
         if self.aim.reject is None:
@@ -248,15 +252,16 @@ class _Probe:
         """
         n = len(self.x)
         fgsm = self._fell_at("fgsm", everyone) > 0
-        fell_at = self._fell_at("pgd", everyone, steps=60, step_size=self.ball.eps / 8)
+        fell_at = self._fell_at("pgd", everyone, steps=60, step_size=self.ball.check_step(20, None))
         for steps in (10, 30, 60):
             within = (fell_at > 0) & (fell_at <= steps + 2)  # call 1 scores the clean point, call 2 the start
             self.evidence[f"pgd-{steps}"] = float(within.float().mean())
         self.evidence["fgsm"] = float(fgsm.float().mean())
         early = (fell_at > 0) & (fell_at <= 32)
         self.count("fgsm-beats-pgd", fgsm & ~early, int((fgsm ^ early).sum()))
-        # Under l1 PGD is slow on any model: Croce & Hein, ICML 2021, arXiv:2103.01208.
-        if self.ball.norm != "l1":
+        # Under l1 PGD is slow on any model: Croce & Hein, ICML 2021, arXiv:2103.01208. So it is under l0,
+        # where it chooses among sets of pixels.
+        if self.ball.norm not in ("l1", "l0"):
             self.count("not-converged", fell_at > 32, n)
         return fell_at
 
@@ -266,6 +271,8 @@ class _Probe:
         Returns bool [n]: the rows that still stand.
         """
         for rule, (name, params) in _SECOND_OPINIONS.items():
+            if not self._knows(name):
+                continue
             fell = self._fell_at(name, stands, **params) > 0
             self.count(rule, fell, len(self.x))
             stands = stands & ~fell
@@ -288,6 +295,10 @@ class _Probe:
         minimal = self._fell_at("fab", left & ~wide, steps=40, targets=1) > 0
         self.evidence["wide-beats-fixed"] = float(wide.sum()) / max(1, int(left.sum()))
         self.count("minimal-beats-fixed", wide | minimal, int(left.sum()))
+
+    def _knows(self, name: str) -> bool:
+        """Whether the attack `name` searches under the norm of the threat."""
+        return self.ball.norm in registry.attacks.get(name).facts.norms
 
     def _fell_at(self, name: str, rows: Tensor, ball: Ball | None = None, **params: Any) -> Tensor:
         """int64 [n]: at which model call of the attack `name` each of `rows`, bool [n], fell; 0 = it stands.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,18 +123,19 @@ def escalations(names: Sequence[str], plan: EvalPlan) -> list[AttackCall]:
     exact = replace(plan.search, dtype=torch.float32, compile=False, length=None)
     rescale, bpda = "rescale" in names or plan.search.rescale, "bpda" in names
     calls: list[AttackCall] = []
+    climb = partial(_climb, plan.ball.norm)
     if rescale:
-        calls.append(_apgd("rescaled", replace(exact, rescale=True)))
+        calls.append(climb("rescaled", replace(exact, rescale=True)))
     if bpda:
-        calls.append(_apgd("bpda", replace(exact, bpda=True, rescale=rescale)))
+        calls.append(climb("bpda", replace(exact, bpda=True, rescale=rescale)))
     if "eot" in names:
-        calls.append(_apgd("eot", replace(exact, rescale=rescale, bpda=bpda, draws=EOT_DRAWS)))
+        calls.append(climb("eot", replace(exact, rescale=rescale, bpda=bpda, draws=EOT_DRAWS)))
     if "minimal" in names:
         missing = (stage for stage in _BEYOND if not _has(plan, *stage[1:]))
         calls += [_escalated(label, name, params) for label, name, params in missing]
     if "square" in names and not _has(plan, "square", {}):
         calls.append(_escalated("square", "square", {"queries": 1000}))
-    return calls
+    return [call for call in calls if plan.ball.norm in registry.attacks.get(call.name).facts.norms]
 
 
 def _has(plan: EvalPlan, name: str, params: Mapping[str, object]) -> bool:
@@ -154,6 +156,10 @@ def _escalated(label: str, name: str, params: Mapping[str, object]) -> AttackCal
     return AttackCall.of(registry.attacks.get(name), params, label=f"escalated:{label}")
 
 
-def _apgd(prefix: str, search: Search) -> AttackCall:
+def _climb(norm: str, prefix: str, search: Search) -> AttackCall:
+    """APGD on cross-entropy, or PGD under a norm that APGD does not know."""
+    entry = registry.attacks.get("apgd")
+    if norm not in entry.facts.norms:
+        entry = registry.attacks.get("pgd")
     params = {"steps": _STEPS, "loss": "ce"}
-    return AttackCall.of(registry.attacks.get("apgd"), params, label=f"{prefix}:apgd-ce", search=search)
+    return AttackCall.of(entry, params, label=f"{prefix}:{entry.name}-ce", search=search)

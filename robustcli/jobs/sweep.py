@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from robustcli.assembly.attacks import eval_plan
+from robustcli.assembly.ball import beyond_pixels
 from robustcli.assembly.ranges import Sweep
 from robustcli.assembly.setting import Setting
+from robustcli.config.sections import wrong_radius
 from robustcli.errors import UsageError
 from robustcli.evaluation.pulse import Beat
 from robustcli.jobs.distances import minimal_calls, run_distances
@@ -32,7 +34,9 @@ _ROOTS = {"linf": 0.0, "l2": 0.5, "l1": 1.0}  # norm -> 1/p
 
 
 def check_sweep(sweep: Sweep, setting: Setting) -> None:
-    """Raises UsageError for a linf radius beyond 1, or when no attack has the swept parameter."""
+    """Raises UsageError for a radius that the images cannot have, or when no attack has the parameter."""
+    if sweep.key == "eps" and setting.ball.norm == "l0" and (what := _no_pixels(sweep, setting)):
+        raise UsageError(f"--sweep {what}", where="eval.sweep", hint="eps=1,2,5,10, or eps=0..8:9")
     if sweep.key == "eps" and setting.ball.norm == "linf" and sweep.values[-1] > 1:
         last = sweep.values[-1]
         raise UsageError(
@@ -43,6 +47,13 @@ def check_sweep(sweep: Sweep, setting: Setting) -> None:
         minimal_calls(calls, setting.config.eval.target)
     else:
         swept_calls(calls, sweep.key)
+
+
+def _no_pixels(sweep: Sweep, setting: Setting) -> str:
+    """The first radius that is a fraction of a pixel, or more pixels than the images have; "" for none."""
+    wrong = [wrong_radius("eps", value, "l0") for value in sweep.values]
+    beyond = beyond_pixels(sweep.values[-1], setting.data.shape)
+    return next(filter(None, [*wrong, beyond]), "")
 
 
 def help_sweep(
@@ -95,8 +106,12 @@ def run_sweep(
 def grey_radius(setting: Setting) -> float:
     """0.5 * d^(1/p): within this distance every image of d pixel values can be made uniformly grey.
 
+    l0: all pixels. Fewer suffice where some are grey already.
+
     A model that is right on many images at this radius was attacked too weakly.
     """
+    if setting.ball.norm == "l0":
+        return float(math.prod(setting.data.shape[1:]))
     return 0.5 * float(math.prod(setting.data.shape) ** _ROOTS[setting.ball.norm])
 
 

@@ -101,13 +101,13 @@ def _plan(setting: Setting, sweep: Sweep) -> EvalPlan:
 
 
 def _at(plan: EvalPlan, key: str, value: float) -> EvalPlan:
-    """The plan at one value. For eps a configured step_size is scaled with the radius."""
+    """The plan at one value. For eps a configured step_size is scaled with the radius, but not under l0."""
     if key != "eps":
         return replace(plan, attacks=[_with(call, key, value) for call in plan.attacks])
     attacks = []
     for call in plan.attacks:
         size = call.params.get("step_size")
-        if size is not None:
+        if size is not None and plan.ball.norm != "l0":
             call = _with(call, "step_size", size * value / plan.ball.eps)
         attacks.append(call)
     return replace(plan, ball=replace(plan.ball, eps=value), attacks=attacks)

@@ -25,7 +25,9 @@ Cell = Rate | Eps | str | int | float | None
 
 
 def format_eps(eps: float, norm: str = "linf") -> str:
-    """``8/255 (0.03137)`` for linf, where 1/255 is one step of a pixel; the plain number for l2 and l1."""
+    """``8/255 (0.03137)`` for linf, where 1/255 is one step of a pixel; ``5 px`` for l0; else a number."""
+    if norm == "l0":
+        return f"{eps:.10g} px"
     if norm != "linf" or not eps:
         return f"{eps:.4g}"
     levels = eps * 255

@@ -134,6 +134,10 @@ def eps_axis(axes: Axes, norm: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(left=0)
+    if norm == "l0":
+        axes.set_xlabel("eps (l0, pixels that may change)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return
     if norm != "linf":
         axes.set_xlabel(f"eps ({norm}, pixels in [0, 1])")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -113,13 +113,13 @@ class Curriculum:
         Raises ValueError as `steps_at` does.
         """
         share, steps = self.share(t), self.steps_at(t, more_steps)
-        ball = self.ball if share == 1 else replace(self.ball, eps=self.ball.eps * share)
+        ball = self.ball if share == 1 else self.ball.scaled(share)
         if not ball.eps:
             return _unmoved, ball
         params = dict(self.params)
         if steps is not None:
             params["steps"] = steps
-        if params.get("step_size") is not None:
+        if params.get("step_size") is not None and ball.norm != "l0":  # there no step is a length
             params["step_size"] = share * self._step_size(float(params["step_size"]), steps)
         return partial(self.fn, **params), ball
 

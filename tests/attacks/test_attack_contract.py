@@ -44,6 +44,11 @@ def setup(shape, classes, seed, linear=False):
     return net, x, torch.arange(shape[0]) % classes
 
 
+def ball_of(norm, eps):
+    """The ball; a fraction of a pixel is a pixel."""
+    return Ball(norm, float(math.ceil(eps)) if norm == "l0" else eps)
+
+
 def params_for(entry):
     known = registry.parameters(entry.fn)
     return {name: value for name, value in SHORT.items() if name in known}
@@ -58,7 +63,7 @@ def run(entry, net, x, y, ball, seed=0, ids=None, target=None, keep="best", **mo
 CASES = {
     "shape": st.tuples(st.integers(1, 5), st.sampled_from([1, 3]), st.just(4), st.sampled_from([4, 5])),
     "classes": st.sampled_from([2, 3, 4, 10]),
-    "eps": st.sampled_from([0.0, 1 / 255, 8 / 255, 0.5, 2.0]),
+    "eps": st.sampled_from([0.0, 1 / 255, 8 / 255, 0.5, 2.0]),  # l0: rounded up
     "seed": st.integers(0, 10**6),
 }
 
@@ -79,7 +84,7 @@ def test_the_same_over_many_cases(name, norm, shape, classes, eps, seed):
 
 
 def check_points(name, norm, shape, classes, eps, seed):
-    entry, ball = registry.attacks.get(name), Ball(norm, eps)
+    entry, ball = registry.attacks.get(name), ball_of(norm, eps)
     net, x, y = setup(shape, classes, seed)
     x_copy = x.clone()
     with frozen(net):
@@ -123,7 +128,7 @@ def test_the_model_and_the_world_are_as_before(name, norm, fails):
     bomb = Bomb()
     try:
         with frozen(bomb):
-            run(entry, bomb, x, y, Ball(norm, 0.1))
+            run(entry, bomb, x, y, ball_of(norm, 0.1))
     except RuntimeError as error:
         assert fails and str(error) == "bomb"
     assert [m.training for m in net.modules()] == flags and torch.is_grad_enabled() == grad_mode
@@ -136,7 +141,7 @@ def test_the_model_and_the_world_are_as_before(name, norm, fails):
 
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_a_row_does_not_depend_on_its_batch(name, norm):
-    entry, ball = registry.attacks.get(name), Ball(norm, 0.1)
+    entry, ball = registry.attacks.get(name), ball_of(norm, 0.1)
     net, x, y = setup((6, 3, 4, 4), 3, 1)
     with frozen(net):
         whole = run(entry, net, x, y, ball)
@@ -162,7 +167,7 @@ class Recorded(nn.Module):
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_same_seed_same_points_and_another_seed_others(name, norm):
     """All points on the way count: few l1 steps move few pixels, and may end at one point from two starts."""
-    entry, ball = registry.attacks.get(name), Ball(norm, 0.1)
+    entry, ball = registry.attacks.get(name), ball_of(norm, 0.1)
     net, x, y = setup((6, 3, 4, 4), 3, 1)
 
     def points(seed):
@@ -186,20 +191,26 @@ def test_same_seed_same_points_and_another_seed_others(name, norm):
 def test_a_linear_model_is_solved_in_closed_form(name, norm):
     """max over the ball of the logit difference of two classes = eps * dual norm of the weight difference.
 
-    No box is in the way.
+    No box is in the way. Under l0 it is what the three pixels win that win most at the border of the box.
     """
-    entry, eps = registry.attacks.get(name), 0.01
+    entry, eps = registry.attacks.get(name), 3 if norm == "l0" else 0.01
     net, x, y = setup((5, 1, 4, 4), 2, 2, linear=True)
     x = 0.5 + 0.1 * (x - 0.5)
     w = (net.head.weight[1] - net.head.weight[0]).detach()
     w = torch.where(torch.arange(5)[:, None] % 2 == 0, w, -w)  # away from each row's own class
     known = registry.parameters(entry.fn)
     more = {name: value for name, value in {"steps": 40, "step_size": eps / 2}.items() if name in known}
+    if norm == "l0":
+        more.pop("step_size", None)
     with frozen(net):
         x_adv = run(entry, net, x, y, Ball(norm, eps), **more)
-    dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]
     gain = ((x_adv - x).flatten(1) * w).sum(1)
-    expected = eps * torch.linalg.vector_norm(w, ord=dual, dim=1)
+    if norm == "l0":
+        room = torch.where(w > 0, 1 - x.flatten(1), -x.flatten(1))
+        expected = (w * room).topk(eps, dim=1).values.sum(1)
+    else:
+        dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]
+        expected = eps * torch.linalg.vector_norm(w, ord=dual, dim=1)
     assert torch.allclose(gain, expected, rtol=1e-3 if norm != "linf" else 1e-4)
 
 
@@ -207,7 +218,7 @@ def test_a_linear_model_is_solved_in_closed_form(name, norm):
 def test_targeted_reaches_its_target_on_a_linear_model(name, norm):
     entry = registry.attacks.get(name)
     net, x, y = setup((6, 1, 4, 4), 3, 3, linear=True)
-    eps = {"linf": 1.0, "l2": 4.0, "l1": 16.0}[norm]
+    eps = {"linf": 1.0, "l2": 4.0, "l1": 16.0, "l0": 16.0}[norm]
     target = (y + 1) % 3
     more = {"steps": 30} if "steps" in registry.parameters(entry.fn) else {}
     with frozen(net):
@@ -243,7 +254,7 @@ def test_bad_parameters_are_named(name, bad):
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
 def test_registration_tells_what_contract_tests_select_on(entry):
     facts = entry.facts
-    assert facts.kind in {"fixed", "minimal", "unbounded"} and set(facts.norms) <= {"linf", "l2", "l1"}
+    assert facts.kind in {"fixed", "minimal", "unbounded"} and set(facts.norms) <= {"linf", "l2", "l1", "l0"}
     assert facts.needs in {"gradient", "scores", "decisions"} and len(facts.use) > 10
     assert {type(facts.deterministic), type(facts.starts_at_clean)} == {bool}
     assert facts.precision in {"bf16", "fp32"} and (facts.kind != "minimal" or facts.precision == "fp32")
@@ -259,7 +270,7 @@ MINIMAL = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).fa
 def test_a_minimal_attack_answers_with_a_success_in_the_box_or_with_the_clean_point(
     name, norm, shape, classes, seed
 ):
-    entry, ball = registry.attacks.get(name), Ball(norm, 0.1)
+    entry, ball = registry.attacks.get(name), ball_of(norm, 0.1)
     net, x, y = setup(shape, classes, seed)
     with frozen(net):
         oracle = Oracle(

@@ -7,13 +7,14 @@ from torch import nn
 from robustcli import registry
 from robustcli.attacks.fab import _random_start, _step
 from robustcli.core.boundary import Boundary
-from robustcli.core.geometry import NORMS, Ball
+from robustcli.core.geometry import Ball
 from robustcli.core.hyperplane import dual_length, length, to_plane
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
+NORMS = ("linf", "l2", "l1")
 FAB, DEEPFOOL = (registry.attacks.get(name).fn for name in ("fab", "deepfool"))
 
 

@@ -10,13 +10,14 @@ from torch import nn
 
 from robustcli.attacks.fmn import _project, fmn
 from robustcli.attacks.pgd import pgd
-from robustcli.core.geometry import NORMS, Ball
+from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion, margin
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
+NORMS = tuple(DUAL)
 
 
 def start(net, x, y, ball, *, target=None, keep="closest", **more):

@@ -18,7 +18,7 @@ SMALL = {"steps": 3, "restarts": 1, "targets": 2, "draws": 1, "queries": 11, "bi
 SMALL |= {"rounds": 2, "angles": 3, "shifts": 2, "classes": 3, "samples": 2}
 OTHER = {"steps": 7, "restarts": 3, "targets": 9, "draws": 4, "skip": 1, "grid": True, "targeted": False}
 OTHER |= {"rounds": 1, "queries": 5, "angles": 2, "shifts": 1, "classes": 9, "samples": 1}
-RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
+RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 3.0}
 CASES = [
     (entry.name, norm, classes, wanted)
     for entry in registry.attacks

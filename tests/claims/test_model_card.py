@@ -99,7 +99,7 @@ def test_what_an_evaluation_claims(tmp_path):
     assert f"robustcli eval {tmp_path}/e/config.resolved.yaml" in sections["How to reproduce"]
     assert "arXiv:1706.06083" in sections["Citations"]
     assert "white box" in sections["Threat model"] and "every pixel by at most" in sections["Threat model"]
-    assert "Other norms: l2 and l1" in sections["Not tested"] and "by queries" in sections["Not tested"]
+    assert "Other norms: l2, l1 and l0" in sections["Not tested"] and "by queries" in sections["Not tested"]
 
 
 def test_an_attack_that_sees_scores_is_tested(tmp_path):

@@ -28,7 +28,7 @@ def _stated(**facts: Any) -> SimpleNamespace:
 def _attacks() -> _Registry:
     attacks: _Registry = Registry("attack", "", _stated)
 
-    @attacks.register("pgd", norms=("linf", "l2", "l1"))
+    @attacks.register("pgd", norms=("linf", "l2", "l1", "l0"))
     def pgd(
         oracle: Any,
         *,
@@ -41,7 +41,7 @@ def _attacks() -> _Registry:
     ) -> None:
         """PGD."""
 
-    @attacks.register("fgsm", norms=("linf", "l2", "l1"))
+    @attacks.register("fgsm", norms=("linf", "l2", "l1", "l0"))
     def fgsm(oracle: Any, *, step_size: float | None = None) -> None:
         """FGSM."""
 

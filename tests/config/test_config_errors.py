@@ -30,8 +30,14 @@ from robustcli.config.verb_sections import EvalConfig, TrainConfig
          "c.yaml:1: ball.eps: eps=128.0 is beyond l2 <= 100 on the [0,1] scale; did you mean 128/255?"),
         ("ball: {norm: l1, eps: 5000}",
          "c.yaml:1: ball.eps: eps=5000.0 is beyond l1 <= 1000 on the [0,1] scale; it must be <= 1000"),
+        ("ball: {norm: l0, eps: 0.5}",
+         "c.yaml:1: ball.eps: eps=0.5: under l0 it is how many pixels may change, a whole number such as 5"),
+        ("ball: {norm: l0, eps: 1e9}",
+         "c.yaml:1: ball.eps: eps=1000000000: no image has more than 16777216 pixels"),
+        ("thresholds: {'robust_acc@l0:2.5': {min: 0.5}}",
+         "c.yaml:1: thresholds.robust_acc@l0:2.5: eps=2.5: under l0 it is how many pixels may change"),
         ("ball: {norm: linff}",
-         "c.yaml:1: ball.norm: expected 'linf', 'l2' or 'l1', got 'linff'; did you mean 'linf'?"),
+         "c.yaml:1: ball.norm: expected 'linf', 'l2', 'l1' or 'l0', got 'linff'; did you mean 'linf'?"),
         # keys
         ("trian: {epochs: 1}", "c.yaml:1: trian: unknown key; did you mean 'train'?"),
         ("eps: 8/255", "c.yaml:1: eps: unknown key; did you mean 'ball.eps'?"),
@@ -123,7 +129,7 @@ from robustcli.config.verb_sections import EvalConfig, TrainConfig
         ("data: {name: 'npz:'}", "c.yaml:1: data.name: npz needs a path; write npz:PATH"),
         ("data: {name: 'digits:x'}", "c.yaml:1: data.name: unknown data set 'digits:x'"),
         ("ball: {norm: l2}\nadversary: corner",
-         "c.yaml:2: adversary.name: attack 'corner' works for linf, and ball.norm is l2"),
+         "c.yaml:2: adversary.name: attack 'corner' works for linf, and ball.norm is l2; l2 is searched by "),
     ],
 )  # fmt: skip
 def test_one_mistake(loader: Any, text: str, problem: str) -> None:

@@ -20,7 +20,7 @@ from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.evaluation.plan import AttackCall
 
-RADII = {"linf": 0.1, "l2": 0.5, "l1": 3.0}
+RADII = {"linf": 0.1, "l2": 0.5, "l1": 3.0, "l0": 3.0}
 SMALL = {"steps": 6, "restarts": 1, "targets": 2, "queries": 6, "binary_search": 1, "rounds": 1}
 SMALL |= {"angles": 2, "shifts": 1, "classes": 3, "samples": 2}
 FIRST = [(entry.name, entry.facts.norms[0]) for entry in registry.attacks]

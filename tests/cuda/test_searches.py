@@ -135,7 +135,10 @@ ATTACKS = [(entry.name, norm) for entry in registry.attacks for norm in entry.fa
 def test_every_attack_stays_on_the_device_and_in_its_ball(device, name, norm):
     entry, net, (x, y) = registry.attacks.get(name), network(device), images(device, 6)
     params = {key: value for key, value in SHORT.items() if key in registry.parameters(entry.fn)}
-    call, ball = AttackCall.of(entry, params), Ball(norm, {"linf": EPS, "l2": 1.0, "l1": 4.0}[norm])
+    call, ball = (
+        AttackCall.of(entry, params),
+        Ball(norm, {"linf": EPS, "l2": 1.0, "l1": 4.0, "l0": 3.0}[norm]),
+    )
     with frozen(net):
         ids = torch.arange(6, device=device)
         oracle = call.oracle(net, x, Criterion(y), rng=RowRandom(0, "start", ids), ball=ball)

@@ -71,6 +71,7 @@ def test_cifar_on_disk(
         "linf": 8 / 255,
         "l2": 0.5,
         "l1": 12.0,
+        "l0": 24.0,
     }
     assert capsys.readouterr().out == "", "stdout is for results"
     stored = (
@@ -280,6 +281,7 @@ def test_torchvision_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("cifar10", "linf", 8 / 255), ("cifar100", "l2", 0.5), ("svhn", "l1", 12.0),
         ("gtsrb", "linf", 8 / 255), ("imagenet", "linf", 4 / 255), ("imagenet", "l2", 3.0),
         ("digits", "linf", 0.1), ("fake", "linf", 8 / 255), ("digits", "l1", None),
+        ("cifar10", "l0", 24.0), ("mnist", "l0", 10.0), ("digits", "l0", 2.0), ("fake", "l0", 5.0),
         ("folder", "linf", None), ("npz", "l2", None),
     ],
 )  # fmt: skip

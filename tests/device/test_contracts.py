@@ -45,7 +45,7 @@ def params_of(entry):
 
 def found(entry, norm, place, *, watched=True, **more):
     """x_adv on the CPU, how often the model was asked, and how many gradients were 0."""
-    net, (x, y, ids), ball = network(place).eval(), images(place), Ball(norm, 0.2)
+    net, (x, y, ids), ball = network(place).eval(), images(place), Ball(norm, 2.0 if norm == "l0" else 0.2)
     with frozen(net):
         wrong = net(x).argmax(1)
         y = torch.where(ids % 2 == 0, wrong, y)

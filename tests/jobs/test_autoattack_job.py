@@ -187,6 +187,9 @@ def test_strict_exits_10_and_keeps_the_run(cli, model, tmp_path):
         (("--attack", "autoatack"), "unknown attack"),
         (("attacks=[{name: autoattack, versions: plus}]",), "did you mean 'version'"),
         (("attacks=[{name: cw}]", "--norm", "l1", "--eps", "1"), "cw"),
+        (("--attack", "autoattack", "--norm", "l0"), "ensemble 'autoattack' works for linf, l2, l1"),
+        (("--attack", "autoattack:rapid", "--norm", "l0"), "l0 is searched by "),
+        (("--attack", "pgd", "--norm", "l0", "--eps", "65"), "images of 8 x 8 have 64 pixels"),
         (("attacks=[{name: autoattack, version: rapid, audit: -1}]",), "audit"),
         (("--cross-check", "foolbox"), "known: torchattacks"),
         (("--shard", "5/4"), "5/4"),
@@ -198,6 +201,15 @@ def test_one_line_for_what_cannot_be(cli, model, argv, words):
     answer = cli("eval", "--model", model, *SMALL, *argv)
     errors = [line for line in answer.err.splitlines() if line.startswith("error[")]
     assert answer.code in (2, 4) and len(errors) == 1 and words in errors[0], answer.err
+
+
+def test_a_run_is_measured_under_l0_in_whole_pixels_and_its_own_radius_does_not_stay(cli, model):
+    """Trap: the radius of the training, 0.1 under linf, would be a tenth of a pixel."""
+    argv = ("--norm", "l0", "--attack", "pgd:steps=5", "--out", "few")
+    answer = cli("eval", "--model", model, *SMALL, *argv)
+    assert answer.code == 0 and "l0, eps 5 px, the preset of fake" in answer.err, answer.err
+    worst = [row for row in map(json.loads, open("few/metrics.jsonl")) if row.get("kind") == "worst"]
+    assert [(row["norm"], row["eps"]) for row in worst] == [("l0", 5.0)] and "5 px" in answer.out
 
 
 def test_a_targeted_attack_is_scored_as_targeted_after_the_round_trip_too(cli, model):

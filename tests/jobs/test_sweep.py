@@ -139,7 +139,12 @@ def test_what_cannot_be_swept_is_refused_before_any_work():
     linf, l2 = setting_of("attacks=[fgsm]"), setting_of("ball.norm=l2", "ball.eps=1")
     check_sweep(parse_sweep("eps=0..3"), l2)
     check_sweep(parse_sweep("eps=0..1"), linf)
+    l0 = setting_of("ball.norm=l0", "ball.eps=1")
+    check_sweep(parse_sweep("eps=0..8:9"), l0)
+    assert grey_radius(l0) == l0.data.shape[1] * l0.data.shape[2]
     for sweep, setting, words in (
+        ("eps=0..1", l0, "eps=0.125: under l0 it is how many pixels may change"),
+        ("eps=1,5000", l0, "eps=5000 under l0, and images of"),
         ("eps=0,8", linf, "did you mean 8/255"),
         ("steps=1,2", linf, "takes steps"),
         ("distance", l2, "minimal-norm"),

@@ -175,7 +175,7 @@ def test_what_was_not_tested_follows_from_the_record(tmp_path):
         return any(line.startswith(start) for line in untested(run))
 
     pgd, square = evaluation(tmp_path / "pgd"), evaluation(tmp_path / "square", attack="square", norm="l2")
-    assert has(pgd, "Other norms: l2 and l1.") and has(square, "Other norms: linf and l1.")
+    assert has(pgd, "Other norms: l2, l1 and l0.") and has(square, "Other norms: linf, l1 and l0.")
     assert has(pgd, "Black-box attacks") and not has(square, "Black-box attacks")
     assert has(pgd, "Proof:") and not has(certificate(tmp_path / "proven"), "Proof:")
     assert has(pgd, "Changes without a ball")

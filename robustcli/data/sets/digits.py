@@ -13,7 +13,7 @@ from robustcli.data.bundle import DataBundle
 from robustcli.registry import datasets
 
 
-@datasets.register("digits", presets={"linf": 0.1, "l2": 0.5}, augment=(0, False))
+@datasets.register("digits", presets={"linf": 0.1, "l2": 0.5, "l0": 2.0}, augment=(0, False))
 def digits(config: DataConfig) -> DataBundle:
     """1,797 grey 8x8 digits of 43 writers, 10 classes; seeded 25 % test split.
 

@@ -35,7 +35,7 @@ def images(count: int, size: int, seed: int, stream: int) -> npt.NDArray[np.uint
     return np.asarray(shifted, dtype=np.uint8)
 
 
-@datasets.register("fake", presets={"linf": 8 / 255, "l2": 0.5}, augment=(0, False))
+@datasets.register("fake", presets={"linf": 8 / 255, "l2": 0.5, "l0": 5.0}, augment=(0, False))
 def fake(config: DataConfig) -> DataBundle:
     """1,000 + 200 RGB images of 10 classes, a function of data.split_seed and data.size (default 32)."""
     size = config.size or 32

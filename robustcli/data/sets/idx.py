@@ -37,7 +37,7 @@ _FASHION = (
 
 
 @datasets.register(
-    "mnist", presets={"linf": 0.3, "l2": 2.0}, augment=(0, False), mean=(0.1307,), std=(0.3081,)
+    "mnist", presets={"linf": 0.3, "l2": 2.0, "l0": 10.0}, augment=(0, False), mean=(0.1307,), std=(0.3081,)
 )
 def mnist(config: DataConfig) -> DataBundle:
     """60,000 + 10,000 grey 28x28 digits. With only the t10k files, a seeded split of those.

@@ -34,7 +34,7 @@ from robustcli.registry import datasets
 #: A mismatch of torch and torchvision shows in all of these ways.
 _NO_IMPORT = (ImportError, OSError, RuntimeError, AttributeError)
 _BROKEN = (RuntimeError, OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile)
-_CIFAR = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+_CIFAR = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}  # l0: arXiv:2006.12834
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

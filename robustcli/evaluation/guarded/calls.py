@@ -30,9 +30,10 @@ def own_calls(model: GuardedModel, attacks: Sequence[AttackCall], ball: Ball) ->
     apgd = AttackCall.of(
         registry.attacks.get("apgd"), {"steps": _STEPS, "loss": "margin"}, label="apgd-margin"
     )
-    calls = [apgd, *(AttackCall.of(entry, {}) for entry in entries if ball.norm in entry.facts.norms)]
+    calls = [apgd, *(AttackCall.of(entry, {}) for entry in entries)]
     square = AttackCall.of(registry.attacks.get("square"), {"queries": _QUERIES}, label="square")
-    return [call for call in [*calls, square] if call.name not in known]
+    calls = [call for call in [*calls, square] if call.name not in known]
+    return [call for call in calls if ball.norm in registry.attacks.get(call.name).facts.norms]
 
 
 def adaptive_calls(

@@ -268,9 +268,7 @@ class GuardEvaluation:
         """The bare network at eps / 2, where the adaptive number claims more than the bare one at eps."""
         if int(adaptive.survivors.sum()) <= int(bare.survivors.sum()):
             return None
-        plan = replace(
-            self.plan, ball=replace(self.plan.ball, eps=self.plan.ball.eps / 2), checks=0, escalate=False
-        )
+        plan = replace(self.plan, ball=self.plan.ball.scaled(0.5), checks=0, escalate=False)
         result = self._evaluation(self.model.members[0], plan).run(work.split, work.positions, work.device)
         return Rate(int(result.survivors.sum()), result.n)
 

@@ -8,7 +8,6 @@ gradients the defences mask does not find the point, although it is there.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -91,7 +90,7 @@ def plant(
     points, bumps = x.clone(), _no_bumps(model, x)
     with frozen(model), torch.no_grad(), exact_fp32():
         for radius, (lead, narrow) in itertools.product(_RADII, _SHAPES):
-            near = replace(ball, eps=radius * ball.eps).project(x, x + signs)
+            near = ball.scaled(radius).project(x, x + signs)
             tried, open_rows = _bumps(model, x, y, near, lead, narrow), ~done
             bumps = _Bumps(*(_mixed(open_rows, new, old) for new, old in zip(tried, bumps, strict=True)))
             points = _mixed(open_rows, near, points)

@@ -23,7 +23,7 @@ from robustcli.store.disk import explained
 from robustcli.terminal.console import Console
 
 CONFIG, GITHUB, GITLAB = "robustness.yaml", ".github/workflows/robustness.yml", ".gitlab/robustness.yml"
-_RADII = {"linf": "8/255", "l2": "0.5", "l1": "12"}  # where the data set has no usual one
+_RADII = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}  # where the data set has no usual one
 _LARGE_RADIUS = "4/255"  # linf, for images of 128 pixels and more
 _EMBEDDED = "digits"
 

@@ -29,6 +29,8 @@ def change(norm: str, eps: float) -> str:
         return f"change the image by at most {radius} in Euclidean length (l2, pixels in [0, 1])"
     if norm == "l1":
         return f"change the image by at most {radius} summed over all pixels (l1, pixels in [0, 1])"
+    if norm == "l0":
+        return f"give {radius.removesuffix(' px')} pixels any value and must leave all others (l0)"
     return "transform the image"
 
 
