@@ -23,6 +23,7 @@ __all__ = [
     "benchmark",
     "certify",
     "evaluate",
+    "labels_only",
     "load_model",
     "train",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.worst import WorstPoints
 from robustcli.foreign import staying
-from robustcli.models.blackbox import check_served
+from robustcli.models.blackbox import LabelFunction, check_served, labels_only
 from robustcli.models.contract.adapted import adapted
 from robustcli.models.source import load_model
 from robustcli.records.alarm import Alarm
@@ -64,11 +64,14 @@ __all__ = [
     "benchmark",
     "certify",
     "evaluate",
+    "labels_only",
     "load_model",
 ]
 
 #: An attack: a registered name, `autoattack`, `torchattacks:NAME`, or any callable atk(x, y) -> x_adv.
 Attack = str | Callable[[Tensor, Tensor], Tensor]
+#: A network, or a function of pixels that answers with labels alone.
+Model = nn.Module | Callable[[Tensor], Any]
 _THREATS: dict[str, tuple[Norm, float]] = {"linf": ("linf", 8 / 255), "l2": ("l2", 0.5), "l1": ("l1", 12.0)}
 
 
@@ -147,7 +150,7 @@ def _audit(attacks: Attack | Sequence[Attack], norm: str, params: dict[str, Any]
 
 
 def _checked(
-    model: nn.Module, x: Tensor, y: Tensor, device: str
+    model: Model, x: Tensor, y: Tensor, device: str
 ) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
     """Classifier and data on the device, x in float32, after the checks that a loader does."""
     model, x, y, place = _placed(model, x, y, device)
@@ -158,14 +161,22 @@ def _checked(
 
 
 def _placed(
-    model: nn.Module, x: Tensor, y: Tensor, device: str
+    model: Model, x: Tensor, y: Tensor, device: str
 ) -> tuple[nn.Module, Tensor, Tensor, torch.device]:
     """As `_checked`, without a look at what the model answers."""
     place = pick_device(device)
+    model = _boxed(model, y)
     _check_kinds(model, x, y)
     check_range(x, where="x", dark=len(x) > 16)
     x, y = _usable(x).detach().float(), _usable(y).detach().long()
     return _usable(model).to(place), x, y, place
+
+
+def _boxed(model: Model, y: Tensor) -> nn.Module:
+    """A plain function as a black box of as many classes as y names; anything else as it is."""
+    if isinstance(model, nn.Module) or not callable(model) or not isinstance(y, Tensor) or not y.numel():
+        return cast(nn.Module, model)  # what is no module is refused by `_check_kinds`
+    return LabelFunction(model, max(2, int(y.max()) + 1))
 
 
 def _check_kinds(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -226,7 +237,7 @@ def _search(precision: str, device: torch.device) -> Search:
 @staying()
 @torch.inference_mode(mode=False)
 def evaluate(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
@@ -246,8 +257,9 @@ def evaluate(
     """Clean and robust accuracy; each success is confirmed by the model in fp32 and measured in float64.
 
     Args:
-        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. Moved to the device,
-            held in eval mode; what its forward writes into it is taken back. One logit an image,
+        model: pixels [B, C, H, W] in [0, 1] -> logits [B, K]; put normalisation inside. A plain function is a
+            black box: pixels -> B class numbers in 0..max(y), see `labels_only`. A module is moved to the
+            device, held in eval mode; what its forward writes into it is taken back. One logit an image,
             `{"logits": ...}`, an output with `.logits`, and weights in half or double precision are taken;
             docs/networks.md has the list.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
@@ -445,7 +457,7 @@ def _examples(split: Split, n: int, say: Callable[[str], None], dataset: str) ->
 
 
 def assert_robust(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,
@@ -488,7 +500,7 @@ def assert_robust(
 @staying()
 @torch.inference_mode(mode=False)
 def attack(
-    model: nn.Module,
+    model: Model,
     x: Tensor,
     y: Tensor,
     *,

@@ -94,7 +94,14 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
         return [_stage(stage, norm, path, search) for stage in fn(norm, **params)]
     _, params = bound(registry.attacks, spec, path)
     call = _checked(spec.name, params, norm, path)
-    return [replace(call, label=label_of(spec.name, call.given))]
+    return [replace(call, label=label_of(spec.name, _told(call)))]
+
+
+def _told(call: AttackCall) -> Mapping[str, Any]:
+    """The parameters that its label may tell: the budget of a search by labels alone counts as its steps."""
+    if call.needs == "decisions" and "queries" in call.given:
+        return {**call.given, "steps": call.given["queries"]}
+    return call.given
 
 
 def make_audit(specs: Sequence[Spec], norm: str, path: str = "attacks") -> AuditPlan | None:

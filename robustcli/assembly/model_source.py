@@ -12,7 +12,7 @@ from torch import nn
 
 from robustcli.assembly.guarding import guard_around, ready_guard
 from robustcli.assembly.setting import Setting
-from robustcli.config.spec import GUARD, ModelConfig, names_code
+from robustcli.config.spec import COMMAND, GUARD, ModelConfig, names_code
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.foreign import PLUGIN
 from robustcli.models.architectures.blocks import seeded
@@ -162,7 +162,7 @@ class ModelSource:
             with self._telling(console.info):
                 return self._fresh().eval().to(self.setting.device)
         # A factory is told the classes of the data; all other networks get them from their weights.
-        told = self.plugin is not None or names_code(self._spec.name)
+        told = self.plugin is not None or names_code(self._spec.name) or self._spec.name.startswith(COMMAND)
         classes = self.setting.classes if told else None
         with self._telling(console.info):
             model = self._loaded(classes, console.warn).to(self.setting.device)
@@ -262,6 +262,7 @@ class ModelSource:
             download=config.data.download,
             seed=config.seed,
             weights_kind=spec.weights_kind,
+            timeout=spec.timeout,
             say=say,
         )
         self._check_code(model)

@@ -96,6 +96,8 @@ def _move(search: Decisions, points: Tensor, step: int, many: int, halvings: int
     z = points[rows]
     far = search.length(z, rows)
     delta = far / math.prod(z.shape[1:])
+    # Below half a step of the pixels a model that rounds images sees nothing move.
+    delta = delta.clamp_min(search.oracle.grain / 2 * math.sqrt(math.prod(z.shape[1:])))
     if step == 1:
         delta = torch.full_like(far, 0.1)
     rng = search.oracle.rng.rows(rows).restart(step)  # how many draws came before depends on other rows

@@ -45,7 +45,7 @@ def _names_in(kind: registry.Registry[Any, Any]) -> Callable[[str], list[str]]:
 
 FLAGS: dict[str, Flag] = {
     "model": Flag(
-        "A model name, run:DIR, guard:DIR, FILE.safetensors, torchvision:NAME@WEIGHTS …",
+        "A model name, run:DIR, guard:DIR, FILE.safetensors, torchvision:NAME@WEIGHTS, 'command:PROGRAM' …",
         "model.name",
         complete=_names_in(registry.models),
     ),

@@ -24,12 +24,14 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import Self
 
-from robustcli.config.number import Text, parse_number, parse_text
+from robustcli.config.number import Number, Text, parse_number, parse_text
 from robustcli.foreign import PLUGIN
 
 GUARD = "guard:"  # a model behind its fitted defences
+LABELS_ONLY = "(labels only)"  # behind the name of a model of which labels alone are seen
+COMMAND = "command:"  # a program that answers with labels
 _WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
-_SOURCES = ("run:", GUARD, "torchvision:", "timm:", PLUGIN)
+_SOURCES = ("run:", GUARD, COMMAND, "torchvision:", "timm:", PLUGIN)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,9 @@ class ModelConfig(Spec):
     labels_only: bool = Field(
         default=False, description="the model answers with labels alone: no gradient, no score can be used"
     )
+    timeout: Number = Field(
+        default=30.0, gt=0, description="seconds that a `command:` model may take for one answer"
+    )
     plugin: PluginConfig | None = Field(
         default=None, description="which code of yours makes the model; `--plugin FILE.py:factory` writes it"
     )
@@ -190,7 +195,7 @@ class ModelConfig(Spec):
         if self.plugin is not None:
             own = self.name.startswith(PLUGIN)
             label = self.plugin.label if own else f"{self.name} by {self.plugin.label}"
-        return f"{label} (labels only)" if self.labels_only else label
+        return f"{label} {LABELS_ONLY}" if self.labels_only or self.name.startswith(COMMAND) else label
 
     @property
     def is_reference(self) -> bool:
@@ -226,4 +231,4 @@ def normalize_numbers(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def names_code(name: str) -> bool:
     """True for `file.py` and `file.py:factory`: user code, which a config may never name."""
-    return re.search(r"\.py(:|$)", name) is not None
+    return not name.startswith(COMMAND) and re.search(r"\.py(:|$)", name) is not None

@@ -14,7 +14,7 @@ from robustcli.config.explain import explain, plain_path, unknown_key
 from robustcli.config.number import parse_number
 from robustcli.config.schema import known_keys, spec_fields
 from robustcli.config.sections import LARGEST, wrong_radius
-from robustcli.config.spec import GUARD, ModelConfig, ParamErrors, Spec, is_reference, names_code
+from robustcli.config.spec import COMMAND, GUARD, ModelConfig, ParamErrors, Spec, is_reference, names_code
 from robustcli.config.tree import Fault, KeyPath, Node, locate, matching
 from robustcli.registry import Entry, attacks, ensembles, parameters, suggestion
 
@@ -59,7 +59,12 @@ def code_faults(tree: Node) -> list[Fault]:
     """The fault of a file or variable that names user code: it may come from someone else."""
     node, _ = locate(tree, ("model", "name"))
     written_in_data = node.origin.startswith("environment ") or re.search(r":\d+$", node.origin) is not None
-    if not isinstance(node.value, str) or not names_code(node.value) or not written_in_data:
+    if not isinstance(node.value, str) or not written_in_data:
+        return []
+    if node.value.startswith(COMMAND):
+        what = "a config never names a program; use --model 'command:PROGRAM ARGS' on the command line"
+        return [Fault("model.name", what, node.origin)]
+    if not names_code(node.value):
         return []
     what = "a config never names code; use --plugin FILE.py:FACTORY on the command line"
     return [Fault("model.name", what, node.origin)]

@@ -62,6 +62,7 @@ class Oracle:
         discarded_rows: how many of the rows that went forward were asked about ahead and never met.
         asked_rows: how many rows were asked for a gradient while points were remembered.
         notes: lines for the user.
+        grain: to which step of pixels the model rounds images, as a file of 8 bits does; 0 for none.
         trace: what `found` was told, with the numbers of the rows.
         memory: see above.
         began: the first point that was asked for a gradient and met; None before.
@@ -103,6 +104,7 @@ class Oracle:
         counted = offers(model) != "gradient"  # what is asked ahead and never met is a query, too
         self.steady = (steady or isinstance(model, SearchTwin)) and draws == 1 and not counted
         self._stop, self._draws, self._origin, self._blind = stop, draws, x, blind
+        self.grain = float(getattr(model, "grain", 0.0))
         self._clean = None if clean_logits is None else criterion.joint(clean_logits)
         self._given = loss
         self._bound: dict[str, RowLoss] = {}

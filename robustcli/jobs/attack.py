@@ -16,6 +16,7 @@ from robustcli.jobs.measure import check_attacks, measure
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.verb_flags import MeasureFlags
+from robustcli.models.blackbox import queries_of
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
 from robustcli.store.follower import Follower
@@ -43,4 +44,4 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
         if isinstance(run, Follower):
             return None
         images = writer.finish(console)
-        return report(run, document, config, result, rows, console, images)
+        return report(run, document, config, result, rows, console, {**images, **queries_of(model)})

@@ -29,6 +29,7 @@ from robustcli.jobs.sharded import beginner, joined, open_sharded, with_source
 from robustcli.jobs.sweep import check_sweep, help_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
 from robustcli.jobs.verb_flags import EvalFlags
+from robustcli.models.blackbox import queries_of
 from robustcli.records.alarm import Alarm
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
@@ -79,6 +80,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         if result.complete and sweep is not None:
             more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run, team)
             result = replace(result, alarms=[*result.alarms, *alarms])
+        more |= queries_of(model)
         answer = report(run, document, config, result, rows, console, more, shards=[run.path / "shards"])
         if flags.report:
             leave_report(run, console)

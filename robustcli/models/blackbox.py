@@ -7,8 +7,8 @@ model. `check_served` refuses, before any work, attacks that such a model cannot
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,66 @@ class LabelsOnly(BlackBox):
 
     def ask(self, x: Tensor) -> Tensor:
         return one_hot(self.model(x))
+
+
+class LabelFunction(BlackBox):
+    """A Python function, pixels float [B, C, H, W] in [0, 1] -> B class numbers, as a model of labels.
+
+    Args:
+        fn: the function; a tensor, an array or a list is taken.
+        num_classes: K.
+
+    Raises UsageError E-COMMAND for another number of answers, or one that is no class.
+    """
+
+    def __init__(self, fn: Callable[[Tensor], Any], num_classes: int) -> None:
+        super().__init__("labels")
+        self.fn, self.num_classes = fn, num_classes
+
+    def ask(self, x: Tensor) -> Tensor:
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        answer = self.fn(x)
+        try:
+            labels = torch.as_tensor(answer).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _bad(f"{name} answered with {type(answer).__name__}, not with class numbers") from error
+        if labels.shape != (len(x),) or labels.is_floating_point() or labels.is_complex():
+            got = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+            raise _bad(f"{name} answered {got} for {len(x)} images, not one class number each")
+        return hot(labels.long(), self.num_classes, name)
+
+
+def labels_only(model: nn.Module | Callable[[Tensor], object], num_classes: int | None = None) -> nn.Module:
+    """A model of which labels alone are seen: no gradient and no score can be used by accident.
+
+    model: a network, pixels [B, C, H, W] in [0, 1] -> logits [B, K]; or a function of the same pixels that
+    answers with B class numbers, of `num_classes` classes. Raises UsageError for a function without that.
+    """
+    if isinstance(model, nn.Module):
+        return LabelsOnly(model)
+    if num_classes is None:
+        raise UsageError("labels_only of a function", hint="give num_classes", code="E-MODEL")
+    return LabelFunction(model, num_classes)
+
+
+def hot(labels: Tensor, num_classes: int, name: str) -> Tensor:
+    """One-hot rows float32 [B, K]. Raises UsageError for a label that is no class."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise _bad(
+            f"{name} answered class {int(wrong[0])}, and the data have 0 to {num_classes - 1}",
+            hint="number the classes as the data does",
+        )
+    return nn.functional.one_hot(labels, num_classes).float()
+
+
+def _bad(what: str, hint: str = "") -> UsageError:
+    return UsageError(what, where="model", hint=hint, code="E-COMMAND")
+
+
+def queries_of(model: nn.Module) -> dict[str, int]:
+    """`queries` of a record: how many images this process asked a black box about; {} for any other model."""
+    return {"queries": model.queries} if isinstance(model, BlackBox) else {}
 
 
 def check_served(model: nn.Module, attacks: Iterable[Wanted], norm: str) -> None:

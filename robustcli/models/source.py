@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcli.errors import PolicyError
+from robustcli.config.spec import COMMAND
+from robustcli.errors import PolicyError, UsageError
 from robustcli.models.fill import load_weights
 from robustcli.models.normalised import normalised
+from robustcli.models.programs import Program
 from robustcli.models.references import loader_of
 from robustcli.models.request import DataFacts, Request
 from robustcli.store.names import Kind
@@ -44,6 +46,7 @@ def load_model(
     device: str | torch.device = "cpu",
     seed: int = 0,
     weights_kind: Kind = "auto",
+    timeout: float = 30.0,
     say: Callable[[str], None] = _warn,
 ) -> nn.Module:
     """A classifier, pixels [B, C, H, W] in [0, 1] -> logits [B, K], in eval mode on `device`.
@@ -52,6 +55,7 @@ def load_model(
         spec: ``run:PATH`` (its best checkpoint, else its last) or a checkpoint directory; ``guard:DIR`` (a
             model behind its defences, logits [B, K + 1]); ``file.py:factory`` (runs that code);
             ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or a registered name;
+            ``command:PROGRAM ARGS`` (a black box of labels, needs `num_classes`; runs that program);
             a weight file with `arch` or `plugin`; or an nn.Module, which is returned as it is, or wrapped by
             `normalize`, with its device and its mode untouched.
         weights: .safetensors or .npz, one tensor per state_dict key; .pt and its kin with `allow_pickle`.
@@ -66,6 +70,7 @@ def load_model(
         seed: of whatever is not loaded.
         weights_kind: which weights are meant where a file holds raw ones and their average (EMA, SWA):
             ``averaged``, ``raw``, or ``auto``, which takes the average.
+        timeout: seconds until the program of ``command:`` must have answered.
         say: told what was chosen in a weight file; warnings by default.
 
     Raises:
@@ -79,6 +84,8 @@ def load_model(
             load_weights(spec, Path(weights), allow_pickle=allow_pickle, kind=weights_kind, say=say)
         return spec if normalize is None else normalised(spec, normalize)
     reference = os.fspath(spec)
+    if reference.startswith(COMMAND):
+        return _program(reference, num_classes, timeout, say)
     _refuse_address(reference)
     data = DataFacts(num_classes, channels, size, _floats(mean), _floats(std))
     request = Request(
@@ -86,6 +93,15 @@ def load_model(
     )
     load, reference = loader_of(reference, request)
     return load(reference, request).eval().to(device)
+
+
+def _program(
+    reference: str, num_classes: int | None, timeout: float, say: Callable[[str], None]
+) -> nn.Module:
+    """The black box behind ``command:``. Raises UsageError E-MODEL where nobody says how many classes."""
+    if num_classes is None:
+        raise UsageError(f"{reference} does not say its classes", hint="give num_classes", code="E-MODEL")
+    return Program(reference, num_classes, timeout, say)
 
 
 def _refuse_address(reference: str) -> None:

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from robustcli.config.spec import LABELS_ONLY
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import Cell, Eps, share_of
@@ -62,6 +63,11 @@ def _eval_note(rows: Sequence[EvalRow]) -> str:
         sentences.append("Transformations without a ball are each measured alone.")
     if sum(row.kind == "attack" and row.norm != "none" for row in rows) > 1:
         sentences.append("Each attack runs on the samples that the attacks above it left standing.")
+    if rows and rows[-1].model.endswith(LABELS_ONLY):
+        sentences.append(
+            "Labels alone were asked: robust accuracy is an upper bound, and weaker evidence than white-box "
+            "attacks give. The number behind an attack is its budget of queries per image."
+        )
     if rows and (lost := rows[-1].at_chance):
         sentences.append(_sentence(lost))
     return " ".join(sentences)

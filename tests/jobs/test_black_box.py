@@ -5,17 +5,12 @@ import os
 
 def test_labels_only_refuses_gradients_before_any_work(cli):
     flags = ("--model", "mlp", "--data", "digits", "--n", "8", "--labels-only")
-    for verb, attack in (
-        ("eval", "pgd"),
-        ("eval", "autoattack"),
-        ("attack", "square"),
-        ("eval", "apgd,noise"),
-    ):
+    for verb, attack in (("eval", "autoattack"), ("attack", "square"), ("eval", "apgd,noise")):
         refused = cli(verb, *flags, "--attack", attack)
         assert refused.code == 2, refused.err
         assert "E-BLACK-BOX" in refused.err and "noise" in refused.err
         assert not os.path.exists("runs")
-    answer = cli("eval", *flags, "--attack", "noise", "--json").document
+    answer = cli("eval", *flags, "--attack", "noise:draws=2", "--json").document
     assert answer["model"] == "mlp (labels only)"
     assert "softmax-output" not in str(answer["alarms"])
 
@@ -23,3 +18,29 @@ def test_labels_only_refuses_gradients_before_any_work(cli):
 def test_training_refuses_a_model_of_labels(cli):
     refused = cli("train", "--data", "digits", "--smoke", "model.labels_only=true")
     assert (refused.code, "E-MODEL" in refused.err) == (2, True)
+
+
+PROGRAM = """command:sh -c 'while read p; do echo $(( $(wc -c < "$p") % 10 )); done'"""
+
+
+def test_a_program_is_measured_and_its_queries_are_recorded(cli):
+    flags = ("--data", "digits", "--n", "40", "--norm", "l2", "--eps", "3", "--json")
+    answer = cli("eval", "--model", PROGRAM, *flags, "--attack", "surfree:queries=12").document
+    assert answer["model"] == f"{PROGRAM} (labels only)" and answer["attacks"][0]["name"] == "surfree-12"
+    assert answer["attacks"][0]["passes_per_sample"] <= 12 + 3
+    assert answer["queries"] > 40 and not {a["name"] for a in answer["alarms"]} & {
+        "zero-gradient",
+        "softmax-output",
+    }
+    with open(f"{answer['run']}/summary.md") as summary:
+        assert "upper bound, and weaker evidence" in summary.read()
+    again = cli("eval", f"{answer['run']}/config.resolved.yaml")
+    assert again.code == 2 and "a config never names a program" in again.err
+    images = cli("attack", "--model", PROGRAM, *flags, "--attack", "surfree:queries=12").document
+    assert images["queries"] > 40
+
+
+def test_a_program_that_crashes_is_one_line_and_leaves_no_run(cli):
+    failed = cli("eval", "--model", "command:sh -c 'exit 9'", "--data", "digits", "--attack", "noise")
+    assert failed.code == 2 and failed.err.count("error[E-COMMAND]") == 1 and "ended with 9" in failed.err
+    assert not os.path.exists("runs")

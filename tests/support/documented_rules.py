@@ -85,6 +85,9 @@ def nothing(command: str) -> str:
 RULES: dict[str, Rule] = {
     # verbs: what is added to each of their commands
     "robustcli attack": Rule("--smoke --n 4 eval.checks=2 threads=1"),
+    "robustcli attack attack/labels_only": Rule(
+        "--smoke --n 4 eval.checks=2 threads=1 attacks.0.queries=20 attacks.1.queries=20"
+    ),
     "robustcli bench": Rule("--dry-run", why="tests/jobs/test_bench.py measures"),
     "robustcli bench train/cifar10_cpu": Rule(f"--smoke data.size=8 {SMALL}"),
     "robustcli bench smoke/fake --model resnet18 --steps 10 --dry-run": Rule(),
@@ -99,6 +102,14 @@ RULES: dict[str, Rule] = {
     "robustcli demo": Rule("--dry-run", why="tests/jobs/test_verbs.py runs it"),
     "robustcli data check": Rule(),
     "robustcli demo guard": Rule("--dry-run", why="tests/jobs/test_demo_guard.py runs it"),
+    "robustcli eval --model run:runs/train/latest --norm l2 --eps 0.5 --labels-only": Rule(
+        f"{EVAL} attacks.0.queries=20"
+    ),
+    "robustcli eval --model 'command:python label.py'": Rule(
+        instead="robustcli eval --model \"command:sh -c 'while read p; do echo 1; done'\" --data digits "
+        "--n 4 --norm l2 --eps 0.5 --attack surfree:queries=6 --no-report threads=1",
+        why="a program of the reader's",
+    ),
     "robustcli eval": Rule(EVAL),
     "robustcli eval eval/hf": Rule(EVAL, exits=(0, 6), why="6 without pyarrow"),
     "robustcli eval --merge": Rule(),
