@@ -18,6 +18,7 @@ from robustcli.registry import attacks
 _CHUNK = 1 << 24  # numbers of the points that are drawn at once
 _HALVINGS = 12  # of a step, until it is given up
 _LEAST = 10  # points from which a normal is worth estimating
+_FINEST = 2.0**-16  # of the distance: nearer to the boundary, rounding decides which side a point is on
 _TINY = 1e-12
 
 
@@ -45,7 +46,8 @@ def hopskipjump(
     B moves a success towards x, by bisection, until just before it fails.
         l2: v_t is normalised, and u_b is uniform on the unit sphere.
         linf: v_t is the sign, and u_b is uniform in the cube, of length 1. B cuts z to a smaller cube.
-    e_t begins at ||z_t - x|| / sqrt(t) and is halved until the point is a success. delta = ||z_t - x|| / d.
+    e_t begins at ||z_t - x|| / sqrt(t) and is halved until the point is a success. delta = ||z_t - x|| / d,
+    more where B cannot be as precise in float32.
     The number of points b grows as first * sqrt(t). Each row starts from the nearest of a few random images.
 
     Args:
@@ -68,7 +70,8 @@ def hopskipjump(
         given = f"{queries}, {first} and {gamma}"
         raise ValueError(f"queries must be >= 2, first >= 1 and gamma > 0, got {given}")
     search = Decisions(oracle, x, ball, queries)
-    halvings = _halvings(x, ball, gamma)
+    precision = _precision(x, ball, gamma)
+    halvings = max(1, math.ceil(-math.log2(precision)))
     search.begin(halvings=min(8, halvings))
     rows = (search.left > 0).nonzero()[:, 0]
     points = search.best
@@ -77,27 +80,28 @@ def hopskipjump(
     (points,) = search.leave(points)
     step = 1
     while len(search.left) and bool((search.left > _LEAST + halvings).any()):
-        points = _move(search, points, step, int(first * math.sqrt(step)), halvings)
+        points = _move(search, points, step, int(first * math.sqrt(step)), precision, halvings)
         (points,) = search.leave(points)
         step += 1
     return oracle.result(search.best)
 
 
-def _halvings(x: Tensor, ball: Ball, gamma: float) -> int:
-    """log2 of how much nearer than x B finds the boundary."""
-    d = math.prod(x.shape[1:])
+def _precision(x: Tensor, ball: Ball, gamma: float) -> float:
+    """How much nearer than x B finds the boundary."""
     power = 2.0 if ball.norm == "linf" else 1.5
-    return max(1, math.ceil(math.log2(d**power / gamma)))
+    finest: float = max(gamma * math.prod(x.shape[1:]) ** -power, _FINEST)
+    return min(0.5, finest)
 
 
-def _move(search: Decisions, points: Tensor, step: int, many: int, halvings: int) -> Tensor:
+def _move(search: Decisions, points: Tensor, step: int, many: int, precision: float, halvings: int) -> Tensor:
     """Points [R, C, H, W] on the boundary after one step of all rows that have queries left."""
     rows = (search.left > _LEAST + halvings).nonzero()[:, 0]
     z = points[rows]
     far = search.length(z, rows)
-    delta = far / math.prod(z.shape[1:])
+    d = math.prod(z.shape[1:])
+    delta = far * precision * (d if search.ball.norm == "linf" else math.sqrt(d))
     # Below half a step of the pixels a model that rounds images sees nothing move.
-    delta = delta.clamp_min(search.oracle.grain / 2 * math.sqrt(math.prod(z.shape[1:])))
+    delta = delta.clamp_min(search.oracle.grain / 2 * math.sqrt(d))
     if step == 1:
         delta = torch.full_like(far, 0.1)
     rng = search.oracle.rng.rows(rows).restart(step)  # how many draws came before depends on other rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from robustcli.evaluation.judge import Judge
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.evaluation.sizing import in_batches
 
+#: What attacks told `Oracle.found`: rows, queries so far, distances.
+Trace = list[tuple[Tensor, Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class Distances:
@@ -22,11 +26,22 @@ class Distances:
 
     ids, labels: int64 [n]. values: label of the attack -> float64 [n], distances in pixel units of [0, 1]. 0
     = wrong on the clean image. inf = never broken.
+    after: label of an attack with a budget of queries -> float64 [n, G], distances with `milestones` queries.
     """
 
     ids: Tensor
     labels: Tensor
     values: dict[str, Tensor]
+    after: dict[str, Tensor] = field(default_factory=dict)
+
+
+def milestones(call: AttackCall) -> list[int]:
+    """10, 20, 50, 100 and so on up to the attack's budget of queries; [] where labels are not all it sees."""
+    budget = call.given.get("queries")
+    if call.needs != "decisions" or budget is None:
+        return []
+    series = (step * 10**power for power in range(1, 10) for step in (1, 2, 5))
+    return [*takewhile(lambda count: count < budget, series), budget]
 
 
 def closest_errors(
@@ -68,6 +83,7 @@ def closest_errors(
         torch.cat([batch.ids for batch in batches]),
         torch.cat([batch.labels for batch in batches]),
         {call.label: torch.cat([batch.values[call.label] for batch in batches]) for call in plan.attacks},
+        {name: torch.cat([batch.after[name] for batch in batches]) for name in batches[0].after},
     )
 
 
@@ -89,18 +105,43 @@ class _Search:
     def batch(self, x: Tensor, y: Tensor, ids: Tensor) -> Distances:
         """The distances of one batch, on the CPU: x [B, C, H, W] in [0, 1], y and ids int64 [B]."""
         right = self._judge.clean(x, y).right.nonzero()[:, 0]
-        values = {}
+        values, after = {}, {}
         for call in self._plan.attacks:
-            far = torch.zeros(len(y), dtype=torch.float64)
+            far, counts = torch.zeros(len(y), dtype=torch.float64), milestones(call)
+            then = torch.zeros(len(y), len(counts), dtype=torch.float64)
             if len(right):
-                far[right.cpu()] = self._closest(call, x[right], y[right], ids[right]).cpu()
+                closest, trace = self._closest(call, x[right], y[right], ids[right])
+                far[right.cpu()] = closest.cpu()
+                then[right.cpu()] = _by_then(trace, counts, closest.cpu())
             values[call.label] = far
-        return Distances(ids.cpu(), y.cpu(), values)
+            if counts:
+                after[call.label] = then
+        return Distances(ids.cpu(), y.cpu(), values, after)
 
-    def _closest(self, call: AttackCall, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """float64 [R]: distance of the closest confirmed error of each row; inf where there is none."""
+    def _closest(self, call: AttackCall, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Trace]:
+        """float64 [R]: distance of the closest confirmed error of each row; inf where there is none.
+
+        And what the attack had found after how many queries.
+        """
         plan, criterion = self._plan, self._judge.criterion(y)
         rng, draws = RowRandom(plan.seed, "start", ids), plan.search.draws or 1
         oracle = call.oracle(self._model, x, criterion, rng=rng, ball=plan.ball, stop=self._stop, draws=draws)
         ruling = self._judge.rule(x, call.fn(oracle, x, plan.ball, **call.params), criterion)
-        return torch.where(ruling.hit.to(ruling.distance.device), ruling.distance, float("inf"))
+        far = torch.where(ruling.hit.to(ruling.distance.device), ruling.distance, float("inf"))
+        return far, oracle.trace
+
+
+def _by_then(trace: Trace, counts: Sequence[int], closest: Tensor) -> Tensor:
+    """float64 [R, G]: the distance of each row after so many queries; the last is what the judge confirmed.
+
+    An error that the judge refused in the end, for a rounding, counts at no time.
+    """
+    best = torch.full((len(closest), len(counts)), float("inf"), dtype=torch.float64)
+    limits = torch.tensor(counts)
+    for rows, spent, far in trace:
+        here = torch.where(spent[:, None] <= limits, far[:, None].double(), float("inf"))
+        best[rows] = torch.minimum(best[rows], here)
+    best = torch.maximum(best, closest[:, None])
+    if counts:
+        best[:, -1] = closest
+    return best

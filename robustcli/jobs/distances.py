@@ -14,12 +14,13 @@ from robustcli.assembly.rows import hashes_of, short_ids_digest
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting
 from robustcli.errors import UsageError
-from robustcli.evaluation.nearest import Distances, closest_errors
+from robustcli.evaluation.nearest import Distances, closest_errors, milestones
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 from robustcli.records.distance import DistanceRow, SampleDistance
 from robustcli.reporting.distances import distance_quantile, distance_table
 from robustcli.reporting.pictures.distances import distances_picture
 from robustcli.reporting.pictures.files import save_pictures
+from robustcli.reporting.pictures.queries import queries_picture
 from robustcli.store.atomic import JsonLines
 from robustcli.store.run import Run
 from robustcli.terminal.console import Console
@@ -46,24 +47,37 @@ def minimal_calls(calls: Sequence[AttackCall], target: str | int | None = None) 
 def run_distances(
     setting: Setting, model: nn.Module, console: Console, stop: Callable[[], None], run: Run
 ) -> list[DistanceRow]:
-    """One row per attack; writes distances.jsonl and plots/distances.png and shows a table."""
+    """One row per attack; writes distances.jsonl and plots/distances.png and shows a table.
+
+    Attacks with a budget of queries have plots/distance_queries.png, too."""
     config = setting.config
     plan = eval_plan(setting, config.attacks)
     plan = replace(plan, attacks=minimal_calls(plan.attacks, config.eval.target))
     distances = _measure(setting, model, plan, console, stop)
     _write(run, setting, distances)
-    _show(run, setting, distances, console)
     common = _common(setting, model, distances)
-    return [
+    rows = [
         DistanceRow(
             **common,
             attack=call.name,
             label=call.label,
             params=dict(call.params),
             **_facts(distances.values[call.label]),
+            after=_after(call, distances),
         )
         for call in plan.attacks
     ]
+    _show(run, setting, distances, rows, console)
+    return rows
+
+
+def _after(call: AttackCall, distances: Distances) -> list[list[float | None]]:
+    """[[queries, median distance], ...] of an attack with a budget of queries."""
+    found = distances.after.get(call.label)
+    if found is None:
+        return []
+    medians = [_finite(distance_quantile(column.tolist(), 0.5)) for column in found.T]
+    return [list(pair) for pair in zip(milestones(call), medians, strict=True)]
 
 
 def _measure(
@@ -87,11 +101,16 @@ def _write(run: Run, setting: Setting, distances: Distances) -> None:
             lines.write(SampleDistance(sample, setting.data.classes[label], far).to_json())
 
 
-def _show(run: Run, setting: Setting, distances: Distances, console: Console) -> None:
-    """The picture and the table."""
+def _show(
+    run: Run, setting: Setting, distances: Distances, rows: Sequence[DistanceRow], console: Console
+) -> None:
+    """The pictures and the table."""
     curves = {label: values.tolist() for label, values in distances.values.items()}
     name, norm = setting.data.name, setting.ball.norm
-    save_pictures([distances_picture(curves, data=name, norm=norm)], run.path / "plots")
+    pictures = [distances_picture(curves, data=name, norm=norm)]
+    if asked := [row for row in rows if row.after]:
+        pictures.append(queries_picture(asked))
+    save_pictures(pictures, run.path / "plots")
     console.table(distance_table(curves, norm=norm, title=f"distance to the nearest error: {name}"))
 
 

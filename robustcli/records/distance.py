@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ class DistanceRow:
             one that is wrong on the clean image has distance 0.
         quartiles: the radii, in pixel units of [0, 1], that break a quarter, half and three quarters of the
             samples; None where no radius breaks so many.
+        after: [[queries, median], ...] of an attack with a budget of queries: the radius that breaks half of
+            the samples once each has had so many, None where none does. Empty for any other attack.
     """
 
     data: str
@@ -35,6 +37,7 @@ class DistanceRow:
     clean_correct: int
     broken: int
     quartiles: Sequence[float | None]
+    after: Sequence[Sequence[float | None]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the fields. `key` names it among the rows of sweeps."""

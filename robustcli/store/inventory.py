@@ -61,7 +61,10 @@ _WRITES: dict[str, tuple[str, ...]] = {
     "eval": (
         *(_HEADER, rf"shards/(?:[a-z][\w-]*/)?(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
         *(_EXAMPLES, r"shards/examples-\d+\.safetensors"),
-        *(r"(?:sweep|distances|samples)\.jsonl", _drawn("sweep_[a-z]+", "distances", *_JUDGED)),
+        *(
+            r"(?:sweep|distances|samples)\.jsonl",
+            _drawn("sweep_[a-z]+", "distances", "distance_queries", *_JUDGED),
+        ),
     ),
     "certify": (
         *(_HEADER, rf"shards/(?:\d{{4,}}\.jsonl|{_TMP})", r"samples\.jsonl", _drawn("certified")),

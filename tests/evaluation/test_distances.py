@@ -8,7 +8,7 @@ from torch import nn
 
 from robustcli.core.geometry import Ball
 from robustcli.data.split import MemorySplit
-from robustcli.evaluation.nearest import closest_errors
+from robustcli.evaluation.nearest import closest_errors, milestones
 from robustcli.evaluation.plan import AttackCall, EvalPlan
 
 
@@ -103,3 +103,26 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_distance(error):
         and sum(seen) == 24
     )
     assert said == [f"out of memory with {k} images: going on with {k // 2}" for k in (12, 6)]
+
+
+def counted(oracle, x, ball, *, queries=100):
+    """Errors at 0.4 after 7 queries, at 0.25 after 30."""
+    places = torch.arange(len(x))
+    for step, spent in ((0.4, 7), (0.25, 30)):
+        points = (x + step).clamp(0, 1)
+        hits = oracle.decide(points, places)
+        oracle.meet_hits(points, hits)
+        oracle.found(
+            places[hits], torch.full((int(hits.sum()),), spent), torch.full((int(hits.sum()),), step)
+        )
+    return oracle.result(x)
+
+
+def test_distances_fall_as_queries_are_spent():
+    split = MemorySplit(torch.full((3, 1, 2, 2), 0.3), torch.tensor([0, 0, 1]), ("a", "b"))
+    call = AttackCall("m-100", "m", counted, {}, "minimal", "decisions")
+    plan = EvalPlan(Ball("linf", 0.01), [call])
+    found = closest_errors(Brightness(), plan, split, torch.arange(3), torch.device("cpu"))
+    assert milestones(call) == [10, 20, 50, 100]
+    assert found.after["m-100"].tolist() == [pytest.approx([0.4, 0.4, 0.25, 0.25])] * 2 + [[0.0] * 4]
+    assert milestones(AttackCall("m", "m", counted, {}, "minimal", "gradient")) == []

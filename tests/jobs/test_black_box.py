@@ -44,3 +44,17 @@ def test_a_program_that_crashes_is_one_line_and_leaves_no_run(cli):
     failed = cli("eval", "--model", "command:sh -c 'exit 9'", "--data", "digits", "--attack", "noise")
     assert failed.code == 2 and failed.err.count("error[E-COMMAND]") == 1 and "ended with 9" in failed.err
     assert not os.path.exists("runs")
+
+
+def test_distance_against_queries_is_a_curve_and_in_the_document(cli):
+    flags = ("--data", "digits", "--n", "30", "--norm", "l2", "--eps", "0.01", "--json", "--no-report")
+    attacks = ("--attack", "surfree:queries=30,hopskipjump:queries=60", "--sweep", "distance")
+    answer = cli("eval", "--model", "mlp", *flags, *attacks, "--labels-only").document
+    first, second = (row["after"] for row in answer["sweep"])
+    assert [count for count, _ in first] == [10, 20, 30] and second[-1][0] == 60
+    medians = [far for _, far in second if far is not None]
+    assert medians == sorted(medians, reverse=True)
+    assert second[-1][1] == answer["sweep"][1]["quartiles"][1]
+    lines = open(f"{answer['run']}/plots/distance_queries.csv").read().splitlines()
+    assert lines[0] == "series,queries,median_distance" and len(lines) == 1 + len(first) + len(second)
+    assert os.path.getsize(f"{answer['run']}/plots/distance_queries.png") > 1000
