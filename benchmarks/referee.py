@@ -18,6 +18,7 @@ import argparse
 import importlib
 import inspect
 import json
+import re
 import time
 import warnings
 from functools import partial
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--norms", nargs="+", default=["linf", "l2", "l1", "l0"])
-    parser.add_argument("--only", default="", help="attacks whose label holds this")
+    parser.add_argument("--only", default="", help="attacks whose label holds this regular expression")
     parser.add_argument("--store", type=Path, required=True, help="JSON of all that was measured")
     options = parser.parse_args()
     model = robustcli.load_model(options.model, weights=options.weights).eval().requires_grad_(False)
@@ -185,7 +186,7 @@ def main() -> None:
     for norm in options.norms:
         found = stored.setdefault(norm, {})
         for label, make in contenders(norm).items():
-            if label not in found and options.only in label:
+            if label not in found and re.search(options.only, label):
                 found[label] = measured(model, images, make(), norm)
                 options.store.write_text(json.dumps(stored))
         print("\n".join(["", *table(found, norm)]), flush=True)
