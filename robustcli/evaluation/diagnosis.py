@@ -228,7 +228,7 @@ class _Probe:
         n, everyone = len(self.x), torch.ones_like(self.y, dtype=torch.bool)
         fell_at = self._effort(everyone)
         stands = self._other_searches(fell_at == 0)
-        if self._knows("apgd"):
+        if self._knows("apgd"):  # under l0 sigma-zero finds more than PGD on any model: that is no sign
             self._beyond(stands)
         if too_many(round(self.evidence["loss-dependent"] * n), n, 0.05):
             self.helps.add("rescale")  # no alarm: honest logits of a very small span do this too

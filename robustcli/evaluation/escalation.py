@@ -26,6 +26,7 @@ _SHORT = {"steps": 20, "restarts": 1, "targets": 2, "queries": 200, "binary_sear
 _BEYOND: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("apgd-wide", "apgd", {"steps": 100, "loss": "margin", "widest": 3.0}),
     ("fab-t", "fab", {"steps": 100, "targeted": True, "targets": 9}),
+    ("sigma-zero", "sigma_zero", {"steps": 200}),  # of l0, which the others do not know
 )
 
 

@@ -118,7 +118,12 @@ def _attacks(run: Dossier) -> list[str]:
         found.append("Attacks that want any wrong class: these aimed at one, which is harder for them.")
     names = {row.attack for row in run.of(EvalRow) if row.kind == "attack"}
     if names and names <= _WEAK:
-        found.append("A strong ensemble: only single attacks ran. Publish numbers of `--attack autoattack`.")
+        ball, strongest = ball_of(run), "autoattack"
+        if ball is not None and ball[0] == "l0":
+            strongest = "sigma_zero"
+        found.append(
+            f"A strong ensemble: only single attacks ran. Publish numbers of `--attack {strongest}`."
+        )
     if any(row.title.startswith("rapid:") for row in run.of(EvalRow)) and not _escalated(run.document):
         found.append("The whole of AutoAttack: its short form `rapid` ran, with a check of survivors.")
     if run.verb in ("train", "guard fit"):
