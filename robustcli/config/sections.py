@@ -161,6 +161,9 @@ class DataConfig(Section):
         min_length=1,
         description="more training images, npz:PATH or folder:PATH … (generated ones, say); null = none",
     )
+    leakage: Flag = Field(
+        default=True, description="when a training ends, look for test images in data.extra; false = do not"
+    )
     extra_ratio: Number = Field(
         default=0.7, ge=0, lt=1, description="share of every batch that comes from data.extra"
     )

@@ -113,6 +113,11 @@ class JoinedSplit:
             named += self.parts[k].files(place[None])
         return named
 
+    def stored_ids(self, positions: Tensor) -> Tensor:
+        """int64 [n]: the ids of these samples in their own parts, which count the stored images."""
+        owners = torch.bucketize(self._rows[positions], self._ends, right=True)
+        return self.ids[positions] - torch.tensor(self._offsets)[owners]
+
     def subset(self, positions: Tensor) -> JoinedSplit:
         """See `Split.subset`; the parts are shared."""
         return JoinedSplit(self.parts, rows=self._rows[positions], digest=self.digest)

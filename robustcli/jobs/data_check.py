@@ -11,11 +11,14 @@ import torch
 from robustcli.config.sections import DataConfig
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
+from robustcli.data.extra import extra_split
 from robustcli.data.looks import SplitLooks, Twins, look_at, twins
 from robustcli.errors import RobustCliError
+from robustcli.jobs.evidence.leakage import look
 from robustcli.records.document import Document
 from robustcli.reporting.cells import Cell
 from robustcli.reporting.tables import Table
+from robustcli.runtime.signals import heed
 from robustcli.terminal.console import Console
 
 _SHOWN = 20  # unreadable files and pairs of twins that a table lists
@@ -38,6 +41,7 @@ def data_check(config: DataConfig, console: Console) -> dict[str, Any]:
     same = twins(splits)
     used, notes, warnings, problems = _tried(config)
     notes = list(dict.fromkeys([*bundle.notes, *notes]))
+    leakage = _leakage(config, console, problems)
     _show(console, bundle, splits, same)
     for line in notes:
         console.info(line)
@@ -51,6 +55,7 @@ def data_check(config: DataConfig, console: Console) -> dict[str, Any]:
             "splits": {name: _described(looks, bundle.classes) for name, looks in splits.items()},
             "used": used,
             "same_images": _counted(same),
+            **leakage,
             "notes": notes,
             "warnings": warnings,
             "problems": problems,
@@ -69,14 +74,31 @@ def _tried(config: DataConfig) -> tuple[dict[str, int], list[str], list[str], li
         try:
             bundle.need(parts)
         except RobustCliError as error:
-            message = "; ".join(text for text in (error.what, error.where) if text)
-            told = {"code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}
-            problems.append({"for": use, **told})
+            problems.append(_problem(use, error))
             continue
         used |= {part: len(getattr(bundle, part)) for part in parts}
         notes += bundle.notes
         warnings += bundle.warnings
     return used, notes, list(dict.fromkeys(warnings)), problems
+
+
+def _leakage(config: DataConfig, console: Console, problems: list[dict[str, Any]]) -> dict[str, Any]:
+    """{leakage: …}: test images among those of data.extra, by their pixels; {} where nothing is compared."""
+    if config.extra is None or problems:
+        return {}
+    bundle = load_data(config)
+    try:
+        extra = extra_split(config.extra, bundle, config)
+    except RobustCliError as error:
+        problems.append(_problem("data.extra", error))
+        return {}
+    told, _ = look(bundle, extra, torch.device("cpu"), console, None, heed)
+    return {"leakage": told}
+
+
+def _problem(use: str, error: RobustCliError) -> dict[str, Any]:
+    message = "; ".join(text for text in (error.what, error.where) if text)
+    return {"for": use, "code": error.code, "exit": error.exit_code, "message": message, "hint": error.hint}
 
 
 def _described(looks: SplitLooks, classes: Sequence[str]) -> dict[str, Any]:

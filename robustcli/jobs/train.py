@@ -21,6 +21,7 @@ from robustcli.config.spec import ModelConfig
 from robustcli.data.mixture import JoinedSplit
 from robustcli.errors import Interrupted
 from robustcli.jobs.evidence.by_itself import leave_report
+from robustcli.jobs.evidence.leakage import leakage_after
 from robustcli.jobs.resuming import check_flags, say_if_anew
 from robustcli.jobs.trainrun import TrainRun
 from robustcli.jobs.verb_flags import TrainFlags
@@ -57,7 +58,8 @@ def train(
             setting = _prepared(_with_one_model(config, run, ranks, console), run, console)
             training = TrainRun(setting, run, console, flags, stop.check, ranks, extra)
             progress = training.train()
-            answer = document.finish(run.path, _results(training, progress))
+            leakage = leakage_after(training, console, stop.check)
+            answer = document.finish(run.path, {**_results(training, progress, leakage), **leakage})
             if unsound := _unsound(training, progress):
                 console.warn(unsound)
             run.write_json("summary.json", {**answer, "seed": config.seed})
@@ -161,8 +163,9 @@ def _unsound(training: TrainRun, progress: Progress) -> str:
     )
 
 
-def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
-    """The keys of the `train` document."""
+def _results(training: TrainRun, progress: Progress, leakage: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the `train` document. leakage: what was found in the extra data, see `leakage_after`."""
+    leaks = [leakage["leakage"]["alarm"]] if leakage.get("leakage", {}).get("alarm") else []
     best = progress.best or progress.last
     notes = [f"best: {text}" for text in (_unsound(training, progress), at_chance_of(best)) if text]
     accuracies = ["epoch", "clean_acc", "robust_acc"]
@@ -175,6 +178,6 @@ def _results(training: TrainRun, progress: Progress) -> dict[str, Any]:
         "steps": progress.step,
         "ended": progress.ended or "budget",
         "robust_overfitting": round(training.trainer.guards.gap / 100, 6),
-        "alarms": list(progress.alarms),
+        "alarms": [*progress.alarms, *leaks],
         **({"notes": notes} if notes else {}),
     }

@@ -55,7 +55,7 @@ class TrainRun:
         self.config_tree = written_out(setting.config.model_dump(mode="json"))
         engine = make_engine(setting, model, ranks, stop, console.warn, extra)
         self._asked, self._logs = stop, False
-        self.model, self.digest = engine.step.settings.model, engine.digest
+        self.model, self.digest, self.train_split = engine.step.settings.model, engine.digest, engine.train
         self.log = self._open_log(meta, _common(setting, engine))
         self.trainer = Trainer(
             engine.step,

@@ -38,7 +38,7 @@ _EXAMPLES = r"examples\.safetensors"
 _EVENTS = r"tensorboard/events\.out\.tfevents\.[^/]+"
 _TRAIN = (
     rf"checkpoints/(?:last|best|{_STEP}|{_TMP}(?:/[\w.-]+)?)",
-    *(_drawn("training"), _EVENTS, r"nan_batch(?:\.rank\d+)?\.safetensors"),
+    *(_drawn("training", "leakage"), _EVENTS, r"nan_batch(?:\.rank\d+)?\.safetensors"),
 )
 _ATTACK = (
     *(rf"images/(?:\d{{6,}}_[^/]{{0,40}}_adv\.png|{_TMP})", r"(?:images|samples)\.jsonl"),

@@ -15,6 +15,7 @@ from robustcli.reporting.pictures import (
     distances,
     examples,
     guard,
+    leakage,
     plateau,
     queries,
     reliability,
@@ -32,6 +33,7 @@ Painter = Callable[[Dossier], Picture | str | None]
 #: In the order of a report.
 PAINTERS: Sequence[Painter] = (
     training.picture,
+    leakage.picture,
     demo.picture,
     sweep.picture,
     guard.picture,

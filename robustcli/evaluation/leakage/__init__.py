@@ -1,0 +1,1 @@
+"""Whether extra training images hold test images: nearest neighbours, counted by a stated rule."""
