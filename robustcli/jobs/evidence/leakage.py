@@ -32,6 +32,9 @@ def leakage_after(training: TrainRun, console: Console, stop: Callable[[], None]
     extra = mixed.extra if isinstance(mixed, MixedSplit) else None
     if not isinstance(extra, JoinedSplit) or not isinstance(run, Run) or not setting.config.data.leakage:
         return {}
+    if training.ranks.world > 1:  # the others would wait for it, and not long enough
+        console.warn("test images in data.extra are looked for by one process: robustcli data check does it")
+        return {}
     try:
         told, pairs = look(setting.data, extra, setting.device, console, training.trainer.published, stop)
         save_pictures([leakage_picture(pairs[:_LISTED], told, _SHOWN)], run.path / "plots")
