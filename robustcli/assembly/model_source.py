@@ -207,7 +207,8 @@ class ModelSource:
         """Whether the configuration names trained weights: a file, a run, or a published network's."""
         spec = self._spec
         names_a_network = spec.name in models or names_code(spec.name) or spec.name.startswith(PLUGIN)
-        bare = split_zoo(spec.name)[0] is not None and "@" not in spec.name
+        zoo, of_zoo = split_zoo(spec.name)
+        bare = zoo is not None and not zoo.pretrained(of_zoo)
         return spec.weights is not None or not (names_a_network or bare)
 
     def _fresh(self) -> nn.Module:

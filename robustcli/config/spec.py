@@ -31,7 +31,7 @@ GUARD = "guard:"  # a model behind its fitted defences
 LABELS_ONLY = "(labels only)"  # behind the name of a model of which labels alone are seen
 COMMAND = "command:"  # a program that answers with labels
 _WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
-_SOURCES = ("run:", GUARD, COMMAND, "torchvision:", "timm:", PLUGIN)
+_SOURCES = ("run:", GUARD, COMMAND, "torchvision:", "timm:", "hf:", PLUGIN)
 
 
 @dataclass(frozen=True)

@@ -34,18 +34,21 @@ def build_model(
     normalize: str | None = None,
     download: bool = False,
     meta: bool = False,
+    filled: bool = False,
 ) -> NormalisedModel:
-    """A network by name, untrained, or pretrained where torchvision's or timm's weights are named.
+    """A network by name, untrained, or pretrained where another library's weights are named.
 
     Args:
-        name: a registered model, ``torchvision:NAME[@WEIGHTS]`` or ``timm:NAME[@pretrained]``.
+        name: a registered model, ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or
+            ``hf:DIR_OR_NAME``.
         params: what the YAML says beside the name.
         info: classes, image shape and normalisation; torchvision and timm put their own normalisation in its
             place.
         seed: in [0, 2**63); the initial weights are a function of it alone, and no global generator moves.
         normalize: ``imagenet`` or numbers, see `parse_normalize`; replaces the normalisation of `info`.
-        download: allow torchvision and timm to fetch weights.
+        download: allow other libraries to fetch weights.
         meta: build without memory for the weights, to count parameters and FLOPs of a plan.
+        filled: the caller fills in all weights, so that ``hf:`` needs none.
 
     Returns:
         NormalisedModel in training mode, float32, on the CPU (or the meta device):
@@ -61,7 +64,9 @@ def build_model(
             hint="user code runs only when it is given as --plugin FILE.py:factory",
             code="E-PLUGIN",
         )
-    make = partial(_make, name, params, info, normalize=normalize, download=download, meta=meta)
+    zoo = split_zoo(name)[0]
+    shape = meta or filled and zoo is not None and zoo.always
+    make = partial(_make, name, params, info, normalize=normalize, download=download, meta=shape)
     with _memory_explained(name), seeded(seed):
         if meta:
             return _without_memory(make)

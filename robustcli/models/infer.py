@@ -30,6 +30,7 @@ def infer_info(
     data: DataFacts,
     params: Mapping[str, Any] | None = None,
     kind: Kind = "auto",
+    download: bool = False,
 ) -> ModelInfo:
     """Classes and shape of a named network: the caller's, else the weights', else the zoo's usual ones.
 
@@ -39,13 +40,14 @@ def infer_info(
         data: what the caller knows.
         params: of the architecture.
         kind: which of several sets of weights is meant.
+        download: whether what says the number of classes may be fetched.
 
     Raises:
         UsageError E-MODEL: they cannot be known, or there are no weights and no `num_classes`. ConfigError or
         CheckpointError: an unknown name.
     """
     if state is None and data.num_classes is None:
-        data = replace(data, num_classes=_pretrained_classes(name))
+        data = replace(data, num_classes=_pretrained_classes(name, download))
     if data.size is None and name in models and models.get(name).facts.fixed_size:
         raise UsageError(f"{name} is built for one image size", hint="give size", code="E-MODEL")
     if state is not None and holds_normalisation(state):
@@ -82,11 +84,11 @@ def _classes_in(
     raise UsageError(f"the number of classes of {name} is not known", hint="give num_classes", code="E-MODEL")
 
 
-def _pretrained_classes(name: str) -> int:
+def _pretrained_classes(name: str, download: bool) -> int:
     """K of ``torchvision:NAME@WEIGHTS``. Raises UsageError for a name without weights."""
     zoo, spec = split_zoo(name)
-    if zoo is not None and "@" in spec:
-        return zoo.classes(spec)
+    if zoo is not None and zoo.pretrained(spec):
+        return zoo.classes(spec, download=download)
     _check_known(name)
     raise UsageError(
         f"{name} has no weights",

@@ -50,6 +50,8 @@ def words_for(folder: Path) -> str:
     if not files:
         runs = sorted(inner for inner in folder.iterdir() if inner.is_dir() and _is_run(inner))
         return f"write --model {RUN}{runs[-1]}" if runs else f"a run has checkpoints/ in it: --model {RUN}DIR"
+    if _stated(folder, "model_type"):
+        return f"write --model hf:{folder}"
     best = next((file for file in files if file.name == OWN), files[0])
     return f"write --model {_architecture(folder)} --weights {best}"
 
@@ -62,13 +64,19 @@ def _is_run(folder: Path) -> bool:
 
 
 def _architecture(folder: Path) -> str:
-    """``timm:NAME`` where config.json names an architecture, as directories of Hugging Face do; else NAME."""
+    """``timm:NAME`` where config.json names an architecture, as directories of timm do; else NAME."""
+    named = _stated(folder, "architecture")
+    return f"timm:{named}" if named else "NAME"
+
+
+def _stated(folder: Path, key: str) -> str:
+    """A word of config.json, as directories of Hugging Face have one; empty without it."""
     try:
         with open(folder / "config.json", encoding="utf-8") as file:
-            named = json.loads(file.read(1 << 20)).get("architecture")
+            word = json.loads(file.read(1 << 20)).get(key)
     except (OSError, ValueError, AttributeError, RecursionError):
-        return "NAME"
-    return f"timm:{named}" if isinstance(named, str) and re.fullmatch(r"[\w.-]{1,100}", named) else "NAME"
+        return ""
+    return word if isinstance(word, str) and re.fullmatch(r"[\w.-]{1,100}", word) else ""
 
 
 def meant_data(name: str, known: list[str]) -> str:

@@ -4,7 +4,7 @@
     from_guard          guard:DIR
     from_weight_file    a file of weights; `request` says which network they belong to
     from_factory        file.py:factory
-    from_name           a registered name, torchvision:NAME[@WEIGHTS], timm:NAME[@pretrained]
+    from_name           a registered name, torchvision:NAME[@WEIGHTS], timm:NAME[@pretrained], hf:DIR_OR_NAME
 
 `loader_of` tells which one a reference needs. `load_model` is the door in front of them.
 """
@@ -156,10 +156,11 @@ def _built(reference: str, state: Mapping[str, Tensor] | None, request: Request)
     return build_model(
         reference,
         request.params,
-        infer_info(reference, state, request.data, request.params, request.kind),
+        infer_info(reference, state, request.data, request.params, request.kind, request.download),
         seed=request.seed,
         normalize=request.normalize,
         download=request.download,
+        filled=state is not None,
     )
 
 

@@ -54,8 +54,8 @@ def load_model(
     Args:
         spec: ``run:PATH`` (its best checkpoint, else its last) or a checkpoint directory; ``guard:DIR`` (a
             model behind its defences, logits [B, K + 1]); ``file.py:factory`` (runs that code);
-            ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]`` or a registered name;
-            ``command:PROGRAM ARGS`` (a black box of labels, needs `num_classes`; runs that program);
+            ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]``, ``hf:DIR_OR_NAME`` or a registered
+            name; ``command:PROGRAM ARGS`` (a black box of labels, needs `num_classes`; runs that program);
             a weight file with `arch` or `plugin`; or an nn.Module, which is returned as it is, or wrapped by
             `normalize`, with its device and its mode untouched.
         weights: .safetensors or .npz, one tensor per state_dict key; .pt and its kin with `allow_pickle`.

@@ -80,7 +80,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def weights_only(spec: str) -> Iterator[None]:
+def weights_only(name: str) -> Iterator[None]:
     """Inside, torch refuses code in weight files, although torchvision's builders do not ask for it.
 
     Raises CheckpointError E-CKPT-FORMAT when the file is refused, damaged, or of another network.
@@ -92,7 +92,7 @@ def weights_only(spec: str) -> Iterator[None]:
         yield
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise CheckpointError(
-            f"the weights of torchvision:{spec} cannot be loaded: {first_line(error)}",
+            f"the weights of {name} cannot be loaded: {first_line(error)}",
             hint="delete the file and pass --download",
             code="E-CKPT-FORMAT",
         ) from error

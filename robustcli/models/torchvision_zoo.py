@@ -48,7 +48,7 @@ def build_torchvision(spec: str, info: ModelInfo, *, download: bool, meta: bool)
         info = replace(info, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     else:
         fetch(weights, download=download)
-        with _size_complaint(f"torchvision:{spec}"), weights_only(spec):
+        with _size_complaint(f"torchvision:{spec}"), weights_only(f"torchvision:{spec}"):
             net = zoo.get_model(name, weights=weights, progress=False, **arguments)
         mean, std = _normalisation(net, weights)
         replace_head(net, len(weights.meta["categories"]), info.num_classes)
@@ -56,7 +56,7 @@ def build_torchvision(spec: str, info: ModelInfo, *, download: bool, meta: bool)
     return Backbone(net, f"torchvision:{name}", {}, info, fixed_size=_takes_one_size(name))
 
 
-def torchvision_classes(spec: str) -> int:
+def torchvision_classes(spec: str, *, download: bool = False) -> int:  # noqa: ARG001 - its table has them
     """Number of classes of the weights of ``NAME@WEIGHTS``; 1000 without weights."""
     weights = _known(spec)[2]
     if weights is None:

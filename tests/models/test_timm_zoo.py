@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,9 +41,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         is_model=lambda n: n == "tiny_net",
         list_models=lambda: ["tiny_net"],
         create_model=create_model,
-        get_pretrained_cfg=lambda n: SimpleNamespace(num_classes=9),
+        get_pretrained_cfg=lambda n: SimpleNamespace(
+            num_classes=9, hf_hub_id="timm/tiny_net", url="https://x/tiny-1234.pth", fixed_input_size=False
+        ),
     )
     monkeypatch.setitem(sys.modules, "timm", fake)
+    nothing = SimpleNamespace(try_to_load_from_cache=lambda name, file: None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", nothing)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: "/nowhere")
     return seen
 
 
@@ -72,3 +78,45 @@ def test_names_weights_and_download(calls: list[dict[str, Any]]) -> None:
     assert calls[-1]["pretrained"] is True
     load_model("timm:tiny_net@pretrained", size=8, download=True)
     assert calls[-1]["num_classes"] == 9
+
+
+def test_weights_in_a_cache_need_no_network(
+    calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_torch = tmp_path / "checkpoints" / "tiny-1234.pth"
+    in_torch.parent.mkdir()
+    in_torch.write_bytes(b"x")
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    load_model("timm:tiny_net@pretrained", size=8)
+    assert calls[-1]["pretrained_cfg_overlay"] == {"file": str(in_torch)} and calls[-1]["pretrained"]
+    in_hub = tmp_path / "model.safetensors"
+    in_hub.write_bytes(b"x")
+    asked: list[tuple[str, str]] = []
+
+    def found(name: str, file: str) -> str:
+        asked.append((name, file))
+        return str(in_hub)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(try_to_load_from_cache=found))
+    load_model("timm:tiny_net@pretrained", size=8)
+    assert calls[-1]["pretrained_cfg_overlay"] == {"file": str(in_hub)}
+    assert asked == [("timm/tiny_net", "model.safetensors")]
+
+
+def test_no_network_is_said(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, **kw: Any) -> nn.Module:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(sys.modules["timm"], "create_model", fail)
+    with pytest.raises(ResourceError, match="no route to host") as caught:
+        load_model("timm:tiny_net@pretrained", size=8, download=True)
+    assert caught.value.code == "E-NET"
+
+
+def test_a_network_of_one_size_is_built_for_that_of_the_data(
+    calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = SimpleNamespace(num_classes=9, fixed_input_size=True)
+    monkeypatch.setattr(sys.modules["timm"], "get_pretrained_cfg", lambda name: cfg)
+    build_model("timm:tiny_net", {}, INFO, seed=0)
+    assert calls[-1]["img_size"] == 8

@@ -23,6 +23,7 @@ PURPOSES = {
     "mlflow": "train.trackers: mlflow",
     "wandb": "train.trackers: wandb",
     "timm": "models timm:NAME",
+    "hf": "models hf:DIR_OR_NAME",
     "guard": "the evidence of a guard: guard run, status, review, update",
     "serve": "guard serve",
     "postgres": "evidence in PostgreSQL",
