@@ -12,7 +12,7 @@ from torch import nn
 
 from robustcli.assembly.guarding import guard_around, ready_guard
 from robustcli.assembly.setting import Setting
-from robustcli.config.spec import COMMAND, GUARD, ModelConfig, names_code
+from robustcli.config.spec import COMMAND, GUARD, ONNX, ModelConfig, names_code
 from robustcli.errors import ConfigError, DataError, UsageError
 from robustcli.foreign import PLUGIN
 from robustcli.models.architectures.blocks import seeded
@@ -90,7 +90,13 @@ class ModelSource:
             )
         with self._telling(info):
             model = self._fresh() if self._untrained else self._loaded(self.setting.classes, warn)
-        assert isinstance(model, NormalisedModel)  # since the data say its shape
+        if not isinstance(model, NormalisedModel):  # the data say the shape of all others
+            raise UsageError(
+                f"{self._spec.name} is a black box, and has no gradient to train with",
+                where="model",
+                hint="train the network that stands behind it",
+                code="E-MODEL",
+            )
         if self.setting.config.train.init == "ibp":
             self._start_narrow(model, warn)
         self._put_in_front(model)
@@ -245,7 +251,7 @@ class ModelSource:
         """
         spec, config, data = self._spec, self.setting.config, self.setting.data
         # The channels' statistics need the training images, which are left alone where the model has its own.
-        of_ours = spec.name.startswith(("run:", GUARD))
+        of_ours = spec.name.startswith(("run:", GUARD, ONNX))
         brings_its_own = self.plugin is not None or of_ours or "@" in spec.name
         mean, std = (None, None) if brings_its_own else (data.mean, data.std)
         model = load_model(

@@ -29,9 +29,10 @@ from robustcli.foreign import PLUGIN
 
 GUARD = "guard:"  # a model behind its fitted defences
 LABELS_ONLY = "(labels only)"  # behind the name of a model of which labels alone are seen
+ONNX = "onnx:"  # a file that onnxruntime runs: a black box of scores
 COMMAND = "command:"  # a program that answers with labels
-_WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt")
-_SOURCES = ("run:", GUARD, COMMAND, "torchvision:", "timm:", "hf:", PLUGIN)
+_WEIGHT_FILES = (".safetensors", ".npz", ".pt", ".pth", ".ckpt", ".onnx")
+_SOURCES = ("run:", GUARD, COMMAND, "torchvision:", "timm:", "hf:", ONNX, PLUGIN)
 
 
 @dataclass(frozen=True)

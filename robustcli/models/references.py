@@ -2,6 +2,7 @@
 
     from_run            run:PATH, or a checkpoint directory
     from_guard          guard:DIR
+    from_onnx           onnx:FILE, or a file that ends in .onnx
     from_weight_file    a file of weights; `request` says which network they belong to
     from_factory        file.py:factory
     from_name           a registered name, torchvision:NAME[@WEIGHTS], timm:NAME[@pretrained], hf:DIR_OR_NAME
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from robustcli.config.spec import GUARD
+from robustcli.config.spec import GUARD, ONNX
 from robustcli.errors import CheckpointError, RobustCliError, UsageError
 from robustcli.foreign import MODULE
 from robustcli.models.build import build_model
@@ -31,6 +32,7 @@ from robustcli.models.infer import infer_info
 from robustcli.models.meant import meant_model
 from robustcli.models.meta import model_from_meta
 from robustcli.models.normalised import NormalisedModel, normalised
+from robustcli.models.onnx_file import OnnxModel
 from robustcli.models.plugin import is_plugin, names_factory, run_plugin, split_plugin
 from robustcli.models.recognise import recognise, told_by_names
 from robustcli.models.request import Request
@@ -52,6 +54,8 @@ def loader_of(reference: str, request: Request) -> tuple[Loader, str]:
         reference = meant_model(reference)
     if reference.startswith(GUARD):
         return from_guard, reference
+    if reference.startswith(ONNX) or Path(reference).suffix.lower() == ".onnx":
+        return from_onnx, reference
     if reference.startswith("run:") or Path(reference).is_dir():
         return from_run, reference
     if Path(reference).suffix.lower() in WEIGHT_FILES:
@@ -79,6 +83,13 @@ def from_guard(reference: str, request: Request) -> GuardedModel:
     """The guarded model that `guard fit` wrote into a directory."""
     _check_whole(reference, request)
     return open_guard(resolve_run(Path(reference.removeprefix(GUARD))), request.plugin)
+
+
+def from_onnx(reference: str, request: Request) -> OnnxModel:
+    """The black box in an ONNX file."""
+    if request.weights is not None:
+        raise UsageError(f"{reference} holds its weights", hint="drop --weights", code="E-MODEL")
+    return OnnxModel(Path(reference.removeprefix(ONNX)).expanduser(), request.normalize)
 
 
 def _check_whole(reference: str, request: Request) -> None:

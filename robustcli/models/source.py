@@ -56,8 +56,8 @@ def load_model(
             model behind its defences, logits [B, K + 1]); ``file.py:factory`` (runs that code);
             ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[@pretrained]``, ``hf:DIR_OR_NAME`` or a registered
             name; ``command:PROGRAM ARGS`` (a black box of labels, needs `num_classes`; runs that program);
-            a weight file with `arch` or `plugin`; or an nn.Module, which is returned as it is, or wrapped by
-            `normalize`, with its device and its mode untouched.
+            ``onnx:FILE`` (a black box of scores); a weight file with `arch` or `plugin`; or an nn.Module,
+            which is returned as it is, or wrapped by `normalize`, with its device and its mode untouched.
         weights: .safetensors or .npz, one tensor per state_dict key; .pt and its kin with `allow_pickle`.
         arch, params: name and parameters of the architecture of a bare weight file.
         plugin: ``file.py:factory`` makes the network in place of a registered name; ``file.py`` is run first

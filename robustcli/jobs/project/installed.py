@@ -27,7 +27,7 @@ PURPOSES = {
     "guard": "the evidence of a guard: guard run, status, review, update",
     "serve": "guard serve",
     "postgres": "evidence in PostgreSQL",
-    "onnx": "ONNX files: export, certify --export",
+    "onnx": "ONNX files: export, certify --export, models onnx:FILE",
     "sign": "report --sign and --verify",
     "release": "make dist, audit and sbom",
     "bench": "make bench: the speed beside torchattacks",
