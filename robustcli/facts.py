@@ -181,6 +181,7 @@ class LayoutFacts:
         unused: beginnings of names that files hold and their networks never ask.
         means: parameters that no tensor tells, as the published networks have them: a value, or one for each
             number of classes, 0 for any other.
+        head: weight of the last layer, in our network.
         normalize: number of classes -> what the networks expect where the file has no normaliser; 0 stands
             for any other number. Empty: nothing is known.
     """
@@ -192,6 +193,7 @@ class LayoutFacts:
     never: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     means: Mapping[str, Any] = field(default_factory=dict)
+    head: str = "head.weight"
     normalize: Mapping[int, str] = field(default_factory=dict)
 
 

@@ -17,7 +17,6 @@ from robustcli.store.names import holds_normaliser
 
 Layout = Entry[LayoutFacts]
 _OURS = "ours"
-_HEADS = ("head.weight", "head.fc.weight")
 _SHOWN = 6
 
 
@@ -73,7 +72,7 @@ def recognise(
     tensors, unused = _renamed(state, roots, names, layout.facts)
     told = _told(layout, tensors, roots[0])
     _check_said(params, told, layout.facts, where)
-    classes = _classes(tensors, roots[0])
+    classes = _classes(layout.facts, names, tensors, roots[0], where)
     means = {k: _for(classes, v) for k, v in layout.facts.means.items() if k not in params}
     usual = None
     if layout.facts.published != _OURS:
@@ -163,10 +162,24 @@ def _check_said(params: Mapping[str, Any], told: Mapping[str, Any], facts: Layou
             )
 
 
-def _classes(tensors: Mapping[str, Tensor], root: str) -> int:
-    """Outputs of the head; 0 without one."""
-    heads = [tensors[root + head] for head in _HEADS if root + head in tensors]
-    return heads[0].shape[0] if heads and heads[0].ndim else 0
+def _classes(facts: LayoutFacts, names: Names, tensors: Mapping[str, Tensor], root: str, where: str) -> int:
+    """Outputs of the last layer. Raises CheckpointError where published weights have none."""
+    head = tensors.get(root + facts.head)
+    if head is not None and head.ndim:
+        return head.shape[0]
+    if facts.published == _OURS:
+        return 0  # who builds it says how many
+    odd = [
+        name
+        for name in tensors
+        if name.startswith(root) and names.theirs(name[len(root) :]) == name[len(root) :]
+    ]
+    raise CheckpointError(
+        f"missing: {names.theirs(facts.head)}, the last layer of the layout of {facts.published}",
+        where=where,
+        hint=f"other names in the file: {_shown(sorted(odd))}" if odd and facts.names else "",
+        code="E-CKPT-SHAPE",
+    )
 
 
 def _for(classes: int, value: Any) -> Any:

@@ -225,6 +225,7 @@ def test_an_average_beside_raw_weights(tmp_path: Path) -> None:
     ("case", "gone"),
     [
         ("wide_resnet.trades", "block2.layer.0.convShortcut.weight"),
+        ("wide_resnet.trades", "fc.weight"),
         ("wide_resnet.deepmind", "layer.1.block.1.batchnorm_1.bias"),
         ("preact_resnet18.rice", "layer4.1.conv2.weight"),
         ("preact_resnet18.wong", "linear.bias"),
@@ -255,6 +256,13 @@ def test_weights_of_another_network_name_it(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(CheckpointError, match="--model preact_resnet18"):
         load(path, "small_cnn", num_classes=10)
+
+
+def test_a_head_of_another_name_is_shown(tmp_path: Path) -> None:
+    state = published.TradesWRN(10, 1, 10, False).state_dict()
+    renamed = {name.replace("fc.", "classifier."): tensor for name, tensor in state.items()}
+    with pytest.raises(CheckpointError, match="missing: fc.weight.*classifier.bias, classifier.weight"):
+        load(saved(tmp_path, renamed), "wide_resnet")
 
 
 def test_an_unknown_layout_says_what_it_holds_and_what_is_known(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from robustcli.registry import layouts
     arch="convnext",
     published="Liu 2023 (ARES), timm",
     marks=("stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),
+    head="head.fc.weight",
     normalize=IMAGENET,
 )
 @layouts.register(
@@ -23,6 +24,7 @@ from robustcli.registry import layouts
     arch="convnext",
     published="Singh 2023 (ConvStem)",
     marks=("stages.0.blocks.0.conv_dw.weight", "stem.stem.0.weight"),
+    head="head.fc.weight",
     normalize=PIXELS,
 )
 def convnext(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
