@@ -33,9 +33,11 @@ class Positions(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.token_projection = nn.Conv2d(2 * _HIDDEN, dim, 1)
-        k = torch.arange(_HIDDEN, dtype=torch.float32)
-        self.register_buffer("steps", torch.arange(1.0, _LONGEST + 1), persistent=False)
-        self.register_buffer("scale", 1e4 ** (2 * (k // 2) / _HIDDEN), persistent=False)
+        # Computed by Python: on "meta" these operations would import torch's compiler.
+        steps = [float(k) for k in range(1, _LONGEST + 1)]
+        scale = [1e4 ** (2 * (k // 2) / _HIDDEN) for k in range(_HIDDEN)]
+        self.register_buffer("steps", torch.tensor(steps), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         steps, height, width = self.steps.type_as(image), image.shape[2], image.shape[3]
