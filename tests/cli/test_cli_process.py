@@ -69,7 +69,7 @@ def test_wrong_command_lines_are_one_line_and_exit_2(argv, words, tmp_path):
 
 @pytest.mark.parametrize(
     "env",
-    [{"HOME": "/nonexistent"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"TERM": "dumb"}, {"PYTHONHASHSEED": "3"}],
+    [{"HOME": "/nonexistent", "TERM": "dumb"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONHASHSEED": "3"}],
     ids=str,
 )
 def test_odd_environments(env, tmp_path):

@@ -21,7 +21,7 @@ from robustcli.config.tree import leaves
 from robustcli.config.yaml_text import write_tree
 from robustcli.errors import ConfigError
 
-COUNTS = [60, pytest.param(1000, marks=pytest.mark.slow)]
+COUNTS = [30, pytest.param(1000, marks=pytest.mark.slow)]
 
 
 def _settings(count: int) -> settings:
@@ -115,7 +115,7 @@ def _wrong(path: tuple[str, ...], value: Any) -> list[Any]:
     return [{"x": 1}, [[1]]]
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_one_mutation_is_found_and_named(
     count: int, config_strategies: ModuleType, registries: Registries, tmp_path: Path
 ) -> None:
