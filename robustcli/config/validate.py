@@ -109,7 +109,7 @@ def _guard_faults(data: Any) -> list[Fault]:
 def _radii_faults(data: Any) -> list[Fault]:
     """The faults of certified radii that no image can need: somebody meant 2/255 and wrote 2."""
     norm, radii = _value(data, "ball", "norm") or "linf", _value(data, "certify", "radii")
-    if norm not in LARGEST or radii is None:
+    if not isinstance(norm, str) or norm not in LARGEST or radii is None:
         return []
     faults = []
     for radius in radii if isinstance(radii, list) else str(radii).split(","):
@@ -132,7 +132,7 @@ def _measures_a_run(data: Any) -> bool:
 def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:
     """The fault of an attack or an objective that does not know the ball's norm."""
     norm = _value(data, "ball", "norm")
-    if norm not in LARGEST:
+    if not isinstance(norm, str) or norm not in LARGEST:
         return []
     what = norm_mistake(kind, entry, norm)
     return [Fault(f"{path}.name", what)] if what else []
