@@ -125,9 +125,22 @@ def authors_surfree(folder: str) -> Callable[[Watched, int], None]:
         random.seed(seed)
         settings = {"steps": 10**6, "max_queries": int(watched.grid[-1]), "quantification": False}
         with redirect_stdout(io.StringIO()):
-            surfree.SurFree(**settings)(_AsTheyCount(watched), watched.x.clone(), watched.y)
+            starts = noisy(watched)
+            surfree.SurFree(**settings)(_AsTheyCount(watched), watched.x.clone(), watched.y, starts)
 
     return attack
+
+
+def noisy(watched: Watched) -> Tensor:
+    """The authors' start, x + 0.5 * N(0, 1) until it is a success; a robust model needs more in time."""
+    points, size = watched.x.clone(), 0.5
+    wrong = watched(points).argmax(1) != watched.y
+    while not bool(wrong.all()):
+        drawn = (watched.x + size * torch.randn_like(points)).clamp(0, 1)
+        points = torch.where(wrong[:, None, None, None], points, drawn)
+        wrong = watched(points).argmax(1) != watched.y
+        size *= 1.02
+    return points
 
 
 class _AsTheyCount(nn.Module):

@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "robustcli demo": Rule("--dry-run", why="tests/jobs/test_verbs.py runs it"),
     "robustcli data check": Rule(),
     "robustcli demo guard": Rule("--dry-run", why="tests/jobs/test_demo_guard.py runs it"),
+    "robustcli eval --model run:A --labels-only --norm l2": Rule(f"{EVAL} attacks.0.queries=20"),
     "robustcli eval --model run:runs/train/latest --norm l2 --labels-only": Rule(
         f"{EVAL} attacks.0.queries=20 attacks.1.queries=20"
     ),

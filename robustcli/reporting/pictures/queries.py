@@ -42,6 +42,9 @@ def queries_picture(rows: Sequence[DistanceRow]) -> Picture:
                 markersize=5,
             )
         axes.set_xscale("log")
+        counts = sorted({int(count) for row in rows for count, _ in row.after if count})
+        decades = [count for count in counts if str(count).strip("0") == "1"] or counts[:1]
+        axes.set_xticks(decades, [f"{count:,}" for count in decades])  # not as powers, which need mathtext
         axes.set_ylim(bottom=0)
         axes.set_xlabel("queries per image")
         axes.set_ylabel(f"median distance ({norm}{' x 255' if scale > 1 else ''})")
