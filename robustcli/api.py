@@ -11,8 +11,8 @@ their docstrings are the reference that a caller reads.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -26,6 +26,7 @@ from robustcli.assembly.samples import choose, split_of
 from robustcli.certificates.smoothing import Smoothing
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
+from robustcli.config.threats import threat_name
 from robustcli.core.copies import duplicate
 from robustcli.core.geometry import Ball, Norm
 from robustcli.core.modes import frozen
@@ -46,6 +47,7 @@ from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.ready import ready
 from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
+from robustcli.evaluation.union import united
 from robustcli.evaluation.worst import WorstPoints
 from robustcli.foreign import staying
 from robustcli.models.blackbox import LabelFunction, check_served, labels_only
@@ -91,6 +93,7 @@ class Verdict:
     reaches; else "".
     audit: of version "rapid": how many survivors met short forms of what it leaves out, how many fell, and
     what that bounds; else None.
+    threats: of a union of balls: {"linf:8/255": the verdict in it}; the rest is then of all balls together.
     """
 
     n: int
@@ -104,6 +107,7 @@ class Verdict:
     passes_per_sample: dict[str, float]
     audit: Audit | None = None
     at_chance: str = ""
+    threats: Mapping[str, Verdict] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: Evaluation) -> Verdict:
@@ -117,7 +121,8 @@ class Verdict:
             result.stages,
         )
         found = (result.reliability, result.alarms, result.passes_per_sample, result.audit)
-        return cls(*numbers, *found, result.at_chance)
+        threats = {name: cls.of(part) for name, part in result.parts.items()}
+        return cls(*numbers, *found, result.at_chance, threats)
 
 
 def _listed(attacks: Attack | Sequence[Attack]) -> list[Attack]:
@@ -218,8 +223,33 @@ def _usable(thing: T) -> T:
     return duplicate(thing) if inference else thing
 
 
+def _balls(norm: Norm, eps: float | Mapping[Norm, float], x: Tensor) -> list[Ball]:
+    """The threats: one, or those of a union. Raises ValueError as `_ball`, and for a union of one ball."""
+    if not isinstance(eps, Mapping):
+        return [_ball(norm, eps, x)]
+    if len(eps) < 2:
+        raise ValueError(f"a union has two balls at least, got {dict(eps)}; write eps=8/255, norm='linf'")
+    return [_ball(name, radius, x) for name, radius in eps.items()]
+
+
+def _check_union(plans: Mapping[str, EvalPlan]) -> None:
+    """Raises ValueError for an attack that does not go with several balls."""
+    if len(plans) < 2:
+        return
+    for call in next(iter(plans.values())).attacks:
+        if call.params.get("step_size") is not None or not call.bounded:
+            why = (
+                "has no ball"
+                if not call.bounded
+                else "has a step size, and several balls have none in common"
+            )
+            raise ValueError(f"{call.label} {why}")
+
+
 def _ball(norm: Norm, eps: float, x: Tensor) -> Ball:
-    """The threat to x [n, C, H, W]. Raises ValueError for a radius that no image can need."""
+    """The threat to x [n, C, H, W]. Raises ValueError for a radius that no image needs, and for a union."""
+    if isinstance(eps, Mapping):
+        raise ValueError("several balls go with evaluate() and assert_robust() alone; give one eps and norm")
     if norm == "l0" and (what := beyond_pixels(eps, x.shape[1:])):
         raise ValueError(what)
     if norm == "linf" and eps > 1:
@@ -241,7 +271,7 @@ def evaluate(
     x: Tensor,
     y: Tensor,
     *,
-    eps: float,
+    eps: float | Mapping[Norm, float],
     norm: Norm = "linf",
     attack: Attack | Sequence[Attack] = "pgd",
     seed: int = 0,
@@ -264,7 +294,8 @@ def evaluate(
             docs/networks.md has the list.
         x: float [n, C, H, W] in [0, 1]; y: int64 [n].
         eps: radius in pixel units of [0, 1] (8/255, never 8); norm: linf, l2, l1 or l0, whose eps counts
-            pixels.
+            pixels. A union of balls is {"linf": 8/255, "l2": 0.5}: a sample stands when it stands in each;
+            `threats` has the verdict in each.
         attack: a name, "autoattack" (with version="standard", "plus", "rand" or "rapid", and audit=64 for
             rapid), "torchattacks:NAME", any callable atk(x, y) -> x_adv, or several, run in order on the
             samples still standing; `params` (steps=20 …) go to a single one.
@@ -281,24 +312,29 @@ def evaluate(
     _check_least("batch_size", batch_size)
     model, x, y, place = _checked(model, x, y, device)
     settings = _search(search, place)
-    calls = _calls(attack, norm, settings, params)
-    check_served(model, calls, norm)
-    audit = _audit(attack, norm, params)
     classes = tuple(map(str, range(int(y.max()) + 1 if len(y) else 1)))
-    plan = EvalPlan(
-        _ball(norm, eps, x),
-        calls,
-        seed,
-        batch_size,
-        target,
-        settings,
-        probe_size(calls, len(x), checks, len(classes), norm),
-        audit=audit,
-    )
-    split = MemorySplit(x.cpu().float(), y.cpu(), classes)
+    plans: dict[str, EvalPlan] = {}
+    for ball in _balls(norm, eps, x):
+        calls = _calls(attack, ball.norm, settings, params)
+        check_served(model, calls, ball.norm)
+        plans[threat_name(ball.norm, ball.eps)] = EvalPlan(
+            ball,
+            calls,
+            seed,
+            batch_size,
+            target,
+            settings,
+            probe_size(calls, len(x), checks, len(classes), ball.norm),
+            audit=_audit(attack, ball.norm, params),
+        )
+    _check_union(plans)
+    split, positions = MemorySplit(x.cpu().float(), y.cpu(), classes), torch.arange(len(x))
     with as_before(model):
-        result = RobustEvaluation(model, plan, stop=stop, say=say).run(split, torch.arange(len(x)), place)
-    return Verdict.of(result)
+        results = {
+            name: RobustEvaluation(model, plan, stop=stop, say=say).run(split, positions, place)
+            for name, plan in plans.items()
+        }
+    return Verdict.of(united(results) if isinstance(eps, Mapping) else next(iter(results.values())))
 
 
 @staying()
@@ -456,12 +492,19 @@ def _examples(split: Split, n: int, say: Callable[[str], None], dataset: str) ->
     return choose(split, n=n, first=None, seed=0)
 
 
+def _shown(eps: float | Mapping[Norm, float]) -> str:
+    """A radius in an error, or those of a union."""
+    if not isinstance(eps, Mapping):
+        return f"{eps:.4g}"
+    return ", ".join(f"{radius:.4g} ({norm})" for norm, radius in eps.items())
+
+
 def assert_robust(
     model: Model,
     x: Tensor,
     y: Tensor,
     *,
-    eps: float,
+    eps: float | Mapping[Norm, float],
     at_least: float,
     attack: Attack | Sequence[Attack] = "autoattack",
     **more: Any,
@@ -492,7 +535,7 @@ def assert_robust(
         left = ", ".join(f"{int(kept.sum())} after {label}" for label, kept in verdict.stages.items())
         raise AssertionError(
             f"robust accuracy {standing}/{verdict.n} = {verdict.robust_acc:.3f} "
-            f"is below {at_least} at eps {eps:.4g} ({left})"
+            f"is below {at_least} at eps {_shown(eps)} ({left})"
         )
     return verdict
 

@@ -129,11 +129,13 @@ class RegularizerFacts:
         passes: the most that it adds to one outer step over one sample.
         use: what it is for, for the documentation.
         twice: whether it differentiates twice, which torch.compile cannot.
+        ball: whether it looks around in the ball of the batch, and not at the attacked images alone.
     """
 
     passes: int
     use: str
     twice: bool = False
+    ball: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def train(
     *,
     model: str | Mapping[str, Any] | None = None,
     data: str | Mapping[str, Any] | None = None,
-    eps: float | str | None = None,
+    eps: float | str | Mapping[str, float | str] | None = None,
     norm: str | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -107,7 +107,7 @@ def train(
             that code, as `plugin` does).
         data: a data set by name, folder:PATH, csv:PATH, npz:PATH, hf:PATH or wds:PATH.
         eps: radius in pixel units of [0, 1], 8/255 or "8/255"; norm: linf, l2, l1, or l0, whose eps is
-            a number of pixels.
+            a number of pixels. A union of balls, trained by `train.union`, is {"linf": "8/255", "l2": 0.5}.
         steps: of the attack. epochs, minutes: budgets. batch_size: images of a step.
         out: the directory of the run; None = runs/train/NAME-N.
         resume: go on with the run in `out`, or of this name; override_resume: keys that may change.
@@ -124,6 +124,9 @@ def train(
     Raises RobustCliError: ConfigError with all mistakes in `problems`, UsageError, DataError,
     CheckpointError, NumericsError, ResourceError, LockError, Interrupted; `exit_code` is that of the verb.
     """
+    if isinstance(eps, Mapping):
+        balls = [{"norm": name, "eps": radius} for name, radius in eps.items()]
+        settings, eps = {"ball": balls, **settings}, None
     words = {"eps": eps, "norm": norm, "epochs": epochs, "minutes": minutes, "batch_size": batch_size}
     named = "data.name" if isinstance(data, str) else "data"
     given = {_KEYS[name]: value for name, value in words.items()} | {"model": model, named: data, "out": out}

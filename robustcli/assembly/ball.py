@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustcli.config.schema import Config
+from robustcli.config.sections import BallConfig
 from robustcli.core.geometry import Ball
 from robustcli.data.bundle import DataBundle
 from robustcli.errors import ConfigError
@@ -12,13 +12,13 @@ from robustcli.reporting.cells import format_eps
 from robustcli.terminal.console import Console
 
 
-def make_ball(config: Config, data: DataBundle, console: Console) -> Ball:
+def make_ball(config: BallConfig, data: DataBundle, console: Console) -> Ball:
     """The configured ball. Without an eps the radius is the data set's preset, which is printed.
 
     Raises ConfigError: neither the configuration nor the data set has a radius for this norm; more pixels may
     change under l0 than the images have.
     """
-    norm, eps = config.ball.norm, config.ball.eps
+    norm, eps = config.norm, config.eps
     if eps is not None:
         if norm == "l0" and (what := beyond_pixels(eps, data.shape)):
             raise ConfigError(what, where="ball.eps", hint="count pixels, not the values of their channels")

@@ -10,13 +10,15 @@ from robustcli import registry
 from robustcli.assembly.method import Method
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
-from robustcli.config.validate import norm_mistake
+from robustcli.config.validate import norm_mistake, union_mistake
 from robustcli.errors import UsageError
 
 
 def check_combination(config: Config, method: Method) -> None:
     """Raises UsageError for the first parts that do not go together."""
     _check_norm(config)
+    if config.union:
+        _check_union(config, method)
     if method.step_attacks:
         _check_attack(config, method)
     else:
@@ -39,8 +41,30 @@ def _check_norm(config: Config) -> None:
         ("adversary", registry.attacks, config.adversary),
     )
     for where, entries, spec in parts:
-        if what := norm_mistake(entries.kind, entries.get(spec.name), config.ball.norm):
-            raise UsageError(what, where=where)
+        for ball in config.balls:
+            if what := norm_mistake(entries.kind, entries.get(spec.name), ball.norm):
+                raise UsageError(what, where=where)
+
+
+def _check_union(config: Config, method: Method) -> None:
+    """Raises UsageError for parts that need one ball: free training, bounds, a step size, gradients in it."""
+    if not method.step_attacks:
+        step = config.train.step.name
+        raise UsageError(f"the {step} step runs no attack that could search in several balls", where="ball")
+    if method.bounds:
+        raise UsageError(f"{config.objective.name} bounds the network over one ball", where="ball")
+    for where, spec in (("adversary", config.adversary), ("train.val_attack", config.train.val_attack)):
+        for key, what in union_mistake(registry.attacks.get(spec.name), spec.params).items():
+            raise UsageError(what, where=f"{where}.{key}")
+    if config.train.union != "max":
+        return
+    for k, spec in enumerate(config.regularizers):
+        if registry.regularizers.get(spec.name).facts.ball:
+            raise UsageError(
+                f"{spec.name} looks around in one ball, and under train.union: max each image has its own",
+                where=f"regularizers.{k}",
+                hint="train.union: average or random",
+            )
 
 
 def _check_free_step(config: Config, method: Method) -> None:

@@ -51,8 +51,26 @@ def passes_per_image(setting: Setting) -> int:
     if method.inner is None:
         return outer
     saved = 1 + registry.attacks.get(method.adversary.name).facts.kept  # no judge looks at the last point
-    attack = method.adversary.passes(setting.classes, setting.ball.norm) - saved
-    return outer + attack * method.copies
+    balls = setting.union or (setting.ball,)
+    attacks = [method.adversary.passes(setting.classes, ball.norm) - saved for ball in balls]
+    attack, times = _in_union(attacks, config.train.union)
+    # The clean answer that the attack compares with is asked for once, and not for each ball.
+    again = (times - 1) * (outer - method.compares_with_clean * method.copies)
+    return outer + again + attack * method.copies
+
+
+def _in_union(attacks: Sequence[int], rule: str) -> tuple[int, int]:
+    """(passes of the attacks in all balls, how often a step descends); attacks: the passes in each ball.
+
+    Under "random" it is the mean over the balls, rounded. Under "max" the loss is looked at in each ball.
+    """
+    if len(attacks) == 1:
+        return attacks[0], 1
+    if rule == "random":
+        return round(sum(attacks) / len(attacks)), 1
+    if rule == "max":
+        return sum(attacks) + len(attacks), 1
+    return sum(attacks), len(attacks)
 
 
 def held_per_image(setting: Setting) -> int:
@@ -97,8 +115,10 @@ def plan_head(setting: Setting, model: nn.Module, forward: float) -> dict[str, A
 
 
 def plan_ball(setting: Setting) -> str:
-    """The norm and the radius, as a plan shows them."""
-    return f"{setting.ball.norm} {format_eps(setting.ball.eps, setting.ball.norm)}"
+    """The norm and the radius, as a plan shows them; of a union, those of all balls."""
+    return " and ".join(
+        f"{ball.norm} {format_eps(ball.eps, ball.norm)}" for ball in setting.union or [setting.ball]
+    )
 
 
 def training_plan(setting: Setting, model: nn.Module, console: Console) -> dict[str, Any]:
@@ -185,12 +205,13 @@ def evaluation_plan(
     """
     config = setting.config
     n = len(samples(setting)[1])
-    calls = make_attacks(specs, setting.ball.norm)
     search, each = make_search(config, setting.device, console.warn), passes_of(model)
-    randomised = draws_anew(model, setting)
-    passes = spent(calls, setting.classes, setting.ball.norm, randomised=randomised, draws=search.draws)
-    # The clean point, and for each attack the judge's look at its last point.
-    answers = (JUDGE_DRAWS if randomised else 1) * (1 + len(calls)) + sum(passes)
+    randomised, answers = draws_anew(model, setting), 0
+    for ball in setting.union or (setting.ball,):
+        calls = make_attacks(specs, ball.norm)
+        passes = spent(calls, setting.classes, ball.norm, randomised=randomised, draws=search.draws)
+        # The clean point, and for each attack the judge's look at its last point.
+        answers += (JUDGE_DRAWS if randomised else 1) * (1 + len(calls)) + sum(passes)
     batch = min(config.eval.batch_size or 256, -(-n // processes))
     one = flops(model, setting.data.shape)
     return show_plan(

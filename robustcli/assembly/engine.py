@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,6 +29,7 @@ from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.runtime.distributed import Ranks
 from robustcli.runtime.precision import allow_tf32
+from robustcli.terminal.once import each_once
 from robustcli.training.guarding import Guards
 from robustcli.training.guards import Mode
 from robustcli.training.step import Step
@@ -80,11 +81,12 @@ def make_engine(
     method = method_of(config)
     guards = Guards(len(positions), setting.classes, config.train.patience, _overfitting_mode(config, method))
     step = make_step(setting, model, ranks, guards, stop, warn)
-    validation: EvalPlan | None = None
+    validations: list[EvalPlan] = []
     if val is not None:
-        validation = _validation(setting, method, warn)
-    plan = _plan(setting, train, validation, positions, method)
-    if validation is not None and _may_mask(config, method):
+        told = each_once(warn)
+        validations = [_validation(part, method, told) for part in setting.parts]
+    plan = _plan(setting, train, validations, positions, method)
+    if validations and _may_mask(config, method):
         plan = replace(plan, look=_look(setting, plan))
     return Engine(step, train, val, plan, guards, digest)
 
@@ -133,12 +135,18 @@ def _look(setting: Setting, plan: TrainPlan) -> Look:
 
     It is taken at so few validations that it makes at most a twentieth of the passes of the training.
     """
-    norm, classes = setting.ball.norm, setting.classes
-    known = [spec for spec in _DEEPER if norm in registry.attacks.get(spec.name).facts.norms]
-    deep = eval_plan(setting, known, path="train.val_attack")
-    dearest = _LOOKED_AT * (1 + planned_passes(deep.attacks, classes, norm))
+    deep = [_deeper(part) for part in setting.parts]
+    passes = sum(1 + planned_passes(plan.attacks, setting.classes, plan.ball.norm) for plan in deep)
+    dearest = _LOOKED_AT * passes
     trained = plan.validate_every * plan.batch_size * passes_per_image(setting)
     return Look(deep, _LOOKED_AT, max(1, math.ceil(dearest / (_SHARE * trained))))
+
+
+def _deeper(setting: Setting) -> EvalPlan:
+    """The attacks of a look in one ball, as far as they know its norm."""
+    norm = setting.ball.norm
+    known = [spec for spec in _DEEPER if norm in registry.attacks.get(spec.name).facts.norms]
+    return eval_plan(setting, known, path="train.val_attack")
 
 
 def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -> EvalPlan:
@@ -158,7 +166,7 @@ def _validation(setting: Setting, method: Method, warn: Callable[[str], None]) -
 
 
 def _plan(
-    setting: Setting, train: Split, validation: EvalPlan | None, positions: Tensor, method: Method
+    setting: Setting, train: Split, validations: Sequence[EvalPlan], positions: Tensor, method: Method
 ) -> TrainPlan:
     config, data = setting.config, setting.data
     schedule, parameters = bound(registry.schedules, config.train.schedule, "train.schedule")
@@ -172,7 +180,7 @@ def _plan(
         budget=budget(config),
         save_every=config.train.save_every or steps_per_epoch,
         validate_every=max(1, round(float(config.train.validate_every) * steps_per_epoch)),
-        validation=validation,
+        validations=validations,
         val_positions=positions,
         robust_best=method.robust,
         verified=method.bounds,

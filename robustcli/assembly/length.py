@@ -39,7 +39,10 @@ def training_length(setting: Setting) -> Length:
     method = method_of(setting.config)
     if method.inner is None or not method.step_attacks:
         return Length()
-    passes = method.adversary.passes(setting.classes, setting.ball.norm) * method.copies
+    norms = [ball.norm for ball in setting.union or (setting.ball,)]
+    passes = sum(method.adversary.passes(setting.classes, norm) for norm in norms) * method.copies
+    if setting.config.train.union == "random":
+        passes //= len(norms)
     return Length(gradients=training_images(setting) * passes / _PASSES)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from robustcli.assembly.setting import Setting
+from robustcli.assembly.setting import Setting, ball_of
+from robustcli.config.threats import threat_name
 from robustcli.evaluation.alarms import state_digest
 from robustcli.evaluation.answers import NONE, REJECT
 from robustcli.evaluation.bound import Audit
@@ -29,6 +32,7 @@ SHORT_LIST = "rapid:"  # how the stages of a list begin that is shorter than Aut
 def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[EvalRow]:
     """One record for clean accuracy, one for each attack, one for the worst case.
 
+    In a union of balls a record of each ball follows on those of its attacks, and the worst case is of all.
     The record of an attack in the ball counts who is right under it and all attacks before it. The record of
     an unbounded attack counts who is right under that attack alone.
     """
@@ -37,19 +41,27 @@ def rows_of(setting: Setting, model: nn.Module, result: Evaluation) -> list[Eval
         "data": setting.data.name,
         "split": config.eval.split,
         "model": config.model.label,
-        "norm": setting.ball.norm,
-        "eps": setting.ball.eps,
+        **ball_of(setting),
         "seed": config.seed,
         "hashes": {**hashes_of(setting, model), "ids": short_ids_digest(result.ids)},
     }
-    return rows_from(result, setting.data.classes, common)
+    balls = {threat_name(ball.norm, ball.eps): (ball.norm, ball.eps) for ball in setting.union}
+    return rows_from(result, setting.data.classes, common, balls)
 
 
-def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, Any]) -> list[EvalRow]:
+def rows_from(
+    result: Evaluation,
+    classes: tuple[str, ...],
+    common: dict[str, Any],
+    balls: Mapping[str, tuple[str, float]] | None = None,
+) -> list[EvalRow]:
     """The records of verdicts, measured now or read from shards.
 
-    classes: names of the classes. common: fields that all records share.
+    classes: names of the classes. common: fields that all records share. balls: name of each ball of a union
+    -> norm and eps.
     """
+    if result.parts:
+        return _union_rows(result, classes, common, balls or {})
     common = {**common, "n": result.n, "clean_correct": int(result.correct.sum())}
     members = {name: result.labels == k for k, name in enumerate(classes)}
 
@@ -75,6 +87,24 @@ def rows_from(result: Evaluation, classes: tuple[str, ...], common: dict[str, An
     return [*rows, row("worst", result.survivors, total_seconds, total_passes, **_worst(result))]
 
 
+def _union_rows(
+    result: Evaluation,
+    classes: tuple[str, ...],
+    common: dict[str, Any],
+    balls: Mapping[str, tuple[str, float]],
+) -> list[EvalRow]:
+    """The records of a union: clean, those of each ball, all balls together."""
+    rows = rows_from(replace(result, parts={}), classes, common)
+    clean, worst = rows[0], rows[-1]
+    between: list[EvalRow] = []
+    for name, part in result.parts.items():
+        norm, eps = balls[name]
+        _, *attacks, whole = rows_from(part, classes, {**common, "norm": norm, "eps": eps})
+        between += [replace(row, label=f"{row.title}@{name}") for row in attacks]
+        between.append(replace(whole, kind="threat", label=f"{whole.title}@{name}"))
+    return [clean, *between, replace(worst, label="all balls")]
+
+
 def sample_rows(result: Evaluation, classes: Sequence[str]) -> list[SampleRow]:
     """The record of each sample, in the order of ids. classes: names of the classes."""
 
@@ -90,6 +120,7 @@ def sample_rows(result: Evaluation, classes: Sequence[str]) -> list[SampleRow]:
         answers.confidence.tolist(),
         answers.attacked.tolist(),
         result.broken_by.tolist(),
+        _by_ball(result),
         strict=True,
     )
     return [
@@ -101,9 +132,21 @@ def sample_rows(result: Evaluation, classes: Sequence[str]) -> list[SampleRow]:
             confidence=confidence,
             attacked=name(attacked),
             broken_by=stages[by],
+            threats=threats,
         )
-        for i, file, label, clean, confidence, attacked, by in columns
+        for i, file, label, clean, confidence, attacked, by, threats in columns
     ]
+
+
+def _by_ball(result: Evaluation) -> list[dict[str, str | None]]:
+    """For each sample: name of each ball of a union -> label of what broke it there, or None."""
+    found: list[dict[str, str | None]] = [{} for _ in range(result.n)]
+    for name, part in result.parts.items():
+        stages: list[str | None] = [*(f"{label}@{name}" for label in part.counted), None]
+        fell = torch.where(result.correct, part.broken_by, len(part.counted))
+        for sample, by in zip(found, fell.tolist(), strict=True):
+            sample[name] = stages[by]
+    return found
 
 
 def _named(call: AttackCall) -> dict[str, Any]:
@@ -196,7 +239,21 @@ def eval_document(result: Evaluation, rows: list[EvalRow]) -> dict[str, Any]:
         "reliability": result.reliability,
         "alarms": [alarm.to_json() for alarm in result.alarms],
         **audit,
+        **({"threats": _threats(result, rows)} if result.parts else {}),
     }
+
+
+def _threats(result: Evaluation, rows: Sequence[EvalRow]) -> list[dict[str, Any]]:
+    """The verdict in each ball of a union, by the keys of the document."""
+    of_balls = [row for row in rows if row.kind == "threat"]
+    found = []
+    for (name, part), row in zip(result.parts.items(), of_balls, strict=True):
+        about: dict[str, Any] = {"name": name, "norm": row.norm, "eps": row.eps}
+        about |= {"robust_acc": part.robust_acc, "attack_success": part.attack_success}
+        about["intervals"] = {key: list(pair) for key, pair in row.intervals().items()}
+        about |= {"reliability": part.reliability, "alarms": [alarm.to_json() for alarm in part.alarms]}
+        found.append(about if part.audit is None else {**about, "audit": part.audit.to_json()})
+    return found
 
 
 def _share(k: int, n: int) -> float | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -13,12 +14,14 @@ from robustcli.config.number import parse_number
 from robustcli.config.schema import Config
 from robustcli.config.sections import DataConfig
 from robustcli.config.spec import Spec
+from robustcli.config.threats import union_norm
 from robustcli.core.geometry import Ball
 from robustcli.data.bundle import DataBundle
 from robustcli.data.datasets import load_data
 from robustcli.data.layout.words import shortened
 from robustcli.data.sampling import stored_by_class
 from robustcli.data.split import PARTS, Split
+from robustcli.errors import UsageError
 from robustcli.runtime.device import pick_device, threads
 from robustcli.runtime.precision import allow_tf32
 from robustcli.runtime.seed import seed_all
@@ -27,17 +30,40 @@ from robustcli.terminal.console import Console
 
 @dataclass(frozen=True)
 class Setting:
-    """Device, data and threat of one run."""
+    """Device, data and threat of one run.
+
+    `union` has the balls of a configuration with several, and is empty otherwise; `ball` is then the first
+    one.
+    """
 
     config: Config
     device: torch.device
     data: DataBundle
     ball: Ball
+    union: tuple[Ball, ...] = ()
+
+    @property
+    def parts(self) -> list[Setting]:
+        """The settings of the single balls: itself, or one for each ball of a union."""
+        if not self.config.union:
+            return [self]
+        pairs = zip(self.config.balls, self.union, strict=True)
+        return [
+            replace(self, config=self.config.model_copy(update={"ball": ball_config}), ball=ball)
+            for ball_config, ball in pairs
+        ]
 
     @property
     def classes(self) -> int:
         """Number of classes of the data."""
         return len(self.data.classes)
+
+
+def ball_of(setting: Setting) -> dict[str, Any]:
+    """The fields `norm` and `eps` of a record. A union is named by its balls, and has no radius: eps is 0."""
+    if setting.config.union:
+        return {"norm": union_norm({ball.norm: ball.eps for ball in setting.union}), "eps": 0.0}
+    return {"norm": setting.ball.norm, "eps": setting.ball.eps}
 
 
 def prepare(
@@ -48,6 +74,7 @@ def prepare(
     models: Sequence[str | None] = (),
     measures: bool = False,
     dry_run: bool = False,
+    union: bool = False,
 ) -> Setting:
     """The setting that a configuration asks for; seeds this process and sets its threads.
 
@@ -59,7 +86,17 @@ def prepare(
         measures: whether ready models are measured. All images of the user's own data without a test split
             are then the test, unless one of `models` was trained on them.
         dry_run: nothing may be written, also no cache.
+        union: whether the verb takes several balls.
+
+    Raises UsageError for several balls where one is needed.
     """
+    if config.union and not union:
+        norms = " or ".join(f"--norm {ball.norm}" for ball in config.balls)
+        raise UsageError(
+            f"this verb works in one ball, and the configuration has {len(config.balls)}",
+            where="ball",
+            hint=f"choose one: {norms}; `train` and `eval` take all of them",
+        )
     device = pick_device(config.device)
     threads(config.threads)
     allow_tf32(False)
@@ -75,7 +112,8 @@ def prepare(
         console.info(note)
     for warning in data.warnings:
         console.warn(warning)
-    setting = Setting(config, device, data, make_ball(config, data, console))
+    balls = tuple(make_ball(ball, data, console) for ball in config.balls)
+    setting = Setting(config, device, data, balls[0], balls if config.union else ())
     _warn_of_long_steps(setting, console)
     if config.search.compile == "graph" and device.type != "cuda":
         console.warn(f"search.compile: graph needs CUDA; on {device} the search runs as it is")
@@ -85,10 +123,11 @@ def prepare(
 
 
 def prepare_to_measure(
-    config: Config, console: Console, models: Sequence[str | None], *, dry_run: bool
+    config: Config, console: Console, models: Sequence[str | None], *, dry_run: bool, union: bool = False
 ) -> Setting:
     """The setting of a verb that measures ready models on one split; arguments as for `prepare`."""
-    return prepare(config, console, parts=(config.eval.split,), models=models, measures=True, dry_run=dry_run)
+    split = (config.eval.split,)
+    return prepare(config, console, parts=split, models=models, measures=True, dry_run=dry_run, union=union)
 
 
 def _data(config: DataConfig, metas: list[Meta], measures: bool) -> DataBundle:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcli.assembly.attacks import calls_of
-from robustcli.assembly.setting import Setting
+from robustcli.assembly.setting import Setting, ball_of
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
@@ -111,8 +111,7 @@ class Written:
         self.run, self.setting, self.config = run, setting, config
         self.meta, self.digest, self.console = meta, digest, console
         self.common = {
-            "norm": setting.ball.norm,
-            "eps": setting.ball.eps,
+            **ball_of(setting),
             "seed": setting.config.seed,
             "hashes": {"data": digest},
             **common,
@@ -227,6 +226,7 @@ class Examples:
         positions: Tensor,
         stop: Callable[[], None] | None = None,
     ) -> None:
+        setting = setting.parts[0]  # of a union, the first ball
         self.setting, self.model, self.stop = setting, model, stop
         self.split, self.positions = split, positions
         (self.call,) = calls_of(setting.config.adversary, setting.ball.norm, "adversary", Search())

@@ -28,8 +28,9 @@ from robustcli.training.curriculum import Curriculum
 from robustcli.training.forward import recompute
 from robustcli.training.guarding import Guards
 from robustcli.training.hook import Hook
-from robustcli.training.settings import Objective, Regularizer, StepSettings
+from robustcli.training.settings import Objective, Regularizer, StepSettings, Strength
 from robustcli.training.step import Step
+from robustcli.training.union import Union
 
 
 def make_step(
@@ -58,7 +59,8 @@ def make_step(
     if train.sync_bn:
         model = _synchronised(model, setting.device, ranks)
     fewest = fewest_images(setting, model, ranks)
-    curriculum = _curriculum(setting, method)
+    strengths = [_strength(part, method, guards) for part in setting.parts]
+    union = Union(train.union, strengths) if setting.union else None
     settings = StepSettings(
         model=model,
         objective=_objective(config),
@@ -67,7 +69,9 @@ def make_step(
         view=method.view,
         attack=partial(method.adversary.fn, **method.adversary.params),
         ball=setting.ball,
-        strength=lambda t: curriculum.at(t, guards.more_steps),
+        strength=strengths[0],
+        threats=None if union is None else union.threats,
+        worst=union is not None and union.rule == "max",
         optimizer=_optimizer(config, model),
         dtype=dtype,
         attack_bn=train.attack_bn,
@@ -144,6 +148,12 @@ def _race(setting: Setting) -> Length | None:
     if _twice(config):
         return None
     return Length(training_images(setting), training_length(setting).seconds)
+
+
+def _strength(setting: Setting, method: Method, guards: Guards) -> Strength:
+    """t -> (attack, ball): the curriculum of one ball, with the steps that a guard has added."""
+    curriculum = _curriculum(setting, method)
+    return lambda t: curriculum.at(t, guards.more_steps)
 
 
 def _curriculum(setting: Setting, method: Method) -> Curriculum:

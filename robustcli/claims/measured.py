@@ -99,8 +99,8 @@ def _measured(dossier: Dossier) -> Iterator[Measured]:
 
 
 def _headline_first(row: EvalRow) -> int:
-    """Clean, then all attacks together, then each."""
-    return ("clean", "worst", "attack").index(row.kind)
+    """Clean, then all attacks together, then those of each ball of a union, then each."""
+    return ("clean", "worst", "threat", "attack").index(row.kind)
 
 
 def _aimed(by: str, target: Any) -> str:
@@ -117,7 +117,7 @@ def _evaluated(row: EvalRow, target: Any) -> Iterator[Measured]:
     yield Measured(metric=metric, rate=row.robust or row.clean, step=row.kind == "attack", **common)
     if row.kind == "worst" and row.success is not None:
         yield Measured(metric=SUCCESS, rate=row.success, **common)
-    if row.kind != "attack":
+    if row.kind in ("clean", "worst"):
         for name, (k, n) in row.per_class.items():
             if n:
                 yield Measured(metric=metric, rate=Rate(k, n), slice=name, **common)

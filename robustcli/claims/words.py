@@ -8,6 +8,7 @@ from typing import Any
 from robustcli import registry
 from robustcli.claims.measured import Measured
 from robustcli.claims.provenance import Provenance, section
+from robustcli.config.threats import stated_ball
 from robustcli.records.eval import EvalRow
 from robustcli.reporting.cells import amount, format_eps
 from robustcli.reporting.page.blocks import code
@@ -86,7 +87,7 @@ def _objective(name: str, config: Mapping[str, Any]) -> str:
     known = name in registry.objectives and registry.objectives.get(name).facts.inner is None
     if known:
         return f"Objective {code(name)}, which runs no attack."
-    ball, adversary = section(config, "ball"), section(config, "adversary")
+    ball, adversary = stated_ball(config.get("ball")), section(config, "adversary")
     norm, eps = str(ball.get("norm", "?")), ball.get("eps")
     radius = format_eps(eps, norm) if isinstance(eps, (int, float)) else "?"
     steps = f" with {adversary['steps']} steps" if adversary.get("steps") else ""

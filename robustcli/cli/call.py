@@ -281,8 +281,9 @@ def _changes_norm(read: Callable[[list[Override]], Loaded], overrides: list[Over
     norms = [override.value for override in overrides if override.key == "ball.norm"]
     if not norms or any(override.key == "ball.eps" for override in overrides):
         return False
-    before = read([override for override in overrides if override.key != "ball.norm"]).config.ball
-    return before.eps is not None and before.norm != norms[-1]
+    before = read([override for override in overrides if override.key != "ball.norm"]).config.balls
+    stated = any(ball.eps is not None for ball in before)
+    return stated and norms[-1] not in [ball.norm for ball in before]
 
 
 def _is_assignment(word: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationE
 from robustcli.config.certify_sections import CertifyConfig
 from robustcli.config.guard_sections import GuardConfig
 from robustcli.config.number import INT_LIMIT, Flag, Int, Scalar, Text, parse_text
-from robustcli.config.sections import BallConfig, DataConfig, SearchConfig
+from robustcli.config.sections import BallConfig, Balls, DataConfig, SearchConfig
 from robustcli.config.spec import From, ModelConfig, Section, Spec
 from robustcli.config.thresholds import SECTION, ThresholdConfig
 from robustcli.config.tree import KeyPath, Rules
@@ -54,7 +54,9 @@ class Config(Section):
     model: Annotated[ModelConfig, From("models")] = Field(
         default=ModelConfig.of("small_cnn"), description="the classifier"
     )
-    ball: BallConfig = Field(default=BallConfig(), description="threat model")
+    ball: Balls = Field(
+        default=BallConfig(), description="threat model; a list of several is their union, see train.union"
+    )
     objective: Annotated[Spec, From("objectives")] = Field(
         default=Spec.of("madry"), description="outer training loss"
     )
@@ -85,6 +87,16 @@ class Config(Section):
         description="metric -> what gate asks of it, such as {robust_acc@linf:8/255: {min: 0.45}}",
     )
 
+    @property
+    def balls(self) -> list[BallConfig]:
+        """The threats: one, or those of a union."""
+        return self.ball if isinstance(self.ball, list) else [self.ball]
+
+    @property
+    def union(self) -> bool:
+        """Whether there are several threats."""
+        return isinstance(self.ball, list)
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
@@ -112,11 +124,23 @@ def _walk(cls: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, typ
         model = _model_of(info.annotation)
         if model is None:
             continue
-        path = (*at, name)
-        if get_origin(info.annotation) is list:
-            path = (*path, "*")
-        yield path, model, list(info.metadata)
-        yield from _walk(model, path)
+        for path in _stands_at(info.annotation, (*at, name)):
+            yield path, model, list(info.metadata)
+            yield from _walk(model, path)
+
+
+def _stands_at(annotation: Any, path: KeyPath) -> list[KeyPath]:
+    """Where the section of an annotation stands: at `path`, in a list at `path.*`, or at both."""
+    if get_origin(annotation) is list:
+        return [(*path, "*")]
+    return [path, (*path, "*")] if _in_a_list(annotation) else [path]
+
+
+def _in_a_list(annotation: Any) -> bool:
+    """Whether a list of sections is one of the choices of an annotation."""
+    if get_origin(annotation) is list:
+        return _model_of(annotation) is not None
+    return any(map(_in_a_list, get_args(annotation)))
 
 
 @cache
@@ -137,7 +161,7 @@ def rules() -> Rules:
     for path, cls, _ in _walk(Config):
         if issubclass(cls, Section) and cls.exclusive:
             exclusive[path] = cls.exclusive
-    return Rules(frozenset(spec_fields()), exclusive, _takes)
+    return Rules(frozenset(spec_fields()), exclusive, _takes, keyed={("ball",): "norm"})
 
 
 @cache

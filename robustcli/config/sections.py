@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 from robustcli.config.number import Flag, Int, Number, Text, parse_text
 from robustcli.config.spec import Section
@@ -220,6 +228,27 @@ class BallConfig(Section):
                 f"eps={eps} turns any image into any other: linf eps > 0.5 needs allow_large_eps: true"
             )
         return eps
+
+
+def _several(value: object) -> str:
+    """The tag of a value of `ball`: one section, or a list of them."""
+    return "<list>" if isinstance(value, list) else "<map>"
+
+
+def _apart(balls: list[BallConfig]) -> list[BallConfig]:
+    """The balls of a union. Raises ValueError for two of one norm: the smaller lies inside the larger."""
+    norms = [ball.norm for ball in balls]
+    if twice := [norm for k, norm in enumerate(norms) if norm in norms[:k]]:
+        raise ValueError(f"two balls of norm {twice[0]}: the smaller lies inside the larger; keep one")
+    return balls
+
+
+#: One threat, or the union of several.
+Balls = Annotated[
+    Annotated[BallConfig, Tag("<map>")]
+    | Annotated[list[BallConfig], Field(min_length=2), AfterValidator(_apart), Tag("<list>")],
+    Discriminator(_several),
+]
 
 
 def wrong_radius(name: str, eps: float, norm: str) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field
 from robustcli.config.number import Number, Text, format_number, parse_number
 from robustcli.config.sections import LARGEST, wrong_radius
 from robustcli.config.spec import Section
+from robustcli.config.threats import UNION
 from robustcli.config.tree import Fault
 from robustcli.config.wording import shown
 from robustcli.registry import suggestion
@@ -74,6 +75,8 @@ class Quantity:
         """As it is written in YAML: `robust_acc@linf:8/255`."""
         if self.eps is None:
             return self.metric
+        if self.norm == UNION:
+            return f"{self.metric}@{self.norm}"
         return f"{self.metric}@{self.norm}:{format_number(self.eps)}"
 
 
@@ -109,7 +112,9 @@ def parse_quantity(text: str) -> Quantity:
 
 
 def _radius(text: str) -> tuple[str, float]:
-    """(norm, eps) of `linf:8/255`. Raises ValueError."""
+    """(norm, eps) of `linf:8/255`; of the union of all balls ("union", 0). Raises ValueError."""
+    if text == UNION:
+        return text, 0.0
     norm, colon, number = text.partition(":")
     if norm not in LARGEST or not colon:
         raise ValueError(f"expected @NORM:EPS such as @linf:8/255, got {shown('@' + text)}")

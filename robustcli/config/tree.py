@@ -45,11 +45,13 @@ class Rules:
         specs: paths of all specs.
         exclusive: path of a section -> keys of which at most one is set.
         takes: whether a scalar may stand where a section, a spec or a list of them does; True elsewhere.
+        keyed: path of what may be a section or a list of sections -> the key that tells the elements apart.
     """
 
     specs: frozenset[KeyPath] = frozenset()
     exclusive: Mapping[KeyPath, tuple[str, ...]] = field(default_factory=dict)
     takes: Callable[[KeyPath, Scalar], bool] = lambda path, value: True
+    keyed: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def is_spec(self, path: KeyPath) -> bool:
         """Whether a spec stands at `path`."""
@@ -117,6 +119,8 @@ def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: KeyPath
     Of keys that exclude each other, the upper layer's choice clears the lower one's.
     A mapping whose keys are all numbers (`attacks.0.steps=40` makes one) changes elements of a list.
     The number one past the end appends an element; a larger one is a fault.
+    One section over a list of such sections (`--norm l2` over three balls) changes the element of its key,
+    and stands alone then. Without the key nobody knows which one is meant, which is a fault.
     A value that cannot stand where it does, such as `data: digits`, is not replaced by keys below it: the
     schema refuses it.
     """
@@ -126,6 +130,8 @@ def merge(base: Node, over: Node, rules: Rules, faults: list[Fault], at: KeyPath
         return over
     if isinstance(base.value, list) and over.value and all(as_index(key) is not None for key in over.value):
         return _merge_list(base, base.value, over.value, rules, faults, at)
+    if isinstance(base.value, list) and at in rules.keyed and over.value:
+        return _one_of(base, base.value, over, rules, faults, at)
     if not rules.fits(at, base.value):
         return base
     if not isinstance(base.value, dict) or (rules.is_spec(at) and _replaces(base, base.value, over.value)):
@@ -153,6 +159,28 @@ def _merge_list(
         else:
             result[index] = merge(result[index], changes[key], rules, faults, (*at, key))
     return replace(base, value=result)
+
+
+def _one_of(
+    base: Node, elements: list[Node], over: Node, rules: Rules, faults: list[Fault], at: KeyPath
+) -> Node:
+    """The section `over` on top of that element of a list which has the same key; see `merge`."""
+    assert isinstance(over.value, dict)
+    key, name = rules.keyed[at], ".".join(at)
+    if key not in over.value:
+        first = next(iter(over.value))
+        what = f"{name} is a list of {len(elements)}: write {name}.0.{first}, or {name}.{key} for one of them"
+        faults.append(Fault(f"{name}.{first}", what, over.value[first].origin))
+        return base
+    wanted = over.value[key].value
+    same = [item for item in elements if isinstance(item.value, dict) and _key_of(item, key) == wanted]
+    return merge(same[0], over, rules, faults, (*at, "0")) if same else over
+
+
+def _key_of(node: Node, key: str) -> Any:
+    """The value at `key` of a mapping; None without one."""
+    found = _child(node, key)
+    return None if found is None else found.value
 
 
 def no_element(path: KeyPath, length: int, origin: str) -> Fault:

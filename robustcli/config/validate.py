@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -85,8 +85,12 @@ def bind_faults(data: Any, registries: Registries) -> list[Fault]:
         if path[0] == "attacks" and name in ensembles:
             entries = ensembles  # the list `attacks` may hold an ensemble, which is data
         faults += check_spec(entries, name, params, ".".join(path), list(cls.model_fields))[1]
-        if name in entries and not (path[0] in TRAINING and _measures_a_run(data)):
+        if path[0] in TRAINING and _measures_a_run(data):
+            continue
+        if name in entries:
             faults += _norm_faults(entries.kind, entries.get(name), data, ".".join(path))
+        if isinstance(data.get("ball"), list):
+            faults += _union_faults(entries, name, params, ".".join(path))
     return faults + _guard_faults(data) + _radii_faults(data) + _dataset_faults(data, registries)
 
 
@@ -131,11 +135,36 @@ def _measures_a_run(data: Any) -> bool:
 
 def _norm_faults(kind: str, entry: Entry[Any], data: Any, path: str) -> list[Fault]:
     """The fault of an attack or an objective that does not know the ball's norm."""
-    norm = _value(data, "ball", "norm")
-    if not isinstance(norm, str) or norm not in LARGEST:
-        return []
-    what = norm_mistake(kind, entry, norm)
-    return [Fault(f"{path}.name", what)] if what else []
+    mistakes = [norm_mistake(kind, entry, norm) for norm in _norms(data)]
+    return [Fault(f"{path}.name", what) for what in mistakes if what]
+
+
+def _norms(data: Any) -> list[str]:
+    """The known norms of the balls in plain data."""
+    balls = data.get("ball")
+    listed = balls if isinstance(balls, list) else [balls]
+    norms = [ball.get("norm") for ball in listed if isinstance(ball, dict)]
+    return [norm for norm in norms if isinstance(norm, str) and norm in LARGEST]
+
+
+def _union_faults(entries: Any, name: str, params: Mapping[str, Any], path: str) -> list[Fault]:
+    """The faults of an attack that does not go with several balls; see `union_mistake`."""
+    known = name in entries and entries.kind == "attack"
+    what = union_mistake(entries.get(name) if known else None, params)
+    return [Fault(f"{path}.{key}", text) for key, text in what.items()]
+
+
+def union_mistake(entry: Entry[Any] | None, params: Mapping[str, Any]) -> dict[str, str]:
+    """Key of an attack -> why it does not go with several balls; {} where it does.
+
+    A step size is a length under one norm. An unbounded attack is a threat of its own.
+    """
+    if params.get("step_size") is not None:
+        told = "several balls have no step size in common; leave it null: it follows each radius"
+        return {"step_size": told}
+    if entry is not None and getattr(entry.facts, "kind", None) == "unbounded":
+        return {"name": f"{entry.name} has no ball; measure it without a list of balls"}
+    return {}
 
 
 def norm_mistake(kind: str, entry: Entry[Any], norm: str) -> str:

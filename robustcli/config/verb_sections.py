@@ -66,6 +66,11 @@ class TrainConfig(Section):
         default=None,
         description="a purifier to train in front of a trained model, which stays as it is: denoiser",
     )
+    union: Literal["max", "average", "random"] = Field(
+        default="max",
+        description="training against a list of balls: the worst loss of each image, the mean of the losses, "
+        "or one ball a step, drawn at random",
+    )
     curriculum: Curriculum = Field(default=Curriculum(), description="warm-up of eps and attack steps")
     init: Literal["own", "ibp"] = Field(
         default="own",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ class Evaluation:
         calls: the attacks, in the order they ran.
         total: samples of the whole evaluation, of which this may be a part; 0 = n.
         shards: (how many are complete, of how many).
+        parts: of a union of balls: name of each ball -> the verdicts in it. Empty for one ball.
         audit: what the audit found, None without one. A sample that fell there counts as broken in the
             stages and in `survivors`.
     """
@@ -94,6 +96,7 @@ class Evaluation:
     total: int = 0
     shards: tuple[int, int] = (0, 0)
     audit: Audit | None = None
+    parts: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @property
     def survivors(self) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robustcli.config.load import Loaded
+from robustcli.config.schema import Config
+from robustcli.config.threats import union_norm
 from robustcli.errors import UsageError
 from robustcli.gating.measured import same_radius
 from robustcli.gating.threshold import Threshold
@@ -45,8 +47,16 @@ def _pairs(run: Dossier, loaded: Loaded, *, ball: bool) -> Iterator[tuple[str, A
         yield "eval.split", config.eval.split, row.split
     measured = threat(run)
     if ball and measured is not None:
-        yield "ball.norm", config.ball.norm, measured[0]
-        yield "ball.eps", config.ball.eps, measured[1]
+        yield from _balls(config, *measured)
+
+
+def _balls(config: Config, norm: str, eps: float) -> Iterator[tuple[str, Any, Any]]:
+    """The threat that the file asks for, and the measured one. Of a union the radii are part of its name."""
+    if not isinstance(config.ball, list):
+        yield "ball.norm", config.ball.norm, norm
+        yield "ball.eps", config.ball.eps, eps
+    elif all(ball.eps is not None for ball in config.ball):
+        yield "ball.0.norm", union_norm({ball.norm: ball.eps or 0.0 for ball in config.ball}), norm
 
 
 def _same(key: str, asked: Any, measured: Any) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from robustcli.config.number import format_number
+from robustcli.config.threats import UNION, is_union, threat_name
 from robustcli.config.thresholds import METRICS, Quantity
 from robustcli.errors import UnreliableError, UsageError
 from robustcli.gating.evidence import Evidence, Share, WorstClass
@@ -58,8 +59,9 @@ def _found(run: Dossier, quantity: Quantity) -> Iterator[Evidence | str]:
 
 
 def _totals(run: Dossier) -> list[EvalRow]:
-    """The verdicts under all attacks: at the radius of the run first, then at those of its sweep."""
-    return [*_of_the_run(run), *(row.total for row in run.of(SweepRow) if row.key == "eps")]
+    """The verdicts under all attacks: of the run, of each ball of its union, at the radii of its sweep."""
+    of_balls = [row for row in run.of(EvalRow) if row.kind == "threat"]
+    return [*_of_the_run(run), *of_balls, *(row.total for row in run.of(SweepRow) if row.key == "eps")]
 
 
 def _of_the_run(run: Dossier) -> list[EvalRow]:
@@ -104,6 +106,8 @@ def _or_of_run(run: Dossier, quantity: Quantity) -> Quantity:
 
 def _at(quantity: Quantity, norm: str, eps: float) -> bool:
     """Whether a record is at the radius that is asked for; without one, the first record is."""
+    if quantity.norm == UNION:
+        return is_union(norm)
     return quantity.eps is None or same_radius(norm, eps, quantity.norm, quantity.eps)
 
 
@@ -125,11 +129,15 @@ def check_goal(target: str | int | None, threshold: Threshold) -> None:
 def _instead(run: Dossier, quantity: Quantity) -> str:
     """What there is in its place."""
     certified = [f"{row.norm}:{format_number(row.eps)}" for row in run.of(CertifyRow) if row.eps]
-    totals = [f"{row.norm}:{format_number(row.eps)}" for row in _totals(run)]
+    totals = [_at_radius(row) for row in _totals(run)]
     radii = list(dict.fromkeys(certified or totals))
     if quantity.eps is None or not radii:
         return "no record has it"
     return f"it has {', '.join(radii)}, and nothing is interpolated"
+
+
+def _at_radius(row: EvalRow) -> str:
+    return UNION if is_union(row.norm) else threat_name(row.norm, row.eps)
 
 
 def hint_for(quantity: Quantity) -> str:
@@ -138,6 +146,8 @@ def hint_for(quantity: Quantity) -> str:
         return "judge a run of `guard eval`"
     if quantity.metric == "certified_acc":
         return "judge a run of `certify` with this radius among --radii"
+    if quantity.norm == UNION:
+        return "evaluate in a list of balls"
     if quantity.eps is not None:
         return f"evaluate with --eps {format_number(quantity.eps)}, or with it in --sweep eps=..."
     return "judge a run of `eval`"

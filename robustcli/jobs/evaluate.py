@@ -13,21 +13,23 @@ from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.extra_attacks import plugin_calls, surrogate_calls
 from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
-from robustcli.assembly.ranges import parse_sweep
+from robustcli.assembly.ranges import Sweep, parse_sweep
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting, prepare_to_measure
 from robustcli.config.load import Loaded
 from robustcli.errors import UsageError
 from robustcli.evaluation.crosscheck import cross_check
 from robustcli.evaluation.library import torchattacks_module
+from robustcli.evaluation.plan import AttackCall
 from robustcli.evaluation.shards import parse_part
 from robustcli.jobs.evaluated import refuse_unreliable, report
 from robustcli.jobs.evidence.by_itself import leave_report
-from robustcli.jobs.measure import Shards, check_attacks, check_share, measure
+from robustcli.jobs.measure import check_attacks, check_share
 from robustcli.jobs.resuming import check_flags
 from robustcli.jobs.sharded import beginner, joined, open_sharded, with_source
 from robustcli.jobs.sweep import check_sweep, help_sweep, run_sweep
 from robustcli.jobs.thresholds import check_metrics
+from robustcli.jobs.union import measure_all, shard_folders
 from robustcli.jobs.verb_flags import EvalFlags
 from robustcli.models.blackbox import queries_of
 from robustcli.records.alarm import Alarm
@@ -52,23 +54,26 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
     config = with_source("eval", loaded.config, console, resume=flags.resume, team=team)
     models = (*begins_with(config), flags.surrogate)
-    setting = prepare_to_measure(config, console, models, dry_run=flags.dry_run)
+    if config.union:
+        _check_union(flags, sweep)
+    setting = prepare_to_measure(config, console, models, dry_run=flags.dry_run, union=True)
     if sweep is not None:
         check_sweep(sweep, setting)
     model = ModelSource.of(setting, flags).to_measure(console)
     _check_library(flags.cross_check)
     stop = StopFlag()
-    extra = surrogate_calls(setting, console, flags.surrogate, flags.allow_pickle, stop) + plugin_calls(
-        flags.attack_plugin
-    )
-    check_attacks(setting, extra, model)
+    extra = _extra(setting, console, flags, stop)
+    for part, calls in zip(setting.parts, extra, strict=True):
+        check_attacks(part, calls, model)
     check_share(setting, share, needs_all=sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
     references = (flags.plugin, flags.surrogate, flags.attack_plugin)
     with open_sharded("eval", config, console, flags, *references, team=team) as run, stop:
-        shards = Shards(lambda: run.path / "shards", share, beginner(run, config))
-        result, rows = measure(setting, model, console, stop.check, extra=extra, shards=shards, team=team)
+        accepted = beginner(run, config)
+        result, rows = measure_all(
+            setting, model, console, stop.check, run, share, accepted, extra=extra, team=team
+        )
         if isinstance(run, Follower):
             if result.complete and sweep is not None:
                 help_sweep(setting, model, stop.check, sweep, team)
@@ -81,11 +86,30 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
             more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run, team)
             result = replace(result, alarms=[*result.alarms, *alarms])
         more |= queries_of(model)
-        answer = report(run, document, config, result, rows, console, more, shards=[run.path / "shards"])
+        folders = shard_folders(run.path, setting)
+        answer = report(run, document, config, result, rows, console, more, shards=folders)
         if flags.report:
             leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)
     return answer
+
+
+def _check_union(flags: EvalFlags, sweep: Sweep | None) -> None:
+    """Raises UsageError for what an evaluation in several balls does not do."""
+    for name, asked in (("--sweep", sweep is not None), ("--cross-check", flags.cross_check is not None)):
+        if asked:
+            raise UsageError(
+                f"{name} works in one ball, and the configuration has several", where="ball", hint="--norm l2"
+            )
+
+
+def _extra(setting: Setting, console: Console, flags: EvalFlags, stop: StopFlag) -> list[list[AttackCall]]:
+    """For each ball the attacks behind the configured ones."""
+    return [
+        surrogate_calls(part, console, flags.surrogate, flags.allow_pickle, stop)
+        + plugin_calls(flags.attack_plugin)
+        for part in setting.parts
+    ]
 
 
 def _check_library(name: str | None) -> None:

@@ -16,7 +16,7 @@ from robustcli.jobs.thresholds import verdicts
 from robustcli.records.document import Document
 from robustcli.records.eval import EvalRow
 from robustcli.records.sample import SampleRow
-from robustcli.reporting.record_tables import eval_table
+from robustcli.reporting.record_tables import eval_table, union_table
 from robustcli.reporting.summary import eval_summary
 from robustcli.reporting.weakest import (
     weak_class_table,
@@ -100,9 +100,13 @@ def _show(
     """The tables on stdout, the alarms on stderr."""
     table = eval_table(rows)
     audit = "" if result.audit is None else f" Rapid, {result.audit.words()}."
+    for name, part in result.parts.items():
+        audit += "" if part.audit is None else f" Rapid in {name}, {part.audit.words()}."
     alarms = ", ".join(_alarm_names(result)) or "no alarm"
     note = f"{partial or table.note}{audit} Reliability: {result.reliability} ({alarms})."
     console.table(replace(table, note=note))
+    if (by_ball := union_table(rows)) is not None:
+        console.table(by_ball)
     console.table(weak_class_table(rows[0], rows[-1]))
     if weakest:
         console.table(weak_image_table(weakest))

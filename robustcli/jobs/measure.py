@@ -42,11 +42,13 @@ class Shards:
             again.
         share: (i, n): this run measures part i of n; None = all.
         accepted: called once the folder is known to hold this evaluation.
+        entered: whether other processes of the team may be writing there before this one opens it.
     """
 
     folder: Callable[[], Path]
     share: tuple[int, int] | None
     accepted: Callable[[], None]
+    entered: bool = False
 
 
 def measure(
@@ -208,7 +210,7 @@ def _opener(
     def open_store(plan: EvalPlan, alarms: list[Alarm], ids: Tensor, name: str) -> ShardStore:
         header = header_of(setting, model, plan, ids, alarms)
         # Only the first store waits for rank 0: another rank may be writing in a named one already.
-        shared = not team.main or team.again or (team.many and bool(name))
+        shared = not team.main or team.again or (team.many and (bool(name) or shards.entered))
         store = ShardStore(shards.folder() / name, header, console.warn, shared=shared)
         if not name:
             opened(store.folder, header.digest)

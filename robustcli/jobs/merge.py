@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robustcli.assembly.rows import rows_from, short_ids_digest
 from robustcli.config.load import load_config
+from robustcli.config.schema import Config
+from robustcli.config.threats import threat_name, union_norm
 from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.answers import Answers
 from robustcli.evaluation.audit import joined
@@ -23,6 +25,7 @@ from robustcli.evaluation.shardfile import ShardResult
 from robustcli.evaluation.shards import audits
 from robustcli.evaluation.shards import merge as merge_shards
 from robustcli.evaluation.stored import check_mergeable
+from robustcli.evaluation.union import united
 from robustcli.jobs.evaluated import refuse_unreliable, report
 from robustcli.jobs.evidence.by_itself import leave_report
 from robustcli.jobs.rerun import CONFIG, write_inputs
@@ -48,8 +51,9 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     document = Document("eval")
     check_metrics(flags.fail_under)
     folders = run_folders(flags.runs)
-    header, result = _merged(folders, console)
     config = load_config(str(folders[0] / CONFIG), []).config
+    merged = _all_merged(folders, _places(config), console)
+    result = merged.result
     gate = config.eval.model_copy(
         update={"fail_under": dict(flags.fail_under)}
     )  # of the whole, not of a part
@@ -61,8 +65,8 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     ):
         write_inputs(run, config)
         stop.check()
-        shards = [folder / "shards" for folder in folders]
-        answer = report(run, document, config, result, _rows(header, result), console, shards=shards)
+        shards = [folder / place for place in _places(config) for folder in folders]
+        answer = report(run, document, config, result, _rows(merged), console, shards=shards)
         if flags.report:
             leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)
@@ -77,12 +81,42 @@ def run_folders(runs: str) -> list[Path]:
     return [resolve_run(path) for path in paths]
 
 
-def _merged(folders: Sequence[Path], console: Console) -> tuple[Header, Evaluation]:
+class _Merged(NamedTuple):
+    """The common header of each ball, by the ball's name; the verdicts of all parts together."""
+
+    headers: dict[str, Header]
+    result: Evaluation
+
+
+def _places(config: Config) -> list[Path]:
+    """Where a run of this configuration has its shards; of a union those of each ball."""
+    if not config.union:
+        return [Path("shards")]
+    return [Path("shards", ball.norm) for ball in config.balls]
+
+
+def _all_merged(folders: Sequence[Path], places: Sequence[Path], console: Console) -> _Merged:
+    """The evaluation, or of a union those of all balls united. Raises as `_merged`."""
+    found = {}
+    for place in places:
+        header, result = _merged(folders, place, console)
+        found[_ball_of(header)] = header, result
+    headers = {name: header for name, (header, _) in found.items()}
+    results = {name: result for name, (_, result) in found.items()}
+    return _Merged(headers, united(results) if len(results) > 1 else next(iter(results.values())))
+
+
+def _ball_of(header: Header) -> str:
+    ball = header.plan["ball"]
+    return threat_name(ball["norm"], ball["eps"])
+
+
+def _merged(folders: Sequence[Path], place: Path, console: Console) -> tuple[Header, Evaluation]:
     """(the common header, the verdicts of all parts together). The audits of the parts are included.
 
-    Raises UsageError when no shard is complete.
+    place: of the shards in each folder. Raises UsageError when no shard is complete.
     """
-    shards = [folder / "shards" for folder in folders]
+    shards = [folder / place for folder in folders]
     header, results = merge_shards(shards, console.warn)
     if not results:
         raise UsageError(
@@ -115,19 +149,24 @@ def _check(header: Header, results: Sequence[ShardResult], folder: Path) -> None
         ) from error
 
 
-def _rows(header: Header, result: Evaluation) -> list[EvalRow]:
-    """The records of the verdicts; data, model and ball are read from the header."""
+def _rows(merged: _Merged) -> list[EvalRow]:
+    """The records of the verdicts; data, model and ball are read from the headers."""
+    headers, result = merged
+    header = next(iter(headers.values()))
     about, plan = header.about, header.plan
+    balls = {name: (each.plan["ball"]["norm"], each.plan["ball"]["eps"]) for name, each in headers.items()}
+    ball = {"norm": plan["ball"]["norm"], "eps": plan["ball"]["eps"]}
+    if result.parts:
+        ball = {"norm": union_norm(dict(balls.values())), "eps": 0.0}
     common = {
         "data": about["data"],
         "split": about["split"],
         "model": about["model"],
-        "norm": plan["ball"]["norm"],
-        "eps": plan["ball"]["eps"],
+        **ball,
         "seed": plan["seed"],
         "hashes": {**about["hashes"], "ids": short_ids_digest(result.ids)},
     }
-    return rows_from(result, tuple(about["classes"]), common)
+    return rows_from(result, tuple(about["classes"]), common, balls)
 
 
 def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:

@@ -19,6 +19,7 @@ from robustcli.assembly.rows import hashes_of
 from robustcli.assembly.setting import Setting
 from robustcli.assembly.sources import new_run, sources_of
 from robustcli.config.schema import Config
+from robustcli.config.threats import threat_name
 from robustcli.evaluation.header import Header
 from robustcli.evaluation.sizing import shard_size
 from robustcli.jobs.rerun import write_inputs
@@ -172,9 +173,14 @@ def header_of(
         about=about,
         alarms=[alarm.to_json() for alarm in alarms],
         model=f"{hashes['model']} {forward_digest(model)}",
-        data=f"{data.digest} {config.eval.split}",
+        data=f"{data.digest} {config.eval.split}{_beside(setting)}",
         code="-".join(hash_tree(PACKAGE / name)[:16] for name in _JUDGING),
     )
+
+
+def _beside(setting: Setting) -> str:
+    """The balls of the union that this one is part of; the first ball then refuses the shards of another."""
+    return "".join(f" {threat_name(ball.norm, ball.eps)}" for ball in setting.union)
 
 
 def forward_digest(model: nn.Module) -> str:

@@ -70,18 +70,22 @@ def train(
     return answer
 
 
-def next_steps(answer: dict[str, Any], console: Console, plugin: str | None = None) -> None:
+def next_steps(
+    answer: dict[str, Any], console: Console, plugin: str | None = None, norm: str | None = None
+) -> None:
     """Show what to do with the run of a `train` document: measure it, attack it, look at its curves.
 
-    plugin: FILE.py:factory where the network is the user's: no later verb runs its code unasked.
+    plugin: FILE.py:factory where the network is the user's: no later verb runs its code unasked. norm: for
+    verbs that take one ball of a union.
     """
+    norm = "" if norm is None else f" --norm {norm}"
     run = Path(answer["run"])
     model = shlex.join(["--model", f"run:{run}", *(["--plugin", plugin] if plugin else [])])
     lines = [
         "next steps:",
         f"  robustcli eval {model}   (the verdict, on the test split)",
         f"  robustcli eval {model} --attack autoattack   (the one to publish)",
-        f"  robustcli attack {model} --n 32   (images that break it, as PNG files)",
+        f"  robustcli attack {model}{norm} --n 32   (images that break it, as PNG files)",
         f"  the course of the training: {run / 'plots' / 'training.png'} and {run / 'summary.md'}",
     ]
     if "verified_acc" in answer["best"]:
@@ -93,7 +97,7 @@ def next_steps(answer: dict[str, Any], console: Console, plugin: str | None = No
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:
     """The plan of the training: its cost. Raises the errors of one that cannot be put together."""
     config = pinned(config)
-    setting = prepare(config, console, parts=_NEEDED, models=begins_with(config), dry_run=True)
+    setting = prepare(config, console, parts=_NEEDED, models=begins_with(config), dry_run=True, union=True)
     model = ModelSource.of(setting, flags).to_train(console.warn, console.info)
     make_engine(setting, model, solo(), lambda: None, console.warn)
     return training_plan(setting, model, console)
@@ -138,7 +142,7 @@ def _prepared(config: Config, run: Run | Follower, console: Console) -> Setting:
     """The setting. A run that is interrupted here is marked as resumable."""
     try:
         resumed = (str(run.path),) if run.resumed else ()
-        return prepare(config, console, parts=_NEEDED, models=(*resumed, *begins_with(config)))
+        return prepare(config, console, parts=_NEEDED, models=(*resumed, *begins_with(config)), union=True)
     except Interrupted:  # there is nothing to save yet, and --resume begins anew
         run.status(resumable=True)
         raise

@@ -259,8 +259,8 @@ def _common(setting: Setting, engine: Engine) -> dict[str, Any]:
         "model": setting.config.model.label,
         "passes_per_sample": float(passes_per_image(setting)),
     }
-    validation = engine.plan.validation
-    if validation is not None and validation.attacks:
-        last = validation.attacks[-1]
+    validations = engine.plan.validations
+    if validations and validations[0].attacks:
+        last = validations[0].attacks[-1]
         common |= {"attack": last.name, "params": dict(last.params)}
     return common

@@ -15,7 +15,9 @@ from robustcli.registry import regularizers
 _RESTART = -1  # attacks count restarts from 0, so that eta is independent of where they start
 
 
-@regularizers.register("gradalign", passes=8, twice=True, use="keeps one-step training from collapsing")
+@regularizers.register(
+    "gradalign", passes=8, twice=True, ball=True, use="keeps one-step training from collapsing"
+)
 def gradalign(model: Classifier, batch: Batch, *, weight: Annotated[float, Ge(0)] = 0.2) -> Tensor:
     """weight * (1 - mean_i cos(g_i(x), g_i(x + eta))), g_i = grad CE(f(.)_i, y_i); cost 8 passes.
 

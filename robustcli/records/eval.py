@@ -18,8 +18,8 @@ from robustcli.records.common import SCHEMA_VERSION, from_fields, plain, rebuild
 
 #: A set is imbalanced when its largest class has more than this many times the samples of its smallest.
 IMBALANCE = 1.5
-EVAL_KINDS = ("clean", "attack", "worst")
-_TITLES = {"clean": "none", "worst": "all attacks"}
+EVAL_KINDS = ("clean", "attack", "threat", "worst")
+_TITLES = {"clean": "none", "threat": "all attacks", "worst": "all attacks"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,9 @@ class EvalRow:
 
     Args:
         kind: "clean"; "attack": under this attack (in a list: and all before it, each runs on what is left);
-            "worst": under all attacks of the list, per sample.
-        norm, eps: the ball, in pixel units of [0, 1].
+            "worst": under all attacks of the list, per sample. "threat": the same in one ball of a union,
+            where "worst" is of all balls.
+        norm, eps: the ball, in pixel units of [0, 1]. A union has the name of its balls and eps 0.
         correct: samples that are right under the attack (clean: right on the clean image).
         clean_correct: samples that are right on the clean image.
         broken: of these, the ones that the attack broke; None means clean_correct - correct.

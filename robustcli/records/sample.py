@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ class SampleRow:
         broken_by: label of the attack that broke it, the first one in the list; attacks that do not count for
             the robust accuracy do not stand here. Both are None where no attack broke it, and where it is
             wrong on the clean image, since attacks do not run there.
+        threats: of a union: name of each ball -> label of the attack that broke the sample in it, or None.
+            Empty for one ball, and then not written.
 
     Raises ValueError when the fields contradict each other.
     """
@@ -35,6 +38,7 @@ class SampleRow:
     confidence: float
     attacked: str | None
     broken_by: str | None
+    threats: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1:
@@ -43,6 +47,8 @@ class SampleRow:
             raise ValueError(f"attacked={self.attacked!r}, but broken_by={self.broken_by!r}")
         if self.broken_by is not None and not self.correct:
             raise ValueError(f"broken by {self.broken_by!r}, but wrong on the clean image")
+        if self.threats and (self.broken_by is None) != (not any(self.threats.values())):
+            raise ValueError(f"broken_by={self.broken_by!r}, but by ball {dict(self.threats)}")
 
     @property
     def correct(self) -> bool:
@@ -51,7 +57,10 @@ class SampleRow:
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the fields."""
-        return {"schema_version": SCHEMA_VERSION, "kind": "sample", **plain(self)}
+        own = plain(self)
+        if not self.threats:
+            del own["threats"]
+        return {"schema_version": SCHEMA_VERSION, "kind": "sample", **own}
 
     @classmethod
     def from_json(cls, row: Any) -> SampleRow:

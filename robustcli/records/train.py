@@ -31,6 +31,8 @@ class TrainRow:
             how many still under the deeper look; empty where none was taken.
         peak_memory: bytes, the most so far: allocated on the GPU, else the resident size of the process.
         images_per_second: training throughput. waiting_share: share of the time without data, in [0, 1].
+        threats: name of each ball of a union, such as ``linf:8/255`` -> robust accuracy in it; robust_acc is
+            then the share that stands in all of them. Empty for one ball.
         seconds: since the start of the run. passes_per_sample: forward + backward passes of a step per image.
         norm, eps, attack, params, data, model, seed, hashes: as in `EvalRow`; the attack is the validation's.
 
@@ -50,6 +52,7 @@ class TrainRow:
     verified_acc: float | None = None
     chance: float | None = None
     look: Mapping[str, int] = field(default_factory=dict)
+    threats: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
@@ -70,6 +73,9 @@ class TrainRow:
             value = getattr(self, name)
             if value is not None and not self._is_count(value):
                 raise ValueError(f"{name}={value} is not a count of n={self.n}")
+        for name, value in self.threats.items():
+            if not self._is_count(value) or (self.robust_acc or 0) > value:
+                raise ValueError(f"robust_acc={self.robust_acc}, and in {name} {value} of n={self.n}")
 
     def _is_count(self, share: float) -> bool:
         """Whether some k of the n samples are this share."""
@@ -118,7 +124,10 @@ class TrainRow:
     def to_json(self) -> dict[str, Any]:
         """One JSON object: the fields and the intervals."""
         intervals = {name: list(pair) for name, pair in self.intervals().items()}
-        return {"schema_version": SCHEMA_VERSION, "kind": "train", **plain(self), "intervals": intervals}
+        own = plain(self)
+        if not self.threats:
+            del own["threats"]
+        return {"schema_version": SCHEMA_VERSION, "kind": "train", **own, "intervals": intervals}
 
     @classmethod
     def from_json(cls, row: Any) -> TrainRow:

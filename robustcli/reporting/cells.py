@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from robustcli.config.threats import UNION, is_union
 from robustcli.errors import printable
 from robustcli.proportions import Rate
 
@@ -25,7 +26,12 @@ Cell = Rate | Eps | str | int | float | None
 
 
 def format_eps(eps: float, norm: str = "linf") -> str:
-    """``8/255 (0.03137)`` for linf, where 1/255 is one step of a pixel; ``5 px`` for l0; else a number."""
+    """``8/255 (0.03137)`` for linf, where 1/255 is one step of a pixel; ``5 px`` for l0; else a number.
+
+    A union of balls, whose norm names the radii, is ``(union)``.
+    """
+    if is_union(norm):
+        return f"({UNION})"
     if norm == "l0":
         return f"{eps:.10g} px"
     if norm != "linf" or not eps:

@@ -7,15 +7,17 @@ column each, everywhere. Each number has its n and its 95 % interval.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from robustcli.config.spec import LABELS_ONLY
+from robustcli.config.threats import UNION, is_union
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
-from robustcli.reporting.cells import Cell, Eps, share_of
+from robustcli.reporting.cells import Cell, Eps, format_eps, share_of
 from robustcli.reporting.tables import Table
 from robustcli.store.atomic import write_atomic
 
@@ -38,11 +40,25 @@ def eval_table(rows: Sequence[EvalRow]) -> Table:
     )
 
 
+def union_table(rows: Sequence[EvalRow]) -> Table | None:
+    """The verdict in each ball of a union and in all of them, a column each; None for one ball."""
+    whole = [row for row in rows if row.kind in ("threat", "worst")]
+    if len(whole) < 2:
+        return None
+    columns = ["", *(f"{row.norm} {format_eps(row.eps, row.norm)}" for row in whole[:-1]), "all balls"]
+    lines: list[list[Cell]] = [
+        ["robust accuracy", *(row.robust for row in whole)],
+        ["attack success", *(row.success for row in whole)],
+    ]
+    note = f"All balls: of the samples that stand in each ball, one by one. {_WILSON}"
+    return Table("verdict by ball", columns, lines, note)
+
+
 def _eval_line(row: EvalRow) -> dict[str, Cell]:
     without_ball = row.kind == "clean" or row.norm == "none"
     return {
         "attack": row.title,
-        "ball": None if without_ball else Eps(row.eps, row.norm),
+        "ball": None if without_ball else _ball(row),
         "clean accuracy": row.clean,
         "robust accuracy": row.robust,
         "attack success": row.success,
@@ -50,6 +66,11 @@ def _eval_line(row: EvalRow) -> dict[str, Cell]:
         "passes per sample": row.passes_per_sample,
         "seconds": round(row.seconds, 3),
     }
+
+
+def _ball(row: EvalRow | TrainRow) -> Cell:
+    """The ball of a row; of a union one word: its balls have lines or columns of their own."""
+    return UNION if is_union(row.norm) else Eps(row.eps, row.norm)
 
 
 def _eval_note(rows: Sequence[EvalRow]) -> str:
@@ -61,8 +82,11 @@ def _eval_note(rows: Sequence[EvalRow]) -> str:
     ]
     if any(row.norm == "none" for row in rows):
         sentences.append("Transformations without a ball are each measured alone.")
-    if sum(row.kind == "attack" and row.norm != "none" for row in rows) > 1:
+    by_ball = Counter(row.norm for row in rows if row.kind == "attack" and row.norm != "none")
+    if any(count > 1 for count in by_ball.values()):
         sentences.append("Each attack runs on the samples that the attacks above it left standing.")
+    if len(by_ball) > 1:
+        sentences.append("Each ball is attacked on its own; a sample stands in all balls or falls.")
     if rows and rows[-1].model.endswith(LABELS_ONLY):
         sentences.append(
             "Labels alone were asked: robust accuracy is an upper bound, and weaker evidence than white-box "
@@ -106,6 +130,10 @@ def train_table(rows: Sequence[TrainRow], *, best_step: int | None = None) -> Ta
         columns.insert(6, "verified accuracy")
         for line, (_, row) in zip(cells, shown, strict=True):
             line.insert(6, row.verified)
+    names = list(shown[0][1].threats) if shown else []
+    columns[6:6] = [f"robust in {name}" for name in names]
+    for line, (_, row) in zip(cells, shown, strict=True):
+        line[6:6] = [share_of(round(row.threats.get(name, 0.0) * row.n), row.n) for name in names]
     note = _train_note(rows)
     if shown and (lost := shown[0][1].at_chance):
         note = f"{note} {_sentence(f'{shown[0][0]}: {lost}')}"
@@ -127,7 +155,7 @@ def _train_note(rows: Sequence[TrainRow]) -> str:
 def _train_line(moment: str, row: TrainRow) -> list[Cell]:
     threat: list[Cell] = [None, None]
     if row.attack:
-        threat = [row.attack, Eps(row.eps, row.norm)]
+        threat = [row.attack, _ball(row)]
     return [moment, row.step, row.epoch, row.loss, row.clean, row.robust, *threat, row.images_per_second]
 
 

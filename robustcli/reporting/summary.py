@@ -13,7 +13,7 @@ from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.train import TrainRow
 from robustcli.reporting.cells import digest_name, format_eps, format_rate
-from robustcli.reporting.record_tables import class_table, eval_table, train_table, validated
+from robustcli.reporting.record_tables import class_table, eval_table, train_table, union_table, validated
 from robustcli.reporting.tables import Table
 
 #: Path in a configuration -> where the methods that stand there are registered.
@@ -38,7 +38,9 @@ def eval_summary(
         alarms: each with name, level, evidence and remedy.
     """
     lines = [f"# Evaluation: {_code(config.get('name', 'run'))}", "", *_setting(config), ""]
-    lines += [*_headline(rows), eval_table(rows).markdown(), _alarms(alarms)]
+    by_ball = union_table(rows)
+    tables = [eval_table(rows).markdown(), *([] if by_ball is None else [by_ball.markdown()])]
+    lines += [*_headline(rows), *tables, _alarms(alarms)]
     if any(row.per_class for row in rows):
         lines += ["## Per class", "", class_table([row for row in rows if row.kind != "attack"]).markdown()]
     lines += _provenance(rows) + _citations(config, ("attacks", "model", "defences"))

@@ -24,7 +24,7 @@ _PAPERS = (
 #: What the verb `report` leaves in a run.
 _REPORT = (r"report\.html", r"model_card\.md", r"bom\.cdx\.json", r"SHA256SUMS(?:\.sig)?")
 _COMMON = (*_PAPERS, r"crash\.log", r"metrics\.jsonl", r"results\.csv", r"summary\.(?:json|md)", *_REPORT)
-_HEADER = r"shards/(?:[a-z][\w-]*/)?header\.json"
+_HEADER = r"shards/(?:[a-z][\w-]*/){0,2}header\.json"
 
 
 def _drawn(*names: str) -> str:
@@ -59,8 +59,8 @@ _UPDATE = (*_inside("train", (*_COMMON, *_TRAIN)), *_inside("guard", (*_COMMON, 
 _WRITES: dict[str, tuple[str, ...]] = {
     "train": _TRAIN,
     "eval": (
-        *(_HEADER, rf"shards/(?:[a-z][\w-]*/)?(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
-        *(_EXAMPLES, r"shards/examples-\d+\.safetensors"),
+        *(_HEADER, rf"shards/(?:[a-z][\w-]*/){{0,2}}(?:audit\.json|\d{{4,}}\.jsonl|{_TMP})"),
+        *(_EXAMPLES, r"shards/(?:[a-z]\w*/)?examples-\d+\.safetensors"),
         *(
             r"(?:sweep|distances|samples)\.jsonl",
             _drawn("sweep_[a-z]+", "distances", "distance_queries", *_JUDGED),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustcli.core.losses import Criterion, bind_inner
+from robustcli.core.geometry import Ball, column
+from robustcli.core.losses import Criterion, RowLoss, bind_inner
 from robustcli.core.memory import Memory
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
@@ -17,10 +18,22 @@ from robustcli.core.random import RowRandom
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
 from robustcli.training.forward import Forward
-from robustcli.training.settings import StepSettings
+from robustcli.training.settings import StepSettings, Threat
 
+_ALL = slice(None)
 #: The setting `attack_bn` -> how `frozen` names it.
 _BATCH_NORM: dict[str, Literal["eval", "batch"]] = {"eval": "eval", "train": "batch"}
+
+
+class Found(NamedTuple):
+    """What an attack found: x_adv, and where it asked for its first gradient, both [B, C, H, W]; its ball.
+
+    `began` is None where no attack ran. Of the worst points of several balls, `ball` is the first one.
+    """
+
+    x_adv: Tensor
+    began: Tensor | None
+    ball: Ball
 
 
 class Ascent:
@@ -36,13 +49,11 @@ class Ascent:
         twin_note: why there is no twin although one was asked for; "" otherwise.
         way: in which form the twin was found to be fastest, or why it is not recorded; "" otherwise.
         memory: what the attack keeps between two steps.
-        began: where the last call asked for its first gradient, [B, C, H, W].
     """
 
     def __init__(self, settings: StepSettings, forward: Forward) -> None:
         self.settings, self.twin_note = settings, ""
         self.memory = Memory()
-        self.began: Tensor | None = None
         self._forward = forward
         self._twin: SearchTwin | None = None
         self._twin_tried = False
@@ -60,54 +71,61 @@ class Ascent:
         if self._twin is not None and self._twin.graphs is not None:
             self._twin.graphs.forget()
 
-    def __call__(
+    def each(
         self,
         x: Tensor,
         y: Tensor,
         rng: RowRandom,
         parts: Sequence[slice],
         y_soft: Tensor | None,
-        progress: float,
-    ) -> Tensor:
-        """x_adv [B, C, H, W], by the attack and in the ball of the share `progress` of the run.
+        threats: Sequence[Threat],
+        *,
+        worst: bool = False,
+    ) -> list[Found]:
+        """What the attack of each threat finds in its ball.
 
         Args:
             x: clean pixels [B, C, H, W] in [0, 1], in the memory format of training.
             y: labels int64 [B].
-            rng: one random stream per row, for the start of the attack.
+            rng: one random stream per row, for the start of the attack, the same in each ball.
             parts: the rows of each micro-batch; they cover x in order.
             y_soft: label distributions [B, K], or None.
-            progress: in [0, 1].
+            threats: attacks and balls.
+            worst: give one answer: for each row the point with the largest inner loss of those found, which
+                costs a forward pass at each.
         """
-        model, (attack, ball) = self.settings.model, self.settings.threat(progress)
-        with frozen(model, bn=_BATCH_NORM[self.settings.attack_bn]):
+        columns: list[list[Found]] = []
+        with frozen(self.settings.model, bn=_BATCH_NORM[self.settings.attack_bn]):
             searcher = self._searcher(x[parts[0]])
-            attacked, began = [], []
             for rows in parts:
-                clean = x[rows]
-                own = rng.rows(rows)
+                clean, own = x[rows], rng.rows(rows)
                 seen = self._seen(searcher, clean, own)
-                oracle = self._oracle(seen, clean, y[rows], some_rows(y_soft, rows), own)
-                attacked.append(attack(oracle, clean, ball))
-                began.append(clean if oracle.began is None else oracle.began)
-        self.began = _joined(began)
-        return _joined(attacked)
+                loss = self._loss(seen, clean, y[rows], some_rows(y_soft, rows))
+                row = [self._search(seen, clean, y[rows], loss, own.rows(_ALL), threat) for threat in threats]
+                columns.append([_worst(seen, loss, row)] if worst and len(row) > 1 else row)
+        return [_joined(pieces) for pieces in zip(*columns, strict=True)]
+
+    def _search(
+        self, seen: Classifier, x: Tensor, y: Tensor, loss: RowLoss, rng: RowRandom, threat: Threat
+    ) -> Found:
+        """The attack of one threat on one micro-batch."""
+        attack, ball = threat
+        oracle = Oracle(
+            seen, x, Criterion(y), loss=loss, rng=rng, stop=self.settings.stop, memory=self.memory
+        )
+        x_adv = attack(oracle, x, ball)
+        return Found(x_adv, x if oracle.began is None else oracle.began, ball)
 
     def _seen(self, searcher: Classifier, x: Tensor, rng: RowRandom) -> Classifier:
         """What the attack sees at clean pixels x: the view of the objective, else the searcher itself."""
         view = self.settings.view
         return searcher if view is None else view(searcher, x, rng)
 
-    def _oracle(
-        self, searcher: Classifier, x: Tensor, y: Tensor, y_soft: Tensor | None, rng: RowRandom
-    ) -> Oracle:
-        """The oracle that answers the attack on one micro-batch."""
+    def _loss(self, searcher: Classifier, x: Tensor, y: Tensor, y_soft: Tensor | None) -> RowLoss:
+        """The inner loss of one micro-batch; one that compares with the clean answer asks for it once."""
         assert self.settings.inner is not None, "nothing to ascend"
         clean = partial(_logits, searcher, x)
-        loss = bind_inner(self.settings.inner, y, y_soft=y_soft, clean=clean, **self.settings.inner_params)
-        return Oracle(
-            searcher, x, Criterion(y), loss=loss, rng=rng, stop=self.settings.stop, memory=self.memory
-        )
+        return bind_inner(self.settings.inner, y, y_soft=y_soft, clean=clean, **self.settings.inner_params)
 
     def _searcher(self, x: Tensor) -> Classifier:
         """The twin with the present weights, or the model itself. The first call compares both on x."""
@@ -128,9 +146,25 @@ class Ascent:
         return twin
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts of a batch as one; a single one as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(parts: Sequence[Found]) -> Found:
+    """The micro-batches of a batch as one; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    began = torch.cat([part.began for part in parts if part.began is not None])
+    return Found(torch.cat([part.x_adv for part in parts]), began, parts[0].ball)
+
+
+def _worst(searcher: Classifier, loss: RowLoss, found: Sequence[Found]) -> Found:
+    """For each row the point with the largest loss; of equal ones the first. A loss of NaN is the largest."""
+    losses = torch.stack([loss(_logits(searcher, points.x_adv)).detach() for points in found])
+    chosen = losses.nan_to_num(nan=torch.inf).argmax(0)
+    x_adv, began = found[0].x_adv, found[0].began
+    for k, points in enumerate(found[1:], start=1):
+        here = column(chosen == k, x_adv)
+        x_adv = torch.where(here, points.x_adv, x_adv)
+        if began is not None and points.began is not None:
+            began = torch.where(here, points.began, began)
+    return Found(x_adv, began, found[0].ball)
 
 
 def _logits(searcher: Classifier, x: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class Free:
         epoch: int,
         y_soft: Tensor | None = None,
         progress: float = 0.5,
+        number: int = 0,
     ) -> LossTerms:
         """See `Step`. The loss terms are those of the last replay.
 

@@ -76,10 +76,10 @@ class Trainer:
         self.feed = Feed(train, plan.batch_size, plan.seed, self.ranks, device)
         self.batch_size, self.steps_per_epoch = self.feed.batch_size, self.feed.steps_per_epoch
         self.validation: Validation | None = None
-        if plan.validation is not None and val is not None and len(plan.val_positions):
+        if plan.validations and val is not None and len(plan.val_positions):
             self.validation = Validation(
                 val,
-                plan.validation,
+                plan.validations,
                 plan.val_positions,
                 device,
                 self.ranks,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch, LossTerms
 from robustcli.registry import steps
-from robustcli.training.ascent import Ascent, some_rows
+from robustcli.training.ascent import Ascent, Found, some_rows
 from robustcli.training.descent import Descent
 from robustcli.training.faults import shared_faults
-from robustcli.training.settings import StepSettings
+from robustcli.training.settings import StepSettings, Threat
 from robustcli.training.step import Step
 
 
 class MinMax:
     """Maximise the inner loss over the ball, then make one descent step on the outer loss.
 
+    In a union of balls the attack runs in each, or in the drawn one; `training.union` says what follows.
     Between two steps it remembers the size of the micro-batch, the search twin and what the attack keeps.
 
     Source: Madry et al., ICLR 2018, arXiv:1706.06083.
@@ -47,12 +50,13 @@ class MinMax:
         epoch: int,
         y_soft: Tensor | None = None,
         progress: float = 0.5,
+        number: int = 0,
     ) -> LossTerms:
         """See `Step`. A step that raises has changed neither parameters nor state."""
         memory = self.ascent.memory
         kept = memory.state()
         try:
-            terms = self._step(self.settings.laid_out(x), y, ids, seed, epoch, y_soft, progress)
+            terms = self._step(self.settings.laid_out(x), y, ids, (seed, epoch, number), y_soft, progress)
         except BaseException:
             memory.load(kept)
             raise
@@ -60,27 +64,44 @@ class MinMax:
         return terms
 
     def _step(
-        self, x: Tensor, y: Tensor, ids: Tensor, seed: int, epoch: int, y_soft: Tensor | None, progress: float
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        when: tuple[int, int, int],
+        y_soft: Tensor | None,
+        progress: float,
     ) -> LossTerms:
-        """Attack, then descend; see `__call__`."""
+        """Attack, then descend; see `__call__`. when: seed, epoch, number of the step."""
+        seed, epoch, number = when
         start = RowRandom(seed, "start", ids, epoch=epoch)
+        threats = self.settings.threats_of(progress, seed, number)
         with shared_faults(self.settings.ranks):
-            x_adv = self.adversarial(x, y, start, y_soft=y_soft, progress=progress)
+            found = self._found(x, y, start, y_soft, threats)
         _, ball = self.settings.threat(progress)
         ramp = self.settings.reached(ball)
         # A stream of its own: a regulariser must not see the noise that the attack started from.
         rng = RowRandom(seed, "objective", ids, epoch=epoch)
-        began = self.ascent.began
         batches = []
-        for rows in self._parts(len(x)):
-            clean = x[rows]
-            attacked = clean if x_adv is x else x_adv[rows]
-            soft, start_at = some_rows(y_soft, rows), some_rows(began, rows)
-            own = rng.rows(rows)
-            batches.append(
-                Batch(clean, y[rows], attacked, ids[rows], ball, own, soft, ramp, start_at, progress)
-            )
+        for x_adv, began, within in found:
+            for rows in self._parts(len(x)):
+                clean = x[rows]
+                attacked = clean if x_adv is x else x_adv[rows]
+                soft, start_at = some_rows(y_soft, rows), some_rows(began, rows)
+                own = rng.rows(rows)
+                batches.append(
+                    Batch(clean, y[rows], attacked, ids[rows], within, own, soft, ramp, start_at, progress)
+                )
         return self.descent(batches, progress)
+
+    def _found(
+        self, x: Tensor, y: Tensor, rng: RowRandom, y_soft: Tensor | None, threats: Sequence[Threat]
+    ) -> list[Found]:
+        """What is descended on: one entry for each threat, or one of the worst points; x without a loss."""
+        if self.settings.inner is None:
+            return [Found(x, None, threats[0][1])]
+        parts, worst = self._parts(len(x)), self.settings.worst
+        return self.ascent.each(x, y, rng, parts, y_soft, threats, worst=worst)
 
     def adversarial(
         self, x: Tensor, y: Tensor, rng: RowRandom, *, y_soft: Tensor | None = None, progress: float = 0.5
@@ -90,9 +111,7 @@ class MinMax:
         x: pixels [B, C, H, W] in [0, 1]. y: int64 [B]. y_soft: label distributions [B, K], or None. rng: one
         random stream per row. progress: share of the run, in [0, 1].
         """
-        if self.settings.inner is None:
-            return x
-        return self.ascent(x, y, rng, self._parts(len(x)), y_soft, progress)
+        return self._found(x, y, rng, y_soft, [self.settings.threat(progress)])[0].x_adv
 
     def _parts(self, rows: int) -> list[slice]:
         """The rows of each micro-batch."""

@@ -69,7 +69,9 @@ class StepRunner:
         seed, rank = self.plan.seed, self.step.settings.ranks.rank
         torch.manual_seed(step_seed(seed, progress.step) + rank)
         try:
-            return self.step(x, y, ids, seed=seed, epoch=epoch, y_soft=y_soft, progress=t)
+            return self.step(
+                x, y, ids, seed=seed, epoch=epoch, y_soft=y_soft, progress=t, number=progress.step
+            )
         except torch.OutOfMemoryError:
             progress.micro_batch = less_memory(self.step, len(x), self.plan.oom)
             self._say(

@@ -20,6 +20,10 @@ from robustcli.training.hook import Hook
 
 #: (oracle, x, ball) -> x_adv, parameters bound.
 Attack: TypeAlias = Callable[[Oracle, Tensor, Ball], Tensor]
+#: An attack and the ball that it searches.
+Threat: TypeAlias = tuple[Attack, Ball]
+#: Share of the run in [0, 1] -> the threat there.
+Strength: TypeAlias = Callable[[float], Threat]
 #: (model, batch) -> loss terms, parameters bound.
 Objective: TypeAlias = Callable[[Classifier, Batch], LossTerms]
 #: (model, batch) -> scalar that is added to the objective, already weighted.
@@ -37,7 +41,7 @@ class StepSettings:
         objective: the outer loss.
         inner: name of the loss that the attack ascends; None trains on clean images.
         attack: what searches for x_adv.
-        ball: the threat.
+        ball: the threat; of several, the first.
         optimizer: updates the model's parameters.
         dtype: autocast type of the outer passes; float32 means none.
         attack_bn: "eval" attacks with BatchNorm's running statistics, "train" with those of the batch.
@@ -54,6 +58,9 @@ class StepSettings:
         hooks: what surrounds the step.
         ranks: the processes that train together.
         strength: t -> (attack, ball), a curriculum; None means `attack` and `ball` throughout.
+        threats: (t, seed, number of the step) -> the threats of a step, of a union of several balls; None for
+            one ball.
+        worst: of a union: whether each image descends at its worst point alone, and not at those of all.
         inner_params: parameters of the inner loss.
         view: what the attack sees in place of the model; None for the model itself.
         micro_batch: most images in one pass; gradients are added up to the whole batch. None: the whole
@@ -80,13 +87,21 @@ class StepSettings:
     regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
     ranks: Ranks = field(default_factory=solo)
-    strength: Callable[[float], tuple[Attack, Ball]] | None = None
+    strength: Strength | None = None
+    threats: Callable[[float, int, int], list[Threat]] | None = None
+    worst: bool = False
     inner_params: Mapping[str, float] = field(default_factory=dict)
     view: View | None = None
     micro_batch: int | None = None
     fewest: int = 1
 
-    def threat(self, progress: float) -> tuple[Attack, Ball]:
+    def threats_of(self, progress: float, seed: int, number: int) -> list[Threat]:
+        """The threats of step `number`, at the share `progress` in [0, 1] of the run; one without a union."""
+        if self.threats is None:
+            return [self.threat(progress)]
+        return self.threats(progress, seed, number)
+
+    def threat(self, progress: float) -> Threat:
         """(attack, ball) at the share `progress` in [0, 1] of the run."""
         if self.strength is None:
             return self.attack, self.ball

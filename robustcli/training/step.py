@@ -42,6 +42,7 @@ class Step(Protocol):
         epoch: int,
         y_soft: Tensor | None = None,
         progress: float = 0.5,
+        number: int = 0,
     ) -> LossTerms:
         """One step on a batch, at the share `progress` of the run; returns the loss terms.
 
@@ -51,6 +52,7 @@ class Step(Protocol):
             seed, epoch: of all draws.
             y_soft: label distributions [B, K] where an augmentation has mixed images, else None.
             progress: in [0, 1].
+            number: of the step, from 0.
 
         Raises NumericsError (loss or gradient not finite), torch.OutOfMemoryError or Interrupted, the same on
         all ranks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -22,12 +22,12 @@ class Look:
     """How some validations look deeper than their own attack, where training may learn to mislead it.
 
     Args:
-        plan: the attacks, on images that stand under the validation's own.
+        plans: the attacks in each ball, on images that stand under the validation's own.
         images: how many validation images are looked at, >= 1.
         every: a look at every so many validations, >= 1; the last one always looks.
     """
 
-    plan: EvalPlan
+    plans: Sequence[EvalPlan]
     images: int
     every: int
 
@@ -43,7 +43,7 @@ class TrainPlan:
         augment: crop, flip and pose, or None.
         budget: (unit, amount): ("steps", n), ("epochs", e) or ("minutes", m).
         save_every, validate_every: in steps, >= 1.
-        validation: plan of the validation, or None when there is no validation split.
+        validations: plans of the validation, one for each ball; none when there is no validation split.
         val_positions: int64 [m], positions in the validation split.
         robust_best: the best checkpoint is that of the largest robust accuracy; False (natural training)
             takes the largest clean accuracy.
@@ -62,7 +62,7 @@ class TrainPlan:
     budget: tuple[str, float]
     save_every: int
     validate_every: int
-    validation: EvalPlan | None
+    validations: Sequence[EvalPlan]
     val_positions: Tensor
     robust_best: bool = True
     verified: bool = False

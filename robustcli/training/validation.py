@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustcli.config.threats import threat_name
 from robustcli.core.bounds import margins
 from robustcli.core.modes import frozen
 from robustcli.data.split import Split
 from robustcli.evaluation.plan import EvalPlan
+from robustcli.evaluation.result import Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.objectives.walked import program_of
 from robustcli.runtime.distributed import Ranks
@@ -29,12 +31,17 @@ def chance_of(split: Split, positions: Tensor) -> float:
     return int(split.labels[positions].bincount().max()) / len(positions)
 
 
+def _name(plan: EvalPlan) -> str:
+    """The name of a plan's ball among the balls of a union."""
+    return threat_name(plan.ball.norm, plan.ball.eps)
+
+
 class Validation:
     """Clean and robust accuracy of a model on chosen validation images; each rank measures its share.
 
     Args:
         split: the validation split.
-        plan: attacks and ball.
+        plans: attacks and ball; of a union one plan for each ball, and an image stands where it does in all.
         positions: int64 [m], which images of the split.
         device: where it runs.
         ranks: the processes that share the work.
@@ -47,7 +54,7 @@ class Validation:
     def __init__(
         self,
         split: Split,
-        plan: EvalPlan,
+        plans: Sequence[EvalPlan],
         positions: Tensor,
         device: torch.device,
         ranks: Ranks,
@@ -56,24 +63,33 @@ class Validation:
         verified: bool = False,
         look: Look | None = None,
     ) -> None:
-        self.split, self.plan, self.positions, self.device, self.ranks = split, plan, positions, device, ranks
+        self.split, self.plans, self.positions, self.device, self.ranks = (
+            split,
+            plans,
+            positions,
+            device,
+            ranks,
+        )
         self.verified, self.chance = verified, chance_of(split, positions)
         self.look = look
         self._standing: Tensor | None = None  # what of the own share stood in the last validation
         self._stop, self._say = stop, each_once(say)  # each validation would say it again
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """{clean_acc, robust_acc, n, chance, fgsm_acc, verified_acc}, the same on every rank; in [0, 1].
+        """{clean_acc, robust_acc, n, chance, fgsm_acc, verified_acc, threats}, in [0, 1].
 
-        robust_acc is None without attacks. fgsm_acc is left out when the plan has no FGSM stage, and
-        verified_acc where nothing is proven.
+        It is the same on every rank. robust_acc is None without attacks. fgsm_acc is left out when the plan
+        has no FGSM stage, and verified_acc where nothing is proven. threats: the name of each ball of a union
+        -> robust accuracy in it; left out for one ball.
         """
         total = self._shared(lambda: self._count(model, self._own))
         n = total["n"]
         row: dict[str, Any] = {"clean_acc": total["clean"] / n, "robust_acc": None, "n": n}
         row["chance"] = self.chance
-        if self.plan.attacks:
+        if self.plans[0].attacks:
             row["robust_acc"] = total["robust"] / n
+            if len(self.plans) > 1:
+                row["threats"] = {name: total[f"in {name}"] / n for name in map(_name, self.plans)}
         if FGSM in total:
             row["fgsm_acc"] = total[FGSM] / n
         if self.verified:
@@ -113,15 +129,23 @@ class Validation:
         """Number of images, and how many are right: clean, under all attacks, under FGSM if planned."""
         if not len(positions):
             return {"n": 0, "clean": 0, "robust": 0}
-        evaluation = RobustEvaluation(model, self.plan, stop=self._stop, say=self._say)
-        result = evaluation.run(self.split, positions, self.device)
-        self._standing = result.survivors
-        counts = {"n": result.n, "clean": int(result.correct.sum()), "robust": int(result.survivors.sum())}
-        if FGSM in result.stages:
-            counts[FGSM] = int(result.stages[FGSM].sum())
+        results = [self._evaluated(model, plan, positions) for plan in self.plans]
+        first, standing = results[0], torch.stack([result.survivors for result in results]).all(0)
+        self._standing = standing
+        counts = {"n": first.n, "clean": int(first.correct.sum()), "robust": int(standing.sum())}
+        if len(results) > 1:
+            pairs = zip(map(_name, self.plans), results, strict=True)
+            counts |= {f"in {name}": int(result.survivors.sum()) for name, result in pairs}
+        if FGSM in first.stages:
+            counts[FGSM] = int(torch.stack([result.stages[FGSM] for result in results]).all(0).sum())
         if self.verified:
             counts["verified"] = self._count_verified(model, positions)
         return counts
+
+    def _evaluated(self, model: nn.Module, plan: EvalPlan, positions: Tensor) -> Evaluation:
+        """The verdicts under one plan."""
+        evaluation = RobustEvaluation(model, plan, stop=self._stop, say=self._say)
+        return evaluation.run(self.split, positions, self.device)
 
     def _count_deeper(self, model: nn.Module, look: Look) -> dict[str, int]:
         """Of some images, evenly spread: their number, and how many stand under both lists of attacks."""
@@ -134,8 +158,8 @@ class Validation:
         standing = ordered[places][survivors[places]]
         counts = {"look n": len(places), "look standing": len(standing), "look left": 0}
         if len(standing):
-            deep = RobustEvaluation(model, look.plan, stop=self._stop, say=self._say)
-            counts["look left"] = int(deep.run(self.split, standing, self.device).survivors.sum())
+            left = [self._evaluated(model, plan, standing).survivors for plan in look.plans]
+            counts["look left"] = int(torch.stack(left).all(0).sum())
         return counts
 
     def _count_verified(self, model: nn.Module, positions: Tensor) -> int:
@@ -143,7 +167,7 @@ class Validation:
         program, proven = program_of(model, self.split.shape), 0
         with frozen(model), torch.no_grad():
             for x, y, _ in self.split.stream(positions.split(_PROVEN_AT_ONCE), self.device):
-                least = margins(program, x, y, self.plan.ball, method="crown-ibp")
+                least = margins(program, x, y, self.plans[0].ball, method="crown-ibp")
                 proven += int((least > 0).all(1).sum())
         return proven
 
@@ -151,5 +175,6 @@ class Validation:
         """Estimated seconds of one validation, measured on a part of its images; clock: () -> seconds."""
         part = self.positions[:: max(1, len(self.positions) // 64)]
         began = clock()
-        RobustEvaluation(model, self.plan, stop=self._stop).run(self.split, part, self.device)
+        for plan in self.plans:
+            RobustEvaluation(model, plan, stop=self._stop).run(self.split, part, self.device)
         return (clock() - began) * len(self.positions) / len(part) / self.ranks.world

@@ -53,7 +53,7 @@ def engine_of(*settings, warn=lambda text: None):
 
 
 def stages(engine):
-    return [call.label for call in engine.plan.validation.attacks]
+    return [call.label for call in engine.plan.validations[0].attacks]
 
 
 def test_an_attack_of_one_step_is_watched_for_a_collapse_whatever_its_name(one_step_attack):
@@ -92,8 +92,8 @@ def test_where_gradients_may_be_masked_a_look_goes_deeper_for_a_twentieth_of_the
     setting, plan = setting_of(*settings), engine_of(*settings).plan
     assert (plan.look is not None) == looked_at
     if looked_at:
-        assert [call.label for call in plan.look.plan.attacks] == ["pgd-50", "square"]
-        dearest = 64 * (1 + planned_passes(plan.look.plan.attacks, setting.classes, "linf"))
+        assert [call.label for call in plan.look.plans[0].attacks] == ["pgd-50", "square"]
+        dearest = 64 * (1 + planned_passes(plan.look.plans[0].attacks, setting.classes, "linf"))
         one = plan.validate_every * plan.batch_size * passes_per_image(setting)
         assert (plan.look.every - 1) * one < 20 * dearest <= plan.look.every * one
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from robustcli.config.schema import Config
-from robustcli.config.sections import Augment
+from robustcli.config.sections import Augment, BallConfig
 from robustcli.config.spec import ModelConfig, Spec
 
 WORDS = st.sampled_from([
@@ -179,6 +179,10 @@ def _field(info: FieldInfo, path: str) -> st.SearchStrategy[Any]:
         return sections(annotation, f"{path}.")
     if path == "data.augment":
         return st.sampled_from(["auto", "none"]) | sections(Augment)
+    if path == "ball":
+        one = sections(BallConfig, "ball.")
+        several = st.lists(one, min_size=2, max_size=3, unique_by=lambda ball: ball.get("norm", "linf"))
+        return one | several
     if path == "ball.eps":
         return st.none() | numbers(1e-4, 1)
     return _value(info, annotation, path)
@@ -186,4 +190,17 @@ def _field(info: FieldInfo, path: str) -> st.SearchStrategy[Any]:
 
 def raw_configs() -> st.SearchStrategy[dict[str, Any]]:
     """Valid configs as a file would say them."""
-    return sections(Config)
+    return sections(Config).map(_of_one_unit)
+
+
+def _of_one_unit(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config without step sizes where there are several balls, which have none in common."""
+    return _stripped(raw) if isinstance(raw.get("ball"), list) else raw
+
+
+def _stripped(raw: Any) -> Any:
+    if isinstance(raw, list):
+        return [_stripped(item) for item in raw]
+    if isinstance(raw, dict):
+        return {key: _stripped(item) for key, item in raw.items() if key != "step_size"}
+    return raw

@@ -78,8 +78,9 @@ def trainer(*, regularizer=None, mode="warn", look=True, patience=None, clock=ti
     saves, said, rows = [], [], []
     made = TrainPlan(**{
         "seed": 0, "batch_size": 64, "factor": lambda t: 1.0, "augment": None, "budget": ("steps", 180),
-        "save_every": 60, "validate_every": 60, "validation": validation, "val_positions": torch.arange(160),
-        "look": Look(DEEPER, 64, 1) if look else None, **plan,
+        "save_every": 60, "validate_every": 60, "validations": [validation],
+        "val_positions": torch.arange(160),
+        "look": Look([DEEPER], 64, 1) if look else None, **plan,
     })  # fmt: skip
     t = Trainer(
         MinMax(settings),
@@ -154,7 +155,7 @@ def test_a_resumed_run_judges_as_the_whole_one(masked):
 def rare(**more):
     """A run whose validations would not look before the tenth, and whose looks find masked gradients."""
     t = trainer(look=False, validate_every=20, save_every=10**6, **{"budget": ("steps", 100), **more})
-    t.plan = replace(t.plan, look=Look(DEEPER, 64, 10))
+    t.plan = replace(t.plan, look=Look([DEEPER], 64, 10))
     t.validation.look = t.plan.look
     t.validation._count_deeper = lambda *_: {"look n": 64, "look standing": 30, "look left": 1}
     return t
@@ -254,6 +255,6 @@ def test_the_rule(look, masked):
 
 
 def test_looks_are_few_and_the_last_validation_is_one():
-    plan = replace(trainer().plan, validate_every=10, look=Look(DEEPER, 64, 3))
+    plan = replace(trainer().plan, validate_every=10, look=Look([DEEPER], 64, 3))
     assert [step for step in range(10, 100, 10) if plan.looks(step, False)] == [30, 60, 90]
     assert plan.looks(47, True) and not replace(plan, look=None).looks(30, True)

@@ -94,7 +94,7 @@ def trainer(
     )
     settings = {
         "seed": 0, "batch_size": 8, "factor": lambda t: 1.0, "augment": None, "budget": ("steps", 12),
-        "save_every": 5, "validate_every": 4, "validation": validation, "val_positions": torch.arange(10),
+        "save_every": 5, "validate_every": 4, "validations": [validation], "val_positions": torch.arange(10),
     } | plan  # fmt: skip
     made_guards = guards or Guards(10, 3)
     found = Trainer(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from robustcli.config.sections import DataConfig
+from robustcli.config.threats import stated_ball
 from robustcli.errors import RobustCliError
 from robustcli.evaluation.alarms import state_digest
 from robustcli.models.source import load_model
@@ -59,7 +60,7 @@ def _config(run: Dossier) -> Iterator[Check]:
     if not run.config:
         yield Check("config", "changed", "config.resolved.yaml is not there any more")
         return
-    ball, data = run.config.get("ball") or {}, run.config.get("data") or {}
+    ball, data = stated_ball(run.config.get("ball")), run.config.get("data") or {}
     pairs = [("seed", run.config.get("seed"), row.seed), ("data.name", data.get("name"), row.data)]
     if isinstance(row, EvalRow) and row.norm != "none":
         pairs += [("ball.norm", ball.get("norm"), row.norm), ("ball.eps", ball.get("eps"), row.eps)]

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from robustcli.config.threats import stated_ball
 from robustcli.errors import RobustCliError, UsageError
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.paired import asked
@@ -184,8 +185,8 @@ def _numbers(run: Dossier) -> Numbers:
         return _of_training(run)
     if run.verb == "demo":
         document = (document.get("models") or {}).get("robust") or {}
-    data, model, ball = (run.config.get(key) or {} for key in ("data", "model", "ball"))
-    ball = document.get("ball") or ball
+    data, model = (run.config.get(key) or {} for key in ("data", "model"))
+    ball = document.get("ball") or stated_ball(run.config.get("ball"))
     return Numbers(
         data=_text(document.get("data") or data.get("name")),
         split=_text(document.get("split")),
@@ -202,7 +203,8 @@ def _numbers(run: Dossier) -> Numbers:
 
 
 def _of_training(run: Dossier) -> Numbers:
-    data, model, ball, train = (run.config.get(key) or {} for key in ("data", "model", "ball", "train"))
+    data, model, train = (run.config.get(key) or {} for key in ("data", "model", "train"))
+    ball = stated_ball(run.config.get("ball"))
     best, attack = run.document.get("best") or {}, train.get("val_attack") or {}
     return Numbers(
         data=_text(data.get("name")),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robustcli.assembly.ranges import parse_sweep
-from robustcli.config.number import format_number
 from robustcli.config.schema import Config
+from robustcli.config.threats import UNION, threat_name
 from robustcli.errors import UsageError
 from robustcli.gating.measured import check_goal, hint_for, same_radius
 from robustcli.gating.threshold import Threshold
@@ -28,17 +28,19 @@ def check_measurable(config: Config, thresholds: Sequence[Threshold]) -> None:
 
 
 def _ball(config: Config) -> str:
-    """`linf:8/255`; the norm alone where the radius is the preset of a data set."""
-    if config.ball.eps is None:
-        return config.ball.norm
-    return f"{config.ball.norm}:{format_number(config.ball.eps)}"
+    """`linf:8/255`; the norm alone where the radius is the preset of a data set; several with their union."""
+    named = [ball.norm if ball.eps is None else threat_name(ball.norm, ball.eps) for ball in config.balls]
+    return ", ".join([*named, UNION] if config.union else named)
 
 
 def _will_be_measured(config: Config, threshold: Threshold) -> bool:
     """Whether the radius is that of the ball, or a point of the sweep. That of a preset is not known yet."""
     norm, eps = threshold.quantity.norm, threshold.quantity.eps
-    if eps is None or config.ball.eps is None:
-        return norm == config.ball.norm
+    if norm == UNION:
+        return config.union
+    ball = next((ball for ball in config.balls if ball.norm == norm), None)
+    if ball is None or eps is None or ball.eps is None:
+        return ball is not None
     sweep = parse_sweep(config.eval.sweep) if config.eval.sweep else None
-    points = [config.ball.eps, *(sweep.values if sweep is not None and sweep.key == "eps" else ())]
-    return any(same_radius(config.ball.norm, point, norm, eps) for point in points)
+    points = [ball.eps, *(sweep.values if sweep is not None and sweep.key == "eps" else ())]
+    return any(same_radius(ball.norm, point, norm, eps) for point in points)

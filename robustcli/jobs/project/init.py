@@ -134,8 +134,8 @@ def _project(loaded: Loaded, flags: InitFlags, found: Found | None) -> _Project:
         found=told,
         model=_within(model, flags.folder) if spec.is_reference and not code else model,
         trained=spec.is_reference and not code,
-        norm=config.ball.norm,
-        eps=flags.eps or _usual_radius(data, config.ball.norm, large),
+        norm=config.balls[0].norm,
+        eps=flags.eps or _usual_radius(data, config.balls[0].norm, large),
         plugin=None if flags.plugin is None else _within(flags.plugin, flags.folder),
         small=small or (found is not None and sum(found.counts.values()) < 2000),
     )

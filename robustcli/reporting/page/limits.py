@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from robustcli.config.threats import members
 from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
 from robustcli.records.guard import GuardRow
@@ -87,8 +88,11 @@ def untested(run: Dossier) -> list[str]:
     ball = ball_of(run)
     found = []
     if ball is not None:
-        others = [norm for norm in _NORMS if norm != ball[0]]
-        found.append(f"Other norms: {listed(others)}. Robustness under one norm says little about another.")
+        tested = [name.partition(":")[0] for name in members(ball[0])]
+        others = [norm for norm in _NORMS if norm not in tested]
+        if others:
+            told = "Robustness under one norm says little about another."
+            found.append(f"Other norms: {listed(others)}. {told}")
         if not any(row.key == "eps" for row in run.of(SweepRow)) and len(run.of(CertifyRow)) < 3:
             found.append("Other radii: how the number falls as the attacker may do more (`--sweep eps=...`).")
     found += _attacks(run)

@@ -19,7 +19,7 @@ from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.guard_table import guard_table
 from robustcli.reporting.page.blocks import Block, Bullets, Facts, Figure, Grid, Section, Text
 from robustcli.reporting.page.words import ball_of
-from robustcli.reporting.record_tables import class_table, eval_table, train_table
+from robustcli.reporting.record_tables import class_table, eval_table, train_table, union_table
 from robustcli.reporting.tables import Table
 from robustcli.reporting.weakest import weak_image_table, weakest_images
 
@@ -59,7 +59,9 @@ def _evaluation(run: Dossier) -> list[Block]:
     rows = run.of(EvalRow)
     if run.verb == "demo" and (models := run.document.get("models")):
         return [Grid(_demo_table(models))]
-    return [Grid(eval_table(rows))] if rows else []
+    by_ball = union_table(rows)
+    tables = [eval_table(rows), *([] if by_ball is None else [by_ball])]
+    return [Grid(table) for table in tables] if rows else []
 
 
 def _demo_table(models: Mapping[str, Mapping[str, object]]) -> Table:

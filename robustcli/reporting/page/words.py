@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robustcli.config.threats import is_union, members
 from robustcli.proportions import Rate
 from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
@@ -22,6 +23,8 @@ _DESCRIBED = (EvalRow, CertifyRow, GuardRow, TrainRow, TransferRow)
 def change(norm: str, eps: float) -> str:
     """What an attacker may do to an image, after the words "an attacker may"."""
     radius = format_eps(eps, norm)
+    if is_union(norm):
+        return f"change the image within any one of the balls {listed(members(norm), 'or')}"
     if norm == "linf":
         share = f"{100 * eps:.3g} %"
         return f"change every pixel by at most {radius.partition(' (')[0]}, {share} of its range"
