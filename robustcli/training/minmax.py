@@ -77,7 +77,7 @@ class MinMax:
         start = RowRandom(seed, "start", ids, epoch=epoch)
         threats = self.settings.threats_of(progress, seed, number)
         with shared_faults(self.settings.ranks):
-            found = self._found(x, y, start, y_soft, threats)
+            found = self.found(x, y, start, y_soft, threats)
         _, ball = self.settings.threat(progress)
         ramp = self.settings.reached(ball)
         # A stream of its own: a regulariser must not see the noise that the attack started from.
@@ -94,7 +94,7 @@ class MinMax:
                 )
         return self.descent(batches, progress)
 
-    def _found(
+    def found(
         self, x: Tensor, y: Tensor, rng: RowRandom, y_soft: Tensor | None, threats: Sequence[Threat]
     ) -> list[Found]:
         """What is descended on: one entry for each threat, or one of the worst points; x without a loss."""
@@ -111,7 +111,7 @@ class MinMax:
         x: pixels [B, C, H, W] in [0, 1]. y: int64 [B]. y_soft: label distributions [B, K], or None. rng: one
         random stream per row. progress: share of the run, in [0, 1].
         """
-        return self._found(x, y, rng, y_soft, [self.settings.threat(progress)])[0].x_adv
+        return self.found(x, y, rng, y_soft, [self.settings.threat(progress)])[0].x_adv
 
     def _parts(self, rows: int) -> list[slice]:
         """The rows of each micro-batch."""

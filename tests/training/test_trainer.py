@@ -179,10 +179,10 @@ class Cramped(MinMax):
 
     error = NO_ROOM[0]
 
-    def adversarial(self, x, y, rng, **more):
+    def found(self, x, *more):
         if min(self.micro_batch or len(x), len(x)) > 3:
             raise self.error
-        return super().adversarial(x, y, rng, **more)
+        return super().found(x, *more)
 
 
 @pytest.mark.parametrize("error", NO_ROOM)
@@ -227,7 +227,7 @@ def test_batchnorm_is_not_given_smaller_batches_unasked(batch_norm, oom, halves)
 
 
 class Full(MinMax):
-    def adversarial(self, x, y, rng, **more):
+    def found(self, x, *more):
         raise torch.OutOfMemoryError("no room")
 
 

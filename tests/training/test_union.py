@@ -52,7 +52,7 @@ def found_alone(net):
         attack, ball = strength(0.5)
         step = minmax(net, attack=attack)
         threats = [(attack, ball)]
-        points.append(step._found(X, Y, RowRandom(0, "start", IDS), None, threats)[0].x_adv)
+        points.append(step.found(X, Y, RowRandom(0, "start", IDS), None, threats)[0].x_adv)
     return points
 
 
@@ -61,7 +61,7 @@ def test_max_descends_at_the_point_with_the_largest_loss_of_each_image(size):
     """Traps: the maximum is taken over the batch and not per image; micro-batches mix their rows up."""
     net = network()
     step = in_union(net, "max", micro_batch=size)
-    (found,) = step._found(X, Y, RowRandom(0, "start", IDS), None, step.settings.threats_of(0.5, 0, 0))
+    (found,) = step.found(X, Y, RowRandom(0, "start", IDS), None, step.settings.threats_of(0.5, 0, 0))
     points = found_alone(net)
     loss = bind_inner("ce", Y)
     with torch.no_grad():
