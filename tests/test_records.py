@@ -246,7 +246,7 @@ def edited(**changes: Any) -> dict[str, Any]:
         (edited(extra=1), "extra does not follow"),
         ({key: value for key, value in edited().items() if key != "norm"}, "norm"),
         (edited(schema_version=2), "schema version 1"),
-        (edited(kind="train"), "not a row of kind clean or attack or worst"),
+        (edited(kind="train"), "not a row of kind clean or attack or threat or worst"),
         (edited(per_class=[1]), "not a row of kind attack"),
         (edited(eps="0.1"), "not a row of kind attack"),
         ([], "not a row of kind clean"),
