@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["fixed", "minimal", "unbounded"]
@@ -37,6 +38,12 @@ class AttackFacts:
         starts_at_clean: whether it begins at the clean points, where some losses have no slope.
         guarded: whether it is made for guarded models, and searches for a wrong class and against the
             rejection apart. On any other model it is PGD, and may cost less than `passes`.
+        ends_early: whether `passes` is the most, and a sample that stands may cost less.
+        label: parameters, defaults included -> its name in tables; None: the registered name, with steps and
+            restarts.
+        reads: parameters, defaults included -> the files that verdicts depend on; None for none.
+        ready: parameters, defaults included -> whether nothing is searched, and decisions are enough; None:
+            never.
         kept: how many of the passes training saves: their answers belong to a class and are kept for many
             steps (`core.memory`). They are asked for on images that are all alike, which have no batch
             statistics.
@@ -51,6 +58,10 @@ class AttackFacts:
     deterministic: bool
     starts_at_clean: bool = False
     guarded: bool = False
+    ends_early: bool = False
+    label: Callable[[Mapping[str, Any]], str] | None = None
+    reads: Callable[[Mapping[str, Any]], list[Path]] | None = None
+    ready: Callable[[Mapping[str, Any]], bool] | None = None
     kept: int = 0
 
 

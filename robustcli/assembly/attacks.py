@@ -93,8 +93,9 @@ def calls_of(spec: Spec, norm: str, path: str, search: Search) -> list[AttackCal
             raise ConfigError(what, where=path)
         return [_stage(stage, norm, path, search) for stage in fn(norm, **params)]
     _, params = bound(registry.attacks, spec, path)
-    call = _checked(spec.name, params, norm, path)
-    return [replace(call, label=label_of(spec.name, _told(call)))]
+    call, label = _checked(spec.name, params, norm, path), registry.attacks.get(spec.name).facts.label
+    named = label_of(spec.name, _told(call)) if label is None else label(call.given)
+    return [replace(call, label=named)]
 
 
 def _told(call: AttackCall) -> Mapping[str, Any]:

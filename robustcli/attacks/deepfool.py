@@ -32,6 +32,7 @@ def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
     passes=_passes,
     use="a quick rough distance",
     deterministic=True,
+    ends_early=True,
 )
 def deepfool(
     oracle: Oracle,

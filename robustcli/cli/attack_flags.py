@@ -21,12 +21,17 @@ def _names(attack: str) -> list[str]:
 
 
 def _spec(name: str) -> str:
-    """`pgd:steps=20` sets a parameter, `autoattack:rapid` the version; any other name is whole."""
+    """`pgd:steps=20` sets a parameter, `autoattack:rapid` the version, `patch:DIR` the file.
+
+    Any other name is whole.
+    """
     from robustcli import registry
 
     bare, *given = name.split(":")
     if given and "=" not in given[0] and bare in registry.ensembles:
         given[0] = f"version={given[0]}"
+    if given and "=" not in given[0] and _reads_file(bare):
+        given[0] = f"file={given[0]}"
     if not given or not all("=" in word for word in given):
         return f'{{name: "{name}"}}'
     pairs = (word.partition("=") for word in given)
@@ -36,7 +41,15 @@ def _spec(name: str) -> str:
 def _bare(name: str) -> str:
     """The name of an attack without its parameters."""
     bare, _, given = name.partition(":")
-    return bare if "=" in given else name
+    return bare if "=" in given or (given and _reads_file(bare)) else name
+
+
+def _reads_file(attack: str) -> bool:
+    """Whether a registered attack has the parameter `file`."""
+    from robustcli import registry
+
+    known = registry.attacks
+    return attack in known and "file" in registry.parameters(known.get(attack).fn)
 
 
 def adversary(loaded: Loaded) -> dict[str, str]:

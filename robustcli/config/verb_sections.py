@@ -203,6 +203,31 @@ class EvalConfig(Section):
         return cls.only_one(value, info)
 
 
+class PatchConfig(Section):
+    """How one patch for all images is fitted, on images that are not measured."""
+
+    split: Literal["train", "val"] = Field(
+        default="train", description="the split whose images it is fitted on"
+    )
+    n: Int = Field(default=512, ge=1, description="images of that split, every class by its share")
+    area: Number = Field(default=0.1, gt=0, le=1, description="largest share of an image's area")
+    rotation: Number = Field(default=22.5, ge=0, le=180, description="largest turn to either side, degrees")
+    smallest: Number = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="smallest side in units of the largest; drawn like turn and place",
+    )
+    steps: Int = Field(default=300, ge=1, description="steps of Adam, each on one batch at places of its own")
+    batch_size: Int = Field(default=64, ge=1, le=2**20, description="images per step")
+    step_size: Number = Field(default=0.05, gt=0, description="of Adam, pixel units")
+    dark: Number = Field(default=0.0, ge=0, le=1, description="darkest pixel that can be printed")
+    bright: Number = Field(default=1.0, ge=0, le=1, description="brightest pixel that can be printed")
+    tv: Number = Field(
+        default=0.0, ge=0, description="weight of the total variation: smooth patches survive printing"
+    )
+
+
 class AttackConfig(Section):
     """What the attack verb writes."""
 
@@ -212,4 +237,7 @@ class AttackConfig(Section):
         default=None,
         gt=0,
         description="factor of the difference shown there; null = the largest that cuts nothing off",
+    )
+    patch: PatchConfig | None = Field(
+        default=None, description="fit a patch first; attacks show it as {name: patch, file: fitted}"
     )

@@ -331,6 +331,22 @@ class Oracle:
         self._rows = self._index = self._rows[whole]
         self.rng, self._places = self.rng.rows(whole), places
 
+    def rest(self, stay: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors [R, ...] of the rows in play at the places `stay`, int64.
+
+        The others rest until `recall`.
+
+        It may be called again on the rows that are left. Rows that are `spread` cannot rest.
+        """
+        if self._before is None:
+            self._before = (self._rows, self.rng)
+        away = torch.ones_like(self._rows, dtype=torch.bool)
+        away[stay] = False
+        self._waiting = torch.cat((self._waiting, self._rows[away]))
+        self._rows = self._index = self._rows[stay]
+        self.rng = self.rng.rows(stay)
+        return tuple(t[stay] for t in tensors)
+
     def gather(self, x_adv: Tensor, waiting: Tensor) -> Tensor:
         """Each row in play has one place again, the rows that waited before the others.
 
@@ -354,9 +370,10 @@ class Oracle:
         return points
 
     def recall(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """As if the rows had not been spread, after a search that failed: rows that fell have left.
+        """As if no row had been spread, after a search that failed, or had rested: rows that fell have left.
 
-        tensors: [R, ...] of the rows in play before `spread`; the answer is of those still in play.
+        tensors: [R, ...] of the rows in play before `spread` or the first `rest`; the answer is of those
+        still in play.
         """
         if self._before is not None:
             self._rows, self.rng = self._before

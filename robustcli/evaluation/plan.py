@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from robustcli.evaluation.quickest import Length, quickest
 from robustcli.facts import AttackFacts, Kind, Needs, Passes
 from robustcli.models.contract.training import keeps_channels_last
 from robustcli.registry import Entry, parameters
+from robustcli.regular import read_bytes
 
 _USUAL_LAYOUT = "copy in PyTorch's usual memory layout: the network does not run in channels-last"
 _UNFOLDED = "copy that keeps its BatchNorm: the network does not run as a trace"
@@ -28,6 +31,7 @@ _UNFOLDED = "copy that keeps its BatchNorm: the network does not run as a trace"
 _MANY = (
     200  # model passes on a sample that survives, from which faster forms of a twin are worth their making
 )
+_LIMIT = 1 << 26  # bytes of a file that an attack reads
 _CLASSES = 10  # of a usual task, where only the size of a cost matters
 JUDGE_DRAWS = 25  # odd: a majority always exists
 
@@ -160,6 +164,7 @@ class AttackCall:
         search: on what this call searches; None means the plan's `search`.
         precision: the lowest in which it may search, bf16 or fp32.
         cost: model passes on a sample that survives, see `facts.AttackFacts.passes`; None where nobody knows.
+        reads: path -> SHA-256 of each file that its verdicts depend on.
     """
 
     label: str
@@ -171,6 +176,7 @@ class AttackCall:
     search: Search | None = None
     precision: str = "bf16"
     cost: Passes | None = field(default=None, compare=False)
+    reads: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -181,9 +187,9 @@ class AttackCall:
         label: str | None = None,
         search: Search | None = None,
     ) -> AttackCall:
-        """A registered attack with `params`; label None means its name."""
+        """A registered attack with `params`; label None means its name. Raises OSError: a file it reads."""
         facts = entry.facts
-        return cls(
+        call = cls(
             label=label or entry.name,
             name=entry.name,
             fn=entry.fn,
@@ -194,6 +200,10 @@ class AttackCall:
             precision=facts.precision,
             cost=facts.passes,
         )
+        if facts.ready is not None and facts.ready(call.given):
+            call = replace(call, needs="decisions")
+        files = [] if facts.reads is None else facts.reads(call.given)
+        return replace(call, reads={str(path): _hash_of(path) for path in files})
 
     @property
     def given(self) -> dict[str, Any]:
@@ -313,3 +323,8 @@ class EvalPlan:
     def draws(self, many: int) -> int:
         """`many` for a randomised model, else 1: model passes per answer."""
         return many if self.randomised else 1
+
+
+def _hash_of(path: Path) -> str:
+    """SHA-256 of a file that an attack reads. Raises OSError."""
+    return sha256(read_bytes(path, _LIMIT)).hexdigest()

@@ -8,11 +8,13 @@ from robustcli.assembly.cost import evaluation_plan
 from robustcli.assembly.lineage import begins_with
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import pinned
-from robustcli.assembly.setting import prepare_to_measure
+from robustcli.assembly.setting import Setting, prepare, prepare_to_measure
 from robustcli.config.load import Loaded
+from robustcli.config.schema import Config
 from robustcli.jobs.evaluated import report
 from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
+from robustcli.jobs.patch_fit import check_patch, fitted
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.verb_flags import MeasureFlags
@@ -31,7 +33,8 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     document = Document("attack")
     team, console = joined(loaded.config, console)
     config = pinned(loaded.config)
-    setting = prepare_to_measure(config, console, begins_with(config), dry_run=flags.dry_run)
+    check_patch(config, flags.nproc)
+    setting = _prepared(config, console, dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
     check_attacks(setting, model=model)
     if flags.dry_run:
@@ -39,9 +42,20 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     check_channels(setting.data.shape[0])
     with open_new("attack", config, flags, team=team) as run, StopFlag() as stop:
         write_inputs(run, config)
+        if not isinstance(run, Follower):
+            setting = fitted(setting, model, run, console, stop.check)
         writer = ImageWriter(setting, model, run, team)
         result, rows = measure(setting, model, console, stop.check, done=writer.add, audit=False, team=team)
         if isinstance(run, Follower):
             return None
         images = writer.finish(console)
         return report(run, document, config, result, rows, console, {**images, **queries_of(model)})
+
+
+def _prepared(config: Config, console: Console, *, dry_run: bool) -> Setting:
+    """The setting, with the images that a patch is fitted on beside those that are measured."""
+    models, asked = begins_with(config), config.attack.patch
+    if asked is None:
+        return prepare_to_measure(config, console, models, dry_run=dry_run)
+    parts = dict.fromkeys((config.eval.split, asked.split))
+    return prepare(config, console, parts=(*parts,), models=models, measures=True, dry_run=dry_run)

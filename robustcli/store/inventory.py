@@ -43,7 +43,7 @@ _TRAIN = (
 _ATTACK = (
     *(rf"images/(?:\d{{6,}}_[^/]{{0,40}}_adv\.png|{_TMP})", r"(?:images|samples)\.jsonl"),
     _EXAMPLES,
-    _drawn("gallery", *_JUDGED),
+    *(_drawn("gallery", *_JUDGED), r"patch\.(?:safetensors|png)"),
 )
 
 

@@ -18,7 +18,7 @@ from robustcli.core.random import RowRandom
 ENTRIES = list(registry.attacks)
 PAIRS = [(e.name, norm) for e in ENTRIES for norm in e.facts.norms]
 FIXED = [(name, norm) for name, norm in PAIRS if registry.attacks.get(name).facts.kind == "fixed"]
-SHORT = {"steps": 4, "restarts": 2, "queries": 30, "draws": 4}
+SHORT = {"steps": 4, "restarts": 2, "queries": 30, "draws": 4, "periods": 1, "warm": 2}
 
 
 class Net(nn.Module):

@@ -88,6 +88,9 @@ RULES: dict[str, Rule] = {
     "robustcli attack attack/labels_only": Rule(
         "--smoke --n 4 eval.checks=2 threads=1 attacks.0.queries=20 attacks.1.queries=20"
     ),
+    "robustcli attack attack/patch": Rule(
+        "--smoke --n 4 eval.checks=2 threads=1 attack.patch.steps=2 attack.patch.n=16"
+    ),
     "robustcli bench": Rule("--dry-run", why="tests/jobs/test_bench.py measures"),
     "robustcli bench train/cifar10_cpu": Rule(f"--smoke data.size=8 {SMALL}"),
     "robustcli bench smoke/fake --model resnet18 --steps 10 --dry-run": Rule(),
