@@ -26,11 +26,11 @@ DOCS = Path(__file__).resolve().parent
 MADE = "<!-- made by `make docs` from {source}: edit that, not this -->"
 #: Last word of a key -> the unit of its number. A number without an entry fails the making of the page.
 UNITS = {
-    "none": "alpha batch_size flip lr norm probability threads seed split_seed scale amplify fpr share",
-    "share": "val_fraction test_fraction extra_ratio max_bad eps_until eps_from steps_until fail_under",
-    "pixel units of [0, 1]": "eps sigma radii enough",
+    "none": "alpha batch_size flip lr norm probability threads seed split_seed scale amplify fpr share tv",
+    "share": "area smallest val_fraction test_fraction extra_ratio max_bad eps_until eps_from steps_until fail_under",
+    "pixel units of [0, 1]": "eps sigma radii enough step_size dark bright",
     "pixels": "crop translate size",
-    "degrees": "rotate",
+    "degrees": "rotate rotation",
     "images": "val_n n first shard_size checks micro_batch save gallery batch_size skip examples",
     "steps": "steps steps_start save_every alpha_steps",
     "epochs": "epochs validate_every",
