@@ -27,7 +27,8 @@ MADE = "<!-- made by `make docs` from {source}: edit that, not this -->"
 #: Last word of a key -> the unit of its number. A number without an entry fails the making of the page.
 UNITS = {
     "none": "alpha batch_size flip lr norm probability threads seed split_seed scale amplify fpr share tv",
-    "share": "area smallest val_fraction test_fraction extra_ratio max_bad eps_until eps_from steps_until fail_under",
+    "share": "area smallest val_fraction test_fraction extra_ratio max_bad eps_until eps_from steps_until "
+    "fail_under",
     "pixel units of [0, 1]": "eps sigma radii enough step_size dark bright",
     "pixels": "crop translate size",
     "degrees": "rotate rotation",
