@@ -59,7 +59,7 @@ def parameters(fn: Callable[..., Any]) -> str:
 def paper(fn: Callable[..., Any]) -> str:
     """The first paper that the docstring names."""
     source = (inspect.getdoc(fn) or "").partition("Source:")[2]
-    match = re.search(r"arXiv:\d{4}\.\d{4,5}|openreview\.net/\S+?(?=[,.;) ]|$)", source)
+    match = re.search(r"arXiv:\d{4}\.\d{4,5}|doi:10\.[\w./-]+\w|openreview\.net/\S+?(?=[,.;) ]|$)", source)
     return match[0] if match else ""
 
 

@@ -51,7 +51,7 @@ def test_a_stale_page_is_seen_and_a_new_attack_gets_a_row(tables, monkeypatch):
 
 @pytest.mark.parametrize("entry", [*registry.attacks, *registry.ensembles], ids=lambda entry: entry.name)
 def test_every_attack_says_when_to_take_it_and_names_its_paper(tables, entry):
-    assert len(entry.facts.use) > 10 and tables.paper(entry.fn).startswith("arXiv:")
+    assert len(entry.facts.use) > 10 and tables.paper(entry.fn).startswith(("arXiv:", "doi:"))
 
 
 def test_every_command_with_a_document_says_its_keys(tables):
