@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.edge import hides_bounds, opened
 from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
 from robustcli.core.losses import Criterion
@@ -126,7 +127,15 @@ class Search:
         """
         if offers(model) != "gradient":  # a black box has neither a copy nor operations to look into
             return model
-        searched = self._faithful_copy(model, x, say)
+        hides = hides_bounds(model, x)
+        # Just below 1 there is no other number in bfloat16.
+        search = replace(self, dtype=torch.float32) if hides else self
+        searched = search._faithful_copy(model, x, say)
+        if hides:
+            say(
+                "the model clamps its input and has no slope at 0 and 1: the search takes the slope beside them"
+            )
+            searched = opened(searched)
         if self.bpda:
             searched = straight_through(searched)
         if self.rescale:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from robustcli.core.edge import hides_bounds, opened
 from robustcli.core.geometry import Ball, column
 from robustcli.core.losses import Criterion, RowLoss, bind_inner
 from robustcli.core.memory import Memory
@@ -57,6 +59,7 @@ class Ascent:
         self._forward = forward
         self._twin: SearchTwin | None = None
         self._twin_tried = False
+        self._hides = False  # whether the model has no slope at black and white pixels
 
     @property
     def way(self) -> str:
@@ -130,18 +133,23 @@ class Ascent:
     def _searcher(self, x: Tensor) -> Classifier:
         """The twin with the present weights, or the model itself. The first call compares both on x."""
         if not self._twin_tried:
+            self._hides = self.settings.attack_bn == "eval" and hides_bounds(self.settings.model, x)
             self._twin = self._make_twin(x)
             self._twin_tried = True
         elif self._twin is not None:
             self._twin.refresh()
-        return self._twin or self._forward
+        searcher = self._twin or self._forward
+        return opened(searcher) if self._hides else searcher
 
     def _make_twin(self, x: Tensor) -> SearchTwin | None:
         """The twin; None where none is wanted or its answers on x differ from the model's."""
         settings = self.settings
         if settings.search.plain or settings.attack_bn != "eval" or settings.data_parallel:
             return None
-        twin, note = settings.search.faithful(settings.model, x)
+        search = settings.search
+        if self._hides:  # just below 1 there is no other number in bfloat16
+            search = replace(search, dtype=torch.float32)
+        twin, note = search.faithful(settings.model, x)
         self.twin_note = "" if twin is not None else note
         return twin
 

@@ -1,0 +1,84 @@
+"""A model that clamps its input is attacked as well as the same model without the clamp."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import robustcli
+from robustcli.core.edge import hides_bounds, opened
+
+
+class Clamped(nn.Module):
+    """z(edge(x))."""
+
+    def __init__(self, net, edge=lambda x: x.clamp(0, 1)):
+        super().__init__()
+        self.net, self.edge = net, edge
+
+    def forward(self, x):
+        return self.net(self.edge(x))
+
+
+@pytest.fixture
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 4)).eval()
+
+
+@pytest.fixture
+def digits():
+    """Images of black, white and a few grey pixels, as those of MNIST are: [32, 1, 8, 8]."""
+    draws = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return (2 * draws - 0.5).clamp(0, 1)
+
+
+EDGES = {
+    "clamp": lambda x: x.clamp(0, 1),
+    "below": lambda x: x.clamp(min=0),
+    "relu": torch.relu,
+    "hardtanh": lambda x: nn.functional.hardtanh(x, 0.0, 1.0),
+    "normalised": lambda x: (x.clip(0, 1) - 0.5) / 0.25,
+}
+
+
+@pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
+def test_a_slope_hidden_at_the_bounds_is_found_and_taken_beside_them(net, digits, edge):
+    clamped = Clamped(net, edge)
+    if not hides_bounds(clamped, digits):  # of torch before 2.15, whose clamp has a slope at its bounds
+        pytest.skip("this torch has a slope at the bounds")
+    assert not hides_bounds(opened(clamped), digits)
+    x = digits.clone().requires_grad_(True)
+    opened(clamped)(x).sum().backward()
+    assert (x.grad != 0).float().mean() > 0.99
+    assert torch.allclose(opened(clamped)(digits), clamped(digits), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [lambda x: x, lambda x: 0 * x, lambda x: x.clamp(-1, 2), lambda x: (255 * x).round() / 255],
+    ids=["plain", "constant", "wide", "rounding"],
+)
+def test_other_models_hide_nothing_there(net, digits, edge):
+    assert not hides_bounds(Clamped(net, edge), digits)
+    assert not hides_bounds(net, digits[:0])
+
+
+def test_a_look_draws_nothing(net, digits):
+    noisy = Clamped(net, lambda x: (x + torch.randn_like(x)).clamp(0, 1))
+    before = torch.get_rng_state()
+    hides_bounds(noisy, digits)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.3), ("l1", 1.5)])
+@pytest.mark.parametrize("attack", ["pgd", "fmn"])
+def test_a_clamp_costs_no_success(net, digits, norm, eps, attack):
+    with torch.no_grad():
+        y = net(digits).argmax(1)
+    plain = robustcli.evaluate(net, digits, y, eps=eps, norm=norm, attack=attack)
+    clamped = robustcli.evaluate(Clamped(net), digits, y, eps=eps, norm=norm, attack=attack)
+    assert plain.robust_acc < 0.9
+    assert abs(clamped.robust_acc - plain.robust_acc) <= 1 / 32
