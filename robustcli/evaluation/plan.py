@@ -132,9 +132,7 @@ class Search:
         search = replace(self, dtype=torch.float32) if hides else self
         searched = search._faithful_copy(model, x, say)
         if hides:
-            say(
-                "the model clamps its input and has no slope at 0 and 1: the search takes the slope beside them"
-            )
+            say("the model clamps its input: at 0 and 1 the search takes the slope beside them")
             searched = opened(searched)
         if self.bpda:
             searched = straight_through(searched)
