@@ -54,10 +54,12 @@ OWN = {
 }
 #: Arguments that the caller gives, in the docstrings of registered functions.
 CALLERS = ("oracle", "x", "ball", "model", "batch", "info", "settings", "run_dir", "config", "norm")
+CALLERS += ("rng", "copy")
 #: Registry -> (title of its page, the key of a configuration that names its methods, an example of a value).
 FAMILIES = {
     "attacks": ("Attacks", "attacks", "attacks=[{{name: {name}}}]"),
     "ensembles": ("Attack ensembles", "attacks", "attacks=[{{name: {name}}}]"),
+    "transforms": ("Input transforms", "attacks", "attacks=[{{name: mi_fgsm, transforms: [{name}]}}]"),
     "objectives": ("Objectives", "objective", "objective={name}"),
     "regularizers": ("Regularizers", "regularizers", "regularizers=[{{name: {name}}}]"),
     "steps": ("Training steps", "train.step", "train.step={name}"),
@@ -244,6 +246,8 @@ def cost(kind: str, entry: Any) -> str:
     facts, given = entry.facts, {p.name: p.default for p in registry.parameters(entry.fn).values()}
     if kind == "attacks":
         return f"{facts.passes(given, 10, facts.norms[0]):,} passes a sample at the defaults (10 classes)"
+    if kind == "transforms":
+        return f"{facts.copies} times the passes of the attack"
     if kind == "objectives":
         attack = "the attack and " if facts.inner else ""
         rival = f" and {facts.per_rival} more for each class but one" if facts.per_rival else ""

@@ -97,6 +97,18 @@ def ensembles() -> Iterable[Row]:
         }
 
 
+def transforms() -> Iterable[Row]:
+    """One row for each input transform of momentum attacks."""
+    for entry in registry.transforms:
+        yield {
+            "transform": f"`{entry.name}`",
+            "the model sees": formula(entry.fn),
+            "copies": value(entry.facts.copies),
+            "when": entry.facts.use,
+            "paper": paper(entry.fn),
+        }
+
+
 def objectives() -> Iterable[Row]:
     """One row for each outer loss."""
     for entry in registry.objectives:
@@ -228,6 +240,7 @@ def plain(kind: registry.Registry[Any, Any], head: str) -> Iterable[Row]:
 TABLES: dict[str, Callable[[], Iterable[Row]]] = {
     "attacks": attacks,
     "ensembles": ensembles,
+    "transforms": transforms,
     "objectives": objectives,
     "regularizers": regularizers,
     "steps": steps,

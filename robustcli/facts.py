@@ -38,6 +38,8 @@ class AttackFacts:
         starts_at_clean: whether it begins at the clean points, where some losses have no slope.
         guarded: whether it is made for guarded models, and searches for a wrong class and against the
             rejection apart. On any other model it is PGD, and may cost less than `passes`.
+        for_others: whether it climbs on changed copies of the image. Its points are to fool other models, and
+            are not the worst for the one that it searches on.
         ends_early: whether `passes` is the most, and a sample that stands may cost less.
         label: parameters, defaults included -> its name in tables; None: the registered name, with steps and
             restarts.
@@ -58,11 +60,30 @@ class AttackFacts:
     deterministic: bool
     starts_at_clean: bool = False
     guarded: bool = False
+    for_others: bool = False
     ends_early: bool = False
     label: Callable[[Mapping[str, Any]], str] | None = None
     reads: Callable[[Mapping[str, Any]], list[Path]] | None = None
     ready: Callable[[Mapping[str, Any]], bool] | None = None
     kept: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformFacts:
+    """What an input transform of momentum attacks needs and does.
+
+    Args:
+        use: when to take it, for the documentation.
+        copies: of the image that the model sees for one gradient, >= 1. Each costs a forward and a backward
+            pass.
+        random: whether it draws.
+        still: whether the pixels stay as they are, and only the gradient changes.
+    """
+
+    use: str
+    copies: int = 1
+    random: bool = False
+    still: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

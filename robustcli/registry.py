@@ -27,6 +27,7 @@ from robustcli.facts import (
     ObjectiveFacts,
     RegularizerFacts,
     StepFacts,
+    TransformFacts,
 )
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -140,6 +141,7 @@ def parameters(fn: Callable[..., Any]) -> dict[str, Param]:
 
 attacks = Registry("attack", "robustcli.attacks", AttackFacts)
 ensembles = Registry("attack ensemble", "robustcli.attacks", EnsembleFacts)
+transforms = Registry("input transform", "robustcli.attacks.transforms", TransformFacts)
 losses = Registry("loss", "robustcli.core", LossFacts)
 objectives = Registry("objective", "robustcli.objectives", ObjectiveFacts)
 regularizers = Registry("regularizer", "robustcli.objectives", RegularizerFacts)

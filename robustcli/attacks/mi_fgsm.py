@@ -8,8 +8,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from robustcli.attacks.transforms import Transforms, copies, views
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
+from robustcli.core.views import gradient_over
 from robustcli.registry import attacks
 
 
@@ -19,7 +21,7 @@ from robustcli.registry import attacks
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="bf16",
-    passes=lambda given, classes, norm: 2 * given["steps"] + 1,
+    passes=lambda given, classes, norm: 2 * given["steps"] * copies(given["transforms"]) + 1,
     use="images that are to fool another model",
     deterministic=True,
     starts_at_clean=True,
@@ -32,6 +34,7 @@ def mi_fgsm(
     steps: Annotated[int, Ge(1)] = 10,
     step_size: Annotated[float, Gt(0)] | None = None,
     decay: Annotated[float, Ge(0)] = 1.0,
+    transforms: Transforms = (),
     loss: Literal["ce", "margin"] | None = None,
 ) -> Tensor:
     """g_{k+1} = decay * g_k + grad_k / mean|grad_k|,  x_{k+1} = P(x_k + a * steepest(g_{k+1})).
@@ -46,6 +49,8 @@ def mi_fgsm(
         steps: gradient evaluations, >= 1; cost = `steps` forward and backward passes.
         step_size: a, pixel units, > 0; None means radius / steps.
         decay: share of the old direction that is kept, >= 0; 0 is iterated FGSM.
+        transforms: how the model sees the point (docs/attacks.md); a gradient is then the mean over all
+            copies, each of which costs a forward and a backward pass. A copy of other pixels is not met.
         loss: which loss to ascend; None means the caller's.
 
     Returns:
@@ -61,9 +66,9 @@ def mi_fgsm(
         a = ball.eps / steps
     if not decay >= 0:
         raise ValueError(f"decay must be >= 0, got {decay}")
-    x_adv, g = x, torch.zeros_like(x)
+    seen, x_adv, g = views(transforms), x, torch.zeros_like(x)
     for _ in range(steps):
-        grad = oracle.gradient(x_adv, loss).grad
+        grad = gradient_over(oracle, x_adv, seen, loss)
         size = grad.abs().mean((1, 2, 3), keepdim=True)
         g = decay * g + grad / torch.where(size > 0, size, 1.0)
         x_adv = ball.project(x, x_adv + a * ball.steepest(g, x_adv))

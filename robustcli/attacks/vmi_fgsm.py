@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -12,8 +13,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from robustcli.attacks.transforms import Transforms, copies, views
 from robustcli.core.geometry import Ball
 from robustcli.core.oracle import Oracle
+from robustcli.core.views import View, gradient_over
 from robustcli.registry import attacks
 
 
@@ -23,7 +26,9 @@ from robustcli.registry import attacks
     norms=("linf", "l2", "l1"),
     needs="gradient",
     precision="bf16",
-    passes=lambda given, classes, norm: 2 * (given["steps"] + (given["steps"] - 1) * given["samples"]) + 1,
+    passes=lambda given, classes, norm: (
+        2 * (given["steps"] + (given["steps"] - 1) * given["samples"]) * copies(given["transforms"]) + 1
+    ),
     use="images that are to fool another model, when MI-FGSM's do not",
     deterministic=False,
     starts_at_clean=True,
@@ -38,6 +43,7 @@ def vmi_fgsm(
     decay: Annotated[float, Ge(0)] = 1.0,
     samples: Annotated[int, Ge(1)] = 5,
     beta: Annotated[float, Ge(0)] = 1.5,
+    transforms: Transforms = (),
     loss: Literal["ce", "margin"] | None = None,
 ) -> Tensor:
     """g_{k+1} = decay * g_k + (grad_k + v_k) / mean|grad_k + v_k|,  x_{k+1} = P(x_k + a * steepest(g_{k+1})).
@@ -57,6 +63,9 @@ def vmi_fgsm(
         decay: share of the old direction that is kept, >= 0.
         samples: neighbours whose gradients are averaged in each step, >= 1 (the paper: 20).
         beta: radius of the neighbourhood in units of eps, >= 0; 0 is MI-FGSM.
+        transforms: how the model sees points and neighbours (docs/attacks.md); a gradient is then the mean
+            over all copies, each of which costs a forward and a backward pass. A copy of other pixels is not
+            met.
         loss: which loss to ascend; None means the caller's.
 
     Returns:
@@ -72,25 +81,32 @@ def vmi_fgsm(
         a = ball.eps / steps
     if not (decay >= 0 and samples >= 1 and beta >= 0):
         raise ValueError(f"need decay >= 0, samples >= 1 and beta >= 0, got {decay}, {samples} and {beta}")
-    x_adv, g, v = x, torch.zeros_like(x), torch.zeros_like(x)
+    seen, x_adv, g, v = views(transforms), x, torch.zeros_like(x), torch.zeros_like(x)
+    neighbourhood = replace(ball, eps=beta * ball.eps)
     for k in range(steps):
-        grad = oracle.gradient(x_adv, loss).grad
+        grad = gradient_over(oracle, x_adv, seen, loss)
         g = decay * g + _scaled(grad + v)
         if k < steps - 1:
-            v = _variance(oracle, x_adv, grad, replace(ball, eps=beta * ball.eps), samples, loss)
+            v = _variance(oracle, x_adv, grad, neighbourhood, samples, seen, loss)
         x_adv = ball.project(x, x_adv + a * ball.steepest(g, x_adv))
         x, x_adv, g, v = oracle.compact(x, x_adv, g, v)
     return oracle.result(x_adv)
 
 
 def _variance(
-    oracle: Oracle, x_adv: Tensor, grad: Tensor, neighbourhood: Ball, samples: int, loss: str | None
+    oracle: Oracle,
+    x_adv: Tensor,
+    grad: Tensor,
+    neighbourhood: Ball,
+    samples: int,
+    seen: Sequence[View],
+    loss: str | None,
 ) -> Tensor:
     """mean_i grad(x_adv + r_i) - grad(x_adv): [R, C, H, W], x_adv + r_i a random point of `neighbourhood`."""
     v = torch.zeros_like(grad)
     for _ in range(samples):
         neighbour = neighbourhood.random_point(x_adv, oracle.rng)
-        v += oracle.gradient(neighbour, loss, scored=False).grad - grad
+        v += gradient_over(oracle, neighbour, seen, loss, scored=False) - grad
     return v / samples
 
 

@@ -15,9 +15,9 @@ from robustcli.evaluation.plan import AttackCall
 ROWS = 3
 #: Values for parameters of these names, whatever the attack: the first choice, and another one.
 SMALL = {"steps": 3, "restarts": 1, "targets": 2, "draws": 1, "queries": 11, "binary_search": 2}
-SMALL |= {"rounds": 2, "angles": 3, "shifts": 2, "classes": 3, "samples": 2, "periods": 2}
+SMALL |= {"rounds": 2, "angles": 3, "shifts": 2, "classes": 3, "samples": 2, "copies": 2, "periods": 2}
 OTHER = {"steps": 7, "restarts": 3, "targets": 9, "draws": 4, "skip": 1, "grid": True, "targeted": False}
-OTHER |= {"rounds": 1, "queries": 5, "angles": 2, "shifts": 1, "classes": 9, "samples": 1}
+OTHER |= {"rounds": 1, "queries": 5, "angles": 2, "shifts": 1, "classes": 9, "samples": 1, "copies": 3}
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 3.0}
 CASES = [
     (entry.name, norm, classes, wanted)

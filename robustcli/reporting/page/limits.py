@@ -18,7 +18,7 @@ from robustcli.reporting.page.threat import attacks_of
 from robustcli.reporting.page.words import ball_of, data_of, described, listed
 
 _NORMS = ("linf", "l2", "l1", "l0")
-_WEAK = {"fgsm", "noise", "pgd", "mi_fgsm", "vmi_fgsm", "square"}
+_WEAK = {"fgsm", "noise", "pgd", "mi_fgsm", "vmi_fgsm", "bsr", "square"}
 
 
 def limits_section(run: Dossier) -> Section:
