@@ -145,11 +145,15 @@ def probe_size(calls: Sequence[AttackCall], n: int, checks: int | None, classes:
 
 
 def label_of(name: str, params: Mapping[str, Any]) -> str:
-    """The name in tables: ``pgd-20``, ``pgd-20x5`` (restarts), ``corruption-pixelate-3`` (severity)."""
+    """The name in tables: ``pgd-20``, ``pgd-20x5`` (restarts), ``mi_fgsm-10+di`` (transforms).
+
+    ``corruption-pixelate-3`` has a severity.
+    """
     if "severity" in params:
         return f"{name}-{params.get('type')}-{params['severity']}"
     steps, restarts = params.get("steps"), params.get("restarts") or 1
     label = name if steps is None else f"{name}-{steps}"
+    label = "+".join((label, *(params.get("transforms") or ())))
     return f"{label}x{restarts}" if restarts > 1 else label
 
 

@@ -144,7 +144,7 @@ def _transferred(row: TransferRow) -> Iterator[Measured]:
         split=row.split,
         norm=row.norm,
         eps=row.eps,
-        by=f"{row.attack} on {row.source}",
+        by=f"{row.best or row.attack} on {row.source}",
         model=row.target,
         seed=row.seed,
     )

@@ -126,7 +126,11 @@ FLAGS: dict[str, Flag] = {
         metavar="KEY=VALUES",
     ),
     "models": Flag("Two models or more, comma-separated: run:DIR,run:DIR.", metavar="MODEL,MODEL,…"),
-    "surrogate": Flag("Another model whose adversarial images are tried too (black box).", metavar="MODEL"),
+    "surrogate": Flag(
+        "Another model whose adversarial images are tried too (black box); repeatable, searched on together.",
+        kind="list",
+        metavar="MODEL",
+    ),
     "cross_check": Flag("Run the same attacks by another library too: torchattacks.", metavar="LIBRARY"),
     "nproc": Flag("Processes on this machine that share the work: one per GPU.", metavar="N"),
     "max_restarts": Flag(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from robustcli.config.number import Flag, Int, Number, Text, parse_int
-from robustcli.config.spec import From, Section, Spec
+from robustcli.config.spec import From, Section, Spec, names_code
 from robustcli.config.wording import shown
 
 
@@ -149,6 +149,29 @@ def _target(value: Any) -> Any:
     raise ValueError(f"expected random, least-likely, a label >= 0 or null, got {shown(value)}")
 
 
+class SurrogateConfig(Section):
+    """Other models on which images are made that the measured one is shown, too."""
+
+    models: list[Text] = Field(
+        default=[], max_length=16, description="which ones, [run:A, run:B]; searched on together"
+    )
+    join: Literal["loss", "logits", "best"] = Field(
+        default="loss",
+        description="several: mean of the losses, mean of the logits, or of each image the best point of all",
+    )
+    attack: Annotated[Spec | None, From("attacks")] = Field(
+        default=None,
+        description="what searches on them; null = mi_fgsm with sia, mi_fgsm and apgd, one after the other",
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _no_code(cls, models: list[str]) -> list[str]:
+        if named := [name for name in models if names_code(name)]:
+            raise ValueError(f"{shown(named[0])} is code, which only --surrogate may name")
+        return models
+
+
 class EvalConfig(Section):
     """Which images are judged, and what must be reached."""
 
@@ -184,6 +207,9 @@ class EvalConfig(Section):
     )
     target: Annotated[Literal["random", "least-likely"] | int | None, BeforeValidator(_target)] = Field(
         default=None, description="class to reach; null = untargeted"
+    )
+    surrogate: SurrogateConfig = Field(
+        default=SurrogateConfig(), description="models whose images are tried too (black box)"
     )
     sweep: Text | None = Field(
         default=None,

@@ -1,8 +1,8 @@
 """What each model's points do to all models, shard by shard: how processes tell each other.
 
 For R samples a file has R + 2 lines of JSON: a head, one line per sample in the order of ids, and the seal of
-`evaluation.shardfile`. {"id": i, "right": [bool of each model], "broken": [[bool of each target] of each
-source]}, where broken is null for a sample that some model gets wrong.
+`evaluation.shardfile`. {"id": i, "right": [bool of each model], "broken": [[[bool of each target] of each
+source] of each attack]}, where broken is null for a sample that some model gets wrong.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Shown:
     Args:
         ids: int64 [R].
         right: bool [M, R], right on the clean image.
-        broken: bool [M, M, J] over the J samples that all models get right; broken[s, t, j]: the point of
-            sample j made on s breaks t.
+        broken: bool [A, S, M, J] over the J samples that all models get right; broken[a, s, t, j]: the point
+            of sample j that attack a made on s breaks t. The first M of the S sources are the models.
     """
 
     ids: Tensor
@@ -45,14 +45,14 @@ class Shown:
         joint = self.right.all(0)
         kept = torch.zeros_like(joint)
         kept[places] = True
-        return Shown(self.ids[places], self.right[:, places], self.broken[:, :, kept[joint]])
+        return Shown(self.ids[places], self.right[:, places], self.broken[..., kept[joint]])
 
     @classmethod
     def joined(cls, parts: list[Shown]) -> Shown:
         """All parts, one after the other."""
         columns = [(part.ids, part.right, part.broken) for part in parts]
         ids, right, broken = zip(*columns, strict=True)
-        return cls(torch.cat(ids), torch.cat(right, 1), torch.cat(broken, 2))
+        return cls(torch.cat(ids), torch.cat(right, 1), torch.cat(broken, 3))
 
     def disagreement(self, other: Shown) -> list[int]:
         """Ids of the samples that `other` says something else of."""
@@ -68,12 +68,12 @@ class TransferStore(ShardFolder[Shown]):
 
     def write(self, number: int, shown: Shown) -> None:
         """Save one whole shard: a kill leaves the whole file or none. Raises ResourceError."""
-        head = {"header": self.header.digest, "shard": number}
+        head = {"header": self.header.digest, "shard": number, "shape": list(shown.broken.shape[:2])}
         self.save(number, sealed_lines([head, *_lines(shown)]))
 
 
 def _lines(shown: Shown) -> list[dict[str, Any]]:
-    broken = iter(shown.broken.permute(2, 0, 1).tolist())
+    broken = iter(shown.broken.permute(3, 0, 1, 2).tolist())
     joint = shown.right.all(0).tolist()
     columns = zip(shown.ids.tolist(), shown.right.T.tolist(), joint, strict=True)
     return [
@@ -94,7 +94,7 @@ def _load(
         ids = torch.tensor(whole_numbers([line["id"] for line in lines]))
         right = torch.tensor([line["right"] for line in lines], dtype=torch.bool).T
         broken = [line["broken"] for line in lines if line["broken"] is not None]
-        table = torch.tensor(broken, dtype=torch.bool).reshape(len(broken), len(right), len(right))
-        return data, Shown(ids, right, table.permute(1, 2, 0))
+        table = torch.tensor(broken, dtype=torch.bool).reshape(len(broken), *head["shape"], len(right))
+        return data, Shown(ids, right, table.permute(1, 2, 3, 0))
 
     return read_whole(folder / file_name(number), decode, f"shard {number}", say)

@@ -10,18 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustcli.core.losses import Criterion, margin
 from robustcli.core.modes import frozen
-from robustcli.core.random import RowRandom
-from robustcli.core.types import Classifier
 from robustcli.data.split import Split
-from robustcli.errors import out_of_memory
 from robustcli.evaluation.header import Header
-from robustcli.evaluation.judge import Judge
-from robustcli.evaluation.plan import AttackCall, EvalPlan, Search
+from robustcli.evaluation.joint import Join
+from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.shards import shards_of
 from robustcli.evaluation.sizing import in_batches, shard_size
-from robustcli.evaluation.surrogate import searched
+from robustcli.evaluation.transfer_members import Chain, Member, batch, shown
 from robustcli.evaluation.transfer_shards import Shown, TransferStore
 from robustcli.proportions import sign_test
 from robustcli.records.alarm import Alarm
@@ -30,13 +26,15 @@ from robustcli.runtime.team import Team
 #: Chance that an honest set of models raises `transfer-beats-white-box`, over all pairs.
 LEVEL = 0.025
 _TOGETHER = 256  # samples that one process of a team measures at once
-_SHOWN = 32  # images on which search twins are compared with their models: the same for every batch size
 _REMEDY = "attack it with loss: margin, a gradient-free attack or --surrogate"
 
 
 @dataclass(frozen=True)
 class Transfer:
     """Counts over M models. In a matrix [M, M] the row is the source and the column the target.
+
+    A pair has one number: that of the attack that breaks most, of equal ones the first. An attacker keeps to
+    one attack for a target, so that no sample counts because another attack would have broken it.
 
     Args:
         names: the models.
@@ -45,8 +43,13 @@ class Transfer:
         ids: int64 [m], samples that all models classify correctly. The matrices count these m.
         broken: int64 [M, M], samples whose point made on the source breaks the target. The diagonal is
             white-box.
-        gained: int64 [M, M], samples that the source's point breaks and the target's own point does not.
-        lost: int64 [M, M], samples that the target's own point breaks and the source's point does not.
+        gained: int64 [M, M], samples that the source's point breaks and no point made on the target does.
+        lost: int64 [M, M], samples that a point made on the target breaks and the source's point does not.
+        best: int64 [M, M], the attack that these numbers are of.
+        by_attack: int64 [A, M, M], `broken` of each attack.
+        attacks: their labels.
+        together: int64 [A, M], for each target the samples that points made on all other models together
+            break; None where nobody asked.
     """
 
     names: tuple[str, ...]
@@ -56,6 +59,10 @@ class Transfer:
     broken: Tensor
     gained: Tensor
     lost: Tensor
+    best: Tensor
+    by_attack: Tensor
+    attacks: tuple[str, ...]
+    together: Tensor | None = None
 
     @property
     def jointly_correct(self) -> int:
@@ -81,11 +88,14 @@ def transfer_matrix(
     say: Callable[[str], None] = lambda text: None,
     done: Callable[[int], None] = lambda samples: None,
     team: Team | None = None,
+    chains: Sequence[Chain] | None = None,
+    together: Join | None = None,
 ) -> Transfer:
     """rate[s, t] = share of the jointly correct samples whose point made on s breaks t, judged by t in fp32.
 
-    There is one point per source and sample, chosen without asking the target. It is the point of the first
-    attack that breaks the source. Where none does, it is the point with the largest margin on the source.
+    There is one point per attack, source and sample, chosen without asking the target. Where an attack has
+    several stages, it is the point of the first one that breaks the source. Where none does, it is the point
+    with the largest margin on the source.
     Memory: the ids of the jointly correct samples, and one batch. A batch that does not fit is halved.
 
     Args:
@@ -97,18 +107,22 @@ def transfer_matrix(
         say: told of a batch that did not fit.
         done: told the number of samples of each finished batch.
         team: the processes that measure together.
+        chains: the attacks of the plan as they count; None: each by itself.
+        together: how the models that are not the target join, for points made on all of them; None: no such
+            points are made.
 
     Raises ValueError: one model, other numbers of classes, a targeted plan or an attack outside the ball.
     Source: Papernot et al., 2016, arXiv:1605.07277; Liu et al., ICLR 2017, arXiv:1611.02770.
     """
     _check(models, plan)
-    counts = _Counts(tuple(models))
+    chains = chains or [Chain(call.label, [call]) for call in plan.attacks]
+    counts = _Counts(tuple(models), tuple(chain.label for chain in chains))
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(frozen(model))
         looked_at = shown(split, positions, device)
         members = [Member(model, plan, looked_at, stop, say) for model in models.values()]
-        work = functools.partial(_batch, members)
+        work = functools.partial(batch, members, chains, together)
 
         def show(part: Tensor) -> Iterator[Shown]:
             return in_batches(split, part, device, plan.batch_size, work, say)
@@ -196,117 +210,41 @@ def _check(models: Mapping[str, nn.Module], plan: EvalPlan) -> None:
         raise ValueError(f"transfer is measured inside the ball; not inside: {', '.join(unbounded)}")
 
 
-def shown(split: Split, positions: Tensor, device: torch.device) -> Tensor:
-    """At most 32 images, [N, C, H, W], on which search twins are compared with their models."""
-    if not len(positions):
-        return torch.zeros(0)
-    x, _, _ = next(iter(split.stream([positions[:_SHOWN]], device)))
-    return x
-
-
-# ---- one batch ---------------------------------------------------------------------------------------------
+# ---- the sums ---------------------------------------------------------------------------------------------
 
 
 class _Counts:
     """The sums over all batches."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        size = len(names)
-        self._names = names
-        self._correct = torch.zeros(size, dtype=torch.int64)
-        self._pairs = torch.zeros(3, size, size, dtype=torch.int64)  # broken, gained, lost
+    def __init__(self, names: tuple[str, ...], attacks: tuple[str, ...]) -> None:
+        self._names, self._attacks = names, attacks
+        self._correct = torch.zeros(len(names), dtype=torch.int64)
+        self._sums: Tensor | int = 0  # broken, gained, lost: [3, A, S, M]
         self._ids = [torch.zeros(0, dtype=torch.int64)]
 
     def add(self, batch: Shown) -> None:
         """Add the counts of one batch."""
-        broken = batch.broken
-        own = broken.diagonal().T[None]  # [1, M, R]: what the targets' own points break
+        broken, size = batch.broken, len(self._names)
+        own = (
+            broken[:, :size].diagonal(dim1=1, dim2=2).permute(0, 2, 1).any(0)
+        )  # [M, J]: what any own point breaks
         self._correct += batch.right.sum(1)
-        self._pairs += torch.stack([broken.sum(2), (broken & ~own).sum(2), (~broken & own).sum(2)])
+        self._sums = self._sums + torch.stack(
+            [part.sum(3) for part in (broken, broken & ~own, ~broken & own)]
+        )
         self._ids.append(batch.joint)
 
     def transfer(self, n: int) -> Transfer:
         """The result over the n samples."""
-        return Transfer(self._names, n, self._correct, torch.cat(self._ids), *self._pairs)
-
-
-class Member:
-    """One model on which points are made, frozen, with its judge and its search twins, each made once."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: EvalPlan,
-        shown: Tensor,
-        stop: Callable[[], None] | None,
-        say: Callable[[str], None],
-    ) -> None:
-        self._model, self._plan, self._shown, self._stop, self._say = model, plan, shown, stop, say
-        self._twins: dict[Search, Classifier] = {}
-        self.judge = Judge(model, plan.ball)
-
-    def _twin(self, search: Search) -> Classifier:
-        """The search twin, compared with its model on `_shown` images, or on fewer where memory runs out."""
-        while search not in self._twins:
-            try:
-                self._twins[search] = search.twin(self._model, self._shown, self._say)
-            except (RuntimeError, MemoryError) as error:
-                if len(self._shown) <= 1 or not out_of_memory(error):
-                    raise
-                self._shown = self._shown[: len(self._shown) // 2]
-        return self._twins[search]
-
-    def attack(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """x_adv [R, C, H, W]: of each row the first point that breaks it, else the one of largest margin.
-
-        It lies in the ball. A row without any point in the ball keeps x.
-        """
-        best, worst = x.clone(), x.new_full((len(x),), float("-inf"))
-        still = torch.arange(len(x), device=x.device)
-        for call in self._plan.attacks:
-            if not len(still):
-                break
-            part, criterion = x[still], self.judge.criterion(y[still])
-            points = self._search(call, part, criterion, ids[still])
-            ruling = self.judge.rule(part, points, criterion)
-            value = margin(criterion.joint(ruling.logits), y[still]).masked_fill(
-                ~ruling.inside, float("-inf")
-            )
-            better = ruling.hit | (value > worst[still])
-            best[still[better]], worst[still[better]] = points[better], value[better]
-            still = still[~ruling.hit]
-        return best
-
-    def _search(self, call: AttackCall, x: Tensor, criterion: Criterion, ids: Tensor) -> Tensor:
-        """x_adv [R, C, H, W]: the points of one attack on this model."""
-        search = call.searching(self._plan.search)
-        return searched(
-            self._twin(search),
-            call,
-            x,
-            criterion,
-            self._plan.ball,
-            RowRandom(self._plan.seed, "start", ids),
-            stop=self._stop,
-            draws=search.draws or 1,
+        size = len(self._names)
+        sums = self._sums
+        if isinstance(sums, int):
+            sums = torch.zeros(3, len(self._attacks), size, size, dtype=torch.int64)
+        pairs = sums[:, :, :size]
+        best = (pairs[0] == pairs[0].amax(0)).int().argmax(0)  # of equal ones the first
+        broken, gained, lost = pairs.gather(1, best.expand(3, 1, -1, -1))[:, 0]
+        together = sums[0, :, size] if sums.shape[2] > size else None
+        ids = torch.cat(self._ids)
+        return Transfer(
+            self._names, n, self._correct, ids, broken, gained, lost, best, pairs[0], self._attacks, together
         )
-
-
-def _batch(members: Sequence[Member], x: Tensor, y: Tensor, ids: Tensor) -> Shown:
-    """Attack each member on the rows that all members classify correctly, and show the points to all."""
-    clean = [member.judge.clean(x, y) for member in members]
-    classes = [
-        member.judge.classes(seen.logits).shape[1] for member, seen in zip(members, clean, strict=True)
-    ]
-    if len(set(classes)) > 1:
-        raise ValueError(f"the models have different numbers of classes: {', '.join(map(str, classes))}")
-    right = torch.stack([seen.right for seen in clean])
-    every, joint = ids.cpu(), right.all(0)
-    x, y, ids = x[joint], y[joint], ids[joint]
-    broken = torch.zeros(len(members), len(members), len(y), dtype=torch.bool, device=y.device)
-    if len(y):
-        for s, source in enumerate(members):
-            x_adv = source.attack(x, y, ids)
-            for t, target in enumerate(members):
-                broken[s, t] = target.judge.rule(x, x_adv, target.judge.criterion(y)).hit
-    return Shown(every, right.cpu(), broken.cpu())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,8 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     share = parse_part(flags.shard) if flags.shard else None
     sweep = parse_sweep(loaded.config.eval.sweep) if loaded.config.eval.sweep else None
     config = with_source("eval", loaded.config, console, resume=flags.resume, team=team)
-    models = (*begins_with(config), flags.surrogate)
+    surrogates = flags.surrogates or config.eval.surrogate.models
+    models = (*begins_with(config), *surrogates)
     if config.union:
         _check_union(flags, sweep)
     setting = prepare_to_measure(config, console, models, dry_run=flags.dry_run, union=True)
@@ -62,13 +63,13 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
     model = ModelSource.of(setting, flags).to_measure(console)
     _check_library(flags.cross_check)
     stop = StopFlag()
-    extra = _extra(setting, console, flags, stop)
+    extra = _extra(setting, console, flags, surrogates, stop)
     for part, calls in zip(setting.parts, extra, strict=True):
         check_attacks(part, calls, model)
     check_share(setting, share, needs_all=sweep is not None or flags.cross_check is not None)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
-    references = (flags.plugin, flags.surrogate, flags.attack_plugin)
+    references = (flags.plugin, *surrogates, flags.attack_plugin)
     with open_sharded("eval", config, console, flags, *references, team=team) as run, stop:
         accepted = beginner(run, config)
         result, rows = measure_all(
@@ -103,10 +104,12 @@ def _check_union(flags: EvalFlags, sweep: Sweep | None) -> None:
             )
 
 
-def _extra(setting: Setting, console: Console, flags: EvalFlags, stop: StopFlag) -> list[list[AttackCall]]:
+def _extra(
+    setting: Setting, console: Console, flags: EvalFlags, surrogates: Sequence[str], stop: StopFlag
+) -> list[list[AttackCall]]:
     """For each ball the attacks behind the configured ones."""
     return [
-        surrogate_calls(part, console, flags.surrogate, flags.allow_pickle, stop)
+        surrogate_calls(part, console, surrogates, flags.allow_pickle, stop)
         + plugin_calls(flags.attack_plugin)
         for part in setting.parts
     ]

@@ -16,17 +16,19 @@ from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.origin import followed, pinned
 from robustcli.assembly.samples import samples
 from robustcli.assembly.setting import Setting, prepare_to_measure
+from robustcli.assembly.strongest import chains
 from robustcli.config.bind import bind_spec
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig, is_reference
 from robustcli.errors import RobustCliError, UsageError
+from robustcli.evaluation.joint import Join
 from robustcli.evaluation.plan import EvalPlan
 from robustcli.evaluation.transferability import Transfer, transfer_matrix
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.transfer_report import Subjects, report
-from robustcli.jobs.verb_flags import MeasureFlags
+from robustcli.jobs.verb_flags import MeasureFlags, TransferFlags
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
 from robustcli.runtime.team import Team
@@ -37,7 +39,7 @@ _MOST = 64  # models in one matrix
 
 
 def transfer(
-    loaded: Loaded, references: Sequence[str], console: Console, flags: MeasureFlags
+    loaded: Loaded, references: Sequence[str], console: Console, flags: TransferFlags
 ) -> dict[str, Any] | None:
     """Measure every pair; returns the `transfer` document of the machine contract.
 
@@ -46,7 +48,7 @@ def transfer(
     document = Document("transfer")
     team, console = joined(loaded.config, console)
     config, references = pinned(loaded.config), [followed(reference) for reference in references]
-    _check_request(config, references)
+    _check_request(config, references, flags.together)
     configs = [_config_of(config, reference, k) for k, reference in enumerate(references)]
     named = [name for of_model in configs for name in begins_with(of_model)]
     setting = prepare_to_measure(config, console, named, dry_run=flags.dry_run)
@@ -54,7 +56,8 @@ def transfer(
     _check_attacks(plan)
     settings = [replace(setting, config=of_model) for of_model in configs]
     models = [_load(of_model, console, flags) for of_model in settings]
-    subjects = Subjects(references, dict(zip(short_names(references), models, strict=True)), plan)
+    named_models = dict(zip(short_names(references), models, strict=True))
+    subjects = Subjects(references, named_models, plan, chains(config.attacks, plan), flags.together)
     if flags.dry_run:
         return _dry_run(subjects, settings, console, flags.nproc)
     with open_new("transfer", config, flags, *references, team=team) as run, StopFlag() as stop:
@@ -85,8 +88,12 @@ def _short_name(path: list[str], others: Sequence[list[str]]) -> str:
     return "/".join(path)
 
 
-def _check_request(config: Config, references: Sequence[str]) -> None:
+def _check_request(config: Config, references: Sequence[str], together: Join | None) -> None:
     """Raises UsageError for too few or too many models, or when a target is set."""
+    if together is not None and len(references) < 3:
+        raise UsageError(
+            "the others together need three models or more", where="--together", hint="name a third model"
+        )
     if not 2 <= len(references) <= _MOST:
         raise UsageError(
             f"transfer needs 2 to {_MOST} models, got {len(references)}",
@@ -155,4 +162,6 @@ def _measure(setting: Setting, subjects: Subjects, console: Console, stop: StopF
             say=console.warn,
             done=bar.advance,
             team=team,
+            chains=subjects.chains,
+            together=subjects.together,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,21 @@ class MeasureFlags:
 
 
 @dataclass(frozen=True)
+class TransferFlags(MeasureFlags):
+    """`transfer`. together: how the models that are not the target join; None: they do not."""
+
+    together: Literal["logits", "loss", "best"] | None = None
+
+
+@dataclass(frozen=True)
 class EvalFlags(MeasureFlags):
     """`eval`.
 
     Args:
         strict: a suspect or invalid evaluation is an error.
         shard: I/N, measure only this part.
-        surrogate: reference of a model; points made on it are shown to the measured one.
+        surrogates: references of models; points made on them are shown to the measured one. () leaves that to
+            `eval.surrogate`.
         cross_check: the library that runs the same attacks again.
         attack_plugin: FILE.py:NAME, an attack of the user's own.
     """
@@ -55,7 +64,7 @@ class EvalFlags(MeasureFlags):
     resume: bool = False
     strict: bool = False
     shard: str | None = None
-    surrogate: str | None = None
+    surrogates: Sequence[str] = ()
     cross_check: str | None = None
     attack_plugin: str | None = None
     report: bool = False

@@ -76,6 +76,7 @@ _SPECIAL: dict[str, st.SearchStrategy[Any]] = {
             "robust_acc_drop": st.sampled_from([{"max": 0.02, "baseline": "runs/a.b/c"}, {"max": 1}]),
         },
     ),
+    "eval.surrogate.models": st.lists(st.sampled_from(["run:a b", "x.safetensors", "small_cnn"]), max_size=2),
     "eval.target": st.sampled_from([None, "random", "least-likely", 0, 7]),
 }
 

@@ -212,7 +212,10 @@ def test_the_alarm_fires_where_chance_ends():
         assert (
             bool(
                 transfer_alarms(
-                    Transfer(("a", "b"), 90, pair[0], torch.arange(90), pair, pair, torch.zeros_like(pair))
+                    Transfer(
+                        *(("a", "b"), 90, pair[0], torch.arange(90), pair, pair, torch.zeros_like(pair)),
+                        *(torch.zeros_like(pair), pair[None], ("fgsm",)),
+                    )
                 )
             )
             is fires
@@ -380,3 +383,95 @@ def test_an_image_that_does_not_fit_and_any_other_fault_pass_on():
         greedy.forward = lambda x, greedy=greedy: (_ for _ in ()).throw(greedy.error)
         with pytest.raises(type(error), match=str(error)):
             transfer_matrix({"a": first, "b": greedy}, plan, split, torch.arange(len(split)), CPU)
+
+
+# ---- which attack carries over -----------------------------------------------------------------------------
+
+
+def test_a_pair_says_its_best_attack_and_what_each_breaks():
+    """Two attacks that each solve one target: neither hides the other, and no sample counts for both."""
+    a, b = centred(weights(1)), centred(weights(2))
+    split = data(a, 200)
+
+    def along(model):
+        def attack(oracle, x, ball):
+            away = torch.where(oracle.y == 0, -1.0, 1.0)[:, None] * model.weight.detach().sign()
+            return oracle.result(ball.project(x, x + ball.eps * away.view(x.shape)))
+
+        return attack
+
+    attacks = [AttackCall(name, name, along(model), {}) for name, model in (("to a", a), ("to b", b))]
+    result = matrix({"a": a, "b": b}, attacks, eps=0.05, split=split)
+    assert result.attacks == ("to a", "to b") and result.best.tolist() == [[0, 1], [0, 1]]
+    assert torch.equal(result.broken, result.by_attack.amax(0))
+    alone = [matrix({"a": a, "b": b}, [attack], eps=0.05, split=split).broken for attack in attacks]
+    assert torch.equal(result.by_attack, torch.stack(alone))
+    assert not result.gained.any() and torch.equal(
+        result.broken - result.broken.diagonal()[None], -result.lost
+    )
+
+
+@pytest.mark.parametrize("join", ["logits", "loss", "best"])
+def test_models_together_meet_the_one_that_is_not_asked(join):
+    """Linear models: their mean is the model of the mean weight, and a copy of one model changes nothing."""
+    models = {str(k): centred(weights(1) + 0.8 * weights(k)) for k in (2, 3, 4)}
+    plan = EvalPlan(Ball("linf", 0.03), [call(steps=3, loss="margin")], search=PLAIN)
+    split = data(models["2"], 120)
+    result = transfer_matrix(models, plan, split, torch.arange(120), CPU, together=join)
+    assert result.together.shape == (1, 3)
+    nets = list(models.values())
+    for t in range(3):
+        others = [net for k, net in enumerate(nets) if k != t]
+        mean = Linear(sum(net.weight.detach() for net in others) / 2, sum(net.bias for net in others) / 2)
+        pair = transfer_matrix({"mean": mean, **models}, plan, split, torch.arange(120), CPU)
+        singles = [int(result.broken[k, t]) for k in range(3) if k != t]
+        if join == "best":
+            assert min(singles) <= int(result.together[0, t]) <= sum(singles)
+        elif set(result.ids.tolist()) == set(pair.ids.tolist()):
+            assert int(result.together[0, t]) == int(pair.broken[0, 1 + t])
+    twice = {"a": nets[0], "b": nets[0], "c": nets[1]}
+    pair = transfer_matrix(twice, plan, split, torch.arange(120), CPU, together=join)
+    assert int(pair.together[0, 2]) == int(pair.broken[0, 2])
+
+
+def test_turns_and_means_are_what_their_names_say():
+    from robustcli.evaluation.joint import Turns, mean_of, strongest
+
+    x = torch.rand(4, *SHAPE)
+    nets = [centred(weights(k)) for k in range(3)]
+    turns = Turns(nets)
+    assert torch.allclose(mean_of(nets)(x), sum(net(x) for net in nets) / 3)
+    assert all(torch.equal(turns(x), net(x)) for net in nets * 2)
+    points = [x, x + 1, x + 2]
+    harm = torch.tensor([[0.0, 5.0, 1.0, 2.0], [3.0, 1.0, 1.0, 2.0], [1.0, 2.0, 4.0, 2.0]])
+    found = strongest(points, lambda point: harm[int((point - x).flatten()[0].round())])
+    assert (found - x)[:, 0, 0, 0].round().tolist() == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize("join", ["logits", "loss", "best"])
+def test_several_surrogates_are_searched_on_together(join):
+    """Twice the same one is that one; two others find what the mean of their weights finds."""
+    victim, ball = centred(weights(1)), Ball("linf", 0.05)
+    x, y = data(victim).store.pixels.float() / 255, data(victim).labels
+    one, two = centred(weights(1) + weights(2)), centred(weights(1) - weights(2))
+    search = plain(steps=4, loss="margin")
+
+    def found(surrogates):
+        oracle = victim_oracle(victim, x, y, ball, clean_logits=victim(x).detach())
+        points = transferred(surrogates, search, join=join)(oracle, x, ball)
+        assert (oracle.forward_rows, oracle.backward_rows) == (len(x), 0)
+        return Judge(victim, ball).rule(x, points, Criterion(y)).hit
+
+    assert torch.equal(found([one, one]), found(one))
+    both, whole = found([one, two]), found(centred(weights(1)))
+    if join == "best":
+        assert (both | ~(found(one) & found(two))).all()
+    else:
+        assert torch.equal(both, whole)
+
+
+def test_guarded_and_other_surrogates_do_not_mix():
+    guarded = centred(weights(1))
+    guarded.reject = 2
+    with pytest.raises(ValueError, match="guarded"):
+        transferred([guarded, centred(weights(2))], plain(steps=1))

@@ -14,7 +14,7 @@ from robustcli.store.status import read_status
 
 KEYS = {
     "schema_version", "ok", "verb", "run", "seconds", "models", "references", "n", "clean_acc",
-    "jointly_correct", "matrix", "intervals", "attacks", "ball", "reliability", "alarms",
+    "jointly_correct", "matrix", "intervals", "best", "mi", "attacks", "ball", "reliability", "alarms",
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_document_records_and_files(pair, cli, tmp_path):
     ]
     assert (
         document["n"] == 60
-        and document["attacks"] == ["pgd-3"]
+        and document["attacks"] == ["mi_fgsm-3+sia", "mi_fgsm-3"]
         and set(document["clean_acc"]) == {"one", "two"}
     )
     run = tmp_path / document["run"]
@@ -56,6 +56,8 @@ def test_document_records_and_files(pair, cli, tmp_path):
             and row["samples"] == 60
         )
         assert interval == row["intervals"]["rate"] and interval[0] <= rate <= interval[1]
+        assert row["by_attack"][row["best"]] == row["k"] == max(row["by_attack"].values()) >= row["mi"]
+        assert row["mi"] == row["by_attack"]["mi_fgsm-3"]
         assert {"source", "target", "data", "code", "ids"} == set(row["hashes"]) and row["eps"] == document[
             "ball"
         ]["eps"]
@@ -64,7 +66,9 @@ def test_document_records_and_files(pair, cli, tmp_path):
     assert Image.open(run / "plots" / "transfer.png").size[0] > 300 and read_status(run)["state"] == "done"
     assert json.loads((run / "summary.json").read_text())["matrix"] == document["matrix"]
     summary = (run / "summary.md").read_text()
-    assert "shown to two" in summary and "robustcli transfer --models" in summary and "1706.06083" in summary
+    assert "shown to two" in summary and "robustcli transfer --models" in summary and "1710.06081" in summary
+    assert "MI-FGSM alone" in summary and summary.count("mi_fgsm-3+sia") > 1
+    assert [[r["best"] for r in rows[k : k + 2]] for k in (0, 2)] == document["best"]
     assert (run / "results.csv").read_text().count("\n") == 5
     again = cli(
         "transfer", "--models", "run:models/one,run:models/two", run / "config.resolved.yaml", "--json"
@@ -78,6 +82,8 @@ def test_the_diagonal_is_what_eval_says(pair, cli):
         "transfer",
         "--models",
         "run:models/one,run:models/one",
+        "--attack",
+        "pgd",
         "--n",
         "80",
         "--steps",
@@ -85,6 +91,7 @@ def test_the_diagonal_is_what_eval_says(pair, cli):
         "--json",
         "search.precision=fp32",
     ).document
+    assert both["attacks"] == ["pgd-4"] and both["mi"] == [[None, None]] * 2, "a named attack rules"
     alone = cli(
         "eval",
         "--model",
@@ -104,9 +111,45 @@ def test_the_diagonal_is_what_eval_says(pair, cli):
 def test_the_table_is_shown_and_a_smoke_run_is_small(pair, cli):
     plain = cli("transfer", "--models", "run:models/one,run:models/two", "--smoke")
     assert (
-        plain.code == 0 and "| made on" in plain.out and "white-box" in plain.out and "(of 32)" in plain.out
+        plain.code == 0
+        and "[sia], our strongest" in plain.err
+        and "| made on" in plain.out
+        and "white-box" in plain.out
+        and "(of 32)" in plain.out
     )
     assert plain.out.rstrip().splitlines()[-1].startswith("runs/transfer/")
+
+
+def test_the_others_together_are_a_line_below(pair, cli):
+    three = "run:models/one,run:models/two,run:models/one"
+    answer = cli("transfer", "--models", three, "--n", "40", "--steps", "2", "--together", "loss", "--json")
+    together = answer.document["together"]
+    assert answer.code == 0 and together["join"] == "loss" and len(together["broken"]) == 3
+    assert set(together["best"]) <= {"mi_fgsm-2+sia", "mi_fgsm-2"}
+    for argv, word in (("--together", "all"), "logits"), (("--together", "loss"), "three models"):
+        few = cli("transfer", "--models", "run:models/one,run:models/two", *argv)
+        assert few.code == 2 and word in few.err
+
+
+def test_attacks_of_a_configuration_rule(pair, cli, tmp_path):
+    """Those that a model's run was evaluated with were not named for this."""
+    (tmp_path / "c.yaml").write_text("data: {name: fake, size: 8}\nattacks: [fgsm]\n")
+    both = ("transfer", "--models", "run:models/one,run:models/two", "--n", "8", "--json")
+    assert cli(*both, "c.yaml").document["attacks"] == ["fgsm"]
+    assert cli(*both, "attacks=[{name: fgsm}]").document["attacks"] == ["fgsm"]
+    assert cli(*both, "--smoke").document["attacks"] == ["mi_fgsm-3+sia", "mi_fgsm-3"]
+    assert cli(*both, "--norm", "l0", "--eps", "3", "--steps", "2").document["attacks"] == ["pgd-2"]
+
+
+def test_eval_searches_on_several_surrogates_and_says_by_which_attack(pair, cli):
+    rest = ("eval", "--model", "run:models/two", "--n", "12", "--attack", "fgsm", "eval.checks=0", "--json")
+    usual = cli(*rest, "--surrogate", "run:models/one", "--surrogate", "run:models/two").document
+    names = ["mi_fgsm-10+sia", "mi_fgsm-10", "apgd-50"]
+    assert [row["name"] for row in usual["attacks"]] == ["fgsm", *(f"transfer by {name}" for name in names)]
+    own = cli(*rest, "eval.surrogate={models: [run:models/one], attack: pgd}").document
+    assert [row["name"] for row in own["attacks"]] == ["fgsm", "transfer by pgd-10"]
+    code = cli(*rest, "eval.surrogate.models=[net.py:mine]")
+    assert code.code == 2 and "--surrogate" in code.document["error"]["message"]
 
 
 def test_dry_run_writes_nothing(pair, cli, tmp_path):

@@ -55,7 +55,7 @@ def run(call: Call) -> dict[str, Any] | None:
         allow_pickle=call.on("allow_pickle_weights"),
         nproc=nproc,
         shard=call.text("shard"),
-        surrogate=call.text("surrogate"),
+        surrogates=call.texts("surrogate"),
         cross_check=call.text("cross_check"),
         attack_plugin=call.text("attack_plugin"),
         report=call.reports(),

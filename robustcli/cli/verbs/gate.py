@@ -130,7 +130,7 @@ def _eval_flags(call: Call) -> EvalFlags:
         overwrite=call.on("overwrite"),
         plugin=call.plugin(),
         allow_pickle=call.on("allow_pickle_weights"),
-        surrogate=call.text("surrogate"),
+        surrogates=call.texts("surrogate"),
         attack_plugin=call.text("attack_plugin"),
         report=call.reports(),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from robustcli import registry
 from robustcli.cli.call import Call
-from robustcli.cli.flags import DATA_AND_BALL, MACHINE, OUTPUT, RUN, SAMPLE
+from robustcli.cli.flags import DATA_AND_BALL, MACHINE, OUTPUT, RUN, SAMPLE, Flag, add_flag
 from robustcli.cli.processes import alone
 from robustcli.errors import UsageError
 
@@ -18,8 +19,17 @@ EXAMPLES = (
     "robustcli transfer --models run:runs/demo/latest/natural,run:runs/demo/latest/robust",
     "robustcli transfer --models run:runs/train/latest,run:runs/demo/latest/robust --attack fgsm --n 200",
 )
+_JOINS = ("loss", "logits", "best")
+_TOGETHER = add_flag(
+    "together",
+    Flag(
+        "Also points made on all models but the one that sees them: loss, logits or best.",
+        metavar="loss|logits|best",
+        complete=lambda incomplete: [word for word in _JOINS if word.startswith(incomplete)],
+    ),
+)
 FLAGS = (
-    *("set", "models", "normalize", *DATA_AND_BALL, "attack", "steps", *SAMPLE, *MACHINE, *RUN),
+    *("set", "models", _TOGETHER, "normalize", *DATA_AND_BALL, "attack", "steps", *SAMPLE, *MACHINE, *RUN),
     *("nproc", "allow_pickle_weights", "smoke", "dry_run", *OUTPUT),
 )
 
@@ -40,18 +50,54 @@ def run(call: Call) -> dict[str, Any] | None:
     trained = [model for model in models if model.startswith("run:")]
     if trained and call.source() is None:
         call = call.replaced(model=trained[0])
+    call, told = _with_strongest(given, call)
     loaded = call.load(lambda loaded: _few_images(call, loaded))
     nproc = alone(given, loaded)
+    if told:
+        call.console.info(told)
     from robustcli.jobs.transfer import transfer
-    from robustcli.jobs.verb_flags import MeasureFlags
+    from robustcli.jobs.verb_flags import TransferFlags
 
-    flags = MeasureFlags(
+    flags = TransferFlags(
         overwrite=call.on("overwrite"),
         dry_run=call.on("dry_run"),
         allow_pickle=call.on("allow_pickle_weights"),
         nproc=nproc,
+        together=_join(call),
     )
     return transfer(loaded, models, call.console, flags)
+
+
+def _join(call: Call) -> Literal["loss", "logits", "best"] | None:
+    """How --together joins models. Raises UsageError for another word."""
+    match call.text("together"):
+        case None:
+            return None
+        case "loss" | "logits" | "best" as join:
+            return join
+        case other:
+            raise UsageError(f"--together {other!r}", hint=f"one of {', '.join(_JOINS)}")
+
+
+def _with_strongest(given: Call, call: Call) -> tuple[Call, str]:
+    """(the call with our strongest attack and MI-FGSM, what to say), where nobody named an attack.
+
+    Attacks that a model's own run was configured with were not named for this. Under a norm that the two do
+    not know, the attacks stay. `given`: the call as it came.
+    """
+    from robustcli.config.load import load_config
+    from robustcli.config.tree import DEFAULT
+
+    chosen = load_config(given.source(), given.overrides(), bind=False).origins.get("attacks.0.name")
+    if given.text("attack") is not None or chosen != DEFAULT:
+        return call, ""
+    from robustcli.assembly.strongest import STRONGEST, WRITTEN, YARDSTICK
+
+    norms = {ball.norm for ball in call.load().config.balls}
+    if not norms <= set(registry.attacks.get(STRONGEST.name).facts.norms):
+        return call, ""
+    told = f"attacks: {WRITTEN}, our strongest between models, and {YARDSTICK} (--attack: others)"
+    return call.replaced(attack=f"{WRITTEN},{YARDSTICK}"), told
 
 
 def _few_images(call: Call, loaded: Loaded) -> list[str]:

@@ -27,7 +27,7 @@ from robustcli.evaluation.result import BatchOutcome, Evaluation
 from robustcli.evaluation.robust import RobustEvaluation
 from robustcli.evaluation.sizing import in_batches
 from robustcli.evaluation.surrogate import searched
-from robustcli.evaluation.transferability import Member, shown
+from robustcli.evaluation.transfer_members import Member, shown
 from robustcli.models.guarded import GuardedModel
 from robustcli.proportions import Rate
 from robustcli.records.alarm import Alarm
@@ -177,7 +177,7 @@ class GuardEvaluation:
             )
 
             def attack(x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-                points = member.attack(x, y, ids)
+                points = member.attack(self.plan.attacks, x, y, ids)
                 hit = member.judge.rule(x, points, member.judge.criterion(y)).hit
                 for row in (~hit).nonzero()[:, 0].tolist():
                     points[row] = broken.get(int(ids[row]), points[row]).to(points)

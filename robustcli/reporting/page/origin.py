@@ -105,12 +105,13 @@ def flags_of(run: Dossier) -> list[str]:
         if at and ".py:" in name:
             found.append(f"--attack-plugin {name}")
         elif run.verb == "eval" and row.attack.startswith("transfer:"):
-            found.append(f"--surrogate MODEL, whose hash begins with {row.attack.partition(':')[2]}")
+            hashes = row.attack.split(":")[1].split(",")
+            found += [f"--surrogate MODEL, whose hash begins with {begin}" for begin in hashes if begin]
     if run.verb == "guard update":
         found.append(f"the file of evidence in place of {EVIDENCE}")
     if run.document.get("cross_check"):
         found.append("--cross-check torchattacks")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def hashes_of(run: Dossier) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from robustcli.reporting.page.blocks import Block, Bullets, Facts, Figure, Grid,
 from robustcli.reporting.page.words import ball_of
 from robustcli.reporting.record_tables import class_table, eval_table, train_table, union_table
 from robustcli.reporting.tables import Table
+from robustcli.reporting.transfer_table import matrix_table, pair_table
 from robustcli.reporting.weakest import weak_image_table, weakest_images
 
 #: Sections of results: key -> title. Pictures name their section by this key.
@@ -152,19 +153,10 @@ def _transfer(run: Dossier) -> list[Block]:
     rows = run.of(TransferRow)
     if not rows:
         return []
-    targets = list(dict.fromkeys(row.target for row in rows))
-    rates = {(row.source, row.target): row.rate for row in rows}
-    lines: list[list[Cell]] = [
-        [source, *(rates.get((source, target)) for target in targets)]
-        for source in dict.fromkeys(row.source for row in rows)
-    ]
-    note = (
-        f"Share broken of the {rows[0].n} images (of {rows[0].samples}) that all models get right. "
-        "The diagonal is white-box. Brackets: 95 % Wilson interval."
-    )
+    tables = (matrix_table(rows, "transfer"), pair_table(rows))
     names = [(row.source, row.source_reference) for row in rows if row.source == row.target]
-    table = Table("transfer", ["made on", *(f"shown to {name}" for name in targets)], lines, note)
-    return [Grid(table), Facts([(name, reference) for name, reference in names])]
+    grids = [Grid(table) for table in tables if table is not None]
+    return [*grids, Facts([(name, reference) for name, reference in names])]
 
 
 def _classes(run: Dossier) -> list[Block]:

@@ -20,7 +20,12 @@ _ROOMY = 0.72  # inches of a square that has room for an interval
 
 
 def heatmap(
-    target: Target, names: Sequence[str], rates: Sequence[Sequence[Rate | None]], *, title: str
+    target: Target,
+    names: Sequence[str],
+    rates: Sequence[Sequence[Rate | None]],
+    *,
+    title: str,
+    told: Sequence[Sequence[str]] = (),
 ) -> None:
     """One square per pair: its share in percent, above its 95 % Wilson interval; the diagonal is framed.
 
@@ -28,6 +33,7 @@ def heatmap(
         target: where to draw.
         names: the M models; they name the rows and the columns.
         rates: M rows of M shares; a square without one (None) stays white, with a dash.
+        told: M rows of M short texts, which stand below the shares where there is room.
 
     Squares of many models have no room for an interval.
     Raises ValueError when the matrix is not M x M with M >= 1, ResourceError when `target` cannot be written.
@@ -49,7 +55,7 @@ def heatmap(
         axes.set(xlabel="shown to", ylabel="made on")
         for s, row in enumerate(rates):
             for t, rate in enumerate(row):
-                _cell(axes, s, t, rate, square)
+                _cell(axes, s, t, rate, square, told[s][t] if told else "")
 
 
 def matrix(
@@ -86,7 +92,7 @@ def _value(rate: Rate | None) -> float:
     return 100 * rate.value
 
 
-def _cell(axes: Axes, s: int, t: int, rate: Rate | None, square: float) -> None:
+def _cell(axes: Axes, s: int, t: int, rate: Rate | None, square: float, told: str) -> None:
     """The numbers in the square of row `s` and column `t`, which is `square` inches wide."""
     if s == t:
         _frame(axes, s)
@@ -100,6 +106,8 @@ def _cell(axes: Axes, s: int, t: int, rate: Rate | None, square: float) -> None:
     low, high = (f"{100 * end:.0f}" for end in rate.display)
     _write(axes, (t, s), f"{percent(rate.value)} %", ink, up=6, size=10.0)
     _write(axes, (t, s), f"[{low}, {high}]", ink, up=-9, size=8.5)
+    if told:
+        _write(axes, (t, s), printable(told), ink, up=-21, size=min(7.0, 80 * square / len(told)))
 
 
 def _frame(axes: Axes, s: int) -> None:

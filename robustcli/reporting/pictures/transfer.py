@@ -12,6 +12,7 @@ from robustcli.reporting.picture import Picture
 from robustcli.reporting.pictures.data import SPREAD, spread
 from robustcli.reporting.pictures.heatmap import heatmap
 from robustcli.reporting.tables import Table
+from robustcli.reporting.transfer_table import several
 
 
 def picture(dossier: Dossier) -> Picture | None:
@@ -28,12 +29,29 @@ def transfer_picture(rows: Sequence[TransferRow]) -> Picture:
     title = f"{first.data} {first.split}: {first.attack}"
     if first.norm != "none":
         title += f", {first.norm} {format_eps(first.eps, first.norm)}"
-    png, rates = io.BytesIO(), [[row.rate for row in rows[k * size : (k + 1) * size]] for k in range(size)]
-    heatmap(png, names, rates, title=f"{title}; {first.n} jointly correct samples")
-    lines: list[list[Cell]] = [[row.source, row.target, *spread(row.rate)] for row in rows]
+    png, pairs = io.BytesIO(), [rows[k * size : (k + 1) * size] for k in range(size)]
+    rates = [[row.rate for row in line] for line in pairs]
+    told = [[_told(row) for row in line] for line in pairs]
+    heatmap(png, names, rates, title=f"{title}; {first.n} jointly correct samples", told=told)
+    lines: list[list[Cell]] = [
+        [row.source, row.target, *spread(row.rate), row.best, row.mi_rate and row.mi_rate.value]
+        for row in rows
+    ]
     caption = (
         f"Share of the {first.n:,} samples that all models classify correctly, whose point made on the model"
         " of the row breaks the model of the column. On the framed diagonal an attack meets its own model."
     )
-    table = Table("transfer", ["made on", "shown to", "broken", *SPREAD[1:]], lines)
+    if several(rows):
+        caption += " Below: the attack that breaks most, whose share this is, and that of MI-FGSM alone."
+    columns = ["made on", "shown to", "broken", *SPREAD[1:], "best attack", "MI-FGSM alone"]
+    table = Table("transfer", columns, lines)
     return Picture("transfer", "transfer", "Transfer between models", caption, png.getvalue(), table)
+
+
+def _told(row: TransferRow) -> str:
+    """What stands below a share where the pair chose between attacks: "bsr, MI 22"."""
+    if len(row.by_attack) < 2:
+        return ""
+    if row.mi_rate is None:
+        return row.best
+    return f"{row.best}, MI {100 * row.mi_rate.value:.0f}"
