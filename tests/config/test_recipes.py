@@ -19,8 +19,10 @@ from robustcli.assembly.cost import passes_per_image
 from robustcli.assembly.setting import prepare
 from robustcli.config.bind import Registries
 from robustcli.config.load import Loaded, load_config
+from robustcli.config.number import parse_number
 from robustcli.config.overlay import parse_assignment
 from robustcli.config.shipped import shipped_configs
+from robustcli.config.threats import stated_ball
 from robustcli.data.sets.fake import images
 from robustcli.jobs.train import train
 from robustcli.jobs.verb_flags import TrainFlags
@@ -154,10 +156,11 @@ def test_the_recipes_are_there() -> None:
 def test_comments_say_what_to_expect_and_whence(name: str, real: Registries) -> None:
     config = load_config(name, environ={}, registries=real).config
     text = "\n".join(line for line in RECIPES[name].splitlines() if line.startswith("# "))
-    reached = {"certified", "ACR"} if name in SMOOTHED else {"clean", "PGD-20"}
+    attack = "PGD-40" if config.union else "PGD-20"
+    reached = {"certified", "ACR"} if name in SMOOTHED else {"clean", attack}
     wanted = {*reached, "easured here"} | (set() if name in MEASURED else {"ublished", "AutoAttack"})
     assert not [word for word in wanted if word not in text]
-    assert config.ball.eps is not None, "a recipe names its radius"
+    assert all(ball.eps is not None for ball in config.balls), "a recipe names its radius"
     if config.objective.name != "natural":
         assert config.train.val_attack.params["steps"] >= 10, (
             "one-step validation would choose collapsed networks"
@@ -169,7 +172,7 @@ def test_comments_say_what_to_expect_and_whence(name: str, real: Registries) -> 
 @pytest.mark.parametrize("name", RECIPES)
 def test_cost_is_what_a_step_costs(name: str, real: Registries, tmp_path: Path) -> None:
     assert passes_per_image(
-        prepare(stand_in(name, real, "data.extra=null").config, Console(quiet=True))
+        prepare(stand_in(name, real, "data.extra=null").config, Console(quiet=True), union=True)
     ) == cost(RECIPES[name])
 
 
@@ -220,10 +223,9 @@ def test_recipe_trains(name: str, tiny: Callable[..., Path], real: Registries) -
     assert set(row["parts"]) == PARTS[config.objective.name] | {spec.name for spec in config.regularizers}
     stated = registry.objectives.get(config.objective.name).facts
     plain = stated.inner is None and not stated.bounds
-    assert (row["robust_acc"] is None) == plain and (
-        row["norm"],
-        row["eps"],
-    ) == (config.ball.norm, config.ball.eps)
+    assert (row["robust_acc"] is None) == plain
+    wanted = stated_ball(config.model_dump(mode="json")["ball"])
+    assert (row["norm"], row["eps"]) == (wanted["norm"], parse_number(wanted["eps"]))
     groups = load_checkpoint(resolve_checkpoint(run / "checkpoints", "last")).groups
     averages = {spec.name for spec in config.train.hooks} & {"ema", "swa"}
     assert ("live" in groups) == bool(averages)
