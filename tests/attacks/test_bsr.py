@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from robustcli import registry
 from robustcli.attacks.bsr import bsr
 from robustcli.attacks.mi_fgsm import mi_fgsm
 from robustcli.core.blocks import shuffled_and_turned
-from robustcli.core.geometry import NORMS, Ball
+from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
@@ -67,7 +68,7 @@ def test_a_turn_is_one_about_the_centre():
         assert float(gap) < 5e-3
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", registry.attacks.get("bsr").facts.norms)
 def test_one_block_without_turns_is_mi_fgsm(norm):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 16, 4))
