@@ -61,6 +61,7 @@ def test_check_passes_on_honest_code(load, tmp_path, capsys):
     assert "FAILED" not in capsys.readouterr().out and not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_a_resume_that_forgets_is_found(load, monkeypatch):
     check, state = load("gpu_check"), load("robustcli.training.saved")
     words = [*load("gpu_suite").TOY, "data.name=fake", "train.steps=6", "train.save_every=2"]
@@ -90,6 +91,7 @@ def test_a_search_that_finds_nothing_is_found(load, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_train_and_verdict_on_given_data(load, tmp_path, npz):
     suite = load("gpu_suite")
     shared = ["--toy", "--out", str(tmp_path), "--data", str(npz)]

@@ -23,7 +23,12 @@ def start(*argv, cwd=None, env=None, **more):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], *[[verb, "--help"] for verb in VERBS], ["config", "show", "--help"]], ids=" ".join
+    "argv",
+    [
+        *(["--help"], ["eval", "--help"], ["config", "show", "--help"]),
+        *(pytest.param([verb, "--help"], marks=pytest.mark.slow) for verb in VERBS if verb != "eval"),
+    ],
+    ids=" ".join,
 )
 def test_help_ends_with_two_examples(argv):
     answer = start(*argv)

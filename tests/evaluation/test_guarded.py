@@ -125,6 +125,7 @@ def test_a_reconstruction_detector_catches_blind_points_and_almost_no_adaptive_o
     assert oblivious - bare >= 0.4 and adaptive <= bare + 0.03
 
 
+@pytest.mark.slow
 def test_random_resizing_loses_half_of_what_it_promised():
     """A network that knows resized images moves the nearest points back, and falls to means over draws."""
     larger = Digits(scale=2)

@@ -54,6 +54,7 @@ def test_rapid_says_rapid_wherever_its_number_stands(cli, model):
 RAPID = ("attacks=[{name: autoattack, version: rapid, audit: 2}]", "--eps", "1/255", "eval.checks=0")
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_turned_off_says_so(cli, model):
     answer = cli(
         "eval",
@@ -117,6 +118,7 @@ def test_parts_are_audited_and_their_merger_adds_them_up(cli, model):
     assert less["audit"]["n"] < merged["audit"]["n"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_escalated_goes_on_where_it_was_killed(cli, model, monkeypatch):
     """Two falls run AutoAttack standard on the survivors, in its own shards.
 

@@ -114,7 +114,7 @@ def resumer(folder):
     return resume, run
 
 
-SHARE = pytest.mark.parametrize("share", [61, pytest.param(1, marks=pytest.mark.slow)])
+SHARE = pytest.mark.parametrize("share", [149, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @SHARE

@@ -62,21 +62,27 @@ def test_kill_9_at_200_random_points(forked, tmp_path, part):
     assert _kill_and_resume(forked, tmp_path, SLOW_KILLS // 10, 100 + part) >= 10
 
 
+_SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "more",
     [
         ("precision=bf16", "search.precision=bf16"),
         ("precision=fp32", "search.precision=fp32", "train.attack_bn=train"),
         ("objective=natural", "train.optimizer.name=adamw", "train.optimizer.lr=0.01"),
-        (
-            "objective=mixed",
-            "train.schedule=cyclic",
-            "data.augment={crop: 1, flip: true}",
-            "train.grad_clip=0.5",
+        pytest.param(
+            (
+                "objective=mixed",
+                "train.schedule=cyclic",
+                "data.augment={crop: 1, flip: true}",
+                "train.grad_clip=0.5",
+            ),
+            marks=_SLOW,
         ),
         ("model={name: wide_resnet, depth: 10, width: 1, dropout: 0.3}", "train.steps=9"),
-        ("train.parallel=dp",),
-        ("objective={name: smoothadv, sigma: 0.3}", "ball={norm: l2, eps: 0.5}"),
+        pytest.param(("train.parallel=dp",), marks=_SLOW),
+        pytest.param(("objective={name: smoothadv, sigma: 0.3}", "ball={norm: l2, eps: 0.5}"), marks=_SLOW),
     ],
     ids=["bf16", "bn-train", "adamw", "augment", "dropout", "dp", "smoothadv"],
 )
