@@ -50,6 +50,7 @@ def build_hf(spec: str, info: ModelInfo, *, download: bool, meta: bool) -> Backb
     """
     transformers = _import(spec)
     folder = _folder(spec, download)
+    _check_own(folder)
     images = _prepared(folder, info.channels)
     with _explained(spec, transformers):
         config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -71,7 +72,7 @@ def build_hf(spec: str, info: ModelInfo, *, download: bool, meta: bool) -> Backb
             _check_whole(found, _classes(folder), info.num_classes, spec)
     if images is not None:
         info = replace(info, mean=images.mean, std=images.std)
-        if images.size != (info.size, info.size) and images.size is not None:
+        if not images.leaves((info.size, info.size)):
             _shape_first(net, images)
     return Backbone(net.float(), f"hf:{spec}", {}, info)
 
@@ -83,7 +84,7 @@ def hf_classes(spec: str, *, download: bool = False) -> int:
 
 
 def _shape_first(net: nn.Module, images: Preparation) -> None:
-    """Let `net` resize and crop its images; a hook, since its tensors keep their names."""
+    """Let `net` resize, crop and turn round its images; a hook, since its tensors keep their names."""
 
     def hook(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (images.shape(given[0]), *given[1:])
@@ -159,6 +160,14 @@ def _json(path: Path) -> Mapping[str, Any]:
     if not isinstance(stated, Mapping):
         raise CheckpointError("no mapping", where=str(path), code="E-CKPT-FORMAT")
     return stated
+
+
+def _check_own(folder: Path) -> None:
+    """Raises ConfigError for a network of timm: its mean and std stand where transformers has its own."""
+    config = _json(folder / _CONFIG)
+    if config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config:
+        hint = f"--model timm:{config.get('architecture', 'NAME')} --weights {folder / _SAFE}"
+        raise ConfigError("a network of timm", where=str(folder), hint=hint)
 
 
 def _check_safe(folder: Path, spec: str) -> None:

@@ -210,6 +210,43 @@ def test_what_a_preprocessor_says(stated: dict[str, Any], resize: Any, crop: Any
 
 
 @pytest.mark.parametrize(
+    ("stated", "resize", "std", "backwards"),
+    [
+        ({"image_processor_type": "EfficientNetImageProcessor"}, 9, 0.5 * 0.5, False),
+        ({"image_processor_type": "EfficientNetImageProcessor", "include_top": False}, 9, 0.5, False),
+        ({"feature_extractor_type": "LevitFeatureExtractor"}, 10, 0.5, False),
+        ({"image_processor_type": "PoolFormerImageProcessorFast", "crop_pct": 0.8}, 11, 0.5, False),
+        ({"image_processor_type": "PPLCNetImageProcessor", "resize_short": 12}, 12, 0.5, True),
+        ({"image_processor_type": "MobileViTImageProcessor"}, 9, 1.0, True),
+        ({"do_flip_channel_order": True}, 9, 0.5, True),
+    ],
+)
+def test_processors_that_do_more_than_the_usual(
+    stated: dict[str, Any], resize: int, std: float, backwards: bool
+) -> None:
+    usual = {"size": {"shortest_edge": 9}, "crop_size": 8, "image_mean": [0.25] * 3, "image_std": [0.5] * 3}
+    found = preparation({**usual, **stated}, 3, "file")
+    assert (found.resize, found.crop, found.std) == ((resize, resize), (8, 8), pytest.approx((std,) * 3))
+    assert torch.equal(found.shape(X), X.flip(1) if backwards else X)
+    assert found.leaves((8, 8)) is not backwards
+    offset = preparation({**usual, "rescale_offset": True, "rescale_factor": 2 / 255}, 3, "file")
+    assert offset.mean == pytest.approx((1.25 / 2,) * 3)
+
+
+def test_a_processor_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match="what DonutImageProcessor does"):
+        preparation({"size": 8, "image_processor_type": "DonutImageProcessor"}, 3, "file")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_network_of_timm_is_sent_there(tmp_path: Path) -> None:
+    home, _ = folder(tmp_path, None, architecture="resnet18", pretrained_cfg={"mean": MEAN})
+    with pytest.raises(ConfigError, match="a network of timm") as caught:
+        load_model(f"hf:{home}", size=8)
+    assert f"timm:resnet18 --weights {home}" in caught.value.hint
+
+
+@pytest.mark.parametrize(
     "stated",
     [
         {"size": {"longest_edge": 9}},
@@ -220,6 +257,7 @@ def test_what_a_preprocessor_says(stated: dict[str, Any], resize: Any, crop: Any
         {"image_mean": ["x"], "image_std": [1]},
         {"rescale_factor": 0},
         {"resample": 77},
+        {"size": 9, "size_divisor": 2},
         {"do_normalize": True},
     ],
 )
