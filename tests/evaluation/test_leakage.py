@@ -100,6 +100,16 @@ def test_honest_images_raise_no_alarm(data: str, seed: int) -> None:
     assert found.pixels.near.sum() <= 1 and rule.ratio <= 0.5
 
 
+@pytest.mark.parametrize("side", [20, 72])
+def test_an_exact_copy_differs_in_no_pixel_at_its_own_size(side: int) -> None:
+    x = scenes(60, 0, side)
+    test, planted = x[:5], x[:5].flip(3)
+    planted[:2, 1, 5, 7] ^= 2
+    found = searched(test, x[5:50], torch.cat([x[50:], planted]))
+    assert found.exact.tolist() == [False, False, True, True, True]
+    assert found.pixels.position.tolist() == [10, 11, 12, 13, 14]
+
+
 class Net(nn.Module):
     """A random network whose last linear layer gets 24 features, mean over places."""
 

@@ -128,6 +128,8 @@ def _compared(
         near = small(x)[places.to(x.device)]
         mine = tests[rows].to(x.device)
         far, equal = apart(mine, near).cpu(), same(mine, near).cpu()
+        if near.shape[1:] != x.shape[1:] and equal.any():
+            equal[equal.clone()] = _same_whole(images, rows[equal], x[places[equal].to(x.device)])
         far = torch.where(equal, 0.0, far)
         least = torch.full_like(distance, torch.inf).scatter_reduce(0, rows, far, "amin")
         better = far <= least[rows]
@@ -136,6 +138,13 @@ def _compared(
         position[rows[closer]] = wanted[kept][places[closer] + first]
         exact[rows[equal]] = True
     return distance, position, exact
+
+
+def _same_whole(images: Images, rows: Tensor, found: Tensor) -> Tensor:
+    """bool [n]: of pairs that are the same at a small size, whether they are at their own."""
+    return torch.cat([
+        same(mine, found[first : first + len(mine)]).cpu() for mine, first in images.batches(images.test, rows)
+    ])  # fmt: skip
 
 
 def _by_features(images: Images, model: nn.Module) -> Measure:
