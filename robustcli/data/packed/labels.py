@@ -62,6 +62,6 @@ class Labels:
 
 def _plain(text: str, number: bool) -> str:
     """007 is 7."""
-    if not number or not text.isdigit() or len(text) > 12:
+    if not number or not (text.isascii() and text.isdigit()) or len(text) > 12:
         return text
     return str(int(text))
