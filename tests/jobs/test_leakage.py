@@ -38,7 +38,7 @@ def extra(tmp_path: Path) -> Callable[[int], str]:
 
 def test_a_training_says_what_its_extra_data_holds(cli, tmp_path: Path, extra) -> None:
     out = tmp_path / "run"
-    done = cli(*TRAIN, extra(7), "--out", str(out), "--json")
+    done = cli(*TRAIN, extra(7), "--out", str(out), "--json", "--no-report")
     assert done.code == 0, done.err
     found = done.document
     told = found["leakage"]
@@ -50,6 +50,12 @@ def test_a_training_says_what_its_extra_data_holds(cli, tmp_path: Path, extra) -
     rows = list(csv.DictReader((out / "plots/leakage.csv").open()))
     assert len(rows) == 100 and [row["extra"] for row in rows[:7]] == [str(k) for k in range(200, 207)]
     assert (out / "plots/leakage.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_the_report_shows_the_closest_pairs(cli, tmp_path: Path, extra) -> None:
+    out = tmp_path / "run"
+    assert cli(*TRAIN, extra(7), "--out", str(out), "--json").code == 0
     assert cli("report", str(out)).code == 0
     page = (out / "report.html").read_text()
     assert "Test images among the extra images" in page and "extra-holds-test" in page
