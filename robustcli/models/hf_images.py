@@ -91,7 +91,7 @@ def preparation(stated: Mapping[str, Any], channels: int, where: str) -> Prepara
 
 
 def _kind(stated: Mapping[str, Any]) -> str:
-    """``ViT`` for ViTImageProcessor, ViTImageProcessorFast and ViTFeatureExtractor; "" where none is named."""
+    """``ViT`` for ViTImageProcessor, ViTImageProcessorFast and ViTFeatureExtractor; "" where none is."""
     name = str(stated.get("image_processor_type") or stated.get("feature_extractor_type") or "")
     return re.sub("(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", name)
 

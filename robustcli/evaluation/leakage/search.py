@@ -142,9 +142,8 @@ def _compared(
 
 def _same_whole(images: Images, rows: Tensor, found: Tensor) -> Tensor:
     """bool [n]: of pairs that are the same at a small size, whether they are at their own."""
-    return torch.cat([
-        same(mine, found[first : first + len(mine)]).cpu() for mine, first in images.batches(images.test, rows)
-    ])  # fmt: skip
+    tests = images.batches(images.test, rows)
+    return torch.cat([same(mine, found[first : first + len(mine)]).cpu() for mine, first in tests])
 
 
 def _by_features(images: Images, model: nn.Module) -> Measure:
