@@ -6,9 +6,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from robustcli import registry
 from robustcli.attacks.mi_fgsm import mi_fgsm
 from robustcli.attacks.vmi_fgsm import vmi_fgsm
-from robustcli.core.geometry import NORMS, Ball
+from robustcli.core.geometry import Ball
 from robustcli.core.losses import Criterion
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
@@ -75,7 +76,7 @@ def test_each_point_follows_the_formula(decay):
             assert torch.allclose(x_adv[row], z[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", registry.attacks.get("vmi_fgsm").facts.norms)
 def test_on_a_linear_model_it_is_mi_fgsm_and_exact(norm):
     """The gradient of the margin is w everywhere, so that its variance is 0: gain = eps * ||w||_q."""
     net, x, ball = Linear(), 0.5 + 0.01 * images(), Ball(norm, EPS[norm] / 50)
@@ -89,7 +90,7 @@ def test_on_a_linear_model_it_is_mi_fgsm_and_exact(norm):
     assert torch.allclose(gain, expected.expand(6), rtol=1e-3)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", registry.attacks.get("vmi_fgsm").facts.norms)
 def test_without_a_neighbourhood_it_is_mi_fgsm_and_with_one_it_is_not(norm):
     net, x, ball = Net(), images(), Ball(norm, EPS[norm])
     y = net(x).argmax(1)
