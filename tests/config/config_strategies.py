@@ -153,8 +153,10 @@ def sections(draw: st.DrawFn, cls: type[BaseModel], path: str = "") -> dict[str,
         raw["eps"], raw["allow_large_eps"] = draw(numbers(1e-4, 1)), True
     if cls.__name__ == "BallConfig" and raw.get("norm") == "l0" and raw.get("eps") is not None:
         raw["eps"] = draw(st.integers(1, 50))  # pixels
-    if cls.__name__ == "Config" and raw.get("ball", {}).get("norm") == "l0":
-        raw.get("certify", {}).pop("radii", None)  # lengths, which are no numbers of pixels
+    if cls.__name__ == "Config":
+        balls = raw.get("ball", [])
+        if any(ball.get("norm") == "l0" for ball in (balls if isinstance(balls, list) else [balls])):
+            raw.get("certify", {}).pop("radii", None)  # lengths, which are no numbers of pixels
     return raw
 
 
