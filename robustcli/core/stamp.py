@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustcli.core.random import RowRandom
+from robustcli.errors import DataError
 
 
 class Pose(NamedTuple):
@@ -39,21 +40,40 @@ def side_of(area: float, height: int, width: int) -> float:
 def draw_pose(rng: RowRandom, x: Tensor, area: float, rotation: float, smallest: float) -> Pose:
     """A pose for each row: turn, size and place are uniform, and the whole square lies in the image.
 
-    A square that is too large for that, as it is turned, lies in the middle.
+    A square that is too large for that, as it is turned, lies in the middle. Where it would cover more pixels
+    than floor(area * H * W), which happens on the pixels' grid, its side shrinks until it does not.
 
     Args:
         rng: one stream per row, of which one draw is taken.
         x: images [R, C, H, W]; their shape is read.
-        area: the largest share of the image's area, in (0, 1].
+        area: the largest share of the image's pixels, in (0, 1].
         rotation: the largest turn to either side, degrees in [0, 180].
         smallest: the smallest side in units of the largest one, in (0, 1].
+
+    Raises DataError for an area of less than a pixel.
     """
     height, width = x.shape[2:]
+    pixels = math.floor(area * height * width + 1e-6)  # 1e-6: three of 100 pixels are 0.03
+    if not pixels:
+        what = f"a share of {area:g} of images of {height} x {width} is less than a pixel"
+        least = math.ceil(1e5 / (height * width)) / 1e5
+        raise DataError(what, where="area", hint=f"area: {least:g} or more")
     turn, size, right, down = rng.uniform((4,)).unbind(1)
     angle = (2 * turn - 1) * math.radians(rotation)
     side = side_of(area, height, width) * (smallest + (1 - smallest) * size)
     reach = side / 2 * (angle.cos().abs() + angle.sin().abs())
-    return Pose(_within(right, reach, width), _within(down, reach, height), side, angle)
+    pose = Pose(_within(right, reach, width), _within(down, reach, height), side, angle)
+    return pose._replace(side=_covering(x, pose, pixels))
+
+
+def _covering(x: Tensor, pose: Pose, pixels: int) -> Tensor:
+    """The sides [R], shrunk where the square would cover the centres of more than so many pixels."""
+    _, grid = places(x, pose._replace(side=torch.full_like(pose.side, 2)))
+    distances = grid.abs().amax(3).flatten(1)
+    if pixels >= distances.shape[1]:
+        return pose.side
+    first_outside = distances.kthvalue(pixels + 1, 1).values
+    return torch.minimum(pose.side, 2 * (1 - 1e-5) * first_outside)
 
 
 def _within(share: Tensor, reach: Tensor, length: int) -> Tensor:

@@ -72,6 +72,16 @@ def test_places_lie_inside_and_cover_the_share_that_was_asked_for():
     assert torch.allclose(count.float().mean(), (pose.side**2).mean(), rtol=0.02)
 
 
+@pytest.mark.parametrize(("size", "area"), [(8, 0.1), (8, 1 / 64), (10, 0.03), (28, 0.05)])
+def test_no_square_covers_more_than_its_share_of_the_pixels(size, area):
+    x = torch.zeros(500, 1, size, size)
+    pose = draw_pose(RowRandom(0, "start", torch.arange(500)), x, area, 22.5, 0.8)
+    count = places(x, pose)[0].flatten(1).sum(1)
+    assert count.max() == int(area * size * size + 1e-6)
+    with pytest.raises(DataError, match="less than a pixel"):
+        draw_pose(RowRandom(0, "start", torch.arange(500)), x, 0.9 / size**2, 22.5, 0.8)
+
+
 @pytest.mark.parametrize("file", [None, "noise"])
 def test_what_is_not_covered_stays_bitwise(file):
     x = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
