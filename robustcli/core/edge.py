@@ -24,13 +24,20 @@ def opened(model: Classifier) -> Classifier:
     """
 
     def inside(x: Tensor) -> Tensor:
-        return model(x + (x.clamp(_INSIDE, 1 - _INSIDE) - x).detach())
+        return model(x + (within(x) - x).detach())
 
     return inside
 
 
-def hides_bounds(model: Classifier, x: Tensor) -> bool:
+def within(x: Tensor) -> Tensor:
+    """x moved at least 1e-6 away from 0 and from 1."""
+    return x.clamp(_INSIDE, 1 - _INSIDE)
+
+
+def hides_bounds(model: Classifier, x: Tensor) -> bool | None:
     """Whether the model has no slope at most pixels that are 0, or that are 1, but has one just inside.
+
+    None where it has no slope at all, and nothing can be said: a last layer of zeros, before training.
 
     x: pixels float32 [B, C, H, W] in [0, 1]; of the first images every third pixel is made black and every
     third white. A model that cannot be differentiated hides nothing here. Cost: two forward and two backward
@@ -38,7 +45,7 @@ def hides_bounds(model: Classifier, x: Tensor) -> bool:
     """
     x = x[:_IMAGES].detach()
     if not len(x):
-        return False
+        return None
     place = torch.arange(x[0].numel(), device=x.device).view_as(x[0]) % 3
     point = torch.where(place == 0, torch.zeros_like(x), torch.where(place == 1, torch.ones_like(x), x))
     devices = [x.device] if x.is_cuda else []
@@ -47,6 +54,8 @@ def hides_bounds(model: Classifier, x: Tensor) -> bool:
             at, near = _slope(model, point), _slope(opened(model), point)
     except RuntimeError:  # an operation without a derivative
         return False
+    if not near.any():
+        return None
     return any(_hidden(at, near, (place == bound).expand_as(x)) for bound in (0, 1))
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.edge import hides_bounds, opened
 from robustcli.core.losses import Criterion, RowLoss
 from robustcli.core.modes import frozen
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.stamp import draw_pose, side_of, stamp
-from robustcli.core.types import reject_of
+from robustcli.core.types import Classifier, reject_of
 
 _ORDER, _PLACES = "patch order", "patch"  # random streams
 _ENOUGH = 6.0  # nats: what has fallen by so much pulls no more, and the others are heard
@@ -64,11 +65,13 @@ class PatchFit:
         """
         patch = self._first(x).requires_grad_()
         optimizer = torch.optim.Adam([patch], lr=self.step_size)
+        reject = reject_of(model)
         with frozen(model):
+            searched = opened(model) if hides_bounds(model, x) else model
             for step, rows in enumerate(self._batches(ids)):
                 for group in optimizer.param_groups:
                     group["lr"] = self.step_size * (1 - step / self.steps)
-                told(self._slope(model, x[rows], y[rows], ids[rows], step, patch))
+                told(self._slope(searched, reject, x[rows], y[rows], ids[rows], step, patch))
                 optimizer.step()
                 with torch.no_grad():
                     patch.clamp_(self.dark, self.bright)
@@ -91,11 +94,20 @@ class PatchFit:
             yield left[:size]
             left = left[size:]
 
-    def _slope(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int, patch: Tensor) -> float:
+    def _slope(
+        self,
+        model: Classifier,
+        reject: int | None,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        step: int,
+        patch: Tensor,
+    ) -> float:
         """Set the gradient of the patch on one batch; returns the share of its images that fell."""
         rng = RowRandom(self.seed, _PLACES, ids, epoch=step)
         target = None if self.target is None else torch.full_like(y, self.target)
-        criterion = Criterion(y, target, reject_of(model))
+        criterion = Criterion(y, target, reject)
         with torch.enable_grad():
             shown = stamp(x, patch, draw_pose(rng, x, self.area, self.rotation, self.smallest))
             rough = patch.diff(dim=1).abs().sum() + patch.diff(dim=2).abs().sum()

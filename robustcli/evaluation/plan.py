@@ -128,8 +128,7 @@ class Search:
         if offers(model) != "gradient":  # a black box has neither a copy nor operations to look into
             return model
         hides = hides_bounds(model, x)
-        # Just below 1 there is no other number in bfloat16.
-        search = replace(self, dtype=torch.float32) if hides else self
+        search = self.beside_bounds() if hides else self
         searched = search._faithful_copy(model, x, say)
         if hides:
             say("the model clamps its input: at 0 and 1 the search takes the slope beside them")
@@ -139,6 +138,10 @@ class Search:
         if self.rescale:
             searched = rescaled(searched)
         return searched
+
+    def beside_bounds(self) -> Search:
+        """The same for a model without a slope at 0 and 1: in float32, as bfloat16 has no number beside 1."""
+        return replace(self, dtype=torch.float32)
 
     def _faithful_copy(self, model: nn.Module, x: Tensor, say: Callable[[str], None]) -> Classifier:
         """The twin if it agrees with the model on x, else the model."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from robustcli.core.edge import hides_bounds, opened
 from robustcli.core.likeness import Likeness
 from robustcli.core.twin import SearchTwin
 from robustcli.core.types import Classifier
@@ -40,6 +41,7 @@ class Ready:
         self._contracts: dict[_Place, tuple[Contract | None, int]] = {}
         self._twins: dict[tuple[_Place, Search], SearchTwin | None] = {}
         self._stale: set[tuple[_Place, Search]] = set()
+        self._hides: dict[_Place, bool | None] = {}  # whether it has no slope at 0 and 1
         self._over = False
 
     @property
@@ -76,6 +78,16 @@ class Ready:
             model: from `adapted`.
             x: pixels [B, C, H, W] in [0, 1].
         """
+        place = _place(x)
+        with self.lock:
+            if self._hides.get(place) is None:
+                self._hides[place] = hides_bounds(model, x)
+        if self._hides[place]:
+            return opened(self._copy(search.beside_bounds(), model, x))
+        return self._copy(search, model, x)
+
+    def _copy(self, search: Search, model: nn.Module, x: Tensor) -> Classifier:
+        """The twin that is kept, made where there is none; the model itself where none may be used."""
         if search.plain:
             return model
         key = (_place(x), search)

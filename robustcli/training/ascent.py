@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -59,7 +58,8 @@ class Ascent:
         self._forward = forward
         self._twin: SearchTwin | None = None
         self._twin_tried = False
-        self._hides = False  # whether the model has no slope at black and white pixels
+        #: Whether the model has no slope at black and white pixels; None: not known yet.
+        self._hides: bool | None = None if settings.attack_bn == "eval" else False
 
     @property
     def way(self) -> str:
@@ -132,8 +132,10 @@ class Ascent:
 
     def _searcher(self, x: Tensor) -> Classifier:
         """The twin with the present weights, or the model itself. The first call compares both on x."""
-        if not self._twin_tried:
-            self._hides = self.settings.attack_bn == "eval" and hides_bounds(self.settings.model, x)
+        unknown = self._hides is None
+        if unknown:
+            self._hides = hides_bounds(self.settings.model, x)
+        if not self._twin_tried or (unknown and self._hides):
             self._twin = self._make_twin(x)
             self._twin_tried = True
         elif self._twin is not None:
@@ -147,8 +149,8 @@ class Ascent:
         if settings.search.plain or settings.attack_bn != "eval" or settings.data_parallel:
             return None
         search = settings.search
-        if self._hides:  # just below 1 there is no other number in bfloat16
-            search = replace(search, dtype=torch.float32)
+        if self._hides:
+            search = search.beside_bounds()
         twin, note = search.faithful(settings.model, x)
         self.twin_note = "" if twin is not None else note
         return twin

@@ -8,7 +8,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from robustcli.core.edge import hides_bounds, within
 from robustcli.core.geometry import Ball
+from robustcli.core.modes import frozen
 from robustcli.core.random import RowRandom
 from robustcli.core.types import Batch, LossTerms
 from robustcli.errors import CheckpointError
@@ -38,6 +40,7 @@ class Free:
         self.descent = Descent(settings)
         self.micro_batch: int | None = None
         self._delta: Tensor | None = None
+        self._hides: bool | None = None  # whether the model has no slope at 0 and 1; None: not known yet
 
     @property
     def twin_note(self) -> str:
@@ -72,7 +75,7 @@ class Free:
         own = delta[: len(x)]
         terms = LossTerms(x.new_zeros(()))
         for _ in range(self.replays):
-            point = (x + own).clamp_(ball.low, ball.high).requires_grad_(True)
+            point = self._seen((x + own).clamp_(ball.low, ball.high)).requires_grad_(True)
             reached = self.settings.reached(ball)
             batch = Batch(x, y, point, ids, ball, rng, y_soft, reached, progress=progress)
             terms = self.descent([batch], progress)
@@ -80,6 +83,13 @@ class Free:
         # A shorter batch leaves the last places as they were.
         self._delta = own if len(own) == len(delta) else torch.cat((own, delta[len(own) :]))
         return terms
+
+    def _seen(self, point: Tensor) -> Tensor:
+        """The point, beside 0 and 1 where the model has no slope there."""
+        if self._hides is None:
+            with frozen(self.settings.model):
+                self._hides = hides_bounds(self.settings.model, point)
+        return within(point) if self._hides else point
 
     def _delta_for(self, x: Tensor) -> Tensor:
         """delta on the device of x, zeros at first; it has at least as many places as x.

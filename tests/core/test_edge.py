@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 import robustcli
+from robustcli import registry
+from robustcli.attacks.pgd import pgd
 from robustcli.core.edge import hides_bounds, opened
+from robustcli.core.geometry import Ball
+from robustcli.evaluation.patching import PatchFit
+from robustcli.training.free import Free
+from robustcli.training.settings import StepSettings
 
 
 class Clamped(nn.Module):
@@ -82,3 +88,49 @@ def test_a_clamp_costs_no_success(net, digits, norm, eps, attack):
     clamped = robustcli.evaluate(Clamped(net), digits, y, eps=eps, norm=norm, attack=attack)
     assert plain.robust_acc < 0.9
     assert abs(clamped.robust_acc - plain.robust_acc) <= 1 / 32
+
+
+@pytest.mark.parametrize("attack", ["pgd", "mi_fgsm"])
+def test_the_points_of_attack_are_those_without_the_clamp(net, digits, attack):
+    with torch.no_grad():
+        y = net(digits).argmax(1)
+    plain, clamped = (
+        robustcli.attack(model, digits, y, name=attack, eps=0.05, search="fp32")
+        for model in (net, Clamped(net))
+    )
+    assert ((plain - clamped).abs() > 1e-3).float().mean() < 0.01
+
+
+def test_a_network_that_says_nothing_yet_is_looked_at_again(net, digits):
+    clamped, last = Clamped(net), net[-1]
+    kept, y = last.weight.detach().clone(), torch.zeros(len(digits), dtype=torch.int64)
+    with torch.no_grad():
+        last.weight.zero_()
+    assert hides_bounds(clamped, digits) is None
+    robustcli.attack(clamped, digits, y, eps=0.05)
+    with torch.no_grad():
+        last.weight.copy_(kept)
+    x_adv = robustcli.attack(clamped, digits, y, eps=0.05, name="fgsm")
+    assert torch.equal(x_adv, robustcli.attack(net, digits, y, eps=0.05, name="fgsm"))
+
+
+def test_a_patch_is_fitted_as_without_the_clamp(net, digits):
+    job = PatchFit(0.2, 0.0, 1.0, 8, 32, 0.3, 0.0, 1.0, 0.0, None, 0)
+    y, ids = torch.zeros(len(digits), dtype=torch.int64), torch.arange(len(digits))
+    plain, clamped = (
+        job.run(model, digits, y, ids, lambda share: None) for model in (net, Clamped(net).eval())
+    )
+    assert ((plain == 0) | (plain == 1)).any()
+    assert (plain - clamped).abs().mean() < 0.01
+
+
+def test_a_free_step_moves_black_and_white_pixels(net, digits):
+    clamped = Clamped(net)
+    if not hides_bounds(clamped, digits):  # of torch before 2.15
+        pytest.skip("this torch has a slope at the bounds")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    madry = registry.objectives.get("madry").fn
+    settings = StepSettings(clamped, madry, "ce", pgd, Ball("linf", 0.1), optimizer)
+    step = Free(settings, replays=1)
+    step(digits, torch.zeros(len(digits), dtype=torch.int64), torch.arange(len(digits)), seed=0, epoch=0)
+    assert (step.state()["delta"] != 0).float().mean() > 0.5
