@@ -316,7 +316,7 @@ def evaluate(
     plans: dict[str, EvalPlan] = {}
     for ball in _balls(norm, eps, x):
         calls = _calls(attack, ball.norm, settings, params)
-        check_served(model, calls, ball.norm)
+        check_served(model, calls, ball.norm, target=target)
         plans[threat_name(ball.norm, ball.eps)] = EvalPlan(
             ball,
             calls,

@@ -22,6 +22,7 @@ from robustcli.evaluation.joint import Join
 from robustcli.evaluation.outside import load_outside
 from robustcli.evaluation.plan import AttackCall
 from robustcli.evaluation.surrogate import transferred
+from robustcli.models.blackbox import check_served
 from robustcli.models.meant import meant_model
 from robustcli.models.plugin import split_plugin
 from robustcli.runtime.signals import StopFlag
@@ -46,6 +47,8 @@ def surrogate_calls(
     labels = [call.label for call in calls]
     if not all(call.bounded for call in calls):
         raise UsageError(f"{', '.join(labels)} leaves the ball", where=path, hint="such as bsr")
+    for model in models:
+        check_served(model, calls, setting.ball.norm, where="--surrogate")
     console.info(f"surrogate: {', then '.join(labels)} on {', '.join(references)}")
     hashes = ",".join(state_digest(model)[:12] for model in models)
     return [_on_surrogates(models, call, given.join, hashes, stop) for call in calls]

@@ -13,7 +13,8 @@ from robustcli.assembly.members import members_of
 from robustcli.assembly.setting import Setting
 from robustcli.config.schema import Config
 from robustcli.config.spec import GUARD, Spec
-from robustcli.errors import ConfigError
+from robustcli.core.types import offers
+from robustcli.errors import ConfigError, UsageError
 from robustcli.models.defended import make_defence
 from robustcli.models.guarded import GuardedModel
 
@@ -29,9 +30,10 @@ def guard_around(setting: Setting, model: nn.Module, load: Callable[[str], nn.Mo
         model: the configured classifier, which takes these data.
         load: a reference -> another classifier that does.
 
-    Raises ConfigError for defences that cannot stand together.
+    Raises ConfigError for defences that cannot stand together, UsageError E-MODEL for a black box.
     """
     config = setting.config
+    _refuse_black_box(config, model)
     _refuse_second_guard(config, model)
     labels = numbered([spec.name for spec in config.defences])
     defences = [
@@ -71,6 +73,17 @@ def ready_guard(setting: Setting, model: nn.Module, load: Callable[[str], nn.Mod
         raise ConfigError(what, where=f"defences.{k}", hint=f"{_FIT}; {_WITHOUT_FIT}")
     guard.thresholds = torch.zeros_like(guard.thresholds)
     return guard
+
+
+def _refuse_black_box(config: Config, model: nn.Module) -> None:
+    """Raises UsageError: a guard is one file with its network, and attacks on it need a gradient."""
+    if offers(model) != "gradient":
+        raise UsageError(
+            f"{config.model.name} is a black box, and defences stand in front of a network",
+            where="defences",
+            hint="put them in front of the network that stands behind it",
+            code="E-MODEL",
+        )
 
 
 def _refuse_lonely_vote(specs: Sequence[Spec], members: int) -> None:

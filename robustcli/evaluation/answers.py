@@ -19,7 +19,8 @@ class Answers:
 
     Args:
         clean: int64 [n], the class of the clean image; `NONE` where its logits are not finite.
-        confidence: float64 [n], the softmax probability of that class, rounded to 1e-4; 0 without a class.
+        confidence: float64 [n], the softmax probability of that class, rounded to 1e-4; 0 without a class,
+            and of a model that answers with labels alone.
         attacked: int64 [n], the class at the point that broke the sample; `NONE` where none did.
         files: path of each image below the root of its data set; None for data that lie in arrays.
     """

@@ -76,6 +76,7 @@ class Judge:
             pixel box counts.
 
     Attributes:
+        sees_scores: whether the size of a logit means anything; False where labels are all there is.
         forward_rows: rows that went through the model.
         refused_rows: points that lay outside the ball or the box.
         broken_rows: rows whose logits held NaN or Inf.
@@ -90,6 +91,7 @@ class Judge:
         self._model, self._ball, self._draws, self._bounded = model, ball, draws, bounded
         self._reject = reject_of(model)
         self._counted = offers(model) != "gradient"  # each row that a black box gets is a query
+        self.sees_scores = offers(model) != "decisions"
         self.forward_rows = 0
         self.refused_rows = 0
         self.broken_rows = 0

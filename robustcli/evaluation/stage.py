@@ -24,6 +24,7 @@ class Batch:
         predicted: int64 [B], the model's label for x.
         goal: int64 [B], the label to which a targeted attack leads each row; None when untargeted.
         aim: what a success against the model is, for all B rows.
+        sure: whether the model says how sure it is; False where labels are all that it answers.
     """
 
     x: Tensor
@@ -34,6 +35,7 @@ class Batch:
     predicted: Tensor
     goal: Tensor | None
     aim: Criterion
+    sure: bool = True
 
     @classmethod
     def judged(cls, judge: Judge, plan: EvalPlan, x: Tensor, y: Tensor, ids: Tensor) -> Batch:
@@ -44,20 +46,21 @@ class Batch:
         """
         logits, correct, predicted = judge.clean(x, y)
         goal = goals(plan, judge.classes(logits), y, ids)
-        return cls(x, y, ids, logits, correct, predicted, goal, judge.criterion(y, goal))
+        return cls(x, y, ids, logits, correct, predicted, goal, judge.criterion(y, goal), judge.sees_scores)
 
     @property
     def confidence(self) -> Tensor:
         """float32 [B]: the softmax probability of `predicted`; NaN where the logits are not finite.
 
-        Of a guarded model a class is compared with the other classes, and "reject" with all of them.
+        0 of a model that answers with labels alone: one-hot rows say nothing of how sure it is. Of
+        a guarded model a class is compared with the other classes, and "reject" with all of them.
         """
         logits = self.logits
         if self.aim.reject is not None:
             named = self.predicted < self.aim.reject
             logits = logits.clone()
             logits[named, self.aim.reject] = -torch.inf
-        chosen = logits.softmax(1).gather(1, self.predicted[:, None])[:, 0]
+        chosen = logits.softmax(1).gather(1, self.predicted[:, None])[:, 0] * self.sure
         return chosen.where(torch.isfinite(self.logits).all(1), torch.nan)
 
     def open_rows(self, eligible: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def check_attacks(setting: Setting, extra: Sequence[AttackCall] = (), model: nn.
     config, classes = setting.config, setting.classes
     calls = [*eval_plan(setting, config.attacks).attacks, *extra]
     if model is not None:
-        check_served(model, calls, setting.ball.norm)
+        check_served(model, calls, setting.ball.norm, target=config.eval.target)
     labels = [call.label for call in calls]
     if len(set(labels)) < len(labels):
         raise UsageError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustcli import registry
 from robustcli.assembly.cost import training_plan
 from robustcli.assembly.engine import make_engine
 from robustcli.assembly.lineage import begins_with
@@ -18,6 +19,7 @@ from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
 from robustcli.config.spec import ModelConfig
+from robustcli.config.validate import searching
 from robustcli.data.mixture import JoinedSplit
 from robustcli.errors import Interrupted
 from robustcli.jobs.evidence.by_itself import leave_report
@@ -71,27 +73,37 @@ def train(
 
 
 def next_steps(
-    answer: dict[str, Any], console: Console, plugin: str | None = None, norm: str | None = None
+    answer: dict[str, Any], console: Console, norms: Sequence[str], plugin: str | None = None
 ) -> None:
     """Show what to do with the run of a `train` document: measure it, attack it, look at its curves.
 
-    plugin: FILE.py:factory where the network is the user's: no later verb runs its code unasked. norm: for
-    verbs that take one ball of a union.
+    norms: of its balls; verbs that take one get the first.
+    plugin: FILE.py:factory where the network is the user's: no later verb runs its code unasked.
     """
-    norm = "" if norm is None else f" --norm {norm}"
+    one = f" --norm {norms[0]}" if len(norms) > 1 else ""
     run = Path(answer["run"])
     model = shlex.join(["--model", f"run:{run}", *(["--plugin", plugin] if plugin else [])])
     lines = [
         "next steps:",
         f"  robustcli eval {model}   (the verdict, on the test split)",
-        f"  robustcli eval {model} --attack autoattack   (the one to publish)",
-        f"  robustcli attack {model}{norm} --n 32   (images that break it, as PNG files)",
+        f"  robustcli eval {model} --attack {_strongest(norms)}   (the one to publish)",
+        f"  robustcli attack {model}{one} --n 32   (images that break it, as PNG files)",
         f"  the course of the training: {run / 'plots' / 'training.png'} and {run / 'summary.md'}",
     ]
     if "verified_acc" in answer["best"]:
         lines.insert(2, f"  robustcli certify {model}   (what is proven, beside what attacks find)")
     for line in lines:
         console.info(line)
+
+
+def _strongest(norms: Sequence[str]) -> str:
+    """AutoAttack, or the longest search that knows all these norms."""
+    usual = "autoattack"
+    if set(norms) <= set(registry.ensembles.get(usual).facts.norms):
+        return usual
+    return next(
+        name for name in searching(norms[0]) if set(norms) <= set(registry.attacks.get(name).facts.norms)
+    )
 
 
 def _dry_run(config: Config, console: Console, flags: TrainFlags) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.transfer_report import Subjects, report
 from robustcli.jobs.verb_flags import MeasureFlags, TransferFlags
+from robustcli.models.blackbox import check_served
 from robustcli.records.document import Document
 from robustcli.runtime.signals import StopFlag
 from robustcli.runtime.team import Team
@@ -55,7 +56,7 @@ def transfer(
     plan = eval_plan(setting, config.attacks)
     _check_attacks(plan)
     settings = [replace(setting, config=of_model) for of_model in configs]
-    models = [_load(of_model, console, flags) for of_model in settings]
+    models = [_load(of_model, plan, console, flags) for of_model in settings]
     named_models = dict(zip(short_names(references), models, strict=True))
     subjects = Subjects(references, named_models, plan, chains(config.attacks, plan), flags.together)
     if flags.dry_run:
@@ -129,10 +130,12 @@ def _config_of(config: Config, reference: str, k: int) -> Config:
     return config.model_copy(update={"model": spec})
 
 
-def _load(setting: Setting, console: Console, flags: MeasureFlags) -> nn.Module:
-    """The model of a setting on its device. An error names the model."""
+def _load(setting: Setting, plan: EvalPlan, console: Console, flags: MeasureFlags) -> nn.Module:
+    """The model of a setting on its device; it must serve the attacks. An error names the model."""
     try:
-        return ModelSource.of(setting, flags).to_measure(console)
+        model = ModelSource.of(setting, flags).to_measure(console)
+        check_served(model, plan.attacks, setting.ball.norm)
+        return model
     except RobustCliError as error:
         named = (f"--models {setting.config.model.name}", error.where)
         error.where = "; ".join(part for part in named if part)

@@ -153,22 +153,37 @@ def queries_of(model: nn.Module) -> dict[str, int]:
     return {"queries": model.queries} if isinstance(model, BlackBox) else {}
 
 
-def check_served(model: nn.Module, attacks: Iterable[Wanted], norm: str) -> None:
+def check_served(
+    model: nn.Module,
+    attacks: Iterable[Wanted],
+    norm: str,
+    *,
+    target: str | int | None = None,
+    where: str = "attacks",
+) -> None:
     """Raises UsageError E-BLACK-BOX for attacks that need more than the model answers; it names some that do.
 
     An attack of the user's own does not say what it needs: the model refuses when it asks for too much.
 
-    attacks: what is to run. norm: of the ball.
+    attacks: what is to run. norm: of the ball. target: of the attacks; the least likely class of a model of
+    labels is refused, too, since nothing says which that is. where: who brought the model or the attacks.
     """
     most = offers(model)
     if most == "gradient":
         return
+    if most == "decisions" and target == "least-likely":
+        raise UsageError(
+            f"the model answers with {_SAID[most]}, which do not say which class is the least likely",
+            where="target",
+            hint="target: random, or the number of a class",
+            code=_CODE,
+        )
     too_much = [call for call in attacks if _known(call) and _ORDER.index(call.needs) > _ORDER.index(most)]
     if too_much:
         named = ", ".join(f"{call.label} (needs {call.needs})" for call in too_much)
         raise UsageError(
             f"the model answers with {_SAID[most]}, which does not serve {named}",
-            where="attacks",
+            where=where,
             hint=_hint(most, norm),
             code=_CODE,
         )

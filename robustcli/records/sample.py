@@ -19,7 +19,8 @@ class SampleRow:
             for data that lie in arrays.
         label: name of its class.
         clean: name of the class that the model answers to the clean image; None where its logits are not
-            finite. confidence: the softmax probability of that class, rounded to 1e-4; 0 without a class.
+            finite. confidence: the softmax probability of that class, rounded to 1e-4; 0 without a class,
+            and of a model that answers with labels alone.
         attacked: name of the class that the model answers to the point that broke the sample; for a
             randomised model the one that most of its successful draws name.
         broken_by: label of the attack that broke it, the first one in the list; attacks that do not count for

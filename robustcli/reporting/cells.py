@@ -42,6 +42,13 @@ def format_eps(eps: float, norm: str = "linf") -> str:
     return f"{levels:.4g}/255 ({eps:.4g})"
 
 
+def unit_of(norm: str) -> str:
+    """What a radius of this norm is counted in."""
+    if norm == "l0":
+        return "pixels"
+    return "pixel units of [0, 1]"
+
+
 def format_rate(rate: Rate) -> str:
     """``86.4 % [83.1, 89.2] of 450``: percent, the 95 % Wilson interval, n."""
     low, high = rate.display

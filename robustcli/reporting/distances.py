@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from robustcli.proportions import Rate
-from robustcli.reporting.cells import Cell
+from robustcli.reporting.cells import Cell, unit_of
 from robustcli.reporting.figure import Point
 from robustcli.reporting.tables import Table
 
@@ -60,7 +60,7 @@ def distance_table(
         broken = Rate(sum(map(math.isfinite, ordered)), len(ordered))
         rows.append([name, broken, *(distance_quantile(ordered, share) for share in _QUANTILES.values())])
     note = (
-        f"Quartiles: {norm} radius in pixel units of [0, 1] that breaks a quarter, half, three quarters "
+        f"Quartiles: {norm} radius in {unit_of(norm)} that breaks a quarter, half, three quarters "
         "of all samples; inf: none does."
     )
     return Table(title, ["attack", "broken", *_QUANTILES], rows, note)

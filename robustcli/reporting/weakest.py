@@ -69,7 +69,9 @@ def weak_image_table(weakest: Sequence[SampleRow]) -> Table:
 
 
 def _clean(sample: SampleRow) -> str:
-    """The answer to the clean image, with its confidence."""
+    """The answer to the clean image, with its confidence where the model tells one."""
     if sample.clean is None:
         return "NaN or Inf"
+    if not sample.confidence:
+        return sample.clean
     return f"{sample.clean} ({percent(sample.confidence)} %)"

@@ -1,6 +1,13 @@
 """Black boxes on the command line: what is refused, what is recorded, and what a report says."""
 
+import json
 import os
+from pathlib import Path
+
+import pytest
+
+from robustcli.reporting.dossier import Dossier
+from robustcli.reporting.pictures import reliability
 
 
 def test_labels_only_refuses_gradients_before_any_work(cli):
@@ -34,6 +41,11 @@ def test_a_program_is_measured_and_its_queries_are_recorded(cli):
     }
     with open(f"{answer['run']}/summary.md") as summary:
         assert "upper bound, and weaker evidence" in summary.read()
+    with open(f"{answer['run']}/samples.jsonl") as lines:
+        assert {json.loads(line)["confidence"] for line in lines} == {0}, "a label says nothing of a share"
+    run = Dossier.read(Path(answer["run"]))
+    assert reliability.picture(run) == "Reliability diagram: labels alone do not say how sure the model is."
+    assert " %)" not in Path(answer["run"], "summary.md").read_text().partition("weakest images")[2]
     again = cli("eval", f"{answer['run']}/config.resolved.yaml")
     assert again.code == 2 and "a config never names a program" in again.err
     images = cli("attack", "--model", PROGRAM, *flags, "--attack", "surfree:queries=12").document
@@ -58,3 +70,29 @@ def test_distance_against_queries_is_a_curve_and_in_the_document(cli):
     lines = open(f"{answer['run']}/plots/distance_queries.csv").read().splitlines()
     assert lines[0] == "series,queries,median_distance" and len(lines) == 1 + len(first) + len(second)
     assert os.path.getsize(f"{answer['run']}/plots/distance_queries.png") > 1000
+
+
+MLP = ("--model", "mlp")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("eval", *MLP, "--labels-only", "--attack", "hopskipjump", "--target", "least-likely"),
+            "which class is the least",
+        ),
+        (
+            ("eval", *MLP, "--attack", "noise", "--surrogate", PROGRAM),
+            "(needs gradient); --surrogate",
+        ),
+        (("transfer", "--models", f"mlp,{PROGRAM}"), "does not serve mi_fgsm"),
+        (("guard", "fit", "--model", PROGRAM, "defences=[reconstruction]"), "is a black box, and defences"),
+        (("export", "--model", PROGRAM, "--out", "file"), "is a black box, and only a network"),
+        (("export", "--model", "onnx:a.onnx", "--out", "file"), "is a black box, and only a network"),
+    ],
+)
+def test_what_a_black_box_cannot_do_is_one_line_before_any_work(cli, words, told):
+    refused = cli(*words, "--data", "digits")
+    assert refused.code == 2 and told in refused.err and refused.err.count("error[") == 1, refused.err
+    assert not os.path.exists("runs") and not os.path.exists("file")

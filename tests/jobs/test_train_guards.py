@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import robustcli
+from robustcli.jobs.train import next_steps
 from robustcli.reporting.pictures import training
+from robustcli.terminal.console import Console
 from robustcli.training.trainplan import TrainPlan
 from robustcli.training.validation import Validation
 
@@ -93,3 +95,10 @@ def test_a_run_without_a_sound_model_says_so(cli, monkeypatch):
     (note,) = (text for text in document["notes"] if "no model is known to be sound" in text)
     assert document["best"] == document["last"] and document["checkpoint"].endswith("step-00000050")
     assert alarm in said and note.removeprefix("best: ") in said
+
+
+@pytest.mark.parametrize(("norm", "attack"), [("l0", "sigma_zero"), ("linf", "autoattack"), ("l0 l2", "pgd")])
+def test_what_follows_a_training_is_an_attack_of_its_norm(norm, attack, capsys):
+    """Trap: AutoAttack knows no l0, and the command that is shown would be refused."""
+    next_steps({"run": "r", "best": {}}, Console(), norm.split())
+    assert f"--attack {attack}   (the one to publish)" in capsys.readouterr().err

@@ -93,3 +93,9 @@ def test_numbers_that_are_no_distances_are_refused(bad: list[float]) -> None:
     for share in (0.0, 1.1, math.nan):
         with pytest.raises(ValueError, match="share"):
             distance_quantile([1.0], share)
+
+
+def test_a_table_under_l0_counts_pixels() -> None:
+    """Trap: pixel units of [0, 1], in which a median of 2 would be outside the box."""
+    assert "l0 radius in pixels that" in distance_table({"a": [2.0, 3.0]}, norm="l0").note
+    assert "l2 radius in pixel units of [0, 1] that" in distance_table({"a": [2.0]}, norm="l2").note

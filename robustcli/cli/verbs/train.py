@@ -51,8 +51,8 @@ def run(call: Call) -> dict[str, Any] | None:
     if os.environ.get("RANK", "0") != "0":
         return None  # rank 0 speaks for all
     if not flags.dry_run:
-        one = loaded.config.balls[0].norm if loaded.config.union else None
-        next_steps(document, call.console, flags.plugin, one)
+        norms = [ball.norm for ball in loaded.config.balls]
+        next_steps(document, call.console, norms, flags.plugin)
     return document
 
 

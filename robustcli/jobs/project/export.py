@@ -18,6 +18,7 @@ from robustcli.assembly.setting import prepare_to_measure
 from robustcli.assembly.sources import sources_of
 from robustcli.config.load import Loaded
 from robustcli.config.schema import Config
+from robustcli.config.spec import COMMAND, ONNX
 from robustcli.core.types import declares_draws, reject_of
 from robustcli.core.untouched import as_before
 from robustcli.errors import UsageError
@@ -76,7 +77,7 @@ def export(loaded: Loaded, console: Console, flags: ExportFlags) -> dict[str, An
     """Write the model and what its users must know; returns the `export` document.
 
     Raises:
-        UsageError: a guarded or randomised model, a file that is there already, an unknown format.
+        UsageError: a guard, a randomised model, a black box, a file that is there, an unknown format.
         ConfigError: the network cannot be exported. NumericsError E-EXPORT: a file answers differently; then
         nothing is written. ResourceError: the extra `onnx` is missing, or the disk refuses.
     """
@@ -127,6 +128,13 @@ def _opened(config: Config, console: Console, flags: ExportFlags) -> Opened:
             "a guarded model is not exported: its file could reject, but would keep no evidence",
             where="model",
             hint="export the network that stands behind the guard, and deploy the guard with `guard serve`",
+            code="E-MODEL",
+        )
+    if config.model.name.startswith((COMMAND, ONNX)):
+        raise UsageError(
+            f"{config.model.name} is a black box, and only a network can be written as a file",
+            where="model",
+            hint="export the network that stands behind it",
             code="E-MODEL",
         )
     with torch.device("cpu"):

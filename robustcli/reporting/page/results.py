@@ -13,7 +13,7 @@ from robustcli.records.guard import GuardCurveRow, GuardRow
 from robustcli.records.sweep import SweepRow
 from robustcli.records.train import TrainRow
 from robustcli.records.transfer import TransferRow
-from robustcli.reporting.cells import Cell, Eps
+from robustcli.reporting.cells import Cell, Eps, unit_of
 from robustcli.reporting.certify_table import certify_table, status_table
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.guard_table import guard_table
@@ -145,7 +145,8 @@ def _sweep_table(key: str, rows: Sequence[SweepRow]) -> Table:
 def _distance_table(rows: Sequence[DistanceRow]) -> Table:
     columns = ["attack", "norm", "samples broken", "a quarter", "half", "three quarters"]
     lines: list[list[Cell]] = [[row.label, row.norm, Rate(row.broken, row.n), *row.quartiles] for row in rows]
-    note = "The last three: radius that breaks so many samples, in pixel units of [0, 1]."
+    units = " or ".join(dict.fromkeys(unit_of(row.norm) for row in rows))
+    note = f"The last three: radius that breaks so many samples, in {units}."
     return Table("distance to the nearest wrong answer", columns, lines, note)
 
 

@@ -35,6 +35,8 @@ def picture(dossier: Dossier) -> Picture | str | None:
         return None
     if not answered:
         return "Reliability diagram: no sample has a finite answer."
+    if not any(sample.confidence for sample in answered):
+        return "Reliability diagram: labels alone do not say how sure the model is."
     bins = confidence_bins(answered)
     error = expected_error(bins)
     caption = (
