@@ -8,6 +8,7 @@ from typing import Any
 
 from robustcli import registry
 from robustcli.config.spec import ModelConfig
+from robustcli.config.threats import is_union, members
 from robustcli.errors import printable
 from robustcli.records.certify import CertifyRow
 from robustcli.records.eval import EvalRow
@@ -187,6 +188,8 @@ def _headline(rows: Sequence[EvalRow]) -> list[str]:
         success = f"attack success {format_rate(worst.success)} initially correct samples"
     clean, robust = format_rate(worst.clean), format_rate(worst.robust)
     radius = f"{worst.norm}, eps {format_eps(worst.eps, worst.norm)}"
+    if is_union(worst.norm):
+        radius = "in all of " + ", ".join(members(worst.norm))
     return [f"Clean accuracy {clean}; robust accuracy {robust} samples; {success} ({radius}).", ""]
 
 

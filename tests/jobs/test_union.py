@@ -53,7 +53,8 @@ def test_an_evaluation_has_a_verdict_in_each_ball_and_in_all(folder):
         assert threat["robust_acc"] == sum(held) / len(held) >= document["robust_acc"]
     assert [row["kind"] for row in records] == ["clean", *["attack", "threat"] * 3, "worst"]
     assert [row["label"] for row in records if row["kind"] == "attack"] == [f"pgd-3@{name}" for name in NAMES]
-    assert "verdict by ball" in (folder / "whole" / "summary.md").read_text()
+    page = (folder / "whole" / "summary.md").read_text()
+    assert "verdict by ball" in page and "(in all of linf:0.1, l2:0.6, l1:3)." in page
 
 
 def test_it_goes_on_after_a_kill_and_parts_are_merged(folder, cli, monkeypatch):
