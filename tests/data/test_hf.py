@@ -207,6 +207,20 @@ def test_what_is_said_of_a_wrong_file(tmp_path: Path, make, text: str) -> None:
     assert text in refused(tmp_path).what
 
 
+@pytest.mark.parametrize("other", ["image", "label", "arrays"])
+def test_all_files_of_a_split_have_the_same_columns(tmp_path: Path, write, other: str) -> None:
+    write(tmp_path / "train-00000-of-00002.parquet", 0, 10)
+    second = tmp_path / "train-00001-of-00002.parquet"
+    table = pq.read_table(write(second, 10, 20))
+    if other == "arrays":
+        table = pa.table({"image": [[[0, 1], [2, 3]]] * 10, "label": table["label"]})
+    else:
+        table = table.rename_columns({other: {"image": "img", "label": "target"}[other]})
+    pq.write_table(table, second)
+    fault = refused(tmp_path)
+    assert "other columns than in" in fault.what and fault.where.endswith("train-00001-of-00002.parquet")
+
+
 def test_a_name_of_the_hub_is_read_from_its_cache_alone(tmp_path: Path, write, monkeypatch) -> None:
     def no_network(*_: object) -> None:
         raise AssertionError("nothing is downloaded")

@@ -53,10 +53,10 @@ class Labels:
             known = place
         return [None if text is None else known.get(_plain(text, self.by_number)) for text in texts]
 
-    def fault(self, text: str | None) -> str:
-        """Why a label is none."""
+    def fault(self, text: str | None, absent: str) -> str:
+        """Why a label is none; absent: what is said where none stands."""
         if text is None:
-            return "no label beside the image (.cls, or .json with label, cls or class)"
+            return absent
         return f"label {text[:80]!r} is none of the {len(self.names)} classes"
 
 

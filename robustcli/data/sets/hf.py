@@ -35,6 +35,7 @@ from robustcli.errors import DataError, printable
 from robustcli.registry import datasets
 
 _SUFFIX = ".parquet"
+_NO_LABEL = "its row has no label"
 
 
 @datasets.register("hf", path=True)
@@ -115,7 +116,7 @@ def _checked(numbers: Sequence[int | None], tables: _Tables, part: str, labels: 
     """int64 [N]. Raises DataError for a row without a label: rows of arrays are not skipped."""
     if None in numbers:
         row = numbers.index(None)
-        what = f"row {row}: {labels.fault(tables.labels(part)[row])}"
+        what = f"row {row}: {labels.fault(tables.labels(part)[row], _NO_LABEL)}"
         raise DataError(what, where=f"{tables.found.root}: {part}", hint="mend or remove the row")
     return np.array(numbers, dtype=np.int64)
 
@@ -131,14 +132,16 @@ class _Tables:
 
     @classmethod
     def of(cls, found: PackedFiles, roots: tuple[str, ...]) -> _Tables:
-        """Raises DataError where files of two splits have other columns."""
+        """Raises DataError where two files have other columns."""
         root = Path(found.root)
-        firsts = [os.path.join(found.root, files[0]) for files in found.parts.values()]
-        columns = [columns_of(first, roots, root) for first in firsts]
-        for first, own in zip(firsts, columns, strict=True):
+        paths = [os.path.join(found.root, file) for files in found.parts.values() for file in files]
+        columns = [columns_of(path, roots, root) for path in paths]
+        for path, own in zip(paths, columns, strict=True):
             if (own.image, own.arrays, own.label) != (columns[0].image, columns[0].arrays, columns[0].label):
-                what = f"other columns than in {firsts[0]}: {own.image} and {own.label}"
-                raise DataError(what, where=first, hint="give all splits the same columns")
+                what = f"other columns than in {paths[0]}: {own.image} and {own.label}"
+                if own.arrays is not columns[0].arrays:
+                    what += ", of arrays in one and of image files in the other"
+                raise DataError(what, where=path, hint="give all files the same columns")
         return cls(found, roots, next((own for own in columns if own.names), columns[0]))
 
     def labels(self, part: str) -> list[str | None]:
@@ -173,7 +176,7 @@ class _Tables:
         numbers = labels.numbers(texts, classes)
         for name, text, number in zip(names, texts, numbers, strict=True):
             if number is None:
-                images.faults[name] = labels.fault(text)
+                images.faults[name] = labels.fault(text, _NO_LABEL)
         return Listing(tuple(classes), names, [number or 0 for number in numbers], labels_in_paths=False)
 
     def pixels(self, part: str, config: DataConfig) -> Tensor:

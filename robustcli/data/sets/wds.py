@@ -33,6 +33,7 @@ from robustcli.registry import datasets
 _MOST_SHARDS = 100_000
 _NAMES = ("classes.txt", "classnames.txt", "class_names.txt", "classes.json")
 _HINT = "wds:PATH names a folder of .tar shards, one shard, or train-{000000..000009}.tar"
+_NO_LABEL = "no label beside the image (.cls, or .json with label, cls or class)"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -147,7 +148,7 @@ class _Reader:
         numbers = labels.numbers(texts, classes)
         for name, text, number in zip(names, texts, numbers, strict=True):
             if number is None:
-                fault = labels.fault(text)
+                fault = labels.fault(text, _NO_LABEL)
                 self.shards.faults.setdefault(name, fault)
         return Listing(
             tuple(classes), names, [number or 0 for number in numbers], ignored, labels_in_paths=False
