@@ -180,7 +180,7 @@ def test_a_sample_that_is_certified_and_broken_is_an_error_that_names_it(cli, co
         (("--norm", "linf", "--eps", "0.1", "--radii", "2"), "did you mean 2/255?"),
         (("--norm", "linf", "--eps", "0.1"), "gaussian noise proves l2 radii"),
         (("--norm", "l1", "--eps", "1"), "certify.smoothing.noise=uniform for l1"),
-        (("--norm", "l0", "--eps", "2"), "no method here certifies an l0 ball"),
+        (("--norm", "l0", "--eps", "2", "--radii", "2"), "no method here certifies an l0 ball"),
         (("defences=[{name: bit_depth}]",), "a guarded model is not certified"),
         (("--shard", "6/6"), "there are only 5 shards"),
         (("eval.target=3",), "a certificate is about all other classes"),
