@@ -14,7 +14,7 @@ from robustcli.config.schema import Config
 from robustcli.jobs.evaluated import report
 from robustcli.jobs.image_files import ImageWriter, check_channels
 from robustcli.jobs.measure import check_attacks, measure
-from robustcli.jobs.patch_fit import check_patch, fitted
+from robustcli.jobs.patch_fit import check_fits_on, check_patch, fitted
 from robustcli.jobs.rerun import write_inputs
 from robustcli.jobs.sharded import joined, open_new
 from robustcli.jobs.verb_flags import MeasureFlags
@@ -37,6 +37,7 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     setting = _prepared(config, console, dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
     check_attacks(setting, model=model)
+    check_fits_on(model, config)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
     check_channels(setting.data.shape[0])

@@ -15,6 +15,7 @@ from robustcli.attacks.patch import FITTED, NAME, NOISE, Stored
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.config.verb_sections import PatchConfig
+from robustcli.core.types import offers
 from robustcli.data.png import encode_png
 from robustcli.errors import DataError, UsageError
 from robustcli.evaluation.patching import PatchFit
@@ -49,6 +50,17 @@ def check_patch(config: Config, processes: int) -> None:
             "a patch is fitted by one process",
             where="--nproc",
             hint="fit it without, then show it: eval --nproc 4 --attack patch:RUN",
+        )
+
+
+def check_fits_on(model: nn.Module, config: Config) -> None:
+    """Raises UsageError for a patch that is to be fitted on a black box, before a run is made."""
+    if config.attack.patch is not None and offers(model) != "gradient":
+        raise UsageError(
+            "a patch is fitted by gradients, and a black box has none",
+            where="attack.patch",
+            hint="fit it on a network of your own, then show it to this one: --attack patch:RUN",
+            code="E-BLACK-BOX",
         )
 
 

@@ -45,6 +45,7 @@ def test_a_patch_is_fitted_stored_and_shown_to_another_model(cli, tmp_path):
         (("attack.patch.area=0.1",), 2, "attack.patch"),
         ((SHOWN, *FIT, "--target", "random"), 2, "one patch for all images"),
         ((SHOWN, *FIT, "attack.patch.dark=0.9", "attack.patch.bright=0.2"), 2, "below"),
+        ((SHOWN, *FIT, "--labels-only"), 2, "a patch is fitted by gradients, and a black box has none"),
         (("--attack", "patch:no/such/file"), 6, "no/such/file"),
     ],
 )
