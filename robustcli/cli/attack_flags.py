@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ def attack_list(attack: str) -> str:
 
 
 def _names(attack: str) -> list[str]:
-    return [name.strip() for name in attack.split(",")]
+    """What stands between commas; those inside brackets belong to a list, as in transforms=[di,ti]."""
+    return [name.strip() for name in re.split(r",(?![^\[]*\])", attack)]
 
 
 def _spec(name: str) -> str:
