@@ -154,6 +154,7 @@ def parse_text(value: Any) -> str:
 
 def format_number(value: float) -> int | float | str:
     """The shortest form that reads back as the same float: 10, 0.1, or `8/255` where it is exact."""
+    value = float(value)  # an int has no `is_integer` before Python 3.12
     if value.is_integer() and abs(value) < 2**53:
         return int(value)
     if abs(value) >= 1e6 or len(repr(value)) <= 6:

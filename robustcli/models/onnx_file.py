@@ -87,7 +87,7 @@ class OnnxModel(BlackBox):
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise CheckpointError("no such ONNX file", where=str(path), code="E-CKPT-MISSING")
+        raise CheckpointError("no such file", where=str(path), code="E-CKPT-MISSING")
     return read_regular(path, MAX_BYTES)
 
 

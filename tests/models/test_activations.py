@@ -32,8 +32,8 @@ def count(model: nn.Module, kind: str) -> int:
     return sum(isinstance(module, KINDS[kind]) for module in model.modules())
 
 
-def test_all_of_ours_have_it() -> None:
-    assert set(NAMES) == set(models.names())
+def test_all_of_ours_have_it_but_those_whose_papers_fix_another() -> None:
+    assert set(models.names()) - set(NAMES) == {"convnext", "xcit"}
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])

@@ -39,6 +39,7 @@ MEANINGS = {
     "cross-check": "Another library's attack broke more: ours is too weak here.",
     "planted-missed": "The search does not find wrong and accepted points that are known to be there.",
     "nothing-planted": "The search could not be tested with points that are known to be there.",
+    "extra-holds-test": "The network may have been trained on images that it is measured on.",
     "implies-robust-classifier": "The number would be a classifier more robust than any known one.",
 }
 
