@@ -96,7 +96,6 @@ THEIRS: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
     ("ddn", "adv_lib", "ddn_NQ", "l2", {}),
     ("alma", "adv_lib", "alma", "l2 l1", {}),
     ("cw", "adv_lib", "cw_l2", "l2", {"num_steps": 110}),
-    ("sigma_zero", "original", "sigma_zero", "l0", {"num_steps": 1000}),
     ("fmn", "foolbox", "fmn", "linf l2 l1 l0", {"num_steps": 1000}),
     ("ddn", "foolbox", "ddn", "l2", {"num_steps": 1000}),
     ("ead", "foolbox", "ead", "l1", {"num_steps": 110}),
