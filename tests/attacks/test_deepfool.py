@@ -6,13 +6,14 @@ from torch import nn
 
 from robustcli import registry
 from robustcli.core.boundary import nearest_boundary, rivals
-from robustcli.core.geometry import NORMS, Ball
+from robustcli.core.geometry import Ball
 from robustcli.core.hyperplane import dual_length
 from robustcli.core.losses import Criterion
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 
 DEEPFOOL = registry.attacks.get("deepfool").fn
+NORMS = registry.attacks.get("deepfool").facts.norms
 
 
 def linear(classes):
