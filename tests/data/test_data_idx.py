@@ -44,7 +44,8 @@ def test_mnist(tmp_path: Path, mnist_files, suffix: str, place: str) -> None:
         and bundle.shape == (1, 28, 28)
         and (len(bundle.train), len(bundle.val), len(bundle.test)) == (50, 10, 20)
     )
-    assert bundle.presets == {"linf": 0.3, "l2": 2.0} and bundle.mean == (0.1307,) and bundle.std == (0.3081,)
+    assert bundle.presets == {"linf": 0.3, "l2": 2.0, "l0": 10}
+    assert bundle.mean == (0.1307,) and bundle.std == (0.3081,)
     assert bundle.augment == Augment(crop=0, flip=False)
     ((x, y, _),) = bundle.test.stream([torch.arange(20)], torch.device("cpu"))
     assert torch.equal(x[:, 0], torch.from_numpy(pictures(20, 1)).float() / 255) and y.tolist() == [

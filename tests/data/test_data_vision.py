@@ -291,4 +291,4 @@ def test_presets(name: str, norm: str, eps: float | None) -> None:
 
 def test_preset_of_a_bundle() -> None:
     bundle = load_data(DataConfig(name="fake", size=4), allow_download=False)
-    assert bundle.presets == {"linf": 8 / 255, "l2": 0.5}
+    assert bundle.presets == {"linf": 8 / 255, "l2": 0.5, "l0": 5}

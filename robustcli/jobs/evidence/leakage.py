@@ -14,6 +14,7 @@ from robustcli.data.mixture import JoinedSplit, MixedSplit
 from robustcli.errors import Interrupted, RobustCliError
 from robustcli.evaluation.leakage.search import Found, Images, Measure, search
 from robustcli.jobs.trainrun import TrainRun
+from robustcli.records.alarm import Alarm
 from robustcli.reporting.pictures.files import save_pictures
 from robustcli.reporting.pictures.leakage import Pair, leakage_picture
 from robustcli.store.run import Run
@@ -173,7 +174,6 @@ def _alarm(told: dict[str, Any]) -> str:
         if measure.get("near"):
             inside = measure["near_in_training_images"]
             counts.append(f"{measure['near']} near copies by {name} (the training images: {inside})")
-    return (
-        f"{told['level']}: extra-holds-test: of {told['test']} test images "
-        f"data.extra has {', '.join(counts)}; look at the closest pairs, and leave copies out of data.extra"
-    )
+    evidence = f"of {told['test']} test images data.extra has {', '.join(counts)}"
+    remedy = "look at the closest pairs, and leave copies out of data.extra"
+    return Alarm("extra-holds-test", told["level"], evidence, remedy).line()
