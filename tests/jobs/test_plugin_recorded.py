@@ -21,7 +21,10 @@ TRAIN = (
     "adversary=fgsm",
     "train.val_attack=fgsm",
 )
-NONE_GIVEN = {"name": "plugin:mine", "weights": None, "normalize": None, "weights_kind": "auto"}
+NONE_GIVEN = {
+    **{"name": "plugin:mine", "weights": None, "normalize": None, "weights_kind": "auto"},
+    **{"labels_only": False, "timeout": 30},
+}
 EVAL = (*DATA, "eval.n=8", "attacks=[fgsm]")
 
 
