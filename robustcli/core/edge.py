@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustcli.core.types import Classifier
+from robustcli.core.types import Classifier, offers
 
 _INSIDE = 1e-6  # how far from 0 and 1: some ten steps of float32 below 1
 _IMAGES = 4  # that are looked at
@@ -40,10 +40,12 @@ def hides_bounds(model: Classifier, x: Tensor) -> bool | None:
     None where it has no slope at all, and nothing can be said: a last layer of zeros, before training.
 
     x: pixels float32 [B, C, H, W] in [0, 1]; of the first images every third pixel is made black and every
-    third white. A model that cannot be differentiated hides nothing here. Cost: two forward and two backward
-    passes of at most four images.
+    third white. A model that cannot be differentiated, or is a black box, hides nothing here. Cost: two
+    forward and two backward passes of at most four images.
     """
     x = x[:_IMAGES].detach()
+    if offers(model) != "gradient":
+        return False
     if not len(x):
         return None
     place = torch.arange(x[0].numel(), device=x.device).view_as(x[0]) % 3

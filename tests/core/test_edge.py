@@ -79,8 +79,9 @@ def test_a_look_draws_nothing(net, digits):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.3), ("l1", 1.5)])
-@pytest.mark.parametrize("attack", ["pgd", "fmn"])
+@pytest.mark.parametrize(
+    ("attack", "norm", "eps"), [("pgd", "linf", 0.05), ("fmn", "l2", 0.3), ("pgd", "l1", 1.5)]
+)
 def test_a_clamp_costs_no_success(net, digits, norm, eps, attack):
     with torch.no_grad():
         y = net(digits).argmax(1)
