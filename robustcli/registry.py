@@ -116,7 +116,8 @@ def _origin(fn: Callable[..., Any]) -> tuple[str, str]:
 
 def suggestion(word: str, known: list[str]) -> str:
     """``did you mean 'x'? `` or an empty string."""
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    swapped = [name for name in known if sorted(name) == sorted(str(word))]  # the commonest slip of all
+    close = swapped or difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}? " if close else ""
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import robustcli
-from robustcli.errors import DataError
+from robustcli.errors import DataError, UsageError
 
 
 class Net(nn.Module):
@@ -143,9 +143,9 @@ def test_numbers_below_one_are_named(call):
             robustcli.benchmark(Net(), n_examples=size, dataset="digits")
 
 
-def test_a_function_is_no_model():
+def test_a_function_answers_with_labels():
     x, y = data(4)
-    with pytest.raises(TypeError, match="model is a function, not an nn.Module"):
+    with pytest.raises(UsageError, match="not one class number each"):
         robustcli.evaluate(lambda x: x.mean((2, 3)), x, y, eps=0.1)
 
 
