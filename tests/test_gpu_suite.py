@@ -74,6 +74,7 @@ def test_a_resume_that_forgets_is_found(load, monkeypatch):
     assert check.resume(words, "cpu").passed is False
 
 
+@pytest.mark.slow
 def test_a_search_that_finds_nothing_is_found(load, tmp_path, monkeypatch):
     suite, check, twin = load("gpu_suite"), load("gpu_check"), load("robustcli.core.twin").SearchTwin
     trained = suite.command("train", *suite.TOY, "data.name=fake", "train.steps=40")

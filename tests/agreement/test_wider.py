@@ -48,10 +48,8 @@ def test_the_reference_is_whole():
         assert all((after <= before).all() for before, after in zip(chain, chain[1:], strict=False))
 
 
-@pytest.mark.parametrize(
-    ("name", "n"),
-    [pytest.param("digits_trades-l2-0.8", 16, marks=pytest.mark.slow), ("digits_two-l2-0.8", 16)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n"), [("digits_trades-l2-0.8", 16), ("digits_two-l2-0.8", 16)])
 def test_standard_on_a_few(name, n):
     model, x, y, stages = wider.case(name).some(n)
     assert (

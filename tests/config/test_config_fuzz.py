@@ -60,7 +60,7 @@ def test_any_bytes(
     assert 0 < loaded < count, "the generator makes both kinds"
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_without_libyaml_the_same(
     count: int,
     fuzzed_configs: Generator,

@@ -87,6 +87,7 @@ def test_an_audit_that_is_turned_off_says_so(cli, model):
     }
 
 
+@pytest.mark.slow
 def test_parts_are_audited_and_their_merger_adds_them_up(cli, model):
     whole = cli("eval", "--model", model, *SMALL, *RAPID, "eval.shard_size=12", "--json").document
     for k in (1, 2):
