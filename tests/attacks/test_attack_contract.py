@@ -75,7 +75,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("name", "norm"), FIXED)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(**CASES)
 def test_points_lie_in_the_ball_and_are_no_weaker_than_clean(name, norm, shape, classes, eps, seed):
     check_points(name, norm, shape, classes, eps, seed)

@@ -34,7 +34,7 @@ def measure(model, **more):
     )
 
 
-@pytest.mark.parametrize("name", ["scaled", "quantised"])
+@pytest.mark.parametrize("name", ["scaled", pytest.param("quantised", marks=pytest.mark.slow)])
 def test_a_fake_falls_to_the_stage_that_its_diagnosis_asked_for(name):
     """Scaling changes no label, so the number must come down to that of the undefended network.
 
@@ -55,6 +55,7 @@ def test_an_honest_model_gets_no_extra_stage():
     assert list(found.stages) == ["pgd-10"] and found.reliability == "ok"
 
 
+@pytest.mark.slow
 def test_a_randomised_model_is_judged_by_majority_with_averaged_gradients():
     found = measure(zoo.FAKES["resized"][0](), checks=16)
     assert "random-forward" in [alarm.name for alarm in found.alarms] and "eot:apgd-ce" in found.stages

@@ -8,6 +8,7 @@ pytest.importorskip("sqlalchemy", reason="the extra guard is not installed")
 from robustcli.guard.store import EvidenceStore  # noqa: E402
 
 
+@pytest.mark.slow
 def test_the_story_runs_from_the_first_alarm_to_the_update(cli, tmp_path):
     answer = cli("demo", "guard", "--smoke", "--json", "--threads", "1")
     assert answer.code == 0, answer.err

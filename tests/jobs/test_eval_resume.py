@@ -278,6 +278,7 @@ def test_a_resumed_run_keeps_as_many_images_as_it_is_asked_for(cli, tmp_path, co
     assert not (run / "examples.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_what_verdicts_depend_on_may_not_change(two_machines, cli, command, reference):
     path = two_machines / "part1"
     before = {

@@ -80,7 +80,9 @@ _SLOW = pytest.mark.slow
             ),
             marks=_SLOW,
         ),
-        ("model={name: wide_resnet, depth: 10, width: 1, dropout: 0.3}", "train.steps=9"),
+        pytest.param(
+            ("model={name: wide_resnet, depth: 10, width: 1, dropout: 0.3}", "train.steps=9"), marks=_SLOW
+        ),
         pytest.param(("train.parallel=dp",), marks=_SLOW),
         pytest.param(("objective={name: smoothadv, sigma: 0.3}", "ball={norm: l2, eps: 0.5}"), marks=_SLOW),
     ],

@@ -196,7 +196,7 @@ def test_all_cells_killed_at_more_moments(forked: Any, tmp_path: Path, cell: str
 # ---- what the matrix has found -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_free_training_saves_the_perturbations_of_all_ranks(forked: Any, tmp_path: Path, norm: str) -> None:
     work = job(forked, tmp_path, "fp32 plain free memory - 2 - - -")
     work.words += (f"ball.norm={norm}", "ball.eps=0.3")
@@ -253,7 +253,7 @@ def _collapse(rank: int) -> None:
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_kill_around_a_roll_back(forked: Any, tmp_path: Path, ranks: int) -> None:
     work = job(forked, tmp_path, f"fp32 awp+ema gradalign memory - {ranks} - - -")
     work.prepare = _collapse
