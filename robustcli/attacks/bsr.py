@@ -17,6 +17,7 @@ from robustcli.attacks.transforms import Transforms, views
 from robustcli.attacks.transforms import copies as copies_of
 from robustcli.core.blocks import shuffled_and_turned
 from robustcli.core.geometry import Ball
+from robustcli.core.moves import unit_mean
 from robustcli.core.oracle import Oracle
 from robustcli.core.random import RowRandom
 from robustcli.core.views import View, gradient_over
@@ -92,8 +93,7 @@ def bsr(
     x_adv, g = x, torch.zeros_like(x)
     for _ in range(steps):
         grad = gradient_over(oracle, x_adv, seen, loss)
-        size = grad.abs().mean((1, 2, 3), keepdim=True)
-        g = decay * g + grad / torch.where(size > 0, size, 1.0)
+        g = decay * g + unit_mean(grad)
         x_adv = ball.project(x, x_adv + a * ball.steepest(g, x_adv))
         x, x_adv, g = oracle.compact(x, x_adv, g)
     return oracle.result(x_adv)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustcli.attacks.transforms import Transforms, copies, views
 from robustcli.core.geometry import Ball
+from robustcli.core.moves import unit_mean
 from robustcli.core.oracle import Oracle
 from robustcli.core.views import gradient_over
 from robustcli.registry import attacks
@@ -69,8 +70,7 @@ def mi_fgsm(
     seen, x_adv, g = views(transforms), x, torch.zeros_like(x)
     for _ in range(steps):
         grad = gradient_over(oracle, x_adv, seen, loss)
-        size = grad.abs().mean((1, 2, 3), keepdim=True)
-        g = decay * g + grad / torch.where(size > 0, size, 1.0)
+        g = decay * g + unit_mean(grad)
         x_adv = ball.project(x, x_adv + a * ball.steepest(g, x_adv))
         x, x_adv, g = oracle.compact(x, x_adv, g)
     return oracle.result(x_adv)

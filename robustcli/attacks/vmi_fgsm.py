@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustcli.attacks.transforms import Transforms, copies, views
 from robustcli.core.geometry import Ball
+from robustcli.core.moves import unit_mean
 from robustcli.core.oracle import Oracle
 from robustcli.core.views import View, gradient_over
 from robustcli.registry import attacks
@@ -85,7 +86,7 @@ def vmi_fgsm(
     neighbourhood = replace(ball, eps=beta * ball.eps)
     for k in range(steps):
         grad = gradient_over(oracle, x_adv, seen, loss)
-        g = decay * g + _scaled(grad + v)
+        g = decay * g + unit_mean(grad + v)
         if k < steps - 1:
             v = _variance(oracle, x_adv, grad, neighbourhood, samples, seen, loss)
         x_adv = ball.project(x, x_adv + a * ball.steepest(g, x_adv))
@@ -108,9 +109,3 @@ def _variance(
         neighbour = neighbourhood.random_point(x_adv, oracle.rng)
         v += gradient_over(oracle, neighbour, seen, loss, scored=False) - grad
     return v / samples
-
-
-def _scaled(g: Tensor) -> Tensor:
-    """g / mean|g| per row; a row of zeros stays."""
-    size = g.abs().mean((1, 2, 3), keepdim=True)
-    return g / torch.where(size > 0, size, 1.0)

@@ -145,7 +145,9 @@ def _sorted_in(samples: dict[str, Sample], member: tarfile.TarInfo, size: int) -
         key = f"member at byte {member.offset}"
     sample = samples.setdefault(key, Sample())
     place = (f"{key}.{ending}", member.offset_data, member.size)
-    field_name = "image" if is_image(file) else "label" if label else "json"
+    field_name = "label" if label else "json"
+    if is_image(file):
+        field_name = "image"
     if getattr(sample, field_name) is not None:
         fault = fault or f"two members are called {place[0]!r}"
     setattr(sample, field_name, place)

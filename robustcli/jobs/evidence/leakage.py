@@ -135,7 +135,9 @@ def _told(found: Found, train: int, pairs: list[Pair]) -> dict[str, Any]:
         measures["features"] = _measure(found.features)
     exact, near = int(found.exact.sum()), [measure["near"] for measure in measures.values()]
     many = [measure["more_than_training_images"] for measure in measures.values()]
-    level = "suspect" if exact or any(many) else "note" if any(near) else "none"
+    level = "note" if any(near) else "none"
+    if exact or any(many):
+        level = "suspect"
     sizes = {"test": found.n, "train": train, "extra": found.m}
     return {
         "level": level,
