@@ -15,10 +15,12 @@ from robustcli.config.bind import TORCHATTACKS
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
 from robustcli.config.validate import norm_mistake
+from robustcli.core.geometry import start_mistake
 from robustcli.errors import ConfigError
 from robustcli.evaluation.library import torchattacks_call
 from robustcli.evaluation.plan import AttackCall, AuditPlan, EvalPlan, Search
 from robustcli.evaluation.quickest import Length
+from robustcli.registry import Registry, parameters
 from robustcli.runtime.precision import resolve
 
 
@@ -173,6 +175,15 @@ def _stage(stage: Any, norm: str, path: str, search: Search | None = None) -> At
 def _checked(name: str, params: Mapping[str, Any], norm: str, path: str) -> AttackCall:
     """The call of a registered attack. Raises ConfigError for a norm that it does not know."""
     entry = registry.attacks.get(name)
-    if what := norm_mistake("attack", entry, norm):
+    if what := misfit(registry.attacks, Spec.of(name, **params), norm):
         raise ConfigError(what, where=path)
     return AttackCall.of(entry, params)
+
+
+def misfit(entries: Registry[Any, Any], spec: Spec, norm: str) -> str:
+    """Why an attack with its parameters, or an objective, does not go with a ball; "" where it does."""
+    entry = entries.get(spec.name)
+    if what := norm_mistake(entries.kind, entry, norm):
+        return what
+    own = parameters(entry.fn).get("start")
+    return start_mistake(str(spec.params.get("start", own.default)), norm) if own else ""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from robustcli import registry
+from robustcli.assembly.attacks import misfit
 from robustcli.assembly.method import Method
 from robustcli.config.schema import Config
 from robustcli.config.spec import Spec
-from robustcli.config.validate import norm_mistake, union_mistake
+from robustcli.config.validate import union_mistake
 from robustcli.errors import UsageError
 
 
@@ -42,7 +43,7 @@ def _check_norm(config: Config) -> None:
     )
     for where, entries, spec in parts:
         for ball in config.balls:
-            if what := norm_mistake(entries.kind, entries.get(spec.name), ball.norm):
+            if what := misfit(entries, spec, ball.norm):
                 raise UsageError(what, where=where)
 
 

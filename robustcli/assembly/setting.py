@@ -86,7 +86,7 @@ def prepare(
         measures: whether ready models are measured. All images of the user's own data without a test split
             are then the test, unless one of `models` was trained on them.
         dry_run: nothing may be written, also no cache.
-        union: whether the verb takes several balls.
+        union: whether the verb takes several balls, or needs none.
 
     Raises UsageError for several balls where one is needed.
     """
@@ -95,7 +95,7 @@ def prepare(
         raise UsageError(
             f"this verb works in one ball, and the configuration has {len(config.balls)}",
             where="ball",
-            hint=f"choose one: {norms}; `train` and `eval` take all of them",
+            hint=f"choose one: {norms}; `train`, `eval` and `export` take all of them",
         )
     device = pick_device(config.device)
     threads(config.threads)

@@ -233,8 +233,8 @@ class Ball:
         if kind == "gaussian":
             return self.project(x, x + scale * rng.normal(tail).to(x.dtype), clip=clip)
         if kind == "bernoulli":
-            if self.norm != "linf":
-                raise ValueError(f"start: bernoulli is for linf, the ball is {self.norm}; use start: uniform")
+            if what := start_mistake(kind, self.norm):
+                raise ValueError(what)
             return self.project(x, x + scale * self.eps * rng.signs(tail).to(x.dtype), clip=clip)
         raise ValueError(f"unknown start {kind!r}; known: uniform, gaussian, bernoulli, zero")
 
@@ -309,3 +309,10 @@ def _unit(grad: Tensor) -> Tensor:
 def column(v: Tensor, like: Tensor) -> Tensor:
     """v [B] as [B, 1, 1, 1], to be broadcast over `like` [B, C, H, W]."""
     return v.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def start_mistake(kind: str, norm: str) -> str:
+    """Why a search in a ball of this norm cannot begin at such noise; "" where it can."""
+    if kind != "bernoulli" or norm == "linf":
+        return ""
+    return f"start: bernoulli is for linf, the ball is {norm}; use start: uniform"

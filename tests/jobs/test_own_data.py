@@ -154,7 +154,8 @@ def test_first_images_of_one_class_are_warned_of_and_a_benchmark_samples(cli, me
 
     class Seen(torch.nn.Module):
         def forward(self, x):
-            seen.append(x.mean((2, 3)).argmax(1))
+            if type(x) is torch.Tensor:  # and no proxy of a trace
+                seen.append(x.mean((2, 3)).argmax(1))
             return x.mean((2, 3))
 
     said = []

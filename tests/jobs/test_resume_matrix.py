@@ -31,56 +31,58 @@ VALUES: dict[str, tuple[str, ...]] = {
     "cutmix": ("-", "cutmix"),
     "extra": ("-", "extra"),
     "curriculum": ("-", "curriculum"),
+    "balls": ("one", "max", "random"),
 }
 #: The suite runs the first SAMPLED, which have every value; all of them have every pair. The free step has no
-#: micro-batches. With workers and two ranks a kill takes seconds: the orphans of the killed rank hold its
-#: sockets until they notice.
+#: micro-batches. It and gradalign know one ball. With workers and two ranks a kill takes seconds: the orphans
+#: of the killed rank hold its sockets until they notice.
 SAMPLED = 6
 CELLS = """
-fp32 swa     trades    memory  micro 2 cutmix extra curriculum
-bf16 plain   free      memory  -     1 -      -     -
-fp32 ema     gradalign memory  -     2 -      -     -
-fp32 awp+ema nuat      stream  -     2 -      extra curriculum
-fp32 awp     madry     memory  -     1 cutmix extra curriculum
-bf16 awp+ema mart      workers micro 1 cutmix extra -
-bf16 ema     madry     stream  micro 1 cutmix -     curriculum
-fp32 awp     gradalign workers -     2 cutmix -     -
-fp32 ema     mart      workers -     2 -      extra curriculum
-bf16 plain   gradalign stream  micro 2 -      extra curriculum
-bf16 swa     trades    stream  -     2 -      extra -
-fp32 awp     nuat      memory  -     1 -      -     curriculum
-fp32 plain   madry     memory  micro 2 cutmix extra -
-bf16 awp     nuat      stream  micro 1 cutmix extra -
-fp32 plain   free      workers -     2 cutmix extra curriculum
-fp32 swa     mart      workers -     2 -      -     -
-fp32 awp+ema trades    memory  -     1 cutmix -     curriculum
-fp32 awp+ema madry     workers -     1 -      extra curriculum
-fp32 swa     gradalign workers micro 1 -      -     curriculum
-bf16 plain   trades    workers micro 1 cutmix -     -
-bf16 ema     nuat      workers -     1 cutmix extra curriculum
-bf16 swa     free      stream  -     2 cutmix -     curriculum
-bf16 awp     mart      stream  -     1 cutmix extra -
-bf16 plain   mart      memory  -     1 -      extra -
-bf16 swa     nuat      workers micro 2 -      -     -
-fp32 swa     madry     workers micro 1 cutmix -     -
-fp32 plain   nuat      memory  -     1 cutmix -     -
-fp32 ema     free      workers -     2 cutmix extra curriculum
-fp32 ema     trades    memory  -     1 -      extra -
-fp32 awp+ema gradalign workers -     1 cutmix extra -
-fp32 awp+ema free      stream  -     1 cutmix extra -
-bf16 awp     trades    memory  micro 1 -      extra curriculum
-fp32 awp     free      memory  -     1 cutmix extra -
-fp32 awp+ema madry     stream  -     2 cutmix extra curriculum
-fp32 swa     mart      memory  micro 1 cutmix extra -
-bf16 plain   free      workers -     1 cutmix -     -
-fp32 swa     madry     stream  micro 1 cutmix -     curriculum
-bf16 awp+ema gradalign stream  -     1 -      extra -
-bf16 swa     gradalign workers -     2 cutmix -     -
-bf16 ema     trades    stream  micro 1 cutmix -     -
+fp32 swa     trades    memory  micro 2 cutmix extra curriculum random
+bf16 plain   free      memory  -     1 -      -     -          one
+fp32 ema     gradalign memory  -     2 -      -     -          one
+fp32 awp+ema nuat      stream  -     2 -      extra curriculum random
+fp32 awp     madry     memory  -     1 cutmix extra curriculum one
+bf16 awp+ema mart      workers micro 1 cutmix extra -          max
+bf16 ema     madry     stream  micro 1 cutmix -     curriculum random
+fp32 awp     gradalign workers -     2 cutmix -     -          one
+fp32 ema     mart      workers -     2 -      extra curriculum one
+bf16 plain   gradalign stream  micro 2 -      extra curriculum one
+bf16 swa     trades    stream  -     2 -      extra -          max
+fp32 awp     nuat      memory  -     1 -      -     curriculum max
+fp32 plain   madry     memory  micro 2 cutmix extra -          max
+bf16 awp     nuat      stream  micro 1 cutmix extra -          random
+fp32 plain   free      workers -     2 cutmix extra curriculum one
+fp32 swa     mart      workers -     2 -      -     -          one
+fp32 awp+ema trades    memory  -     1 cutmix -     curriculum one
+fp32 awp+ema madry     workers -     1 -      extra curriculum random
+fp32 swa     gradalign workers micro 1 -      -     curriculum one
+bf16 plain   trades    workers micro 1 cutmix -     -          random
+bf16 ema     nuat      workers -     1 cutmix extra curriculum max
+bf16 swa     free      stream  -     2 cutmix -     curriculum one
+bf16 awp     mart      stream  -     1 cutmix extra -          random
+bf16 plain   mart      memory  -     1 -      extra -          max
+bf16 swa     nuat      workers micro 2 -      -     -          one
+fp32 swa     madry     workers micro 1 cutmix -     -          random
+fp32 plain   nuat      memory  -     1 cutmix -     -          one
+fp32 ema     free      workers -     2 cutmix extra curriculum one
+fp32 ema     trades    memory  -     1 -      extra -          one
+fp32 awp+ema gradalign workers -     1 cutmix extra -          one
+fp32 awp+ema free      stream  -     1 cutmix extra -          one
+bf16 awp     trades    memory  micro 1 -      extra curriculum one
+fp32 awp     free      memory  -     1 cutmix extra -          one
+fp32 awp+ema madry     stream  -     2 cutmix extra curriculum max
+fp32 swa     mart      memory  micro 1 cutmix extra -          max
+bf16 plain   free      workers -     1 cutmix -     -          one
+fp32 swa     madry     stream  micro 1 cutmix -     curriculum one
+bf16 awp+ema gradalign stream  -     1 -      extra -          one
+bf16 swa     gradalign workers -     2 cutmix -     -          one
+bf16 ema     trades    stream  micro 1 cutmix -     -          random
 """.strip().splitlines()
 
+BALLS = "ball=[{norm: linf, eps: 0.1}, {norm: l2, eps: 0.6}]"
 WORDS: dict[str, tuple[str, ...]] = {
-    "-": (), "plain": (), "1": (), "2": (),
+    "-": (), "plain": (), "1": (), "2": (), "one": (),
     "fp32": ("precision=fp32", "search.precision=fp32"),
     "bf16": ("precision=bf16", "search.precision=bf16"),
     "ema": ("train.hooks=[{name: ema, decay: 0.9, warmup: 0.2}]",),
@@ -100,6 +102,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "cutmix": ("data.cutmix={alpha: 1.0, probability: 0.7}",),
     "extra": ("data.extra=npz:extra.npz", "data.extra_ratio=0.34"),
     "curriculum": ("train.curriculum.eps_start=0.2", "train.curriculum.eps_until=0.5"),
+    "max": (BALLS, "train.union=max"),
+    "random": (BALLS, "train.union=random"),
 }  # fmt: skip
 
 KINDS = {"start", "feed", "descend", "record", "validate", "save"}  # of every training; most attack too
@@ -117,7 +121,11 @@ def job(forked: Any, folder: Path, cell: str) -> Job:
     words = [word for value in named.values() for word in WORDS[value]]
     if named["curriculum"] != "-" and named["method"] != "free":  # which has no attack whose steps could grow
         words += ["train.curriculum.steps_start=1", "train.curriculum.steps_until=0.5"]
-    return Job(forked, folder, (*IMAGES, *words), ranks=int(named["ranks"]))
+    images = IMAGES
+    if named["balls"] != "one":  # whose list has radii of its own, and starts that are noise in each
+        images = tuple(word for word in IMAGES if not word.startswith("ball."))
+        words = [word.replace("start: bernoulli", "start: uniform") for word in words]
+    return Job(forked, folder, (*images, *words), ranks=int(named["ranks"]))
 
 
 def interrupted(work: Job, out: str, draw: random.Random) -> bool:
@@ -146,7 +154,11 @@ def lost(work: Job, at: int) -> list[int]:
 def test_the_table_has_every_value_and_every_possible_pair() -> None:
     assert len(CELLS) == len({tuple(cell.split()) for cell in CELLS}) == 40
     every = {((a, x), (b, y)) for a, b in combinations(VALUES, 2) for x in VALUES[a] for y in VALUES[b]}
-    assert every - pairs(CELLS) == {(("method", "free"), ("micro", "micro"))} and pairs(CELLS) <= every
+    never = {(("method", "free"), ("micro", "micro"))}
+    never |= {
+        (("method", name), ("balls", balls)) for name in ("free", "gradalign") for balls in ("max", "random")
+    }
+    assert every - pairs(CELLS) == never and pairs(CELLS) <= every
     assert {item for pair in pairs(CELLS[:SAMPLED]) for item in pair} == {
         (name, value) for name, values in VALUES.items() for value in values
     }
@@ -198,7 +210,7 @@ def test_all_cells_killed_at_more_moments(forked: Any, tmp_path: Path, cell: str
 
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_free_training_saves_the_perturbations_of_all_ranks(forked: Any, tmp_path: Path, norm: str) -> None:
-    work = job(forked, tmp_path, "fp32 plain free memory - 2 - - -")
+    work = job(forked, tmp_path, "fp32 plain free memory - 2 - - - one")
     work.words += (f"ball.norm={norm}", "ball.eps=0.3")
     expected = work.finish("reference")
     delta = load_checkpoint(resolve_checkpoint(expected / "checkpoints")).groups["step"]["delta"]
@@ -214,7 +226,7 @@ def test_free_training_saves_the_perturbations_of_all_ranks(forked: Any, tmp_pat
 
 
 def test_free_training_goes_on_in_another_number_of_processes(forked: Any, tmp_path: Path) -> None:
-    work = job(forked, tmp_path, "fp32 plain free memory - 2 - - -")
+    work = job(forked, tmp_path, "fp32 plain free memory - 2 - - - one")
     before = load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints"))
     work.ranks, work.words = 1, (*work.words, "train.steps=9")
     after = load_checkpoint(resolve_checkpoint(work.finish("run") / "checkpoints"))
@@ -226,7 +238,7 @@ def test_free_training_goes_on_in_another_number_of_processes(forked: Any, tmp_p
 
 def test_a_kill_between_the_last_checkpoint_and_its_pointers(forked: Any, tmp_path: Path) -> None:
     """There is no later save that could move them."""
-    work = job(forked, tmp_path, "fp32 plain madry memory - 1 - - -")
+    work = job(forked, tmp_path, "fp32 plain madry memory - 1 - - - one")
     work.words += ("train.steps=2",)
     expected = work.finish("reference")
     names = moments(work.said("reference"))
@@ -238,7 +250,7 @@ def test_a_kill_between_the_last_checkpoint_and_its_pointers(forked: Any, tmp_pa
 
 
 def test_a_kill_between_the_pointers_of_the_best_checkpoint(forked: Any, tmp_path: Path) -> None:
-    work = job(forked, tmp_path, "fp32 plain madry memory - 1 - - -")
+    work = job(forked, tmp_path, "fp32 plain madry memory - 1 - - - one")
     expected = work.finish("reference")
     names = moments(work.said("reference"))
     place = max(k for k in range(len(names)) if names[k : k + 2] == ["save after-pointer"] * 2)
@@ -255,7 +267,7 @@ def _collapse(rank: int) -> None:
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_kill_around_a_roll_back(forked: Any, tmp_path: Path, ranks: int) -> None:
-    work = job(forked, tmp_path, f"fp32 awp+ema gradalign memory - {ranks} - - -")
+    work = job(forked, tmp_path, f"fp32 awp+ema gradalign memory - {ranks} - - - one")
     work.prepare = _collapse
     work.words += ("train.steps=12",)
     expected = work.finish("reference")

@@ -1,6 +1,8 @@
 """`ball` as a list: what train and eval write of a union, and what refuses it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from commands import run_in
@@ -80,6 +82,24 @@ def test_it_goes_on_after_a_kill_and_parts_are_merged(folder, cli, monkeypatch):
     assert accuracies(merged.document) == accuracies(whole)
 
 
+@pytest.mark.slow
+def test_two_processes_measure_a_union_as_one_does(folder):
+    words = ["eval", "--model", "run:run", *SMALL, BALLS, "--nproc", "2", "--out", "two", "--quiet", "--json"]
+    command = [sys.executable, "-m", "robustcli", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads((folder / "whole" / "summary.json").read_text())
+    assert accuracies(json.loads(done.stdout)) == accuracies(whole)
+    assert rows(folder / "two" / "samples.jsonl") == rows(folder / "whole" / "samples.jsonl")
+
+
+def test_a_file_has_no_ball(folder, cli, monkeypatch):
+    monkeypatch.chdir(folder)
+    written = cli("export", "--model", "run:run", *DATA, BALLS, "--out", "files", "--json")
+    assert written.code == 0, written.err
+    assert len(written.document["classes"]) == 10
+
+
 def test_the_gate_judges_the_union_and_each_ball(folder, cli, monkeypatch):
     monkeypatch.chdir(folder)
     values = accuracies(json.loads((folder / "whole" / "summary.json").read_text()))
@@ -104,6 +124,8 @@ def test_the_gate_judges_the_union_and_each_ball(folder, cli, monkeypatch):
         (("eval", "attacks=[spatial]"), "has no ball"),
         (("eval", "attacks.0.step_size=0.01"), "several balls have no step size in common"),
         (("train", "adversary.step_size=0.01"), "several balls have no step size in common"),
+        (("train", "adversary.start=bernoulli"), "bernoulli is for linf, the ball is l2"),
+        (("eval", "attacks.0.start=bernoulli"), "bernoulli is for linf, the ball is l2"),
         (("train", "train.step=free"), "the free step runs no attack"),
         (("train", "regularizers=[gradalign]"), "gradalign looks around in one ball"),
     ],

@@ -163,7 +163,7 @@ def _random(model: nn.Module, points: Tensor) -> bool:
 def _with_data(config: Config, console: Console, flags: ExportFlags) -> Opened:
     """The network for the data that the user named, and some of their images."""
     models = (config.model.name, config.model.weights)
-    setting = prepare_to_measure(config, console, models, dry_run=True)
+    setting = prepare_to_measure(config, console, models, dry_run=True, union=True)  # a file has no ball
     model = ModelSource.of(setting, flags).bare(console)
     split = split_of(setting.data, config.eval.split)
     chosen = choose(split, n=min(_IMAGES, len(split)), first=None, seed=config.seed)
