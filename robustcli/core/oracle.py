@@ -139,7 +139,7 @@ class Oracle:
 
     @property
     def zero_gradient_rows(self) -> int:
-        """How many of `asked_rows` had a gradient of 0 everywhere."""
+        """How many of `asked_rows` were no success, and had a gradient of 0 everywhere."""
         return int(self._flat)
 
     @property
@@ -406,9 +406,12 @@ class Oracle:
         if self._best is None:
             return
         self.asked_rows += len(x_adv)
-        self._flat = self._flat + (answer.grad.flatten(1) == 0).all(1).sum()
+        logits = self._joint(answer.logits)
+        # A success may have no slope left: the DLR is 1 wherever the true class ranks third.
+        stands = ~self.hit(logits)
+        self._flat = self._flat + ((answer.grad.flatten(1) == 0).all(1) & stands).sum()
         if scored:
-            self._consider(x_adv, self._joint(answer.logits), answer.loss if bound else None)
+            self._consider(x_adv, logits, answer.loss if bound else None)
 
     def _shown(self, logits: Tensor) -> Tensor:
         """Logits [N, K] as the attack may see them; see `one_hot`."""

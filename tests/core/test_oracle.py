@@ -118,10 +118,25 @@ class Deaf(nn.Module):
         return torch.stack((x.flatten(1).round().sum(1), torch.zeros(len(x))), 1)
 
 
-def test_zero_gradients_are_counted():
-    o = Oracle(Deaf(), X, Criterion(Y.clamp_max(1)), rng=RowRandom(0, "start", torch.arange(6)), keep="best")
-    o.gradient(X)
-    assert (o.zero_gradient_rows, o.asked_rows) == (6, 6)
+def zero_gradients(net, x, y, **more):
+    """(how many counted as zero, how many were asked for)."""
+    o = Oracle(net, x, Criterion(y), rng=RowRandom(0, "start", torch.arange(len(x))), keep="best", **more)
+    o.gradient(x)
+    return o.zero_gradient_rows, o.asked_rows
+
+
+def test_zero_gradients_are_counted_where_something_is_left_to_reach():
+    right = Deaf()(X).argmax(1)
+    assert zero_gradients(Deaf(), X, right) == (6, 6)
+    assert zero_gradients(Deaf(), X, 1 - right) == (0, 6), "a success needs no slope"
+
+
+def test_the_flat_top_of_the_dlr_is_no_sign_of_masked_gradients():
+    """Where the true class ranks third the DLR is 1, and so it is beside that point."""
+    x = torch.tensor([0.9, 0.8, 0.5, 0.1]).view(1, 4, 1, 1)
+    flat = nn.Flatten()
+    assert zero_gradients(flat, x, torch.tensor([2]), loss="dlr") == (0, 1)
+    assert zero_gradients(flat, x, torch.tensor([0]), loss="dlr") == (0, 1)
 
 
 def test_stop_interrupts_between_passes():
