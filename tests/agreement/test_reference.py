@@ -12,8 +12,8 @@ from robustcli.runtime.precision import bf16_native
 
 MODELS = {"cifar_at": 8 / 255, "mnist_at": 0.3}
 BF16 = bf16_native(torch.device("cpu"))
-#: Of the suite; `make test-slow` has them all, and `standard`, which takes minutes. Without bf16 CIFAR-10 takes
-#: five times as long, and is slow too.
+#: Of the suite; `make test-slow` has them all, and `standard`, which takes minutes. Without bf16 CIFAR-10
+#: takes five times as long, and is slow too.
 FEW = 10
 CIFAR = pytest.param("cifar_at", marks=() if BF16 else (pytest.mark.slow,))
 
