@@ -31,8 +31,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## the whole story on embedded data, in about a minute of work
 	$(BIN)/robustcli demo
 
+# No test of the suite takes a minute: one that hangs ends, and says where it stood.
 test: $(READY) ## the whole suite; ARGS="-k pgd" for a part of it
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --timeout=300 $(ARGS)
 
 test-slow: $(READY) ## the full counts that the suite samples
 	$(PYTEST) -m slow $(ARGS)
