@@ -46,6 +46,8 @@ class AttackFacts:
         reads: parameters, defaults included -> the files that verdicts depend on; None for none.
         ready: parameters, defaults included -> whether nothing is searched, and decisions are enough; None:
             never.
+        fits: (parameters, defaults included; shape (C, H, W) of the images): raises DataError for files that
+            cannot be read, or do not go with such images. It is called before any work. None for no files.
         kept: how many of the passes training saves: their answers belong to a class and are kept for many
             steps (`core.memory`). They are asked for on images that are all alike, which have no batch
             statistics.
@@ -65,6 +67,7 @@ class AttackFacts:
     label: Callable[[Mapping[str, Any]], str] | None = None
     reads: Callable[[Mapping[str, Any]], list[Path]] | None = None
     ready: Callable[[Mapping[str, Any]], bool] | None = None
+    fits: Callable[[Mapping[str, Any], tuple[int, int, int]], None] | None = None
     kept: int = 0
 
 

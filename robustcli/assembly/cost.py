@@ -23,6 +23,7 @@ from robustcli.evaluation.alarms import differing
 from robustcli.evaluation.draws import spent
 from robustcli.evaluation.plan import JUDGE_DRAWS, AttackCall
 from robustcli.evaluation.sizing import shard_size
+from robustcli.models.blackbox import BlackBox
 from robustcli.models.flops import flops
 from robustcli.models.size import count_parameters
 from robustcli.reporting.cells import format_eps
@@ -101,6 +102,8 @@ def activation_bytes(model: nn.Module, setting: Setting, batch: int) -> int:
 
 def _memory(model: nn.Module, setting: Setting, batch: int, copies: int) -> int:
     """Bytes of `copies` of the weights, and of the activations of `batch` images."""
+    if isinstance(model, BlackBox):  # it runs elsewhere, and each image that it sees is a query
+        return 0
     size: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return copies * size + activation_bytes(model, setting, batch)
 

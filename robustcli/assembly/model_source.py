@@ -251,8 +251,8 @@ class ModelSource:
         """
         spec, config, data = self._spec, self.setting.config, self.setting.data
         # The channels' statistics need the training images, which are left alone where the model has its own.
-        of_ours = spec.name.startswith(("run:", GUARD, ONNX))
-        brings_its_own = self.plugin is not None or of_ours or "@" in spec.name
+        foreign = spec.name.startswith(("run:", GUARD, ONNX, COMMAND)) or "@" in spec.name
+        brings_its_own = self.plugin is not None or foreign or spec.normalize is not None
         mean, std = (None, None) if brings_its_own else (data.mean, data.std)
         model = load_model(
             spec.name,

@@ -63,15 +63,47 @@ def read_patch(named: str) -> Stored:
         raise DataError(
             "no patch was fitted", where=f"file: {FITTED}", hint="`robustcli attack attack/patch` fits one"
         )
+    _check_there(path)
     found: dict[str, Tensor] = {}
     with suppress(SafetensorError):
         found = load(read_bytes(path, _LIMIT))
-    if sorted(found) != ["patch", "threat"] or found["threat"].shape != (3,) or found["patch"].ndim != 3:
+    if sorted(found) != ["patch", "threat"] or found["threat"].shape != (3,) or not _square(found["patch"]):
         raise DataError("the file holds no patch", where=str(path), hint="file: the run that fitted one")
     stored = Stored(found["patch"].float(), *found["threat"].tolist())
     if not (0 <= stored.patch.amin() and stored.patch.amax() <= 1):  # NaN is refused, too
         raise DataError("the patch in the file is not in [0, 1]", where=str(path))
+    if what := _threat_mistake(*stored[1:]):
+        raise DataError(f"the patch in the file has {what}", where=str(path))
     return stored
+
+
+def _check_there(path: Path) -> None:
+    """Raises DataError where a patch is said to be, and no file is."""
+    if not path.is_file():
+        what = "no patch was fitted there" if path.name == NAME else "there is no such file"
+        raise DataError(what, where=str(path), hint="`robustcli attack attack/patch` fits one")
+
+
+def _square(patch: Tensor) -> bool:
+    """Whether a tensor is a square of pixels [C, S, S], S >= 1."""
+    return patch.ndim == 3 and patch.numel() > 0 and patch.shape[1] == patch.shape[2]
+
+
+def _threat_mistake(area: float, rotation: float, smallest: float) -> str:
+    """What is outside its range; "" for nothing. NaN is."""
+    if 0 < area <= 1 and 0 <= rotation <= 180 and 0 < smallest <= 1:
+        return ""
+    return f"area, rotation or smallest outside their ranges: {area:.4g}, {rotation:.4g}, {smallest:.4g}"
+
+
+def _fits(given: Mapping[str, Any], shape: tuple[int, int, int]) -> None:
+    """Raises DataError for a file without a patch, or with one for images of other channels."""
+    if given["file"] in (None, NOISE):
+        return
+    stored = read_patch(str(given["file"]))
+    if stored.patch.shape[0] != shape[0]:
+        channels = f"images have {shape[0]} channels, the patch has {stored.patch.shape[0]}"
+        raise DataError(channels, where=str(given["file"]))
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
@@ -89,7 +121,11 @@ def _label(given: Mapping[str, Any]) -> str:
 
 def _reads(given: Mapping[str, Any]) -> list[Path]:
     """The file that verdicts depend on."""
-    return [] if given["file"] in (None, NOISE, FITTED) else [patch_file(given["file"])]
+    if given["file"] in (None, NOISE, FITTED):
+        return []
+    path = patch_file(given["file"])
+    _check_there(path)
+    return [path]
 
 
 @attacks.register(
@@ -104,6 +140,7 @@ def _reads(given: Mapping[str, Any]) -> list[Path]:
     label=_label,
     reads=_reads,
     ready=lambda given: given["file"] is not None,
+    fits=_fits,
 )
 def patch(
     oracle: Oracle,
@@ -158,15 +195,13 @@ def patch(
         raise ValueError(f"steps and draws must be >= 1, got steps {steps}, draws {draws}")
     if not 0 <= dark < bright <= 1:
         raise ValueError(f"0 <= dark < bright <= 1 was expected, got dark {dark}, bright {bright}")
+    _fits({"file": file}, (x.shape[1], x.shape[2], x.shape[3]))
     stored = None if file in (None, NOISE) else read_patch(str(file))
-    if stored is not None and stored.patch.shape[0] != x.shape[1]:
-        channels = f"images have {x.shape[1]} channels, the patch has {stored.patch.shape[0]}"
-        raise DataError(channels, where=str(file))
     usual = _USUAL if stored is None else stored[1:]
     given = (area, rotation, smallest)
     threat = [own if own is not None else other for own, other in zip(given, usual, strict=True)]
-    if not (0 < threat[0] <= 1 and 0 <= threat[1] <= 180 and 0 < threat[2] <= 1):
-        raise ValueError(f"area, rotation and smallest are outside their ranges: {threat}")
+    if what := _threat_mistake(*threat):
+        raise ValueError(what)
     x_adv = x
     for _ in range(draws):
         pose = draw_pose(oracle.rng, x, *threat)

@@ -47,6 +47,7 @@ def load_config(
     bind: bool = True,
     registries: Registries | None = None,
     without: Sequence[str] = (),
+    makes_model: bool = True,
 ) -> Loaded:
     """defaults < config file (with its `extends` chain) < environment < overrides, validated as a whole.
 
@@ -57,6 +58,7 @@ def load_config(
         bind: also check every spec against its registry (imports torch).
         registries: None means the package's own, discovered here.
         without: dotted keys that are not taken from the file.
+        makes_model: whether the model will be made. Then no file may name code or a program.
 
     Raises:
         ConfigError: `problems` lists every mistake as `file:line: a.b.c: what; did you mean 'x'?`.
@@ -77,7 +79,9 @@ def load_config(
     data, found = to_python(tree), None
     if bind:
         found = registries or Registries.discover()
-    faults += code_faults(tree) + threshold_faults(data)
+    faults += threshold_faults(data)
+    if makes_model:
+        faults += code_faults(tree)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

@@ -116,6 +116,7 @@ class Collector:
         self._stages = {call.label: torch.zeros(n, dtype=torch.bool) for call in plan.attacks}
         self._measured = torch.zeros(n, dtype=torch.bool)
         self._costs, self._pending = _Costs(), dict[int, _Costs]()
+        self._asked = 0  # images that a black box was asked about by this process
         self._parts: list[Tensor] = []  # shard -> places of its samples
         self._mine: list[int] = []
         self._number = torch.zeros(n, dtype=torch.int64)  # of each sample's shard
@@ -223,6 +224,7 @@ class Collector:
         passes = dict(zip(labels, outcome.passes, strict=True))
         costs = _Costs(seconds, passes, outcome.tallies)
         self._costs.add(costs)
+        self._asked += outcome.tallies.get("queries", 0)
         if self._store is not None:
             self._write(self._store, rows, costs)
 
@@ -275,4 +277,5 @@ class Collector:
             calls=tuple(calls),
             total=len(known),
             shards=(complete, len(self._parts)),
+            asked_elsewhere=costs.tallies["queries"] - self._asked,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustcli import registry
 from robustcli.core.edge import hides_bounds, opened
 from robustcli.core.geometry import Ball
 from robustcli.core.gradients import rescaled, straight_through
@@ -220,6 +221,11 @@ class AttackCall:
         """All parameters of the attack: its defaults, replaced by those that were asked for."""
         defaults = {name: parameter.default for name, parameter in parameters(self.fn).items()}
         return defaults | dict(self.params)
+
+    def check_fits(self, shape: tuple[int, int, int]) -> None:
+        """Raises DataError where files of a registered attack do not go with images of shape (C, H, W)."""
+        if self.name in registry.attacks and (fits := registry.attacks.get(self.name).facts.fits) is not None:
+            fits(self.given, shape)
 
     @property
     def bounded(self) -> bool:

@@ -78,6 +78,8 @@ class Evaluation:
         total: samples of the whole evaluation, of which this may be a part; 0 = n.
         shards: (how many are complete, of how many).
         parts: of a union of balls: name of each ball -> the verdicts in it. Empty for one ball.
+        asked_elsewhere: how many images a black box was asked about for these verdicts by other processes, or
+            before a resume.
         audit: what the audit found, None without one. A sample that fell there counts as broken in the
             stages and in `survivors`.
     """
@@ -95,6 +97,7 @@ class Evaluation:
     calls: tuple[AttackCall, ...] = ()
     total: int = 0
     shards: tuple[int, int] = (0, 0)
+    asked_elsewhere: int = 0
     audit: Audit | None = None
     parts: Mapping[str, Evaluation] = field(default_factory=dict)
 

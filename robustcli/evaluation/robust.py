@@ -182,6 +182,7 @@ class RobustEvaluation:
         draws = self.plan.draws(self.plan.judge_draws)
         judge = Judge(self.model, self.plan.ball, draws=draws)
         self._stop()
+        before = self._queries()
         batch = Batch.judged(judge, self.plan, x, y, ids)
         self._classes, norm = judge.classes(batch.logits).shape[1], self.plan.ball.norm
         self._stop.batch(len(x), self.plan.attacks, self._spent(norm), self._classes, norm)
@@ -203,6 +204,8 @@ class RobustEvaluation:
             passes.append(stage.passes)
             tallies.update(stage.tallies)
         tallies.update({"refused": judge.refused_rows, "broken": judge.broken_rows})
+        if queries := self._queries() - before:
+            tallies["queries"] = queries
         return BatchOutcome(
             ids=ids,
             x=x,
@@ -329,6 +332,10 @@ class RobustEvaluation:
         if store is not None and self._team.main:
             store.write_audit(looked, fallen, result.answers.attacked[torch.isin(result.ids, fallen)])
         return replace(result, total_seconds=time.perf_counter() - began)
+
+    def _queries(self) -> int:
+        """How many images a black box was asked about so far; 0 for any other model."""
+        return int(getattr(self.model, "queries", 0))
 
     def _tell_notes(self) -> None:
         for note in self._notes:

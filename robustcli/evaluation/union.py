@@ -40,6 +40,7 @@ def united(parts: Mapping[str, Evaluation]) -> Evaluation:
         total=first.total or first.n,
         shards=(min(part.shards[0] for part in within.values()), first.shards[1]),
         parts=within,
+        asked_elsewhere=sum(part.asked_elsewhere for part in within.values()),
     )
 
 

@@ -36,7 +36,7 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
     check_patch(config, flags.nproc)
     setting = _prepared(config, console, dry_run=flags.dry_run)
     model = ModelSource.of(setting, flags).to_measure(console)
-    check_attacks(setting, model=model)
+    check_attacks(setting, model=model, files=config.attack.patch is None)
     check_fits_on(model, config)
     if flags.dry_run:
         return evaluation_plan(setting, model, config.attacks, console, processes=flags.nproc)
@@ -50,7 +50,15 @@ def attack(loaded: Loaded, console: Console, flags: MeasureFlags) -> dict[str, A
         if isinstance(run, Follower):
             return None
         images = writer.finish(console)
-        return report(run, document, config, result, rows, console, {**images, **queries_of(model)})
+        return report(
+            run,
+            document,
+            config,
+            result,
+            rows,
+            console,
+            {**images, **queries_of(model, result.asked_elsewhere)},
+        )
 
 
 def _prepared(config: Config, console: Console, *, dry_run: bool) -> Setting:

@@ -86,7 +86,7 @@ def evaluate(loaded: Loaded, console: Console, flags: EvalFlags) -> dict[str, An
         if result.complete and sweep is not None:
             more["sweep"], alarms = run_sweep(setting, model, console, stop.check, sweep, run, team)
             result = replace(result, alarms=[*result.alarms, *alarms])
-        more |= queries_of(model)
+        more |= queries_of(model, result.asked_elsewhere)
         folders = shard_folders(run.path, setting)
         answer = report(run, document, config, result, rows, console, more, shards=folders)
         if flags.report:

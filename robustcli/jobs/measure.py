@@ -106,13 +106,22 @@ def measure(
     return result, rows_of(setting, model, result)
 
 
-def check_attacks(setting: Setting, extra: Sequence[AttackCall] = (), model: nn.Module | None = None) -> None:
+def check_attacks(
+    setting: Setting,
+    extra: Sequence[AttackCall] = (),
+    model: nn.Module | None = None,
+    *,
+    files: bool = True,
+) -> None:
     """Raises UsageError for two attacks with one label, or a target that is no class of the data.
 
-    Also for attacks that need more than a black box answers. It is called before the run directory is made.
+    Also for attacks that need more than a black box answers, and DataError for files of an attack that do not
+    go with the images. It is called before the run directory is made. files: whether they are there by now.
     """
     config, classes = setting.config, setting.classes
     calls = [*eval_plan(setting, config.attacks).attacks, *extra]
+    for call in calls if files else ():
+        call.check_fits(setting.data.shape)
     if model is not None:
         check_served(model, calls, setting.ball.norm, target=config.eval.target)
     labels = [call.label for call in calls]

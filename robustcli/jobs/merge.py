@@ -51,7 +51,7 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
     document = Document("eval")
     check_metrics(flags.fail_under)
     folders = run_folders(flags.runs)
-    config = load_config(str(folders[0] / CONFIG), []).config
+    config = load_config(str(folders[0] / CONFIG), [], makes_model=False).config
     merged = _all_merged(folders, _places(config), console)
     result = merged.result
     gate = config.eval.model_copy(
@@ -66,7 +66,8 @@ def merge(console: Console, flags: MergeFlags) -> dict[str, Any]:
         write_inputs(run, config)
         stop.check()
         shards = [folder / place for place in _places(config) for folder in folders]
-        answer = report(run, document, config, result, _rows(merged), console, shards=shards)
+        more = {"queries": result.asked_elsewhere} if result.asked_elsewhere else {}
+        answer = report(run, document, config, result, _rows(merged), console, more, shards=shards)
         if flags.report:
             leave_report(run, console)
     refuse_unreliable(result, run, flags.strict)
@@ -195,6 +196,7 @@ def _evaluation(header: Header, results: Sequence[ShardResult]) -> Evaluation:
         calls=calls,
         total=header.n,
         shards=(len(results), header.shards),
+        asked_elsewhere=tallies["queries"],
     )
 
 

@@ -148,9 +148,12 @@ def _bad(what: str, hint: str = "") -> UsageError:
     return UsageError(what, where="model", hint=hint, code="E-COMMAND")
 
 
-def queries_of(model: nn.Module) -> dict[str, int]:
-    """`queries` of a record: how many images this process asked a black box about; {} for any other model."""
-    return {"queries": model.queries} if isinstance(model, BlackBox) else {}
+def queries_of(model: nn.Module, elsewhere: int) -> dict[str, int]:
+    """`queries` of a record: how many images a black box was asked about; {} for any other model.
+
+    elsewhere: how many of them in other processes, or before a resume.
+    """
+    return {"queries": model.queries + elsewhere} if isinstance(model, BlackBox) else {}
 
 
 def check_served(

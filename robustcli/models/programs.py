@@ -7,6 +7,7 @@ before it answers is found out by its silence, and started anew for each batch.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import select
@@ -30,6 +31,7 @@ from robustcli.errors import RobustCliError, UsageError
 from robustcli.models.blackbox import BlackBox, hot
 
 _CODE = "E-COMMAND"
+_LIMIT = 2**28  # bytes of a file whose content belongs to the identity of the command
 _SHOWN = 120  # characters of a strange answer that a message shows
 
 
@@ -58,8 +60,11 @@ class Program(BlackBox):
         self._conversation = _Conversation(words_of(command), timeout, say)
 
     def get_extra_state(self) -> list[str]:
-        """What hashes of the model are made of: the words of the command."""
-        return self._conversation.words
+        """What hashes of the model are made of: the words of the command, and the files that they name.
+
+        What the program reads besides, and a service that it asks, nobody here can know.
+        """
+        return [*self._conversation.words, *self._conversation.digests]
 
     def set_extra_state(self, state: list[str]) -> None:
         """Nothing to load."""
@@ -97,11 +102,23 @@ def words_of(command: str) -> list[str]:
     return words
 
 
+def _is_file(word: str) -> bool:
+    """Whether a word is a file that can be read whole, such as the script of an interpreter."""
+    path = Path(word)
+    try:
+        return path.is_file() and path.stat().st_size <= _LIMIT and os.access(path, os.R_OK)
+    except (OSError, ValueError):
+        return False
+
+
 class _Conversation:
     """The running program. Nothing here is an attribute of a module, which measurements put back."""
 
     def __init__(self, words: Sequence[str], timeout: float, say: Callable[[str], None]) -> None:
         self.name, self.words, self._timeout, self._say = words[0], list(words), timeout, say
+        self.digests = [
+            hashlib.sha256(Path(word).read_bytes()).hexdigest() for word in words if _is_file(word)
+        ]
         self._folder = tempfile.TemporaryDirectory(prefix="robustcli-")
         self._errors: IO[bytes] = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None

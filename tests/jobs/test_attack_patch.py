@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from robustcli.attacks.patch import NAME, read_patch
 from robustcli.data.png import read_png
@@ -46,10 +47,19 @@ def test_a_patch_is_fitted_stored_and_shown_to_another_model(cli, tmp_path):
         ((SHOWN, *FIT, "--target", "random"), 2, "one patch for all images"),
         ((SHOWN, *FIT, "attack.patch.dark=0.9", "attack.patch.bright=0.2"), 2, "below"),
         ((SHOWN, *FIT, "--labels-only"), 2, "a patch is fitted by gradients, and a black box has none"),
-        (("--attack", "patch:no/such/file"), 6, "no/such/file"),
+        (("--attack", "patch:no/such/file"), 3, "no/such/file"),
+        (("--attack", "pgd:steps=1,patch:colour.safetensors"), 3, "images have 1 channels, the patch has 3"),
+        (("--attack", "pgd:steps=1,patch:oblong.safetensors"), 3, "the file holds no patch"),
+        (("--attack", "pgd:steps=1,patch:empty.safetensors"), 3, "the file holds no patch"),
+        (("--attack", "pgd:steps=1,patch:wide.safetensors"), 3, "outside their ranges: 2, "),
     ],
 )
 def test_what_cannot_be_fitted_or_read_is_refused_before_a_run_is_made(cli, tmp_path, words, code, told):
+    threat = torch.tensor([0.1, 20, 0.8])
+    stored = {"colour": (3, 3, 3), "oblong": (1, 3, 5), "empty": (1, 0, 0)}
+    for name, shape in stored.items():
+        save_file({"patch": torch.rand(shape), "threat": threat}, tmp_path / f"{name}.safetensors")
+    save_file({"patch": torch.rand(1, 3, 3), "threat": 20 * threat}, tmp_path / "wide.safetensors")
     answer = cli("attack", "--data", "digits", *QUICK, "--n", "4", "--json", *words)
     assert answer.code == code and told in answer.document["error"]["message"] + answer.err
     assert not (tmp_path / "runs").exists()

@@ -5,9 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from robustcli.reporting.dossier import Dossier
 from robustcli.reporting.pictures import reliability
+
+
+def put(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(path)
 
 
 def test_labels_only_refuses_gradients_before_any_work(cli):
@@ -50,6 +56,45 @@ def test_a_program_is_measured_and_its_queries_are_recorded(cli):
     assert again.code == 2 and "a config never names a program" in again.err
     images = cli("attack", "--model", PROGRAM, *flags, "--attack", "surfree:queries=12").document
     assert images["queries"] > 40
+
+
+SCRIPT = 'while read p; do echo $(( $(wc -c < "$p") % %d )); done'
+
+
+def test_parts_and_a_resume_of_a_program_count_all_queries_and_know_its_script(cli):
+    """Two halves make the whole, which needs no program. Another script of that name is another model."""
+    Path("answer.sh").write_text(SCRIPT.replace("%d", "10"))
+    words = ("eval", "--model", "command:sh answer.sh", "--data", "digits", "--n", "16", "--norm", "l2")
+    words += ("--eps", "3", "--attack", "surfree:queries=12", "eval.shard_size=4", "--no-report", "--json")
+    planned = cli(*words, "--dry-run")
+    assert planned.code == 0 and planned.document["plan"]["parameters"] == 0, planned.err
+    whole = cli(*words, "--out", "whole").document
+    lost = sorted(Path("whole/shards").glob("0*.jsonl"))[1]
+    lost.unlink()
+    again = cli(*words, "--out", "whole", "--resume").document
+    assert again["robust_acc"] == whole["robust_acc"]
+    assert again["queries"] == whole["queries"], "the other shards count, too"
+    parts = [cli(*words, "--shard", f"{i}/2", "--out", f"half{i}").document["queries"] for i in (1, 2)]
+    merged = cli("eval", "--merge", "half1,half2", "--out", "both", "--no-report", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.document["robust_acc"] == whole["robust_acc"]
+    assert 16 < merged.document["queries"] < sum(parts), "of the verdicts, without the first looks"
+    lost.unlink()
+    Path("answer.sh").write_text(SCRIPT.replace("%d", "7"))
+    refused = cli(*words, "--out", "whole", "--resume")
+    assert refused.code == 2 and "cannot resume another evaluation" in refused.err, refused.err
+
+
+def test_a_program_needs_no_training_image(cli, tmp_path):
+    """It normalises itself: a training image that cannot be read is none of its business."""
+    for part in ("train", "test"):
+        for name in "ab":
+            put(tmp_path / f"d/{part}/{name}/0.png")
+    (tmp_path / "d/train/a/0.png").write_bytes(b"no image")
+    Path("answer.sh").write_text(SCRIPT.replace("%d", "2"))
+    words = ("eval", "--model", "command:sh answer.sh", "--data", "folder:d", "--norm", "l2", "--eps", "1")
+    answer = cli(*words, "--attack", "noise", "--no-report", "--json")
+    assert answer.code == 0 and "normalisation" not in answer.err, answer.err
 
 
 def test_a_program_that_crashes_is_one_line_and_leaves_no_run(cli):
