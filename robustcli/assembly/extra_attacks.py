@@ -10,11 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
-from robustcli import registry
 from robustcli.assembly.attacks import eval_plan
 from robustcli.assembly.model_source import ModelSource
 from robustcli.assembly.setting import Setting
-from robustcli.assembly.strongest import STRONGEST, YARDSTICK
+from robustcli.assembly.strongest import strongest
 from robustcli.config.spec import ModelConfig, Spec
 from robustcli.errors import UsageError
 from robustcli.evaluation.alarms import state_digest
@@ -56,9 +55,7 @@ def surrogate_calls(
 
 def _usual(norm: str) -> list[Spec]:
     """What searches on a surrogate where nobody says; PGD under a norm that the others do not know."""
-    usual = [STRONGEST, Spec.of(YARDSTICK), Spec.of("apgd", steps=50)]
-    known = [spec for spec in usual if norm in registry.attacks.get(spec.name).facts.norms]
-    return known or [Spec.of("pgd", steps=50)]
+    return [*strongest([norm]).values()] or [Spec.of("pgd", steps=50)]
 
 
 def _on_surrogates(

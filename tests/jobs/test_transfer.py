@@ -36,7 +36,7 @@ def test_document_records_and_files(pair, cli, tmp_path):
     ]
     assert (
         document["n"] == 60
-        and document["attacks"] == ["mi_fgsm-3+sia", "mi_fgsm-3"]
+        and document["attacks"] == ["mi_fgsm-3+sia", "mi_fgsm-3", "apgd-3"]
         and set(document["clean_acc"]) == {"one", "two"}
     )
     run = tmp_path / document["run"]
@@ -112,7 +112,7 @@ def test_the_table_is_shown_and_a_smoke_run_is_small(pair, cli):
     plain = cli("transfer", "--models", "run:models/one,run:models/two", "--smoke")
     assert (
         plain.code == 0
-        and "[sia], our strongest" in plain.err
+        and "apgd:steps=50, our strongest" in plain.err
         and "| made on" in plain.out
         and "white-box" in plain.out
         and "(of 32)" in plain.out
@@ -125,7 +125,7 @@ def test_the_others_together_are_a_line_below(pair, cli):
     answer = cli("transfer", "--models", three, "--n", "40", "--steps", "2", "--together", "loss", "--json")
     together = answer.document["together"]
     assert answer.code == 0 and together["join"] == "loss" and len(together["broken"]) == 3
-    assert set(together["best"]) <= {"mi_fgsm-2+sia", "mi_fgsm-2"}
+    assert set(together["best"]) <= {"mi_fgsm-2+sia", "mi_fgsm-2", "apgd-2"}
     for argv, word in (("--together", "all"), "logits"), (("--together", "loss"), "three models"):
         few = cli("transfer", "--models", "run:models/one,run:models/two", *argv)
         assert few.code == 2 and word in few.err
@@ -137,7 +137,7 @@ def test_attacks_of_a_configuration_rule(pair, cli, tmp_path):
     both = ("transfer", "--models", "run:models/one,run:models/two", "--n", "8", "--json")
     assert cli(*both, "c.yaml").document["attacks"] == ["fgsm"]
     assert cli(*both, "attacks=[{name: fgsm}]").document["attacks"] == ["fgsm"]
-    assert cli(*both, "--smoke").document["attacks"] == ["mi_fgsm-3+sia", "mi_fgsm-3"]
+    assert cli(*both, "--smoke").document["attacks"] == ["mi_fgsm-3+sia", "mi_fgsm-3", "apgd-3"]
     assert cli(*both, "--norm", "l0", "--eps", "3", "--steps", "2").document["attacks"] == ["pgd-2"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustcli import registry
 from robustcli.cli.call import Call
 from robustcli.cli.flags import DATA_AND_BALL, MACHINE, OUTPUT, RUN, SAMPLE, Flag, add_flag
 from robustcli.cli.processes import alone
@@ -80,10 +79,10 @@ def _join(call: Call) -> Literal["loss", "logits", "best"] | None:
 
 
 def _with_strongest(given: Call, call: Call) -> tuple[Call, str]:
-    """(the call with our strongest attack and MI-FGSM, what to say), where nobody named an attack.
+    """(the call with our strongest attacks, what to say), where nobody named an attack.
 
-    Attacks that a model's own run was configured with were not named for this. Under a norm that the two do
-    not know, the attacks stay. `given`: the call as it came.
+    Attacks that a model's own run was configured with were not named for this. Under a norm that none of ours
+    knows, the attacks stay. `given`: the call as it came.
     """
     from robustcli.config.load import load_config
     from robustcli.config.tree import DEFAULT
@@ -91,13 +90,12 @@ def _with_strongest(given: Call, call: Call) -> tuple[Call, str]:
     chosen = load_config(given.source(), given.overrides(), bind=False).origins.get("attacks.0.name")
     if given.text("attack") is not None or chosen != DEFAULT:
         return call, ""
-    from robustcli.assembly.strongest import STRONGEST, WRITTEN, YARDSTICK
+    from robustcli.assembly.strongest import strongest
 
-    norms = {ball.norm for ball in call.load().config.balls}
-    if not norms <= set(registry.attacks.get(STRONGEST.name).facts.norms):
+    named = ",".join(strongest({ball.norm for ball in call.load().config.balls}))
+    if not named:
         return call, ""
-    told = f"attacks: {WRITTEN}, our strongest between models, and {YARDSTICK} (--attack: others)"
-    return call.replaced(attack=f"{WRITTEN},{YARDSTICK}"), told
+    return call.replaced(attack=named), f"attacks: {named}, our strongest between models (--attack: others)"
 
 
 def _few_images(call: Call, loaded: Loaded) -> list[str]:
