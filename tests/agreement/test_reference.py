@@ -70,7 +70,7 @@ def test_rapid_is_close_to_the_reference(name):
 
 @pytest.mark.parametrize("name", [CIFAR, "mnist_at"])
 def test_rapid_is_close_to_the_reference_on_a_few(name):
-    found, reference = check(name, FEW, "rapid", audit=4)
+    found, reference = check(name, FEW, "rapid", audit=0)
     assert all(stage.startswith("rapid:") for stage in found.stages)
 
 
