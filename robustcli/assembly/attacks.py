@@ -175,15 +175,15 @@ def _stage(stage: Any, norm: str, path: str, search: Search | None = None) -> At
 def _checked(name: str, params: Mapping[str, Any], norm: str, path: str) -> AttackCall:
     """The call of a registered attack. Raises ConfigError for a norm that it does not know."""
     entry = registry.attacks.get(name)
-    if what := misfit(registry.attacks, Spec.of(name, **params), norm):
+    if what := misfit(registry.attacks, name, params, norm):
         raise ConfigError(what, where=path)
     return AttackCall.of(entry, params)
 
 
-def misfit(entries: Registry[Any, Any], spec: Spec, norm: str) -> str:
+def misfit(entries: Registry[Any, Any], name: str, params: Mapping[str, Any], norm: str) -> str:
     """Why an attack with its parameters, or an objective, does not go with a ball; "" where it does."""
-    entry = entries.get(spec.name)
+    entry = entries.get(name)
     if what := norm_mistake(entries.kind, entry, norm):
         return what
     own = parameters(entry.fn).get("start")
-    return start_mistake(str(spec.params.get("start", own.default)), norm) if own else ""
+    return start_mistake(str(params.get("start", own.default)), norm) if own else ""

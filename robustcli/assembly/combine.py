@@ -43,7 +43,7 @@ def _check_norm(config: Config) -> None:
     )
     for where, entries, spec in parts:
         for ball in config.balls:
-            if what := misfit(entries, spec, ball.norm):
+            if what := misfit(entries, spec.name, spec.params, ball.norm):
                 raise UsageError(what, where=where)
 
 

@@ -96,14 +96,20 @@ def _threat_mistake(area: float, rotation: float, smallest: float) -> str:
     return f"area, rotation or smallest outside their ranges: {area:.4g}, {rotation:.4g}, {smallest:.4g}"
 
 
+def _ready(file: str | None, channels: int) -> Stored | None:
+    """The patch in a file; None where none is named. Raises DataError, also for images of other channels."""
+    if file in (None, NOISE):
+        return None
+    stored = read_patch(str(file))
+    if stored.patch.shape[0] != channels:
+        what = f"images have {channels} channels, the patch has {stored.patch.shape[0]}"
+        raise DataError(what, where=str(file))
+    return stored
+
+
 def _fits(given: Mapping[str, Any], shape: tuple[int, int, int]) -> None:
     """Raises DataError for a file without a patch, or with one for images of other channels."""
-    if given["file"] in (None, NOISE):
-        return
-    stored = read_patch(str(given["file"]))
-    if stored.patch.shape[0] != shape[0]:
-        channels = f"images have {shape[0]} channels, the patch has {stored.patch.shape[0]}"
-        raise DataError(channels, where=str(given["file"]))
+    _ready(given["file"], shape[0])
 
 
 def _passes(given: Mapping[str, Any], classes: int, norm: str) -> int:
@@ -195,8 +201,7 @@ def patch(
         raise ValueError(f"steps and draws must be >= 1, got steps {steps}, draws {draws}")
     if not 0 <= dark < bright <= 1:
         raise ValueError(f"0 <= dark < bright <= 1 was expected, got dark {dark}, bright {bright}")
-    _fits({"file": file}, (x.shape[1], x.shape[2], x.shape[3]))
-    stored = None if file in (None, NOISE) else read_patch(str(file))
+    stored = _ready(file, x.shape[1])
     usual = _USUAL if stored is None else stored[1:]
     given = (area, rotation, smallest)
     threat = [own if own is not None else other for own, other in zip(given, usual, strict=True)]

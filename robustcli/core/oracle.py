@@ -408,10 +408,10 @@ class Oracle:
         self.asked_rows += len(x_adv)
         logits = self._joint(answer.logits)
         # A success may have no slope left: the DLR is 1 wherever the true class ranks third.
-        stands = ~self.hit(logits)
-        self._flat = self._flat + ((answer.grad.flatten(1) == 0).all(1) & stands).sum()
+        hits = self.hit(logits)
+        self._flat = self._flat + ((answer.grad.flatten(1) == 0).all(1) & ~hits).sum()
         if scored:
-            self._consider(x_adv, logits, answer.loss if bound else None)
+            self._consider(x_adv, logits, hits, answer.loss if bound else None)
 
     def _shown(self, logits: Tensor) -> Tensor:
         """Logits [N, K] as the attack may see them; see `one_hot`."""
@@ -463,13 +463,19 @@ class Oracle:
             self._clean[self._index] = asked
         return self._clean
 
-    def _consider(self, x_adv: Tensor, logits: Tensor, loss: Tensor | None = None) -> None:
-        """Meet x_adv, if points are remembered; loss: the bound loss [R] there, None to compute it."""
+    def _consider(
+        self, x_adv: Tensor, logits: Tensor, hits: Tensor | None = None, loss: Tensor | None = None
+    ) -> None:
+        """Meet x_adv, if points are remembered.
+
+        hits: bool [R], which rows are a success there; loss: the bound loss [R]. None to compute them.
+        """
         if self._best is None:
             return
         if loss is None:
             loss = self._loss(None)(logits)
-        hits = self.hit(logits)
+        if hits is None:
+            hits = self.hit(logits)
         if self._places == 1:
             self._leaving |= self._best.consider(self._index, x_adv, hits, loss)
             return

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -29,6 +29,7 @@ from torch import Tensor
 from robustcli.config.spec import COMMAND
 from robustcli.errors import RobustCliError, UsageError
 from robustcli.models.blackbox import BlackBox, hot
+from robustcli.regular import read_bytes
 
 _CODE = "E-COMMAND"
 _LIMIT = 2**28  # bytes of a file whose content belongs to the identity of the command
@@ -102,13 +103,11 @@ def words_of(command: str) -> list[str]:
     return words
 
 
-def _is_file(word: str) -> bool:
-    """Whether a word is a file that can be read whole, such as the script of an interpreter."""
-    path = Path(word)
-    try:
-        return path.is_file() and path.stat().st_size <= _LIMIT and os.access(path, os.R_OK)
-    except (OSError, ValueError):
-        return False
+def _digests(words: Sequence[str]) -> Iterator[str]:
+    """SHA-256 of each word that is a file which can be read whole, such as the script of an interpreter."""
+    for word in words:
+        with suppress(OSError, ValueError):
+            yield hashlib.sha256(read_bytes(Path(word), _LIMIT)).hexdigest()
 
 
 class _Conversation:
@@ -116,9 +115,7 @@ class _Conversation:
 
     def __init__(self, words: Sequence[str], timeout: float, say: Callable[[str], None]) -> None:
         self.name, self.words, self._timeout, self._say = words[0], list(words), timeout, say
-        self.digests = [
-            hashlib.sha256(Path(word).read_bytes()).hexdigest() for word in words if _is_file(word)
-        ]
+        self.digests = [*_digests(words)]
         self._folder = tempfile.TemporaryDirectory(prefix="robustcli-")
         self._errors: IO[bytes] = open(Path(self._folder.name) / "stderr", "w+b")  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
